@@ -1,0 +1,27 @@
+"""What gin can set: the frozen configuration of a run, registered here and nowhere else."""
+
+import gin
+
+from lmsi_jax.decoding.sampling import Sampling
+from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.run import Evaluation, Mixing, Pretraining, Questions, Run
+from lmsi_jax.selection.diversity import StopRules
+from lmsi_jax.training.optimizers import Optimizer
+from lmsi_jax.training.trainer import Training
+
+_CLASSES = (
+    Run, Questions, ModelConfig, Sampling, Mixing, Training, Optimizer, Evaluation, StopRules, Pretraining,
+)  # fmt: skip
+
+
+def _register() -> dict[str, type]:
+    """Registers each class once; importing this module again changes nothing."""
+    return {cls.__name__: gin.external_configurable(cls) for cls in _CLASSES}
+
+
+_CONFIGURABLE = _register()
+
+
+def load_run() -> Run:
+    """Builds the run that the parsed gin files and bindings describe."""
+    return _CONFIGURABLE["Run"]()

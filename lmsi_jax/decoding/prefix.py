@@ -1,0 +1,130 @@
+"""Attention over shared prefixes: task prompt, question and path, each stored once.
+
+The softmax over all keys is exact: each part gives its maximum, its sum and its weighted values, and
+the parts are merged by log-sum-exp. Products are plain batched matmuls with keys stored [.., K, L],
+the layout that XLA's CPU back end multiplies fastest (bench/decode.py compares the others).
+
+Shapes: S questions, m lanes a question, R = S * m lanes, H heads, G kv heads, per = H / G, K head
+dim, L cached positions.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.models.decoder import Params, hidden_states
+
+_MASKED = -1e9
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of B sequences, one entry per layer.
+
+    Attributes:
+      keys: per layer [B * G, K, L].
+      values: per layer [B * G, L, K].
+      lengths: [B] how many positions of each sequence are real.
+    """
+
+    keys: list[jax.Array]
+    values: list[jax.Array]
+    lengths: jax.Array
+
+
+def part(rows: jax.Array, keys: jax.Array, values: jax.Array, bias: Any) -> tuple[jax.Array, ...]:
+    """Unmerged attention of rows [B, n, K] over keys [B, K, L] and values [B, L, K].
+
+    Returns:
+      maximum [B, n], sum of exponentials [B, n], weighted values [B, n, K], all relative to the
+      maximum.
+    """
+    scores = (rows @ keys).astype(jnp.float32) + bias
+    # The maximum cancels in `merge`, so no gradient need flow through it.
+    top = jax.lax.stop_gradient(scores.max(-1))
+    weights = jnp.exp(scores - top[..., None])
+    return top, weights.sum(-1), weights.astype(values.dtype) @ values
+
+
+def merge(parts: list[tuple[jax.Array, ...]]) -> jax.Array:
+    """Joins parts that share their leading shape into one exact softmax, [..., K]."""
+    if len(parts) == 1:
+        _, total, mixed = parts[0]
+        return mixed / total[..., None]
+    top = parts[0][0]
+    for other, _, _ in parts[1:]:
+        top = jnp.maximum(top, other)
+    scales = [jnp.exp(own - top) for own, _, _ in parts]
+    total = sum(scale * z for scale, (_, z, _) in zip(scales, parts, strict=True))
+    mixed = sum(scale[..., None] * o for scale, (_, _, o) in zip(scales, parts, strict=True))
+    return mixed / total[..., None]  # type: ignore[index]
+
+
+def _padding_bias(lengths: jax.Array, size: int) -> jax.Array:
+    """[B, 1, size]: 0 where a position is real."""
+    return jnp.where(jnp.arange(size) < lengths[:, None], 0.0, _MASKED)[:, None]
+
+
+def grouped(q: jax.Array, groups: int) -> jax.Array:
+    """Splits heads: q [B, n, H, K] -> [B * G, n * per, K]."""
+    batch, n, heads, width = q.shape
+    split = q.reshape(batch, n, groups, heads // groups, width).transpose(0, 2, 1, 3, 4)
+    return split.reshape(batch * groups, n * (heads // groups), width)
+
+
+def ungrouped(a: jax.Array, groups: int, heads: int) -> jax.Array:
+    """Undoes `grouped` on a part: [B * G, n * per, ...] -> [B, n, H, ...]."""
+    split = a.reshape(-1, groups, a.shape[1] * groups // heads, heads // groups, *a.shape[2:])
+    return jnp.moveaxis(split, 1, 2).reshape(split.shape[0], -1, heads, *a.shape[2:])
+
+
+def over_cache(q: jax.Array, cache: Cache, layer: int, groups: int) -> tuple[jax.Array, ...]:
+    """The part of q [B, n, H, K] over a cache of B sequences, or of one that all B share.
+
+    Returns maximum [B, n, H], sum [B, n, H] and values [B, n, H, K].
+    """
+    batch, n, heads, width = q.shape
+    sequences = cache.lengths.shape[0]
+    rows = grouped(q.reshape(sequences, batch * n // sequences, heads, width), groups)
+    bias = jnp.repeat(_padding_bias(cache.lengths, cache.keys[layer].shape[-1]), groups, axis=0)
+    own = part(rows, cache.keys[layer], cache.values[layer], bias)
+    joined = (ungrouped(a, groups, heads) for a in own)
+    return tuple(a.reshape(batch, n, *a.shape[2:]) for a in joined)
+
+
+def prefill(
+    config: ModelConfig, fused: Params, tokens: jax.Array, lengths: jax.Array, before: Cache | None
+) -> Cache:
+    """Computes the cache of tokens [B, L] that follow the one sequence cached in `before`.
+
+    Args:
+      config: the model's shape.
+      fused: `decoder.fuse` of the parameters.
+      tokens: padded on the right.
+      lengths: [B] real tokens in each row.
+      before: the shared sequence that stands before every row, or None.
+    """
+    batch, length = tokens.shape
+    start = before.lengths[0] if before is not None else 0
+    positions = jnp.broadcast_to(start + jnp.arange(length), tokens.shape)
+    keys: list[jax.Array] = []
+    values: list[jax.Array] = []
+    causal = jnp.where(jnp.tril(jnp.ones((length, length), bool)), 0.0, _MASKED)
+    per = config.num_heads // config.num_kv_heads
+
+    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        groups = config.num_kv_heads
+        keys.append(k.transpose(0, 2, 3, 1).reshape(batch * groups, -1, length))
+        values.append(v.transpose(0, 2, 1, 3).reshape(batch * groups, length, -1))
+        own = part(grouped(q, groups), keys[-1], values[-1], jnp.repeat(causal, per, axis=0))
+        parts = [tuple(ungrouped(a, groups, config.num_heads) for a in own)]
+        if before is not None:
+            parts.append(over_cache(q, before, layer, groups))
+        return merge(parts)
+
+    hidden_states(config, fused, tokens, positions, attend)
+    return Cache(keys, values, lengths)

@@ -1,0 +1,110 @@
+"""From scores to tokens: temperature, top-k, top-p, greedy, by the inverse cumulative distribution.
+
+One uniform number per path and position is exact and needs no vocabulary's worth of random bits
+(Gumbel noise does): a step over 256 lanes and 1,024 tokens takes 0.1 ms instead of 4 ms on a CPU.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from lmsi_jax.prompts import STOP_STRINGS
+
+_BLOCK = 32  # the cumulative sum goes by blocks of this many tokens, then inside one block
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How paths are drawn.
+
+    Attributes:
+      paths: paths per question (m).
+      temperature: 0 is greedy; 0.7 is the paper's for the base model.
+      top_k: keep this many most likely tokens; 0 keeps all.
+      top_p: keep the smallest set of tokens with this much probability; 1 keeps all.
+      max_new_tokens: a path is cut, and marked unfinished, after this many tokens.
+      stop: a path ends before the first of these strings.
+    """
+
+    paths: int = 32
+    temperature: float = 0.7
+    top_k: int = 0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+    stop: tuple[str, ...] = STOP_STRINGS
+
+    def __post_init__(self) -> None:
+        checks = {
+            "paths": self.paths >= 1,
+            "temperature": self.temperature >= 0,
+            "top_k": self.top_k >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "max_new_tokens": self.max_new_tokens >= 1,
+        }
+        for name, good in checks.items():
+            if not good:
+                raise ValueError(f"Sampling.{name} = {getattr(self, name)} is out of range")
+
+
+def filtered(scores: jax.Array, top_k: int, top_p: float) -> jax.Array:
+    """Masks scores [R, V] outside the top k tokens and outside the top-p set with -inf."""
+    if top_k and top_k < scores.shape[-1]:
+        least = jax.lax.top_k(scores, top_k)[0][:, -1:]
+        scores = jnp.where(scores < least, -jnp.inf, scores)
+    if top_p < 1.0:
+        ordered = jnp.sort(scores, axis=-1, descending=True)
+        probabilities = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        scores = jnp.where(scores < least, -jnp.inf, scores)
+    return scores
+
+
+def inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+    """Draws an index of each row of weights [R, V] >= 0 with one uniform number [R] each.
+
+    Exact up to float rounding; an index of zero weight is never drawn.
+    """
+    rows, size = weights.shape
+    padded = jnp.pad(weights, ((0, 0), (0, -size % _BLOCK))).reshape(rows, -1, _BLOCK)
+    sums = padded.sum(-1)  # [R, blocks]
+    upto = _running(sums)
+    target = uniform * upto[:, -1]
+    block = _first_above(upto, sums, target)
+    inside = jnp.take_along_axis(padded, block[:, None, None], axis=1)[:, 0]
+    start = jnp.take_along_axis(upto - sums, block[:, None], axis=1)[:, 0]
+    index = _first_above(_running(inside), inside, target - start)
+    return block * _BLOCK + index
+
+
+def _running(x: jax.Array) -> jax.Array:
+    """Inclusive cumulative sum along the last axis, as a product with a triangle of ones."""
+    size = x.shape[-1]
+    if size > 1024:
+        return jnp.cumsum(x, axis=-1)
+    return x @ jnp.triu(jnp.ones((size, size), x.dtype))
+
+
+def _first_above(upto: jax.Array, parts: jax.Array, target: jax.Array) -> jax.Array:
+    """First index with upto > target, or, where rounding leaves none, the last with a positive part."""
+    last = upto.shape[-1] - 1 - jnp.argmax(parts[:, ::-1] > 0, axis=-1)
+    found = (upto > target[:, None]) & (parts > 0)
+    return jnp.where(found.any(-1), jnp.argmax(found, axis=-1), last).astype(jnp.int32)
+
+
+def draw(scores: jax.Array, uniform: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
+    """Draws a token per lane; scores [R, V], uniform [R] -> tokens [R] and log-probabilities [R].
+
+    The log-probabilities are the model's own, at temperature 1 and unfiltered.
+    """
+    scores = scores.astype(jnp.float32)
+    shifted = scores - scores.max(-1, keepdims=True)
+    if sampling.temperature == 0:
+        tokens = jnp.argmax(shifted, axis=-1).astype(jnp.int32)
+    else:
+        kept = filtered(shifted / sampling.temperature, sampling.top_k, sampling.top_p)
+        tokens = inverse_cdf(jnp.exp(kept), uniform)
+    normaliser = jnp.log(jnp.exp(shifted).sum(-1))
+    chosen = jnp.take_along_axis(shifted, tokens[:, None], axis=-1)[:, 0]
+    return tokens, chosen - normaliser

@@ -1,0 +1,132 @@
+"""Intervals and paired tests for accuracies. Accuracies are shares in [0, 1]."""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+Z_95 = 1.959963984540054
+
+
+class Difference(NamedTuple):
+    """After minus before, with the ends of its interval."""
+
+    difference: float
+    low: float
+    high: float
+
+
+def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Returns the score interval of a share (Wilson 1927); (0, 1) without trials.
+
+    Args:
+      correct: successes, 0 <= correct <= n.
+      n: trials.
+      z: normal quantile, 1.96 for 95 %.
+
+    Raises:
+      ValueError: counts that cannot be.
+    """
+    if not 0 <= correct <= n:
+        raise ValueError(f"{correct} of {n} is not a share")
+    if n == 0:
+        return 0.0, 1.0
+    share = correct / n
+    centre = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    low = 0.0 if correct == 0 else (centre - half) / scale
+    high = 1.0 if correct == n else (centre + half) / scale
+    return low, high
+
+
+def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
+    """Returns the exact two-sided p-value that before and after are equally often right.
+
+    McNemar 1947, with the binomial distribution of the questions that changed instead of its normal
+    approximation. 1.0 when none changed.
+
+    Args:
+      before, after: whether each question was right, in the same order.
+
+    Raises:
+      ValueError: unequal lengths.
+    """
+    _, gained, lost, _ = _table(before, after)
+    changed = gained + lost
+    tail = sum(math.comb(changed, i) for i in range(min(gained, lost) + 1))
+    return float(min(Fraction(1), Fraction(2 * tail, 2**changed)))
+
+
+def paired_difference(before: Sequence[bool], after: Sequence[bool], z: float = Z_95) -> Difference:
+    """Returns the gain in accuracy on the same questions, with its interval.
+
+    Newcombe 1998 ("Improved confidence intervals for the difference between binomial proportions
+    based on paired data", Statistics in Medicine 17), method 10: two Wilson intervals, squared and
+    added, with the correlation of the pairs.
+
+    Args:
+      before, after: whether each question was right, in the same order.
+      z: normal quantile, 95 % by default.
+
+    Raises:
+      ValueError: unequal lengths, or no questions.
+    """
+    both, gained, lost, neither = _table(before, after)
+    n = both + gained + lost + neither
+    if n == 0:
+        raise ValueError("no questions to compare")
+    new, old = (both + gained) / n, (both + lost) / n
+    new_low, new_high = wilson(both + gained, n, z)
+    old_low, old_high = wilson(both + lost, n, z)
+    phi = _correlation(both, gained, lost, neither)
+    difference = (gained - lost) / n
+    below = _distance(new - new_low, old_high - old, phi)
+    above = _distance(old - old_low, new_high - new, phi)
+    return Difference(difference, max(-1.0, difference - below), min(1.0, difference + above))
+
+
+def macro_difference(differences: Sequence[Difference]) -> Difference:
+    """Returns the mean gain over independent tasks, each task counting alike.
+
+    The distances to the interval's ends are squared and added (Zou and Donner 2008, "Construction
+    of confidence limits about effect measures", Statistics in Medicine 27).
+
+    Raises:
+      ValueError: no tasks.
+    """
+    if not differences:
+        raise ValueError("no tasks to average over")
+    n = len(differences)
+    mean = math.fsum(d.difference for d in differences) / n
+    below = math.hypot(*(d.difference - d.low for d in differences)) / n
+    above = math.hypot(*(d.high - d.difference for d in differences)) / n
+    return Difference(mean, mean - below, mean + above)
+
+
+def _table(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int, int, int]:
+    """How many questions were right both times, only after, only before, and never."""
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} questions before and {len(after)} after are not pairs")
+    pairs = [(bool(old), bool(new)) for old, new in zip(before, after, strict=True)]
+    return (
+        pairs.count((True, True)),
+        pairs.count((False, True)),
+        pairs.count((True, False)),
+        pairs.count((False, False)),
+    )
+
+
+def _correlation(both: int, gained: int, lost: int, neither: int) -> float:
+    """Newcombe's phi, with his continuity correction towards 0 where it is positive."""
+    margins = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
+    if margins == 0:
+        return 0.0
+    product = float(both * neither - gained * lost)
+    if product > 0:
+        product = max(0.0, product - (both + gained + lost + neither) / 2)
+    return product / math.sqrt(margins)
+
+
+def _distance(one: float, other: float, phi: float) -> float:
+    return math.sqrt(max(0.0, one * one - 2 * phi * one * other + other * other))

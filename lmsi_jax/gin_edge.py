@@ -1,0 +1,226 @@
+"""Gin at the command line: T5X's flags, packaged configurations, nothing kept between two loads.
+
+--gin_file=F             a gin file, repeatable; later files override earlier ones
+--gin.NAME=VALUE         one binding ("Run.rounds") or macro ("SEED"); VALUE is gin syntax, and
+                         what is none ("/tmp/x") is taken as a string
+--gin_search_paths=A,B   folders where gin files and their includes are looked for
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import importlib.util
+import os
+import pathlib
+import re
+import shlex
+import tokenize
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO
+
+from lmsi_jax import gin_errors
+from lmsi_jax.errors import LmsiError
+
+_FLAGS = ("--gin_file", "--gin_bindings", "--gin_search_paths")
+_LITERALS = {"true": "True", "false": "False", "none": "None", "null": "None"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Binding:
+    """One `--gin.NAME=VALUE`, with the value as it was typed."""
+
+    name: str
+    value: str
+
+    @property
+    def flag(self) -> str:
+        """The flag as a message shows it."""
+        return f"--gin.{self.name}={shlex.quote(self.value)}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GinArgs:
+    """The gin flags of a command line, in their order."""
+
+    files: tuple[str, ...] = ()
+    bindings: tuple[Binding, ...] = ()
+    search_paths: tuple[str, ...] = ()
+
+
+def parse(argv: Sequence[str]) -> tuple[GinArgs, list[str]]:
+    """Takes the gin flags out of a command line; imports and reads nothing.
+
+    `--gin_bindings=NAME=VALUE` is T5X's long form of `--gin.NAME=VALUE`.
+
+    Returns:
+      The gin flags, and the other arguments in their order.
+    Raises:
+      LmsiError: a flag has no value.
+    """
+    files: list[str] = []
+    bindings: list[Binding] = []
+    paths: list[str] = []
+    rest: list[str] = []
+    words = iter(argv)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--gin."):
+            bindings.append(_binding(word.removeprefix("--gin."), word))
+        elif flag not in _FLAGS:
+            rest.append(word)
+        else:
+            value = value if equals else next(words, "")
+            if not value:
+                raise LmsiError(f"{flag} wants a value: {flag}=...")
+            if flag == "--gin_bindings":
+                bindings.append(_binding(value, word))
+            elif flag == "--gin_file":
+                files.append(value)
+            else:
+                paths.extend(path for path in value.split(",") if path)
+    args = GinArgs(files=tuple(files), bindings=tuple(bindings), search_paths=tuple(paths))
+    return args, rest
+
+
+def _binding(text: str, word: str) -> Binding:
+    name, equals, value = text.partition("=")
+    if not (equals and name.strip()):
+        raise LmsiError(f"{word} has no value; write --gin.NAME=VALUE, as in --gin.Run.rounds=3")
+    return Binding(name=name.strip(), value=value.strip())
+
+
+def packaged_configs() -> tuple[str, ...]:
+    """Returns the names that `lmsi run NAME` finds."""
+    names = {path.stem for root in _packaged_roots() for path in (root / "runs").glob("*.gin")}
+    return tuple(sorted(names))
+
+
+def find_config(name: str, search_paths: Sequence[str] = ()) -> str:
+    """Returns the gin file that a configuration's name or path stands for.
+
+    A path to a file comes first, then `NAME.gin` and `runs/NAME.gin` in the search paths and in the
+    packaged `gin_configs`.
+
+    Raises:
+      LmsiError: there is none; the message lists the packaged names, the nearest one first.
+    """
+    if name.endswith(".gin") and ("://" in name or os.path.isfile(name)):
+        return name
+    file = name if name.endswith(".gin") else f"{name}.gin"
+    roots = [*map(pathlib.Path, search_paths), *_packaged_roots()]
+    for path in (root / folder / file for root in roots for folder in ("", "runs")):
+        if path.is_file():
+            return os.fspath(path)
+    names = packaged_configs()
+    raise LmsiError(
+        f"there is no configuration {name!r}{gin_errors.suggestion(name, names)}. "
+        f"Packaged: {', '.join(names) or 'none'}; or give the path of a .gin file"
+    )
+
+
+def load(config: str | None, args: GinArgs) -> None:
+    """Sets gin's configuration to the files and flags alone; whatever was set before is gone.
+
+    Whatever is to be configured must have been registered before.
+
+    Args:
+      config: a packaged name or a path, read before `args.files`.
+      args: from `parse`.
+    Raises:
+      LmsiError: a file, configurable, parameter, macro or value is wrong or missing.
+    """
+    import gin
+
+    files = [find_config(file, args.search_paths) for file in ([config] if config else [])]
+    files += [_gin_file(file, args.search_paths) for file in args.files]
+    gin.clear_config()
+    try:
+        with _lookup([*args.search_paths, *map(os.path.dirname, files)]):
+            for file in files:
+                with gin_errors.readable(file):
+                    gin.parse_config_file(file)
+            for binding in args.bindings:
+                with gin_errors.readable(binding.flag):
+                    gin.parse_config(f"{binding.name} = {_value(binding)}")
+        gin_errors.check_config([binding.name for binding in args.bindings])
+    except BaseException:
+        gin.clear_config()
+        raise
+
+
+def operative_config() -> str:
+    """Returns, as gin text, every parameter that was used since `load`, defaults included."""
+    import gin
+
+    return gin.operative_config_str()
+
+
+def _gin_file(file: str, search_paths: Sequence[str]) -> str:
+    """As `find_config`; a path that gin finds in an installed package is left to gin."""
+    return file if _package_file(file) else find_config(file, search_paths)
+
+
+def _packaged_roots() -> list[pathlib.Path]:
+    package = importlib.import_module("lmsi_jax.gin_configs")
+    return [pathlib.Path(path) for path in package.__path__]
+
+
+@contextlib.contextmanager
+def _lookup(folders: Sequence[str]) -> Iterator[None]:
+    """Where gin looks for files and includes, for one load: gin itself can only ever add places."""
+    from gin import config
+
+    prefixes, readers = list(config._LOCATION_PREFIXES), list(config._FILE_READERS)
+    config._LOCATION_PREFIXES[:] = ["", *folders, *map(os.fspath, _packaged_roots())]
+    # In place of gin's own reader for installed packages, which logs an error for each miss.
+    config._FILE_READERS[:] = [readers[0], (_open_package_file, _package_file), _remote_reader()]
+    try:
+        yield
+    finally:
+        config._LOCATION_PREFIXES[:] = prefixes
+        config._FILE_READERS[:] = readers
+
+
+def _package_file(path: str) -> str | None:
+    """Returns the file of "t5x/configs/x.gin" in the installed package t5x, or None."""
+    package, _, inner = path.partition("/")
+    if not (inner and package.isidentifier()):
+        return None
+    spec = importlib.util.find_spec(package)
+    for root in (spec.submodule_search_locations if spec else None) or ():
+        if os.path.isfile(os.path.join(root, inner)):
+            return os.path.join(root, inner)
+    return None
+
+
+def _open_package_file(path: str) -> IO[str]:
+    return open(_package_file(path) or path, encoding="utf-8")
+
+
+def _remote_reader() -> tuple[Callable[[str], IO[str]], Callable[[str], bool]]:
+    from etils import epath
+
+    return (lambda path: epath.Path(path).open(), lambda path: "://" in path)
+
+
+def _value(binding: Binding) -> str:
+    """Returns the value as gin text: as it is where gin can parse it, else as a quoted string."""
+    if _is_gin(f"{binding.name} = {binding.value}") or binding.value[:1] in ("@", "%"):
+        return binding.value
+    if literal := _LITERALS.get(binding.value.lower()):
+        raise LmsiError(f"{binding.flag}: write {literal}, gin's values are Python's")
+    return repr(binding.value)
+
+
+def _is_gin(text: str) -> bool:
+    """Whether `text` is exactly one binding; unknown names count as known here."""
+    from gin import config, config_parser
+
+    try:
+        statements = list(
+            config_parser.ConfigParser(text, config.ParserDelegate(skip_unknown=True))
+        )
+    except (SyntaxError, ValueError, StopIteration, RuntimeError, tokenize.TokenError):
+        return False
+    kinds = [type(statement) for statement in statements]
+    return kinds == [config_parser.BindingStatement] and not re.search(r"[\r\n]", text)

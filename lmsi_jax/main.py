@@ -1,0 +1,135 @@
+"""The `lmsi` command: which stages to run, and with which gin configuration.
+
+Nothing heavy is imported before the arguments are understood, so that help and most mistakes take
+a fraction of a second.
+"""
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import NoReturn
+
+from lmsi_jax import __version__, gin_edge, gin_errors
+from lmsi_jax.errors import LmsiError
+
+STAGES = ("sample", "vote", "mix", "train", "eval", "report")
+
+# command: (its stages, one line of help, an example's arguments)
+_COMMANDS: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "run": (STAGES, "the whole loop: every stage of every round", "quickstart"),
+    "sample": (("sample",), "questions -> reasoning paths", "quickstart --gin.Sampling.paths=8"),
+    "vote": (("vote",), "paths -> the majority's answer and its confidence", "quickstart"),
+    "mix": (("mix",), "votes -> training examples in the four formats", "quickstart"),
+    "train": (("train",), "examples -> a fine-tuned model", "quickstart"),
+    "eval": (("eval",), "accuracy before and after, per prompting and task", "quickstart"),
+    "report": (("report",), "the table and report.html of what is there", "quickstart"),
+    "pretrain": (("pretrain",), "train a base model by its recipe", "pretrain"),
+}
+_GIN_HELP = """\
+gin flags, as in T5X:
+  --gin_file=F              a gin file, repeatable; later ones override earlier ones
+  --gin.NAME=VALUE          one parameter (Run.rounds) or macro; VALUE in gin syntax or plain text
+  --gin_search_paths=A,B    folders where gin files and their includes are looked for
+"""
+# TensorFlow and gRPC write pages to stderr unless they are told before they are imported.
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "ERROR"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      argv: the arguments after `lmsi`; those of the process by default.
+    Returns:
+      The exit code: 0; 2 for what the user can mend; 130 when interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _execute(words)
+    except LmsiError as error:
+        _print_error(error)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _execute(words: list[str]) -> None:
+    gin_args, rest = gin_edge.parse(words)
+    parser = _parser()
+    args = parser.parse_args(rest)
+    if args.command is None:
+        parser.print_help()
+        return
+    _check_config(args.command, args.config, gin_args)
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    from lmsi_jax import configurables, rounds
+
+    gin_edge.load(args.config, gin_args)
+    with gin_errors.readable_calls():
+        run = configurables.load_run()
+        stages = _COMMANDS[args.command][0]
+        command = shlex.join(["lmsi", *words])
+        rounds.execute(run, stages, command, gin_edge.operative_config())
+
+
+def _check_config(command: str, config: str | None, gin_args: gin_edge.GinArgs) -> None:
+    """Finds what is wrong with the configuration's name before the slow imports."""
+    if config is not None:
+        gin_edge.find_config(config, gin_args.search_paths)
+    elif not (gin_args.files or gin_args.bindings):
+        names = ", ".join(gin_edge.packaged_configs()) or "none packaged"
+        raise LmsiError(f"which configuration? lmsi {command} NAME ({names}) or --gin_file=F")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports its errors the way of all others, with the nearest command where one is near."""
+
+    def error(self, message: str) -> NoReturn:
+        word = message.split("invalid choice: '")[-1].split("'")[0]
+        near = gin_errors.suggestion(word, _COMMANDS) if "invalid choice" in message else ""
+        raise LmsiError(f"{message}{near}; see {self.prog} --help")
+
+
+def _parser() -> _Parser:
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        prog="lmsi",
+        description="A language model improves its own reasoning, without labels.",
+        epilog=f"{_GIN_HELP}\nexample:\n  lmsi run quickstart --gin.Run.output_dir=runs/first",
+        formatter_class=shape,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"lmsi_jax {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for name, (_, text, example) in _COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}. A finished stage is not done again; "
+            "an interrupted one goes on.",
+            epilog=f"{_GIN_HELP}\nexample:\n  lmsi {name} {example}",
+            formatter_class=shape,
+            allow_abbrev=False,
+        )
+        command.add_argument(
+            "config", nargs="?", help="a packaged configuration's name, or the path of a .gin file"
+        )
+    return parser
+
+
+def _print_error(error: LmsiError) -> None:
+    width = min(shutil.get_terminal_size().columns, 100)
+    for line in f"lmsi: error: {error}".splitlines():
+        wrapped = textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
+        print("\n".join(wrapped), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

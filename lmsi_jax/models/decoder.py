@@ -1,0 +1,170 @@
+"""The decoder's arithmetic, once, for training and for decoding; Flax declares its parameters.
+
+The functions below take the parameter tree and an `attend` callback. Training passes attention over
+a packed batch, the decode loop passes attention over shared caches; everything else is the same code.
+
+Shapes: N rows of any leading shape, D embed, H query heads, G kv heads, K head dim, F mlp, V vocab.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen import partitioning
+
+from lmsi_jax.models.config import ModelConfig
+
+Params = dict[str, Any]
+# (layer, query [..., H, K], key [..., G, K], value [..., G, K]) -> [..., H, K]
+Attend = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """Divides each row of x [..., D] by its root mean square, in float32."""
+    wide = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
+    return (wide * inverse).astype(x.dtype) * scale
+
+
+def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Returns cos and sin [..., 1, K/2] for positions [...] (Su et al. 2021)."""
+    frequency = theta ** (-jnp.arange(head_dim // 2, dtype=jnp.float32) / (head_dim // 2))
+    angle = positions[..., None, None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates x [..., heads, K] by `rotary_angles`."""
+    cos, sin = (a.astype(x.dtype) for a in angles)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def fuse(config: ModelConfig, params: Params) -> Params:
+    """Joins each layer's projections into one matrix in and one out (two matmuls a layer, not seven).
+
+    The parallel block reads one normalised input, so query, key, value, gate and up are one product,
+    and the two outputs are one sum.
+    """
+    fused = {"embedding": params["embedding"], "final_norm": params["final_norm"]["scale"]}
+    for layer in range(config.num_layers):
+        p = params[f"layer_{layer}"]
+        fused[f"layer_{layer}"] = {
+            "norm": p["norm"],
+            "into": jnp.concatenate(
+                [p[n] for n in ("query", "key", "value", "gate", "up")], axis=1
+            ),
+            "out": jnp.concatenate([p["attention_out"], p["down"]], axis=0),
+        }
+    return fused
+
+
+def _block(config: ModelConfig, p: Params, layer: int, x: jax.Array, angles: Any, attend: Attend):
+    heads, groups, width = config.num_heads, config.num_kv_heads, config.head_dim
+    wide = rms_norm(x, p["norm"], config.norm_epsilon) @ p["into"]
+    sizes = [heads * width, groups * width, groups * width, config.mlp_dim, config.mlp_dim]
+    bounds = [sum(sizes[: i + 1]) for i in range(4)]
+    q, k, v, gate, up = jnp.split(wide, bounds, axis=-1)
+    q, k, v = (a.reshape(*a.shape[:-1], -1, width) for a in (q, k, v))
+    attended = attend(layer, rotate(q, angles) * width**-0.5, rotate(k, angles), v)
+    attended = attended.reshape(*x.shape[:-1], heads * width)
+    return x + jnp.concatenate([attended, nn.silu(gate) * up], axis=-1) @ p["out"]
+
+
+def hidden_states(
+    config: ModelConfig, fused: Params, tokens: jax.Array, positions: jax.Array, attend: Attend
+) -> jax.Array:
+    """Runs all layers; tokens and positions [...] -> normalised states [..., D]."""
+    x = fused["embedding"][tokens]
+    angles = rotary_angles(positions, config.head_dim, config.rope_theta)
+    for layer in range(config.num_layers):
+        x = _block(config, fused[f"layer_{layer}"], layer, x, angles, attend)
+    return rms_norm(x, fused["final_norm"], config.norm_epsilon)
+
+
+def logits(fused: Params, states: jax.Array) -> jax.Array:
+    """Scores of every token: states [..., D] -> [..., V]."""
+    return states @ fused["embedding"].T
+
+
+class Decoder(nn.Module):
+    """Declares the parameters, with T5X's axis names, and computes logits for packed batches."""
+
+    config: ModelConfig
+
+    def _layer(self, layer: int) -> Params:
+        c = self.config
+        queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        shapes = {
+            "query": ((c.embed_dim, queries), ("embed", "joined_kv")),
+            "key": ((c.embed_dim, keys), ("embed", "kv")),
+            "value": ((c.embed_dim, keys), ("embed", "kv")),
+            "gate": ((c.embed_dim, c.mlp_dim), ("embed", "mlp")),
+            "up": ((c.embed_dim, c.mlp_dim), ("embed", "mlp")),
+            "attention_out": ((queries, c.embed_dim), ("joined_kv", "embed")),
+            "down": ((c.mlp_dim, c.embed_dim), ("mlp", "embed")),
+        }
+        return _Matrices(shapes, c.embed_dim, c.num_layers, name=f"layer_{layer}")()
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, positions: jax.Array, attend: Attend) -> jax.Array:
+        """tokens, positions [B, T] -> logits [B, T, V]."""
+        c = self.config
+        params: Params = {
+            "embedding": partitioning.param_with_axes(
+                "embedding",
+                nn.initializers.normal(c.embed_dim**-0.5),
+                (c.vocab_size, c.embed_dim),
+                jnp.float32,
+                axes=("vocab", "embed"),
+            ),
+            "final_norm": _Scale(c.embed_dim, name="final_norm")(),
+        }
+        params |= {f"layer_{i}": self._layer(i) for i in range(c.num_layers)}
+        fused = fuse(c, params)
+        return logits(fused, hidden_states(c, fused, tokens, positions, attend))
+
+
+class _Scale(nn.Module):
+    width: int
+
+    @nn.compact
+    def __call__(self) -> Params:
+        ones = nn.initializers.ones
+        return {
+            "scale": partitioning.param_with_axes(
+                "scale", ones, (self.width,), jnp.float32, axes=("embed",)
+            )
+        }
+
+
+class _Matrices(nn.Module):
+    """One layer's matrices; those that write to the residual stream start smaller with depth."""
+
+    shapes: Any
+    width: int
+    depth: int
+
+    @nn.compact
+    def __call__(self) -> Params:
+        made = {}
+        for name, (shape, axes) in self.shapes.items():
+            gain = shape[0] ** -0.5 / ((2 * self.depth) ** 0.5 if axes[1] == "embed" else 1.0)
+            made[name] = partitioning.param_with_axes(
+                name, nn.initializers.normal(gain), shape, jnp.float32, axes=axes
+            )
+        made["norm"] = partitioning.param_with_axes(
+            "norm", nn.initializers.ones, (self.width,), jnp.float32, axes=("embed",)
+        )
+        return made
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+    """Draws a fresh parameter tree, float32."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    variables = Decoder(config).init(key, tokens, tokens, lambda layer, q, k, v: q)
+    return (
+        nn.unfreeze(variables["params"]) if hasattr(nn, "unfreeze") else dict(variables["params"])
+    )

@@ -1,0 +1,81 @@
+"""Prompts: exemplars and a question become the text that the model goes on with.
+
+The layout of a document is fixed: items are separated by one blank line, and an item is
+
+    <question, with its own "Q: " or "Premise: " prefix>
+    A: [<reasoning> ]The answer is <answer>.
+
+A prompt comes in two parts, `prefix` (the exemplars, shared by all questions of a task) and
+`inputs` (this question, up to and with "A:"). Targets begin with a space, so `prefix + inputs +
+target` is the text of a document. The four formats are those of LMSI, section 3.2 and figure 1.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.records import Exemplar, Format, Question
+
+STEP_BY_STEP = "Let's think step by step."
+SEPARATOR = "\n\n"
+# What ends a path: the end of its item, or a new question where a model forgets the blank line.
+STOP_STRINGS: tuple[str, ...] = (SEPARATOR, "\nQ:", "\nPremise:")
+
+Prompting = Literal["standard", "cot", "zero_shot_cot", "zero_shot_direct"]
+PROMPTINGS: tuple[Prompting, ...] = get_args(Prompting)
+PROMPTING_OF_FORMAT: dict[Format, Prompting] = {
+    "few_shot_cot": "cot",
+    "few_shot_direct": "standard",
+    "zero_shot_cot": "zero_shot_cot",
+    "zero_shot_direct": "zero_shot_direct",
+}
+
+
+def answer_sentence(answer: str) -> str:
+    """Returns the sentence that ends every solution."""
+    return f"The answer is {answer}."
+
+
+def solution(reasoning: str, answer: str) -> str:
+    """Returns a whole solution: the reasoning, where there is any, and the answer sentence."""
+    return " ".join(part for part in (reasoning.strip(), answer_sentence(answer)) if part)
+
+
+def few_shot_prefix(exemplars: Sequence[Exemplar], reasoning: bool) -> str:
+    """Returns the exemplars as solved items, each followed by the separating blank line.
+
+    Args:
+      exemplars: worked questions, in the order in which the model shall read them.
+      reasoning: whether their reasoning is shown (CoT) or the answer sentence alone (standard).
+    """
+    return "".join(
+        f"{question_prompt(exemplar.question)} "
+        f"{solution(exemplar.reasoning if reasoning else '', exemplar.answer)}{SEPARATOR}"
+        for exemplar in exemplars
+    )
+
+
+def question_prompt(question_text: str, zero_shot_cot: bool = False) -> str:
+    """Returns the question and "A:", on request with the trigger of Kojima et al. 2022."""
+    trigger = f" {STEP_BY_STEP}" if zero_shot_cot else ""
+    return f"{question_text.rstrip()}\nA:{trigger}"
+
+
+def build_prompt(
+    question: Question, exemplars: Sequence[Exemplar], prompting: Prompting
+) -> tuple[str, str]:
+    """Returns (prefix, inputs) for one question; the prefix is "" for zero-shot prompting.
+
+    Raises:
+      LmsiError: an unknown prompting, or few-shot prompting without exemplars.
+    """
+    if prompting not in PROMPTINGS:
+        raise LmsiError(f"unknown prompting {prompting!r}; choose one of {', '.join(PROMPTINGS)}")
+    if prompting in ("zero_shot_cot", "zero_shot_direct"):
+        return "", question_prompt(question.text, zero_shot_cot=prompting == "zero_shot_cot")
+    if not exemplars:
+        raise LmsiError(
+            f"{prompting!r} prompting needs exemplars and the task has none;"
+            " give it some, or use zero_shot_cot or zero_shot_direct"
+        )
+    return few_shot_prefix(exemplars, reasoning=prompting == "cot"), question_prompt(question.text)

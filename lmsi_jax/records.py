@@ -1,0 +1,127 @@
+"""The records that cross stages: Question -> Path -> Vote -> Example. Standard library alone.
+
+Every record is a frozen dataclass that becomes one line of JSON and comes back equal. `SCHEMA` is
+written with each store, so that a change of shape is noticed instead of misread.
+"""
+
+import dataclasses
+from typing import Any, Literal, Self
+
+SCHEMA = 1
+
+Kind = Literal["number", "choice", "yes_no", "nli", "span"]
+Format = Literal["few_shot_cot", "few_shot_direct", "zero_shot_cot", "zero_shot_direct"]
+Source = Literal["weak", "strong"]
+
+KINDS: tuple[Kind, ...] = ("number", "choice", "yes_no", "nli", "span")
+FORMATS: tuple[Format, ...] = (
+    "few_shot_cot",
+    "few_shot_direct",
+    "zero_shot_cot",
+    "zero_shot_direct",
+)
+
+
+class _Record:
+    """JSON in and out for a flat dataclass whose sequences are tuples."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a dictionary of plain JSON values, in field order."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Self:
+        """Builds the record from `to_json`'s dictionary; lists become tuples again.
+
+        Raises:
+          ValueError: a field is missing or unknown.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        if unknown := set(row) - names:
+            raise ValueError(f"{cls.__name__} has no field {sorted(unknown)[0]!r}")
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+        except TypeError as error:
+            raise ValueError(f"{cls.__name__}: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exemplar(_Record):
+    """A worked question for a few-shot prompt.
+
+    `question` carries its own prefix ("Q: ..." or "Premise: ..."); `reasoning` has no final answer
+    sentence; `answer` is what stands between "The answer is " and the full stop.
+    """
+
+    question: str
+    reasoning: str
+    answer: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question(_Record):
+    """A question with its own prefix. `gold` is None wherever labels must not be seen."""
+
+    uid: str
+    task: str
+    text: str
+    kind: Kind
+    gold: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Path(_Record):
+    """One sampled continuation of a question's prompt.
+
+    `text` is what the model wrote after the prompt, cut before the stop string. `logprob` is the sum
+    over its tokens of the model's log-probability at temperature 1 (nats), the end included.
+    `finished` is False when the token limit cut it.
+    """
+
+    uid: str
+    index: int
+    text: str
+    tokens: int
+    logprob: float
+    finished: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Vote(_Record):
+    """The majority vote over one question's paths.
+
+    `keys` holds each path's canonical answer in path order (None: unparsed). `winner` is the winning
+    key (None when nothing parsed). `kept` are the indices of the paths that agree with it.
+    `confidence` is agreeing paths over all paths, unparsed ones included (LMSI, section 3.1).
+    `tied` lists every key that shared the highest count, the winner too, when there was more than one.
+    `entropy` is that of the parsed answers' distribution, in nats.
+    """
+
+    uid: str
+    task: str
+    winner: str | None
+    keys: tuple[str | None, ...]
+    kept: tuple[int, ...]
+    confidence: float
+    parsed: int
+    total: int
+    tied: tuple[str, ...]
+    entropy: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example(_Record):
+    """One training row. The model reads `prefix + inputs` and learns `targets`.
+
+    `prefix` is the few-shot part that rows of one task share ("" for zero-shot formats), kept apart
+    so that packing can share its computation. `weight` multiplies the loss of the target tokens.
+    """
+
+    uid: str
+    task: str
+    format: Format
+    source: Source
+    prefix: str
+    inputs: str
+    targets: str
+    weight: float

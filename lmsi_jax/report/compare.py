@@ -1,0 +1,185 @@
+"""Everything that the report says about accuracy, computed once from the summary's 0/1 outcomes."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+from lmsi_jax.evaluation.statistics import (
+    Difference,
+    macro_difference,
+    mcnemar,
+    paired_difference,
+    wilson,
+)
+from lmsi_jax.report.summary import PROMPTINGS, Domain, Evaluation, Prompting, Summary, Task
+
+PROMPTING_NAMES: dict[Prompting, str] = {
+    "standard": "Standard (direct answer)",
+    "cot": "Chain of thought",
+    "zero_shot_cot": "Zero-shot chain of thought",
+    "self_consistency": "Self-consistency (vote)",
+}
+DOMAIN_NAMES: dict[Domain, str] = {"in": "In-domain", "out": "Out-of-domain"}
+LEVEL = 0.05
+"""Below this p, and with an interval that leaves out zero, a change is called a change."""
+
+Verdict = Literal["rose", "fell", "no clear change"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """A share of right answers with its 95 % interval, over n questions of one or more tasks."""
+
+    share: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """Last model minus base on the same questions; `p` is McNemar's, exact, over all of them."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    n: int
+    tasks: int
+
+    @property
+    def verdict(self) -> Verdict:
+        """What may be said in words."""
+        if self.p < LEVEL and self.low > 0:
+            return "rose"
+        if self.p < LEVEL and self.high < 0:
+            return "fell"
+        return "no clear change"
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One prompting on one task, or its mean over a domain's tasks, through the rounds."""
+
+    prompting: Prompting
+    by_round: dict[int, Accuracy]
+    change: Change | None
+    """None where base and last model were not measured on the same questions."""
+
+
+def rounds_measured(summary: Summary) -> list[int]:
+    """Returns the rounds with an evaluation, in order; 0 is the base."""
+    return sorted({row["round"] for row in summary["evals"]})
+
+
+def round_name(number: int) -> str:
+    """Returns how the page calls the model after a round."""
+    return "Base" if number == 0 else f"Round {number}"
+
+
+def tasks_of(summary: Summary, domain: Domain) -> list[Task]:
+    """Returns the domain's tasks in the summary's order."""
+    return [task for task in summary["tasks"] if task["domain"] == domain]
+
+
+def of_task(summary: Summary, task: str) -> list[Comparison]:
+    """Returns one comparison for each prompting that was measured on the task."""
+    found = (_compare(summary, [task], prompting) for prompting in PROMPTINGS)
+    return [comparison for comparison in found if comparison.by_round]
+
+
+def of_domain(summary: Summary, domain: Domain) -> list[Comparison]:
+    """Returns the macro mean over a domain's tasks for each prompting.
+
+    Only tasks that every compared round measured count, so that rounds differ by model alone.
+    """
+    names = [task["name"] for task in tasks_of(summary, domain)]
+    found = (_compare(summary, names, prompting) for prompting in PROMPTINGS)
+    return [comparison for comparison in found if comparison.by_round]
+
+
+def headline(summary: Summary) -> tuple[Domain, Comparison] | None:
+    """Returns what the page opens with: CoT in-domain, or the next best that has a change."""
+    order: Sequence[Prompting] = ("cot", "zero_shot_cot", "standard", "self_consistency")
+    domains: Sequence[Domain] = ("in", "out")
+    for domain in domains:
+        found = sorted(of_domain(summary, domain), key=lambda c: order.index(c.prompting))
+        for comparison in found:
+            if comparison.change:
+                return domain, comparison
+    return None
+
+
+def confidences(
+    summary: Summary, domain: Domain, number: int
+) -> tuple[list[float], list[bool], int]:
+    """Returns the votes of one round on a domain: confidence, whether right, paths a question."""
+    sure: list[float] = []
+    right: list[bool] = []
+    paths = 0
+    for task in tasks_of(summary, domain):
+        row = _find(summary, task["name"], "self_consistency", number)
+        if row and row["confidence"]:
+            sure += row["confidence"]
+            right += map(bool, row["correct"])
+            paths = max(paths, row["paths"])
+    return sure, right, paths
+
+
+def _compare(summary: Summary, names: Sequence[str], prompting: Prompting) -> Comparison:
+    measured = rounds_measured(summary)
+    rows = {
+        name: {r: e for r in measured if (e := _find(summary, name, prompting, r))}
+        for name in names
+    }
+    shown = {r for of_task in rows.values() for r in of_task}
+    compared = {name: found for name, found in rows.items() if found and set(found) == shown}
+    by_round = {r: _mean([found[r] for found in compared.values()]) for r in sorted(shown)}
+    return Comparison(
+        prompting,
+        {r: accuracy for r, accuracy in by_round.items() if accuracy},
+        _change(list(_pairs(compared.values(), measured))),
+    )
+
+
+def _find(summary: Summary, task: str, prompting: str, number: int) -> Evaluation | None:
+    """The evaluation, unless it has no questions."""
+    for row in summary["evals"]:
+        if (row["task"], row["prompting"], row["round"]) == (task, prompting, number):
+            return row if row["correct"] else None
+    return None
+
+
+def _mean(rows: Sequence[Evaluation]) -> Accuracy | None:
+    if not rows:
+        return None
+    shares = []
+    for row in rows:
+        correct, n = sum(row["correct"]), len(row["correct"])
+        shares.append(Difference(correct / n, *wilson(correct, n)))
+    # A mean of independent shares has the interval of a mean of independent differences. That of
+    # one share is taken as it is: nothing is lost to rounding.
+    mean = shares[0] if len(shares) == 1 else macro_difference(shares)
+    return Accuracy(*mean, sum(len(row["correct"]) for row in rows))
+
+
+def _pairs(
+    compared: Iterable[dict[int, Evaluation]], measured: Sequence[int]
+) -> Iterator[tuple[list[bool], list[bool]]]:
+    last = measured[-1] if measured else 0
+    for found in compared:
+        if last == 0 or 0 not in found or last not in found:
+            continue
+        before, after = found[0]["correct"], found[last]["correct"]
+        if len(before) == len(after):
+            yield [bool(c) for c in before], [bool(c) for c in after]
+
+
+def _change(pairs: Sequence[tuple[list[bool], list[bool]]]) -> Change | None:
+    if not pairs:
+        return None
+    differences = [paired_difference(before, after) for before, after in pairs]
+    macro = differences[0] if len(differences) == 1 else macro_difference(differences)
+    before = [c for old, _ in pairs for c in old]
+    after = [c for _, new in pairs for c in new]
+    return Change(*macro, mcnemar(before, after), len(before), len(pairs))

@@ -1,0 +1,141 @@
+"""HTML by construction: strings are escaped unless they are `Html`, and every tag is closed."""
+
+import html
+import math
+import re
+from collections.abc import Iterable, Sequence
+
+DASH = "–"
+"""Stands where there is nothing to show."""
+
+# HTML forbids most control characters; models write them now and then.
+_FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+_VOID = frozenset({"meta", "br", "line", "rect", "circle", "path", "polyline"})
+
+
+class Html(str):
+    """A piece of a page that is safe as it stands."""
+
+
+def escaped(content: object) -> Html:
+    """Returns any object as text of a page; `Html` stays as it is."""
+    if isinstance(content, Html):
+        return content
+    return Html(html.escape(_FORBIDDEN.sub("\N{REPLACEMENT CHARACTER}", str(content))))
+
+
+def element(tag: str, *children: object, **attributes: object) -> Html:
+    """Returns `<tag ...>children</tag>`.
+
+    `cls` stands for class, "_" in a name for "-"; an attribute that is None is left out, one that
+    is True has no value.
+    """
+    written = "".join(_attribute(name, value) for name, value in attributes.items())
+    if tag in _VOID:
+        return Html(f"<{tag}{written}>" if tag in ("meta", "br") else f"<{tag}{written}/>")
+    return Html(f"<{tag}{written}>{joined(children)}</{tag}>")
+
+
+def joined(parts: Iterable[object], separator: str = "") -> Html:
+    """Returns the parts, each escaped, one after the other."""
+    return Html(separator.join(escaped(part) for part in parts))
+
+
+def table(
+    head: Sequence[object],
+    rows: Iterable[Sequence[object]],
+    caption: object = "",
+    text_columns: int = 1,
+) -> Html:
+    """Returns a table that scrolls sideways on its own where the page is too narrow.
+
+    Args:
+      head: the columns' names.
+      rows: cells in the order of `head`; the first names its row.
+      caption: what the numbers are, below the table.
+      text_columns: how many columns on the left hold text; the others hold numbers.
+    """
+    sides = ["text" if i < text_columns else "num" for i in range(len(head))]
+    top = [element("th", c, scope="col", cls=s) for c, s in zip(head, sides, strict=True)]
+    body = [_row(row, sides) for row in rows]
+    return scrolling(element("thead", element("tr", *top)), [element("tbody", *body)], caption)
+
+
+def scrolling(
+    head: Html, bodies: Sequence[Html], caption: object = "", stacked: bool = False
+) -> Html:
+    """Returns the frame around a table's parts; a keyboard can scroll it.
+
+    `stacked` puts intervals below their numbers, so that many columns fit.
+    """
+    inner = element("table", head, *bodies, cls="stacked" if stacked else None)
+    frame = element("div", inner, cls="scroll", tabindex=0, role="group", aria_label="Table")
+    return element("figure", frame, element("figcaption", caption) if caption else "", cls="wide")
+
+
+def _row(row: Sequence[object], sides: Sequence[str]) -> Html:
+    first = element("th", row[0], scope="row", cls="text")
+    cells = [element("td", c, cls=s) for c, s in zip(row[1:], sides[1:], strict=True)]
+    return element("tr", first, *cells)
+
+
+def _attribute(name: str, value: object) -> str:
+    if value is None:
+        return ""
+    name = "class" if name == "cls" else name.replace("_", "-").replace("viewbox", "viewBox")
+    return f" {name}" if value is True else f' {name}="{escaped(value)}"'
+
+
+def whole(value: float) -> str:
+    """12800 -> "12,800"."""
+    return f"{value:,.0f}" if math.isfinite(value) else DASH
+
+
+def decimal(value: float, places: int = 2) -> str:
+    """A number that may not be one."""
+    return f"{value:,.{places}f}" if math.isfinite(value) else DASH
+
+
+def percent(share: float, places: int = 1) -> str:
+    """0.4812 -> "48.1 %", with a space that does not break."""
+    return f"{100 * share:.{places}f}\N{NO-BREAK SPACE}%" if math.isfinite(share) else DASH
+
+
+def part(count: float, of: float) -> str:
+    """The share of a count, or a dash where there is nothing to be a share of."""
+    return percent(count / of) if of else DASH
+
+
+def points(difference: float) -> str:
+    """0.122 -> "+12.2"; a true minus sign; no sign at zero."""
+    rounded = round(100 * difference, 1)
+    sign = "+" if rounded > 0 else "\N{MINUS SIGN}" if rounded < 0 else ""
+    return f"{sign}{abs(rounded):.1f}"
+
+
+def p_value(p: float) -> str:
+    """0.00002 -> "< 0.0001"; more digits where a level may be near."""
+    if p < 0.0001:
+        return "<\N{NO-BREAK SPACE}0.0001"
+    return f"{p:.4f}" if p < 0.01 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def duration(seconds: float) -> str:
+    """372.4 -> "6 min 12 s"."""
+    if not math.isfinite(seconds):
+        return DASH
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def with_share(count: float, of: float) -> Html:
+    """12, 200 -> "12 6.0 %", the shares of a column in line."""
+    return joined([whole(count), " ", element("span", part(count, of), cls="share")])
+
+
+def several(count: int, noun: str) -> str:
+    """1, "task" -> "1 task"; 3, "task" -> "3 tasks"."""
+    return f"{whole(count)} {noun}{'' if count == 1 else 's'}"

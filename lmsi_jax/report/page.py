@@ -1,0 +1,147 @@
+"""The page itself: `render` turns a summary into one HTML file without network or JavaScript."""
+
+import importlib.resources
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lmsi_jax.report import accuracy, training, votes
+from lmsi_jax.report.compare import rounds_measured
+from lmsi_jax.report.markup import Html, element, joined, several, table, whole
+from lmsi_jax.report.summary import Summary, validate
+
+# Nothing is ever loaded, whatever a model wrote into a question.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def render(summary: dict[str, Any]) -> str:
+    """Returns the report as one HTML file.
+
+    Args:
+      summary: as `lmsi_jax.report.summary.Summary` describes it.
+
+    Raises:
+      LmsiError: the summary is not one.
+    """
+    checked = validate(summary)
+    sections = [(name, title, body) for name, title, body in _sections(checked) if body]
+    main = [_section(name, title, body) for name, title, body in sections]
+    links = [element("a", title, href=f"#{name}") for name, title, _ in sections]
+    body = element(
+        "body",
+        _header(checked),
+        element("nav", *links, aria_label="Contents"),
+        element("main", *main),
+    )
+    page = element("html", _head(checked), body, lang="en")
+    return f"<!doctype html>\n{page}\n"
+
+
+def _head(summary: Summary) -> Html:
+    style = importlib.resources.files("lmsi_jax.report").joinpath("page.css")
+    return element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", f"{summary['name']}: LMSI report"),
+        element("style", Html(style.read_text(encoding="utf-8"))),
+    )
+
+
+def _header(summary: Summary) -> Html:
+    words, basis = accuracy.headline_words(summary)
+    model = summary["model"]
+    facts = [
+        ("Model", f"{model['name']}, {whole(model['parameters'])} parameters"),
+        ("Rounds", _rounds(summary)),
+        ("Trained on", _trained_on(summary)),
+        ("Seed", str(summary["seed"])),
+        ("Made", summary["created"][:16].replace("T", " ")),
+    ]
+    cells = [element("div", element("dt", n), element("dd", v)) for n, v in facts]
+    return element(
+        "header",
+        element("p", f"Self-improvement report: {summary['name']}", cls="kicker"),
+        element("h1", words.replace("-", "\N{NON-BREAKING HYPHEN}")),
+        element("p", basis, cls="basis"),
+        training.alarms(summary["rounds"]),
+        element("dl", *cells, cls="facts"),
+    )
+
+
+def _sections(summary: Summary) -> Iterator[tuple[str, str, Html]]:
+    rounds = summary["rounds"]
+    measured = rounds_measured(summary)
+    if measured:
+        yield "result", "Result", accuracy.overview(summary)
+        yield "tasks", "Task by task", accuracy.by_task(summary)
+        yield "confidence", "Accuracy and confidence", accuracy.confidence(summary)
+    if len(rounds) > 1:
+        yield "rounds", "Round by round", training.by_round(summary)
+    if rounds:
+        yield "votes", "From paths to training rows", _votes(summary)
+        yield "training", "Training", training.losses(rounds)
+    yield "examples", "Questions, paths and votes", _examples(summary)
+    if rounds:
+        yield "time", "Time and throughput", training.times(rounds)
+    yield "configuration", "Configuration", _configuration(summary)
+
+
+def _votes(summary: Summary) -> Html:
+    rounds = summary["rounds"]
+    parts: list[Callable[..., Html]] = [votes.funnel, votes.by_task]
+    mix = [element("h3", "Mix of formats"), votes.format_mix(rounds)]
+    return joined([*(part(rounds) for part in parts), *mix])
+
+
+def _examples(summary: Summary) -> Html:
+    note = (
+        "The vote sees no label; the gold answer is shown here to judge it. Equal paths are shown "
+        "once with their number. Kept paths agree with the vote."
+    )
+    return joined([element("p", note, cls="note"), votes.examples(summary)])
+
+
+def _configuration(summary: Summary) -> Html:
+    model = summary["model"]
+    rows = [(name, version) for name, version in sorted(summary["versions"].items())]
+    notes = [element("li", note) for note in summary["notes"]]
+    listed = [
+        element("dt", "Command"),
+        element("dd", element("code", summary["command"])),
+        element("dt", "Base model"),
+        element("dd", f"{model['name']} from {model['source']}"),
+    ]
+    gin = element("pre", summary["config"] or "(empty)", cls="config")
+    return joined(
+        [
+            joined([element("h3", "Notes"), element("ul", *notes)]) if notes else Html(""),
+            element("dl", *listed, cls="plain"),
+            element("details", element("summary", "Operative gin configuration"), gin),
+            element("details", element("summary", "Versions"), table(("Package", "Version"), rows)),
+        ]
+    )
+
+
+def _section(name: str, title: str, body: Html) -> Html:
+    return element("section", element("h2", title), body, id=name)
+
+
+def _rounds(summary: Summary) -> str:
+    rounds = summary["rounds"]
+    if not rounds:
+        return "none yet"
+    starts = sorted({row["start_from"] for row in rounds})
+    started = f", each from the {starts[0]} model" if len(starts) == 1 and len(rounds) > 1 else ""
+    return f"{len(rounds)}{started}"
+
+
+def _trained_on(summary: Summary) -> str:
+    rounds = summary["rounds"]
+    if not rounds:
+        return "nothing yet"
+    questions = several(rounds[-1]["questions"], "question")
+    strong = sum(row["sources"]["strong"] for row in rounds)
+    labels = f"and {several(strong, 'human row')}" if strong else "without labels"
+    return f"{questions} {labels}"

@@ -1,0 +1,105 @@
+"""The loop over stages and rounds. Every stage is idempotent: what is finished is not done again.
+
+    questions -> [sample -> vote -> mix -> train -> eval] x rounds, after an eval of the base model
+
+A stage's identity is its configuration and the fingerprints of what it reads, so a change is noticed
+wherever it matters and nowhere else.
+"""
+
+import dataclasses
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.files import write_bytes
+from lmsi_jax.manifest import write_manifest
+from lmsi_jax.run import Run
+from lmsi_jax.selection.diversity import alarms, measure
+from lmsi_jax.stages.context import Context, NotReady
+from lmsi_jax.stages.evaluate import evaluate
+from lmsi_jax.stages.finetune import finetune
+from lmsi_jax.stages.mix import mix
+from lmsi_jax.stages.questions import draw
+from lmsi_jax.stages.report import report
+from lmsi_jax.stages.sample import read_round, sample
+from lmsi_jax.stages.vote import read_votes, vote
+
+
+def execute(run: Run, stages: tuple[str, ...], command: str, config_text: str) -> None:
+    """Runs the given stages of every round, as far as what they need is there.
+
+    Args:
+      run: the configuration.
+      stages: of "sample", "vote", "mix", "train", "eval", "report"; or ("pretrain",).
+      command: the command line, for the manifest and the report.
+      config_text: the operative gin configuration.
+
+    Raises:
+      LmsiError: what the user can mend.
+    """
+    context = Context(run, frozenset(stages))
+    if stages == ("pretrain",):
+        from lmsi_jax.stages.pretrain import pretrain
+
+        pretrain(context)
+        _describe(context, command, config_text, {})
+        return
+    if stages != ("report",):
+        _run_rounds(context, command, config_text)
+    if "report" in stages:
+        report(context, command, config_text)
+
+
+def _run_rounds(context: Context, command: str, config_text: str) -> None:
+    questions = draw(context)
+    base = context.base_fingerprint
+    hashes = {"questions": questions, "base": base}
+    if not (context.output / "config.gin").exists():
+        _describe(context, command, config_text, hashes)
+    model = base
+    ran = False
+    try:
+        ran = evaluate(context, 0, {"model": base, "questions": questions}) is not None
+        for index in range(1, context.run.rounds + 1):
+            model = _one_round(context, index, model, questions)
+            ran = True
+            if index < context.run.rounds and (reasons := stop_reasons(context, index)):
+                print(f"stopping after round {index}: {'; '.join(reasons)}", flush=True)
+                break
+    except NotReady:
+        if not (ran or context.worked):
+            raise
+    _describe(context, command, config_text, hashes)
+
+
+def _one_round(context: Context, index: int, model: str, questions: str) -> str:
+    """Runs one round; returns the new model's fingerprint."""
+    sampled = sample(context, index, {"model": model, "questions": questions})
+    voted = vote(context, index, {"sample": sampled})
+    mixed = mix(context, index, {"vote": voted})
+    trained = finetune(context, index, {"mix": mixed, "model": model})
+    evaluate(context, index, {"model": trained, "questions": questions})
+    return trained
+
+
+def stop_reasons(context: Context, index: int) -> list[str]:
+    """Why no round should follow round `index`: the stop rules on its votes; [] for none."""
+    votes = [vote for rows in read_votes(context, index).values() for vote in rows]
+    return alarms(measure(votes, read_round(context, index)), context.run.stop_rules)
+
+
+def _describe(context: Context, command: str, config_text: str, hashes: dict[str, str]) -> None:
+    """Writes the operative configuration and the manifest."""
+    run = context.run
+    try:
+        write_bytes(context.output / "config.gin", config_text.encode())
+        seeds = {"Run.seed": run.seed}
+        if run.questions is not None:
+            seeds["Questions.seed"] = run.questions.seed
+        write_manifest(
+            context.output,
+            command=command.split(),
+            seeds=seeds,
+            hashes=hashes,
+            model=dataclasses.asdict(run.model),
+        )
+    except OSError as error:
+        raise LmsiError(f"cannot write to {context.output}: {error}") from error

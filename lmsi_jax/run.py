@@ -1,0 +1,147 @@
+"""A run, as a person configures it: frozen dataclasses, set by gin through `configurables`."""
+
+import dataclasses
+from typing import Literal
+
+from lmsi_jax.decoding.sampling import Sampling
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.prompts import PROMPTINGS
+from lmsi_jax.records import FORMATS, Format
+from lmsi_jax.selection.diversity import StopRules
+from lmsi_jax.training.trainer import Training
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Questions:
+    """Which questions.
+
+    Attributes:
+      train: tasks whose unlabelled train questions are sampled.
+      test: tasks whose labelled test questions are evaluated.
+      level: difficulty of procedural tasks, "easy" or "hard".
+      train_count: train questions per task.
+      test_count: test questions per task.
+      data_dir: folder of local data files, for tasks that read them.
+      seed: fixes which questions are drawn.
+    """
+
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    level: Literal["easy", "hard"] = "hard"
+    train_count: int = 1000
+    test_count: int = 200
+    data_dir: str | None = None
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mixing:
+    """How kept paths become training rows (see `mixing.examples`).
+
+    Attributes:
+      formats: the formats to write.
+      merge_equal: equal rows become one with a weight.
+      cap: most distinct paths kept per question; None for all.
+      min_confidence: questions with a less sure vote are left out.
+      normalise: "path" weighs each kept path equally, "question" each question.
+      strong_count: labelled worked questions per train task to mix in (0: none, the paper).
+    """
+
+    formats: tuple[Format, ...] = FORMATS
+    merge_equal: bool = True
+    cap: int | None = None
+    min_confidence: float = 0.0
+    normalise: Literal["path", "question"] = "path"
+    strong_count: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How accuracy is measured, before and after.
+
+    Attributes:
+      promptings: which of standard, cot, zero_shot_cot (one greedy path each) and self_consistency.
+      paths: sampled paths per question for self-consistency.
+      temperature: theirs, for the base model.
+      temperature_after: theirs, for a fine-tuned model (the paper: 1.2).
+      vote_count: test questions per task that self-consistency is measured on; None for all.
+    """
+
+    promptings: tuple[str, ...] = ("standard", "cot", "zero_shot_cot", "self_consistency")
+    paths: int = 32
+    temperature: float = 0.7
+    temperature_after: float = 1.2
+    vote_count: int | None = None
+
+    def __post_init__(self) -> None:
+        known = (*PROMPTINGS, "self_consistency")
+        for name in self.promptings:
+            if name not in known:
+                raise LmsiError(
+                    f"Evaluation.promptings has {name!r}; choose from {', '.join(known)}"
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """How the embedded base model is made from scratch (`lmsi pretrain`).
+
+    Attributes:
+      training: steps and batch shape.
+      shares: how often each task's documents are drawn, as (task, share) pairs.
+      hard: share of hard questions.
+      most_questions: documents hold 1 to this many questions.
+      question_weight: loss weight of question tokens; answers weigh 1.
+      vocab_documents: documents that the tokenizer is trained on.
+      seed: fixes weights and documents.
+    """
+
+    training: Training
+    shares: tuple[tuple[str, float], ...]
+    hard: float = 0.35
+    most_questions: int = 5
+    question_weight: float = 0.1
+    vocab_documents: int = 20_000
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run of the loop; every attribute is a gin parameter `Run.NAME`.
+
+    Attributes:
+      output_dir: where everything is written; local or gs://.
+      seed: fixes sampling noise and the order of training rows.
+      rounds: rounds of self-improvement.
+      start_from: each round trains from the "base" model or from the "last" round's.
+      model: the model's shape.
+      init_checkpoint: a checkpoint folder, or "embedded".
+      tokenizer: a SentencePiece model file, or "embedded".
+      lanes: paths decoded at the same time.
+      questions, sampling, mixing, training, evaluation, stop_rules: one stage each.
+      pretraining: only for `lmsi pretrain`.
+    """
+
+    output_dir: str
+    model: ModelConfig
+    questions: Questions | None = None
+    sampling: Sampling = Sampling()
+    mixing: Mixing = Mixing()
+    training: Training = Training()
+    evaluation: Evaluation = Evaluation()
+    stop_rules: StopRules = StopRules()
+    pretraining: Pretraining | None = None
+    name: str = "lmsi"
+    seed: int = 0
+    rounds: int = 1
+    start_from: Literal["base", "last"] = "base"
+    init_checkpoint: str = "embedded"
+    tokenizer: str = "embedded"
+    lanes: int = 256
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise LmsiError(f"Run.rounds = {self.rounds}; at least 1")
+        if self.start_from not in ("base", "last"):
+            raise LmsiError(f"Run.start_from = {self.start_from!r}; use 'base' or 'last'")

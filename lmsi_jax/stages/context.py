@@ -1,0 +1,133 @@
+"""What the stages of one run share: its folders, its model, its tasks; loaded when first needed."""
+
+import dataclasses
+import functools
+import importlib.resources
+from typing import Any
+
+import jax
+from etils import epath
+
+from lmsi_jax.decoding.engine import Engine
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.files import file_sha256
+from lmsi_jax.models.decoder import Params, init_params
+from lmsi_jax.models.tokenizer import SentencePiece
+from lmsi_jax.records import Question
+from lmsi_jax.run import Questions, Run
+from lmsi_jax.store import ShardStore, Stage
+from lmsi_jax.training import checkpoints
+
+
+def embedded_path(name: str) -> epath.Path:
+    """Returns a file or folder of the model that ships with the package."""
+    path = epath.Path(str(importlib.resources.files("lmsi_jax") / "models" / "embedded" / name))
+    if not path.exists():
+        raise LmsiError(f"the embedded {name} is missing from this installation; install it again")
+    return path
+
+
+class NotReady(LmsiError):
+    """A stage that was not asked for has not been run yet."""
+
+
+class Context:
+    """One run's folders and lazily loaded parts.
+
+    Args:
+      run: the configuration.
+      stages: the stages that may run; others must be finished already.
+    """
+
+    def __init__(self, run: Run, stages: frozenset[str]):
+        self.run = run
+        self.stages = stages
+        self.worked = False
+        self.output = epath.Path(run.output_dir)
+        self._params: tuple[int, Params] | None = None
+
+    def folder(self, round_index: int, stage: str) -> epath.Path:
+        """Returns `output_dir/round_R/STAGE`; round 0 is the base model."""
+        return self.output / f"round_{round_index}" / stage
+
+    @property
+    def questions(self) -> Questions:
+        """The configured questions.
+
+        Raises:
+          LmsiError: the configuration names none.
+        """
+        if self.run.questions is None:
+            raise LmsiError("Run.questions is not set; bind it to @Questions() in the gin file")
+        return self.run.questions
+
+    @functools.cached_property
+    def tokenizer_path(self) -> str:
+        """The SentencePiece model file."""
+        name = self.run.tokenizer
+        return str(embedded_path("tokenizer.model") if name == "embedded" else name)
+
+    @functools.cached_property
+    def tokenizer(self) -> SentencePiece:
+        """The run's tokenizer."""
+        return SentencePiece(self.tokenizer_path)
+
+    @functools.cached_property
+    def base_folder(self) -> epath.Path:
+        """The base model's `checkpoint_N` folder."""
+        name = self.run.init_checkpoint
+        return checkpoints.find(embedded_path("") if name == "embedded" else name)
+
+    @functools.cached_property
+    def base_fingerprint(self) -> str:
+        """What identifies the base model and its tokenizer: their files' hashes."""
+        return f"{checkpoints.digest(self.params(0))[:32]}{file_sha256(self.tokenizer_path)[:32]}"
+
+    @functools.cached_property
+    def shapes(self) -> Any:
+        """The parameter tree's shapes."""
+        return jax.eval_shape(lambda: init_params(self.run.model, jax.random.key(0)))
+
+    def params(self, round_index: int) -> Params:
+        """Loads the model that a round ended with; round 0 is the base."""
+        if self._params is None or self._params[0] != round_index:
+            folder = self.base_folder if round_index == 0 else self.folder(round_index, "train")
+            self._params = (round_index, checkpoints.load_params(folder, self.shapes))
+        return self._params[1]
+
+    def engine(self, round_index: int) -> Engine:
+        """Returns an engine over the model that a round ended with."""
+        return Engine(self.run.model, self.params(round_index), self.tokenizer, self.run.lanes)
+
+    def load_questions(self, split: str) -> dict[str, list[Question]]:
+        """Reads the questions of a split by task, from the questions stage's shards."""
+        names = self.questions.train if split == "train" else self.questions.test
+        store = ShardStore(self.output / "questions")
+        return {
+            name: [Question.from_json(row) for row in store.read(f"{split}-{name}")]
+            for name in dict.fromkeys(names)
+        }
+
+    def stage(self, round_index: int, name: str, config: Any, inputs: dict[str, str]) -> Stage:
+        """Returns the bookkeeping of one stage of a round."""
+        return Stage(self.folder(round_index, name), name, config, inputs)
+
+    def done(self, stage: Stage) -> bool:
+        """Whether a stage is finished; if not, it is begun.
+
+        Raises:
+          NotReady: it is not finished, and not among the stages that were asked for.
+          LmsiError: its folder holds the stage of another configuration.
+        """
+        if stage.name not in self.stages and not (stage.directory / "stage.json").exists():
+            raise NotReady(
+                f"the stage {stage.name!r} in {stage.directory} is not finished; run `lmsi "
+                f"{stage.name}` with the same configuration first, or `lmsi run` for all"
+            )
+        self.worked |= stage.name in self.stages
+        return stage.begin() == "done"
+
+
+def named(value: Any) -> dict[str, Any]:
+    """Returns a configuration dataclass as {"Class": {field: value}} for a stage's record."""
+    return {type(value).__name__: dataclasses.asdict(value)}

@@ -1,0 +1,72 @@
+"""Fine-tuning: examples -> a checkpoint, from the base model or from the last round's."""
+
+import itertools
+from collections.abc import Iterator
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.files import write_json
+from lmsi_jax.records import FORMATS
+from lmsi_jax.stages.context import Context, named
+from lmsi_jax.stages.mix import read_examples
+from lmsi_jax.training import checkpoints
+from lmsi_jax.training.data import example_rows
+from lmsi_jax.training.packing import Row, check
+from lmsi_jax.training.trainer import Training, train
+
+
+def finetune(context: Context, round_index: int, inputs: dict[str, str]) -> str:
+    """Trains a round's model; returns the stage's fingerprint.
+
+    Raises:
+      LmsiError: no path was kept in the whole round.
+    """
+    run, training = context.run, context.run.training
+    config = {**named(training), "Run": {"seed": run.seed, "start_from": run.start_from}}
+    stage = context.stage(round_index, "train", config, inputs)
+    if context.done(stage):
+        return stage.fingerprint
+    sources = read_examples(context, round_index)
+    if not any(sources.values()):
+        raise LmsiError(
+            f"round {round_index} kept no path: no answer was parsed, or Mixing.min_confidence "
+            "leaves none. Look at `lmsi report`; use a stronger base model or another prompt"
+        )
+    rates = {"weak": 1.0 - training.strong_rate, "strong": training.strong_rate}
+    seed = run.seed * 1000 + round_index
+    rows = example_rows(sources, rates, context.tokenizer_path, seed=seed)
+    start = 0 if run.start_from == "base" else round_index - 1
+    params = train(
+        run.model,
+        training,
+        context.params(start),
+        fitting(rows, training),
+        stage.directory,
+        groups=FORMATS,
+        name=f"round {round_index}: training",
+    )
+    write_json(stage.directory / "digest.json", {"params_sha256": checkpoints.digest(params)})
+    # Orbax puts times into a checkpoint's files; the digest and the metrics say what is in them.
+    stage.finish([stage.directory / "digest.json", stage.directory / "metrics.jsonl"])
+    return stage.fingerprint
+
+
+def fitting(rows: Iterator[Row], training: Training) -> Iterator[Row]:
+    """Leaves out rows that the batch shape has no room for.
+
+    Raises:
+      LmsiError: none of the first rows fits.
+    """
+    fitted = 0
+    for number in itertools.count():
+        row = next(rows)
+        try:
+            check(row, training.shape)
+        except ValueError as reason:
+            if not fitted and number >= 1000:
+                raise LmsiError(
+                    f"no training row fits: {reason}; raise Training.length or "
+                    "Training.prefix_length"
+                ) from None
+            continue
+        fitted += 1
+        yield row

@@ -1,0 +1,69 @@
+"""Mixing: votes and paths -> training examples in the four formats; strong ones where asked for."""
+
+import dataclasses
+
+from lmsi_jax import mixing
+from lmsi_jax.records import Example, Question
+from lmsi_jax.stages.context import Context, named
+from lmsi_jax.stages.sample import read_paths
+from lmsi_jax.stages.vote import read_votes
+from lmsi_jax.store import ShardStore
+
+
+def mix(context: Context, round_index: int, inputs: dict[str, str]) -> str:
+    """Writes a round's training examples; returns the stage's fingerprint."""
+    from lmsi_jax.tasks import registry
+
+    config = context.run.mixing
+    stage = context.stage(round_index, "mix", named(config), inputs)
+    if context.done(stage):
+        return stage.fingerprint
+    switches = dataclasses.asdict(config)
+    strong_count = switches.pop("strong_count")
+    source = ShardStore(context.folder(round_index, "sample"))
+    store = ShardStore(stage.directory)
+    votes = read_votes(context, round_index)
+    for task, questions in context.load_questions("train").items():
+        exemplars = registry.get(task).exemplars()
+        paths = read_paths(source, task)
+        rows = [
+            example
+            for question, vote in zip(questions, votes[task], strict=True)
+            for example in mixing.examples(
+                question, paths[question.uid], vote, exemplars, **switches
+            )
+        ]
+        store.write(f"weak-{task}", [row.to_json() for row in rows])
+        if strong_count:
+            strong = _strong(context, task, strong_count)
+            store.write(f"strong-{task}", [row.to_json() for row in strong])
+    stage.finish()
+    return stage.fingerprint
+
+
+def _strong(context: Context, task: str, count: int) -> list[Example]:
+    """Worked, labelled questions: the human examples of a strong and weak mixture."""
+    from lmsi_jax.tasks import registry
+
+    source = registry.get(task)
+    exemplars = source.exemplars()
+    level = context.questions.level
+    rows = source.worked("pretrain", level, context.questions.seed, context.questions.data_dir)
+    examples = []
+    for number in range(count):
+        worked = next(rows)
+        question = Question(
+            uid=f"strong-{task}-{number}", task=task, text=worked.question, kind=source.kind
+        )
+        formats = context.run.mixing.formats
+        examples += mixing.strong_examples(question, worked, exemplars, formats)
+    return examples
+
+
+def read_examples(context: Context, round_index: int) -> dict[str, list[Example]]:
+    """Reads a round's examples by source, "weak" and "strong"."""
+    store = ShardStore(context.folder(round_index, "mix"))
+    by_source: dict[str, list[Example]] = {"weak": [], "strong": []}
+    for name in store.names():
+        by_source[name.split("-")[0]] += [Example.from_json(row) for row in store.read(name)]
+    return by_source

@@ -1,0 +1,120 @@
+"""Pre-training the embedded base model: documents -> tokenizer -> checkpoint (`lmsi pretrain`).
+
+Everything is made from the tasks' generators; the recipe is gin_configs/runs/pretrain.gin.
+"""
+
+import io
+import itertools
+from collections.abc import Iterator
+
+import jax
+from etils import epath
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.files import write_bytes, write_json
+from lmsi_jax.models.decoder import init_params
+from lmsi_jax.models.tokenizer import SentencePiece
+from lmsi_jax.prompts import SEPARATOR
+from lmsi_jax.run import Pretraining, Run
+from lmsi_jax.stages.context import Context, named
+from lmsi_jax.training import checkpoints
+from lmsi_jax.training.packing import Row
+from lmsi_jax.training.trainer import train
+
+Document = list[tuple[str, str]]
+# One family's questions are ten times as long and varied as the others'; the tokenizer sees it more.
+_VOCABULARY_SHARES = {"gsm_symbolic": 6.0}
+
+
+def pretrain(context: Context) -> None:
+    """Trains the tokenizer and the base model into `output_dir`, or goes on where it was.
+
+    Raises:
+      LmsiError: Run.pretraining is not set.
+    """
+    run = context.run
+    if run.pretraining is None:
+        raise LmsiError(
+            "Run.pretraining is not set; bind it to @Pretraining() as pretrain.gin does"
+        )
+    config = {**named(run.pretraining), **named(run.model)}
+    stage = context.stage(0, "pretrain", config, {})
+    if stage.begin() == "done":
+        return
+    path = stage.directory / "tokenizer.model"
+    if not path.exists():
+        write_bytes(path, train_tokenizer(run.pretraining, run.model.vocab_size))
+    params = train(
+        run.model,
+        run.pretraining.training,
+        init_params(run.model, jax.random.key(run.pretraining.seed)),
+        rows(run, SentencePiece(str(path))),
+        stage.directory,
+        name="pre-training",
+    )
+    final = epath.Path(stage.directory) / "params"
+    last = checkpoints.Checkpoints(final)
+    if last.latest is None:
+        last.save(run.pretraining.training.steps, params)  # without the optimiser's arrays
+    last.close()
+    write_json(stage.directory / "digest.json", {"params_sha256": checkpoints.digest(params)})
+    stage.finish([path, stage.directory / "digest.json", stage.directory / "metrics.jsonl"])
+
+
+def stream(config: Pretraining, shares: dict[str, float], seed: int) -> Iterator[Document]:
+    """Yields the recipe's documents."""
+    from lmsi_jax.tasks import registry
+    from lmsi_jax.tasks.documents import documents
+
+    families = {name: registry.get(name) for name in shares}
+    return documents(
+        families, shares, seed=seed, hard=config.hard, most_questions=config.most_questions
+    )
+
+
+def train_tokenizer(config: Pretraining, vocab_size: int) -> bytes:
+    """Trains a SentencePiece model on documents: digits apart, newlines kept, bytes as fallback."""
+    import sentencepiece
+
+    shares = {name: _VOCABULARY_SHARES.get(name, 1.0) for name, _ in config.shares}
+    texts = itertools.islice(stream(config, shares, config.seed + 7), config.vocab_documents)
+    lines = (line for doc in texts for q, a in doc for line in (q + a).split("\n") if line)
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=lines,
+        model_writer=model,
+        vocab_size=vocab_size,
+        model_type="bpe",
+        split_digits=True,
+        byte_fallback=True,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        # " 7" is one piece, so that a number costs one token per digit.
+        user_defined_symbols=["\n", *(f"\u2581{digit}" for digit in range(10))],
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        character_coverage=1.0,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def rows(run: Run, tokenizer: SentencePiece) -> Iterator[Row]:
+    """Yields documents as rows, cut after the last question that fits."""
+    config = run.pretraining
+    assert config is not None
+    for document in stream(config, dict(config.shares), config.seed):
+        tokens: list[int] = []
+        weights: list[float] = []
+        for question, answer in document:
+            asked, answered = tokenizer.encode(question), tokenizer.encode(answer + SEPARATOR)
+            if len(tokens) + len(asked) + len(answered) > config.training.length:
+                break
+            tokens += asked + answered
+            weights += [config.question_weight] * len(asked) + [1.0] * len(answered)
+        if tokens:
+            yield Row(prefix=(), tokens=tokens, weights=weights)

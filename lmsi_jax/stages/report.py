@@ -1,0 +1,195 @@
+"""The report: what a run left behind -> a summary -> report.html and a table in the terminal."""
+
+import collections
+import datetime
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from lmsi_jax.files import read_json, write_bytes, write_json
+from lmsi_jax.records import FORMATS, Path, Question, Vote
+from lmsi_jax.selection.diversity import alarms, measure
+from lmsi_jax.stages.context import Context, NotReady
+from lmsi_jax.stages.evaluate import read_scores
+from lmsi_jax.stages.mix import read_examples
+from lmsi_jax.stages.sample import read_paths, read_round
+from lmsi_jax.stages.vote import read_votes
+from lmsi_jax.store import ShardStore
+from lmsi_jax.training.trainer import read_metrics
+
+_PACKAGES = ("lmsi_jax", "jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "numpy")
+_SHOWN_PER_TASK = 2
+_SHOWN_PATHS = 8
+
+
+def report(context: Context, command: str, config_text: str) -> None:
+    """Writes report.json and report.html, and prints the table.
+
+    Raises:
+      NotReady: nothing has been evaluated or voted on yet.
+    """
+    from rich.console import Console
+
+    from lmsi_jax.report.page import render
+    from lmsi_jax.report.terminal import print_summary
+
+    summary = summarise(context, command, config_text)
+    write_json(context.output / "report.json", summary)
+    write_bytes(context.output / "report.html", render(summary).encode())
+    print_summary(summary, Console(file=sys.stdout))
+    print(f"report: {context.output / 'report.html'}")
+
+
+def summarise(context: Context, command: str, config_text: str) -> dict[str, Any]:
+    """Collects the report's summary from the run's folders."""
+    from lmsi_jax.tasks import registry
+
+    run, questions = context.run, context.questions
+    evaluated = [r for r in range(run.rounds + 1) if _finished(context, r, "eval")]
+    voted = [r for r in range(1, run.rounds + 1) if _finished(context, r, "vote")]
+    if not (evaluated or voted):
+        raise NotReady(f"{context.output} holds no evaluation and no votes; run `lmsi run` first")
+    tasks = {
+        name: {
+            "name": name,
+            "kind": registry.get(name).kind,
+            "domain": "in" if name in questions.train else "out",
+            "level": questions.level,
+            "test_questions": questions.test_count if name in questions.test else 0,
+        }
+        for name in (*questions.train, *questions.test)
+    }
+    return {
+        "name": run.name,
+        "seed": run.seed,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "command": command,
+        "config": config_text,
+        "model": {
+            "name": run.init_checkpoint,
+            "parameters": run.model.parameter_count,
+            "source": context.base_folder.name,
+        },
+        "tasks": list(tasks.values()),
+        "evals": [_evaluation(r, row) for r in evaluated for row in read_scores(context, r)],
+        "rounds": [_round(context, r) for r in voted],
+        "examples": _examples(context, evaluated[-1]) if evaluated else [],
+        "notes": [],
+    }
+
+
+def _finished(context: Context, round_index: int, stage: str) -> bool:
+    return (context.folder(round_index, stage) / "stage.json").exists()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _evaluation(round_index: int, row: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in row.items() if name != "single"}
+    return {"round": round_index, **kept}
+
+
+def _round(context: Context, index: int) -> dict[str, Any]:
+    """One round's counts, from its votes on."""
+    by_task = read_votes(context, index)
+    votes = [vote for rows in by_task.values() for vote in rows]
+    paths = read_round(context, index)
+    flat = [path for rows in paths.values() for path in rows]
+    diversity = measure(votes, paths)
+    seconds = {
+        stage: float(read_json(context.folder(index, stage) / "stage.json")["seconds"])
+        for stage in ("sample", "vote", "mix", "train", "eval")
+        if _finished(context, index, stage)
+    }
+    metrics = read_metrics(context.folder(index, "train"))
+    tokens = {
+        "sample": sum(path.tokens for path in flat),
+        "train": sum(m["tokens"] for m in metrics),
+    }
+    examples = read_examples(context, index) if _finished(context, index, "mix") else {}
+    rows = [row for source in examples.values() for row in source]
+    return {
+        "round": index,
+        "start_from": context.run.start_from,
+        "seconds": seconds,
+        "tokens_per_second": {
+            stage: tokens[stage] / seconds[stage] for stage in tokens if seconds.get(stage)
+        },
+        "questions": len(votes),
+        "paths": len(flat),
+        "parsed": sum(vote.parsed for vote in votes),
+        "unfinished": sum(not path.finished for path in flat),
+        "empty_votes": sum(vote.winner is None for vote in votes),
+        "tied_votes": sum(bool(vote.tied) for vote in votes),
+        "kept": sum(len(vote.kept) for vote in votes),
+        "distinct_kept": round(diversity.distinct_kept * diversity.questions),
+        "mean_confidence": diversity.mean_confidence,
+        "mean_entropy": diversity.mean_entropy,
+        "votes_by_task": {task: _task_votes(rows, paths) for task, rows in by_task.items()},
+        "examples": {
+            name: {
+                "rows": sum(row.format == name for row in rows),
+                "weight": sum(row.weight for row in rows if row.format == name),
+            }
+            for name in FORMATS
+        },
+        "sources": {name: len(examples.get(name, [])) for name in ("weak", "strong")},
+        "train": metrics,
+        "alarms": alarms(diversity, context.run.stop_rules),
+    }
+
+
+def _task_votes(votes: Sequence[Vote], paths: dict[str, list[Path]]) -> dict[str, Any]:
+    diversity = measure(votes, paths)
+    return {
+        "questions": len(votes),
+        "mean_confidence": diversity.mean_confidence,
+        "distinct_kept_per_question": diversity.distinct_kept,
+        "empty": sum(vote.winner is None for vote in votes),
+        "tied": sum(bool(vote.tied) for vote in votes),
+    }
+
+
+def _examples(context: Context, round_index: int) -> list[dict[str, Any]]:
+    """A few labelled test questions of each task with their paths, votes and gold answers."""
+    from lmsi_jax import voting
+
+    store = ShardStore(context.folder(round_index, "eval"))
+    shown = []
+    for task, questions in context.load_questions("test").items():
+        name = f"{task}-self_consistency"
+        paths = read_paths(store, name) or read_paths(store, f"{task}-cot")
+        for question in [q for q in questions if q.uid in paths][:_SHOWN_PER_TASK]:
+            vote = voting.vote(question, paths[question.uid])
+            shown.append(_shown(question, vote, paths[question.uid]))
+    return shown
+
+
+def _shown(question: Question, vote: Vote, paths: Sequence[Path]) -> dict[str, Any]:
+    counts = collections.Counter(path.text for path in paths)
+    first = {path.text: path for path in reversed(paths)}
+    order = sorted(counts, key=lambda text: (-counts[text], first[text].index))
+    return {
+        "task": question.task,
+        "question": question.text,
+        "gold": question.gold,
+        "winner": vote.winner,
+        "confidence": vote.confidence,
+        "tied": bool(vote.tied),
+        "paths": [
+            {
+                "text": text,
+                "key": vote.keys[first[text].index],
+                "kept": first[text].index in vote.kept,
+                "count": counts[text],
+            }
+            for text in order[:_SHOWN_PATHS]
+        ],
+    }

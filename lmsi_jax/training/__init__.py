@@ -1,0 +1,1 @@
+"""Fine-tuning: packed batches, weighted losses, optimisers, the trainer and its checkpoints."""

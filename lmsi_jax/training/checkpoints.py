@@ -1,0 +1,165 @@
+"""Checkpoints in the layout that T5X reads and writes: `checkpoint_N/state`, through Orbax.
+
+One item, `state`, holds {"target": params, "state": {"step": int32, "param_states": ...}}. The
+optimiser's arrays are kept by their path in the Optax state, so a restored run goes on exactly.
+"""
+
+import hashlib
+import re
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.models.decoder import Params
+
+_PREFIX = "checkpoint"
+
+
+class Checkpoints:
+    """The checkpoints of one training run.
+
+    Args:
+      directory: where `checkpoint_N` folders lie.
+      keep: how many to keep; None keeps all.
+    """
+
+    def __init__(self, directory: epath.PathLike, keep: int | None = 1):
+        self.directory = epath.Path(directory).resolve()
+        options = ocp.CheckpointManagerOptions(
+            step_prefix=_PREFIX, max_to_keep=keep, enable_async_checkpointing=False, create=True
+        )
+        self._manager = ocp.CheckpointManager(
+            self.directory, options=options, item_handlers={"state": ocp.PyTreeCheckpointHandler()}
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """The newest complete step, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, params: Params, optimizer_state: Any = None) -> None:
+        """Writes a checkpoint, whole or not at all."""
+        state: dict[str, Any] = {"step": np.int32(step)}
+        if optimizer_state is not None:
+            state["param_states"] = _named(optimizer_state)
+        tree = {"target": params, "state": state}
+        self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree)))
+        self._manager.wait_until_finished()
+
+    def restore(self, step: int, params: Params, optimizer_state: Any) -> tuple[Params, Any]:
+        """Reads parameters and optimiser state of a step into trees of the given shapes."""
+        tree = _read(self.directory / f"{_PREFIX}_{step}")
+        names = _named(optimizer_state)
+        saved = tree["state"].get("param_states", {})
+        _check_match(self.directory, names, saved)
+        leaves = [jax.numpy.asarray(saved[name]) for name in names]
+        structure = jax.tree.structure(optimizer_state)
+        return _checked(self.directory, tree["target"], params), structure.unflatten(leaves)
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.close()
+
+
+def load_params(path: epath.PathLike, like: Params) -> Params:
+    """Reads the parameters of a checkpoint.
+
+    Args:
+      path: a `checkpoint_N` folder, or a folder of which the newest is taken.
+      like: a parameter tree, or one of shapes, that the checkpoint must match.
+
+    Raises:
+      LmsiError: there is none, it is incomplete, or it belongs to another model.
+    """
+    folder = find(path)
+    return _checked(folder, _read(folder)["target"], like)
+
+
+def find(path: epath.PathLike) -> epath.Path:
+    """Returns the `checkpoint_N` folder at or newest in `path`.
+
+    Raises:
+      LmsiError: there is none.
+    """
+    path = epath.Path(path)
+    if (path / "state").is_dir():
+        return path
+    steps = {}
+    if path.is_dir():
+        steps = {
+            int(match[1]): child
+            for child in path.iterdir()
+            if (match := re.fullmatch(rf"{_PREFIX}_(\d+)", child.name))
+        }
+    if not steps:
+        raise LmsiError(
+            f"no checkpoint in {path}; name a folder {_PREFIX}_N or one that holds such folders"
+        )
+    return steps[max(steps)]
+
+
+def digest(params: Params) -> str:
+    """Returns the SHA-256 over names, shapes and bytes of all parameters."""
+    total = hashlib.sha256()
+    for name, leaf in sorted(_named(params).items()):
+        array = np.ascontiguousarray(leaf)
+        total.update(f"{name} {array.shape} {array.dtype}\n".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
+
+
+def _read(folder: epath.Path) -> dict[str, Any]:
+    if not (folder / "state").is_dir():
+        raise LmsiError(f"{folder} holds no item 'state'; it is not a checkpoint of this layout")
+    try:
+        handler = ocp.PyTreeCheckpointer()
+        tree = handler.restore(
+            (folder / "state").resolve(),
+            restore_args=jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+                handler.metadata((folder / "state").resolve()).item_metadata.tree,
+            ),
+        )
+    except (ValueError, OSError, KeyError, FileNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise LmsiError(
+            f"the checkpoint {folder} is incomplete or damaged ({reason}); delete it and repeat the "
+            "command, or name another"
+        ) from error
+    if not isinstance(tree, dict) or "target" not in tree:
+        raise LmsiError(f"{folder} has no 'target' tree of parameters; found {sorted(tree)}")
+    return tree
+
+
+def _checked(folder: epath.Path, found: Any, like: Params) -> Params:
+    saved, wanted = _named(found), _named(like)
+    _check_match(folder, wanted, saved)
+    leaves = [jax.numpy.asarray(saved[name]) for name in wanted]
+    return jax.tree.structure(like).unflatten(leaves)
+
+
+def _check_match(folder: epath.Path, wanted: dict[str, Any], saved: dict[str, Any]) -> None:
+    missing = sorted(set(wanted) - set(saved))
+    if missing:
+        extra = sorted(set(saved) - set(wanted))
+        raise LmsiError(
+            f"the checkpoint {folder} belongs to another model: it has no {missing[0]!r}"
+            + (f" but has {extra[0]!r}" if extra else "")
+            + "; set ModelConfig to its shape, or name another checkpoint"
+        )
+    for name, leaf in wanted.items():
+        if tuple(saved[name].shape) != tuple(leaf.shape):
+            raise LmsiError(
+                f"the checkpoint {folder} belongs to another model: {name} is "
+                f"{tuple(saved[name].shape)}, ModelConfig wants {tuple(leaf.shape)}; set ModelConfig "
+                "to its shape, or name another checkpoint"
+            )

@@ -1,0 +1,63 @@
+"""Optimisers and schedules, from Optax."""
+
+import dataclasses
+from typing import Literal
+
+import optax
+
+from lmsi_jax.errors import LmsiError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """What updates the parameters.
+
+    Attributes:
+      name: "adamw" or "adafactor".
+      learning_rate: peak rate; the paper's is 5e-5 for PaLM-540B.
+      warmup_steps: linear rise from zero.
+      decay: what follows: "constant" (the paper's literal reading), "linear" or "cosine" to zero.
+      decay_share: share of the steps, at the end, that "linear" decays over ("cosine" uses all).
+      weight_decay: decoupled, AdamW only.
+      clip: largest global gradient norm; 0 does not clip.
+      b2: AdamW's second decay.
+    """
+
+    name: Literal["adamw", "adafactor"] = "adamw"
+    learning_rate: float = 5e-5
+    warmup_steps: int = 0
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    decay_share: float = 1.0
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    b2: float = 0.99
+
+    def schedule(self, steps: int) -> optax.Schedule:
+        """Returns the learning rate by step."""
+        rate, warm = self.learning_rate, self.warmup_steps
+        rest = max(1, steps - warm)
+        if self.decay == "cosine":
+            after = optax.cosine_decay_schedule(rate, rest)
+        elif self.decay == "linear":
+            falling = max(1, int(rest * self.decay_share))
+            after = optax.linear_schedule(rate, 0.0, falling, rest - falling)
+        elif self.decay == "constant":
+            after = optax.constant_schedule(rate)
+        else:
+            raise LmsiError(f"Optimizer.decay = {self.decay!r}; use constant, linear or cosine")
+        return optax.join_schedules([optax.linear_schedule(0.0, rate, max(1, warm)), after], [warm])
+
+    def transformation(self, steps: int) -> optax.GradientTransformation:
+        """Returns the Optax optimiser for a run of `steps` steps.
+
+        Raises:
+          LmsiError: an unknown name.
+        """
+        rate = self.schedule(steps)
+        if self.name == "adamw":
+            core = optax.adamw(rate, b1=0.9, b2=self.b2, weight_decay=self.weight_decay)
+        elif self.name == "adafactor":
+            core = optax.adafactor(rate, multiply_by_parameter_scale=True)
+        else:
+            raise LmsiError(f"Optimizer.name = {self.name!r}; use adamw or adafactor")
+        return optax.chain(optax.clip_by_global_norm(self.clip), core) if self.clip else core

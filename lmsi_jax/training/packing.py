@@ -1,0 +1,162 @@
+"""Packs weighted rows behind shared prefixes into fixed shapes; NumPy only.
+
+Rows of one task and format share their few-shot prefix. It is computed once per microbatch and seen
+by every row, instead of being repeated inside each: exact, and several times less work. Example
+weights become per-token loss weights here, so nothing downstream can lose them.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+# Rows that find no room wait for the next microbatch; this many of them close the current one.
+_PATIENCE = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One tokenised example.
+
+    Attributes:
+      prefix: the tokens that it shares with other rows.
+      tokens: its own.
+      weights: loss weight of each own token; the first token's is not used, nothing predicts it.
+      group: a small number that metrics are split by (the example's format).
+    """
+
+    prefix: tuple[int, ...]
+    tokens: Sequence[int]
+    weights: Sequence[float]
+    group: int = 0
+
+
+def weighted_row(
+    prefix: Sequence[int],
+    inputs: Sequence[int],
+    targets: Sequence[int],
+    weight: float,
+    group: int = 0,
+) -> Row:
+    """Returns a row whose targets alone are learnt, each token with the example's weight."""
+    return Row(
+        prefix=tuple(prefix),
+        tokens=[*inputs, *targets],
+        weights=[0.0] * len(inputs) + [weight] * len(targets),
+        group=group,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The fixed shape of a batch.
+
+    Attributes:
+      microbatches: prefixes per step.
+      rows: packed sequences behind each prefix.
+      length: tokens per packed sequence.
+      prefix_length: most tokens of a prefix.
+    """
+
+    microbatches: int
+    rows: int
+    length: int
+    prefix_length: int
+
+
+Batch = dict[str, np.ndarray]
+"""Arrays of one step, M microbatches of B rows of T tokens behind prefixes of P tokens:
+
+prefix [M, P], prefix_length [M], tokens, segments, positions, groups [M, B, T] (int32) and weights
+[M, B, T] (float32): the loss weight of *predicting* the token at that place from those before it.
+"""
+
+
+class _Bin:
+    """One microbatch in the making, behind one prefix, and the rows that wait for the next."""
+
+    def __init__(self, prefix: tuple[int, ...], shape: Shape, rows: Sequence[Row] = ()):
+        size = (shape.rows, shape.length)
+        self.prefix = prefix
+        self.arrays = {
+            name: np.zeros(size, np.float32 if name == "weights" else np.int32)
+            for name in ("tokens", "segments", "positions", "groups", "weights")
+        }
+        self.used = [0] * shape.rows
+        self.count = [0] * shape.rows
+        self.waiting: list[Row] = []
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: Row) -> None:
+        """Puts the row into the fullest sequence with room, or lets it wait."""
+        size = len(row.tokens)
+        length = self.arrays["tokens"].shape[1]
+        fits = [i for i, used in enumerate(self.used) if used + size <= length]
+        if not fits:
+            self.waiting.append(row)
+            return
+        at = max(fits, key=lambda i: self.used[i])
+        begin, end = self.used[at], self.used[at] + size
+        self.count[at] += 1
+        self.arrays["tokens"][at, begin:end] = row.tokens
+        self.arrays["segments"][at, begin:end] = self.count[at]
+        self.arrays["positions"][at, begin:end] = len(self.prefix) + np.arange(size)
+        self.arrays["groups"][at, begin:end] = row.group
+        self.arrays["weights"][at, begin + 1 : end] = row.weights[1:]
+        self.used[at] = end
+
+    def finished(self, shape: Shape) -> Batch:
+        """Returns the microbatch's arrays."""
+        prefix = np.zeros(shape.prefix_length, np.int32)
+        prefix[: len(self.prefix)] = self.prefix
+        return {
+            **self.arrays,
+            "prefix": prefix,
+            "prefix_length": np.array(len(self.prefix), np.int32),
+        }
+
+
+def microbatches(rows: Iterable[Row], shape: Shape) -> Iterator[Batch]:
+    """Yields microbatches, each of rows that share a prefix, in a deterministic order.
+
+    A microbatch is complete when some rows of its prefix wait that have no room in it; they open the
+    next one. Rows still open when a finite stream ends come last, by the order of their prefixes.
+
+    Raises:
+      ValueError: a row or a prefix is longer than the shape allows.
+    """
+    open_bins: dict[tuple[int, ...], _Bin] = {}
+    for row in rows:
+        check(row, shape)
+        current = open_bins.setdefault(row.prefix, _Bin(row.prefix, shape))
+        current.add(row)
+        if len(current.waiting) == _PATIENCE:
+            yield current.finished(shape)
+            open_bins[row.prefix] = _Bin(row.prefix, shape, current.waiting)
+    for current in open_bins.values():
+        while any(current.used):
+            yield current.finished(shape)
+            current = _Bin(current.prefix, shape, current.waiting)
+
+
+def check(row: Row, shape: Shape) -> None:
+    """Raises ValueError where a row cannot be packed."""
+    if len(row.tokens) > shape.length:
+        raise ValueError(f"a row has {len(row.tokens)} tokens, a packed sequence {shape.length}")
+    if len(row.prefix) > shape.prefix_length:
+        raise ValueError(
+            f"a prefix has {len(row.prefix)} tokens, the limit is {shape.prefix_length}"
+        )
+    if len(row.tokens) != len(row.weights):
+        raise ValueError(f"a row has {len(row.tokens)} tokens but {len(row.weights)} weights")
+
+
+def batches(rows: Iterable[Row], shape: Shape) -> Iterator[Batch]:
+    """Yields steps of `shape.microbatches` stacked microbatches; an incomplete last step is dropped."""
+    waiting: list[Batch] = []
+    for one in microbatches(rows, shape):
+        waiting.append(one)
+        if len(waiting) == shape.microbatches:
+            yield {name: np.stack([m[name] for m in waiting]) for name in one}
+            waiting = []

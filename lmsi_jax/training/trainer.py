@@ -1,0 +1,198 @@
+"""The trainer: packed batches in, checkpoints and metrics out; resumes to the same bytes."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+
+from lmsi_jax import files
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.models.decoder import Params
+from lmsi_jax.progress import Progress
+from lmsi_jax.training import packing
+from lmsi_jax.training.checkpoints import Checkpoints
+from lmsi_jax.training.losses import loss_and_gradient
+from lmsi_jax.training.optimizers import Optimizer
+
+_METRICS = "metrics.jsonl"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a model is fine-tuned.
+
+    Attributes:
+      steps: optimiser steps.
+      optimizer: what updates the parameters.
+      microbatches: prefixes per step; the gradient is summed over them.
+      rows: packed sequences behind each prefix.
+      length: tokens per packed sequence.
+      prefix_length: most tokens of a few-shot prompt.
+      log_every: steps per line of metrics.
+      save_every: steps between checkpoints (the last step is always saved).
+      strong_rate: share of strong (human) examples in the mixture, where a run has some.
+    """
+
+    steps: int = 10_000
+    optimizer: Optimizer = Optimizer()
+    microbatches: int = 4
+    rows: int = 8
+    length: int = 256
+    prefix_length: int = 384
+    log_every: int = 10
+    save_every: int = 1000
+    strong_rate: float = 0.0
+
+    @property
+    def shape(self) -> packing.Shape:
+        """The fixed shape of a step's batch."""
+        return packing.Shape(
+            microbatches=self.microbatches,
+            rows=self.rows,
+            length=self.length,
+            prefix_length=self.prefix_length,
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
+def train_step(
+    config: ModelConfig,
+    training: Training,
+    groups: int,
+    params: Params,
+    state: Any,
+    batch: dict[str, jax.Array],
+) -> tuple[Params, Any, dict[str, jax.Array]]:
+    """One optimiser step; returns new parameters, optimiser state and metrics."""
+    loss, gradient, by_group = loss_and_gradient(config, params, batch, groups)
+    updates, state = training.optimizer.transformation(training.steps).update(
+        gradient, state, params
+    )
+    metrics = {
+        "loss": loss,
+        "grad_norm": optax.global_norm(gradient),
+        "by_group": by_group,
+        "tokens": (batch["segments"] > 0).sum(),
+    }
+    return optax.apply_updates(params, updates), state, metrics
+
+
+def train(
+    config: ModelConfig,
+    training: Training,
+    params: Params,
+    rows: Iterable[packing.Row],
+    directory: epath.PathLike,
+    *,
+    groups: Sequence[str] = ("all",),
+    name: str = "training",
+) -> Params:
+    """Trains, or goes on from the newest checkpoint in `directory`.
+
+    Args:
+      config: the model's shape.
+      training: steps, optimiser and batch shape.
+      params: where a fresh run starts.
+      rows: a deterministic, endless stream; a resumed run skips what was read.
+      directory: gets `checkpoint_N` and metrics.jsonl.
+      groups: names of the groups that `Row.group` counts, for metrics.
+      name: what the progress bar says.
+
+    Returns:
+      The parameters after the last step.
+
+    Raises:
+      LmsiError: the stream ended early, or the loss is not a number any more.
+    """
+    checkpoints = Checkpoints(directory)
+    state = training.optimizer.transformation(training.steps).init(params)
+    params = jax.tree.map(jnp.array, params)  # the step donates its arguments: keep the caller's
+    first = checkpoints.latest or 0
+    if first:
+        params, state = checkpoints.restore(first, params, state)
+    metrics_path = epath.Path(directory) / _METRICS
+    lines = _lines_until(metrics_path, first)
+    stream = _skip(packing.batches(rows, training.shape), first)
+    window: list[Any] = []
+    with Progress(
+        name, training.steps, unit="steps", rate_unit="tokens", initial=first
+    ) as progress:
+        for step in range(first + 1, training.steps + 1):
+            batch = next(stream, None)
+            if batch is None:
+                raise LmsiError(
+                    f"{name}: the examples ended before step {step}; a step needs "
+                    f"{training.microbatches} microbatches, so lower Training.microbatches or rows"
+                )
+            params, state, metrics = train_step(config, training, len(groups), params, state, batch)
+            window.append(metrics)
+            last = step == training.steps
+            if step % training.log_every == 0 or last:
+                line = _line(step, training, window, groups)
+                lines.append(line)
+                note = f"loss {line['loss']:.3f}"
+                progress.advance(
+                    len(window), amount=sum(int(m["tokens"]) for m in window), note=note
+                )
+                window = []
+                if not np.isfinite(line["loss"]):
+                    raise LmsiError(
+                        f"{name}: the loss is {line['loss']} at step {step}; lower "
+                        "Optimizer.learning_rate"
+                    )
+            if (step % training.save_every == 0 or last) and not window:
+                files.write_bytes(metrics_path, _jsonl(lines))
+                checkpoints.save(step, params, state)
+    checkpoints.close()
+    return params
+
+
+def read_metrics(directory: epath.PathLike) -> list[dict[str, float]]:
+    """Returns the metrics that a training run wrote."""
+    return _lines_until(epath.Path(directory) / _METRICS, 2**62)
+
+
+def _line(
+    step: int, training: Training, window: list[Any], groups: Sequence[str]
+) -> dict[str, float]:
+    """Averages a window of steps into one line; no clock in it, so resumed runs write the same."""
+    by_group = np.array([np.asarray(m["by_group"], np.float64) for m in window])
+    counts = np.isfinite(by_group).sum(0)
+    sums = np.nansum(by_group, axis=0)
+    line = {
+        "step": step,
+        "loss": round(float(np.mean([float(m["loss"]) for m in window])), 6),
+        "grad_norm": round(float(np.mean([float(m["grad_norm"]) for m in window])), 6),
+        "learning_rate": float(training.optimizer.schedule(training.steps)(step - 1)),
+        "tokens": sum(int(m["tokens"]) for m in window),
+    }
+    for name, total, count in zip(groups, sums, counts, strict=True):
+        if count:
+            line[f"loss/{name}"] = round(float(total / count), 6)
+    return line
+
+
+def _jsonl(lines: list[dict[str, float]]) -> bytes:
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+def _lines_until(path: epath.Path, step: int) -> list[dict[str, float]]:
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in lines if line["step"] <= step]
+
+
+def _skip(stream: Iterator[packing.Batch], count: int) -> Iterator[packing.Batch]:
+    for _ in range(count):
+        if next(stream, None) is None:
+            break
+    return stream

@@ -1,0 +1,92 @@
+"""The package lmsi_jax, its console command `lmsi` and its extras."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).resolve().parent
+
+
+def version() -> str:
+    """Returns `__version__` as text: a build must not run the package's code."""
+    text = (ROOT / "lmsi_jax" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError('lmsi_jax/__init__.py has no line `__version__ = "..."`')
+    return match.group(1)
+
+
+def packages() -> dict[str, str]:
+    """Maps each import name to its folder; `tasks` and `gin_configs` go under our own name.
+
+    A wheel with a bare top-level package called `tasks` would collide with other people's.
+    """
+    found = {name: name.replace(".", "/") for name in find_packages(include=["lmsi_jax*"])}
+    for folder in ("tasks", "gin_configs"):
+        found[f"lmsi_jax.{folder}"] = folder
+        for name in find_packages(folder):
+            found[f"lmsi_jax.{folder}.{name}"] = f"{folder}/{name.replace('.', '/')}"
+    return found
+
+
+HF = ["safetensors>=0.4.3", "tokenizers>=0.20", "huggingface_hub>=0.25"]
+MATH = ["math-verify>=0.7"]
+
+setup(
+    name="lmsi_jax",
+    version=version(),
+    description="Language models improve their own reasoning without labels (LMSI), in JAX",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11,<3.14",
+    packages=list(packages()),
+    package_dir=packages(),
+    package_data={
+        "lmsi_jax": [
+            "models/embedded/**",
+            "models/embedded/**/.*",  # "**" leaves out what checkpoints call ".zarray"
+            *("report/*.html", "report/*.css", "report/*.js"),
+        ],
+        "lmsi_jax.gin_configs": ["**/*.gin", "*.gin"],
+        "lmsi_jax.tasks": ["*.json", "*.txt", "**/*.json", "**/*.txt"],
+    },
+    entry_points={"console_scripts": ["lmsi = lmsi_jax.main:main"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "clu>=0.0.12",
+        "etils[epath]>=1.9.4",
+        "flax>=0.11",
+        "gin-config>=0.5",
+        "jax>=0.7",
+        "numpy>=2.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.20",
+        "reasoning-gym>=0.1.23",
+        "rich>=13.7",
+        "sentencepiece>=0.2",
+        "seqio>=0.0.20",
+        "tensorflow>=2.18",
+        "tensorflow-datasets>=4.9.7",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]", "etils[epath-gcs]"],
+        "gpu": ["jax[cuda12]"],
+        # T5X is on GitHub alone. It imports tensorboard without declaring it.
+        "t5x": ["t5x @ git+https://github.com/google-research/t5x.git", "tensorboard"],
+        "hf": HF,
+        "math": MATH,
+        "dev": [
+            "build>=1.2",
+            "hypothesis>=6.100",
+            "mypy>=1.11",
+            "pytest>=8.2",
+            "pytest-xdist>=3.6",
+            "ruff>=0.8",
+            "scipy>=1.14",
+            "setuptools>=77",
+        ],
+    },
+)

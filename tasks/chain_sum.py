@@ -1,0 +1,45 @@
+"""Chains of additions and subtractions (number, out of domain): reasoning-gym's chain_sum.
+
+Q: State the final answer to the following arithmetic problem: 43 + 22 - 12 =
+A: 43 + 22 = 65. 65 - 12 = 53. The answer is 53.
+"""
+
+import random
+
+from lmsi_jax.records import Exemplar
+from lmsi_jax.tasks.family import Family, Level
+
+
+def _steps(rng: random.Random, terms: list[int]) -> str:
+    """Writes out the chain from left to right."""
+    steps, total = [], terms[0]
+    for term in terms[1:]:
+        steps.append(f"{total} {'-' if term < 0 else '+'} {abs(term)} = {total + term}.")
+        total += term
+    return " ".join(steps)
+
+
+def generate(rng: random.Random, level: Level) -> Exemplar:
+    """Draws a chain of 2 to 3 (easy) or 4 to 5 (hard) two-digit numbers."""
+    from reasoning_gym.arithmetic.chain_sum import ChainSumConfig, ChainSumDataset
+
+    low, high = (4, 5) if level == "hard" else (2, 3)
+    config = ChainSumConfig(
+        min_terms=low, max_terms=high, min_digits=2, max_digits=2, seed=rng.randrange(2**31), size=1
+    )
+    row = ChainSumDataset(config)[0]
+    tokens = row["metadata"]["expression"].split()
+    terms = [int(tokens[0])] + [
+        int(n) if sign == "+" else -int(n)
+        for sign, n in zip(tokens[1::2], tokens[2::2], strict=True)
+    ]
+    if rng.random() < 0.5:  # any order that starts with a positive number gives the same result
+        first = rng.choice([i for i, n in enumerate(terms) if n > 0])
+        rest = terms[:first] + terms[first + 1 :]
+        rng.shuffle(rest)
+        terms = [terms[first], *rest]
+    question = "Q: " + row["question"].strip()
+    return Exemplar(question=question, reasoning=_steps(rng, terms), answer=row["answer"])
+
+
+TASK = Family(name="chain_sum", kind="number", domain="out", generate=generate)

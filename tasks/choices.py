@@ -1,0 +1,34 @@
+"""Totals with answer choices (choice).
+
+Q: A box holds 34 pens, 27 cups and 18 hats. How many things are in the box?
+Answer Choices: (a) 69 (b) 79 (c) 81 (d) 89
+A: 34 + 27 = 61. 61 + 18 = 79. The answer is (b).
+"""
+
+import random
+
+from lmsi_jax.records import Exemplar
+from lmsi_jax.tasks.arithmetic import THINGS, join, pick, sum_steps
+from lmsi_jax.tasks.family import Family, Level
+
+_OFFSETS = (-20, -12, -10, -8, -2, -1, 1, 2, 8, 10, 12, 20)
+
+
+def generate(rng: random.Random, level: Level) -> Exemplar:
+    """Draws a sum of 2 to 3 (easy) or 4 to 6 (hard) two-digit numbers and three near misses."""
+    count = rng.randint(4, 6) if level == "hard" else rng.randint(2, 3)
+    terms = [rng.randint(11, 99) for _ in range(count)]
+    options = [sum(terms), *(sum(terms) + d for d in rng.sample(_OFFSETS, 3))]
+    rng.shuffle(options)
+    things = pick(rng, THINGS, count)
+    items = join([f"{n} {thing}" for n, thing in zip(terms, things, strict=True)])
+    choices = " ".join(f"({letter}) {n}" for letter, n in zip("abcd", options, strict=True))
+    return Exemplar(
+        question=f"Q: A box holds {items}. How many things are in the box?\n"
+        f"Answer Choices: {choices}",
+        reasoning=sum_steps(rng, terms),
+        answer=f"({'abcd'[options.index(sum(terms))]})",
+    )
+
+
+TASK = Family(name="choices", kind="choice", domain="in", generate=generate)

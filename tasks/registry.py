@@ -1,0 +1,166 @@
+"""The tasks by name, and as SeqIO tasks: one per task and level, such as `lmsi_purchases_hard`.
+
+Nothing is registered at import time. `register()` adds the SeqIO tasks once, however often it is
+called, and the loop reads its questions through them, so that SeqIO defines what a question is.
+"""
+
+import difflib
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.prompts import answer_sentence, question_prompt
+from lmsi_jax.records import Question
+from lmsi_jax.tasks.task import LEVELS, Level, Split, Task, too_few
+
+NAMES: tuple[str, ...] = (
+    *("purchases", "legs", "choices", "compare", "claims"),
+    *("travel", "chain_sum", "syllogism", "gsm_symbolic", "gsm8k"),
+)
+# The base model's documents are no SeqIO split: worked reasoning is for pre-training alone.
+SPLITS: tuple[Split, ...] = ("train", "test")
+_FIELDS = ("uid", "question", "kind", "answer")
+
+
+def get(name: str, data_dir: str | None = None) -> Task:
+    """Returns a task; its module is imported now.
+
+    Args:
+      name: one of `NAMES`.
+      data_dir: the folder of the task's files; tasks without files ignore it.
+
+    Raises:
+      LmsiError: there is no such task.
+    """
+    if name not in NAMES:
+        near = difflib.get_close_matches(str(name), NAMES, n=1, cutoff=0.5)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise LmsiError(f"there is no task {name!r}; {meant}the tasks are {', '.join(NAMES)}")
+    task: Task = importlib.import_module(f"lmsi_jax.tasks.{name}").TASK
+    return task.from_folder(data_dir) if data_dir else task
+
+
+def seqio_name(task: Task, level: Level) -> str:
+    """Returns the name of the SeqIO task: `lmsi_legs_easy`, or `lmsi_gsm8k` without levels."""
+    return f"lmsi_{task.name}_{level}" if task.levels else f"lmsi_{task.name}"
+
+
+def register(data_dir: str | None = None) -> None:
+    """Adds every task to SeqIO's registry, unless it is there already.
+
+    Args:
+      data_dir: the folder of the files for tasks that have some; these are added anew, so that the
+        last folder given holds. Without it such a task names the remedy once it is read.
+    """
+    import seqio
+
+    for name in NAMES:
+        task = get(name, data_dir)
+        for seqio_task, level in {seqio_name(task, level): level for level in LEVELS}.items():
+            if seqio_task in seqio.TaskRegistry.names():
+                if task == get(name):
+                    continue
+                seqio.TaskRegistry.remove(seqio_task)
+            _add(seqio_task, task, level)
+
+
+def load_questions(
+    name: str,
+    split: Split,
+    level: Level,
+    count: int,
+    seed: int,
+    data_dir: str | None = None,
+) -> list[Question]:
+    """Returns the first `count` questions of a SeqIO task's source, in its order for this seed.
+
+    Args:
+      name: one of `NAMES`.
+      split: "train" (unlabelled) or "test" (with gold answers).
+      level: "easy" or "hard"; ignored by tasks without levels.
+      count: how many, at least 1.
+      seed: which ones.
+      data_dir: the folder of the task's files, where it has some.
+
+    Raises:
+      LmsiError: an unknown task, split or level, unreadable files, or too few questions.
+    """
+    import seqio
+
+    task = get(name, data_dir)
+    if split not in SPLITS:
+        raise LmsiError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+    if level not in LEVELS and task.levels:
+        raise LmsiError(f"unknown level {level!r}; choose one of {', '.join(LEVELS)}")
+    if count < 1:
+        raise LmsiError(f"{count} questions of task {name!r} were asked for; ask for 1 or more")
+    task.stream(split, level, seed)  # names a missing folder, whatever folder was registered before
+    register(data_dir)
+    source = seqio.TaskRegistry.get(seqio_name(task, level)).source
+    rows = source.get_dataset(split=split, shuffle=False, seed=seed).take(count)
+    questions = [_question(task.name, split, row) for row in rows.as_numpy_iterator()]
+    if len(questions) < count:
+        raise too_few(name, split, len(questions), level if task.levels else None)
+    return questions
+
+
+def _question(name: str, split: Split, row: Mapping[str, bytes]) -> Question:
+    uid, text, kind, answer = (row[field].decode() for field in _FIELDS)
+    gold = answer if split == "test" else None
+    return Question.from_json({"uid": uid, "task": name, "text": text, "kind": kind, "gold": gold})
+
+
+def _add(seqio_task: str, task: Task, level: Level) -> None:
+    """Adds one SeqIO task; its features are the zero-shot direct format, in bytes."""
+    import seqio
+
+    def dataset(split: Split, shuffle_files: bool, seed: int | None = None) -> Any:
+        del shuffle_files  # the order is drawn by the seed
+        return _dataset(task, split, level, seed or 0)
+
+    vocabulary = seqio.ByteVocabulary()
+    seqio.TaskRegistry.add(
+        seqio_task,
+        source=seqio.FunctionDataSource(dataset, splits=list(SPLITS)),
+        preprocessors=[
+            _zero_shot_direct,
+            seqio.preprocessors.tokenize,
+            seqio.preprocessors.append_eos,
+        ],
+        output_features={
+            "inputs": seqio.Feature(vocabulary=vocabulary, add_eos=False),
+            "targets": seqio.Feature(vocabulary=vocabulary, add_eos=True),
+        },
+    )
+
+
+def _dataset(task: Task, split: Split, level: Level, seed: int) -> Any:
+    """A tf.data.Dataset of the task's questions as texts; "answer" is "" where there is no gold."""
+    import tensorflow as tf
+
+    def rows() -> Iterator[dict[str, str]]:
+        for question in task.stream(split, level, seed):
+            row = (question.uid, question.text, question.kind, question.gold or "")
+            yield dict(zip(_FIELDS, row, strict=True))
+
+    task.stream(split, level, seed)  # an unreadable file is named here, not from within TensorFlow
+    text = tf.TensorSpec(shape=(), dtype=tf.string)
+    return tf.data.Dataset.from_generator(rows, output_signature=dict.fromkeys(_FIELDS, text))
+
+
+def _zero_shot_direct(dataset: Any) -> Any:
+    """Adds "inputs" (question and "A:") and "targets" (the answer sentence, "" without gold)."""
+    import tensorflow as tf
+
+    before, after = answer_sentence("|").split("|")
+
+    def one(row: Mapping[str, Any]) -> dict[str, Any]:
+        sentence = tf.strings.join([" " + before, row["answer"], after])
+        return {
+            **row,
+            "inputs": tf.strings.join([row["question"], question_prompt("")]),
+            "targets": tf.where(row["answer"] == "", "", sentence),
+        }
+
+    return dataset.map(one)

@@ -1,0 +1,70 @@
+"""A micro model and a tokenizer that tests share; nothing here needs a network."""
+
+import io
+
+import jax
+import pytest
+
+from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.models.decoder import init_params
+from lmsi_jax.models.tokenizer import SentencePiece
+
+_LINES = [
+    "Q: Ann has 3 pens and 4 cups. How many things does Ann have?",
+    "A: 3 + 4 = 7. The answer is 7.",
+    "Premise: Ben has some hats. Yes or no? (a) 1 (b) 2",
+    "Let's think step by step. The answer is it is not possible to tell.",
+]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path(tmp_path_factory):
+    """A SentencePiece model with bytes as fallback, trained on four lines."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_LINES * 20),
+        model_writer=model,
+        vocab_size=320,
+        model_type="bpe",
+        split_digits=True,
+        byte_fallback=True,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        user_defined_symbols=["\n"],
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        minloglevel=2,
+    )
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    path.write_bytes(model.getvalue())
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_path):
+    return SentencePiece(tokenizer_path)
+
+
+@pytest.fixture(scope="session")
+def micro_config():
+    """Two layers, four heads in two groups, so that every axis has its own size."""
+    return ModelConfig(
+        vocab_size=320,
+        num_layers=2,
+        embed_dim=24,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=6,
+        mlp_dim=40,
+        max_length=256,
+    )
+
+
+@pytest.fixture(scope="session")
+def micro_params(micro_config):
+    return init_params(micro_config, jax.random.key(0))

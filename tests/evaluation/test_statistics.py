@@ -1,0 +1,104 @@
+"""Statistics: against scipy, and by exact coverage where scipy has no counterpart."""
+
+import itertools
+import math
+
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmsi_jax.evaluation import statistics
+
+outcomes = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
+
+
+def pairs(both, gained, lost, neither):
+    table = [(True, True)] * both + [(False, True)] * gained
+    table += [(True, False)] * lost + [(False, False)] * neither
+    return [old for old, _ in table], [new for _, new in table]
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_is_that_of_scipy(counts):
+    correct, n = counts
+    reference = scipy.stats.binomtest(correct, n).proportion_ci(0.95, method="wilson")
+    low, high = statistics.wilson(correct, n, statistics.Z_95)
+    assert (low, high) == pytest.approx((reference.low, reference.high), abs=1e-9)
+    assert low <= correct / n <= high
+
+
+def test_wilson_without_trials_knows_nothing():
+    assert statistics.wilson(0, 0) == (0.0, 1.0)
+    with pytest.raises(ValueError, match="5 of 3"):
+        statistics.wilson(5, 3)
+
+
+@given(outcomes)
+def test_mcnemar_is_the_binomial_test_of_the_changes(rows):
+    before, after = zip(*rows, strict=True)
+    gained = sum(new and not old for old, new in rows)
+    lost = sum(old and not new for old, new in rows)
+    p = statistics.mcnemar(before, after)
+    expected = scipy.stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    assert p == pytest.approx(expected, rel=1e-9)
+    assert p == statistics.mcnemar(after, before)
+
+
+def test_mcnemar_stays_exact_for_many_questions():
+    before, after = pairs(100, 1500, 1000, 100)
+    expected = scipy.stats.binomtest(1500, 2500).pvalue
+    assert statistics.mcnemar(before, after) == pytest.approx(expected, rel=1e-6)
+
+
+@given(outcomes)
+def test_paired_difference_holds_the_difference_and_turns_with_its_sign(rows):
+    before, after = zip(*rows, strict=True)
+    gain = statistics.paired_difference(before, after)
+    loss = statistics.paired_difference(after, before)
+    assert gain.difference == pytest.approx((sum(after) - sum(before)) / len(rows))
+    assert -1 <= gain.low <= gain.difference <= gain.high <= 1
+    assert gain == pytest.approx((-loss.difference, -loss.high, -loss.low))
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        (0.25, 0.25, 0.25, 0.25),
+        (0.4, 0.2, 0.1, 0.3),
+        (0.6, 0.1, 0.05, 0.25),
+        (0.1, 0.5, 0.05, 0.35),
+    ],
+)
+def test_paired_interval_covers_the_truth_about_as_often_as_it_says(cells):
+    n, truth, covered = 16, cells[1] - cells[2], 0.0
+    for table in itertools.product(range(n + 1), repeat=3):
+        if sum(table) <= n:
+            table = (*table, n - sum(table))
+            gain = statistics.paired_difference(*pairs(*table))
+            if gain.low <= truth <= gain.high:
+                covered += scipy.stats.multinomial.pmf(table, n, cells)
+    assert 0.92 <= covered <= 0.99
+
+
+def test_paired_interval_nears_the_normal_one_when_there_are_many_questions():
+    before, after = pairs(4000, 1500, 500, 4000)
+    error = math.sqrt(0.2 - 0.1**2) / math.sqrt(10_000)
+    gain = statistics.paired_difference(before, after)
+    assert gain == pytest.approx((0.1, 0.1 - 1.96 * error, 0.1 + 1.96 * error), abs=5e-4)
+
+
+def test_macro_difference_is_the_mean_with_a_narrower_interval():
+    one = statistics.Difference(0.1, 0.0, 0.2)
+    mean = statistics.macro_difference([one, one, one, one])
+    assert mean == pytest.approx((0.1, 0.05, 0.15))
+    assert statistics.macro_difference([one]) == pytest.approx(one)
+
+
+def test_what_cannot_be_compared_is_refused():
+    with pytest.raises(ValueError, match="not pairs"):
+        statistics.mcnemar([True], [])
+    with pytest.raises(ValueError, match="no questions"):
+        statistics.paired_difference([], [])
+    with pytest.raises(ValueError, match="no tasks"):
+        statistics.macro_difference([])

@@ -1,0 +1,71 @@
+"""The decoder's arithmetic against an independent NumPy forward pass in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from reference_decoder import reference_logits
+
+from lmsi_jax.decoding.prefix import prefill
+from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.models.decoder import Decoder, fuse, hidden_states, init_params, logits
+from lmsi_jax.training.attention import packed_attention
+
+
+def _logits(config, params, tokens):
+    fused = fuse(config, params)
+    tokens = jnp.asarray(tokens)[None]
+    positions = jnp.arange(tokens.shape[1])[None]
+    attend = packed_attention(jnp.ones_like(tokens), None, block=8)
+    return np.asarray(logits(fused, hidden_states(config, fused, tokens, positions, attend)))[0]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_logits_equal_a_float64_reference_for_every_kind_of_attention(groups):
+    config = ModelConfig(
+        vocab_size=50, num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=groups, head_dim=6, mlp_dim=20
+    )  # fmt: skip
+    params = init_params(config, jax.random.key(groups))
+    tokens = np.random.default_rng(0).integers(0, 50, 21)
+    expected = reference_logits(config, params, tokens)
+    np.testing.assert_allclose(_logits(config, params, tokens), expected, atol=2e-5)
+
+
+def test_a_token_never_sees_later_tokens(micro_config, micro_params):
+    tokens = np.arange(20) + 3
+    changed = tokens.copy()
+    changed[12:] += 100
+    before = _logits(micro_config, micro_params, tokens)
+    after = _logits(micro_config, micro_params, changed)
+    np.testing.assert_array_equal(before[:12], after[:12])
+    assert np.abs(before[12:] - after[12:]).max() > 1e-3
+
+
+def test_parameter_count_is_the_tree_s(micro_config, micro_params):
+    assert micro_config.parameter_count == sum(x.size for x in jax.tree.leaves(micro_params))
+
+
+def test_parameters_carry_t5x_axis_names(micro_config):
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    variables = Decoder(micro_config).init(
+        jax.random.key(0), tokens, tokens, lambda layer, q, k, v: q
+    )
+    axes = variables["params_axes"]
+    assert tuple(axes["embedding_axes"].names) == ("vocab", "embed")
+    assert tuple(axes["layer_0"]["up_axes"].names) == ("embed", "mlp")
+
+
+def test_prefilled_caches_hold_the_keys_of_each_real_position(micro_config, micro_params):
+    fused = fuse(micro_config, micro_params)
+    tokens = jnp.asarray([[5, 6, 7, 0], [5, 6, 7, 8]])
+    cache = prefill(micro_config, fused, tokens, jnp.asarray([3, 4]), None)
+    first, second = np.asarray(cache.keys[1]).reshape(2, 2, 6, 4)
+    np.testing.assert_allclose(first[..., :3], second[..., :3], atol=1e-6)
+
+
+def test_odd_head_dim_and_uneven_groups_are_refused():
+    sizes = {"vocab_size": 8, "num_layers": 1, "embed_dim": 8, "mlp_dim": 8}
+    with pytest.raises(ValueError, match="even"):
+        ModelConfig(num_heads=2, head_dim=3, **sizes)
+    with pytest.raises(ValueError, match="multiple"):
+        ModelConfig(num_heads=3, num_kv_heads=2, head_dim=4, **sizes)

@@ -1,0 +1,417 @@
+"""The page: well formed, self-contained, escaped, true to the outcomes, whole for odd runs."""
+
+import copy
+import html.parser
+import json
+import math
+import re
+import statistics
+
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.report import accuracy, compare, markup, training, votes
+from lmsi_jax.report.page import render
+from lmsi_jax.report.summary import validate
+
+VOID = {"meta", "br"}
+
+
+class Reader(html.parser.HTMLParser):
+    """Checks that tags are balanced and collects text, attributes and table rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.text, self.attributes, self.rows = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, *pair) for pair in attrs]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.attributes += [(tag, *pair) for pair in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text.append(data)
+        if "td" in self.open or ("th" in self.open and "tr" in self.open):
+            self.rows[-1][-1] += data
+
+
+def read(page):
+    reader = Reader()
+    reader.feed(page)
+    reader.close()
+    assert not reader.open
+    return reader
+
+
+def text_of(page):
+    return " ".join(" ".join(read(page).text).replace("\N{NO-BREAK SPACE}", " ").split())
+
+
+def row_of(page, *starts):
+    rows = read(page).rows
+    return next(row for row in rows if row and row[0] == starts[0] and len(row) > 2)
+
+
+def only(summary, **kept):
+    """Keeps the evaluations with these values."""
+    rows = summary["evals"]
+    for field, values in kept.items():
+        rows = [row for row in rows if row[field] in values]
+    return {**summary, "evals": rows}
+
+
+def test_the_page_is_well_formed(summary, three_rounds):
+    for each in (summary, three_rounds):
+        page = render(each)
+        assert page.startswith("<!doctype html>")
+        assert read(page).attributes
+
+
+def test_the_page_loads_nothing_and_runs_nothing(three_rounds):
+    page = render(three_rounds)
+    reader = read(page)
+    assert not re.search(r"https?://|url\(|@import|<script|<link|<img|<iframe", page)
+    assert {name for _, name, _ in reader.attributes}.isdisjoint({"src", "srcset", "data"})
+    assert all(v.startswith("#") for _, name, v in reader.attributes if name == "href")
+    assert not [name for _, name, _ in reader.attributes if name.startswith("on")]
+    policies = [v for tag, name, v in reader.attributes if tag == "meta" and name == "content"]
+    assert policies[0].startswith("default-src 'none'")
+
+
+def test_links_of_the_contents_lead_to_sections(three_rounds):
+    attributes = read(render(three_rounds)).attributes
+    ids = [v for _, name, v in attributes if name == "id"]
+    assert [v[1:] for _, name, v in attributes if name == "href"] == ids
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_headline_is_that_of_independent_sums(summary):
+    tasks = [t["name"] for t in summary["tasks"] if t["domain"] == "in"]
+    found = {
+        (e["round"], e["task"]): e["correct"] for e in only(summary, prompting=["cot"])["evals"]
+    }
+    before, after = (
+        100 * statistics.mean(statistics.mean(found[r, t]) for t in tasks) for r in (0, 1)
+    )
+    pairs = [pair for t in tasks for pair in zip(found[0, t], found[1, t], strict=True)]
+    gained, lost = pairs.count((0, 1)), pairs.count((1, 0))
+    p = scipy.stats.binomtest(gained, gained + lost).pvalue
+    words, basis = accuracy.headline_words(summary)
+    words = words.replace("\N{NO-BREAK SPACE}", " ")
+    assert words == (
+        f"Chain-of-thought accuracy on in-domain tasks rose from {before:.1f} % to {after:.1f} %"
+    )
+    assert basis.startswith(f"+{after - before:.1f} points [95 %: ")
+    assert f"p {'= ' if p >= 1e-4 else ''}{markup.p_value(p)}." in basis
+    assert f"Mean over {len(tasks)} tasks, {len(pairs):,} test questions" in basis
+    assert basis in text_of(render(summary)) or p < 1e-4
+
+
+def test_a_task_row_holds_its_accuracies_and_its_p_value(summary):
+    row = only(summary, task=["parity"], prompting=["cot"])
+    page = render({**row, "tasks": [t for t in summary["tasks"] if t["name"] == "parity"]})
+    before, after = (e["correct"] for e in row["evals"])
+    cells = row_of(page, "Chain of thought")
+    shares = [100 * sum(c) / len(c) for c in (before, after)]
+    for cell, share, correct in zip(cells[2:4], shares, (before, after), strict=True):
+        interval = scipy.stats.binomtest(sum(correct), len(correct)).proportion_ci(method="wilson")
+        assert cell == f"{share:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    assert cells[4].startswith(markup.points((shares[1] - shares[0]) / 100))
+    pairs = list(zip(before, after, strict=True))
+    changed = pairs.count((0, 1)), pairs.count((1, 0))
+    p = scipy.stats.binomtest(changed[0], sum(changed)).pvalue
+    assert cells[6] == markup.p_value(p)
+
+
+def test_all_rounds_have_their_column(three_rounds):
+    heads = [row for row in read(render(three_rounds)).rows if row and row[0] == "Prompting"]
+    assert heads[0][:6] == ["Prompting", "n", "Base", "Round 1", "Round 2", "Round 3"]
+
+
+def test_alarms_stand_on_the_page(three_rounds):
+    assert "confidence rose to 0.73 while diversity fell by 21 %" in text_of(render(three_rounds))
+
+
+def test_the_funnel_shows_counts_and_shares(summary):
+    cells = {row[0]: row[1] for row in read(render(summary)).rows if len(row) == 2}
+    shown = {name: cell.replace("\N{NO-BREAK SPACE}", " ") for name, cell in cells.items()}
+    assert shown["Sampled paths"] == "64,000 100.0 %"
+    assert shown["Kept: agree with the vote"] == f"32,700 {32700 / 640:.1f} %"
+    assert shown["Training rows"] == f"39,786 {39786 / 640:.1f} %"
+    assert shown["Questions without a vote"] == f"7 {100 * (7 / 2000):.1f} %"
+
+
+HOSTILE = '</script><script>alert("x")</script><img src=http://e.org onerror=a>&amp;\x00\x1b'
+
+
+def test_every_text_is_escaped(summary):
+    def spoil(value):
+        if isinstance(value, dict):
+            return {k: spoil(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [spoil(v) for v in value]
+        return value + HOSTILE if isinstance(value, str) else value
+
+    kept = {"domain": "", "prompting": "", "start_from": ""}
+    spoilt = spoil(summary)
+    for name in ("tasks", "evals", "rounds"):
+        for row, plain in zip(spoilt[name], summary[name], strict=True):
+            row.update({field: plain[field] for field in kept if field in plain})
+    spoilt["rounds"][0]["seconds"] = {HOSTILE: 1.0}
+    spoilt["rounds"][0]["examples"] = {HOSTILE: {"rows": 1, "weight": 1.0}}
+    spoilt["rounds"][0]["votes_by_task"] = {
+        HOSTILE: summary["rounds"][0]["votes_by_task"]["parity"]
+    }
+    spoilt["versions"] = {HOSTILE: HOSTILE}
+    page = render(spoilt)
+    tags = {tag for tag, _, _ in read(page).attributes}
+    assert tags.isdisjoint({"script", "img"}) and "<script" not in page and "<img" not in page
+    assert "\x00" not in page and "\x1b" not in page
+    assert '</script><script>alert("x")</script>' in "".join(read(page).text)
+
+
+@given(st.text())
+def test_text_comes_back_from_the_page_as_it_was(content):
+    shown = "".join(read(str(markup.element("pre", "." + content))).text)[1:]
+    readable = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "\N{REPLACEMENT CHARACTER}", content)
+    assert shown.replace("\r\n", "\n") == readable.replace("\r\n", "\n")
+
+
+def no_rounds(summary):
+    return {**only(summary, round=[0]), "rounds": []}
+
+
+def nothing(summary):
+    return {**summary, "tasks": [], "evals": [], "rounds": [], "examples": [], "notes": []}
+
+
+def nothing_kept(summary):
+    row = summary["rounds"][0]
+    for field in ("parsed", "kept", "distinct_kept", "mean_confidence", "mean_entropy"):
+        row[field] = 0
+    row.update(
+        empty_votes=row["questions"], examples={}, train=[], sources={"weak": 0, "strong": 0}
+    )
+    return summary
+
+
+def no_questions(summary):
+    row = summary["rounds"][0]
+    for field in ("questions", "paths", "parsed", "unfinished", "kept", "distinct_kept"):
+        row[field] = 0
+    row["votes_by_task"] = {
+        "parity": {
+            "questions": 0,
+            "mean_confidence": math.nan,
+            "distinct_kept_per_question": math.nan,
+            "empty": 0,
+            "tied": 0,
+        }
+    }
+    row.update(mean_confidence=math.nan, mean_entropy=math.nan, seconds={}, tokens_per_second={})
+    return summary
+
+
+def all_unparsed(summary):
+    for row in summary["evals"]:
+        row.update(correct=[0] * 200, parsed=0.0, confidence=[0.0] * len(row["confidence"]))
+    for shown in summary["examples"]:
+        shown.update(winner=None, confidence=0.0)
+        for path in shown["paths"]:
+            path.update(key=None, kept=False)
+    return nothing_kept(summary)
+
+
+def no_gold(summary):
+    for shown in summary["examples"]:
+        shown["gold"] = None
+    return summary
+
+
+def empty_task(summary):
+    for row in summary["evals"]:
+        if row["task"] == "parity":
+            row.update(correct=[], confidence=[], parsed=math.nan, mean_tokens=math.nan)
+    return summary
+
+
+def all_tasks_empty(summary):
+    for row in summary["evals"]:
+        row.update(correct=[], confidence=[])
+    return summary
+
+
+def one_prompting_missing(summary):
+    return only(summary, prompting=["standard", "self_consistency"])
+
+
+def last_round_lacks_a_task(summary):
+    rows = summary["evals"]
+    return {**summary, "evals": [e for e in rows if (e["round"], e["task"]) != (1, "parity")]}
+
+
+def other_questions(summary):
+    for row in summary["evals"]:
+        if row["round"] == 1:
+            row.update(correct=row["correct"][:50], confidence=row["confidence"][:50])
+    return summary
+
+
+def base_not_evaluated(summary):
+    return only(summary, round=[1])
+
+
+def trained_but_not_evaluated(summary):
+    return only(summary, round=[0])
+
+
+def diverged(summary):
+    for i, step in enumerate(summary["rounds"][0]["train"]):
+        step["loss"] = math.nan if i > 3 else math.inf
+        step["grad_norm"] = math.inf
+    return summary
+
+
+def no_paths_shown(summary):
+    for shown in summary["examples"]:
+        shown["paths"] = []
+    return summary
+
+
+ODD = [
+    no_rounds,
+    nothing,
+    nothing_kept,
+    no_questions,
+    all_unparsed,
+    no_gold,
+    empty_task,
+    all_tasks_empty,
+    one_prompting_missing,
+    last_round_lacks_a_task,
+    other_questions,
+    base_not_evaluated,
+    trained_but_not_evaluated,
+    diverged,
+    no_paths_shown,
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda f: f.__name__)
+def test_an_odd_run_is_shown_as_what_it_is(summary, odd):
+    text = text_of(render(odd(copy.deepcopy(summary))))
+    assert not re.search(r"\b(nan|NaN|inf|None|Infinity)\b", text)
+
+
+@pytest.mark.parametrize("odd", [no_questions, nothing_kept, diverged, all_tasks_empty])
+def test_odd_later_rounds_are_shown_too(three_rounds, odd):
+    assert not re.search(r"\b(nan|inf)\b", text_of(render(odd(three_rounds))))
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        (no_rounds, "The base model, before any round"),
+        (nothing, "Nothing has been evaluated yet"),
+        (trained_but_not_evaluated, "Fine-tuned, but not evaluated"),
+        (other_questions, "Base and last model cannot be compared"),
+        (base_not_evaluated, "Base and last model cannot be compared"),
+        (one_prompting_missing, "Direct-answer accuracy on in-domain tasks rose from"),
+    ],
+)
+def test_the_headline_claims_no_more_than_was_measured(summary, odd, words):
+    assert accuracy.headline_words(odd(summary))[0].startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "verdict"), [(30, 5, "rose"), (5, 30, "fell"), (12, 10, "no clear change")]
+)
+def test_a_verdict_needs_a_clear_test(summary, gained, lost, verdict):
+    before = [0] * gained + [1] * lost + [1] * 30
+    after = [1] * gained + [0] * lost + [1] * 30
+    rows = only(summary, task=["parity"], prompting=["cot"])
+    rows["evals"][0]["correct"], rows["evals"][1]["correct"] = before, after
+    assert compare.of_task(rows, "parity")[0].change.verdict == verdict
+
+
+def test_a_round_that_lacks_a_task_does_not_bend_the_mean(summary):
+    odd = last_round_lacks_a_task(summary)
+    found = next(c for c in compare.of_domain(odd, "in") if c.prompting == "cot")
+    assert found.by_round[0].n == found.by_round[1].n == 800 and found.change.tasks == 4
+
+
+@pytest.mark.parametrize(
+    ("winner", "gold", "kind", "result"),
+    [
+        ("18", "$18.00", "number", "right"),
+        ("unknown", "it is not possible to tell", "nli", "right"),
+        ("18", "19", "number", "wrong"),
+        (None, "19", "number", "no vote"),
+        ("18", None, "number", "no label"),
+        ("x", "x", "a kind of later", "right"),
+    ],
+)
+def test_a_vote_is_judged_by_keys(winner, gold, kind, result):
+    assert votes.outcome({"winner": winner, "gold": gold}, kind) == result
+
+
+def test_human_rows_are_not_called_free_of_labels(summary):
+    assert "without labels" in text_of(render(summary))
+    summary["rounds"][0]["sources"] = {"weak": 100, "strong": 25}
+    text = text_of(render(summary))
+    assert "without labels" not in text and "25 are human (strong, 20.0 %)" in text
+
+
+def test_a_long_curve_is_averaged_without_moving_its_mean():
+    steps = [{"step": i, "loss": float(i % 7)} for i in range(1200)]
+    curve = training.thinned(steps, "loss")
+    assert len(curve) <= training.MOST_POINTS
+    assert statistics.mean(v for _, v in curve) == pytest.approx(
+        statistics.mean(s["loss"] for s in steps)
+    )
+
+
+def test_the_page_is_the_same_after_json(three_rounds):
+    assert render(json.loads(json.dumps(three_rounds))) == render(three_rounds)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "place"),
+    [
+        (lambda s: s.pop("seed"), "summary: expected a field 'seed'"),
+        (lambda s: s.update(extra=1), "summary: expected only the fields name, seed"),
+        (lambda s: s.update(seed="0"), "summary.seed: expected a whole number, found '0'"),
+        (lambda s: s["evals"][3].update(task="sums"), "summary.evals[3].task: expected one of"),
+        (lambda s: s["evals"][0].update(correct=[2]), "summary.evals[0].correct: expected 0 or 1"),
+        (lambda s: s["evals"][0].update(prompting="few"), "summary.evals[0].prompting: expected"),
+        (lambda s: s["evals"][3].update(confidence=[0.5]), "summary.evals[3].confidence"),
+        (lambda s: s["evals"].append(s["evals"][0]), "summary.evals: expected one entry for each"),
+        (lambda s: s["rounds"][0].update(round=0), "summary.rounds[0].round: expected 1 or more"),
+        (lambda s: s["rounds"][0]["train"][0].pop("step"), "summary.rounds[0].train[0]"),
+        (lambda s: s["examples"][0].update(gold=3), "summary.examples[0].gold: expected text"),
+    ],
+)
+def test_a_wrong_summary_is_named_with_its_remedy(summary, mistake, place):
+    mistake(summary)
+    with pytest.raises(LmsiError) as error:
+        validate(summary)
+    assert str(error.value).startswith(place) and "lmsi report" in str(error.value)
+
+
+def test_a_summary_that_is_no_dictionary_is_refused():
+    with pytest.raises(LmsiError, match="summary: expected a dictionary, found 3"):
+        render(3)

@@ -1,0 +1,151 @@
+"""The command line: what it imports, what it answers, and with which exit code."""
+
+import subprocess
+import sys
+import types
+
+import pytest
+
+import lmsi_jax
+from lmsi_jax import gin_edge, main
+from lmsi_jax.errors import LmsiError
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """Stands in for the stages, which have tests of their own; returns the calls it got."""
+    calls: list[tuple] = []
+    configurables = types.ModuleType("lmsi_jax.configurables")
+    configurables.load_run = lambda: "the run"  # type: ignore[attr-defined]
+    rounds = types.ModuleType("lmsi_jax.rounds")
+    rounds.execute = lambda *args: calls.append(args)  # type: ignore[attr-defined]
+    for module in (configurables, rounds):
+        name = module.__name__.rpartition(".")[2]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(lmsi_jax, name, module, raising=False)
+    return calls
+
+
+@pytest.fixture
+def config(tmp_path) -> str:
+    path = tmp_path / "a.gin"
+    path.write_text("# nothing is configured\n")
+    return str(path)
+
+
+def test_importing_the_command_imports_nothing_heavy():
+    heavy = {"jax", "tensorflow", "gin", "rich", "numpy", "seqio", "etils", "absl"}
+    code = "import sys, lmsi_jax.main as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\n"
+    code += f"print('heavy:', sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["pretrain", "--help"]])
+def test_help_shows_an_example_and_the_gin_flags(capsys, words):
+    with pytest.raises(SystemExit) as exit_:
+        main.main(words)
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert "example:\n  lmsi " in text and "--gin.NAME=VALUE" in text
+
+
+def test_no_command_shows_the_help(capsys):
+    assert main.main([]) == 0
+    assert "commands:" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main.main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == f"lmsi_jax {lmsi_jax.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        ("run", ("sample", "vote", "mix", "train", "eval", "report")),
+        ("sample", ("sample",)),
+        ("vote", ("vote",)),
+        ("mix", ("mix",)),
+        ("train", ("train",)),
+        ("eval", ("eval",)),
+        ("report", ("report",)),
+        ("pretrain", ("pretrain",)),
+    ],
+)
+def test_each_command_runs_its_stages_with_the_loaded_run(stages, config, command, wanted):
+    assert main.main([command, config]) == 0
+    ((run, run_stages, line, text),) = stages
+    assert (run, run_stages) == ("the run", wanted)
+    assert line == f"lmsi {command} {config}"
+    assert isinstance(text, str)
+
+
+def _error(capsys, *words: str) -> str:
+    assert main.main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("lmsi: error: ") and captured.out == ""
+    return " ".join(captured.err.split())
+
+
+def test_mistakes_are_named_with_exit_code_2(capsys, stages, config, monkeypatch):
+    monkeypatch.setattr(gin_edge, "packaged_configs", lambda: ("quickstart",))
+    assert "did you mean quickstart?" in _error(capsys, "run", "quikstart")
+    assert "which configuration? lmsi run NAME (quickstart)" in _error(capsys, "run")
+    assert "did you mean sample?" in _error(capsys, "sampel", config)
+    assert "unrecognized arguments: --gin_fiel=x" in _error(capsys, "run", config, "--gin_fiel=x")
+    assert "no configurable 'Ru'" in _error(capsys, "run", config, "--gin.Ru.rounds=3")
+    assert "write --gin.NAME=VALUE" in _error(capsys, "run", config, "--gin.Run.rounds")
+    assert stages == []
+
+
+def test_a_misspelt_parameter_meets_the_nearest(capsys, stages, config):
+    import gin
+
+    @gin.register("MainTestOven", module="main_test")
+    def oven(temperature=0.7):
+        return temperature
+
+    text = _error(capsys, "run", config, "--gin.MainTestOven.temprature=0.9")
+    assert "MainTestOven has no parameter 'temprature'; did you mean temperature?" in text
+
+
+def test_an_error_of_a_stage_is_wrapped_to_the_terminal(capsys, stages, config, monkeypatch):
+    def fail(*_args):
+        raise LmsiError("the disk is full, " * 20 + "\nmake room")
+
+    monkeypatch.setattr(sys.modules["lmsi_jax.rounds"], "execute", fail)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main.main(["run", config]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 5 and max(map(len, lines)) <= 60 and lines[-1] == "make room"
+
+
+def test_a_bug_keeps_its_traceback(stages, config, monkeypatch):
+    def fail(*_args):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(sys.modules["lmsi_jax.rounds"], "execute", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        main.main(["run", config])
+
+
+def test_an_interrupt_is_one_line_and_exit_code_130(capsys, stages, config, monkeypatch):
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["lmsi_jax.rounds"], "execute", interrupt)
+    assert main.main(["run", config]) == 130
+    assert capsys.readouterr().err == "\ninterrupted; the same command goes on where it was\n"
+
+
+def test_quiet_defaults_never_override_the_users(stages, config, monkeypatch):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    monkeypatch.delenv("GRPC_VERBOSITY", raising=False)
+    main.main(["run", config])
+    import os
+
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
+    assert os.environ["GRPC_VERBOSITY"] == "ERROR"

@@ -1,0 +1,143 @@
+"""Mixing: votes and paths become the four formats, with weights that stand for copies."""
+
+import collections
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmsi_jax import mixing, prompts, voting
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.records import FORMATS, Exemplar, Path, Question
+
+EXEMPLARS = (Exemplar(question="Q: What is 1 + 1?", reasoning="One and one are 2.", answer="2"),)
+QUESTION = Question(uid="q", task="sums", text="Q: What is 4 + 5?", kind="number")
+
+
+def paths_of(*texts):
+    return [
+        Path(uid="q", index=i, text=text, tokens=3, logprob=-1.0, finished=True)
+        for i, text in enumerate(texts)
+    ]
+
+
+A = " 4 + 5 = 9. The answer is 9."
+B = " 5 + 4 = 9. The answer is $9."
+WRONG = " 4 + 5 = 8. The answer is 8."
+UNPARSED = " 4 + 5 is 9."
+PATHS = paths_of(A, WRONG, B, A + "\nI am sure.", UNPARSED, " 9. The answer is 9.")
+
+
+def written(paths=PATHS, **switches):
+    return mixing.examples(QUESTION, paths, voting.vote(QUESTION, paths), EXEMPLARS, **switches)
+
+
+def by_format(examples):
+    rows = collections.defaultdict(list)
+    for example in examples:
+        rows[example.format].append((example.targets, example.weight))
+    return dict(rows)
+
+
+def test_kept_paths_are_written_in_four_formats():
+    rows = by_format(written(normalise="path"))
+    paths = [(A, 2.0), (B, 1.0), (" 9. The answer is 9.", 1.0)]
+    direct = [(" The answer is 9.", 4.0)]
+    assert list(rows) == list(FORMATS)
+    assert rows["few_shot_cot"] == rows["zero_shot_cot"] == paths
+    assert rows["few_shot_direct"] == rows["zero_shot_direct"] == direct
+
+
+def test_prompts_of_the_formats():
+    for example in written():
+        prompting = prompts.PROMPTING_OF_FORMAT[example.format]
+        prompt = prompts.build_prompt(QUESTION, EXEMPLARS, prompting)
+        assert (example.prefix, example.inputs) == prompt
+        assert (example.uid, example.task, example.source) == ("q", "sums", "weak")
+    assert written()[-2].inputs == "Q: What is 4 + 5?\nA: Let's think step by step."
+
+
+def test_a_question_weighs_one_in_each_format():
+    for rows in by_format(written()).values():
+        assert math.fsum(weight for _, weight in rows) == pytest.approx(1.0)
+
+
+some_texts = st.lists(st.sampled_from([A, B, WRONG, UNPARSED, A + " Yes."]), max_size=10)
+
+
+@given(some_texts, st.sampled_from([None, 1, 2]), st.sampled_from(["question", "path"]))
+def test_merged_rows_stand_for_the_literal_copies(texts, cap, normalise):
+    switches = {"cap": cap, "normalise": normalise}
+    merged = by_format(written(paths_of(*texts), **switches))
+    literal = by_format(written(paths_of(*texts), **switches, merge_equal=False))
+    assert merged.keys() == literal.keys()
+    for name, rows in merged.items():
+        copies = collections.defaultdict(list)
+        for target, weight in literal[name]:
+            copies[target].append(weight)
+        assert len(rows) == len(dict(rows)) == len(copies)
+        assert dict(rows) == pytest.approx({t: math.fsum(w) for t, w in copies.items()})
+
+
+@given(st.permutations(PATHS))
+def test_the_order_of_the_paths_never_matters(paths):
+    assert written(paths) == written(PATHS)
+
+
+def test_literal_copies_are_one_row_per_path_and_format():
+    literal = written(merge_equal=False, normalise="path")
+    assert len(literal) == 4 * 4 and {example.weight for example in literal} == {1.0}
+
+
+def test_cap_keeps_the_first_distinct_paths_with_all_their_weight():
+    rows = by_format(written(cap=2, normalise="path"))
+    assert rows["few_shot_cot"] == [(A, 2.0), (B, 1.0)]
+    assert rows["few_shot_direct"] == [(" The answer is 9.", 3.0)]
+
+
+def test_unsure_questions_and_empty_votes_give_nothing():
+    assert written(min_confidence=0.7) == []
+    assert written(min_confidence=4 / 6) != []
+    assert written(paths_of(UNPARSED, UNPARSED)) == [] and written([]) == []
+
+
+def test_the_answer_is_written_in_its_most_frequent_form():
+    def direct(*surfaces):
+        texts = [f" Hm. The answer is {surface}." for surface in surfaces]
+        return written(paths_of(*texts), formats=["zero_shot_direct"])[0].targets
+
+    assert direct("9", "$9", "$9") == " The answer is $9."
+    assert direct("9", "$9") == direct("$9", "9") == " The answer is $9."
+
+
+def test_chosen_formats_come_in_the_chosen_order():
+    names = [e.format for e in written(formats=["zero_shot_direct", "few_shot_direct"])]
+    assert names == ["zero_shot_direct", "few_shot_direct"]
+
+
+def test_targets_complete_the_prompt_to_a_document():
+    example = written()[0]
+    document = example.prefix + example.inputs + example.targets
+    assert document.endswith("\n\nQ: What is 4 + 5?\nA: 4 + 5 = 9. The answer is 9.")
+
+
+def test_strong_examples_come_from_the_given_solution():
+    worked = Exemplar(question="unused", reasoning="Count on from 5.", answer="9")
+    rows = by_format(mixing.strong_examples(QUESTION, worked, EXEMPLARS))
+    path, direct = [(" Count on from 5. The answer is 9.", 1.0)], [(" The answer is 9.", 1.0)]
+    assert list(rows.values()) == [path, direct, path, direct]
+    strong = mixing.strong_examples(QUESTION, worked, EXEMPLARS, ["few_shot_cot"])
+    assert [example.source for example in strong] == ["strong"]
+
+
+def test_mistakes_are_named():
+    for switches in ({"formats": ["cot"]}, {"cap": 0}, {"normalise": "none"}):
+        with pytest.raises(LmsiError):
+            written(**switches)
+    vote = voting.vote(QUESTION, PATHS)
+    with pytest.raises(ValueError, match="path 2 of question 'q' is not the one that voted"):
+        mixing.examples(QUESTION, PATHS[:2], vote, EXEMPLARS)
+    other = Question(uid="other", task="sums", text="Q: ?", kind="number")
+    with pytest.raises(ValueError, match="not on question 'other'"):
+        mixing.examples(other, PATHS, vote, EXEMPLARS)

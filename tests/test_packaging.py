@@ -1,0 +1,135 @@
+"""The package as others get it: no bare top-level names, and all its files inside."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import pytest
+
+import lmsi_jax
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def _strings(path: pathlib.Path) -> list[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [
+        n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    ]
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_folders_of_a_checkout_have_their_one_import_name():
+    for name in ("tasks", "gin_configs"):
+        spec = importlib.util.find_spec(f"lmsi_jax.{name}")
+        assert spec is not None and spec.origin is not None
+        assert pathlib.Path(spec.origin).parent.name == name
+
+
+def test_every_third_party_import_is_declared():
+    declared = {
+        _canonical(match[0])
+        for text in _strings(ROOT / "setup.py")
+        if (match := re.match(r"[A-Za-z0-9][\w.-]*", text))
+    }
+    distributions = importlib.metadata.packages_distributions()
+    for file in [*(ROOT / "lmsi_jax").rglob("*.py"), *(ROOT / "tasks").rglob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module or ""]
+            for top in {name.split(".")[0] for name in names}:
+                if top == "lmsi_jax" or top in sys.stdlib_module_names:
+                    continue
+                origins = {_canonical(name) for name in distributions.get(top, [top])}
+                assert origins & declared, (
+                    f"{file.relative_to(ROOT)} imports {top}: add it to setup.py"
+                )
+
+
+def test_the_readme_marks_its_test_command_for_ci():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    match = re.search(
+        r"^<!-- test command -->\n```.*\n((?:.+\n)+)```\n<!-- end -->$", text, re.MULTILINE
+    )
+    assert match is not None, ".ci/run finds no test command in README.md"
+    assert "pytest" in match[1].splitlines()[-1], "the command must end with pytest's closing line"
+
+
+def test_slow_tests_are_left_out_by_default():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    assert "not slow" in options["addopts"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> pathlib.Path:
+    """A wheel of a copy of the tracked files, so that no build folder appears in the checkout."""
+    place = tmp_path_factory.mktemp("wheel")
+    copy = "cp -r setup.py pyproject.toml MANIFEST.in LICENSE README.md lmsi_jax tasks gin_configs"
+    subprocess.run([*copy.split(), str(place)], cwd=ROOT, check=True)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", "dist", "."]
+    subprocess.run(command, cwd=place, check=True)
+    (path,) = (place / "dist").glob("*.whl")
+    return path
+
+
+@pytest.mark.slow
+def test_a_wheel_has_one_top_level_name_and_all_files(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.split("/")[0] for name in names} == {
+        "lmsi_jax",
+        f"lmsi_jax-{lmsi_jax.__version__}.dist-info",
+    }
+    wanted = {f"lmsi_jax/{path}" for path in _package_files("tasks", "gin_configs")}
+    wanted |= _package_files("lmsi_jax")
+    assert wanted <= names, sorted(wanted - names)
+
+
+def _package_files(*folders: str) -> set[str]:
+    files = (path for folder in folders for path in (ROOT / folder).rglob("*"))
+    return {
+        path.relative_to(ROOT).as_posix()
+        for path in files
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+_CHECK = """
+import importlib.util, sys
+import lmsi_jax, lmsi_jax.gin_configs, lmsi_jax.tasks
+from lmsi_jax import gin_edge, main
+assert importlib.util.find_spec("tasks") is None and importlib.util.find_spec("gin_configs") is None
+for name in gin_edge.packaged_configs():
+    gin_edge.find_config(name)
+print(lmsi_jax.__file__, *gin_edge.packaged_configs())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "editable"])
+def test_an_installation_finds_tasks_and_configurations(request, tmp_path, kind):
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    source = [str(request.getfixturevalue("wheel"))]
+    if kind == "editable":
+        source = ["-e", str(request.getfixturevalue("wheel").parent.parent)]
+    pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, *source], check=True)
+    check = [str(venv / "bin" / "python"), "-c", _CHECK]
+    done = subprocess.run(check, cwd=tmp_path, check=True, capture_output=True, text=True)
+    file, *configs = done.stdout.split()
+    assert ("site-packages" in file) == (kind == "wheel")
+    assert configs == sorted(path.stem for path in (ROOT / "gin_configs" / "runs").glob("*.gin"))
+    version = subprocess.run(
+        [str(venv / "bin" / "lmsi"), "--version"], capture_output=True, text=True
+    )
+    assert version.stdout == f"lmsi_jax {lmsi_jax.__version__}\n"

@@ -1,0 +1,58 @@
+"""Records: each becomes a line of JSON and comes back equal."""
+
+import dataclasses
+import json
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmsi_jax import records
+
+RECORDS = [records.Exemplar, records.Question, records.Path, records.Vote, records.Example]
+finite = st.floats(allow_nan=False, allow_infinity=False)
+keys = st.none() | st.text()
+overrides = {
+    records.Path: {"logprob": finite},
+    records.Vote: {
+        "keys": st.lists(keys).map(tuple),
+        "kept": st.lists(st.integers()).map(tuple),
+        "tied": st.lists(st.text()).map(tuple),
+        "confidence": finite,
+        "entropy": finite,
+    },
+    records.Example: {"weight": finite},
+}
+any_record = st.one_of([st.builds(cls, **overrides.get(cls, {})) for cls in RECORDS])
+
+
+@given(any_record)
+def test_a_record_comes_back_equal_from_a_line_of_json(record):
+    line = json.dumps(record.to_json())
+    assert "\n" not in line
+    assert type(record).from_json(json.loads(line)) == record
+
+
+def test_unknown_and_missing_fields_are_named():
+    row = {"question": "Q: 1?", "reasoning": "", "answer": "1"}
+    with pytest.raises(ValueError, match="Exemplar has no field 'hint'"):
+        records.Exemplar.from_json(row | {"hint": ""})
+    del row["answer"]
+    with pytest.raises(ValueError, match=r"Exemplar: .*'answer'"):
+        records.Exemplar.from_json(row)
+
+
+def test_records_cannot_be_changed():
+    exemplar = records.Exemplar(question="Q: 1?", reasoning="", answer="1")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        exemplar.answer = "2"
+
+
+def test_a_question_is_unlabelled_unless_said_otherwise():
+    assert records.Question(uid="q", task="t", text="Q: 1?", kind="number").gold is None
+
+
+def test_listed_names_are_the_typed_ones():
+    assert get_args(records.Kind) == records.KINDS
+    assert get_args(records.Format) == records.FORMATS
