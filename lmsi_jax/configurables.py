@@ -10,8 +10,9 @@ from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.trainer import Training
 
 _CLASSES = (
-    Run, Questions, ModelConfig, Sampling, Mixing, Training, Optimizer, Evaluation, StopRules, Pretraining,
-)  # fmt: skip
+    *(Run, Questions, ModelConfig, Sampling, Mixing),
+    *(Training, Optimizer, Evaluation, StopRules, Pretraining),
+)
 
 
 def _register() -> dict[str, type]:

@@ -69,14 +69,15 @@ def _execute(words: list[str]) -> None:
     _check_config(args.command, args.config, gin_args)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    from lmsi_jax import configurables, rounds
+    from lmsi_jax.configurables import load_run
+    from lmsi_jax.rounds import execute
 
     gin_edge.load(args.config, gin_args)
     with gin_errors.readable_calls():
-        run = configurables.load_run()
+        run = load_run()
         stages = _COMMANDS[args.command][0]
         command = shlex.join(["lmsi", *words])
-        rounds.execute(run, stages, command, gin_edge.operative_config())
+        execute(run, stages, command, gin_edge.operative_config())
 
 
 def _check_config(command: str, config: str | None, gin_args: gin_edge.GinArgs) -> None:

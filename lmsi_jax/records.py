@@ -73,8 +73,8 @@ class Question(_Record):
 class Path(_Record):
     """One sampled continuation of a question's prompt.
 
-    `text` is what the model wrote after the prompt, cut before the stop string. `logprob` is the sum
-    over its tokens of the model's log-probability at temperature 1 (nats), the end included.
+    `text` is what the model wrote after the prompt, cut before the stop string. `logprob` is the
+    sum over its tokens of the model's log-probability at temperature 1 (nats), the end included.
     `finished` is False when the token limit cut it.
     """
 
@@ -90,11 +90,11 @@ class Path(_Record):
 class Vote(_Record):
     """The majority vote over one question's paths.
 
-    `keys` holds each path's canonical answer in path order (None: unparsed). `winner` is the winning
-    key (None when nothing parsed). `kept` are the indices of the paths that agree with it.
+    `keys` holds each path's canonical answer in path order (None: unparsed). `winner` is the
+    winning key (None when nothing parsed). `kept` are the indices of the paths that agree with it.
     `confidence` is agreeing paths over all paths, unparsed ones included (LMSI, section 3.1).
-    `tied` lists every key that shared the highest count, the winner too, when there was more than one.
-    `entropy` is that of the parsed answers' distribution, in nats.
+    `tied` lists every key that shared the highest count, the winner too, when there was more than
+    one. `entropy` is that of the parsed answers' distribution, in nats.
     """
 
     uid: str

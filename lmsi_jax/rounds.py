@@ -2,8 +2,8 @@
 
     questions -> [sample -> vote -> mix -> train -> eval] x rounds, after an eval of the base model
 
-A stage's identity is its configuration and the fingerprints of what it reads, so a change is noticed
-wherever it matters and nowhere else.
+A stage's identity is its configuration and the fingerprints of what it reads, so a change is
+noticed wherever it matters and nowhere else.
 """
 
 import dataclasses

@@ -2,7 +2,7 @@
 
 Q: A box holds 34 pens, 27 cups and 18 hats. How many things are in the box?
 Answer Choices: (a) 69 (b) 79 (c) 81 (d) 89
-A: 34 + 27 = 61. 61 + 18 = 79. The answer is (b).
+A: 34 + 27 = 61. 61 + 18 = 79. (a) 69 no. (b) 79 yes. The answer is (b).
 """
 
 import random
@@ -22,12 +22,16 @@ def generate(rng: random.Random, level: Level) -> Exemplar:
     rng.shuffle(options)
     things = pick(rng, THINGS, count)
     items = join([f"{n} {thing}" for n, thing in zip(terms, things, strict=True)])
-    choices = " ".join(f"({letter}) {n}" for letter, n in zip("abcd", options, strict=True))
+    letters = [f"({letter})" for letter in "abcd"]
+    choices = " ".join(f"{letter} {n}" for letter, n in zip(letters, options, strict=True))
+    right = options.index(sum(terms))
+    checks = [f"{letters[i]} {options[i]} no." for i in range(right)]
+    checks.append(f"{letters[right]} {options[right]} yes.")
     return Exemplar(
         question=f"Q: A box holds {items}. How many things are in the box?\n"
         f"Answer Choices: {choices}",
-        reasoning=sum_steps(rng, terms),
-        answer=f"({'abcd'[options.index(sum(terms))]})",
+        reasoning=f"{sum_steps(rng, terms)} {' '.join(checks)}",
+        answer=letters[right],
     )
 
 

@@ -6,8 +6,8 @@ OPTIONS
 - yes
 - no
 - it is not possible to tell
-A: 34 + 27 = 61. 61 is less than 65. There are also some hats. The answer is it is not possible to
-tell.
+A: 34 + 27 = 61. 61 against 65 is less. There are also some hats. The answer is it is not possible
+to tell.
 
 With "some" things left uncounted a total above the limit still proves the hypothesis, and one below
 it proves nothing; without them it refutes it.
@@ -36,7 +36,10 @@ def generate(rng: random.Random, level: Level) -> Exemplar:
     items = [f"{n} {thing}" for n, thing in zip(terms, things, strict=False)]
     if open_ended:
         items.insert(rng.randint(0, count), f"some {things[-1]}")
-    steps = [sum_steps(rng, terms), f"{sum(terms)} is {'more' if more else 'less'} than {limit}."]
+    steps = [
+        sum_steps(rng, terms),
+        f"{sum(terms)} against {limit} is {'more' if more else 'less'}.",
+    ]
     if open_ended:
         steps.append(f"There are also some {things[-1]}.")
     answer = "yes" if more else ("it is not possible to tell" if open_ended else "no")

@@ -2,7 +2,7 @@
 
 Q: Yes or no: Ann has 34 pens and 27 cups. Ben has 41 hats and 22 keys. Does Ann have more things
 than Ben?
-A: Ann: 34 + 27 = 61. Ben: 22 + 41 = 63. 61 is less than 63. The answer is no.
+A: Ann: 34 + 27 = 61. Ben: 22 + 41 = 63. 61 against 63 is less. The answer is no.
 """
 
 import random
@@ -39,7 +39,7 @@ def generate(rng: random.Random, level: Level) -> Exemplar:
     return Exemplar(
         question=f"Q: Yes or no: {names[0]} has {listed[0]}. {names[1]} has {listed[1]}. "
         f"Does {names[0]} have more things than {names[1]}?",
-        reasoning=f"{' '.join(steps)} {left} is {relation} than {right}.",
+        reasoning=f"{' '.join(steps)} {left} against {right} is {relation}.",
         answer="yes" if left > right else "no",
     )
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 from lmsi_jax.prompts import STEP_BY_STEP
 from lmsi_jax.records import Exemplar
-from lmsi_jax.tasks.family import Family
+from lmsi_jax.tasks.task import Task
 
 FORMAT_SHARES = {"cot": 0.55, "direct": 0.25, "step_by_step": 0.20}
 
@@ -25,7 +25,7 @@ def answer_text(row: Exemplar, style: str) -> str:
 
 
 def documents(
-    families: Mapping[str, Family],
+    families: Mapping[str, Task],
     shares: Mapping[str, float],
     *,
     seed: int,

@@ -87,11 +87,13 @@ class Gsm8k:
     def worked(self, split: Split, level: Level, seed: int) -> Iterator[Exemplar]:
         """Yields questions with the file's own (human) solutions, in one line each.
 
+        The split "pretrain", where families keep worked questions apart, is the train file here.
+
         Raises:
           LmsiError: as `stream`, and after the last question.
         """
         del level
-        rows = self._shuffled(split, seed)
+        rows = self._shuffled("train" if split == "pretrain" else split, seed)
         for row in rows:
             yield Exemplar(question=row.question, reasoning=one_line(row.solution), answer=row.gold)
         raise too_few(self.name, split, len(rows))

@@ -1,1 +1,1 @@
-"""Sampling many paths per question: path keys, sampling, shared-prefix attention, the jitted loop."""
+"""Many paths per question: path keys, sampling, shared-prefix attention, the jitted loop."""

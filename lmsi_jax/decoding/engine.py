@@ -21,8 +21,9 @@ from lmsi_jax.models.decoder import Params, fuse
 from lmsi_jax.models.tokenizer import Tokenizer
 from lmsi_jax.records import Path
 
-_PREFIX_BUCKET = 128  # task prompts are padded to a multiple of this many tokens
-_QUESTION_BUCKET = 32
+# Prompts are padded to multiples of these many tokens: few shapes, so few compilations.
+_PREFIX_BUCKET = 160
+_QUESTION_BUCKET = 80
 _CHUNK = 16  # steps between two looks at the text for stop strings
 
 
@@ -102,7 +103,15 @@ class Engine:
         stops = self._stops(sampling.stop)
         while True:
             lanes = decode_chunk(
-                self.config, sampling, _CHUNK, self._fused, shared, cache, lanes, stops
+                self.config,
+                sampling.filters,
+                _CHUNK,
+                self._fused,
+                shared,
+                cache,
+                lanes,
+                stops,
+                sampling.temperature,
             )
             done = np.asarray(lanes.done)
             if done.all() or int(lanes.step) >= sampling.max_new_tokens:

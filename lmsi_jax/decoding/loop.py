@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lmsi_jax.decoding import keys as path_keys
 from lmsi_jax.decoding.prefix import Cache, merge, over_cache, prefill
-from lmsi_jax.decoding.sampling import Sampling, draw
+from lmsi_jax.decoding.sampling import Filters, draw
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import Params, hidden_states, logits
 
@@ -66,25 +66,27 @@ def start(
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=6)
 def decode_chunk(
     config: ModelConfig,
-    sampling: Sampling,
+    filters: Filters,
     steps: int,
     fused: Params,
     shared: Cache | None,
     questions: Cache,
     lanes: Lanes,
     stops: jax.Array,
+    temperature: jax.Array | float,
 ) -> Lanes:
     """Draws up to `steps` further tokens for every lane; stops when all lanes are done.
 
     Args:
       config: the model's shape.
-      sampling: temperature and filters.
+      filters: greedy, top-k, top-p.
       steps: tokens per chunk.
       fused: `decoder.fuse` of the parameters.
       shared: the task prompt, one sequence, or None.
       questions: S sequences; lane r belongs to question r // (R / S).
       lanes: the lanes' state; donated.
       stops: [n, w] token sequences that end a path, padded on the left with -1.
+      temperature: of the softmax; unused when greedy.
     """
     end = jnp.minimum(lanes.step + steps, lanes.tokens.shape[1])
 
@@ -92,19 +94,20 @@ def decode_chunk(
         return (state.step < end) & ~state.done.all()
 
     def body(state: Lanes) -> Lanes:
-        return _step(config, sampling, fused, shared, questions, state, stops)
+        return _step(config, filters, fused, shared, questions, state, stops, temperature)
 
     return jax.lax.while_loop(more, body, lanes)
 
 
 def _step(
     config: ModelConfig,
-    sampling: Sampling,
+    filters: Filters,
     fused: Params,
     shared: Cache | None,
     questions: Cache,
     state: Lanes,
     stops: jax.Array,
+    temperature: jax.Array | float,
 ) -> Lanes:
     """One token for every lane."""
     rows, size = state.tokens.shape
@@ -130,7 +133,7 @@ def _step(
 
     states = hidden_states(config, fused, state.token, positions, attend)
     noise = path_keys.uniforms(state.noise, step)
-    token, logprob = draw(logits(fused, states), noise, sampling)
+    token, logprob = draw(logits(fused, states), noise, temperature, filters)
     tokens = jax.lax.dynamic_update_index_in_dim(state.tokens, token, step, 1)
     logprobs = jax.lax.dynamic_update_index_in_dim(state.logprobs, logprob, step, 1)
     return dataclasses.replace(

@@ -1,6 +1,7 @@
 """Attention over shared prefixes: task prompt, question and path, each stored once.
 
-The softmax over all keys is exact: each part gives its maximum, its sum and its weighted values, and
+The softmax over all keys is exact: each part gives its maximum, its sum and its weighted values,
+and
 the parts are merged by log-sum-exp. Products are plain batched matmuls with keys stored [.., K, L],
 the layout that XLA's CPU back end multiplies fastest (bench/decode.py compares the others).
 
@@ -9,6 +10,7 @@ dim, L cached positions.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -59,9 +61,9 @@ def merge(parts: list[tuple[jax.Array, ...]]) -> jax.Array:
     for other, _, _ in parts[1:]:
         top = jnp.maximum(top, other)
     scales = [jnp.exp(own - top) for own, _, _ in parts]
-    total = sum(scale * z for scale, (_, z, _) in zip(scales, parts, strict=True))
-    mixed = sum(scale[..., None] * o for scale, (_, _, o) in zip(scales, parts, strict=True))
-    return mixed / total[..., None]  # type: ignore[index]
+    totals = [scale * z for scale, (_, z, _) in zip(scales, parts, strict=True)]
+    values = [scale[..., None] * o for scale, (_, _, o) in zip(scales, parts, strict=True)]
+    return functools.reduce(jnp.add, values) / functools.reduce(jnp.add, totals)[..., None]
 
 
 def _padding_bias(lengths: jax.Array, size: int) -> jax.Array:

@@ -9,6 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import STOP_STRINGS
 
 _BLOCK = 32  # the cumulative sum goes by blocks of this many tokens, then inside one block
@@ -44,7 +45,12 @@ class Sampling:
         }
         for name, good in checks.items():
             if not good:
-                raise ValueError(f"Sampling.{name} = {getattr(self, name)} is out of range")
+                raise LmsiError(f"Sampling.{name} = {getattr(self, name)} is out of range")
+
+    @property
+    def filters(self) -> "Filters":
+        """What the loop is compiled for."""
+        return Filters(self.temperature == 0, self.top_k, self.top_p)
 
 
 def filtered(scores: jax.Array, top_k: int, top_p: float) -> jax.Array:
@@ -87,23 +93,34 @@ def _running(x: jax.Array) -> jax.Array:
 
 
 def _first_above(upto: jax.Array, parts: jax.Array, target: jax.Array) -> jax.Array:
-    """First index with upto > target, or, where rounding leaves none, the last with a positive part."""
+    """First index with upto > target; where rounding leaves none, the last with a part > 0."""
     last = upto.shape[-1] - 1 - jnp.argmax(parts[:, ::-1] > 0, axis=-1)
     found = (upto > target[:, None]) & (parts > 0)
     return jnp.where(found.any(-1), jnp.argmax(found, axis=-1), last).astype(jnp.int32)
 
 
-def draw(scores: jax.Array, uniform: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
+@dataclasses.dataclass(frozen=True)
+class Filters:
+    """The part of `Sampling` that a loop is compiled for; temperature is an argument."""
+
+    greedy: bool
+    top_k: int
+    top_p: float
+
+
+def draw(
+    scores: jax.Array, uniform: jax.Array, temperature: jax.Array | float, filters: Filters
+) -> tuple[jax.Array, jax.Array]:
     """Draws a token per lane; scores [R, V], uniform [R] -> tokens [R] and log-probabilities [R].
 
     The log-probabilities are the model's own, at temperature 1 and unfiltered.
     """
     scores = scores.astype(jnp.float32)
     shifted = scores - scores.max(-1, keepdims=True)
-    if sampling.temperature == 0:
+    if filters.greedy:
         tokens = jnp.argmax(shifted, axis=-1).astype(jnp.int32)
     else:
-        kept = filtered(shifted / sampling.temperature, sampling.top_k, sampling.top_p)
+        kept = filtered(shifted / temperature, filters.top_k, filters.top_p)
         tokens = inverse_cdf(jnp.exp(kept), uniform)
     normaliser = jnp.log(jnp.exp(shifted).sum(-1))
     chosen = jnp.take_along_axis(shifted, tokens[:, None], axis=-1)[:, 0]

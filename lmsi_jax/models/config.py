@@ -7,8 +7,8 @@ import dataclasses
 class ModelConfig:
     """A PaLM-style decoder (Chowdhery et al. 2022, section 2).
 
-    Parallel attention and gated MLP, rotary positions, RMS norm, no biases, embeddings shared between
-    input and output. `num_kv_heads=1` is multi-query attention, `num_heads` multi-head.
+    Parallel attention and gated MLP, rotary positions, RMS norm, no biases, embeddings shared
+    between input and output. `num_kv_heads=1` is multi-query attention, `num_heads` multi-head.
 
     Attributes:
       max_length: longest sequence, prompt and continuation together, that the model may see.

@@ -1,7 +1,8 @@
 """The decoder's arithmetic, once, for training and for decoding; Flax declares its parameters.
 
 The functions below take the parameter tree and an `attend` callback. Training passes attention over
-a packed batch, the decode loop passes attention over shared caches; everything else is the same code.
+a packed batch, the decode loop passes attention over shared caches; everything else is the same
+code.
 
 Shapes: N rows of any leading shape, D embed, H query heads, G kv heads, K head dim, F mlp, V vocab.
 """
@@ -43,10 +44,11 @@ def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def fuse(config: ModelConfig, params: Params) -> Params:
-    """Joins each layer's projections into one matrix in and one out (two matmuls a layer, not seven).
+    """Joins each layer's projections into one matrix in and one out (two matmuls a layer, not
+    seven).
 
-    The parallel block reads one normalised input, so query, key, value, gate and up are one product,
-    and the two outputs are one sum.
+    The parallel block reads one normalised input, so query, key, value, gate and up are one
+    product, and the two outputs are one sum.
     """
     fused = {"embedding": params["embedding"], "final_norm": params["final_norm"]["scale"]}
     for layer in range(config.num_layers):
@@ -165,6 +167,14 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
     """Draws a fresh parameter tree, float32."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     variables = Decoder(config).init(key, tokens, tokens, lambda layer, q, k, v: q)
-    return (
-        nn.unfreeze(variables["params"]) if hasattr(nn, "unfreeze") else dict(variables["params"])
-    )
+    return nn.unbox(variables["params"])
+
+
+def fresh_params(config: ModelConfig, seed: int) -> Params:
+    """Draws the parameter tree that a seed stands for."""
+    return init_params(config, jax.random.key(seed))
+
+
+def parameter_shapes(config: ModelConfig) -> Params:
+    """Returns the parameter tree with shapes and types in place of arrays."""
+    return jax.eval_shape(lambda: fresh_params(config, 0))

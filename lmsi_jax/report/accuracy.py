@@ -30,10 +30,11 @@ _SUBJECTS: dict[Prompting, str] = {
     "self_consistency": "Accuracy of the vote",
 }
 _CLASSES = {"rose": "up", "fell": "down", "no clear change": "flat"}
+INTERVALS = "[95 % interval, Wilson’s]."
 HOW_TESTED = (
-    "Square brackets: 95 % interval (one accuracy: Wilson; a change: Newcombe’s for pairs). "
-    "p: McNemar’s exact two-sided test on the same questions before and after, not corrected for "
-    "the number of rows."
+    "Changes: last model minus base on the same questions, [95 % interval, Newcombe’s for pairs]; "
+    "p: McNemar’s exact two-sided test, not corrected for the number of rows. “Rose” and “fell” "
+    "need p < 0.05 and an interval that leaves out zero."
 )
 
 
@@ -45,10 +46,9 @@ def headline_words(summary: Summary) -> tuple[str, str]:
     domain, comparison = found
     change = comparison.change
     assert change is not None
-    first, last = comparison.by_round[0], comparison.by_round[max(comparison.by_round)]
     words = (
         f"{_SUBJECTS[comparison.prompting]} on {compare.DOMAIN_NAMES[domain].lower()} tasks "
-        f"{_VERBS[change.verdict]} from {percent(first.share)} to {percent(last.share)}"
+        f"{_VERBS[change.verdict]} from {percent(change.before)} to {percent(change.after)}"
     )
     basis = (
         f"{points(change.difference)} points [95 %: {points(change.low)} to {points(change.high)}]"
@@ -66,11 +66,8 @@ def overview(summary: Summary) -> Html:
     for domain in DOMAINS:
         tasks = compare.tasks_of(summary, domain)
         title = f"{compare.DOMAIN_NAMES[domain]} ({several(len(tasks), 'task')})"
-        groups.append((title, compare.of_domain(summary, domain)))
-    caption = (
-        "Accuracy in percent; mean over tasks, each counting alike. “Rose” and “fell” need "
-        f"p < 0.05 and an interval that leaves out zero. {HOW_TESTED}"
-    )
+        groups.append((title, compare.of_domain(summary, domain), len(tasks)))
+    caption = "Mean over tasks, each counting alike."
     return _comparison_table(groups, measured, caption)
 
 
@@ -81,12 +78,12 @@ def by_task(summary: Summary) -> Html:
         for task in compare.tasks_of(summary, domain):
             about = f"{compare.DOMAIN_NAMES[domain].lower()}, {task['kind']}, level {task['level']}"
             title = joined([element("strong", task["name"]), f" {about}"])
-            groups.append((title, compare.of_task(summary, task["name"])))
+            groups.append((title, compare.of_task(summary, task["name"]), 1))
     measured = compare.rounds_measured(summary)
     bars = [_bars(summary, prompting, measured) for prompting in PROMPTINGS]
     note = element("p", "Bars: accuracy; whiskers: 95 % Wilson interval.", cls="note")
     panels = element("div", *bars, cls="panels")
-    detailed = _comparison_table(groups, measured, f"Accuracy in percent. {HOW_TESTED}")
+    detailed = _comparison_table(groups, measured)
     return joined([_legend(measured), note, panels, detailed, _sampling(summary)])
 
 
@@ -105,7 +102,7 @@ def confidence(summary: Summary) -> Html:
         if series:
             name = compare.DOMAIN_NAMES[domain]
             chart = charts.confidence_chart(
-                f"{name}: {DASH} accuracy against confidence".replace(f"{DASH} ", ""),
+                f"{name}: accuracy against confidence",
                 [s[:2] for s in series],
             )
             said = "; ".join(
@@ -138,9 +135,9 @@ def _without_change(summary: Summary) -> tuple[str, str]:
 
 
 def _comparison_table(
-    groups: Sequence[tuple[object, Sequence[compare.Comparison]]],
+    groups: Sequence[tuple[object, Sequence[compare.Comparison], int]],
     measured: Sequence[int],
-    caption: str,
+    caption: str = "",
 ) -> Html:
     compared = len(measured) > 1
     names = [element("th", compare.round_name(r), scope="col", cls="num") for r in measured]
@@ -154,24 +151,28 @@ def _comparison_table(
         "thead", element("tr", first, element("th", "n", scope="col", cls="num"), *names, *changes)
     )
     columns = 2 + len(measured) + len(changes)
-    scale = _scale([c for _, rows in groups for c in rows])
+    scale = _scale([c for _, rows, _ in groups for c in rows])
     bodies = []
-    for title, comparisons in groups:
+    for title, comparisons, tasks in groups:
         top = element("tr", element("th", title, colspan=columns, scope="rowgroup", cls="group"))
-        rows = [_comparison_row(c, measured, scale) for c in comparisons]
+        rows = [_comparison_row(c, tasks, measured, scale) for c in comparisons]
         if not rows:
             rows = [element("tr", element("td", "not measured", colspan=columns, cls="empty"))]
         bodies.append(element("tbody", top, *rows))
-    return scrolling(head, bodies, caption, stacked=len(measured) > 2)
+    said = " ".join([f"{caption} Accuracy in percent, {INTERVALS}", HOW_TESTED if compared else ""])
+    style = "stacked" if len(measured) > 2 else None if compared else "slim"
+    return scrolling(head, bodies, said.strip(), style)
 
 
 def _comparison_row(
-    comparison: compare.Comparison, measured: Sequence[int], scale: tuple[float, float]
+    comparison: compare.Comparison, tasks: int, measured: Sequence[int], scale: tuple[float, float]
 ) -> Html:
     sizes = sorted({accuracy.n for accuracy in comparison.by_round.values()})
+    found = max(accuracy.tasks for accuracy in comparison.by_round.values())
+    counted = f" ({found} of {tasks} tasks)" if found < tasks else ""
     cells = [
         element("th", compare.PROMPTING_NAMES[comparison.prompting], scope="row", cls="text"),
-        element("td", "/".join(whole(n) for n in sizes), cls="num quiet"),
+        element("td", "/".join(whole(n) for n in sizes), counted, cls="num quiet"),
     ]
     for number in measured:
         cells.append(element("td", _accuracy(comparison.by_round.get(number)), cls="num"))

@@ -201,8 +201,9 @@ def _bar(bar: Bar | None, i: int, ramp: int, x: svg.Scale, y: float, thick: int)
     yield svg.text(svg.WIDTH, middle + 4, decimal(100 * bar.value, 1), cls="value end")
 
 
-def _line(line: Line, i: int, ramp: int, x: svg.Scale, y: svg.Scale, dots: bool) -> Iterator[Html]:
-    paint = svg.paint(i, ramp)
+def _line(
+    line: Line, paint: dict[str, object], x: svg.Scale, y: svg.Scale, dots: bool
+) -> Iterator[Html]:
     if line.intervals:
         for (px, _), (low, high) in zip(line.points, line.intervals, strict=True):
             yield svg.whisker(x(px), y(low), x(px), y(high))

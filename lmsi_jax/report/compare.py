@@ -1,6 +1,7 @@
 """Everything that the report says about accuracy, computed once from the summary's 0/1 outcomes."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -34,12 +35,18 @@ class Accuracy:
     low: float
     high: float
     n: int
+    tasks: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """Last model minus base on the same questions; `p` is McNemar's, exact, over all of them."""
+    """Last model minus base on the same questions; `p` is McNemar's, exact, over all of them.
 
+    `before` and `after` are means over the tasks that could be compared, each counting alike.
+    """
+
+    before: float
+    after: float
     difference: float
     low: float
     high: float
@@ -160,7 +167,7 @@ def _mean(rows: Sequence[Evaluation]) -> Accuracy | None:
     # A mean of independent shares has the interval of a mean of independent differences. That of
     # one share is taken as it is: nothing is lost to rounding.
     mean = shares[0] if len(shares) == 1 else macro_difference(shares)
-    return Accuracy(*mean, sum(len(row["correct"]) for row in rows))
+    return Accuracy(*mean, sum(len(row["correct"]) for row in rows), len(rows))
 
 
 def _pairs(
@@ -180,6 +187,8 @@ def _change(pairs: Sequence[tuple[list[bool], list[bool]]]) -> Change | None:
         return None
     differences = [paired_difference(before, after) for before, after in pairs]
     macro = differences[0] if len(differences) == 1 else macro_difference(differences)
-    before = [c for old, _ in pairs for c in old]
-    after = [c for _, new in pairs for c in new]
-    return Change(*macro, mcnemar(before, after), len(before), len(pairs))
+    before = [c for pair in pairs for c in pair[0]]
+    after = [c for pair in pairs for c in pair[1]]
+    shares = [[sum(c) / len(c) for c in pair] for pair in pairs]
+    old, new = (math.fsum(side) / len(pairs) for side in zip(*shares, strict=True))
+    return Change(old, new, *macro, mcnemar(before, after), len(before), len(pairs))

@@ -62,13 +62,14 @@ def table(
 
 
 def scrolling(
-    head: Html, bodies: Sequence[Html], caption: object = "", stacked: bool = False
+    head: Html, bodies: Sequence[Html], caption: object = "", style: str | None = None
 ) -> Html:
     """Returns the frame around a table's parts; a keyboard can scroll it.
 
-    `stacked` puts intervals below their numbers, so that many columns fit.
+    Style "stacked" puts intervals below their numbers, so that many columns fit; "slim" keeps few
+    columns together.
     """
-    inner = element("table", head, *bodies, cls="stacked" if stacked else None)
+    inner = element("table", head, *bodies, cls=style)
     frame = element("div", inner, cls="scroll", tabindex=0, role="group", aria_label="Table")
     return element("figure", frame, element("figcaption", caption) if caption else "", cls="wide")
 

@@ -56,15 +56,18 @@ def paint(index: int, ramp: int) -> dict[str, object]:
 
 def ticks(low: float, high: float, limit: float, count: int = 4) -> list[float]:
     """Returns round numbers around [low, high], from 0 where that costs little room."""
-    if low >= 0 and low < 0.5 * high:
+    if 0 <= low < 0.5 * high:
         low = 0.0
-    span = (high - low) or abs(high) or 1.0
+    size = max(abs(low), abs(high))
+    # What differs by rounding alone is one value, and has no extent of its own.
+    span = high - low if high - low > 1e-6 * size else size
+    span = span if span > 1e-12 else 1.0
     raw = span / count
     unit = 10.0 ** math.floor(math.log10(raw))
     step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= raw * 0.999)
     first, last = math.floor(low / step), math.ceil(high / step)
     last = max(last, first + 1)
-    marks = [round(i * step, 12) for i in range(first, last + 1)]
+    marks = [float(f"{i * step:.12g}") for i in range(first, last + 1)]
     return [t for t in marks if t <= limit + 1e-9]
 
 

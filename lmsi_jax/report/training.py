@@ -128,7 +128,7 @@ def _curves(rounds: Sequence[Round], field: str, name: str, unit: str) -> Html:
     ]
     if not lines:
         return Html("")
-    return _figure(name, charts.line_chart(name, lines, "step", unit, ramp=len(lines) > 1))
+    return _figure(name, charts.line_chart(name, lines, "step", unit, ramp=len(rounds) > 1))
 
 
 def _format_losses(row: Round, named: bool) -> Html:

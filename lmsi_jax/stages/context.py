@@ -5,13 +5,12 @@ import functools
 import importlib.resources
 from typing import Any
 
-import jax
 from etils import epath
 
 from lmsi_jax.decoding.engine import Engine
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.files import file_sha256
-from lmsi_jax.models.decoder import Params, init_params
+from lmsi_jax.models.decoder import Params, parameter_shapes
 from lmsi_jax.models.tokenizer import SentencePiece
 from lmsi_jax.records import Question
 from lmsi_jax.run import Questions, Run
@@ -86,7 +85,7 @@ class Context:
     @functools.cached_property
     def shapes(self) -> Any:
         """The parameter tree's shapes."""
-        return jax.eval_shape(lambda: init_params(self.run.model, jax.random.key(0)))
+        return parameter_shapes(self.run.model)
 
     def params(self, round_index: int) -> Params:
         """Loads the model that a round ended with; round 0 is the base."""

@@ -1,13 +1,15 @@
 """Evaluation: a round's model on the test questions, for each prompting."""
 
 import dataclasses
-from typing import Any
+import functools
+from typing import Any, cast
 
 from lmsi_jax.decoding.engine import Engine
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.evaluation.evaluate import TaskScore, score
 from lmsi_jax.files import read_json, write_json
 from lmsi_jax.progress import Progress
+from lmsi_jax.prompts import Prompting
 from lmsi_jax.records import Question
 from lmsi_jax.stages.context import Context, named
 from lmsi_jax.stages.sample import PathCounter, read_paths, sample_task
@@ -88,11 +90,11 @@ def _one(
         engine,
         asked,
         registry.get(task).exemplars(),
-        "cot" if prompting == "self_consistency" else prompting,
+        "cot" if prompting == "self_consistency" else cast(Prompting, prompting),
         sampling,
         store,
         name,
         noise=(context.run.seed, round_index),
-        watch=lambda group, paths: counter.show(bar, group, paths),
+        watch=functools.partial(counter.show, bar),
     )
     return score(asked, read_paths(store, name), prompting, sampling.temperature)

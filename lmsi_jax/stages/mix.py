@@ -45,10 +45,10 @@ def _strong(context: Context, task: str, count: int) -> list[Example]:
     """Worked, labelled questions: the human examples of a strong and weak mixture."""
     from lmsi_jax.tasks import registry
 
-    source = registry.get(task)
+    config = context.questions
+    source = registry.get(task, config.data_dir)
     exemplars = source.exemplars()
-    level = context.questions.level
-    rows = source.worked("pretrain", level, context.questions.seed, context.questions.data_dir)
+    rows = source.worked("pretrain", config.level, config.seed)
     examples = []
     for number in range(count):
         worked = next(rows)

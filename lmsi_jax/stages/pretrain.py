@@ -7,12 +7,11 @@ import io
 import itertools
 from collections.abc import Iterator
 
-import jax
 from etils import epath
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.files import write_bytes, write_json
-from lmsi_jax.models.decoder import init_params
+from lmsi_jax.models.decoder import fresh_params
 from lmsi_jax.models.tokenizer import SentencePiece
 from lmsi_jax.prompts import SEPARATOR
 from lmsi_jax.run import Pretraining, Run
@@ -22,7 +21,8 @@ from lmsi_jax.training.packing import Row
 from lmsi_jax.training.trainer import train
 
 Document = list[tuple[str, str]]
-# One family's questions are ten times as long and varied as the others'; the tokenizer sees it more.
+# One family's questions are ten times as long and varied as the others'; the tokenizer sees it
+# more.
 _VOCABULARY_SHARES = {"gsm_symbolic": 6.0}
 
 
@@ -47,7 +47,7 @@ def pretrain(context: Context) -> None:
     params = train(
         run.model,
         run.pretraining.training,
-        init_params(run.model, jax.random.key(run.pretraining.seed)),
+        fresh_params(run.model, run.pretraining.seed),
         rows(run, SentencePiece(str(path))),
         stage.directory,
         name="pre-training",

@@ -1,13 +1,14 @@
 """Sampling: questions -> paths, in shards of one group of questions each."""
 
 import collections
+import functools
 from collections.abc import Callable, Sequence
 
 from lmsi_jax.answers import path_key
 from lmsi_jax.decoding.engine import Engine
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.progress import Progress
-from lmsi_jax.prompts import build_prompt
+from lmsi_jax.prompts import Prompting, build_prompt
 from lmsi_jax.records import Exemplar, Path, Question
 from lmsi_jax.stages.context import Context, named
 from lmsi_jax.store import ShardStore
@@ -44,7 +45,7 @@ def sample(context: Context, round_index: int, inputs: dict[str, str]) -> str:
                 store,
                 task,
                 noise=(run.seed, round_index),
-                watch=lambda group, paths, bar=bar: counter.show(bar, group, paths),
+                watch=functools.partial(counter.show, bar),
             )
     stage.finish()
     return stage.fingerprint
@@ -60,7 +61,7 @@ def sample_task(
     engine: Engine,
     questions: Sequence[Question],
     exemplars: Sequence[Exemplar],
-    prompting: str,
+    prompting: Prompting,
     sampling: Sampling,
     store: ShardStore,
     name: str,

@@ -1,6 +1,7 @@
 """Attention over packed rows that share a few-shot prefix, exact, without copying the prefix.
 
-A packed row holds several examples; a token sees the earlier tokens of its own example (its segment)
+A packed row holds several examples; a token sees the earlier tokens of its own example (its
+segment)
 and the whole shared prefix, so every example is computed as if it stood alone behind the prefix.
 Segment 0 pads. Queries are taken in blocks, so the part above the diagonal is not computed.
 """

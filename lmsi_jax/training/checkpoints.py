@@ -57,8 +57,8 @@ class Checkpoints:
         saved = tree["state"].get("param_states", {})
         _check_match(self.directory, names, saved)
         leaves = [jax.numpy.asarray(saved[name]) for name in names]
-        structure = jax.tree.structure(optimizer_state)
-        return _checked(self.directory, tree["target"], params), structure.unflatten(leaves)
+        state = jax.tree.unflatten(jax.tree.structure(optimizer_state), leaves)
+        return _checked(self.directory, tree["target"], params), state
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -132,8 +132,8 @@ def _read(folder: epath.Path) -> dict[str, Any]:
     except (ValueError, OSError, KeyError, FileNotFoundError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise LmsiError(
-            f"the checkpoint {folder} is incomplete or damaged ({reason}); delete it and repeat the "
-            "command, or name another"
+            f"the checkpoint {folder} is incomplete or damaged ({reason}); "
+            "delete it and repeat the command, or name another"
         ) from error
     if not isinstance(tree, dict) or "target" not in tree:
         raise LmsiError(f"{folder} has no 'target' tree of parameters; found {sorted(tree)}")
@@ -144,7 +144,7 @@ def _checked(folder: epath.Path, found: Any, like: Params) -> Params:
     saved, wanted = _named(found), _named(like)
     _check_match(folder, wanted, saved)
     leaves = [jax.numpy.asarray(saved[name]) for name in wanted]
-    return jax.tree.structure(like).unflatten(leaves)
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _check_match(folder: epath.Path, wanted: dict[str, Any], saved: dict[str, Any]) -> None:
@@ -160,6 +160,6 @@ def _check_match(folder: epath.Path, wanted: dict[str, Any], saved: dict[str, An
         if tuple(saved[name].shape) != tuple(leaf.shape):
             raise LmsiError(
                 f"the checkpoint {folder} belongs to another model: {name} is "
-                f"{tuple(saved[name].shape)}, ModelConfig wants {tuple(leaf.shape)}; set ModelConfig "
-                "to its shape, or name another checkpoint"
+                f"{tuple(saved[name].shape)}, ModelConfig wants {tuple(leaf.shape)}; "
+                "set ModelConfig to its shape, or name another checkpoint"
             )

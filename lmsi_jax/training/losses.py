@@ -37,7 +37,7 @@ def token_losses(config: ModelConfig, params: Params, batch: Arrays) -> jax.Arra
 def weighted_sums(
     config: ModelConfig, params: Params, batch: Arrays, groups: int
 ) -> tuple[jax.Array, Any]:
-    """Sum of weight * loss over a microbatch, and the same and the weights by group, [groups] each."""
+    """Sum of weight * loss over a microbatch; the same, and the weights, by group [groups]."""
     weighted = token_losses(config, params, batch) * batch["weights"]
     member = jax.nn.one_hot(batch["groups"], groups)
     by_group = jnp.einsum("bt,btg->g", weighted, member)
@@ -52,7 +52,8 @@ def loss_and_gradient(
 
     Returns:
       The weighted mean loss over all target tokens, its gradient, and the mean by group (NaN where
-      a group has no weight). Accumulation is exact: sums are divided by the total weight at the end.
+      a group has no weight). Accumulation is exact: sums are divided by the total weight at the
+      end.
     """
     gradient = jax.value_and_grad(weighted_sums, argnums=1, has_aux=True)
 

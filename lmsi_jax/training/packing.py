@@ -120,7 +120,8 @@ class _Bin:
 def microbatches(rows: Iterable[Row], shape: Shape) -> Iterator[Batch]:
     """Yields microbatches, each of rows that share a prefix, in a deterministic order.
 
-    A microbatch is complete when some rows of its prefix wait that have no room in it; they open the
+    A microbatch is complete when some rows of its prefix wait that have no room in it; they open
+    the
     next one. Rows still open when a finite stream ends come last, by the order of their prefixes.
 
     Raises:
@@ -153,7 +154,7 @@ def check(row: Row, shape: Shape) -> None:
 
 
 def batches(rows: Iterable[Row], shape: Shape) -> Iterator[Batch]:
-    """Yields steps of `shape.microbatches` stacked microbatches; an incomplete last step is dropped."""
+    """Yields steps of stacked microbatches; an incomplete last step is dropped."""
     waiting: list[Batch] = []
     for one in microbatches(rows, shape):
         waiting.append(one)

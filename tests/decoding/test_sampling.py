@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmsi_jax.decoding.sampling import Sampling, draw, filtered, inverse_cdf
+from lmsi_jax.decoding.sampling import Filters, Sampling, draw, filtered, inverse_cdf
+from lmsi_jax.errors import LmsiError
 
 
 @settings(max_examples=50, deadline=None)
@@ -29,7 +30,7 @@ def test_draws_follow_the_softmax():
     scores = jnp.asarray([0.0, 1.0, 2.0, -1.0])
     uniform = (jnp.arange(20_000) + 0.5) / 20_000
     tokens, logprobs = draw(
-        jnp.broadcast_to(scores, (20_000, 4)), uniform, Sampling(temperature=0.5, stop=())
+        jnp.broadcast_to(scores, (20_000, 4)), uniform, 0.5, Filters(False, 0, 1.0)
     )
     share = np.bincount(np.asarray(tokens), minlength=4) / 20_000
     np.testing.assert_allclose(share, jax.nn.softmax(scores / 0.5), atol=1e-3)
@@ -39,7 +40,7 @@ def test_draws_follow_the_softmax():
 
 def test_greedy_takes_the_best_token_whatever_the_noise():
     scores = jnp.asarray([[0.1, 3.0, 2.9], [5.0, 1.0, 0.0]])
-    tokens, _ = draw(scores, jnp.asarray([0.999, 0.999]), Sampling(temperature=0))
+    tokens, _ = draw(scores, jnp.asarray([0.999, 0.999]), 1.0, Sampling(temperature=0).filters)
     assert tokens.tolist() == [1, 0]
 
 
@@ -59,5 +60,5 @@ def test_top_p_keeps_the_smallest_set_with_that_probability():
 
 def test_settings_out_of_range_are_refused():
     for bad in ({"paths": 0}, {"temperature": -1}, {"top_p": 0.0}, {"max_new_tokens": 0}):
-        with pytest.raises(ValueError, match=next(iter(bad))):
+        with pytest.raises(LmsiError, match=next(iter(bad))):
             Sampling(**bad)

@@ -23,8 +23,14 @@ def _logits(config, params, tokens):
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_logits_equal_a_float64_reference_for_every_kind_of_attention(groups):
     config = ModelConfig(
-        vocab_size=50, num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=groups, head_dim=6, mlp_dim=20
-    )  # fmt: skip
+        vocab_size=50,
+        num_layers=2,
+        embed_dim=16,
+        num_heads=4,
+        num_kv_heads=groups,
+        head_dim=6,
+        mlp_dim=20,
+    )
     params = init_params(config, jax.random.key(groups))
     tokens = np.random.default_rng(0).integers(0, 50, 21)
     expected = reference_logits(config, params, tokens)
