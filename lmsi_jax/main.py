@@ -10,11 +10,14 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from lmsi_jax import __version__, gin_edge, gin_errors
 from lmsi_jax.errors import LmsiError
+
+if TYPE_CHECKING:
+    from lmsi_jax.run import Run
 
 STAGES = ("sample", "vote", "mix", "train", "eval", "report")
 
@@ -35,7 +38,7 @@ gin flags, as in T5X:
   --gin.NAME=VALUE          one parameter (Run.rounds) or macro; VALUE in gin syntax or plain text
   --gin_search_paths=A,B    folders where gin files and their includes are looked for
 """
-# TensorFlow and gRPC write pages to stderr unless they are told before they are imported.
+# gRPC and older TensorFlow write pages to stderr unless they are told before they are imported.
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "ERROR"}
 
 
@@ -49,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        _execute(words)
+        _execute(words, as_command=argv is None)
     except LmsiError as error:
         _print_error(error)
         return 2
@@ -59,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _execute(words: list[str]) -> None:
+def _execute(words: list[str], as_command: bool) -> None:
     gin_args, rest = gin_edge.parse(words)
     parser = _parser()
     args = parser.parse_args(rest)
@@ -69,15 +72,27 @@ def _execute(words: list[str]) -> None:
     _check_config(args.command, args.config, gin_args)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    if as_command:
+        from lmsi_jax.quiet import quiet_libraries
+
+        quiet_libraries()
     from lmsi_jax.configurables import load_run
     from lmsi_jax.rounds import execute
 
     gin_edge.load(args.config, gin_args)
     with gin_errors.readable_calls():
-        run = load_run()
+        run = _build(load_run)
         stages = _COMMANDS[args.command][0]
         command = shlex.join(["lmsi", *words])
         execute(run, stages, command, gin_edge.operative_config())
+
+
+def _build(load_run: Callable[[], "Run"]) -> "Run":
+    """Builds the configuration; a value that one of its classes refuses is the user's to mend."""
+    try:
+        return load_run()
+    except ValueError as error:
+        raise LmsiError(str(error).strip().splitlines()[0]) from None
 
 
 def _check_config(command: str, config: str | None, gin_args: gin_edge.GinArgs) -> None:

@@ -55,18 +55,17 @@ def _run_rounds(context: Context, command: str, config_text: str) -> None:
     if not (context.output / "config.gin").exists():
         _describe(context, command, config_text, hashes)
     model = base
-    ran = False
     try:
-        ran = evaluate(context, 0, {"model": base, "questions": questions}) is not None
+        _evaluate(context, 0, base, questions)
         for index in range(1, context.run.rounds + 1):
             model = _one_round(context, index, model, questions)
-            ran = True
             if index < context.run.rounds and (reasons := stop_reasons(context, index)):
                 print(f"stopping after round {index}: {'; '.join(reasons)}", flush=True)
                 break
-    except NotReady:
-        if not (ran or context.worked):
+    except NotReady as next_one:
+        if not context.worked:
             raise
+        print(f"done so far; {next_one}", flush=True)
     _describe(context, command, config_text, hashes)
 
 
@@ -76,8 +75,14 @@ def _one_round(context: Context, index: int, model: str, questions: str) -> str:
     voted = vote(context, index, {"sample": sampled})
     mixed = mix(context, index, {"vote": voted})
     trained = finetune(context, index, {"mix": mixed, "model": model})
-    evaluate(context, index, {"model": trained, "questions": questions})
+    _evaluate(context, index, trained, questions)
     return trained
+
+
+def _evaluate(context: Context, index: int, model: str, questions: str) -> None:
+    """Evaluates where that was asked for: no other stage reads the scores."""
+    if "eval" in context.stages:
+        evaluate(context, index, {"model": model, "questions": questions})
 
 
 def stop_reasons(context: Context, index: int) -> list[str]:

@@ -13,6 +13,8 @@ THINGS = (
     "pens", "cups", "hats", "keys", "books", "coins", "balls", "cards", "shells", "plums",
     "stamps", "bells", "boxes", "lamps", "rings", "stones",
 )  # fmt: skip
+# How far apart two compared numbers are: near enough that a wrong sum often flips the answer.
+MARGINS = (1, 2, 3, 4, 6, 9, 14, 20, 30)
 
 
 def pick(rng: random.Random, words: Sequence[str], count: int) -> list[str]:

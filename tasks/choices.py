@@ -1,8 +1,10 @@
 """Totals with answer choices (choice).
 
-Q: A box holds 34 pens, 27 cups and 18 hats. How many things are in the box?
-Answer Choices: (a) 69 (b) 79 (c) 81 (d) 89
-A: 34 + 27 = 61. 61 + 18 = 79. (a) 69 no. (b) 79 yes. The answer is (b).
+Q: A box holds 34 pens, 27 cups and 18 hats. How many things are in the box: 69 (a), 79 (b), 81 (c)
+or 89 (d)?
+A: 34 + 27 = 61. 61 + 18 = 79. 79 (b). The answer is (b).
+
+The letter stands behind its number: a small model looks a number up by what follows it.
 """
 
 import random
@@ -23,15 +25,13 @@ def generate(rng: random.Random, level: Level) -> Exemplar:
     things = pick(rng, THINGS, count)
     items = join([f"{n} {thing}" for n, thing in zip(terms, things, strict=True)])
     letters = [f"({letter})" for letter in "abcd"]
-    choices = " ".join(f"{letter} {n}" for letter, n in zip(letters, options, strict=True))
-    right = options.index(sum(terms))
-    checks = [f"{letters[i]} {options[i]} no." for i in range(right)]
-    checks.append(f"{letters[right]} {options[right]} yes.")
+    *first, last = [f"{n} {letter}" for n, letter in zip(options, letters, strict=True)]
+    right = letters[options.index(sum(terms))]
     return Exemplar(
-        question=f"Q: A box holds {items}. How many things are in the box?\n"
-        f"Answer Choices: {choices}",
-        reasoning=f"{sum_steps(rng, terms)} {' '.join(checks)}",
-        answer=letters[right],
+        question=f"Q: A box holds {items}. How many things are in the box: "
+        f"{', '.join(first)} or {last}?",
+        reasoning=f"{sum_steps(rng, terms)} {sum(terms)} {right}.",
+        answer=right,
     )
 
 

@@ -16,7 +16,7 @@ it proves nothing; without them it refutes it.
 import random
 
 from lmsi_jax.records import Exemplar
-from lmsi_jax.tasks.arithmetic import NAMES, THINGS, join, pick, sum_steps
+from lmsi_jax.tasks.arithmetic import MARGINS, NAMES, THINGS, join, pick, sum_steps
 from lmsi_jax.tasks.family import Family, Level
 
 _QUESTION = (
@@ -32,7 +32,7 @@ def generate(rng: random.Random, level: Level) -> Exemplar:
     count = rng.randint(3, 5) if level == "hard" else 2
     terms, things = [rng.randint(11, 99) for _ in range(count)], pick(rng, THINGS, count + 1)
     more, open_ended = rng.random() < 0.5, rng.random() < 0.5
-    limit = sum(terms) + rng.choice([1, 2, 3, 4, 5, 7, 9]) * (-1 if more else 1)
+    limit = sum(terms) + rng.choice(MARGINS) * (-1 if more else 1)
     items = [f"{n} {thing}" for n, thing in zip(terms, things, strict=False)]
     if open_ended:
         items.insert(rng.randint(0, count), f"some {things[-1]}")

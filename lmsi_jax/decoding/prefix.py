@@ -3,7 +3,7 @@
 The softmax over all keys is exact: each part gives its maximum, its sum and its weighted values,
 and
 the parts are merged by log-sum-exp. Products are plain batched matmuls with keys stored [.., K, L],
-the layout that XLA's CPU back end multiplies fastest (bench/decode.py compares the others).
+the layout that XLA's CPU back end multiplies fastest.
 
 Shapes: S questions, m lanes a question, R = S * m lanes, H heads, G kv heads, per = H / G, K head
 dim, L cached positions.

@@ -9,7 +9,7 @@ from etils import epath
 
 from lmsi_jax.decoding.engine import Engine
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.files import file_sha256
+from lmsi_jax.files import file_sha256, read_json
 from lmsi_jax.models.decoder import Params, parameter_shapes
 from lmsi_jax.models.tokenizer import SentencePiece
 from lmsi_jax.records import Question
@@ -68,8 +68,19 @@ class Context:
 
     @functools.cached_property
     def tokenizer(self) -> SentencePiece:
-        """The run's tokenizer."""
-        return SentencePiece(self.tokenizer_path)
+        """The run's tokenizer.
+
+        Raises:
+          LmsiError: the file is none, or the model has another number of ids.
+        """
+        tokenizer = SentencePiece(self.tokenizer_path)
+        ids, wanted = tokenizer.vocab_size, self.run.model.vocab_size
+        if ids != wanted:
+            raise LmsiError(
+                f"the tokenizer {self.tokenizer_path} has {ids} ids, ModelConfig.vocab_size is "
+                f"{wanted}; set Run.tokenizer to the one that the checkpoint was trained with"
+            )
+        return tokenizer
 
     @functools.cached_property
     def base_folder(self) -> epath.Path:
@@ -80,7 +91,8 @@ class Context:
     @functools.cached_property
     def base_fingerprint(self) -> str:
         """What identifies the base model and its tokenizer: their files' hashes."""
-        return f"{checkpoints.digest(self.params(0))[:32]}{file_sha256(self.tokenizer_path)[:32]}"
+        vocabulary = file_sha256(self.tokenizer.path)
+        return f"{checkpoints.digest(self.params(0))[:32]}{vocabulary[:32]}"
 
     @functools.cached_property
     def shapes(self) -> Any:
@@ -90,8 +102,13 @@ class Context:
     def params(self, round_index: int) -> Params:
         """Loads the model that a round ended with; round 0 is the base."""
         if self._params is None or self._params[0] != round_index:
-            folder = self.base_folder if round_index == 0 else self.folder(round_index, "train")
-            self._params = (round_index, checkpoints.load_params(folder, self.shapes))
+            folder = self.base_folder
+            if round_index:
+                folder = checkpoints.find(self.folder(round_index, "train"))
+            params = checkpoints.load_params(folder, self.shapes)
+            if round_index:
+                _check_digest(folder, params)
+            self._params = (round_index, params)
         return self._params[1]
 
     def engine(self, round_index: int) -> Engine:
@@ -125,6 +142,20 @@ class Context:
             )
         self.worked |= stage.name in self.stages
         return stage.begin() == "done"
+
+
+def _check_digest(folder: epath.Path, params: Params) -> None:
+    """Compares a trained model with its digest: a checkpoint's format has no checksum of its own.
+
+    Raises:
+      LmsiError: the checkpoint was altered.
+    """
+    record = read_json(folder.parent / "digest.json")
+    if record["params_sha256"] != checkpoints.digest(params):
+        raise LmsiError(
+            f"the checkpoint {folder} was altered after training; delete it and repeat the "
+            "command, which trains it again"
+        )
 
 
 def named(value: Any) -> dict[str, Any]:

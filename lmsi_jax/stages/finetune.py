@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterator
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.files import write_json
+from lmsi_jax.files import remove, write_json
 from lmsi_jax.records import FORMATS
 from lmsi_jax.stages.context import Context, named
 from lmsi_jax.stages.mix import read_examples
@@ -23,6 +23,8 @@ def finetune(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     run, training = context.run, context.run.training
     config = {**named(training), "Run": {"seed": run.seed, "start_from": run.start_from}}
     stage = context.stage(round_index, "train", config, inputs)
+    if not checkpoints.present(stage.directory):
+        remove(stage.directory / "stage.json")  # the record does not cover checkpoints, see below
     if context.done(stage):
         return stage.fingerprint
     sources = read_examples(context, round_index)

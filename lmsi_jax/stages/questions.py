@@ -19,7 +19,9 @@ def draw(context: Context) -> str:
     wanted += [("test", name, config.test_count) for name in dict.fromkeys(config.test)]
     for _, name, _ in wanted:
         registry.get(name)
-    if not wanted or not all(count > 0 for _, _, count in wanted):
+    splits = [("sample", config.train), ("eval", config.test)]
+    unasked = [stage for stage, names in splits if stage in context.stages and not names]
+    if unasked or not wanted or not all(count > 0 for _, _, count in wanted):
         raise LmsiError(
             "there are no questions: set Questions.train, Questions.test and their counts above 0"
         )

@@ -34,6 +34,9 @@ def report(context: Context, command: str, config_text: str) -> None:
     from lmsi_jax.report.page import render
     from lmsi_jax.report.terminal import print_summary
 
+    written = context.output / "config.gin"
+    if written.exists():
+        config_text = written.read_text()  # what the stages ran with, whatever is given now
     summary = summarise(context, command, config_text)
     write_json(context.output / "report.json", summary)
     write_bytes(context.output / "report.html", render(summary).encode())

@@ -88,18 +88,23 @@ def find(path: epath.PathLike) -> epath.Path:
     path = epath.Path(path)
     if (path / "state").is_dir():
         return path
-    steps = {}
-    if path.is_dir():
-        steps = {
-            int(match[1]): child
-            for child in path.iterdir()
-            if (match := re.fullmatch(rf"{_PREFIX}_(\d+)", child.name))
-        }
+    steps = _steps(path)
     if not steps:
         raise LmsiError(
             f"no checkpoint in {path}; name a folder {_PREFIX}_N or one that holds such folders"
         )
     return steps[max(steps)]
+
+
+def present(directory: epath.PathLike) -> bool:
+    """Whether a folder holds any `checkpoint_N`."""
+    return bool(_steps(epath.Path(directory)))
+
+
+def _steps(directory: epath.Path) -> dict[int, epath.Path]:
+    found = list(directory.iterdir()) if directory.is_dir() else []
+    names = {child: re.fullmatch(rf"{_PREFIX}_(\d+)", child.name) for child in found}
+    return {int(match[1]): child for child, match in names.items() if match}
 
 
 def digest(params: Params) -> str:
@@ -122,11 +127,13 @@ def _read(folder: epath.Path) -> dict[str, Any]:
         raise LmsiError(f"{folder} holds no item 'state'; it is not a checkpoint of this layout")
     try:
         handler = ocp.PyTreeCheckpointer()
+        metadata = handler.metadata((folder / "state").resolve()).item_metadata
+        if metadata is None:
+            raise ValueError("its _METADATA cannot be read")
         tree = handler.restore(
             (folder / "state").resolve(),
             restore_args=jax.tree.map(
-                lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-                handler.metadata((folder / "state").resolve()).item_metadata.tree,
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree
             ),
         )
     except (ValueError, OSError, KeyError, FileNotFoundError) as error:

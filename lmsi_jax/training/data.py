@@ -13,6 +13,10 @@ from lmsi_jax.records import FORMATS, Example
 from lmsi_jax.training.packing import Row, weighted_row
 
 _SHUFFLE_BUFFER = 100_000
+_REMEDY = {
+    "weak": "no path was kept, see `lmsi report`; or set Training.strong_rate to 1",
+    "strong": "set Mixing.strong_count above 0, or Training.strong_rate to 0",
+}
 
 
 def example_rows(
@@ -36,10 +40,7 @@ def example_rows(
     used = {name: rate for name, rate in rates.items() if rate > 0}
     for name in used:
         if not sources.get(name):
-            raise LmsiError(
-                f"there are no {name} examples to train on; if no path was parsed or kept, look at "
-                "the report's funnel, else set the source's rate to 0"
-            )
+            raise LmsiError(f"there are no {name} examples to train on; {_REMEDY[name]}")
     dataset = _mixture(sources, used, tokenizer_path).get_dataset(
         sequence_length=None,
         split="train",
@@ -110,7 +111,9 @@ def _add_task(name: str, examples: Sequence[Example], tokenizer_path: str) -> No
             "weight": seqio.Feature(number, add_eos=False, dtype=tf.float32, rank=0),
             "format": seqio.Feature(number, add_eos=False, dtype=tf.int32, rank=0),
         },
-        shuffle_buffer_size=_SHUFFLE_BUFFER,
+        # SeqIO repeats before it shuffles: a larger buffer than the data would be filled with
+        # copies, all tokenised before the first step.
+        shuffle_buffer_size=min(_SHUFFLE_BUFFER, len(examples)),
     )
 
 

@@ -51,6 +51,15 @@ class Training:
     save_every: int = 1000
     strong_rate: float = 0.0
 
+    def __post_init__(self) -> None:
+        least_one = ("steps", "microbatches", "rows", "length", "log_every", "save_every")
+        checks = {name: getattr(self, name) >= 1 for name in least_one}
+        checks["prefix_length"] = self.prefix_length >= 0
+        checks["strong_rate"] = 0 <= self.strong_rate <= 1
+        for name, good in checks.items():
+            if not good:
+                raise LmsiError(f"Training.{name} = {getattr(self, name)} is out of range")
+
     @property
     def shape(self) -> packing.Shape:
         """The fixed shape of a step's batch."""

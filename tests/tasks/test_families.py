@@ -75,12 +75,13 @@ def test_number_reasoning_ends_with_the_answer(name, level):
 @pytest.mark.parametrize("name", SUMS)
 def test_the_answer_is_the_sum_of_the_questions_numbers(name, level):
     for row in _rows(name, level):
-        question, _, choices = row.question.partition("\nAnswer Choices: ")
+        question, _, choices = row.question.partition(" are in the box: ")
         answer = row.answer
-        if choices:
-            options = dict(re.findall(r"(\([a-d]\)) (-?\d+)", choices))
+        if name == "choices":
+            options = {letter: n for n, letter in re.findall(r"(-?\d+) (\([a-d]\))", choices)}
             assert len(set(options.values())) == 4, "options must differ"
             answer = options[answer]
+            assert row.reasoning.endswith(f" {answer} {row.answer}.")
             assert _equations(row)[-1][1] == int(answer)
         assert sum(_numbers(question)) == int(answer)
 
@@ -88,15 +89,13 @@ def test_the_answer_is_the_sum_of_the_questions_numbers(name, level):
 @each_level
 def test_compare_agrees_with_the_totals_of_its_question(level):
     for row in _rows("compare", level):
-        pattern = r"Q: Yes or no: (\w+) has (.*)\. (\w+) has (.*)\. Does (\w+) have more"
-        left, mine, right, theirs, asked = re.match(pattern, row.question).groups()
-        totals = {left: sum(_numbers(mine)), right: sum(_numbers(theirs))}
-        assert asked == left and totals[left] != totals[right]
-        assert row.answer == ("yes" if totals[left] > totals[right] else "no")
-        relation = "more" if totals[left] > totals[right] else "less"
-        assert row.reasoning.endswith(f" {totals[left]} is {relation} than {totals[right]}.")
-        for name, total in totals.items():
-            assert re.search(rf"{name}: [^:]* = {total}\.", row.reasoning)
+        pattern = r"Q: Yes or no: (\w+) has (.*)\. (\w+) has (.*)\. Does (\w+) have more .* (\w+)\?"
+        left, mine, right, theirs, asked, other = re.match(pattern, row.question).groups()
+        total, (number,) = sum(_numbers(mine)), _numbers(theirs)
+        assert (asked, other) == (left, right) and left != right and total != number
+        assert row.answer == ("yes" if total > number else "no")
+        relation = "more" if total > number else "less"
+        assert row.reasoning.endswith(f" = {total}. {total} against {number} is {relation}.")
 
 
 @each_level
@@ -106,7 +105,8 @@ def test_claims_agree_with_the_premise(level):
         total, limit = sum(_numbers(premise)), _numbers(hypothesis)[0]
         unknown = "it is not possible to tell" if "some" in premise else "no"
         assert row.answer == ("yes" if total > limit else unknown)
-        assert f"{total} is {'more' if total > limit else 'less'} than {limit}." in row.reasoning
+        relation = "more" if total > limit else "less"
+        assert f" = {total}. {total} against {limit} is {relation}." in row.reasoning
 
 
 @each_level
@@ -152,31 +152,14 @@ def _follows(premises, conclusion):
     )
 
 
-def _distributed(statement):
-    """The terms of which a statement says something about every member."""
-    quantifier, rest = statement.split(" ", 1)
-    subject, predicate = re.split(r" are (?:not )?", rest)
-    negative = quantifier == "No" or " are not " in rest
-    every = [subject] * (quantifier in ("All", "No")) + [predicate] * negative
-    return set(every)
-
-
 @each_level
 def test_syllogisms_agree_with_a_search_for_counterexamples(level):
-    """But for the fallacy of the undistributed middle, which reasoning-gym labels as valid."""
-    wrong = 0
-    rows = _rows("syllogism", level, count=150)
-    for row in rows:
+    for row in _rows("syllogism", level, count=150):
         _, first, second, _, conclusion, _ = row.question.split("\n")
         premises, conclusion = [first[3:], second[3:]], conclusion.rstrip("?")
         label = row.answer == "yes"
         assert row.reasoning.endswith("does not follow.") != label
-        if label != _follows(premises, conclusion):
-            wrong += 1
-            distributed = _distributed(premises[0]) | _distributed(premises[1])
-            ends = re.split(r" are (?:not )?", conclusion.split(" ", 1)[1])
-            assert label and distributed <= set(ends), row.question
-    assert wrong / len(rows) < 0.15
+        assert label == _follows(premises, conclusion), row.question
 
 
 @each_family
@@ -249,4 +232,4 @@ def test_our_own_generators_keep_their_bytes():
         for level in ("easy", "hard"):
             for row in _rows(name, level, 20, seed=0):
                 digest.update(f"{row.question}\n{row.reasoning}\n{row.answer}\n".encode())
-    assert digest.hexdigest()[:16] == "eecd08d494bd17b0"
+    assert digest.hexdigest()[:16] == "77d145d4c610fbec"

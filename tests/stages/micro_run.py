@@ -1,0 +1,53 @@
+"""How a run's folder is looked at and compared."""
+
+import io
+import json
+import pathlib
+
+from lmsi_jax.store import ShardStore
+
+
+def contents(folder):
+    """Everything of a run that must not depend on when, where and in how many goes it was made."""
+    folder = pathlib.Path(folder)
+    names = ("*.jsonl.gz", "*.check.json", "metrics.jsonl", "digest.json", "scores.json")
+    found = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for name in names
+        for path in sorted(folder.rglob(name))
+    }
+    for stage in folder.rglob("stage.json"):
+        row = json.loads(stage.read_text())
+        found[stage.relative_to(folder).as_posix()] = (row["fingerprint"], row["outputs"])
+    return found
+
+
+def snapshot(folder):
+    """Bytes and times of every file."""
+    files = [path for path in sorted(pathlib.Path(folder).rglob("*")) if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def shard_rows(folder, record):
+    """All rows of a stage's shards, as records."""
+    return [record.from_json(row) for row in ShardStore(folder).read_all()]
+
+
+def other_tokenizer(size):
+    """A SentencePiece model of another size."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["Ann has 3 pens and 4 cups."] * 9),
+        model_writer=model,
+        vocab_size=size,
+        model_type="bpe",
+        byte_fallback=True,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    return model.getvalue()

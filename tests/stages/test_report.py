@@ -1,0 +1,77 @@
+"""The report's numbers, counted again from the shards with plain loops."""
+
+import json
+
+import pytest
+from micro_run import shard_rows
+
+from lmsi_jax.records import Example, Path, Vote
+
+
+@pytest.fixture(scope="module")
+def report(finished):
+    return json.loads((finished / "report.json").read_text())
+
+
+def test_the_funnel_is_that_of_the_shards(finished, report):
+    paths = shard_rows(finished / "round_1" / "sample", Path)
+    votes = shard_rows(finished / "round_1" / "vote", Vote)
+    (row,) = report["rounds"]
+    texts = {(path.uid, path.index): path.text for path in paths}
+    kept = [(vote.uid, index) for vote in votes for index in vote.kept]
+    assert row["questions"] == len(votes) == 8
+    assert row["paths"] == len(paths) == 32
+    assert row["parsed"] == sum(key is not None for vote in votes for key in vote.keys)
+    assert row["unfinished"] == sum(not path.finished for path in paths)
+    assert row["empty_votes"] == sum(vote.winner is None for vote in votes) == 4
+    assert row["tied_votes"] == sum(len(vote.tied) > 0 for vote in votes)
+    assert row["kept"] == len(kept) > 0
+    assert row["distinct_kept"] == len({(uid, texts[uid, index]) for uid, index in kept})
+    assert row["mean_confidence"] == pytest.approx(sum(v.confidence for v in votes) / 8)
+    assert row["mean_entropy"] == pytest.approx(sum(v.entropy for v in votes) / 8)
+    compare = row["votes_by_task"]["compare"]
+    assert (compare["questions"], compare["empty"], compare["mean_confidence"]) == (4, 4, 0.0)
+
+
+def test_the_training_rows_are_those_of_the_shards(finished, report):
+    examples = shard_rows(finished / "round_1" / "mix", Example)
+    (row,) = report["rounds"]
+    for name, counted in row["examples"].items():
+        mine = [example for example in examples if example.format == name]
+        assert counted["rows"] == len(mine)
+        assert counted["weight"] == pytest.approx(sum(example.weight for example in mine))
+    assert row["sources"] == {"weak": len(examples), "strong": 0}
+    lines = (finished / "round_1" / "train" / "metrics.jsonl").read_text().splitlines()
+    assert row["train"] == [json.loads(line) for line in lines]
+
+
+def test_the_scores_are_those_of_the_evaluations(finished, report):
+    for number in (0, 1):
+        scores = json.loads((finished / f"round_{number}" / "eval" / "scores.json").read_text())
+        shown = [row for row in report["evals"] if row["round"] == number]
+        for before, after in zip(scores, shown, strict=True):
+            assert after == {"round": number, **{k: v for k, v in before.items() if k != "single"}}
+
+
+def test_the_rates_are_tokens_over_seconds(finished, report):
+    (row,) = report["rounds"]
+    assert set(row["seconds"]) == {"sample", "vote", "mix", "train", "eval"}
+    tokens = sum(path.tokens for path in shard_rows(finished / "round_1" / "sample", Path))
+    rate = row["tokens_per_second"]["sample"]
+    assert rate == pytest.approx(tokens / row["seconds"]["sample"])
+
+
+def test_shown_questions_carry_gold_paths_and_votes(report):
+    assert {row["task"] for row in report["examples"]} == {"purchases"}
+    for row in report["examples"]:
+        assert row["gold"] is not None
+        assert sum(path["count"] for path in row["paths"]) == 4
+        kept = sum(path["count"] for path in row["paths"] if path["kept"])
+        assert kept / 4 == pytest.approx(row["confidence"])
+
+
+def test_the_report_shows_what_was_run_not_what_is_asked_now(copy, lmsi):
+    assert lmsi("report", copy, {"Sampling.temperature": 0.1})[0] == 0
+    report = json.loads((copy / "report.json").read_text())
+    assert "Sampling.temperature = 0.7" in report["config"]
+    assert "Sampling.temperature = 0.1" not in report["config"]

@@ -1,0 +1,111 @@
+"""A run that is interrupted or killed anywhere, and repeated, ends with the same bytes."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+from micro_run import contents
+
+from lmsi_jax import files
+from lmsi_jax.main import main
+from lmsi_jax.training import checkpoints
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Runs the command, and dies by SIGKILL right after the N-th call of something has returned.
+_DYING = """
+import os, signal, sys
+from lmsi_jax.main import main
+import lmsi_jax.{module} as module
+what, calls = module.{name}, []
+def deadly(*args, **kwargs):
+    made = what(*args, **kwargs)
+    calls.append(1)
+    if len(calls) == {count}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return made
+module.{name} = deadly
+main(sys.argv[1:])
+"""
+
+
+def _killed(arguments, module, name, count):
+    code = _DYING.format(module=module, name=name, count=count)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+
+
+def test_killed_between_two_checkpoints_it_goes_on_to_the_same_bytes(
+    finished, words, tmp_path, micro_params
+):
+    arguments = words("run", tmp_path / "run")
+    _killed(arguments, "training.checkpoints", "Checkpoints.save", 2)
+    train = tmp_path / "run" / "round_1" / "train"
+    assert checkpoints.find(train).name == "checkpoint_2"
+    assert not (train / "stage.json").exists()
+    assert main(arguments) == 0
+    assert contents(tmp_path / "run") == contents(finished)
+    models = [checkpoints.load_params(run / "round_1" / "train", micro_params)
+              for run in (tmp_path / "run", finished)]  # fmt: skip
+    assert len(set(map(checkpoints.digest, models))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "name", "count"),
+    [
+        ("store", "ShardStore.write", 1),
+        ("store", "ShardStore.write", 5),
+        ("store", "ShardStore.write", 8),
+        ("store", "Stage.finish", 3),
+        ("training.checkpoints", "Checkpoints.save", 1),
+        ("training.checkpoints", "Checkpoints.save", 4),
+    ],
+)
+def test_killed_anywhere_it_goes_on_to_the_same_bytes(
+    finished, words, tmp_path, module, name, count
+):
+    arguments = words("run", tmp_path / "run")
+    _killed(arguments, module, name, count)
+    assert main(arguments) == 0
+    assert contents(tmp_path / "run") == contents(finished)
+
+
+@pytest.mark.parametrize("written", ["purchases-00000.jsonl.gz", "compare.jsonl.gz", "digest.json"])
+def test_an_interrupt_is_one_line_and_the_run_goes_on(
+    finished, words, tmp_path, capsys, monkeypatch, written
+):
+    """Ctrl-C arrives just before a file is written."""
+    replace = files._replace
+
+    def interrupted(path, data):
+        if path.name == written and not (tmp_path / "hit").exists():
+            (tmp_path / "hit").touch()
+            signal.raise_signal(signal.SIGINT)
+        replace(path, data)
+
+    monkeypatch.setattr(files, "_replace", interrupted)
+    capsys.readouterr()
+    assert main(words("run", tmp_path / "run")) == 130
+    error = capsys.readouterr().err
+    assert error.endswith("\ninterrupted; the same command goes on where it was\n")
+    assert "Traceback" not in error
+    assert main(words("run", tmp_path / "run")) == 0
+    assert contents(tmp_path / "run") == contents(finished)
+
+
+def test_a_damaged_shard_is_made_again(finished, copy, words):
+    shard = copy / "round_1" / "sample" / "purchases-00001.jsonl.gz"
+    shard.write_bytes(shard.read_bytes()[:-9])
+    assert main(words("run", copy)) == 0
+    assert contents(copy) == contents(finished)

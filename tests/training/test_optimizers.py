@@ -1,0 +1,106 @@
+"""Schedules against their formulas, optimisers against hand-written updates and Optax's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.training.optimizers import Optimizer
+
+RATE, STEPS, WARM = 0.2, 50, 10
+
+
+def _wanted(decay, share, step):
+    if step < WARM:
+        return RATE * step / WARM
+    done, rest = step - WARM, STEPS - WARM
+    if decay == "cosine":
+        return RATE * 0.5 * (1 + np.cos(np.pi * done / rest))
+    if decay == "linear":
+        falling = int(rest * share)
+        return RATE * (1 - np.clip((done - (rest - falling)) / falling, 0, 1))
+    return RATE
+
+
+@pytest.mark.parametrize(
+    ("decay", "share"), [("constant", 1.0), ("linear", 1.0), ("linear", 0.25), ("cosine", 1.0)]
+)
+def test_schedules_follow_their_formulas(decay, share):
+    optimizer = Optimizer(learning_rate=RATE, warmup_steps=WARM, decay=decay, decay_share=share)
+    schedule = optimizer.schedule(STEPS)
+    for step in range(STEPS + 1):
+        assert float(schedule(step)) == pytest.approx(_wanted(decay, share, step), abs=1e-6)
+
+
+def test_without_warm_up_the_first_step_has_the_full_rate():
+    assert float(Optimizer(learning_rate=RATE).schedule(STEPS)(0)) == pytest.approx(RATE)
+
+
+def _run(transformation, params, gradients):
+    state = transformation.init(params)
+    for gradient in gradients:
+        updates, state = transformation.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def _problem(shape=(130, 140), count=4):
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.normal(size=shape), jnp.float32)}
+    gradients = [{"w": jnp.asarray(rng.normal(size=shape), jnp.float32)} for _ in range(count)]
+    return params, gradients
+
+
+def _adamw(w, gradients, rate, decay, b1=0.9, b2=0.99, epsilon=1e-8):
+    """Loshchilov and Hutter 2019, algorithm 2, in float64."""
+    w = np.asarray(w, np.float64)
+    first, second = np.zeros_like(w), np.zeros_like(w)
+    for step, gradient in enumerate(gradients, 1):
+        g = np.asarray(gradient, np.float64)
+        first = b1 * first + (1 - b1) * g
+        second = b2 * second + (1 - b2) * g * g
+        corrected = first / (1 - b1**step), second / (1 - b2**step)
+        w = w - rate * (corrected[0] / (np.sqrt(corrected[1]) + epsilon) + decay * w)
+    return w
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adamw_is_the_papers(decay):
+    params, gradients = _problem(shape=(3, 4))
+    optimizer = Optimizer(learning_rate=0.01, weight_decay=decay, clip=0.0)
+    got = _run(optimizer.transformation(STEPS), params, gradients)["w"]
+    wanted = _adamw(params["w"], [g["w"] for g in gradients], 0.01, decay)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_adafactor_is_optaxs_with_factored_moments():
+    params, gradients = _problem()
+    optimizer = Optimizer(name="adafactor", learning_rate=0.01, clip=0.0)
+    got = _run(optimizer.transformation(STEPS), params, gradients)["w"]
+    wanted = _run(optax.adafactor(0.01), params, gradients)["w"]
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    sizes = [leaf.size for leaf in jax.tree.leaves(optimizer.transformation(STEPS).init(params))]
+    assert max(sizes) < params["w"].size  # rows and columns, never the whole matrix
+
+
+def test_the_global_norm_is_clipped():
+    params, _ = _problem(shape=(3, 4))
+    huge = {"w": jnp.full((3, 4), 100.0)}
+    small = jax.tree.map(lambda g: g / (100.0 * np.sqrt(12)), huge)  # norm 1
+    clipped = Optimizer(learning_rate=0.1, clip=1.0).transformation(STEPS)
+    free = Optimizer(learning_rate=0.1, clip=0.0).transformation(STEPS)
+    np.testing.assert_allclose(
+        _run(clipped, params, [huge, small])["w"], _run(free, params, [small, small])["w"],
+        rtol=1e-5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"name": "sgd"}, "adamw or adafactor"), ({"decay": "step"}, "constant, linear or cosine")],
+)
+def test_unknown_names_are_refused_with_the_choice(changes, message):
+    with pytest.raises(LmsiError, match=message):
+        Optimizer(**changes).transformation(STEPS)

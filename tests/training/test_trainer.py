@@ -1,0 +1,147 @@
+"""Training runs: learning, resuming to the same bytes, and how they fail."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.training import checkpoints
+from lmsi_jax.training.optimizers import Optimizer
+from lmsi_jax.training.packing import weighted_row
+from lmsi_jax.training.trainer import Training, read_metrics, train
+
+TRAINING = Training(
+    steps=6,
+    optimizer=Optimizer(learning_rate=3e-3),
+    microbatches=2,
+    rows=2,
+    length=24,
+    prefix_length=8,
+    log_every=1,
+    save_every=2,
+)
+
+
+def _rows(seed=0, count=6):
+    rng = np.random.default_rng(seed)
+    prefixes = [(), tuple(rng.integers(3, 300, 5).tolist())]
+    few = [
+        weighted_row(
+            prefixes[i % 2],
+            rng.integers(3, 300, 4).tolist(),
+            rng.integers(3, 300, 6).tolist(),
+            1.0 + i % 3,
+            i % 2,
+        )
+        for i in range(count)
+    ]
+    return itertools.cycle(few)
+
+
+def _train(config, params, folder, training=TRAINING, rows=None):
+    return train(config, training, params, rows or _rows(), folder, groups=("a", "b"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, micro_config, micro_params):
+    """An uninterrupted run's folder and parameters."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, _train(micro_config, micro_params, folder)
+
+
+class _Cut(Exception):
+    pass
+
+
+def _cut_after(rows, count):
+    yield from itertools.islice(rows, count)
+    raise _Cut
+
+
+@pytest.mark.parametrize("rows_read", [40, 70])
+def test_a_run_cut_anywhere_goes_on_to_the_same_bytes(
+    whole, tmp_path, micro_config, micro_params, rows_read
+):
+    with pytest.raises(_Cut):
+        _train(micro_config, micro_params, tmp_path, rows=_cut_after(_rows(), rows_read))
+    params = _train(micro_config, micro_params, tmp_path)
+    folder, wanted = whole
+    assert checkpoints.digest(params) == checkpoints.digest(wanted)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
+    blank = TRAINING.optimizer.transformation(6).init(micro_params)
+    trees = [
+        checkpoints.Checkpoints(place).restore(6, micro_params, blank)
+        for place in (tmp_path, folder)
+    ]
+    assert checkpoints.digest(trees[0]) == checkpoints.digest(trees[1])
+
+
+def test_metrics_of_steps_after_the_checkpoint_are_written_anew(
+    whole, tmp_path, micro_config, micro_params
+):
+    """As when a process dies after it wrote the metrics and before the checkpoint was whole."""
+    folder, _ = whole
+    (tmp_path / "metrics.jsonl").write_bytes((folder / "metrics.jsonl").read_bytes())
+    _train(micro_config, micro_params, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
+
+
+def test_a_finished_run_returns_its_parameters_and_reads_no_rows(whole, micro_config, micro_params):
+    folder, wanted = whole
+    never = (pytest.fail("a row was read") for _ in range(1))
+    # Skipping reads nothing either: the steps that are left are none.
+    found = _train(micro_config, micro_params, folder, rows=itertools.chain(_rows(), never))
+    assert checkpoints.digest(found) == checkpoints.digest(wanted)
+
+
+def test_the_callers_parameters_survive(whole, micro_config, micro_params):
+    assert jax.tree.all(jax.tree.map(lambda leaf: not leaf.is_deleted(), micro_params))
+
+
+def test_metrics_count_steps_tokens_rates_and_groups(whole):
+    lines = read_metrics(whole[0])
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert all(0 < line["tokens"] <= 2 * 2 * 24 for line in lines)
+    assert all(line["learning_rate"] == pytest.approx(3e-3) for line in lines)
+    assert all(np.isfinite(line["grad_norm"]) for line in lines)
+    assert {"loss/a", "loss/b"} <= set(lines[0])
+
+
+def test_the_loss_falls_when_a_few_rows_are_learnt(tmp_path, micro_config, micro_params):
+    training = Training(
+        steps=120,
+        optimizer=Optimizer(learning_rate=1e-2),
+        microbatches=1,
+        rows=2,
+        length=24,
+        prefix_length=8,
+        log_every=20,
+        save_every=120,
+    )
+    rows = itertools.cycle([next(_rows(count=1))])
+    _train(micro_config, micro_params, tmp_path, training, rows)
+    losses = [line["loss"] for line in read_metrics(tmp_path)]
+    assert losses[0] > 1.0 and losses[-1] < 0.1
+
+
+def test_a_stream_that_ends_names_the_step_and_the_remedy(tmp_path, micro_config, micro_params):
+    few = itertools.islice(_rows(), 5)
+    with pytest.raises(LmsiError, match="ended before step 2.*lower Training.microbatches"):
+        _train(micro_config, micro_params, tmp_path, rows=few)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, micro_config, micro_params):
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, micro_params)
+    with pytest.raises(LmsiError, match="the loss is nan at step 1; lower Optimizer.learning_rate"):
+        _train(micro_config, broken, tmp_path)
+    assert not checkpoints.present(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"steps": 0}, {"rows": 0}, {"log_every": 0}, {"strong_rate": 1.5}]
+)
+def test_settings_out_of_range_are_named(changes):
+    with pytest.raises(LmsiError, match=f"Training.{next(iter(changes))} = "):
+        Training(**changes)
