@@ -1,37 +1,33 @@
-"""Totals with answer choices (choice).
+"""Who has more, with answer choices (choice).
 
-Q: A box holds 34 pens, 27 cups and 18 hats. How many things are in the box: 69 (a), 79 (b), 81 (c)
-or 89 (d)?
-A: 34 + 27 = 61. 61 + 18 = 79. 79 (b). The answer is (b).
-
-The letter stands behind its number: a small model looks a number up by what follows it.
+Q: Ann has 34 pens, 27 cups and 18 hats. Ben has 85 balls. Who has more things? (a) Ann (b) Ben (c)
+both the same
+A: 34 + 27 = 61. 61 + 18 = 79. 79 against 85 is less. The answer is (b).
 """
 
 import random
 
 from lmsi_jax.records import Exemplar
-from lmsi_jax.tasks.arithmetic import THINGS, join, pick, sum_steps
+from lmsi_jax.tasks.arithmetic import MARGINS, NAMES, THINGS, join, pick, sum_steps
 from lmsi_jax.tasks.family import Family, Level
 
-_OFFSETS = (-20, -12, -10, -8, -2, -1, 1, 2, 8, 10, 12, 20)
+_RELATIONS = (("more", 1), ("less", -1), ("the same", 0))
 
 
 def generate(rng: random.Random, level: Level) -> Exemplar:
-    """Draws a sum of 2 to 3 (easy) or 4 to 6 (hard) two-digit numbers and three near misses."""
+    """Draws a sum of 2 to 3 (easy) or 4 to 6 (hard) two-digit numbers and a number near it."""
     count = rng.randint(4, 6) if level == "hard" else rng.randint(2, 3)
-    terms = [rng.randint(11, 99) for _ in range(count)]
-    options = [sum(terms), *(sum(terms) + d for d in rng.sample(_OFFSETS, 3))]
-    rng.shuffle(options)
-    things = pick(rng, THINGS, count)
-    items = join([f"{n} {thing}" for n, thing in zip(terms, things, strict=True)])
-    letters = [f"({letter})" for letter in "abcd"]
-    *first, last = [f"{n} {letter}" for n, letter in zip(options, letters, strict=True)]
-    right = letters[options.index(sum(terms))]
+    terms, things = [rng.randint(11, 99) for _ in range(count)], pick(rng, THINGS, count + 1)
+    right = rng.randrange(3)
+    relation, sign = _RELATIONS[right]
+    other = sum(terms) - sign * rng.choice(MARGINS)
+    items = join([f"{n} {thing}" for n, thing in zip(terms, things, strict=False)])
+    names = pick(rng, NAMES, 2)
     return Exemplar(
-        question=f"Q: A box holds {items}. How many things are in the box: "
-        f"{', '.join(first)} or {last}?",
-        reasoning=f"{sum_steps(rng, terms)} {sum(terms)} {right}.",
-        answer=right,
+        question=f"Q: {names[0]} has {items}. {names[1]} has {other} {things[-1]}. "
+        f"Who has more things? (a) {names[0]} (b) {names[1]} (c) both the same",
+        reasoning=f"{sum_steps(rng, terms)} {sum(terms)} against {other} is {relation}.",
+        answer=f"({'abc'[right]})",
     )
 
 

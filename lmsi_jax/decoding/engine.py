@@ -50,6 +50,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.lanes = lanes
         self._fused = jax.jit(fuse, static_argnums=0)(config, params)
+        self._prompt: tuple[str, Cache | None] | None = None
 
     def questions_per_group(self, sampling: Sampling) -> int:
         """How many questions are decoded at the same time, at least one."""
@@ -126,7 +127,12 @@ class Engine:
                 lanes = dataclasses.replace(lanes, done=lanes.done | jnp.asarray(late))
 
     def _shared(self, prefix: str) -> Cache | None:
-        tokens = self.tokenizer.encode(prefix)
+        """Caches the task prompt; the last one is kept, for the next groups of its task."""
+        if self._prompt is None or self._prompt[0] != prefix:
+            self._prompt = prefix, self._prefilled(self.tokenizer.encode(prefix))
+        return self._prompt[1]
+
+    def _prefilled(self, tokens: list[int]) -> Cache | None:
         if not tokens:
             return None
         batch, lengths = _padded([tokens], 1, _PREFIX_BUCKET)

@@ -13,7 +13,7 @@ from lmsi_jax.prompts import SEPARATOR
 from lmsi_jax.tasks import registry
 
 FAMILIES = [name for name in registry.NAMES if name != "gsm8k"]
-SUMS = ("purchases", "travel", "choices")
+SUMS = ("purchases", "travel")
 _EQUATION = re.compile(r"(-?\d+(?: [-+*] \d+)+) = (-?\d+)")
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 
@@ -75,15 +75,22 @@ def test_number_reasoning_ends_with_the_answer(name, level):
 @pytest.mark.parametrize("name", SUMS)
 def test_the_answer_is_the_sum_of_the_questions_numbers(name, level):
     for row in _rows(name, level):
-        question, _, choices = row.question.partition(" are in the box: ")
-        answer = row.answer
-        if name == "choices":
-            options = {letter: n for n, letter in re.findall(r"(-?\d+) (\([a-d]\))", choices)}
-            assert len(set(options.values())) == 4, "options must differ"
-            answer = options[answer]
-            assert row.reasoning.endswith(f" {answer} {row.answer}.")
-            assert _equations(row)[-1][1] == int(answer)
-        assert sum(_numbers(question)) == int(answer)
+        assert sum(_numbers(row.question)) == int(row.answer)
+
+
+@each_level
+def test_choices_agree_with_the_totals_of_their_question(level):
+    for row in _rows("choices", level):
+        pattern = (
+            r"Q: (\w+) has (.*)\. (\w+) has (\d+) \w+\. Who .*\? \(a\) (\w+) \(b\) (\w+) \(c\) b"
+        )
+        left, mine, right, number, a, b = re.match(pattern, row.question).groups()
+        assert (a, b) == (left, right) and left != right
+        total = sum(_numbers(mine))
+        letter = "c" if total == int(number) else "a" if total > int(number) else "b"
+        assert row.answer == f"({letter})"
+        relation = {"a": "more", "b": "less", "c": "the same"}[letter]
+        assert row.reasoning.endswith(f" = {total}. {total} against {number} is {relation}.")
 
 
 @each_level
@@ -191,8 +198,8 @@ def test_questions_are_a_function_of_the_seed_and_unlabelled_outside_the_test_sp
 
 # What a guesser gets by always giving the most frequent answer.
 _RATES = {
-    ("choices", "easy"): {"(a)": 1 / 4, "(b)": 1 / 4, "(c)": 1 / 4, "(d)": 1 / 4},
-    ("choices", "hard"): {"(a)": 1 / 4, "(b)": 1 / 4, "(c)": 1 / 4, "(d)": 1 / 4},
+    ("choices", "easy"): {"(a)": 1 / 3, "(b)": 1 / 3, "(c)": 1 / 3},
+    ("choices", "hard"): {"(a)": 1 / 3, "(b)": 1 / 3, "(c)": 1 / 3},
     ("compare", "easy"): {"yes": 1 / 2, "no": 1 / 2},
     ("compare", "hard"): {"yes": 1 / 2, "no": 1 / 2},
     ("claims", "easy"): {"yes": 1 / 2, "no": 1 / 4, "it is not possible to tell": 1 / 4},
@@ -232,4 +239,4 @@ def test_our_own_generators_keep_their_bytes():
         for level in ("easy", "hard"):
             for row in _rows(name, level, 20, seed=0):
                 digest.update(f"{row.question}\n{row.reasoning}\n{row.answer}\n".encode())
-    assert digest.hexdigest()[:16] == "77d145d4c610fbec"
+    assert digest.hexdigest()[:16] == "f8e7ae25c9c1e662"

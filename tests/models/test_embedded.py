@@ -1,0 +1,80 @@
+"""The model that ships with the package: complete, small, and able to reason a little."""
+
+import json
+
+import pytest
+
+from lmsi_jax.answers import key, path_key
+from lmsi_jax.decoding.engine import Engine
+from lmsi_jax.decoding.sampling import Sampling
+from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.models.decoder import parameter_shapes
+from lmsi_jax.models.tokenizer import SentencePiece
+from lmsi_jax.prompts import build_prompt
+from lmsi_jax.stages.context import embedded_path
+from lmsi_jax.tasks import registry
+from lmsi_jax.training.checkpoints import digest, load_params
+
+CONFIG = ModelConfig(
+    vocab_size=1024,
+    num_layers=4,
+    embed_dim=128,
+    num_heads=4,
+    head_dim=32,
+    mlp_dim=512,
+    max_length=1024,
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return load_params(embedded_path("."), parameter_shapes(CONFIG))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return SentencePiece(str(embedded_path("tokenizer.model")))
+
+
+def test_it_is_the_model_that_its_log_describes(params):
+    log = json.loads(embedded_path("digest.json").read_text())
+    assert digest(params) == log["params_sha256"]
+
+
+def test_checkpoint_and_tokenizer_take_at_most_12_megabytes():
+    def size(folder):
+        return sum(size(p) if p.is_dir() else p.stat().length for p in folder.iterdir())
+
+    assert size(embedded_path(".")) <= 12e6
+
+
+def test_every_task_s_text_survives_its_tokenizer(tokenizer):
+    for name in registry.NAMES[:-1]:
+        question = registry.get(name).questions("test", "hard", 1, 0)[0]
+        assert tokenizer.decode(tokenizer.encode(question.text)) == question.text
+
+
+def test_it_reasons_when_the_exemplars_do_and_answers_at_once_when_they_do_not(params, tokenizer):
+    engine = Engine(CONFIG, params, tokenizer, lanes=24)
+    task = registry.get("travel")
+    questions = task.questions("test", "easy", 24, 0)
+    greedy = Sampling(paths=1, temperature=0.0, max_new_tokens=64)
+    right, lengths = {}, {}
+    for prompting in ("standard", "cot", "zero_shot_cot"):
+        prompts = [build_prompt(question, task.exemplars(), prompting) for question in questions]
+        paths = engine.generate(
+            prompts[0][0],
+            [(q.uid, text) for q, (_, text) in zip(questions, prompts, strict=True)],
+            greedy,
+            seed=0,
+            round_index=0,
+        )
+        found = [path_key(path.text, "number") for path in paths]
+        right[prompting] = sum(
+            a == key(q.gold, "number") for a, q in zip(found, questions, strict=True)
+        )
+        lengths[prompting] = sum(path.tokens for path in paths) / len(paths)
+    assert right["cot"] >= 12
+    assert right["zero_shot_cot"] >= 12
+    assert right["standard"] <= right["cot"] - 6
+    assert lengths["standard"] < 12 < lengths["cot"]
