@@ -24,6 +24,9 @@ from lmsi_jax.records import Path
 # Prompts are padded to multiples of these many tokens: few shapes, so few compilations.
 _PREFIX_BUCKET = 160
 _QUESTION_BUCKET = 80
+_PREFILL_ROWS = (
+    32  # questions cached at a time: their scores against each other take the most memory
+)
 _CHUNK = 16  # steps between two looks at the text for stop strings
 
 
@@ -144,7 +147,12 @@ class Engine:
         """Caches all but the last token of each question; the lanes start from that one."""
         rows = encoded + [encoded[0]] * (slots - len(encoded))
         batch, lengths = _padded([row[:-1] for row in rows], slots, _QUESTION_BUCKET)
-        cache = prefill_jit(self.config, self._fused, batch, lengths, shared)
+        parts = [
+            prefill_jit(self.config, self._fused, batch[i:end], lengths[i:end], shared)
+            for i in range(0, slots, _PREFILL_ROWS)
+            for end in [min(i + _PREFILL_ROWS, slots)]
+        ]
+        cache = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
         return cache, jnp.asarray([row[-1] for row in rows], jnp.int32)
 
     def _stops(self, strings: Sequence[str]) -> jax.Array:
