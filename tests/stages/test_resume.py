@@ -83,9 +83,12 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(
 
 @pytest.mark.parametrize("written", ["purchases-00000.jsonl.gz", "compare.jsonl.gz", "digest.json"])
 def test_an_interrupt_is_one_line_and_the_run_goes_on(
-    finished, words, tmp_path, capsys, monkeypatch, written
+    finished, words, tmp_path, capsys, monkeypatch, request, written
 ):
     """Ctrl-C arrives just before a file is written."""
+    # A shell starts its background jobs with SIGINT ignored, and the suite may be one of them.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     replace = files._replace
 
     def interrupted(path, data):
