@@ -325,6 +325,15 @@ _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " ") | dict.fromk
 
 def _span_key(answer: str) -> str | None:
     """Lower case, no articles, no punctuation, plain spaces, numbers in their shortest form."""
+    # Taking punctuation out can leave a number ("0..0" -> "00"): again until nothing changes, so
+    # that a key is its own key. Each time the text gets shorter, so this ends.
+    key = _span_key_once(answer)
+    while key and (shorter := _span_key_once(key)) != key and len(shorter or "") < len(key):
+        key = shorter
+    return key
+
+
+def _span_key_once(answer: str) -> str | None:
     text = unicodedata.normalize("NFKC", _plain(answer)).casefold()
     words = [word for raw in text.split() for word in _span_words(raw)]
     # An answer that is nothing but an article ("A") keeps it.

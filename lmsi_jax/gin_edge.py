@@ -8,6 +8,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import importlib
 import importlib.util
 import os
@@ -135,7 +136,7 @@ def load(config: str | None, args: GinArgs) -> None:
     files += [_gin_file(file, args.search_paths) for file in args.files]
     gin.clear_config()
     try:
-        with _lookup([*args.search_paths, *map(os.path.dirname, files)]):
+        with _lookup([*args.search_paths, *map(os.path.dirname, files)]), _no_collection():
             for file in files:
                 with gin_errors.readable(file):
                     gin.parse_config_file(file)
@@ -146,6 +147,21 @@ def load(config: str | None, args: GinArgs) -> None:
     except BaseException:
         gin.clear_config()
         raise
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python 3.11 fails to parse literals when the garbage collector runs code in between.
+
+    "AST constructor recursion depth mismatch", https://github.com/python/cpython/issues/106905.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def operative_config() -> str:

@@ -2,12 +2,18 @@
 
 import io
 
+import hypothesis
 import jax
 import pytest
 
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import init_params
 from lmsi_jax.models.tokenizer import SentencePiece
+
+# The same examples in every run; `--hypothesis-profile=search` looks for new ones.
+hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
+hypothesis.settings.register_profile("fixed", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("fixed")
 
 _LINES = [
     "Q: Ann has 3 pens and 4 cups. How many things does Ann have?",
