@@ -24,9 +24,7 @@ from lmsi_jax.records import Path
 # Prompts are padded to multiples of these many tokens: few shapes, so few compilations.
 _PREFIX_BUCKET = 160
 _QUESTION_BUCKET = 80
-_PREFILL_ROWS = (
-    32  # questions cached at a time: their scores against each other take the most memory
-)
+_PREFILL_ROWS = 32  # questions cached at a time; their attention scores take the most memory
 _CHUNK = 16  # steps between two looks at the text for stop strings
 
 

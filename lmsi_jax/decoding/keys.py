@@ -1,5 +1,4 @@
-"""Path keys: the noise of path k of a question is a pure function of (seed, round, uid, k,
-position).
+"""Path keys: a path's noise is a pure function of (seed, round, question uid, k, position).
 
 Nothing else enters: not the batch, the lane, the order of the questions, the number of processes or
 a restart. Contract: `fold_in` of the round, of the two 32-bit halves of the uid's SHA-256 prefix,

@@ -1,9 +1,8 @@
 """Attention over shared prefixes: task prompt, question and path, each stored once.
 
 The softmax over all keys is exact: each part gives its maximum, its sum and its weighted values,
-and
-the parts are merged by log-sum-exp. Products are plain batched matmuls with keys stored [.., K, L],
-the layout that XLA's CPU back end multiplies fastest.
+and the parts are merged by log-sum-exp. Products are plain batched matmuls with keys stored
+[.., K, L], the fastest of the layouts that were tried on XLA's CPU back end.
 
 Shapes: S questions, m lanes a question, R = S * m lanes, H heads, G kv heads, per = H / G, K head
 dim, L cached positions.

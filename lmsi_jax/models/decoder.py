@@ -44,8 +44,7 @@ def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def fuse(config: ModelConfig, params: Params) -> Params:
-    """Joins each layer's projections into one matrix in and one out (two matmuls a layer, not
-    seven).
+    """Joins each layer's projections into one matrix in and one out: two matmuls, not seven.
 
     The parallel block reads one normalised input, so query, key, value, gate and up are one
     product, and the two outputs are one sum.
