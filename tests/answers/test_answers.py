@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsi_jax import answers
+from lmsi_jax.answers import extraction
 from lmsi_jax.records import KINDS
 
-DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(
     not (DATA / "model_samples").is_dir(), reason=f"no real model outputs at {DATA}"
 )
@@ -241,13 +242,13 @@ def test_the_answer_is_a_piece_of_the_text(pieces, kind):
 def test_hostile_text_is_read_in_linear_work(unit, kind, monkeypatch):
     """Counts the characters that are looked at closely, so the machine's speed does not matter."""
     work = []
-    original = answers._read
+    original = extraction._read
 
     def counted(text, start, stop, kind):
         work.append(min(stop - start, answers.MAX_ANSWER))
         return original(text, start, stop, kind)
 
-    monkeypatch.setattr(answers, "_read", counted)
+    monkeypatch.setattr(extraction, "_read", counted)
     text = unit * (20_000 // len(unit))
     answers.find(text, kind)
     answers.find("The answer is " + text, kind)
@@ -255,7 +256,7 @@ def test_hostile_text_is_read_in_linear_work(unit, kind, monkeypatch):
 
 
 def test_every_pattern_that_runs_over_a_whole_text_is_bounded():
-    for pattern in (answers._MARKER, answers._OTHER_MARKER, answers._NEXT_QUESTION):
+    for pattern in (extraction._MARKER, extraction._OTHER_MARKER, extraction._NEXT_QUESTION):
         assert not re.search(r"(?<!\\)[*+](?!\])", re.sub(r"\[[^\]]*\]", "", pattern.pattern))
 
 
