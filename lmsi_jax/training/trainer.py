@@ -127,41 +127,77 @@ def train(
     first = checkpoints.latest or 0
     if first:
         params, state = checkpoints.restore(first, params, state)
-    metrics_path = epath.Path(directory) / _METRICS
-    lines = _lines_until(metrics_path, first)
     stream = _skip(packing.batches(rows, training.shape), first)
-    window: list[Any] = []
-    with Progress(
-        name, training.steps, unit="steps", rate_unit="tokens", initial=first
-    ) as progress:
+    bar = Progress(name, training.steps, unit="steps", rate_unit="tokens", initial=first)
+    with bar as progress:
+        log = _Log(name, training, groups, epath.Path(directory) / _METRICS, first, progress)
         for step in range(first + 1, training.steps + 1):
-            batch = next(stream, None)
-            if batch is None:
-                raise LmsiError(
-                    f"{name}: the examples ended before step {step}; a step needs "
-                    f"{training.microbatches} microbatches, so lower Training.microbatches or rows"
-                )
+            batch = _next(stream, name, step, training)
             params, state, metrics = train_step(config, training, len(groups), params, state, batch)
-            window.append(metrics)
-            last = step == training.steps
-            if step % training.log_every == 0 or last:
-                line = _line(step, training, window, groups)
-                lines.append(line)
-                note = f"loss {line['loss']:.3f}"
-                progress.advance(
-                    len(window), amount=sum(int(m["tokens"]) for m in window), note=note
-                )
-                window = []
-                if not np.isfinite(line["loss"]):
-                    raise LmsiError(
-                        f"{name}: the loss is {line['loss']} at step {step}; lower "
-                        "Optimizer.learning_rate"
-                    )
-            if (step % training.save_every == 0 or last) and not window:
-                files.write_bytes(metrics_path, _jsonl(lines))
+            log.add(step, metrics)
+            if step % training.save_every == 0 or step == training.steps:
+                log.write()
                 checkpoints.save(step, params, state)
     checkpoints.close()
     return params
+
+
+def _next(
+    stream: Iterator[packing.Batch], name: str, step: int, training: Training
+) -> packing.Batch:
+    batch = next(stream, None)
+    if batch is None:
+        raise LmsiError(
+            f"{name}: the examples ended before step {step}; a step needs "
+            f"{training.microbatches} microbatches, so lower Training.microbatches or rows"
+        )
+    return batch
+
+
+class _Log:
+    """Metrics of windows of `log_every` steps, as lines of a file and on the progress bar."""
+
+    def __init__(
+        self,
+        name: str,
+        training: Training,
+        groups: Sequence[str],
+        path: epath.Path,
+        first: int,
+        progress: Progress,
+    ):
+        self._name, self._training, self._groups = name, training, groups
+        self._path, self._progress = path, progress
+        self._lines = _lines_until(path, first)
+        self._window: list[Any] = []
+
+    def add(self, step: int, metrics: Any) -> None:
+        """Takes a step's metrics, still on the device; reads them where a window ends.
+
+        Windows also end with a checkpoint: a resumed run starts a window there too.
+
+        Raises:
+          LmsiError: the loss is not a number any more.
+        """
+        training = self._training
+        self._window.append(metrics)
+        if step % training.log_every and step % training.save_every and step != training.steps:
+            return
+        line = _line(step, training, self._window, self._groups)
+        self._lines.append(line)
+        self._progress.advance(
+            len(self._window), amount=int(line["tokens"]), note=f"loss {line['loss']:.3f}"
+        )
+        self._window = []
+        if not np.isfinite(line["loss"]):
+            raise LmsiError(
+                f"{self._name}: the loss is {line['loss']} at step {step}; lower "
+                "Optimizer.learning_rate"
+            )
+
+    def write(self) -> None:
+        """Writes the lines so far, before the checkpoint that they lead up to."""
+        files.write_bytes(self._path, _jsonl(self._lines))
 
 
 def read_metrics(directory: epath.PathLike) -> list[dict[str, float]]:
