@@ -57,7 +57,7 @@ def examples(
       LmsiError: a switch with a value that does not exist.
       ValueError: the vote or a kept path is missing or of another question.
     """
-    _check_switches(formats, cap, normalise)
+    check_switches(formats, cap, normalise)
     if vote.uid != question.uid:
         raise ValueError(f"the vote on {vote.uid!r} is not on question {question.uid!r}")
     if vote.winner is None or vote.confidence < min_confidence:
@@ -73,6 +73,17 @@ def examples(
         for name in formats
         for target, weight in _rows(direct if _is_direct(name) else kept, unit, merge_equal)
     ]
+
+
+def check_switches(formats: Sequence[Format], cap: int | None, normalise: str) -> None:
+    """Raises LmsiError for a switch of `examples` with a value that does not exist."""
+    for name in formats:
+        if name not in FORMATS:
+            raise LmsiError(f"unknown format {name!r}; the formats are {', '.join(FORMATS)}")
+    if cap is not None and cap < 1:
+        raise LmsiError(f"Mixing.cap = {cap}; use 1 or more, or None for no cap")
+    if normalise not in ("question", "path"):
+        raise LmsiError(f"Mixing.normalise = {normalise!r}; use 'question' or 'path'")
 
 
 def strong_examples(
@@ -92,7 +103,7 @@ def strong_examples(
     Raises:
       LmsiError: an unknown format.
     """
-    _check_switches(formats, None, "path")
+    check_switches(formats, None, "path")
     return [
         _example(
             question,
@@ -104,16 +115,6 @@ def strong_examples(
         )
         for name in formats
     ]
-
-
-def _check_switches(formats: Sequence[Format], cap: int | None, normalise: str) -> None:
-    for name in formats:
-        if name not in FORMATS:
-            raise LmsiError(f"unknown format {name!r}; the formats are {', '.join(FORMATS)}")
-    if cap is not None and cap < 1:
-        raise LmsiError(f"cap is {cap}; use 1 or more, or None for no cap")
-    if normalise not in ("question", "path"):
-        raise LmsiError(f"normalise is {normalise!r}; use 'question' or 'path'")
 
 
 def _solutions(

@@ -5,6 +5,7 @@ from typing import Literal
 
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.mixing import check_switches
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.prompts import PROMPTINGS
 from lmsi_jax.records import FORMATS, Format
@@ -54,6 +55,13 @@ class Mixing:
     min_confidence: float = 0.0
     normalise: Literal["path", "question"] = "path"
     strong_count: int = 0
+
+    def __post_init__(self) -> None:
+        check_switches(self.formats, self.cap, self.normalise)
+        if not 0 <= self.min_confidence <= 1:
+            raise LmsiError(f"Mixing.min_confidence = {self.min_confidence}; use a share, 0 to 1")
+        if self.strong_count < 0:
+            raise LmsiError(f"Mixing.strong_count = {self.strong_count}; use 0 or more")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

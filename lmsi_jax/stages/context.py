@@ -106,7 +106,7 @@ class Context:
             if round_index:
                 folder = checkpoints.find(self.folder(round_index, "train"))
             params = checkpoints.load_params(folder, self.shapes)
-            if round_index:
+            if round_index or (folder.parent / "digest.json").exists():
                 _check_digest(folder, params)
             self._params = (round_index, params)
         return self._params[1]
@@ -153,8 +153,8 @@ def _check_digest(folder: epath.Path, params: Params) -> None:
     record = read_json(folder.parent / "digest.json")
     if record["params_sha256"] != checkpoints.digest(params):
         raise LmsiError(
-            f"the checkpoint {folder} was altered after training; delete it and repeat the "
-            "command, which trains it again"
+            f"the checkpoint {folder} was altered after training; restore it, or delete it and "
+            "repeat the command that trained it"
         )
 
 

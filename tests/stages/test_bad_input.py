@@ -33,6 +33,10 @@ from lmsi_jax.main import main
         ({"ModelConfig.embed_dim": 32}, "belongs to another model"),
         ({"ModelConfig.num_layers": 3}, "belongs to another model"),
         ({"Sampling.max_new_tokens": 900}, "use fewer exemplars or fewer new tokens"),
+        ({"Mixing.cap": 0}, "Mixing.cap = 0; use 1 or more"),
+        ({"Mixing.formats": ("cot",)}, "Mixing.formats = ('cot',) is no tuple"),
+        ({"Mixing.min_confidence": 50.0}, "Mixing.min_confidence = 50.0; use a share, 0 to 1"),
+        ({"Mixing.strong_count": -1}, "Mixing.strong_count = -1; use 0 or more"),
         ({"Evaluation.promptings": ("tot",)}, "Evaluation.promptings has 'tot'"),
     ],
 )

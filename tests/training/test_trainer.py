@@ -1,5 +1,6 @@
 """Training runs: learning, resuming to the same bytes, and how they fail."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -58,6 +59,20 @@ class _Cut(Exception):
 def _cut_after(rows, count):
     yield from itertools.islice(rows, count)
     raise _Cut
+
+
+def test_a_window_of_metrics_ends_with_a_checkpoint_so_a_cut_run_writes_the_same(
+    tmp_path, micro_config, micro_params
+):
+    training = dataclasses.replace(TRAINING, log_every=5)
+    _train(micro_config, micro_params, tmp_path / "whole", training)
+    with pytest.raises(_Cut):
+        _train(micro_config, micro_params, tmp_path / "cut", training, rows=_cut_after(_rows(), 70))
+    assert read_metrics(tmp_path / "cut")
+    _train(micro_config, micro_params, tmp_path / "cut", training)
+    lines = read_metrics(tmp_path / "whole")
+    assert [line["step"] for line in lines] == [2, 4, 5, 6]
+    assert read_metrics(tmp_path / "cut") == lines
 
 
 @pytest.mark.parametrize("rows_read", [40, 70])
