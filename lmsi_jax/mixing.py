@@ -20,6 +20,7 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import FORMATS, Example, Exemplar, Format, Path, Question, Source, Vote
 
 Normalise = Literal["question", "path"]
+Keep = Literal["majority", "parsed"]
 Rows = list[tuple[str, float]]
 """(target, weight) of each row of one format."""
 
@@ -31,6 +32,7 @@ def examples(
     exemplars: Sequence[Exemplar],
     *,
     formats: Sequence[Format] = FORMATS,
+    keep: Keep = "majority",
     merge_equal: bool = True,
     cap: int | None = None,
     min_confidence: float = 0.0,
@@ -44,6 +46,8 @@ def examples(
       vote: the vote over these paths.
       exemplars: the task's few-shot exemplars.
       formats: which formats to write, in this order.
+      keep: the paths that agree with the "majority"; or every "parsed" path, with its own answer in
+        the direct formats: a control, which shows what the vote adds.
       merge_equal: equal rows become one row that weighs as much as they do together.
       cap: keep the first `cap` distinct paths by index (None: all).
       min_confidence: below this confidence the question gives no examples.
@@ -57,29 +61,37 @@ def examples(
       LmsiError: a switch with a value that does not exist.
       ValueError: the vote or a kept path is missing or of another question.
     """
-    check_switches(formats, cap, normalise)
+    check_switches(formats, keep, cap, normalise)
     if vote.uid != question.uid:
         raise ValueError(f"the vote on {vote.uid!r} is not on question {question.uid!r}")
     if vote.winner is None or vote.confidence < min_confidence:
         return []
-    kept, surfaces = _solutions(question, paths, vote)
+    agree = keep == "majority"
+    kept = _agreeing(question, paths, vote) if agree else _parsed(question, paths)
     if cap is not None:
-        first = set(list(dict.fromkeys(kept))[:cap])
-        kept = [text for text in kept if text in first]
+        first = set(list(dict.fromkeys(text for text, _ in kept))[:cap])
+        kept = [(text, surface) for text, surface in kept if text in first]
+    surfaces = [surface for _, surface in kept]
+    answer = [_most_frequent(surfaces)] * len(kept) if agree else surfaces
+    targets = {
+        False: [text for text, _ in kept],
+        True: [prompts.answer_sentence(surface) for surface in answer],
+    }
     unit = 1 / len(kept) if normalise == "question" else 1.0
-    direct = [prompts.answer_sentence(_most_frequent(surfaces))] * len(kept)
     return [
         _example(question, exemplars, name, "weak", target, weight)
         for name in formats
-        for target, weight in _rows(direct if _is_direct(name) else kept, unit, merge_equal)
+        for target, weight in _rows(targets[_is_direct(name)], unit, merge_equal)
     ]
 
 
-def check_switches(formats: Sequence[Format], cap: int | None, normalise: str) -> None:
+def check_switches(formats: Sequence[Format], keep: str, cap: int | None, normalise: str) -> None:
     """Raises LmsiError for a switch of `examples` with a value that does not exist."""
     for name in formats:
         if name not in FORMATS:
             raise LmsiError(f"unknown format {name!r}; the formats are {', '.join(FORMATS)}")
+    if keep not in ("majority", "parsed"):
+        raise LmsiError(f"Mixing.keep = {keep!r}; use 'majority' or 'parsed'")
     if cap is not None and cap < 1:
         raise LmsiError(f"Mixing.cap = {cap}; use 1 or more, or None for no cap")
     if normalise not in ("question", "path"):
@@ -103,7 +115,7 @@ def strong_examples(
     Raises:
       LmsiError: an unknown format.
     """
-    check_switches(formats, None, "path")
+    check_switches(formats, "majority", None, "path")
     return [
         _example(
             question,
@@ -117,20 +129,29 @@ def strong_examples(
     ]
 
 
-def _solutions(
-    question: Question, paths: Sequence[Path], vote: Vote
-) -> tuple[list[str], list[str]]:
-    """The kept paths, cut after the answer sentence, and their answers as written; by index."""
-    by_index = {path.index: path for path in paths if path.uid == question.uid}
-    texts, surfaces = [], []
-    for index in sorted(vote.kept):
-        path = by_index.get(index)
-        found = answers.find(path.text, question.kind) if path else None
-        if path is None or found is None or found.key != vote.winner:
+def _agreeing(question: Question, paths: Sequence[Path], vote: Vote) -> list[tuple[str, str]]:
+    """The vote's kept paths, cut after the answer sentence, and their answers as written."""
+    parsed = _parsed_by_index(question, paths)
+    for index in vote.kept:
+        if index not in parsed or parsed[index][2] != vote.winner:
             raise ValueError(f"path {index} of question {question.uid!r} is not the one that voted")
-        texts.append(path.text[: found.end].strip())
-        surfaces.append(found.answer)
-    return texts, surfaces
+    return [parsed[index][:2] for index in sorted(vote.kept)]
+
+
+def _parsed(question: Question, paths: Sequence[Path]) -> list[tuple[str, str]]:
+    """All paths with an answer, cut after the answer sentence, and their answers as written."""
+    return [found[:2] for _, found in sorted(_parsed_by_index(question, paths).items())]
+
+
+def _parsed_by_index(question: Question, paths: Sequence[Path]) -> dict[int, tuple[str, str, str]]:
+    """(solution, answer, key) of each path of the question that has an answer."""
+    own = [path for path in paths if path.uid == question.uid]
+    found = [(path, answers.find(path.text, question.kind)) for path in own]
+    return {
+        path.index: (path.text[: hit.end].strip(), hit.answer, hit.key)
+        for path, hit in found
+        if hit is not None and hit.key is not None
+    }
 
 
 def _most_frequent(surfaces: Sequence[str]) -> str:

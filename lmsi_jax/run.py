@@ -42,6 +42,7 @@ class Mixing:
 
     Attributes:
       formats: the formats to write.
+      keep: paths that agree with the "majority", or all "parsed" ones (a control without a vote).
       merge_equal: equal rows become one with a weight.
       cap: most distinct paths kept per question; None for all.
       min_confidence: questions with a less sure vote are left out.
@@ -50,6 +51,7 @@ class Mixing:
     """
 
     formats: tuple[Format, ...] = FORMATS
+    keep: Literal["majority", "parsed"] = "majority"
     merge_equal: bool = True
     cap: int | None = None
     min_confidence: float = 0.0
@@ -57,7 +59,7 @@ class Mixing:
     strong_count: int = 0
 
     def __post_init__(self) -> None:
-        check_switches(self.formats, self.cap, self.normalise)
+        check_switches(self.formats, self.keep, self.cap, self.normalise)
         if not 0 <= self.min_confidence <= 1:
             raise LmsiError(f"Mixing.min_confidence = {self.min_confidence}; use a share, 0 to 1")
         if self.strong_count < 0:

@@ -49,6 +49,14 @@ def test_kept_paths_are_written_in_four_formats():
     assert rows["few_shot_direct"] == rows["zero_shot_direct"] == direct
 
 
+def test_without_the_vote_every_parsed_path_stays_with_its_own_answer():
+    rows = by_format(written(keep="parsed", normalise="path"))
+    last = " 9. The answer is 9."
+    assert rows["few_shot_cot"] == [(A, 2.0), (WRONG, 1.0), (B, 1.0), (last, 1.0)]
+    answers = {" The answer is 9.": 3.0, " The answer is 8.": 1.0, " The answer is $9.": 1.0}
+    assert dict(rows["few_shot_direct"]) == answers
+
+
 def test_prompts_of_the_formats():
     for example in written():
         prompting = prompts.PROMPTING_OF_FORMAT[example.format]
