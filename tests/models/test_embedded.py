@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from lmsi_jax import gin_edge
 from lmsi_jax.answers import key, path_key
+from lmsi_jax.configurables import load_run
 from lmsi_jax.decoding.engine import Engine
 from lmsi_jax.decoding.sampling import Sampling
-from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import parameter_shapes
 from lmsi_jax.models.tokenizer import SentencePiece
 from lmsi_jax.prompts import build_prompt
@@ -15,20 +16,16 @@ from lmsi_jax.stages.context import embedded_path
 from lmsi_jax.tasks import registry
 from lmsi_jax.training.checkpoints import digest, load_params
 
-CONFIG = ModelConfig(
-    vocab_size=1024,
-    num_layers=4,
-    embed_dim=128,
-    num_heads=4,
-    head_dim=32,
-    mlp_dim=512,
-    max_length=1024,
-)
+
+@pytest.fixture(scope="module")
+def config():
+    gin_edge.load("quickstart", gin_edge.GinArgs())
+    return load_run().model
 
 
 @pytest.fixture(scope="module")
-def params():
-    return load_params(embedded_path("."), parameter_shapes(CONFIG))
+def params(config):
+    return load_params(embedded_path("."), parameter_shapes(config))
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +51,10 @@ def test_every_task_s_text_survives_its_tokenizer(tokenizer):
         assert tokenizer.decode(tokenizer.encode(question.text)) == question.text
 
 
-def test_it_reasons_when_the_exemplars_do_and_answers_at_once_when_they_do_not(params, tokenizer):
-    engine = Engine(CONFIG, params, tokenizer, lanes=24)
+def test_it_reasons_when_the_exemplars_do_and_answers_at_once_when_they_do_not(
+    config, params, tokenizer
+):
+    engine = Engine(config, params, tokenizer, lanes=24)
     task = registry.get("travel")
     questions = task.questions("test", "easy", 24, 0)
     greedy = Sampling(paths=1, temperature=0.0, max_new_tokens=64)
