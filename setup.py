@@ -62,7 +62,7 @@ setup(
         "gin-config>=0.5",
         "jax>=0.7",
         "numpy>=2.0",
-        "optax>=0.2.5",
+        "optax>=0.2.6",
         "orbax-checkpoint>=0.11.20",
         "reasoning-gym>=0.1.23",
         "rich>=13.7",

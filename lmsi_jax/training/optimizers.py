@@ -1,9 +1,11 @@
 """Optimisers and schedules, from Optax."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import optax
+from optax import contrib
 
 from lmsi_jax.errors import LmsiError
 
@@ -13,7 +15,8 @@ class Optimizer:
     """What updates the parameters.
 
     Attributes:
-      name: "adamw" or "adafactor".
+      name: "adamw", "adafactor", or "muon" (Jordan et al. 2024: orthogonalised momentum for the
+        layers' matrices, AdamW with Nesterov momentum for the rest).
       learning_rate: peak rate; the paper's is 5e-5 for PaLM-540B.
       warmup_steps: linear rise from zero.
       decay: what follows: "constant" (the paper's literal reading), "linear" or "cosine" to zero.
@@ -21,9 +24,10 @@ class Optimizer:
       weight_decay: decoupled, AdamW only.
       clip: largest global gradient norm; 0 does not clip.
       b2: AdamW's second decay.
+      matrix_rate: "muon" only: the matrices' peak rate; `learning_rate` is then that of the rest.
     """
 
-    name: Literal["adamw", "adafactor"] = "adamw"
+    name: Literal["adamw", "adafactor", "muon"] = "adamw"
     learning_rate: float = 5e-5
     warmup_steps: int = 0
     decay: Literal["constant", "linear", "cosine"] = "constant"
@@ -31,10 +35,14 @@ class Optimizer:
     weight_decay: float = 0.0
     clip: float = 1.0
     b2: float = 0.99
+    matrix_rate: float = 0.02
 
     def schedule(self, steps: int) -> optax.Schedule:
         """Returns the learning rate by step."""
-        rate, warm = self.learning_rate, self.warmup_steps
+        return self._schedule(self.learning_rate, steps)
+
+    def _schedule(self, rate: float, steps: int) -> optax.Schedule:
+        warm = self.warmup_steps
         rest = max(1, steps - warm)
         if self.decay == "cosine":
             after = optax.cosine_decay_schedule(rate, rest)
@@ -58,6 +66,25 @@ class Optimizer:
             core = optax.adamw(rate, b1=0.9, b2=self.b2, weight_decay=self.weight_decay)
         elif self.name == "adafactor":
             core = optax.adafactor(rate, multiply_by_parameter_scale=True)
+        elif self.name == "muon":
+            core = contrib.muon(
+                self._schedule(self.matrix_rate, steps),
+                adam_learning_rate=rate,
+                adam_b2=self.b2,
+                weight_decay=self.weight_decay,
+                adam_weight_decay=self.weight_decay,
+                muon_weight_dimension_numbers=_matrices,
+            )
         else:
-            raise LmsiError(f"Optimizer.name = {self.name!r}; use adamw or adafactor")
+            raise LmsiError(f"Optimizer.name = {self.name!r}; use adamw, adafactor or muon")
         return optax.chain(optax.clip_by_global_norm(self.clip), core) if self.clip else core
+
+
+def _matrices(params: Any) -> Any:
+    """Which leaves Muon takes: the matrices of the layers, not the embedding."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: (
+            contrib.MuonDimensionNumbers() if leaf.ndim == 2 and len(path) > 1 else None
+        ),
+        params,
+    )

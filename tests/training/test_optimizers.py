@@ -85,6 +85,41 @@ def test_adafactor_is_optaxs_with_factored_moments():
     assert max(sizes) < params["w"].size  # rows and columns, never the whole matrix
 
 
+def _orthogonalised(gradient):
+    """Jordan et al. 2024: five Newton-Schulz steps, in float64."""
+    x = np.asarray(gradient, np.float64)
+    x = x / np.linalg.norm(x)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x
+
+
+def test_muon_orthogonalises_the_layers_matrices_and_leaves_the_rest_to_adam():
+    rng = np.random.default_rng(0)
+    shapes = {"embedding": (9, 6), "layer_0": {"up": (6, 9), "down": (9, 6), "norm": (6,)}}
+
+    def draw():
+        return jax.tree.map(
+            lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
+            shapes,
+            is_leaf=lambda leaf: isinstance(leaf, tuple),
+        )
+
+    params, gradient = draw(), draw()
+    optimizer = Optimizer(name="muon", learning_rate=0.01, matrix_rate=0.1, clip=0.0)
+    got = _run(optimizer.transformation(STEPS), params, [gradient])
+    for name in ("up", "down"):
+        moved = (params["layer_0"][name] - got["layer_0"][name]) / 0.1
+        rows, columns = moved.shape
+        wanted = _orthogonalised(gradient["layer_0"][name]) * np.sqrt(max(1, columns / rows))
+        np.testing.assert_allclose(moved, wanted, atol=1e-4)
+    adam = _run(optax.nadamw(0.01, b1=0.9, b2=0.99), params, [gradient])
+    np.testing.assert_allclose(got["embedding"], adam["embedding"], rtol=1e-5, atol=1e-6)
+    norms = (tree["layer_0"]["norm"] for tree in (got, adam))
+    np.testing.assert_allclose(*norms, rtol=1e-5, atol=1e-6)
+
+
 def test_the_global_norm_is_clipped():
     params, _ = _problem(shape=(3, 4))
     huge = {"w": jnp.full((3, 4), 100.0)}
@@ -99,7 +134,10 @@ def test_the_global_norm_is_clipped():
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"name": "sgd"}, "adamw or adafactor"), ({"decay": "step"}, "constant, linear or cosine")],
+    [
+        ({"name": "sgd"}, "adamw, adafactor or muon"),
+        ({"decay": "step"}, "constant, linear or cosine"),
+    ],
 )
 def test_unknown_names_are_refused_with_the_choice(changes, message):
     with pytest.raises(LmsiError, match=message):
