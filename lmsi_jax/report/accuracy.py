@@ -21,7 +21,7 @@ from lmsi_jax.report.markup import (
 from lmsi_jax.report.summary import PROMPTINGS, Domain, Prompting, Summary
 
 DOMAINS: tuple[Domain, ...] = ("in", "out")
-_ARROWS = {"rose": "▲ rose", "fell": "▼ fell", "no clear change": "no clear change"}
+_ARROWS = {"rose": "▲ rose", "fell": "▼ fell", "no clear change": "unclear"}
 _VERBS = {"rose": "rose", "fell": "fell", "no clear change": "did not clearly change:"}
 _SUBJECTS: dict[Prompting, str] = {
     "standard": "Direct-answer accuracy",

@@ -21,7 +21,7 @@ class Optimizer:
       warmup_steps: linear rise from zero.
       decay: what follows: "constant" (the paper's literal reading), "linear" or "cosine" to zero.
       decay_share: share of the steps, at the end, that "linear" decays over ("cosine" uses all).
-      weight_decay: decoupled, AdamW only.
+      weight_decay: decoupled; not with Adafactor.
       clip: largest global gradient norm; 0 does not clip.
       b2: AdamW's second decay.
       matrix_rate: "muon" only: the matrices' peak rate; `learning_rate` is then that of the rest.
