@@ -1,7 +1,8 @@
 """Before and after, over finished runs: python bench/seeds.py runs/seed0 runs/seed1 ...
 
-Prints a Markdown table (accuracy in percent for each run, base -> last round) and, as its last
-line, JSON with the same numbers, the change over all runs and McNemar's exact p for each run.
+Prints a Markdown table (accuracy in percent, base -> last round: means over tasks for each run,
+single tasks averaged over the runs) and, as its last line, JSON with every number, the mean change
+over the runs and McNemar's exact p for each run.
 """
 
 import json
@@ -39,6 +40,15 @@ def row(runs: list[dict], tasks: list[str], prompting: str) -> dict:
     return out
 
 
+def _cell(row: dict, each: bool) -> str:
+    """One cell of the table: every run, or their average."""
+    before, after = row["before"], row["after"]
+    if not each:
+        before, after = [sum(before) / len(before)], [sum(after) / len(after)]
+    pairs = "; ".join(f"{b:.1f} → {a:.1f}" for b, a in zip(before, after, strict=True))
+    return f"{pairs} ({row['change']:+.1f})"
+
+
 def main() -> None:
     """Prints the table and the JSON."""
     runs, insides, minutes = zip(*map(collect, sys.argv[1:]), strict=True)
@@ -52,11 +62,7 @@ def main() -> None:
     }
     print(f"| task | {' | '.join(PROMPTINGS)} |\n|---|{'---|' * len(PROMPTINGS)}")
     for name, cells in table.items():
-        shown = [
-            "; ".join(f"{b} → {a}" for b, a in zip(c["before"], c["after"], strict=True))
-            + f" ({c['change']:+.1f})"
-            for c in cells.values()
-        ]
+        shown = [_cell(c, each=name.endswith("mean")) for c in cells.values()]
         print(f"| {name} | {' | '.join(shown)} |")
     print(json.dumps({"minutes": [round(m, 1) for m in minutes], "table": table}))
 

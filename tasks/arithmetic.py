@@ -2,7 +2,8 @@
 
 A vote is better than one path only when paths err differently. The same sum is therefore written in
 a random order, added up one by one, in pairs, or by tens and units, and a number is sometimes split
-on the way.
+on the way. As people do, most writers are in a hurry and add several numbers in one step, which a
+small model gets wrong more often than one number at a time: it can improve by taking care.
 """
 
 import random
@@ -14,7 +15,7 @@ THINGS = (
     "stamps", "bells", "boxes", "lamps", "rings", "stones",
 )  # fmt: skip
 # How far apart two compared numbers are: near enough that a wrong sum often flips the answer.
-MARGINS = (1, 2, 3, 4, 6, 9, 14, 20, 30)
+MARGINS = (1, 2, 3, 4, 6, 9, 12)
 
 
 def pick(rng: random.Random, words: Sequence[str], count: int) -> list[str]:
@@ -25,6 +26,11 @@ def pick(rng: random.Random, words: Sequence[str], count: int) -> list[str]:
 def join(parts: Sequence[str]) -> str:
     """Writes a list as in a sentence: "3 pens, 4 cups and 5 hats"."""
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def in_a_hurry(rng: random.Random, count: int) -> bool:
+    """Whether a sum of `count` numbers is written in a hurry: mostly when it is a long one."""
+    return count > 2 and rng.random() < (0.55 if count > 3 else 0.3)
 
 
 def _add(rng: random.Random, a: int, b: int) -> list[str]:
@@ -57,10 +63,22 @@ def _tens_and_units(rng: random.Random, terms: list[int]) -> list[str]:
     return [*steps, f"{sum(tens)} + {sum(units)} = {sum(terms)}."]
 
 
+def _hastily(terms: list[int]) -> list[str]:
+    """Three numbers at a time onto the running total."""
+    steps, total = [], terms[0]
+    for i in range(1, len(terms), 3):
+        parts = [total, *terms[i : i + 3]]
+        total = sum(parts)
+        steps.append(f"{' + '.join(map(str, parts))} = {total}.")
+    return steps
+
+
 def sum_steps(rng: random.Random, terms: Sequence[int]) -> str:
     """Writes out the sum of `terms` by a random route; "" for a single term."""
     order = list(terms)
     rng.shuffle(order)
+    if in_a_hurry(rng, len(order)):
+        return " ".join(_hastily(order))
     routes = [_one_by_one] * 3
     if len(order) > 2:
         routes += [_in_pairs]

@@ -7,15 +7,19 @@ A: 43 + 22 = 65. 65 - 12 = 53. The answer is 53.
 import random
 
 from lmsi_jax.records import Exemplar
+from lmsi_jax.tasks.arithmetic import in_a_hurry
 from lmsi_jax.tasks.family import Family, Level
 
 
 def _steps(rng: random.Random, terms: list[int]) -> str:
-    """Writes out the chain from left to right."""
+    """Writes out the chain from left to right, one number at a time or, in a hurry, three."""
+    stride = 3 if in_a_hurry(rng, len(terms)) else 1
     steps, total = [], terms[0]
-    for term in terms[1:]:
-        steps.append(f"{total} {'-' if term < 0 else '+'} {abs(term)} = {total + term}.")
-        total += term
+    for i in range(1, len(terms), stride):
+        chunk = terms[i : i + stride]
+        parts = " ".join(f"{'-' if term < 0 else '+'} {abs(term)}" for term in chunk)
+        steps.append(f"{total} {parts} = {total + sum(chunk)}.")
+        total += sum(chunk)
     return " ".join(steps)
 
 

@@ -15,8 +15,8 @@ _RELATIONS = (("more", 1), ("less", -1), ("the same", 0))
 
 
 def generate(rng: random.Random, level: Level) -> Exemplar:
-    """Draws a sum of 2 to 3 (easy) or 4 to 6 (hard) two-digit numbers and a number near it."""
-    count = rng.randint(4, 6) if level == "hard" else rng.randint(2, 3)
+    """Draws a sum of 2 to 3 (easy) or 4 to 5 (hard) two-digit numbers and a number near it."""
+    count = rng.randint(4, 5) if level == "hard" else rng.randint(2, 3)
     terms, things = [rng.randint(11, 99) for _ in range(count)], pick(rng, THINGS, count + 1)
     right = rng.randrange(3)
     relation, sign = _RELATIONS[right]

@@ -28,8 +28,8 @@ _QUESTION = (
 
 
 def generate(rng: random.Random, level: Level) -> Exemplar:
-    """Draws 2 (easy) or 3 to 5 (hard) numbers, a limit near their total, perhaps "some" more."""
-    count = rng.randint(3, 5) if level == "hard" else 2
+    """Draws 2 (easy) or 4 to 5 (hard) numbers, a limit near their total, perhaps "some" more."""
+    count = rng.randint(4, 5) if level == "hard" else 2
     terms, things = [rng.randint(11, 99) for _ in range(count)], pick(rng, THINGS, count + 1)
     more, open_ended = rng.random() < 0.5, rng.random() < 0.5
     limit = sum(terms) + rng.choice(MARGINS) * (-1 if more else 1)

@@ -12,8 +12,8 @@ from lmsi_jax.tasks.family import Family, Level
 
 
 def generate(rng: random.Random, level: Level) -> Exemplar:
-    """Draws a sum of 2 (easy) or 4 to 6 (hard) two-digit numbers and a number near it."""
-    count = rng.randint(4, 6) if level == "hard" else 2
+    """Draws a sum of 2 (easy) or 4 to 5 (hard) two-digit numbers and a number near it."""
+    count = rng.randint(4, 5) if level == "hard" else 2
     terms, things = [rng.randint(11, 99) for _ in range(count)], pick(rng, THINGS, count + 1)
     more = rng.random() < 0.5
     other = sum(terms) + rng.choice(MARGINS) * (-1 if more else 1)

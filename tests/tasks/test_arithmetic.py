@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsi_jax.tasks.arithmetic import THINGS, join, pick, sum_steps
+from lmsi_jax.tasks.arithmetic import THINGS, in_a_hurry, join, pick, sum_steps
 
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 _STEP = re.compile(r"-?\d+(?: [-+*] \d+)+ = -?\d+\.")
@@ -50,6 +50,20 @@ def test_the_routes_of_one_sum_differ():
     assert re.search(r"^34 \+ 27 = 61\. 18 \+ 45 = 63\. ", text, re.M), "in pairs"
     assert any(len(route.split(". ")) > 3 for route in routes), "with a number split on the way"
     assert len({route.split(" ")[0] for route in routes}) >= 4, "in several orders"
+
+
+def test_long_sums_are_mostly_written_in_a_hurry_and_short_ones_are_not():
+    rng = random.Random(0)
+    hasty = {
+        count: sum(in_a_hurry(rng, count) for _ in range(2000)) / 2000 for count in (2, 3, 4, 6)
+    }
+    assert hasty[2] == 0
+    assert 0.25 < hasty[3] < 0.35
+    assert all(0.5 < hasty[count] < 0.6 for count in (4, 6))
+    routes = [sum_steps(random.Random(seed), [34, 27, 18, 45, 12, 51]) for seed in range(400)]
+    steps = [route.count(" = ") for route in routes if re.match(r"\d[1-9] \+ \d\d \+ ", route)]
+    assert set(steps) == {2}, "three at a time onto the total: two steps for six numbers"
+    assert 0.45 < len(steps) / 400 < 0.65
 
 
 def test_terms_are_left_as_they_are_and_the_seed_decides():

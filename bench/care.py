@@ -1,0 +1,86 @@
+"""How a round changes the way sums are worked: python bench/care.py runs/quickstart ...
+
+A path is hasty when one of its steps adds or subtracts more than two numbers (except tens alone or
+units alone, which is a way to take care), careful otherwise. Prints, for each run and trained task,
+the careful share of the base's sampled test paths, of the kept train paths, and of greedy paths
+before and after; and how often careful and hasty paths of the base are right. As its last line,
+JSON with the same numbers. Needs runs with self-consistency and chain-of-thought evaluation.
+"""
+
+import json
+import pathlib
+import re
+import sys
+
+from lmsi_jax import answers
+from lmsi_jax.records import Path, Question, Vote
+from lmsi_jax.stages.sample import read_paths
+from lmsi_jax.store import ShardStore
+
+_STEP = re.compile(r"((?:-?\d+ [+-] )+\d+) = ")
+
+
+def is_careful(text: str) -> bool:
+    """Whether no step of the path takes more than two numbers at once."""
+    for step in _STEP.findall(text):
+        numbers = [int(n) for n in re.findall(r"\d+", step)]
+        tens, units = all(n % 10 == 0 for n in numbers), all(n < 10 for n in numbers)
+        if len(numbers) > 2 and not (tens or units):
+            return False
+    return True
+
+
+def percent(values: list[bool]) -> float | None:
+    """The share of true ones in percent; None of nothing."""
+    return round(100 * sum(values) / len(values), 1) if values else None
+
+
+def one_task(run: pathlib.Path, task: str, last: int) -> dict[str, float | None]:
+    """The figures of one task of one run."""
+
+    def shards(folder: str, name: str) -> list[Path]:
+        rows = read_paths(ShardStore(run / folder), name)
+        return [path for paths in rows.values() for path in paths]
+
+    tests = [Question.from_json(r) for r in ShardStore(run / "questions").read(f"test-{task}")]
+    gold = {q.uid: answers.key(q.gold or "", q.kind) for q in tests}
+    kind = tests[0].kind
+    sampled = shards("round_0/eval", f"{task}-self_consistency")
+    votes = [Vote.from_json(row) for row in ShardStore(run / "round_1/vote").read(task)]
+    kept = {vote.uid: set(vote.kept) for vote in votes}
+    right: dict[bool, list[bool]] = {True: [], False: []}
+    for path in sampled:
+        right[is_careful(path.text)].append(answers.path_key(path.text, kind) == gold[path.uid])
+    trained_on = [p for p in shards("round_1/sample", task) if p.index in kept[p.uid]]
+    return {
+        "careful, sampled": percent([is_careful(p.text) for p in sampled]),
+        "careful, kept": percent([is_careful(p.text) for p in trained_on]),
+        "careful, greedy before": percent(
+            [is_careful(p.text) for p in shards("round_0/eval", f"{task}-cot")]
+        ),
+        "careful, greedy after": percent(
+            [is_careful(p.text) for p in shards(f"round_{last}/eval", f"{task}-cot")]
+        ),
+        "careful paths right": percent(right[True]),
+        "hasty paths right": percent(right[False]),
+    }
+
+
+def main() -> None:
+    """Prints a table for each run and the JSON."""
+    out = {}
+    for folder in sys.argv[1:]:
+        run = pathlib.Path(folder)
+        summary = json.loads((run / "report.json").read_text())
+        last = max(e["round"] for e in summary["evals"])
+        tasks = [t["name"] for t in summary["tasks"] if t["domain"] == "in"]
+        out[folder] = {task: one_task(run, task, last) for task in tasks}
+        names = list(out[folder][tasks[0]])
+        print(f"{folder}\n| task | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
+        for task, row in out[folder].items():
+            print(f"| {task} | {' | '.join(str(row[name]) for name in names)} |")
+    print(json.dumps(out))
+
+
+if __name__ == "__main__":
+    main()
