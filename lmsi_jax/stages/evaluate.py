@@ -11,7 +11,7 @@ from lmsi_jax.files import read_json, write_json
 from lmsi_jax.progress import Progress
 from lmsi_jax.prompts import Prompting
 from lmsi_jax.records import Question
-from lmsi_jax.stages.context import Context, named
+from lmsi_jax.stages.context import Context
 from lmsi_jax.stages.sample import PathCounter, read_paths, sample_task
 from lmsi_jax.store import ShardStore
 
@@ -23,8 +23,10 @@ _DIRECT_TOKENS = 32
 def evaluate(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     """Evaluates the model that a round ended with; returns the stage's fingerprint."""
     run = context.run
+    evaluation = dataclasses.asdict(run.evaluation)
+    del evaluation["temperature" if round_index else "temperature_after"]  # the other one's
     config = {
-        **named(run.evaluation),
+        "Evaluation": evaluation,
         "Run": {"seed": run.seed, "lanes": run.lanes},
         "Sampling": {"max_new_tokens": run.sampling.max_new_tokens, "stop": run.sampling.stop},
     }

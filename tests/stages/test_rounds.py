@@ -127,6 +127,13 @@ def test_a_changed_parameter_is_named_and_nothing_is_overwritten(copy, lmsi, cha
     assert snapshot(copy) == before
 
 
+def test_a_temperature_belongs_to_the_evaluations_that_use_it(copy, lmsi):
+    _, _, error = lmsi("run", copy, {"Evaluation.temperature_after": 1.1})
+    assert "temperature_after was 0.7, is now 1.1" in error and "round_1/eval" in error
+    _, _, error = lmsi("run", copy, {"Evaluation.temperature": 1.1})
+    assert "temperature was 0.7, is now 1.1" in error and "round_0/eval" in error
+
+
 def test_another_base_model_is_noticed(copy, lmsi, random_checkpoint):
     before = snapshot(copy)
     code, _, error = lmsi("run", copy, {"Run.init_checkpoint": random_checkpoint})
