@@ -76,7 +76,8 @@ def by_task(summary: Summary) -> Html:
     groups = []
     for domain in DOMAINS:
         for task in compare.tasks_of(summary, domain):
-            about = f"{compare.DOMAIN_NAMES[domain].lower()}, {task['kind']}, level {task['level']}"
+            about = f"{compare.DOMAIN_NAMES[domain].lower()}, {task['kind']}"
+            about += f", level {task['level']}" if task["level"] else ""
             title = joined([element("strong", task["name"]), f" {about}"])
             groups.append((title, compare.of_task(summary, task["name"]), 1))
     measured = compare.rounds_measured(summary)

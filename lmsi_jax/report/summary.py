@@ -25,7 +25,10 @@ class Model(TypedDict):
 
 
 class Task(TypedDict):
-    """A family of questions. `kind` is its answers'; `domain` "in" when the loop trained on it."""
+    """A family of questions. `kind` is its answers'; `domain` "in" when the loop trained on it.
+
+    `level` is "" where a task has only one.
+    """
 
     name: str
     kind: str

@@ -58,7 +58,7 @@ def summarise(context: Context, command: str, config_text: str) -> dict[str, Any
             "name": name,
             "kind": registry.get(name).kind,
             "domain": "in" if name in questions.train else "out",
-            "level": questions.level,
+            "level": questions.level if registry.get(name).levels else "",
             "test_questions": questions.test_count if name in questions.test else 0,
         }
         for name in (*questions.train, *questions.test)

@@ -426,3 +426,11 @@ def test_a_wrong_summary_is_named_with_its_remedy(summary, mistake, place):
 def test_a_summary_that_is_no_dictionary_is_refused():
     with pytest.raises(LmsiError, match="summary: expected a dictionary, found 3"):
         render(3)
+
+
+def test_a_task_names_its_level_where_it_has_several(summary):
+    summary["tasks"][0]["level"] = ""
+    told = " ".join("".join(read(render(summary)).text).split())
+    first, second = (f"{t['name']} in-domain, {t['kind']}" for t in summary["tasks"][:2])
+    assert first in told and f"{first}, level" not in told
+    assert f"{second}, level easy" in told
