@@ -156,6 +156,7 @@ def _zero_shot_direct(dataset: Any) -> Any:
     before, after = answer_sentence("|").split("|")
 
     def one(row: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes one question's prompt and target."""
         sentence = tf.strings.join([" " + before, row["answer"], after])
         return {
             **row,

@@ -37,6 +37,7 @@ _WORDS = {
 
 
 def number_key(answer: str) -> str | None:
+    """Returns the number as an exact fraction in lowest terms; None when it is none or unclear."""
     if answer.isascii() and answer.isdigit() and len(answer) <= MAX_DIGITS:
         return answer.lstrip("0") or "0"
     text = _TAIL_IN_BRACKETS.sub("", plain(answer).lstrip(" *_\"'#`:+"))

@@ -120,6 +120,7 @@ def _step(
     so_far = jnp.broadcast_to(step + 1, (rows,))
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """Adds this step to the path caches; [rows, heads, width] over path, question, prompt."""
         flat = (rows * groups, config.head_dim)
         keys[layer] = jax.lax.dynamic_update_index_in_dim(keys[layer], k.reshape(flat), step, 2)
         values[layer] = jax.lax.dynamic_update_index_in_dim(values[layer], v.reshape(flat), step, 1)

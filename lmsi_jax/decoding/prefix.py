@@ -118,6 +118,7 @@ def prefill(
     per = config.num_heads // config.num_kv_heads
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """Keeps the layer's keys and values; [B, T, heads, width] over itself and `before`."""
         groups = config.num_kv_heads
         keys.append(k.transpose(0, 2, 3, 1).reshape(batch * groups, -1, length))
         values.append(v.transpose(0, 2, 1, 3).reshape(batch * groups, length, -1))

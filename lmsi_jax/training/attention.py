@@ -35,6 +35,7 @@ def packed_attention(segments: jax.Array, shared: Cache | None, block: int = 64)
     biases = [bias(start, end) for start, end in blocks]
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """[B, T, heads, width] over the own segment so far and the shared prefix."""
         batch, _, heads, width = q.shape
         groups = k.shape[2]
         keys = k.transpose(0, 2, 3, 1).reshape(batch * groups, width, length)

@@ -121,6 +121,7 @@ def _tokenize(dataset: Any, output_features: Mapping[str, Any]) -> Any:
     import tensorflow as tf
 
     def one(row: dict[str, Any]) -> dict[str, Any]:
+        """Encodes one example's texts."""
         texts = {
             k: output_features[k].vocabulary.encode_tf(row[k])
             for k in ("prefix", "inputs", "targets")
