@@ -1,4 +1,7 @@
-"""An independent forward pass: NumPy, float64, one token and one head at a time."""
+"""An independent forward pass: NumPy, float64, one token and one head at a time.
+
+Windows and soft caps are written as Hugging Face's Gemma 2 has them: scale, cap, mask, softmax.
+"""
 
 import numpy as np
 
@@ -17,6 +20,10 @@ def _rotate(x, position, theta):
     return out
 
 
+def _cap(x, cap):
+    return np.tanh(x / cap) * cap if cap else x
+
+
 def reference_logits(config, params, tokens):
     """Logits [T, V] of one sequence."""
     p = _float64(params)
@@ -24,6 +31,7 @@ def reference_logits(config, params, tokens):
     width, per = config.head_dim, config.num_heads // config.num_kv_heads
     for layer in range(config.num_layers):
         w = p[f"layer_{layer}"]
+        window = config.windows[layer % len(config.windows)] or len(tokens)
         normed = [_norm(x, w["norm"], config.norm_epsilon) for x in states]
         heads = lambda v: v.reshape(-1, width)  # noqa: E731
         theta = config.rope_theta
@@ -35,16 +43,19 @@ def reference_logits(config, params, tokens):
             mixed = []
             for head in range(config.num_heads):
                 group = head // per
-                scores = np.array([q[t][head] @ k[s][group] for s in range(t + 1)]) / width**0.5
+                seen = [s for s in range(t + 1) if t - s < window]
+                scores = np.array([q[t][head] @ k[s][group] for s in seen]) / width**0.5
+                scores = _cap(scores, config.attention_softcap)
                 weights = np.exp(scores - scores.max())
                 weights /= weights.sum()
-                mixed.append(sum(a * v[s][group] for s, a in enumerate(weights)))
+                mixed.append(sum(a * v[s][group] for s, a in zip(seen, weights, strict=True)))
             gate = x @ w["gate"]
             hidden = gate / (1 + np.exp(-gate)) * (x @ w["up"])
             new.append(states[t] + np.concatenate(mixed) @ w["attention_out"] + hidden @ w["down"])
         states = new
     final = p["final_norm"]["scale"]
-    return np.stack([_norm(x, final, config.norm_epsilon) @ p["embedding"].T for x in states])
+    normed = np.stack([_norm(x, final, config.norm_epsilon) for x in states])
+    return _cap(normed @ p["embedding"].T, config.logits_softcap)
 
 
 def _float64(tree):

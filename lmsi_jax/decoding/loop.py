@@ -134,7 +134,7 @@ def _step(
 
     states = hidden_states(config, fused, state.token, positions, attend)
     noise = path_keys.uniforms(state.noise, step)
-    token, logprob = draw(logits(fused, states), noise, temperature, filters)
+    token, logprob = draw(logits(config, fused, states), noise, temperature, filters)
     tokens = jax.lax.dynamic_update_index_in_dim(state.tokens, token, step, 1)
     logprobs = jax.lax.dynamic_update_index_in_dim(state.logprobs, logprob, step, 1)
     return dataclasses.replace(

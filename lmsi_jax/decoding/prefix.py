@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params, hidden_states
+from lmsi_jax.models.decoder import Params, hidden_states, soft_cap
 
 _MASKED = -1e9
 
@@ -37,14 +37,23 @@ class Cache:
     lengths: jax.Array
 
 
-def part(rows: jax.Array, keys: jax.Array, values: jax.Array, bias: Any) -> tuple[jax.Array, ...]:
+def part(
+    rows: jax.Array, keys: jax.Array, values: jax.Array, bias: Any, softcap: float = 0.0
+) -> tuple[jax.Array, ...]:
     """Unmerged attention of rows [B, n, K] over keys [B, K, L] and values [B, L, K].
+
+    Args:
+      rows: scaled queries.
+      keys: see above.
+      values: likewise.
+      bias: [B, n, L] or what broadcasts to it, added after the soft cap.
+      softcap: `ModelConfig.attention_softcap`.
 
     Returns:
       maximum [B, n], sum of exponentials [B, n], weighted values [B, n, K], all relative to the
       maximum.
     """
-    scores = (rows @ keys).astype(jnp.float32) + bias
+    scores = soft_cap((rows @ keys).astype(jnp.float32), softcap) + bias
     # The maximum cancels in `merge`, so no gradient need flow through it.
     top = jax.lax.stop_gradient(scores.max(-1))
     weights = jnp.exp(scores - top[..., None])
@@ -83,18 +92,50 @@ def ungrouped(a: jax.Array, groups: int, heads: int) -> jax.Array:
     return jnp.moveaxis(split, 1, 2).reshape(split.shape[0], -1, heads, *a.shape[2:])
 
 
-def over_cache(q: jax.Array, cache: Cache, layer: int, groups: int) -> tuple[jax.Array, ...]:
+def over_cache(
+    q: jax.Array,
+    cache: Cache,
+    layer: int,
+    groups: int,
+    since: jax.Array | None = None,
+    softcap: float = 0.0,
+) -> tuple[jax.Array, ...]:
     """The part of q [B, n, H, K] over a cache of B sequences, or of one that all B share.
 
-    Returns maximum [B, n, H], sum [B, n, H] and values [B, n, H, K].
+    Args:
+      q: scaled queries.
+      cache: keys and values.
+      layer: which layer's.
+      groups: kv heads.
+      since: [B, n] first place in the cache that a query sees, None for the very first. For a
+        query at position p and a cache that starts at position s, `p - window + 1 - s`; it may be
+        negative, or behind the cache's end (the part then weighs nothing in `merge`).
+      softcap: `ModelConfig.attention_softcap`.
+
+    Returns:
+      maximum [B, n, H], sum [B, n, H] and values [B, n, H, K].
     """
     batch, n, heads, width = q.shape
     sequences = cache.lengths.shape[0]
     rows = grouped(q.reshape(sequences, batch * n // sequences, heads, width), groups)
-    bias = jnp.repeat(_padding_bias(cache.lengths, cache.keys[layer].shape[-1]), groups, axis=0)
-    own = part(rows, cache.keys[layer], cache.values[layer], bias)
+    size = cache.keys[layer].shape[-1]
+    bias = _padding_bias(cache.lengths, size)
+    if since is not None:
+        seen = jnp.arange(size) >= since.reshape(sequences, -1, 1)
+        # Rows of a group are ordered [query, head], see `grouped`.
+        bias = jnp.repeat(jnp.where(seen, bias, _MASKED), heads // groups, axis=1)
+    bias = jnp.repeat(bias, groups, axis=0)
+    own = part(rows, cache.keys[layer], cache.values[layer], bias, softcap)
     joined = (ungrouped(a, groups, heads) for a in own)
     return tuple(a.reshape(batch, n, *a.shape[2:]) for a in joined)
+
+
+def _causal_bias(length: int, window: int) -> jax.Array:
+    """[length, length]: 0 where a query (row) sees a key."""
+    visible = jnp.tril(jnp.ones((length, length), bool))
+    if window:
+        visible &= ~jnp.tril(visible, -window)
+    return jnp.where(visible, 0.0, _MASKED)
 
 
 def prefill(
@@ -114,18 +155,21 @@ def prefill(
     positions = jnp.broadcast_to(start + jnp.arange(length), tokens.shape)
     keys: list[jax.Array] = []
     values: list[jax.Array] = []
-    causal = jnp.where(jnp.tril(jnp.ones((length, length), bool)), 0.0, _MASKED)
+    causal = {window: _causal_bias(length, window) for window in config.windows}
     per = config.num_heads // config.num_kv_heads
+    softcap = config.attention_softcap
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """Keeps the layer's keys and values; [B, T, heads, width] over itself and `before`."""
-        groups = config.num_kv_heads
+        groups, window = config.num_kv_heads, config.window(layer)
         keys.append(k.transpose(0, 2, 3, 1).reshape(batch * groups, -1, length))
         values.append(v.transpose(0, 2, 1, 3).reshape(batch * groups, length, -1))
-        own = part(grouped(q, groups), keys[-1], values[-1], jnp.repeat(causal, per, axis=0))
+        bias = jnp.repeat(causal[window], per, axis=0)
+        own = part(grouped(q, groups), keys[-1], values[-1], bias, softcap)
         parts = [tuple(ungrouped(a, groups, config.num_heads) for a in own)]
         if before is not None:
-            parts.append(over_cache(q, before, layer, groups))
+            since = positions - window + 1 if window else None
+            parts.append(over_cache(q, before, layer, groups, since, softcap))
         return merge(parts)
 
     hidden_states(config, fused, tokens, positions, attend)

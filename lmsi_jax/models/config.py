@@ -1,6 +1,7 @@
 """The decoder's shape."""
 
 import dataclasses
+import math
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -12,6 +13,16 @@ class ModelConfig:
 
     Attributes:
       max_length: longest sequence, prompt and continuation together, that the model may see.
+      windows: sliding windows in tokens, cycled over the layers (Beltagy et al. 2020, section
+        3.1). A query at position p sees the keys at positions above p - window, so `window` keys
+        with its own, as `sliding_window` counts in Hugging Face's configurations; 0 sees all
+        earlier keys. `(4096, 0)` is Gemma 2's pattern.
+      attention_softcap: attention scores become cap * tanh(score / cap) before the mask (Gemma 2,
+        Riviere et al. 2024, section 2); 0.0 leaves them alone.
+      logits_softcap: the same for the scores of the tokens.
+
+    Raises:
+      ValueError: sizes that do not fit each other, a window or a cap out of range.
     """
 
     vocab_size: int
@@ -24,6 +35,9 @@ class ModelConfig:
     max_length: int = 1024
     rope_theta: float = 10000.0
     norm_epsilon: float = 1e-6
+    windows: tuple[int, ...] = (0,)
+    attention_softcap: float = 0.0
+    logits_softcap: float = 0.0
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -34,6 +48,25 @@ class ModelConfig:
             raise ValueError(
                 f"head_dim={self.head_dim} must be even: rotary positions pair its halves"
             )
+        self._check_attention()
+
+    def _check_attention(self) -> None:
+        windows = self.windows
+        # A tuple, not a list: configurations are arguments of compiled functions and are hashed.
+        if not isinstance(windows, tuple) or not windows:
+            raise ValueError(
+                f"ModelConfig.windows = {windows!r} must be a tuple, (0,) or (4096, 0)"
+            )
+        if any(type(window) is not int or window < 0 for window in windows):
+            raise ValueError(f"ModelConfig.windows = {windows!r} must be whole numbers, 0 or above")
+        for name in ("attention_softcap", "logits_softcap"):
+            cap = getattr(self, name)
+            if not (isinstance(cap, (int, float)) and 0 <= cap < math.inf):
+                raise ValueError(f"ModelConfig.{name} = {cap!r} must be above 0, or 0.0 for none")
+
+    def window(self, layer: int) -> int:
+        """Tokens that a query of the layer sees, its own included; 0 for all earlier ones."""
+        return self.windows[layer % len(self.windows)]
 
     @property
     def parameter_count(self) -> int:

@@ -43,6 +43,11 @@ def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
+def soft_cap(scores: jax.Array, cap: float) -> jax.Array:
+    """Keeps scores within -cap and cap, in their own type; 0.0 leaves them alone (Gemma 2)."""
+    return cap * jnp.tanh(scores / cap) if cap else scores
+
+
 def fuse(config: ModelConfig, params: Params) -> Params:
     """Joins each layer's projections into one matrix in and one out: two matmuls, not seven.
 
@@ -85,9 +90,9 @@ def hidden_states(
     return rms_norm(x, fused["final_norm"], config.norm_epsilon)
 
 
-def logits(fused: Params, states: jax.Array) -> jax.Array:
-    """Scores of every token: states [..., D] -> [..., V]."""
-    return states @ fused["embedding"].T
+def logits(config: ModelConfig, fused: Params, states: jax.Array) -> jax.Array:
+    """Scores of every token: states [..., D] -> [..., V], soft-capped."""
+    return soft_cap(states @ fused["embedding"].T, config.logits_softcap)
 
 
 class Decoder(nn.Module):
@@ -125,7 +130,7 @@ class Decoder(nn.Module):
         }
         params |= {f"layer_{i}": self._layer(i) for i in range(c.num_layers)}
         fused = fuse(c, params)
-        return logits(fused, hidden_states(c, fused, tokens, positions, attend))
+        return logits(c, fused, hidden_states(c, fused, tokens, positions, attend))
 
 
 class _Scale(nn.Module):

@@ -27,9 +27,9 @@ def token_losses(config: ModelConfig, params: Params, batch: Arrays) -> jax.Arra
     if batch["prefix"].shape[0]:
         length = batch["prefix_length"][None]
         shared = prefill(config, fused, batch["prefix"][None], length, None)
-    attend = packed_attention(batch["segments"], shared)
+    attend = packed_attention(config, batch["segments"], batch["positions"], shared)
     states = hidden_states(config, fused, batch["tokens"], batch["positions"], attend)
-    scores = logits(fused, states[:, :-1]).astype(jnp.float32)
+    scores = logits(config, fused, states[:, :-1]).astype(jnp.float32)
     losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch["tokens"][:, 1:])
     return jnp.pad(losses, ((0, 0), (1, 0)))
 

@@ -1,5 +1,8 @@
 """The decoder's arithmetic against an independent NumPy forward pass in float64."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +16,16 @@ from lmsi_jax.training.attention import packed_attention
 
 
 def _logits(config, params, tokens):
+    return np.asarray(_jitted_logits(config, params, jnp.asarray(tokens)[None]))[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _jitted_logits(config, params, tokens):
     fused = fuse(config, params)
-    tokens = jnp.asarray(tokens)[None]
     positions = jnp.arange(tokens.shape[1])[None]
-    attend = packed_attention(jnp.ones_like(tokens), None, block=8)
-    return np.asarray(logits(fused, hidden_states(config, fused, tokens, positions, attend)))[0]
+    attend = packed_attention(config, jnp.ones_like(tokens), positions, None, block=8)
+    states = hidden_states(config, fused, tokens, positions, attend)
+    return logits(config, fused, states)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 4])
@@ -35,6 +43,41 @@ def test_logits_equal_a_float64_reference_for_every_kind_of_attention(groups):
     tokens = np.random.default_rng(0).integers(0, 50, 21)
     expected = reference_logits(config, params, tokens)
     np.testing.assert_allclose(_logits(config, params, tokens), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("windows", "attention_softcap", "logits_softcap"),
+    [
+        ((1,), 0.0, 0.0),
+        ((3, 0), 0.0, 0.0),
+        ((0, 8, 30), 0.0, 0.0),
+        ((0,), 0.5, 0.7),
+        ((9, 2), 2.0, 1.0),
+    ],
+)
+def test_logits_equal_the_reference_with_windows_and_soft_caps(
+    micro_config, micro_params, windows, attention_softcap, logits_softcap
+):
+    config = dataclasses.replace(
+        micro_config,
+        windows=windows,
+        attention_softcap=attention_softcap,
+        logits_softcap=logits_softcap,
+    )
+    tokens = np.random.default_rng(1).integers(0, config.vocab_size, 21)
+    expected = reference_logits(config, micro_params, tokens)
+    np.testing.assert_allclose(_logits(config, micro_params, tokens), expected, atol=2e-5)
+    assert np.abs(expected - reference_logits(micro_config, micro_params, tokens)).max() > 1e-2
+
+
+def test_a_window_counts_the_query_s_own_key(micro_config):
+    config = dataclasses.replace(micro_config, num_layers=1, windows=(4,))
+    params = init_params(config, jax.random.key(0))
+    tokens = np.arange(20) + 3
+    changed = tokens.copy()
+    changed[9] += 100
+    differs = (_logits(config, params, tokens) != _logits(config, params, changed)).any(-1)
+    assert np.flatnonzero(differs).tolist() == [9, 10, 11, 12]
 
 
 def test_a_token_never_sees_later_tokens(micro_config, micro_params):
@@ -67,6 +110,29 @@ def test_prefilled_caches_hold_the_keys_of_each_real_position(micro_config, micr
     cache = prefill(micro_config, fused, tokens, jnp.asarray([3, 4]), None)
     first, second = np.asarray(cache.keys[1]).reshape(2, 2, 6, 4)
     np.testing.assert_allclose(first[..., :3], second[..., :3], atol=1e-6)
+
+
+@pytest.mark.parametrize("windows", [(3, 0), (5,), (6, 20)])
+def test_a_cache_behind_another_holds_what_the_joined_sequence_s_does(
+    micro_config, micro_params, windows
+):
+    config = dataclasses.replace(micro_config, windows=windows, attention_softcap=1.0)
+    fused = fuse(config, micro_params)
+    tokens = jnp.asarray(np.random.default_rng(2).integers(3, 300, (1, 12)))
+    cached = jax.jit(prefill, static_argnums=0)
+    whole = cached(config, fused, tokens, jnp.asarray([12]), None)
+    padded = jnp.pad(tokens[:, :5], ((0, 0), (0, 2)))
+    before = cached(config, fused, padded, jnp.asarray([5]), None)
+    rows = jnp.concatenate([tokens[:, 5:], tokens[:, 5:] + 1])
+    after = cached(config, fused, rows, jnp.asarray([7, 7]), before)
+    groups = config.num_kv_heads
+    for layer in range(config.num_layers):  # the second layer's keys depend on the first's mask
+        np.testing.assert_allclose(
+            after.keys[layer][:groups], whole.keys[layer][:, :, 5:], atol=2e-6
+        )
+        np.testing.assert_allclose(
+            after.values[layer][:groups], whole.values[layer][:, 5:], atol=2e-6
+        )
 
 
 def test_odd_head_dim_and_uneven_groups_are_refused():

@@ -1,11 +1,14 @@
 """Packed, prefix-shared losses and gradients against each example computed alone."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from reference_decoder import reference_logits
 
+from lmsi_jax.models.decoder import init_params
 from lmsi_jax.training.losses import loss_and_gradient
 from lmsi_jax.training.packing import Shape, batches, microbatches, weighted_row
 
@@ -39,19 +42,39 @@ def _alone(rows):
     return {name: np.stack([one[name] for one in ones]) for name in ones[0]}
 
 
-def test_shared_prefixes_and_packing_change_neither_loss_nor_gradient(micro_config, micro_params):
-    rows = _rows()
+def _packed(rows):
+    """The rows behind shared prefixes, several in a packed sequence."""
     ones = list(microbatches(rows, Shape(microbatches=1, rows=3, length=40, prefix_length=8)))
-    packed = {name: np.stack([one[name] for one in ones]) for name in ones[0]}
-    loss, gradient, by_group = loss_and_gradient(micro_config, micro_params, packed, 3)
-    alone, gradient_alone, by_group_alone = loss_and_gradient(
-        micro_config, micro_params, _alone(rows), 3
-    )
+    return {name: np.stack([one[name] for one in ones]) for name in ones[0]}
+
+
+def _assert_packing_changes_nothing(config, params):
+    rows = _rows()
+    loss, gradient, by_group = loss_and_gradient(config, params, _packed(rows), 3)
+    alone, gradient_alone, by_group_alone = loss_and_gradient(config, params, _alone(rows), 3)
     assert loss == pytest.approx(float(alone), rel=1e-5)
     np.testing.assert_allclose(by_group, by_group_alone, rtol=1e-5)
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(gradient_alone))
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(gradient_alone), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * scale)
+
+
+def test_shared_prefixes_and_packing_change_neither_loss_nor_gradient(micro_config, micro_params):
+    _assert_packing_changes_nothing(micro_config, micro_params)
+
+
+# The shared prefix has 7 tokens, a row up to 16: windows shorter than the prefix, as long, longer,
+# and longer than all.
+@pytest.mark.parametrize(("windows", "groups"), [((3, 0), 1), ((7,), 4), ((12, 40), 2)])
+def test_nor_do_they_with_sliding_windows_and_soft_caps(micro_config, windows, groups):
+    config = dataclasses.replace(
+        micro_config,
+        num_kv_heads=groups,
+        windows=windows,
+        attention_softcap=1.0,
+        logits_softcap=2.0,
+    )
+    _assert_packing_changes_nothing(config, init_params(config, jax.random.key(groups)))
 
 
 def test_loss_is_the_weighted_mean_over_target_tokens(micro_config, micro_params):
