@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params, hidden_states, soft_cap
+from lmsi_jax.models.decoder import Params, hidden_states, soft_cap, wide_matmul
 
 _MASKED = -1e9
 
@@ -44,20 +44,20 @@ def part(
 
     Args:
       rows: scaled queries.
-      keys: see above.
+      keys: of any float type; products take it as it is and add up in float32.
       values: likewise.
       bias: [B, n, L] or what broadcasts to it, added after the soft cap.
       softcap: `ModelConfig.attention_softcap`.
 
     Returns:
       maximum [B, n], sum of exponentials [B, n], weighted values [B, n, K], all relative to the
-      maximum.
+      maximum and float32.
     """
-    scores = soft_cap((rows @ keys).astype(jnp.float32), softcap) + bias
+    scores = soft_cap(wide_matmul(rows, keys), softcap) + bias
     # The maximum cancels in `merge`, so no gradient need flow through it.
     top = jax.lax.stop_gradient(scores.max(-1))
     weights = jnp.exp(scores - top[..., None])
-    return top, weights.sum(-1), weights.astype(values.dtype) @ values
+    return top, weights.sum(-1), wide_matmul(weights.astype(values.dtype), values)
 
 
 def merge(parts: list[tuple[jax.Array, ...]]) -> jax.Array:

@@ -4,6 +4,9 @@ The functions below take the parameter tree and an `attend` callback. Training p
 a packed batch, the decode loop passes attention over shared caches; everything else is the same
 code.
 
+Precision: states and products have the parameters' type. What adds up or spreads rounding is
+float32 whatever that type is: norms, rotary positions, the softmax and the scores of the tokens.
+
 Shapes: N rows of any leading shape, D embed, H query heads, G kv heads, K head dim, F mlp, V vocab.
 """
 
@@ -23,29 +26,52 @@ Attend = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-    """Divides each row of x [..., D] by its root mean square, in float32."""
+    """Divides each row of x [..., D] by its root mean square, in float32; the type is x's."""
     wide = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
-    return (wide * inverse).astype(x.dtype) * scale
+    return (wide * inverse * scale).astype(x.dtype)
 
 
 def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Returns cos and sin [..., 1, K/2] for positions [...] (Su et al. 2021)."""
+    """Returns cos and sin [..., 1, K/2] for positions [...], in float32 (Su et al. 2021)."""
     frequency = theta ** (-jnp.arange(head_dim // 2, dtype=jnp.float32) / (head_dim // 2))
     angle = positions[..., None, None].astype(jnp.float32) * frequency
     return jnp.cos(angle), jnp.sin(angle)
 
 
 def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates x [..., heads, K] by `rotary_angles`."""
-    cos, sin = (a.astype(x.dtype) for a in angles)
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    """Rotates x [..., heads, K] by `rotary_angles`, in float32; the type is x's."""
+    cos, sin = angles
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
 
 
 def soft_cap(scores: jax.Array, cap: float) -> jax.Array:
     """Keeps scores within -cap and cap, in their own type; 0.0 leaves them alone (Gemma 2)."""
     return cap * jnp.tanh(scores / cap) if cap else scores
+
+
+@jax.custom_vjp
+def _wide(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
+
+
+def _wide_backward(operands: tuple[jax.Array, jax.Array], gradient: jax.Array) -> Any:
+    _, pull = jax.vjp(jnp.matmul, *operands)
+    return pull(gradient.astype(operands[0].dtype))
+
+
+# Left to itself, JAX would multiply the float32 gradient by float32 copies of the operands.
+_wide.defvjp(lambda a, b: (_wide(a, b), (a, b)), _wide_backward)
+
+
+def wide_matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a @ b of one float type, with sums and result in float32; the gradient's products likewise.
+
+    No operand is widened: bfloat16 matrices are multiplied as such, forward and backward.
+    """
+    return a @ b if a.dtype == jnp.float32 else _wide(a, b)
 
 
 def fuse(config: ModelConfig, params: Params) -> Params:
@@ -75,7 +101,8 @@ def _block(config: ModelConfig, p: Params, layer: int, x: jax.Array, angles: Any
     q, k, v, gate, up = jnp.split(wide, bounds, axis=-1)
     q, k, v = (a.reshape(*a.shape[:-1], -1, width) for a in (q, k, v))
     attended = attend(layer, rotate(q, angles) * width**-0.5, rotate(k, angles), v)
-    attended = attended.reshape(*x.shape[:-1], heads * width)
+    # Attention is merged in float32, and must not pull the rest of the model along.
+    attended = attended.reshape(*x.shape[:-1], heads * width).astype(x.dtype)
     return x + jnp.concatenate([attended, nn.silu(gate) * up], axis=-1) @ p["out"]
 
 
@@ -91,8 +118,11 @@ def hidden_states(
 
 
 def logits(config: ModelConfig, fused: Params, states: jax.Array) -> jax.Array:
-    """Scores of every token: states [..., D] -> [..., V], soft-capped."""
-    return soft_cap(states @ fused["embedding"].T, config.logits_softcap)
+    """Scores of every token: states [..., D] -> [..., V], float32 and soft-capped.
+
+    Rounded to bfloat16, a score of 20 could be 0.06 off, and with it its log-probability.
+    """
+    return soft_cap(wide_matmul(states, fused["embedding"].T), config.logits_softcap)
 
 
 class Decoder(nn.Module):

@@ -29,7 +29,7 @@ def token_losses(config: ModelConfig, params: Params, batch: Arrays) -> jax.Arra
         shared = prefill(config, fused, batch["prefix"][None], length, None)
     attend = packed_attention(config, batch["segments"], batch["positions"], shared)
     states = hidden_states(config, fused, batch["tokens"], batch["positions"], attend)
-    scores = logits(config, fused, states[:, :-1]).astype(jnp.float32)
+    scores = logits(config, fused, states[:, :-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch["tokens"][:, 1:])
     return jnp.pad(losses, ((0, 0), (1, 0)))
 
@@ -52,8 +52,8 @@ def loss_and_gradient(
 
     Returns:
       The weighted mean loss over all target tokens, its gradient, and the mean by group (NaN where
-      a group has no weight). Accumulation is exact: sums are divided by the total weight at the
-      end.
+      a group has no weight), all float32. Accumulation is exact: sums are divided by the total
+      weight at the end, and float32 where the parameters are narrower.
     """
     gradient = jax.value_and_grad(weighted_sums, argnums=1, has_aux=True)
 
@@ -62,7 +62,8 @@ def loss_and_gradient(
         return jax.tree.map(jnp.add, total, (value, aux, grads)), None
 
     zero = jnp.zeros(())
-    start = (zero, (jnp.zeros(groups), jnp.zeros(groups)), jax.tree.map(jnp.zeros_like, params))
+    none = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    start = (zero, (jnp.zeros(groups), jnp.zeros(groups)), none)
     (value, (by_group, weights), grads), _ = jax.lax.scan(add, start, batch)
     total = jnp.maximum(weights.sum(), 1e-6)
     return value / total, jax.tree.map(lambda g: g / total, grads), by_group / weights
