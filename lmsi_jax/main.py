@@ -11,7 +11,7 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from lmsi_jax import __version__, gin_edge, gin_errors
@@ -59,21 +59,22 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code: 0; 2 for what the user can mend; 130 when interrupted, 143 when terminated.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        _execute(words, as_command=argv is None)
-    except LmsiError as error:
-        _print_error(error)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
-    except Terminated:
-        print("terminated; the same command goes on where it was", file=sys.stderr)
-        return 143
+    with contextlib.ExitStack() as last:  # what is left to do once the message is out
+        try:
+            _execute(words, as_command=argv is None, last=last)
+        except LmsiError as error:
+            _print_error(error)
+            return 2
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command goes on where it was", file=sys.stderr)
+            return 130
+        except Terminated:
+            print("terminated; the same command goes on where it was", file=sys.stderr)
+            return 143
     return 0
 
 
-def _execute(words: list[str], as_command: bool) -> None:
+def _execute(words: list[str], as_command: bool, last: contextlib.ExitStack) -> None:
     gin_args, rest = gin_edge.parse(words)
     parser = _parser()
     args = parser.parse_args(rest)
@@ -96,24 +97,18 @@ def _execute(words: list[str], as_command: bool) -> None:
         run = _build(load_run)
         stages = _COMMANDS[args.command][0]
         command = shlex.join(["lmsi", *words])
-        # In this order: JAX puts a handler of its own on SIGTERM when it connects.
-        with _connected(args), leaving():
+        if args.coordinator_address is not None:
+            _connect(args, last)
+        with leaving():  # after connecting, where JAX puts a handler of its own on SIGTERM
             execute(run, stages, command, gin_edge.operative_config())
 
 
-@contextlib.contextmanager
-def _connected(args: argparse.Namespace) -> Iterator[None]:
-    """Joins this process to the run's others, where the flags name some."""
-    if args.coordinator_address is None:
-        yield
-        return
+def _connect(args: argparse.Namespace, last: contextlib.ExitStack) -> None:
+    """Joins this process to the run's others; at last it waits for them to leave."""
     from lmsi_jax import processes
 
     processes.connect(args.coordinator_address, args.process_count, args.process_index)
-    try:
-        yield
-    finally:
-        processes.disconnect()
+    last.callback(processes.disconnect)
 
 
 def _check_processes(args: argparse.Namespace) -> None:

@@ -8,20 +8,25 @@ All of them see one folder, with what they read and write. They talk through the
     lmsi/left/2     ["failed", "the disk is full"]     process 2 is gone, and why
 
 When one of them leaves, the others follow: a run goes on with all of its processes or not at all.
+In each of them a thread looks out for that, and tells the main thread by SIGTERM, so that every
+stage leaves the way it leaves then; see `lmsi_jax.signals`.
 """
 
+import _thread
 import contextlib
 import json
+import signal
+import threading
 import time
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.signals import Terminated
 
 _ROOT = "lmsi"
 _POLL = 0.2  # seconds between two looks at the store while waiting
-_CHECK = 1.0  # and while working
+_WATCH = 1.0  # and while working
 
 Order = dict[str, Any]
 
@@ -84,7 +89,6 @@ class Processes:
         self.index = state.process_id if state.client is not None else 0
         self.count = state.num_processes if state.client is not None else 1
         self._orders = 0
-        self._checked = 0.0
 
     @property
     def share(self) -> tuple[int, int]:
@@ -93,13 +97,33 @@ class Processes:
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[None]:
-        """Around all that a process does: tells the others that it left, and how."""
+        """Around all that a process does: leaves when another left, and tells when this one does.
+
+        Raises:
+          LmsiError: another process failed.
+          Terminated: it was terminated, or this one was.
+          KeyboardInterrupt: likewise.
+        """
+        if self.count == 1:
+            yield
+            return
+        over = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(over,), daemon=True)
+        watch.start()
         try:
             yield
+        except Terminated as error:
+            error_here = self._reason() or error
+            self._left(error_here)
+            raise error_here from None
         except BaseException as error:
             self._left(error)
             raise
-        self._left(None)
+        else:
+            self._left(None)
+        finally:
+            over.set()
+            watch.join()
 
     @contextlib.contextmanager
     def together(self, stage: str, round_index: int) -> Iterator[None]:
@@ -107,58 +131,76 @@ class Processes:
 
         Raises:
           LmsiError: another process failed, or this one is of several that were not connected.
-          Terminated: another process was.
         """
         self._refuse_strangers()
+        if self.count == 1:
+            yield
+            return
         self._orders += 1
-        order = json.dumps({"stage": stage, "round": round_index})
-        self._put(f"order/{self._orders}", order)
+        self._put(f"order/{self._orders}", json.dumps({"stage": stage, "round": round_index}))
         yield
         done = {f"done/{self._orders}/{index}" for index in range(1, self.count)}
-        while self.count > 1 and not done <= set(self._look()):
+        while not done <= set(self._look()):
+            self._follow()
             time.sleep(_POLL)
 
     def orders(self) -> Iterator[Order]:
         """The others': yields order after order until the leader ends."""
         while True:
-            wanted = f"order/{self._orders + 1}"
-            entries = self._look(ended_is_fine=True)
-            if wanted in entries:
+            self._follow()
+            entries = self._look()
+            order = entries.get(f"order/{self._orders + 1}")
+            if order is not None:
                 self._orders += 1
-                yield json.loads(entries[wanted])
+                yield json.loads(order)
                 self._put(f"done/{self._orders}/{self.index}", "")
             elif "left/0" in entries:
                 return
             else:
                 time.sleep(_POLL)
 
-    def check(self) -> None:
-        """Raises if another process has left; looks at most once a second."""
-        if self.count > 1 and time.monotonic() - self._checked >= _CHECK:
-            self._checked = time.monotonic()
-            self._look()
+    def _watch(self, over: threading.Event) -> None:
+        """Sends SIGTERM to the main thread once another process has left; runs in a thread."""
+        with contextlib.suppress(LmsiError):  # the store is gone, and JAX ends this process
+            while not over.wait(_WATCH):
+                if self._reason() is not None:
+                    _thread.interrupt_main(signal.SIGTERM)
+                    return
 
-    def _look(self, ended_is_fine: bool = False) -> dict[str, str]:
-        """Reads the store; raises what made another process leave."""
+    def _follow(self) -> None:
+        """Raises what made another process leave."""
+        reason = self._reason()
+        if reason is not None:
+            raise reason
+
+    def _reason(self) -> BaseException | None:
+        """What made another process leave before the end; None if nothing did."""
+        for key, value in sorted(self._look().items()):
+            who = key.removeprefix("left/")
+            how, why = json.loads(value) if who != key else ("ended", "")
+            if how == "terminated":
+                return Terminated()
+            if how == "interrupted":
+                return KeyboardInterrupt()
+            if how == "failed" and who != str(self.index):
+                return _Follower(f"process {who} failed: {why}")
+        return None
+
+    def _look(self) -> dict[str, str]:
+        """Reads the store."""
         import jax
 
         try:
-            found = dict(self._client.key_value_dir_get(f"{_ROOT}/"))
+            found = self._client.key_value_dir_get(f"{_ROOT}/")
         except jax.errors.JaxRuntimeError as error:
             raise LmsiError(
                 "process 0 is gone without a word; repeat the command in every process, it goes "
                 "on where it was"
             ) from error
-        entries = {key.removeprefix(f"{_ROOT}/"): value for key, value in found.items()}
-        for key in sorted(entries):
-            if key.startswith("left/"):
-                how, why = json.loads(entries[key])
-                if not (how == "ended" and ended_is_fine):
-                    _follow(key.removeprefix("left/"), how, why)
-        return entries
+        return {key.removeprefix(f"{_ROOT}/"): value for key, value in found}
 
     def _left(self, error: BaseException | None) -> None:
-        """Writes down how this process ended, unless it follows another that did."""
+        """Writes down how this process ended, unless it follows another that failed."""
         if isinstance(error, _Follower):
             return
         how, why = "ended", ""
@@ -171,10 +213,9 @@ class Processes:
         self._put(f"left/{self.index}", json.dumps([how, why]))
 
     def _put(self, key: str, value: str) -> None:
-        if self.count > 1:
-            # A store that cannot be reached any more: the process is leaving, or is about to see.
-            with contextlib.suppress(RuntimeError):
-                self._client.key_value_set(f"{_ROOT}/{key}", value)
+        # Where the store is gone this process is leaving, or will see it with the next look.
+        with contextlib.suppress(RuntimeError):
+            self._client.key_value_set(f"{_ROOT}/{key}", value)
 
     def _refuse_strangers(self) -> None:
         """On a TPU pod every worker knows of the others, even if nobody connected them."""
@@ -185,12 +226,3 @@ class Processes:
                 f"this is one of {jax.process_count()} JAX processes that do not know each other; "
                 "add --coordinator_address=auto to the command of each"
             )
-
-
-def _follow(who: str, how: str, why: str) -> NoReturn:
-    """Raises in this process what made another one leave."""
-    if how == "terminated":
-        raise Terminated
-    if how == "interrupted":
-        raise KeyboardInterrupt
-    raise _Follower(f"process {who} {how}{': ' + why if why else ''}")

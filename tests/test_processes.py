@@ -14,7 +14,7 @@ import pytest
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.processes import Processes
-from lmsi_jax.signals import Terminated
+from lmsi_jax.signals import Terminated, deferred, leaving
 from lmsi_jax.store import ShardStore
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -55,7 +55,6 @@ def sample(order):
         def leave():
             if requested():
                 raise signals.Terminated
-            them.check()
         works = g.prepare(engine, jobs, store, size=2, max_length=256, share=them.share)
         g.generate(engine, works, store, seed=1, round_index=order["round"], watcher=Watcher(),
                    leave=leave)
@@ -240,7 +239,7 @@ def test_a_single_process_waits_for_nobody():
     alone = Processes()
     assert alone.share == (0, 1)
     with alone.joined(), alone.together("sample", 1):
-        alone.check()
+        pass
 
 
 def test_every_process_carries_out_every_order_once(connected):
@@ -271,17 +270,17 @@ def test_the_leader_waits_for_the_slowest(connected):
     assert _in_threads(lead, help)[0] == [True]
 
 
-@pytest.mark.parametrize(
-    ("error", "kind", "text"),
-    [
-        (LmsiError("the disk is full"), LmsiError, "process {} failed: the disk is full"),
-        (Terminated(), Terminated, ""),
-        (KeyboardInterrupt(), KeyboardInterrupt, ""),
-        (ZeroDivisionError("a bug"), LmsiError, "process {} failed: a bug"),
-    ],
-)
+_WHY = [
+    (LmsiError("the disk is full"), LmsiError, "process {} failed: the disk is full"),
+    (Terminated(), Terminated, ""),
+    (KeyboardInterrupt(), KeyboardInterrupt, ""),
+    (ZeroDivisionError("a bug"), LmsiError, "process {} failed: a bug"),
+]
+
+
+@pytest.mark.parametrize(("error", "kind", "text"), _WHY)
 @pytest.mark.parametrize("who", [0, 2])
-def test_when_one_leaves_the_others_follow(connected, who, error, kind, text):
+def test_when_one_leaves_those_who_wait_follow(connected, who, error, kind, text):
     leader, *others = connected(3)
     errors = [error if index == who else None for index in range(3)]
     works = [_lead(leader, "sample", "eval", error=errors[0])]
@@ -289,19 +288,30 @@ def test_when_one_leaves_the_others_follow(connected, who, error, kind, text):
     results = _in_threads(*works)
     assert results[who] is error
     for index in {0, 1, 2} - {who}:
-        assert type(results[index]) is kind or isinstance(results[index], kind)
+        assert isinstance(results[index], kind)
         assert str(results[index]) == text.format(who)
 
 
-def test_a_busy_process_looks_once_a_second_whether_another_left(connected):
+@pytest.mark.parametrize(("error", "kind", "text"), _WHY)
+def test_when_one_leaves_those_who_work_leave_as_on_sigterm(connected, error, kind, text):
     leader, helper = connected(2)
-    leader.check()
-    with pytest.raises(ZeroDivisionError), helper.joined():
-        raise ZeroDivisionError("a bug")
-    leader.check()
-    leader._checked -= 1.0
-    with pytest.raises(LmsiError, match="process 1 failed: a bug"):
-        leader.check()
+    with pytest.raises(kind) as raised, leaving(), leader.joined(), deferred() as requested:
+        with pytest.raises(type(error)), helper.joined():
+            raise error
+        end = time.monotonic() + 20
+        while not requested():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        raise Terminated
+    assert str(raised.value) == text.format(1)
+
+
+def test_what_ended_well_disturbs_nobody(connected):
+    leader, helper = connected(2)
+    with leaving(), leader.joined():
+        with helper.joined():
+            pass
+        time.sleep(1.5)
 
 
 def test_a_lost_store_is_named_with_the_remedy(connected, monkeypatch):

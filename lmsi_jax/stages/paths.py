@@ -54,7 +54,7 @@ def draw_paths(
       settled: see `Engine.run`.
 
     Raises:
-      LmsiError: a prompt does not fit, the disk is full, another process failed.
+      LmsiError: a prompt does not fit, or the disk is full.
       Terminated: SIGTERM came; the shards that were complete are written.
     """
     store = ShardStore(directory)
@@ -75,10 +75,9 @@ def draw_paths(
     with deferred() as requested, bar:
 
         def leave() -> None:
-            """Between two chunks: leaves where SIGTERM came here or to another process."""
+            """Between two chunks: leaves where SIGTERM has come."""
             if requested():
                 raise Terminated
-            context.processes.check()
 
         generate(
             engine,
