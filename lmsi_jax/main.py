@@ -5,6 +5,7 @@ a fraction of a second.
 """
 
 import argparse
+import contextlib
 import os
 import shlex
 import shutil
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lmsi_jax import __version__, gin_edge, gin_errors
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.signals import Terminated, leaving
 
 if TYPE_CHECKING:
     from lmsi_jax.run import Run
@@ -38,6 +40,12 @@ gin flags, as in T5X:
   --gin.NAME=VALUE          one parameter (Run.rounds) or macro; VALUE in gin syntax or plain text
   --gin_search_paths=A,B    folders where gin files and their includes are looked for
 """
+_PROCESS_HELP = """\
+several processes, as in T5X; all of them see one output_dir:
+  --coordinator_address=HOST:PORT   of process 0; "auto" alone on TPU pods, Slurm, Open MPI
+  --process_count=N                 how many there are
+  --process_index=I                 which of them this is, from 0
+"""
 # gRPC and older TensorFlow write pages to stderr unless they are told before they are imported.
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "ERROR"}
 
@@ -48,21 +56,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
       argv: the arguments after `lmsi`; those of the process by default.
     Returns:
-      The exit code: 0; 2 for what the user can mend; 130 when interrupted.
+      The exit code: 0; 2 for what the user can mend; 130 when interrupted, 143 when terminated.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        _execute(words, as_command=argv is None)
-    except LmsiError as error:
-        _print_error(error)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
+    with contextlib.ExitStack() as last:  # what is left to do once the message is out
+        try:
+            _execute(words, as_command=argv is None, last=last)
+        except LmsiError as error:
+            _print_error(error)
+            return 2
+        except KeyboardInterrupt:
+            print("\ninterrupted; the same command goes on where it was", file=sys.stderr)
+            return 130
+        except Terminated:
+            print("terminated; the same command goes on where it was", file=sys.stderr)
+            return 143
     return 0
 
 
-def _execute(words: list[str], as_command: bool) -> None:
+def _execute(words: list[str], as_command: bool, last: contextlib.ExitStack) -> None:
     gin_args, rest = gin_edge.parse(words)
     parser = _parser()
     args = parser.parse_args(rest)
@@ -70,6 +82,7 @@ def _execute(words: list[str], as_command: bool) -> None:
         parser.print_help()
         return
     _check_config(args.command, args.config, gin_args)
+    _check_processes(args)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if as_command:
@@ -84,7 +97,35 @@ def _execute(words: list[str], as_command: bool) -> None:
         run = _build(load_run)
         stages = _COMMANDS[args.command][0]
         command = shlex.join(["lmsi", *words])
-        execute(run, stages, command, gin_edge.operative_config())
+        if args.coordinator_address is not None:
+            _connect(args, last)
+        with leaving():  # after connecting, where JAX puts a handler of its own on SIGTERM
+            execute(run, stages, command, gin_edge.operative_config())
+
+
+def _connect(args: argparse.Namespace, last: contextlib.ExitStack) -> None:
+    """Joins this process to the run's others; at last it waits for them to leave."""
+    from lmsi_jax import processes
+
+    processes.connect(args.coordinator_address, args.process_count, args.process_index)
+    last.callback(processes.disconnect)
+
+
+def _check_processes(args: argparse.Namespace) -> None:
+    """Finds a wrong set of process flags before the slow imports."""
+    address, count, index = args.coordinator_address, args.process_count, args.process_index
+    given = [value is not None for value in (address, count, index)]
+    if not any(given) or (address == "auto" and not any(given[1:])):
+        return
+    if address == "auto" or not all(given):
+        raise LmsiError(
+            "several processes want --coordinator_address=HOST:PORT, --process_count=N and "
+            "--process_index=I together, or --coordinator_address=auto alone"
+        )
+    if not 0 <= index < count:
+        raise LmsiError(
+            f"--process_index={index}: with --process_count={count} it is 0 to {count - 1}"
+        )
 
 
 def _build(load_run: Callable[[], "Run"]) -> "Run":
@@ -118,7 +159,8 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog="lmsi",
         description="A language model improves its own reasoning, without labels.",
-        epilog=f"{_GIN_HELP}\nexample:\n  lmsi run quickstart --gin.Run.output_dir=runs/first",
+        epilog=f"{_GIN_HELP}\n{_PROCESS_HELP}\nexample:\n"
+        "  lmsi run quickstart --gin.Run.output_dir=runs/first",
         formatter_class=shape,
         allow_abbrev=False,
     )
@@ -130,13 +172,16 @@ def _parser() -> _Parser:
             help=text,
             description=f"{text[0].upper()}{text[1:]}. A finished stage is not done again; "
             "an interrupted one goes on.",
-            epilog=f"{_GIN_HELP}\nexample:\n  lmsi {name} {example}",
+            epilog=f"{_GIN_HELP}\n{_PROCESS_HELP}\nexample:\n  lmsi {name} {example}",
             formatter_class=shape,
             allow_abbrev=False,
         )
         command.add_argument(
             "config", nargs="?", help="a packaged configuration's name, or the path of a .gin file"
         )
+        command.add_argument("--coordinator_address", help=argparse.SUPPRESS)
+        command.add_argument("--process_count", type=int, help=argparse.SUPPRESS)
+        command.add_argument("--process_index", type=int, help=argparse.SUPPRESS)
     return parser
 
 

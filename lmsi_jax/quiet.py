@@ -32,7 +32,8 @@ def _filter_descriptor() -> None:
     sys.stderr.flush()
     if os.fork() == 0:
         try:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group
+            for name in (signal.SIGINT, signal.SIGTERM):  # these reach a whole process group
+                signal.signal(name, signal.SIG_IGN)
             for descriptor in (0, 1, writing):
                 os.close(descriptor)
             _pass_on(reading)

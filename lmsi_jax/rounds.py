@@ -2,6 +2,8 @@
 
     questions -> [sample -> vote -> mix -> train -> eval] x rounds, after an eval of the base model
 
+With several processes, process 0 does all this, and the others help it to sample and to evaluate.
+
 A stage's identity is its configuration and the fingerprints of what it reads, so a change is
 noticed wherever it matters and nowhere else.
 """
@@ -14,13 +16,16 @@ from lmsi_jax.manifest import write_manifest
 from lmsi_jax.run import Run
 from lmsi_jax.selection.diversity import alarms, measure
 from lmsi_jax.stages.context import Context, NotReady
-from lmsi_jax.stages.evaluate import evaluate
+from lmsi_jax.stages.evaluate import evaluate, evaluate_shards
 from lmsi_jax.stages.finetune import finetune
 from lmsi_jax.stages.mix import mix
 from lmsi_jax.stages.questions import draw
 from lmsi_jax.stages.report import report
-from lmsi_jax.stages.sample import read_round, sample
+from lmsi_jax.stages.sample import read_round, sample, sample_shards
 from lmsi_jax.stages.vote import read_votes, vote
+
+# What the leader orders, and what carries it out.
+_HELP = {"sample": sample_shards, "eval": evaluate_shards}
 
 
 def execute(run: Run, stages: tuple[str, ...], command: str, config_text: str) -> None:
@@ -36,6 +41,16 @@ def execute(run: Run, stages: tuple[str, ...], command: str, config_text: str) -
       LmsiError: what the user can mend.
     """
     context = Context(run, frozenset(stages))
+    with context.processes.joined():
+        if context.processes.index == 0:
+            _lead(context, stages, command, config_text)
+            return
+        for order in context.processes.orders():
+            _HELP[order["stage"]](context, order["round"])
+
+
+def _lead(context: Context, stages: tuple[str, ...], command: str, config_text: str) -> None:
+    """Runs the stages, in the only process or in process 0."""
     if stages == ("pretrain",):
         from lmsi_jax.stages.pretrain import pretrain
 

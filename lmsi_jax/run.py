@@ -129,6 +129,8 @@ class Run:
       init_checkpoint: a checkpoint folder, or "embedded".
       tokenizer: a SentencePiece model file, or "embedded".
       lanes: paths decoded at the same time.
+      questions_per_shard: questions in one file of paths, the most that a killed process samples
+        again.
       questions, sampling, mixing, training, evaluation, stop_rules: one stage each.
       pretraining: only for `lmsi pretrain`.
     """
@@ -149,9 +151,12 @@ class Run:
     init_checkpoint: str = "embedded"
     tokenizer: str = "embedded"
     lanes: int = 256
+    questions_per_shard: int = 64
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise LmsiError(f"Run.rounds = {self.rounds}; at least 1")
+        if self.questions_per_shard < 1:
+            raise LmsiError(f"Run.questions_per_shard = {self.questions_per_shard}; at least 1")
         if self.start_from not in ("base", "last"):
             raise LmsiError(f"Run.start_from = {self.start_from!r}; use 'base' or 'last'")

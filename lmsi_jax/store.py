@@ -37,12 +37,6 @@ def shard_names(count: int) -> tuple[str, ...]:
     return tuple(f"{index:05d}-of-{count:05d}" for index in range(count))
 
 
-def shard_of(uid: str, count: int) -> str:
-    """Returns the shard a uid belongs to: a function of the uid alone, not of host or order."""
-    index = int.from_bytes(hashlib.sha256(uid.encode()).digest()[:8], "big") % count
-    return f"{index:05d}-of-{count:05d}"
-
-
 class ShardStore:
     """A folder of named shards, each a list of JSON rows, each complete or absent."""
 

@@ -24,7 +24,8 @@ PURE = {
     "mixing": {"records", "errors", "prompts", "answers", "voting", "selection"},
 }
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "clu"}
-JAX_ROOMS = {"decoding", "models", "training", "evaluation", "aot"}
+# "processes": the processes of a run are those of jax.distributed.
+JAX_ROOMS = {"decoding", "models", "training", "evaluation", "aot", "processes"}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
 GIN_ROOMS = {"main", "configurables", "gin_edge", "gin_errors"}
 FILES = {

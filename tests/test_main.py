@@ -1,5 +1,6 @@
 """The command line: what it imports, what it answers, and with which exit code."""
 
+import signal
 import subprocess
 import sys
 import types
@@ -139,6 +140,71 @@ def test_an_interrupt_is_one_line_and_exit_code_130(capsys, stages, config, monk
     monkeypatch.setattr(sys.modules["lmsi_jax.rounds"], "execute", interrupt)
     assert main.main(["run", config]) == 130
     assert capsys.readouterr().err == "\ninterrupted; the same command goes on where it was\n"
+
+
+def test_a_termination_is_one_line_and_exit_code_143(capsys, stages, config, monkeypatch):
+    def terminate(*_args):
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys.modules["lmsi_jax.rounds"], "execute", terminate)
+    assert main.main(["run", config]) == 143
+    assert capsys.readouterr().err == "terminated; the same command goes on where it was\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--process_count=2"], "want --coordinator_address=HOST:PORT, --process_count=N and"),
+        (["--coordinator_address=a:1", "--process_count=2"], "--process_index=I together"),
+        (
+            ["--coordinator_address=auto", "--process_count=2"],
+            "or --coordinator_address=auto alone",
+        ),
+        (
+            ["--coordinator_address=a:1", "--process_count=2", "--process_index=2"],
+            "--process_index=2: with --process_count=2 it is 0 to 1",
+        ),
+        (["--coordinator_address=a:1", "--process_count=two"], "invalid int value: 'two'"),
+    ],
+)
+def test_half_a_set_of_process_flags_is_refused(capsys, stages, config, flags, message):
+    assert message in _error(capsys, "run", config, *flags)
+    assert stages == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ([], []),
+        (["--coordinator_address=auto"], ["auto", "left"]),
+        (
+            ["--coordinator_address=a:1", "--process_count=2", "--process_index=0"],
+            ["a:1", 2, 0, "left"],
+        ),
+    ],
+)
+def test_the_processes_are_connected_around_the_stages(stages, config, monkeypatch, flags, wanted):
+    import jax
+
+    calls: list = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: calls.extend(args or ["auto"]))
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: calls.append("left"))
+    assert main.main(["run", config, *flags]) == 0
+    assert calls == wanted and len(stages) == 1
+
+
+def test_processes_that_do_not_find_each_other_name_the_flags(capsys, stages, config, monkeypatch):
+    import jax
+
+    def fail(*_args):
+        raise RuntimeError("DEADLINE_EXCEEDED: nobody there")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    flags = ["--coordinator_address=a:1", "--process_count=2", "--process_index=0"]
+    text = _error(capsys, "run", config, *flags)
+    assert "nobody there); start all of them with the same --coordinator_address" in text
 
 
 def test_quiet_defaults_never_override_the_users(stages, config, monkeypatch):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from lmsi_jax import files
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.store import ShardStore, Stage, read_json, shard_names, shard_of, write_json
+from lmsi_jax.store import ShardStore, Stage, read_json, shard_names, write_json
 
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 _FINITE = _SCALARS.filter(lambda value: value not in (float("inf"), float("-inf")))
@@ -61,14 +61,6 @@ def test_names_missing_and_read_all_agree(tmp_path):
     assert [row["shard"] for row in store.read_all()] == [names[0], names[2]]
     with pytest.raises(LmsiError, match="00001-of-00004.*missing; repeat"):
         store.read(names[1])
-
-
-def test_a_uid_always_belongs_to_the_same_one_of_the_shards():
-    placed = [shard_of(f"gsm8k/{index}", 8) for index in range(400)]
-    assert set(placed) == set(shard_names(8))
-    assert max(map(placed.count, shard_names(8))) < 100  # 50 expected
-    digest = hashlib.sha256(b"gsm8k/7").digest()
-    assert placed[7] == f"{int.from_bytes(digest[:8], 'big') % 8:05d}-of-00008"
 
 
 @pytest.mark.parametrize("damage", ["truncate", "empty", "flip", "header", "check", "no check"])

@@ -5,7 +5,7 @@ again after a restart gives the same bytes.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,23 @@ _PREFIX_BUCKET = 160
 _QUESTION_BUCKET = 80
 _PREFILL_ROWS = 32  # questions cached at a time; their attention scores take the most memory
 _CHUNK = 16  # steps between two looks at the text for stop strings
+
+
+@dataclasses.dataclass(frozen=True)
+class Stats:
+    """What a run of the engine has done so far.
+
+    Attributes:
+      paths: paths that are complete.
+      tokens: their tokens.
+      lane_steps: steps that the lanes took, summed over the lanes.
+      busy_lane_steps: those of them that drew a token of a path.
+    """
+
+    paths: int
+    tokens: int
+    lane_steps: int
+    busy_lane_steps: int
 
 
 class Engine:
@@ -99,6 +116,57 @@ class Engine:
         lanes = start(self.config, last, noise, done, sampling.max_new_tokens)
         lanes = self._run(sampling, shared, cache, lanes)
         return list(self._paths(questions, sampling, lanes))
+
+    def prompt_tokens(self, text: str) -> int:
+        """Returns the number of tokens of a text."""
+        return len(self.tokenizer.encode(text))
+
+    def run(
+        self,
+        prefix: str,
+        questions: Sequence[tuple[str, str]],
+        sampling: Sampling,
+        *,
+        seed: int,
+        round_index: int,
+        settled: Callable[[str, Sequence[Path]], bool] | None = None,
+        watch: Callable[[Stats], None] | None = None,
+    ) -> Iterator[tuple[str, list[Path]]]:
+        """Samples all paths of any number of questions that share a task prompt.
+
+        Args:
+          prefix: the task prompt ("" for none).
+          questions: (uid, text) pairs.
+          sampling: how paths are drawn.
+          seed: with the round, the uid and the path's index it fixes the noise of a path.
+          round_index: the round of self-improvement.
+          settled: says that a question needs no further paths; all are started at once here, so it
+            is not asked.
+          watch: called between two chunks, after the questions that a chunk completed.
+
+        Yields:
+          A question's uid and its paths in index order, as questions complete.
+
+        Raises:
+          LmsiError: a prompt and `max_new_tokens` do not fit the model's context.
+        """
+        del settled
+        encoded = [self.tokenizer.encode(text) for _, text in questions]
+        self._check_fit(questions, encoded, self.prompt_tokens(prefix), sampling)
+        # A group's shape must not depend on who else is in it, or a path's last bits would.
+        buckets = [-(-(len(row) - 1) // _QUESTION_BUCKET) for row in encoded]
+        size, counts = self.questions_per_group(sampling), [0, 0, 0]
+        for bucket in sorted(set(buckets)):
+            rows = [q for q, own in zip(questions, buckets, strict=True) if own == bucket]
+            for group in (rows[at : at + size] for at in range(0, len(rows), size)):
+                paths = self.generate(prefix, group, sampling, seed=seed, round_index=round_index)
+                for uid, _ in group:
+                    yield uid, [path for path in paths if path.uid == uid]
+                tokens = sum(path.tokens for path in paths)
+                steps = max(path.tokens for path in paths) * size * sampling.paths
+                counts = [a + b for a, b in zip(counts, (len(paths), tokens, steps), strict=True)]
+                if watch is not None:
+                    watch(Stats(counts[0], counts[1], counts[2], counts[1]))
 
     def _run(self, sampling: Sampling, shared: Cache | None, cache: Cache, lanes: Lanes) -> Lanes:
         """Runs chunks until every lane is done or out of tokens."""

@@ -12,6 +12,7 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.files import file_sha256, read_json
 from lmsi_jax.models.decoder import Params, parameter_shapes
 from lmsi_jax.models.tokenizer import SentencePiece
+from lmsi_jax.processes import Processes
 from lmsi_jax.records import Question
 from lmsi_jax.run import Questions, Run
 from lmsi_jax.store import ShardStore, Stage
@@ -43,6 +44,7 @@ class Context:
         self.stages = stages
         self.worked = False
         self.output = epath.Path(run.output_dir)
+        self.processes = Processes()
         self._params: tuple[int, Params] | None = None
 
     def folder(self, round_index: int, stage: str) -> epath.Path:
@@ -59,6 +61,12 @@ class Context:
         if self.run.questions is None:
             raise LmsiError("Run.questions is not set; bind it to @Questions() in the gin file")
         return self.run.questions
+
+    @property
+    def decoding_settings(self) -> dict[str, int]:
+        """What of `Run` shapes paths and their shards, for a stage's record."""
+        names = ("seed", "lanes", "questions_per_shard")
+        return {name: getattr(self.run, name) for name in names}
 
     @functools.cached_property
     def tokenizer_path(self) -> str:

@@ -1,18 +1,17 @@
 """Evaluation: a round's model on the test questions, for each prompting."""
 
 import dataclasses
-import functools
+from collections.abc import Iterator
 from typing import Any, cast
 
-from lmsi_jax.decoding.engine import Engine
+from lmsi_jax.decoding.generate import read_paths
 from lmsi_jax.decoding.sampling import Sampling
-from lmsi_jax.evaluation.evaluate import TaskScore, score
+from lmsi_jax.evaluation.evaluate import score
 from lmsi_jax.files import read_json, write_json
-from lmsi_jax.progress import Progress
 from lmsi_jax.prompts import Prompting
 from lmsi_jax.records import Question
 from lmsi_jax.stages.context import Context
-from lmsi_jax.stages.sample import PathCounter, read_paths, sample_task
+from lmsi_jax.stages.paths import draw_paths, make_job
 from lmsi_jax.store import ShardStore
 
 _SCORES = "scores.json"
@@ -27,27 +26,54 @@ def evaluate(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     del evaluation["temperature" if round_index else "temperature_after"]  # the other one's
     config = {
         "Evaluation": evaluation,
-        "Run": {"seed": run.seed, "lanes": run.lanes},
+        "Run": context.decoding_settings,
         "Sampling": {"max_new_tokens": run.sampling.max_new_tokens, "stop": run.sampling.stop},
     }
     stage = context.stage(round_index, "eval", config, inputs)
     if context.done(stage):
         return stage.fingerprint
+    with context.processes.together("eval", round_index):
+        evaluate_shards(context, round_index)
     store = ShardStore(stage.directory)
-    engine = context.engine(round_index)
-    questions = context.load_questions("test")
-    jobs = [(name, prompting) for name in questions for prompting in run.evaluation.promptings]
-    total = sum(len(_asked(context, questions[name], prompting)) for name, prompting in jobs)
-    counter = PathCounter()
-    label = "base model" if round_index == 0 else f"round {round_index}"
-    with Progress(f"{label}: evaluation", total, unit="questions", rate_unit="tokens") as bar:
-        scores = [
-            _one(context, round_index, engine, store, questions[name], prompting, counter, bar)
-            for name, prompting in jobs
-        ]
+    scores = [
+        score(
+            asked,
+            read_paths(store, _job_name(task, prompting)),
+            prompting,
+            _sampling(context, round_index, prompting).temperature,
+        )
+        for task, prompting, asked in _asked(context)
+    ]
     write_json(stage.directory / _SCORES, [dataclasses.asdict(one) for one in scores])
     stage.finish()
     return stage.fingerprint
+
+
+def evaluate_shards(context: Context, round_index: int) -> None:
+    """Samples this process' shards of an evaluation."""
+    from lmsi_jax.tasks import registry
+
+    asked = list(_asked(context))
+    jobs = [
+        make_job(
+            _job_name(task, prompting),
+            questions,
+            registry.get(task).exemplars(),
+            "cot" if prompting == "self_consistency" else cast(Prompting, prompting),
+            _sampling(context, round_index, prompting),
+        )
+        for task, prompting, questions in asked
+    ]
+    label = "base model" if round_index == 0 else f"round {round_index}"
+    draw_paths(
+        context,
+        jobs,
+        {question.uid: question.kind for _, _, questions in asked for question in questions},
+        context.folder(round_index, "eval"),
+        model=round_index,
+        round_index=round_index,
+        label=f"{label}: evaluation",
+    )
 
 
 def read_scores(context: Context, round_index: int) -> list[dict[str, Any]]:
@@ -55,9 +81,17 @@ def read_scores(context: Context, round_index: int) -> list[dict[str, Any]]:
     return read_json(context.folder(round_index, "eval") / _SCORES)
 
 
-def _asked(context: Context, questions: list[Question], prompting: str) -> list[Question]:
-    votes = prompting == "self_consistency"
-    return questions[: context.run.evaluation.vote_count] if votes else questions
+def _asked(context: Context) -> Iterator[tuple[str, str, list[Question]]]:
+    """Yields (task, prompting, its questions), in the order of the scores."""
+    evaluation = context.run.evaluation
+    for task, questions in context.load_questions("test").items():
+        for prompting in evaluation.promptings:
+            votes = prompting == "self_consistency"
+            yield task, prompting, questions[: evaluation.vote_count] if votes else questions
+
+
+def _job_name(task: str, prompting: str) -> str:
+    return f"{task}-{prompting}"
 
 
 def _sampling(context: Context, round_index: int, prompting: str) -> Sampling:
@@ -69,34 +103,3 @@ def _sampling(context: Context, round_index: int, prompting: str) -> Sampling:
     if prompting in ("standard", "zero_shot_direct"):
         tokens = min(tokens, _DIRECT_TOKENS)
     return dataclasses.replace(sampling, paths=1, temperature=0.0, max_new_tokens=tokens)
-
-
-def _one(
-    context: Context,
-    round_index: int,
-    engine: Engine,
-    store: ShardStore,
-    questions: list[Question],
-    prompting: str,
-    counter: PathCounter,
-    bar: Progress,
-) -> TaskScore:
-    """Evaluates one task under one prompting."""
-    from lmsi_jax.tasks import registry
-
-    task = questions[0].task
-    asked = _asked(context, questions, prompting)
-    sampling = _sampling(context, round_index, prompting)
-    name = f"{task}-{prompting}"
-    sample_task(
-        engine,
-        asked,
-        registry.get(task).exemplars(),
-        "cot" if prompting == "self_consistency" else cast(Prompting, prompting),
-        sampling,
-        store,
-        name,
-        noise=(context.run.seed, round_index),
-        watch=functools.partial(counter.show, bar),
-    )
-    return score(asked, read_paths(store, name), prompting, sampling.temperature)

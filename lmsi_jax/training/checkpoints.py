@@ -29,11 +29,16 @@ class Checkpoints:
 
     def __init__(self, directory: epath.PathLike, keep: int | None = 1):
         self.directory = epath.Path(directory).resolve()
+        self.directory.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
-            step_prefix=_PREFIX, max_to_keep=keep, enable_async_checkpointing=False, create=True
+            step_prefix=_PREFIX,
+            max_to_keep=keep,
+            enable_async_checkpointing=False,
+            create=False,
+            multiprocessing_options=_alone(),
         )
         self._manager = ocp.CheckpointManager(
-            self.directory, options=options, item_handlers={"state": ocp.PyTreeCheckpointHandler()}
+            self.directory, options=options, item_handlers={"state": _handler()}
         )
 
     @property
@@ -47,6 +52,8 @@ class Checkpoints:
         if optimizer_state is not None:
             state["param_states"] = _named(optimizer_state)
         tree = {"target": params, "state": state}
+        if jax.process_count() > 1:
+            tree = jax.tree.map(np.asarray, tree)  # Orbax takes no process' own device arrays
         self._manager.save(step, args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree)))
         self._manager.wait_until_finished()
 
@@ -63,6 +70,18 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is being written."""
         self._manager.close()
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """A process reads and writes for itself: Orbax would wait for the others, who do not come."""
+    me = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"lmsi_{me}"
+    )
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    return ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
 
 
 def load_params(path: epath.PathLike, like: Params) -> Params:
@@ -126,7 +145,7 @@ def _read(folder: epath.Path) -> dict[str, Any]:
     if not (folder / "state").is_dir():
         raise LmsiError(f"{folder} holds no item 'state'; it is not a checkpoint of this layout")
     try:
-        handler = ocp.PyTreeCheckpointer()
+        handler = ocp.Checkpointer(_handler(), multiprocessing_options=_alone())
         metadata = handler.metadata((folder / "state").resolve()).item_metadata
         if metadata is None:
             raise ValueError("its _METADATA cannot be read")

@@ -85,6 +85,31 @@ def test_a_prompt_that_does_not_fit_names_the_question_and_the_sizes(engine):
         engine.generate(PREFIX, QUESTIONS, sampling, seed=0, round_index=0)
 
 
+def test_a_run_gives_the_paths_of_any_number_of_questions_whatever_their_order(engine):
+    sampling = Sampling(paths=3, temperature=1.0, max_new_tokens=8, stop=())
+    many = [(f"{uid}/{n}", text * (1 + n)) for n in range(3) for uid, text in QUESTIONS]
+    noise = {"seed": 3, "round_index": 1}
+    paths = dict(engine.run(PREFIX, many, sampling, **noise))
+    assert {u: [p.index for p in own] for u, own in paths.items()} == {
+        uid: [0, 1, 2] for uid, _ in many
+    }
+    assert dict(engine.run(PREFIX, many[::-1], sampling, **noise)) == paths
+    assert dict(engine.run(PREFIX, many[3:4], sampling, **noise)) == {many[3][0]: paths[many[3][0]]}
+    seen = []
+    list(engine.run(PREFIX, many, sampling, **noise, watch=seen.append))
+    tokens = sum(path.tokens for own in paths.values() for path in own)
+    assert (seen[-1].paths, seen[-1].tokens) == (18, tokens)
+    assert tokens <= seen[-1].busy_lane_steps <= seen[-1].lane_steps
+
+
+def test_a_run_refuses_a_question_that_does_not_fit_before_it_samples_any(engine):
+    sampling = Sampling(paths=3, max_new_tokens=200)
+    text = "Q: Ann has 3 pens. " * 20
+    with pytest.raises(LmsiError, match=r"question long needs \d+ positions.*the model has 256"):
+        next(engine.run("", [*QUESTIONS, ("long", text)], sampling, seed=0, round_index=0))
+    assert engine.prompt_tokens(text) == len(engine.tokenizer.encode(text))
+
+
 def test_a_tokenizer_larger_than_the_model_is_refused(micro_config, micro_params, tokenizer):
     import dataclasses
 

@@ -18,6 +18,7 @@ SETTINGS = {
     "Run.rounds": 1,
     "Run.lanes": 8,
     "Run.seed": 5,
+    "Run.questions_per_shard": 2,
     "ModelConfig.max_length": 1024,
     "Questions.train": ("purchases", "compare"),
     "Questions.test": ("purchases",),

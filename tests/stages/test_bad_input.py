@@ -16,6 +16,8 @@ from lmsi_jax.main import main
         ({"Sampling.temprature": 0.5}, "did you mean temperature?"),
         ({"Run.rounds": "three"}, "Run.rounds = 'three' is no int"),
         ({"Run.rounds": 0}, "Run.rounds = 0; at least 1"),
+        ({"Run.questions_per_shard": 0}, "Run.questions_per_shard = 0; at least 1"),
+        ({"Evaluation.vote_count": 0}, "purchases-self_consistency has no questions; set"),
         ({"Run.start_from": "middle"}, "Run.start_from"),
         ({"Sampling.top_p": 0.0}, "Sampling.top_p = 0.0 is out of range"),
         ({"Training.steps": 0}, "Training.steps = 0 is out of range"),

@@ -1,5 +1,6 @@
 """A run that is interrupted or killed anywhere, and repeated, ends with the same bytes."""
 
+import errno
 import os
 import pathlib
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from micro_run import contents
+from micro_run import contents, snapshot
 
 from lmsi_jax import files
 from lmsi_jax.main import main
@@ -81,7 +82,9 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(
     assert contents(tmp_path / "run") == contents(finished)
 
 
-@pytest.mark.parametrize("written", ["purchases-00000.jsonl.gz", "compare.jsonl.gz", "digest.json"])
+@pytest.mark.parametrize(
+    "written", ["purchases-00000-of-00002.jsonl.gz", "compare.jsonl.gz", "digest.json"]
+)
 def test_an_interrupt_is_one_line_and_the_run_goes_on(
     finished, words, tmp_path, capsys, monkeypatch, request, written
 ):
@@ -107,8 +110,61 @@ def test_an_interrupt_is_one_line_and_the_run_goes_on(
     assert contents(tmp_path / "run") == contents(finished)
 
 
+@pytest.mark.parametrize("written", ["purchases-00001-of-00002.jsonl.gz", "compare.jsonl.gz"])
+def test_sigterm_finishes_the_step_and_the_run_goes_on(
+    finished, words, tmp_path, capsys, monkeypatch, written
+):
+    """It arrives before a shard of paths is written, which then still stands; or before votes."""
+    replace = files._replace
+
+    def terminated(path, data):
+        if path.name == written and not (tmp_path / "hit").exists():
+            (tmp_path / "hit").touch()
+            signal.raise_signal(signal.SIGTERM)
+        replace(path, data)
+
+    monkeypatch.setattr(files, "_replace", terminated)
+    capsys.readouterr()
+    assert main(words("run", tmp_path / "run")) == 143
+    error = capsys.readouterr().err
+    assert error.endswith("\nterminated; the same command goes on where it was\n")
+    assert "Traceback" not in error
+    sampling = written.startswith("purchases")
+    folder = tmp_path / "run" / "round_1" / ("sample" if sampling else "vote")
+    assert (folder / written).exists() == sampling  # the vote left at once
+    assert not (folder / "stage.json").exists()
+    assert main(words("run", tmp_path / "run")) == 0
+    assert contents(tmp_path / "run") == contents(finished)
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"), [(errno.ENOSPC, "make room on the disk"), (errno.EROFS, "make it writable")]
+)
+def test_a_disk_that_refuses_a_shard_is_named_and_the_run_goes_on(
+    finished, words, tmp_path, capsys, monkeypatch, code, remedy
+):
+    replace = files._replace
+
+    def refuse(path, data):
+        if path.name == "compare-00000-of-00002.jsonl.gz":
+            raise OSError(code, os.strerror(code))
+        replace(path, data)
+
+    monkeypatch.setattr(files, "_replace", refuse)
+    capsys.readouterr()
+    assert main(words("sample", tmp_path / "run")) == 2
+    error = " ".join(capsys.readouterr().err.partition("lmsi: error: ")[2].split())
+    assert os.strerror(code) in error and remedy in error and len(error) < 400
+    stand = snapshot(tmp_path / "run" / "round_1" / "sample")
+    assert len(stand) == 5  # config.json, two shards and their checks
+    monkeypatch.setattr(files, "_replace", replace)
+    assert main(words("run", tmp_path / "run")) == 0
+    assert contents(tmp_path / "run") == contents(finished)
+    assert stand.items() <= snapshot(tmp_path / "run" / "round_1" / "sample").items()
+
+
 def test_a_damaged_shard_is_made_again(finished, copy, words):
-    shard = copy / "round_1" / "sample" / "purchases-00001.jsonl.gz"
+    shard = copy / "round_1" / "sample" / "purchases-00001-of-00002.jsonl.gz"
     shard.write_bytes(shard.read_bytes()[:-9])
     assert main(words("run", copy)) == 0
     assert contents(copy) == contents(finished)

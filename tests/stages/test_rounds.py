@@ -96,7 +96,7 @@ def test_finished_stages_are_not_redone(copy, lmsi, monkeypatch):
     def never(*_args, **_kwargs):
         raise AssertionError("nothing should be decoded or trained")
 
-    monkeypatch.setattr(Engine, "generate", never)
+    monkeypatch.setattr(Engine, "run", never)
     monkeypatch.setattr(finetune, "train", never)
     before = snapshot(copy)
     for command in ("run", *STAGES):
@@ -118,6 +118,7 @@ def test_finished_stages_are_not_redone(copy, lmsi, monkeypatch):
         ({"Mixing.cap": 1}, "Mixing.cap was None, is now 1"),
         ({"Evaluation.paths": 2}, "Evaluation.paths was 4, is now 2"),
         ({"Run.lanes": 4}, "Run.lanes was 8, is now 4"),
+        ({"Run.questions_per_shard": 3}, "Run.questions_per_shard was 2, is now 3"),
     ],
 )
 def test_a_changed_parameter_is_named_and_nothing_is_overwritten(copy, lmsi, changes, named):

@@ -1,0 +1,262 @@
+"""Questions -> shards of paths: what a shard holds, who makes it, and when it is written.
+
+A shard's questions are a function of the task's questions and of their lengths in tokens alone; not
+of the order they come in, the number of processes, or what is there already. The shards of a stage
+are counted through all of its jobs, and process i of n makes those whose number is i modulo n: so
+nobody has to ask anybody, nobody idles while there are shards enough, and a restart on another
+number of processes goes on with what is missing. All questions of a task that a process has left to
+do go through one run of the engine, so lanes never wait for a shard to end. A shard is written once
+its last question is complete: whoever is killed loses the open shards, and nothing else.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+from lmsi_jax.decoding.engine import Engine, Stats
+from lmsi_jax.decoding.sampling import Sampling
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.records import Path
+from lmsi_jax.store import ShardStore, shard_names
+
+# Neighbours in a shard are of like length, and then in the order of their uids.
+_LENGTH_BUCKET = 16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """The questions of one task under one prompting: they share a task prompt.
+
+    Attributes:
+      name: begins the names of its shards, `NAME-00003-of-00012`.
+      prefix: the task prompt, "" for none.
+      questions: text by uid.
+      sampling: how paths are drawn.
+    """
+
+    name: str
+    prefix: str
+    questions: Mapping[str, str]
+    sampling: Sampling
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One file of paths: its name and the uids of its questions, sorted."""
+
+    name: str
+    uids: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Work:
+    """A job's shards that one process makes, and which of them are missing."""
+
+    job: Job
+    shards: tuple[Shard, ...]
+    missing: tuple[Shard, ...]
+
+    @property
+    def total(self) -> int:
+        """Questions in this process' shards."""
+        return sum(len(shard.uids) for shard in self.shards)
+
+    @property
+    def left(self) -> int:
+        """Questions in the missing ones."""
+        return sum(len(shard.uids) for shard in self.missing)
+
+
+class Watcher(Protocol):
+    """Who is told how it goes."""
+
+    def chunk(self, stats: Stats) -> None:
+        """Between two chunks: what was counted since `generate` began."""
+
+    def question(self, uid: str, paths: Sequence[Path]) -> None:
+        """A question is complete."""
+
+
+def plan(name: str, lengths: Mapping[str, int], size: int) -> tuple[Shard, ...]:
+    """Cuts a job's questions into shards: by length, then by uid.
+
+    Args:
+      name: the job's.
+      lengths: tokens of each question, by uid.
+      size: most questions of a shard.
+    """
+    order = sorted(lengths, key=lambda uid: (lengths[uid] // _LENGTH_BUCKET, uid))
+    groups = [order[at : at + size] for at in range(0, len(order), size)]
+    names = shard_names(len(groups))
+    return tuple(
+        Shard(name=f"{name}-{number}", uids=tuple(sorted(group)))
+        for number, group in zip(names, groups, strict=True)
+    )
+
+
+def prepare(
+    engine: Engine,
+    jobs: Sequence[Job],
+    store: ShardStore,
+    *,
+    size: int,
+    max_length: int,
+    share: tuple[int, int] = (0, 1),
+) -> tuple[Work, ...]:
+    """Plans every job's shards, and looks which of this process' are missing or damaged.
+
+    Args:
+      engine: counts tokens.
+      jobs: what to sample.
+      store: where the shards go.
+      size: most questions of a shard.
+      max_length: the model's context, in tokens.
+      share: (this process' number, the number of processes).
+
+    Raises:
+      LmsiError: a job has no questions, or one of them does not fit the model's context; before
+        anything has been sampled.
+    """
+    mine, count = share
+    numbers = itertools.count()  # through all jobs, as many have fewer shards than processes
+    works = []
+    for job in jobs:
+        lengths = {uid: engine.prompt_tokens(text) for uid, text in job.questions.items()}
+        _check(job, lengths, engine.prompt_tokens(job.prefix), max_length)
+        planned = plan(job.name, lengths, size)
+        shards = tuple(shard for shard in planned if next(numbers) % count == mine)
+        absent = set(store.missing(shard.name for shard in shards))
+        missing = tuple(shard for shard in shards if shard.name in absent)
+        works.append(Work(job=job, shards=shards, missing=missing))
+    return tuple(works)
+
+
+def _check(job: Job, lengths: Mapping[str, int], before: int, max_length: int) -> None:
+    """Refuses what can be refused before hours of sampling."""
+    if not lengths:
+        raise LmsiError(
+            f"{job.name} has no questions; set Questions.train_count, Questions.test_count and "
+            "Evaluation.vote_count above 0, or leave the task out"
+        )
+    uid = max(lengths, key=lambda uid: (lengths[uid], uid))
+    new = job.sampling.max_new_tokens
+    needed = before + lengths[uid] + new
+    if needed > max_length:
+        raise LmsiError(
+            f"question {uid} needs {needed} positions (task prompt {before}, question "
+            f"{lengths[uid]}, new tokens {new}), the model has {max_length}; "
+            "use fewer exemplars or fewer new tokens, or drop it"
+        )
+
+
+def generate(
+    engine: Engine,
+    works: Iterable[Work],
+    store: ShardStore,
+    *,
+    seed: int,
+    round_index: int,
+    watcher: Watcher,
+    leave: Callable[[], None] = lambda: None,
+    settled: Callable[[str, Sequence[Path]], bool] | None = None,
+) -> None:
+    """Samples what is missing and writes each shard once it is complete.
+
+    Args:
+      engine: the model.
+      works: from `prepare`.
+      store: where the shards go.
+      seed: with the round, the uid and the path's index it fixes the noise of a path.
+      round_index: the round of self-improvement.
+      watcher: told of chunks and questions.
+      leave: called between two chunks; it may raise, and what was complete is written by then.
+      settled: see `Engine.run`.
+
+    Raises:
+      LmsiError: the disk is full or the folder cannot be written; what was written stays.
+    """
+    totals = _Totals(watcher, leave)
+    for work in works:
+        if not work.missing:
+            continue
+        leave()
+        totals.begin()
+        shards = _OpenShards(store, work.missing)
+        questions = [(uid, work.job.questions[uid]) for s in work.missing for uid in s.uids]
+        for uid, paths in engine.run(
+            work.job.prefix,
+            questions,
+            work.job.sampling,
+            seed=seed,
+            round_index=round_index,
+            settled=settled,
+            watch=totals.add,
+        ):
+            shards.add(uid, paths)
+            watcher.question(uid, paths)
+        shards.close()
+
+
+class _Totals:
+    """Adds up the counts of several runs of the engine, each of which begins at zero."""
+
+    def __init__(self, watcher: Watcher, leave: Callable[[], None]):
+        self._watcher, self._leave = watcher, leave
+        self._before: Stats | None = None
+        self._latest: Stats | None = None
+
+    def begin(self) -> None:
+        """A new run begins."""
+        self._before = self._latest
+
+    def add(self, stats: Stats) -> None:
+        """Passes on what a chunk of the run has come to, then leaves if that is asked for."""
+        self._latest = stats if self._before is None else _sum(self._before, stats)
+        self._watcher.chunk(self._latest)
+        self._leave()
+
+
+def _sum(one: Stats, other: Stats) -> Stats:
+    names = [field.name for field in dataclasses.fields(Stats)]
+    return Stats(**{name: getattr(one, name) + getattr(other, name) for name in names})
+
+
+class _OpenShards:
+    """Keeps the paths of open shards, and writes a shard once it has all of its questions."""
+
+    def __init__(self, store: ShardStore, shards: Sequence[Shard]):
+        self._store = store
+        self._home = {uid: shard for shard in shards for uid in shard.uids}
+        self._open: dict[str, dict[str, list[Path]]] = {shard.name: {} for shard in shards}
+
+    def add(self, uid: str, paths: list[Path]) -> None:
+        """Takes a complete question."""
+        shard = self._home[uid]
+        rows = self._open[shard.name]
+        rows[uid] = paths
+        if len(rows) == len(shard.uids):
+            ordered = (path for uid in shard.uids for path in rows[uid])
+            self._store.write(shard.name, [path.to_json() for path in ordered])
+            del self._open[shard.name]
+
+    def close(self) -> None:
+        """Says if a question never came, rather than let a stage end without it."""
+        if self._open:
+            raise RuntimeError(f"the engine left out questions of {', '.join(self._open)}")
+
+
+def read_paths(store: ShardStore, name: str) -> dict[str, list[Path]]:
+    """Reads a job's shards; paths by question uid, in index order; {} where there are none.
+
+    Raises:
+      LmsiError: a shard is damaged, or missing beside others.
+    """
+    shape = re.compile(rf"{re.escape(name)}-\d{{5}}-of-(\d{{5}})")
+    counts = {int(match[1]) for shard in store.names() if (match := shape.fullmatch(shard))}
+    paths: dict[str, list[Path]] = {}
+    for number in (number for count in counts for number in shard_names(count)):
+        for row in store.read(f"{name}-{number}"):
+            paths.setdefault(row["uid"], []).append(Path.from_json(row))
+    return paths

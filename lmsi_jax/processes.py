@@ -1,0 +1,228 @@
+"""Several processes of one run: process 0 leads, the others sample their shards when it says so.
+
+All of them see one folder, with what they read and write. They talk through the key/value store of
+`jax.distributed`, and wait by looking into it, so that a signal is still heard:
+
+    lmsi/order/3    {"stage": "sample", "round": 1}    the leader's third order
+    lmsi/done/3/2                                      process 2 has carried it out
+    lmsi/left/2     ["failed", "the disk is full"]     process 2 is gone, and why
+
+When one of them leaves, the others follow: a run goes on with all of its processes or not at all.
+In each of them a thread looks out for that, and tells the main thread by SIGTERM, so that every
+stage leaves the way it leaves then; see `lmsi_jax.signals`.
+"""
+
+import _thread
+import contextlib
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.signals import Terminated
+
+_ROOT = "lmsi"
+_POLL = 0.2  # seconds between two looks at the store while waiting
+_WATCH = 1.0  # and while working
+
+Order = dict[str, Any]
+
+
+def connect(address: str, count: int | None, index: int | None) -> None:
+    """Joins this process to the others; before anything else of JAX is used.
+
+    Args:
+      address: host:port of process 0; "auto" where JAX finds everything by itself (Cloud TPU pods,
+        Slurm, Open MPI, Kubernetes).
+      count: how many processes there are.
+      index: which of them this is.
+
+    Raises:
+      LmsiError: they do not find each other.
+    """
+    import jax
+
+    try:
+        if address == "auto":
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(address, count, index)
+        # A back end starts only once it does so in every process: here, where all of them are.
+        jax.local_devices()
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise LmsiError(
+            f"the processes do not find each other ({reason}); start all of them with the same "
+            "--coordinator_address and --process_count, each with its own --process_index"
+        ) from error
+
+
+def disconnect() -> None:
+    """Leaves the others, who do the same; does nothing in a single process."""
+    import jax
+
+    # What went wrong has been said, and the others may be gone.
+    with contextlib.suppress(RuntimeError):
+        jax.distributed.shutdown()
+
+
+class _Follower(LmsiError):
+    """Another process failed; it has said so itself."""
+
+
+class Processes:
+    """The processes of this run, as one of them sees them.
+
+    Attributes:
+      index: this one's number; 0 leads.
+      count: how many there are.
+    """
+
+    def __init__(self) -> None:
+        from jax._src import distributed  # as Orbax does: the store has no public name
+
+        state = distributed.global_state
+        self._client: Any = state.client
+        self.index = state.process_id if state.client is not None else 0
+        self.count = state.num_processes if state.client is not None else 1
+        self._orders = 0
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """(index, count)."""
+        return self.index, self.count
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[None]:
+        """Around all that a process does: leaves when another left, and tells when this one does.
+
+        Raises:
+          LmsiError: another process failed.
+          Terminated: it was terminated, or this one was.
+          KeyboardInterrupt: likewise.
+        """
+        if self.count == 1:
+            yield
+            return
+        over = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(over,), daemon=True)
+        watch.start()
+        try:
+            yield
+        except Terminated as error:
+            error_here = self._reason() or error
+            self._left(error_here)
+            raise error_here from None
+        except BaseException as error:
+            self._left(error)
+            raise
+        else:
+            self._left(None)
+        finally:
+            over.set()
+            watch.join()
+
+    @contextlib.contextmanager
+    def together(self, stage: str, round_index: int) -> Iterator[None]:
+        """The leader's: orders a stage, does its own part within, and waits for the others' parts.
+
+        Raises:
+          LmsiError: another process failed, or this one is of several that were not connected.
+        """
+        self._refuse_strangers()
+        if self.count == 1:
+            yield
+            return
+        self._orders += 1
+        self._put(f"order/{self._orders}", json.dumps({"stage": stage, "round": round_index}))
+        yield
+        done = {f"done/{self._orders}/{index}" for index in range(1, self.count)}
+        while not done <= set(self._look()):
+            self._follow()
+            time.sleep(_POLL)
+
+    def orders(self) -> Iterator[Order]:
+        """The others': yields order after order until the leader ends."""
+        while True:
+            self._follow()
+            entries = self._look()
+            order = entries.get(f"order/{self._orders + 1}")
+            if order is not None:
+                self._orders += 1
+                yield json.loads(order)
+                self._put(f"done/{self._orders}/{self.index}", "")
+            elif "left/0" in entries:
+                return
+            else:
+                time.sleep(_POLL)
+
+    def _watch(self, over: threading.Event) -> None:
+        """Sends SIGTERM to the main thread once another process has left; runs in a thread."""
+        with contextlib.suppress(LmsiError):  # the store is gone, and JAX ends this process
+            while not over.wait(_WATCH):
+                if self._reason() is not None:
+                    _thread.interrupt_main(signal.SIGTERM)
+                    return
+
+    def _follow(self) -> None:
+        """Raises what made another process leave."""
+        reason = self._reason()
+        if reason is not None:
+            raise reason
+
+    def _reason(self) -> BaseException | None:
+        """What made another process leave before the end; None if nothing did."""
+        for key, value in sorted(self._look().items()):
+            who = key.removeprefix("left/")
+            how, why = json.loads(value) if who != key else ("ended", "")
+            if how == "terminated":
+                return Terminated()
+            if how == "interrupted":
+                return KeyboardInterrupt()
+            if how == "failed" and who != str(self.index):
+                return _Follower(f"process {who} failed: {why}")
+        return None
+
+    def _look(self) -> dict[str, str]:
+        """Reads the store."""
+        import jax
+
+        try:
+            found = self._client.key_value_dir_get(f"{_ROOT}/")
+        except jax.errors.JaxRuntimeError as error:
+            raise LmsiError(
+                "process 0 is gone without a word; repeat the command in every process, it goes "
+                "on where it was"
+            ) from error
+        return {key.removeprefix(f"{_ROOT}/"): value for key, value in found}
+
+    def _left(self, error: BaseException | None) -> None:
+        """Writes down how this process ended, unless it follows another that failed."""
+        if isinstance(error, _Follower):
+            return
+        how, why = "ended", ""
+        if isinstance(error, Terminated):
+            how = "terminated"
+        elif isinstance(error, KeyboardInterrupt):
+            how = "interrupted"
+        elif error is not None:
+            how, why = "failed", str(error) or type(error).__name__
+        self._put(f"left/{self.index}", json.dumps([how, why]))
+
+    def _put(self, key: str, value: str) -> None:
+        # Where the store is gone this process is leaving, or will see it with the next look.
+        with contextlib.suppress(RuntimeError):
+            self._client.key_value_set(f"{_ROOT}/{key}", value)
+
+    def _refuse_strangers(self) -> None:
+        """On a TPU pod every worker knows of the others, even if nobody connected them."""
+        import jax
+
+        if self.count == 1 and jax.process_count() > 1:
+            raise LmsiError(
+                f"this is one of {jax.process_count()} JAX processes that do not know each other; "
+                "add --coordinator_address=auto to the command of each"
+            )

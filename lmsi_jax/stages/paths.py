@@ -1,0 +1,129 @@
+"""Jobs -> paths on disk, for sampling and evaluation: the engine, a person's view, and leaving."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from etils import epath
+
+from lmsi_jax.answers import path_key
+from lmsi_jax.decoding.engine import Stats
+from lmsi_jax.decoding.generate import Job, generate, prepare
+from lmsi_jax.decoding.sampling import Sampling
+from lmsi_jax.progress import Progress
+from lmsi_jax.prompts import Prompting, build_prompt
+from lmsi_jax.records import Exemplar, Kind, Path, Question
+from lmsi_jax.signals import Terminated, deferred
+from lmsi_jax.stages.context import Context
+from lmsi_jax.store import ShardStore
+
+
+def make_job(
+    name: str,
+    questions: Sequence[Question],
+    exemplars: Sequence[Exemplar],
+    prompting: Prompting,
+    sampling: Sampling,
+) -> Job:
+    """Returns the job of one task's questions under one prompting; `name` begins its shards'."""
+    prompts = {q.uid: build_prompt(q, exemplars, prompting) for q in questions}
+    prefix = next(iter(prompts.values()))[0] if prompts else ""
+    texts = {uid: text for uid, (_, text) in prompts.items()}
+    return Job(name=name, prefix=prefix, questions=texts, sampling=sampling)
+
+
+def draw_paths(
+    context: Context,
+    jobs: Sequence[Job],
+    kinds: Mapping[str, Kind],
+    directory: epath.Path,
+    *,
+    model: int,
+    round_index: int,
+    label: str,
+    settled: Callable[[str, Sequence[Path]], bool] | None = None,
+) -> None:
+    """Samples this process' missing shards of the jobs, or leaves between two chunks.
+
+    Args:
+      context: the run.
+      jobs: what to sample.
+      kinds: each question's kind of answer, by uid.
+      directory: where the shards go.
+      model: the round whose model samples; 0 is the base.
+      round_index: enters the noise.
+      label: what the progress says.
+      settled: see `Engine.run`.
+
+    Raises:
+      LmsiError: a prompt does not fit, or the disk is full.
+      Terminated: SIGTERM came; the shards that were complete are written.
+    """
+    store = ShardStore(directory)
+    engine = context.engine(model)
+    index, count = context.processes.share
+    works = prepare(
+        engine,
+        jobs,
+        store,
+        size=context.run.questions_per_shard,
+        max_length=context.run.model.max_length,
+        share=(index, count),
+    )
+    total = sum(work.total for work in works)
+    initial = total - sum(work.left for work in works)
+    label += f", process {index} of {count}" if count > 1 else ""
+    bar = Progress(label, total, unit="questions", rate_unit="tokens", initial=initial)
+    with deferred() as requested, bar:
+
+        def leave() -> None:
+            """Between two chunks: leaves where SIGTERM has come."""
+            if requested():
+                raise Terminated
+
+        generate(
+            engine,
+            works,
+            store,
+            seed=context.run.seed,
+            round_index=round_index,
+            watcher=Meter(bar, kinds),
+            leave=leave,
+            settled=settled,
+        )
+
+
+class Meter:
+    """Shows a person how the sampling goes: speeds, busy lanes, parsed answers.
+
+    Args:
+      bar: the progress; it shows questions, tokens/s and the time left by itself.
+      kinds: each question's kind of answer, by uid.
+    """
+
+    def __init__(self, bar: Progress, kinds: Mapping[str, Kind]):
+        self._bar, self._kinds = bar, kinds
+        self._stats: Stats | None = None
+        self._answers = self._parsed = 0
+
+    def chunk(self, stats: Stats) -> None:
+        """Takes the counts so far."""
+        before = self._stats.tokens if self._stats else 0
+        self._stats = stats
+        self._bar.advance(0, amount=stats.tokens - before, note=self._note())
+
+    def question(self, uid: str, paths: Sequence[Path]) -> None:
+        """Takes a complete question."""
+        kind = self._kinds[uid]
+        self._answers += len(paths)
+        self._parsed += sum(path_key(path.text, kind) is not None for path in paths)
+        self._bar.advance(1, amount=0, note=self._note())
+
+    def _note(self) -> str:
+        notes = []
+        if self._stats and self._bar.seconds > 0:
+            notes.append(f"{self._stats.paths / self._bar.seconds:,.1f} paths/s")
+        if self._stats and self._stats.lane_steps:
+            busy = self._stats.busy_lane_steps / self._stats.lane_steps
+            notes.append(f"lanes {100 * busy:.0f} % busy")
+        if self._answers:
+            notes.append(f"parsed {100 * self._parsed / self._answers:.0f} %")
+        return ", ".join(notes)
