@@ -8,6 +8,7 @@ from lmsi_jax.report.compare import round_name
 from lmsi_jax.report.markup import (
     DASH,
     Html,
+    bar,
     decimal,
     element,
     joined,
@@ -92,7 +93,7 @@ def format_mix(rounds: Sequence[Round]) -> Html:
                     round_name(row["round"]),
                     whole(found["rows"]),
                     decimal(found["weight"], 0 if found["weight"] == round(found["weight"]) else 1),
-                    _bar(share, part(found["weight"], total)),
+                    bar(share, part(found["weight"], total)),
                 )
             )
     if not rows:
@@ -133,7 +134,7 @@ def _funnel_counts(row: Round) -> dict[str, int]:
 
 
 def _step(count: int, most: int, counts: dict[str, int]) -> Html:
-    return _bar(count / most if most else 0.0, with_share(count, counts["Sampled paths"]))
+    return bar(count / most if most else 0.0, with_share(count, counts["Sampled paths"]))
 
 
 def _mishaps(rounds: Sequence[Round]) -> Iterator[tuple[str, list[int], list[int]]]:
@@ -165,13 +166,6 @@ def _origin(rounds: Sequence[Round]) -> str:
         f"{whole(weak)} rows are the model’s own (weak), {whole(strong)} are human (strong, "
         f"{part(strong, weak + strong)})."
     )
-
-
-def _bar(share: float, content: object) -> Html:
-    """A number with its bar; shares outside [0, 1] cannot break out of the cell."""
-    width = f"width: {100 * min(max(share, 0.0), 1.0):.1f}%"
-    room = element("span", element("span", style=width), cls="room", aria_hidden="true")
-    return element("div", room, element("span", content), cls="cellbar")
 
 
 def _quiet(content: object) -> Html:

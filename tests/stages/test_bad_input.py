@@ -18,6 +18,7 @@ from lmsi_jax.main import main
         ({"Run.rounds": 0}, "Run.rounds = 0; at least 1"),
         ({"Run.start_from": "middle"}, "Run.start_from"),
         ({"Sampling.top_p": 0.0}, "Sampling.top_p = 0.0 is out of range"),
+        ({"Sampling.early_stop": 95}, "Sampling.early_stop = 95; use a probability above 0.5"),
         ({"Training.steps": 0}, "Training.steps = 0 is out of range"),
         ({"Training.strong_rate": 2.0}, "Training.strong_rate = 2.0 is out of range"),
         ({"ModelConfig.head_dim": 5}, "head_dim=5 must be even"),
