@@ -28,8 +28,8 @@ class Sampling:
       stop: a path ends before the first of these strings.
       early_stop: no further path of a question is started once its leading answer will stay ahead
         with this probability, above 0.5 and below 1 (`voting.paths_needed`; 0.95 is Aggarwal et
-        al.'s); None: all paths are sampled. Sure questions then have fewer paths, so with
-        Mixing.normalise = "path" they also weigh less.
+        al.'s); None: all paths are sampled. Sure questions then have fewer paths: their
+        confidence is a share of these, and with Mixing.normalise = "path" they weigh less.
       early_stop_every: the rule is looked at after this many paths, twice as many, ..., in index
         order, so the outcome does not depend on which paths end first.
     """

@@ -176,6 +176,8 @@ class ShownQuestion(TypedDict):
     """The key with most votes; None when no path was parsed."""
     confidence: float
     tied: bool
+    total: int
+    """Paths that were sampled, more than are shown where many differ."""
     paths: list[SampledPath]
 
 

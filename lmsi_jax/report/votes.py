@@ -177,7 +177,6 @@ def _example(shown: ShownQuestion, kind: str) -> Html:
     line = " ".join(shown["question"].split())
     if len(line) > _SHOWN_IN_SUMMARY:
         line = line[: _SHOWN_IN_SUMMARY - 1] + "…"
-    paths = sum(path["count"] for path in shown["paths"])
     head = element(
         "summary",
         element("span", _MARKS[result], cls=f"badge {_BADGES[result]}"),
@@ -189,7 +188,7 @@ def _example(shown: ShownQuestion, kind: str) -> Html:
     facts = [
         ("Vote", shown["winner"] if shown["winner"] is not None else "none: no path was parsed"),
         ("Gold answer", shown["gold"] if shown["gold"] is not None else "no label"),
-        ("Confidence", f"{percent(shown['confidence'])} of {several(paths, 'path')}"),
+        ("Confidence", f"{percent(shown['confidence'])} of {several(shown['total'], 'path')}"),
         ("Tie", "yes, broken by probability, then by key" if shown["tied"] else "no"),
     ]
     listed = [part for name, value in facts for part in (element("dt", name), element("dd", value))]

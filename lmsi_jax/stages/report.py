@@ -190,6 +190,7 @@ def _shown(question: Question, vote: Vote, paths: Sequence[Path]) -> dict[str, A
         "winner": vote.winner,
         "confidence": vote.confidence,
         "tied": bool(vote.tied),
+        "total": vote.total,
         "paths": [
             {
                 "text": text,

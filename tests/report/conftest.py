@@ -133,6 +133,7 @@ def shown(task, question, gold, winner, paths, tied=False):
         "winner": winner,
         "confidence": kept / total if total else 0.0,
         "tied": tied,
+        "total": total,
         "paths": [
             {"text": text, "key": key, "kept": key is not None and key == winner, "count": count}
             for text, key, count in paths

@@ -462,3 +462,10 @@ def test_a_task_names_its_level_where_it_has_several(summary):
     first, second = (f"{t['name']} in-domain, {t['kind']}" for t in summary["tasks"][:2])
     assert first in told and f"{first}, level" not in told
     assert f"{second}, level easy" in told
+
+
+def test_a_confidence_is_of_all_paths_also_where_some_are_not_shown(summary):
+    shown = summary["examples"][0]
+    shown["paths"] = shown["paths"][:1]
+    assert shown["total"] == 32
+    assert f"{100 * shown['confidence']:.1f} % of 32 paths" in text_of(render(summary))
