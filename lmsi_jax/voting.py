@@ -80,6 +80,58 @@ def adaptive_stop(a: int, b: int, threshold: float = 0.95) -> bool:
     return Fraction(heads, 2**tosses) >= Fraction(threshold)
 
 
+def settled(keys: Iterable[str | None], threshold: float = 0.95) -> bool:
+    """Whether the two leading answers among these keys meet `adaptive_stop`.
+
+    Args:
+      keys: canonical answers of a question's first paths, in any order; None: unparsed, no vote.
+      threshold: wanted probability; above 0.5, no votes at all settle nothing.
+    """
+    votes = sorted(collections.Counter(k for k in keys if k is not None).values(), reverse=True)
+    a, b = (*votes, 0, 0)[:2]
+    return adaptive_stop(a, b, threshold)
+
+
+def paths_needed(keys: Sequence[str | None], threshold: float = 0.95, every: int = 4) -> int:
+    """How many of a question's paths Adaptive-Consistency samples (Aggarwal et al. 2023).
+
+    A function of the keys in index order alone: when a path ended and where it ran do not matter.
+
+    Args:
+      keys: canonical answers of the question's paths in index order; None: unparsed, no vote.
+      threshold: wanted probability that the leading answer stays ahead, in (0.5, 1).
+      every: the rule is looked at after this many paths, twice as many, and so on.
+
+    Returns:
+      The first multiple of `every` whose first paths are `settled`; `len(keys)` when there is none.
+
+    Raises:
+      ValueError: `every` is not positive.
+    """
+    if every < 1:
+        raise ValueError(f"the rule cannot be looked at every {every} paths")
+    looks = range(every, len(keys), every)
+    return next((n for n in looks if settled(keys[:n], threshold)), len(keys))
+
+
+def winner_of_first(vote: Vote, paths: Iterable[Path], count: int) -> str | None:
+    """Returns the winner among a question's first `count` paths, as `vote` would find it.
+
+    Args:
+      vote: the vote over all of `paths`.
+      paths: the question's paths, in any order.
+      count: how many of them vote, in index order.
+
+    Raises:
+      ValueError: the vote is over another number of paths.
+    """
+    ordered = sorted(paths, key=lambda path: path.index)
+    if len(ordered) != vote.total:
+        raise ValueError(f"{vote.uid!r}: a vote over {vote.total} paths, {len(ordered)} are given")
+    keys = vote.keys[:count]
+    return _winner(collections.Counter(k for k in keys if k is not None), ordered[:count], keys)[0]
+
+
 def _checked(question: Question, paths: Sequence[Path]) -> list[Path]:
     """The paths in the order of their indices."""
     ordered = sorted(paths, key=lambda path: path.index)

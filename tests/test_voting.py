@@ -5,6 +5,7 @@ import math
 import random
 
 import pytest
+import scipy.special
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
@@ -117,3 +118,83 @@ def test_adaptive_stop_at_its_edges():
     assert voting.adaptive_stop(3, 3, 0.5) and voting.adaptive_stop(3, 0, 15 / 16)
     with pytest.raises(ValueError, match="negative"):
         voting.adaptive_stop(1, -1)
+
+
+some_keys = st.lists(st.sampled_from([None, "1", "1", "2", "3"]), max_size=40)
+thresholds = st.sampled_from([0.6, 0.8, 0.9, 0.95, 0.99])
+
+
+def sure(keys, threshold):
+    """The criterion by the incomplete beta function, the leaders by plain counting."""
+    counts = sorted((keys.count(k) for k in {"1", "2", "3"}), reverse=True)
+    a, b = counts[0], counts[1]
+    return 1 - scipy.special.betainc(a + 1, b + 1, 0.5) >= threshold
+
+
+@given(some_keys, thresholds)
+def test_settled_is_the_beta_criterion_of_the_two_leading_answers(keys, threshold):
+    assert voting.settled(keys, threshold) == sure(keys, threshold)
+
+
+@given(some_keys, thresholds, st.integers(1, 9))
+def test_paths_needed_is_what_sampling_step_by_step_would_take(keys, threshold, every):
+    sampled = []
+    for key in keys:
+        sampled.append(key)
+        if len(sampled) % every == 0 and sure(sampled, threshold):
+            break
+    assert voting.paths_needed(keys, threshold, every) == len(sampled)
+
+
+@given(some_keys, some_keys, thresholds, st.integers(1, 9))
+def test_paths_after_the_stop_cannot_move_it(keys, others, threshold, every):
+    needed = voting.paths_needed(keys, threshold, every)
+    if needed < len(keys):
+        assert voting.paths_needed(keys[:needed] + others, threshold, every) == needed
+
+
+@given(some_keys, thresholds, st.integers(1, 9))
+def test_the_names_of_the_answers_do_not_move_the_stop(keys, threshold, every):
+    renamed = [{"1": "z", "2": "yes", "3": "(a)", None: None}[key] for key in keys]
+    same = voting.paths_needed(keys, threshold, every)
+    assert voting.paths_needed(renamed, threshold, every) == same
+
+
+@pytest.mark.parametrize(
+    ("keys", "every", "needed"),
+    [
+        ([], 4, 0),
+        (["1"] * 3, 4, 3),
+        (["1"] * 32, 4, 4),
+        (["1"] * 32, 1, 4),
+        (["1"] * 32, 3, 6),
+        ([None] * 32, 4, 32),
+        (["1", None] * 16, 4, 8),
+        (["1", "2"] * 16, 4, 32),
+        (["1", "2", "1", "1", *["1"] * 28], 4, 8),
+    ],
+)
+def test_paths_needed_by_hand(keys, every, needed):
+    assert voting.paths_needed(keys, 0.95, every) == needed
+
+
+def test_a_rule_that_is_never_looked_at_is_refused():
+    with pytest.raises(ValueError, match="every 0 paths"):
+        voting.paths_needed(["1"], 0.95, 0)
+
+
+@given(some_paths, st.integers(0, 12), st.randoms(use_true_random=False))
+def test_the_winner_of_the_first_paths_is_that_of_a_vote_on_them(paths, count, shuffler):
+    vote, first = voting.vote(QUESTION, paths), voting.vote(QUESTION, paths[:count])
+    shuffler.shuffle(paths)
+    assert voting.winner_of_first(vote, paths, count) == first.winner
+
+
+def test_a_vote_over_other_paths_has_no_winner_of_the_first():
+    with pytest.raises(ValueError, match="'q': a vote over 2 paths, 1 are given"):
+        voting.winner_of_first(voting.vote(QUESTION, paths_of("1", "2")), paths_of("1"), 1)
+
+
+def test_fewer_paths_after_an_early_stop_are_their_own_denominator():
+    stopped = voting.vote(QUESTION, paths_of("2", "2", None, "2"))
+    assert (stopped.total, stopped.parsed, stopped.confidence) == (4, 3, 0.75)

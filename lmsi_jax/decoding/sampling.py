@@ -26,6 +26,12 @@ class Sampling:
       top_p: keep the smallest set of tokens with this much probability; 1 keeps all.
       max_new_tokens: a path is cut, and marked unfinished, after this many tokens.
       stop: a path ends before the first of these strings.
+      early_stop: no further path of a question is started once its leading answer will stay ahead
+        with this probability, above 0.5 and below 1 (`voting.paths_needed`; 0.95 is Aggarwal et
+        al.'s); None: all paths are sampled. Sure questions then have fewer paths: their
+        confidence is a share of these, and with Mixing.normalise = "path" they weigh less.
+      early_stop_every: the rule is looked at after this many paths, twice as many, ..., in index
+        order, so the outcome does not depend on which paths end first.
     """
 
     paths: int = 32
@@ -34,6 +40,8 @@ class Sampling:
     top_p: float = 1.0
     max_new_tokens: int = 256
     stop: tuple[str, ...] = STOP_STRINGS
+    early_stop: float | None = None
+    early_stop_every: int = 4
 
     def __post_init__(self) -> None:
         checks = {
@@ -46,6 +54,13 @@ class Sampling:
         for name, good in checks.items():
             if not good:
                 raise LmsiError(f"Sampling.{name} = {getattr(self, name)} is out of range")
+        if self.early_stop is not None and not 0.5 < self.early_stop < 1:
+            raise LmsiError(
+                f"Sampling.early_stop = {self.early_stop}; use a probability above 0.5 and below 1 "
+                "(0.95), or None for no early stop"
+            )
+        if self.early_stop_every < 1:
+            raise LmsiError(f"Sampling.early_stop_every = {self.early_stop_every}; use 1 or more")
 
     @property
     def filters(self) -> "Filters":

@@ -137,6 +137,13 @@ def with_share(count: float, of: float) -> Html:
     return joined([whole(count), " ", element("span", part(count, of), cls="share")])
 
 
+def bar(share: float, content: object) -> Html:
+    """A number with its bar; shares outside [0, 1] cannot break out of the cell."""
+    width = f"width: {100 * min(max(share, 0.0), 1.0):.1f}%"
+    room = element("span", element("span", style=width), cls="room", aria_hidden="true")
+    return element("div", room, element("span", content), cls="cellbar")
+
+
 def several(count: int, noun: str) -> str:
     """1, "task" -> "1 task"; 3, "task" -> "3 tasks"."""
     return f"{whole(count)} {noun}{'' if count == 1 else 's'}"

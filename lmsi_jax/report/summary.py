@@ -123,6 +123,39 @@ class Round(TypedDict):
     """Warnings of the stop rules, in words."""
 
 
+class EarlyStopSet(TypedDict):
+    """The early-stop rule on one task's questions under one model; lists are in their order."""
+
+    source: Literal["test", "train"]
+    round: int
+    """Test: that of the model, 0 for the base. Train: the round that sampled them."""
+    task: str
+    paths: int
+    """Of a question without early stop (m)."""
+    taken: list[int]
+    """Paths of each question that the rule takes, or took where it was on."""
+    same: list[int]
+    """1 where the vote on these has the winner of the vote on all, else 0; empty where not all
+    paths were sampled."""
+    correct: list[int]
+    """1 where the vote on all paths is right, else 0; empty without labels."""
+    correct_stopped: list[int]
+    """The same for the vote on the paths that the rule takes."""
+
+
+class EarlyStop(TypedDict):
+    """What early stop does to the number of paths and to the votes."""
+
+    threshold: float
+    """Wanted probability that the leading answer stays ahead."""
+    every: int
+    """Paths between two looks at the rule."""
+    on: bool
+    """Whether train questions were sampled with it."""
+    sets: list[EarlyStopSet]
+    """At most one for each (source, round, task)."""
+
+
 class SampledPath(TypedDict):
     """One text that the model wrote; `count` equal ones are shown once."""
 
@@ -143,6 +176,8 @@ class ShownQuestion(TypedDict):
     """The key with most votes; None when no path was parsed."""
     confidence: float
     tied: bool
+    total: int
+    """Paths that were sampled, more than are shown where many differ."""
     paths: list[SampledPath]
 
 
@@ -163,6 +198,7 @@ class Summary(TypedDict):
     tasks: list[Task]
     evals: list[Evaluation]
     rounds: list[Round]
+    early_stop: EarlyStop
     examples: list[ShownQuestion]
     notes: list[str]
 
@@ -180,6 +216,7 @@ def validate(summary: Any) -> Summary:
     checked = cast(Summary, summary)
     _check_tasks(checked)
     _check_evals(checked)
+    _check_early_stop(checked)
     _unique((row["round"] for row in checked["rounds"]), "summary.rounds", "round")
     for i, row in enumerate(checked["rounds"]):
         if row["round"] < 1:
@@ -213,6 +250,27 @@ def _check_evals(summary: Summary) -> None:
             _fail(f"{place}.confidence", "numbers in [0, 1]", outside[0])
     keys = ((e["round"], e["task"], e["prompting"]) for e in summary["evals"])
     _unique(keys, "summary.evals", "(round, task, prompting)")
+
+
+def _check_early_stop(summary: Summary) -> None:
+    names = {task["name"] for task in summary["tasks"]}
+    rows = summary["early_stop"]["sets"]
+    for i, row in enumerate(rows):
+        place = f"summary.early_stop.sets[{i}]"
+        if row["task"] not in names:
+            _fail(f"{place}.task", "one of summary.tasks", row["task"])
+        if outside := [n for n in row["taken"] if not 0 <= n <= row["paths"]]:
+            _fail(f"{place}.taken", f"at most {row['paths']} paths a question", outside[0])
+        n = len(row["taken"])
+        correct, stopped = row["correct"], row["correct_stopped"]
+        lists = {"same": row["same"], "correct": correct, "correct_stopped": stopped}
+        for name, found in lists.items():
+            if len(found) not in (0, n) or set(found) - {0, 1}:
+                _fail(f"{place}.{name}", f"0 or 1 for each of {n} questions, or nothing", found)
+        if len(correct) != len(stopped):
+            _fail(f"{place}.correct_stopped", "as many as in correct", stopped)
+    keys = ((row["source"], row["round"], row["task"]) for row in rows)
+    _unique(keys, "summary.early_stop.sets", "(source, round, task)")
 
 
 def _unique(values: Iterable[object], place: str, what: str) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lmsi_jax.report import compare
+from lmsi_jax.report import compare, early_stop
 from lmsi_jax.report.accuracy import DOMAINS, headline_words
 from lmsi_jax.report.markup import DASH, p_value, points, whole
 from lmsi_jax.report.summary import Summary, validate
@@ -23,7 +23,7 @@ _STYLES = {"rose": "bold green", "fell": "bold red", "no clear change": ""}
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
-    """Prints verdict, alarms, and accuracy before and after for every task and prompting.
+    """Prints verdict, alarms, accuracy before and after by task and prompting, and early stop.
 
     Args:
       summary: as `lmsi_jax.report.summary.Summary` describes it.
@@ -41,6 +41,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
             console.print(Text(f"Alarm in round {row['round']}: {alarm}", style="yellow"))
     if compare.rounds_measured(checked):
         console.print(_table(checked))
+    for sentence in early_stop.sentences(checked):
+        console.print(Text(sentence))
 
 
 def _table(summary: Summary) -> Table:

@@ -8,6 +8,7 @@ from lmsi_jax.report.compare import round_name
 from lmsi_jax.report.markup import (
     DASH,
     Html,
+    bar,
     decimal,
     element,
     joined,
@@ -92,7 +93,7 @@ def format_mix(rounds: Sequence[Round]) -> Html:
                     round_name(row["round"]),
                     whole(found["rows"]),
                     decimal(found["weight"], 0 if found["weight"] == round(found["weight"]) else 1),
-                    _bar(share, part(found["weight"], total)),
+                    bar(share, part(found["weight"], total)),
                 )
             )
     if not rows:
@@ -133,7 +134,7 @@ def _funnel_counts(row: Round) -> dict[str, int]:
 
 
 def _step(count: int, most: int, counts: dict[str, int]) -> Html:
-    return _bar(count / most if most else 0.0, with_share(count, counts["Sampled paths"]))
+    return bar(count / most if most else 0.0, with_share(count, counts["Sampled paths"]))
 
 
 def _mishaps(rounds: Sequence[Round]) -> Iterator[tuple[str, list[int], list[int]]]:
@@ -167,13 +168,6 @@ def _origin(rounds: Sequence[Round]) -> str:
     )
 
 
-def _bar(share: float, content: object) -> Html:
-    """A number with its bar; shares outside [0, 1] cannot break out of the cell."""
-    width = f"width: {100 * min(max(share, 0.0), 1.0):.1f}%"
-    room = element("span", element("span", style=width), cls="room", aria_hidden="true")
-    return element("div", room, element("span", content), cls="cellbar")
-
-
 def _quiet(content: object) -> Html:
     return element("span", content, cls="quiet")
 
@@ -183,7 +177,6 @@ def _example(shown: ShownQuestion, kind: str) -> Html:
     line = " ".join(shown["question"].split())
     if len(line) > _SHOWN_IN_SUMMARY:
         line = line[: _SHOWN_IN_SUMMARY - 1] + "…"
-    paths = sum(path["count"] for path in shown["paths"])
     head = element(
         "summary",
         element("span", _MARKS[result], cls=f"badge {_BADGES[result]}"),
@@ -195,7 +188,7 @@ def _example(shown: ShownQuestion, kind: str) -> Html:
     facts = [
         ("Vote", shown["winner"] if shown["winner"] is not None else "none: no path was parsed"),
         ("Gold answer", shown["gold"] if shown["gold"] is not None else "no label"),
-        ("Confidence", f"{percent(shown['confidence'])} of {several(paths, 'path')}"),
+        ("Confidence", f"{percent(shown['confidence'])} of {several(shown['total'], 'path')}"),
         ("Tie", "yes, broken by probability, then by key" if shown["tied"] else "no"),
     ]
     listed = [part for name, value in facts for part in (element("dt", name), element("dd", value))]

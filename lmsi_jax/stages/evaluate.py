@@ -98,8 +98,13 @@ def _sampling(context: Context, round_index: int, prompting: str) -> Sampling:
     evaluation, sampling = context.run.evaluation, context.run.sampling
     if prompting == "self_consistency":
         after = evaluation.temperature_after if round_index else evaluation.temperature
-        return dataclasses.replace(sampling, paths=evaluation.paths, temperature=after)
+        # Accuracy is of the vote on all paths; the report says what early stop would do to it.
+        return dataclasses.replace(
+            sampling, paths=evaluation.paths, temperature=after, early_stop=None
+        )
     tokens = sampling.max_new_tokens
     if prompting in ("standard", "zero_shot_direct"):
         tokens = min(tokens, _DIRECT_TOKENS)
-    return dataclasses.replace(sampling, paths=1, temperature=0.0, max_new_tokens=tokens)
+    return dataclasses.replace(
+        sampling, paths=1, temperature=0.0, max_new_tokens=tokens, early_stop=None
+    )

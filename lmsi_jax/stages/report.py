@@ -11,6 +11,7 @@ from lmsi_jax.files import read_json, write_bytes, write_json
 from lmsi_jax.records import FORMATS, Path, Question, Vote
 from lmsi_jax.selection.diversity import alarms, measure
 from lmsi_jax.stages.context import Context, NotReady
+from lmsi_jax.stages.early_stop import early_stop
 from lmsi_jax.stages.evaluate import read_scores
 from lmsi_jax.stages.mix import read_examples
 from lmsi_jax.stages.sample import read_paths, read_round
@@ -78,6 +79,7 @@ def summarise(context: Context, command: str, config_text: str) -> dict[str, Any
         "tasks": list(tasks.values()),
         "evals": [_evaluation(r, row) for r in evaluated for row in read_scores(context, r)],
         "rounds": [_round(context, r) for r in voted],
+        "early_stop": early_stop(context, evaluated, voted),
         "examples": _examples(context, evaluated[-1]) if evaluated else [],
         "notes": [],
     }
@@ -179,6 +181,8 @@ def _shown(question: Question, vote: Vote, paths: Sequence[Path]) -> dict[str, A
     counts = collections.Counter(path.text for path in paths)
     first = {path.text: path for path in reversed(paths)}
     order = sorted(counts, key=lambda text: (-counts[text], first[text].index))
+    indices = sorted(path.index for path in paths)  # those that were sampled, in the keys' order
+    keys = dict(zip(indices, vote.keys, strict=True))
     return {
         "task": question.task,
         "question": question.text,
@@ -186,10 +190,11 @@ def _shown(question: Question, vote: Vote, paths: Sequence[Path]) -> dict[str, A
         "winner": vote.winner,
         "confidence": vote.confidence,
         "tied": bool(vote.tied),
+        "total": vote.total,
         "paths": [
             {
                 "text": text,
-                "key": vote.keys[first[text].index],
+                "key": keys[first[text].index],
                 "kept": first[text].index in vote.kept,
                 "count": counts[text],
             }

@@ -62,3 +62,16 @@ def test_settings_out_of_range_are_refused():
     for bad in ({"paths": 0}, {"temperature": -1}, {"top_p": 0.0}, {"max_new_tokens": 0}):
         with pytest.raises(LmsiError, match=next(iter(bad))):
             Sampling(**bad)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 1.0, 1.5, -0.95, float("nan")])
+def test_an_early_stop_that_cannot_work_is_refused_with_its_remedy(threshold):
+    with pytest.raises(LmsiError, match="early_stop = .*above 0.5 and below 1.*None"):
+        Sampling(early_stop=threshold)
+    with pytest.raises(LmsiError, match="early_stop_every = 0; use 1 or more"):
+        Sampling(early_stop=0.95, early_stop_every=0)
+
+
+def test_early_stop_is_off_unless_asked_for():
+    assert Sampling().early_stop is None
+    assert Sampling(early_stop=0.95).early_stop_every == 4

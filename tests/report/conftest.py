@@ -44,6 +44,35 @@ def evaluation(draw, number, task, prompting, chance, n=200):
     }
 
 
+def early_stop(draw, source, number, task, n, labels=True):
+    """A set on which the rule takes 4 to 32 of 32 paths, and seldom moves the vote."""
+    taken = [min(32, 4 * draw.randint(1, 9)) for _ in range(n)]
+    same = [int(t == 32 or draw.random() < 0.95) for t in taken]
+    correct = [int(draw.random() < 0.7) for _ in taken]
+    moved = [c if s else int(draw.random() < 0.4) for c, s in zip(correct, same, strict=True)]
+    return {
+        "source": source,
+        "round": number,
+        "task": task,
+        "paths": 32,
+        "taken": taken,
+        "same": same,
+        "correct": correct if labels else [],
+        "correct_stopped": moved if labels else [],
+    }
+
+
+def early_stops(draw, rounds, n):
+    tests = [early_stop(draw, "test", r, t[0], n) for r in range(rounds + 1) for t in TASKS]
+    trains = [
+        early_stop(draw, "train", r, name, 400, labels=False)
+        for r in range(1, rounds + 1)
+        for name, _, domain, _, _ in TASKS
+        if domain == "in"
+    ]
+    return {"threshold": 0.95, "every": 4, "on": False, "sets": [*tests, *trains]}
+
+
 def training_round(draw, number):
     train = []
     for step in range(10, 401, 10):
@@ -104,6 +133,7 @@ def shown(task, question, gold, winner, paths, tied=False):
         "winner": winner,
         "confidence": kept / total if total else 0.0,
         "tied": tied,
+        "total": total,
         "paths": [
             {"text": text, "key": key, "kept": key is not None and key == winner, "count": count}
             for text, key, count in paths
@@ -173,6 +203,7 @@ def make(rounds=1, n=200):
         ],
         "evals": evals,
         "rounds": [training_round(draw, number) for number in range(1, rounds + 1)],
+        "early_stop": early_stops(random.Random(11), rounds, n),
         "examples": copy.deepcopy(QUESTIONS),
         "notes": ["Evaluated on 200 test questions of each task."],
     }

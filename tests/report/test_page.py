@@ -123,7 +123,8 @@ def test_the_headline_is_that_of_independent_sums(summary):
 
 def test_a_task_row_holds_its_accuracies_and_its_p_value(summary):
     row = only(summary, task=["parity"], prompting=["cot"])
-    page = render({**row, "tasks": [t for t in summary["tasks"] if t["name"] == "parity"]})
+    tasks = [t for t in summary["tasks"] if t["name"] == "parity"]
+    page = render(no_sets({**row, "tasks": tasks}))
     before, after = (e["correct"] for e in row["evals"])
     cells = row_of(page, "Chain of thought")
     shares = [100 * sum(c) / len(c) for c in (before, after)]
@@ -166,10 +167,12 @@ def test_every_text_is_escaped(summary):
             return [spoil(v) for v in value]
         return value + HOSTILE if isinstance(value, str) else value
 
-    kept = {"domain": "", "prompting": "", "start_from": ""}
+    kept = {"domain": "", "prompting": "", "start_from": "", "source": ""}
     spoilt = spoil(summary)
-    for name in ("tasks", "evals", "rounds"):
-        for row, plain in zip(spoilt[name], summary[name], strict=True):
+    listed = [(spoilt[name], summary[name]) for name in ("tasks", "evals", "rounds")]
+    listed.append((spoilt["early_stop"]["sets"], summary["early_stop"]["sets"]))
+    for spoilt_rows, rows in listed:
+        for row, plain in zip(spoilt_rows, rows, strict=True):
             row.update({field: plain[field] for field in kept if field in plain})
     spoilt["rounds"][0]["seconds"] = {HOSTILE: 1.0}
     spoilt["rounds"][0]["examples"] = {HOSTILE: {"rows": 1, "weight": 1.0}}
@@ -196,7 +199,9 @@ def no_rounds(summary):
 
 
 def nothing(summary):
-    return {**summary, "tasks": [], "evals": [], "rounds": [], "examples": [], "notes": []}
+    stop = {**summary["early_stop"], "sets": []}
+    empty = {name: [] for name in ("tasks", "evals", "rounds", "examples", "notes")}
+    return {**summary, **empty, "early_stop": stop}
 
 
 def nothing_kept(summary):
@@ -286,6 +291,17 @@ def diverged(summary):
     return summary
 
 
+def no_sets(summary):
+    summary["early_stop"]["sets"] = []
+    return summary
+
+
+def sets_without_questions(summary):
+    for row in summary["early_stop"]["sets"]:
+        row.update(taken=[], same=[], correct=[], correct_stopped=[])
+    return summary
+
+
 def no_paths_shown(summary):
     for shown in summary["examples"]:
         shown["paths"] = []
@@ -308,6 +324,8 @@ ODD = [
     trained_but_not_evaluated,
     diverged,
     no_paths_shown,
+    no_sets,
+    sets_without_questions,
 ]
 
 
@@ -400,6 +418,11 @@ def test_the_page_is_the_same_after_json(three_rounds):
     assert render(json.loads(json.dumps(three_rounds))) == render(three_rounds)
 
 
+def stop(summary):
+    """The first set of the early-stop rule."""
+    return summary["early_stop"]["sets"][0]
+
+
 @pytest.mark.parametrize(
     ("mistake", "place"),
     [
@@ -413,6 +436,11 @@ def test_the_page_is_the_same_after_json(three_rounds):
         (lambda s: s["evals"].append(s["evals"][0]), "summary.evals: expected one entry for each"),
         (lambda s: s["rounds"][0].update(round=0), "summary.rounds[0].round: expected 1 or more"),
         (lambda s: s["rounds"][0]["train"][0].pop("step"), "summary.rounds[0].train[0]"),
+        (lambda s: stop(s).update(task="sums"), "summary.early_stop.sets[0].task: expected one of"),
+        (lambda s: stop(s)["taken"].append(33), "summary.early_stop.sets[0].taken: expected at"),
+        (lambda s: stop(s)["same"].pop(), "summary.early_stop.sets[0].same: expected 0 or 1 for"),
+        (lambda s: stop(s).update(correct=[]), "summary.early_stop.sets[0].correct_stopped"),
+        (lambda s: s["early_stop"]["sets"].append(stop(s)), "summary.early_stop.sets: expected"),
         (lambda s: s["examples"][0].update(gold=3), "summary.examples[0].gold: expected text"),
     ],
 )
@@ -434,3 +462,10 @@ def test_a_task_names_its_level_where_it_has_several(summary):
     first, second = (f"{t['name']} in-domain, {t['kind']}" for t in summary["tasks"][:2])
     assert first in told and f"{first}, level" not in told
     assert f"{second}, level easy" in told
+
+
+def test_a_confidence_is_of_all_paths_also_where_some_are_not_shown(summary):
+    shown = summary["examples"][0]
+    shown["paths"] = shown["paths"][:1]
+    assert shown["total"] == 32
+    assert f"{100 * shown['confidence']:.1f} % of 32 paths" in text_of(render(summary))

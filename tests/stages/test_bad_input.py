@@ -20,6 +20,7 @@ from lmsi_jax.main import main
         ({"Evaluation.vote_count": 0}, "purchases-self_consistency has no questions; set"),
         ({"Run.start_from": "middle"}, "Run.start_from"),
         ({"Sampling.top_p": 0.0}, "Sampling.top_p = 0.0 is out of range"),
+        ({"Sampling.early_stop": 95}, "Sampling.early_stop = 95; use a probability above 0.5"),
         ({"Training.steps": 0}, "Training.steps = 0 is out of range"),
         ({"Training.strong_rate": 2.0}, "Training.strong_rate = 2.0 is out of range"),
         ({"ModelConfig.head_dim": 5}, "head_dim=5 must be even"),

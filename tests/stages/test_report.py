@@ -65,7 +65,7 @@ def test_shown_questions_carry_gold_paths_and_votes(report):
     assert {row["task"] for row in report["examples"]} == {"purchases"}
     for row in report["examples"]:
         assert row["gold"] is not None
-        assert sum(path["count"] for path in row["paths"]) == 4
+        assert sum(path["count"] for path in row["paths"]) == row["total"] == 4
         kept = sum(path["count"] for path in row["paths"] if path["kept"])
         assert kept / 4 == pytest.approx(row["confidence"])
 

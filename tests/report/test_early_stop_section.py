@@ -1,0 +1,121 @@
+"""Early stop on page and in the terminal: counted again from the sets with plain loops."""
+
+import io
+
+import pytest
+from rich.console import Console
+from test_page import read, text_of
+
+from lmsi_jax.evaluation.statistics import paired_difference
+from lmsi_jax.report import early_stop
+from lmsi_jax.report.page import render
+from lmsi_jax.report.terminal import print_summary
+
+
+def sets(summary, source, number):
+    rows = summary["early_stop"]["sets"]
+    return [row for row in rows if (row["source"], row["round"]) == (source, number)]
+
+
+def sampled_with_it(summary):
+    """The same run with early stop on in sampling."""
+    summary["early_stop"]["on"] = True
+    for row in summary["early_stop"]["sets"]:
+        if row["source"] == "train":
+            row["same"] = []
+    return summary
+
+
+def section(summary):
+    """The section's text and its table."""
+    page = str(early_stop.section(summary))
+    return text_of(page), [[cell.replace("\N{NO-BREAK SPACE}", " ") for cell in row]
+                           for row in read(page).rows]  # fmt: skip
+
+
+def test_a_task_s_row_holds_what_the_rule_takes_and_what_the_vote_loses(summary):
+    one = sets(summary, "test", 1)[2]
+    n = len(one["taken"])
+    pairs = list(zip(one["correct"], one["correct_stopped"], strict=True))
+    row = next(r for r in section(summary)[1][11:] if r[0] == one["task"])
+    gain = 100 * sum(after - before for before, after in pairs) / n
+    interval = paired_difference(one["correct"], one["correct_stopped"])
+    assert row[1:7] == [
+        f"{n}",
+        f"{sum(one['taken']):,}",
+        f"{100 * (1 - sum(one['taken']) / (32 * n)):.1f} %",
+        f"{100 * sum(one['same']) / n:.1f} %",
+        f"{100 * sum(one['correct']) / n:.1f}",
+        f"{100 * sum(one['correct_stopped']) / n:.1f}",
+    ]
+    shown = row[7].replace("\N{MINUS SIGN}", "-").split()
+    assert float(shown[0]) == pytest.approx(gain, abs=0.051)
+    assert float(shown[1][1:-1]) == pytest.approx(100 * interval.low, abs=0.051)
+
+
+def test_sums_over_tasks_count_every_question_alike(summary):
+    rows = sets(summary, "test", 1)
+    stop(rows[0], 50)
+    one = early_stop.effect(rows)
+    flat = {name: [x for row in rows for x in row[name]] for name in ("taken", "same", "correct")}
+    assert one.questions == len(flat["taken"]) == 50 + 6 * 200
+    assert (one.taken, one.possible) == (sum(flat["taken"]), 32 * one.questions)
+    assert (one.same, one.right) == (sum(flat["same"]), sum(flat["correct"]))
+
+
+def stop(row, n):
+    """Leaves a set its first n questions."""
+    row.update({k: row[k][:n] for k in ("taken", "same", "correct", "correct_stopped")})
+
+
+def test_page_and_terminal_say_the_same_sentences(summary):
+    file = io.StringIO()
+    print_summary(summary, Console(file=file, width=300))
+    sentences = [s.replace("\N{NO-BREAK SPACE}", " ") for s in early_stop.sentences(summary)]
+    printed = file.getvalue().replace("\N{NO-BREAK SPACE}", " ")
+    assert len(sentences) == 2
+    for sentence in sentences:
+        assert sentence in printed and sentence in text_of(render(summary))
+    rows = sets(summary, "test", 1)
+    taken = sum(sum(row["taken"]) for row in rows)
+    saved = 100 * (1 - taken / (32 * 200 * len(rows)))
+    assert sentences[0].startswith(
+        f"Early stop would save {saved:.1f} % of the paths on the test questions of round 1; "
+    )
+
+
+def test_where_it_was_off_the_page_says_how_to_turn_it_on(summary):
+    text, _ = section(summary)
+    assert "Sampling.early_stop = 0.95 turns it on" in text and "all sampled" in text
+    assert "sampled with early stop" not in text
+
+
+def test_where_it_was_on_the_paths_really_sampled_are_shown(summary):
+    text, rows = section(sampled_with_it(summary))
+    taken = sum(sum(row["taken"]) for row in sets(summary, "train", 1))
+    saved = 100 * (1 - taken / 64000)
+    assert f"saved {saved:.1f} % of the paths on the train questions of round 1: " in text
+    assert f"{taken:,} of 64,000 were sampled" in text
+    assert "at most 32 paths each, sampled with early stop" in text
+    assert "turns it on" not in text
+    assert rows[-1][4:] == ["–"] * 4
+
+
+def test_of_many_rounds_the_first_and_the_last_are_shown(three_rounds):
+    text, rows = section(three_rounds)
+    titles = [row[0].rpartition(" 32 ")[0] for row in rows if len(row) == 1]
+    assert titles == ["Test questions, base", "Test questions, round 3",
+                      "Train questions, round 1", "Train questions, round 3"]  # fmt: skip
+    assert "between the first and the last are left out" in text
+
+
+def test_one_task_needs_no_row_for_all(summary):
+    rows = summary["early_stop"]["sets"]
+    summary["early_stop"]["sets"] = [row for row in rows if row["task"] == "parity"]
+    assert "All tasks" not in [row[0] for row in section(summary)[1]]
+
+
+def test_a_run_without_several_paths_has_no_such_section(summary):
+    summary["early_stop"]["sets"] = []
+    assert early_stop.sentences(summary) == []
+    assert 'id="early-stop"' not in render(summary)
