@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import platform
 import resource
@@ -41,6 +42,28 @@ class Ready:
     settings: dict[str, object] = dataclasses.field(default_factory=dict)
 
 
+def require(*modules: str, remedy: str) -> None:
+    """Checks that a peer's packages are there, without importing them.
+
+    Raises:
+      Skipped: one is not; names it and the remedy.
+    """
+    for name in modules:
+        if importlib.util.find_spec(name) is None:
+            raise Skipped(f"{name} is not installed; {remedy}")
+
+
+def groups(workload: Workload, size: int) -> list[range]:
+    """The questions in groups that are decoded at once.
+
+    Size 0 means all where every path has the same length, one by one where they differ: a loop that
+    runs until its last path has ended wastes the least that way.
+    """
+    size = size or (workload.questions if workload.even else 1)
+    starts = range(0, workload.questions, size)
+    return [range(start, min(start + size, workload.questions)) for start in starts]
+
+
 Prepare = Callable[[Workload, argparse.Namespace], Ready]
 
 
@@ -51,6 +74,12 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
     made.add_argument("--workload", choices=sorted(WORKLOADS), default="A")
     made.add_argument("--repeats", type=int, default=3, help="measured runs, at most")
+    made.add_argument(
+        "--group",
+        type=int,
+        default=0,
+        help="questions decoded at once; 0 chooses (see bench.peers.measure.groups)",
+    )
     made.add_argument(
         "--budget",
         type=float,
