@@ -7,7 +7,6 @@ NumPy from the full distribution by the inverse cumulative distribution.
 """
 
 import argparse
-import ctypes
 import pathlib
 import tempfile
 from collections.abc import Sequence
@@ -57,9 +56,7 @@ class Context:
         np.ctypeslib.as_array(b.token, (n,))[:] = tokens
         np.ctypeslib.as_array(b.pos, (n,))[:] = positions
         np.ctypeslib.as_array(b.n_seq_id, (n,))[:] = 1
-        np.ctypeslib.as_array(ctypes.cast(b.logits, ctypes.POINTER(ctypes.c_int8)), (n,))[:] = (
-            outputs
-        )
+        np.ctypeslib.as_array(b.logits, (n,))[:] = outputs
         for i, sequence in enumerate(sequences.tolist()):
             b.seq_id[i][0] = sequence
         status = self._llama.llama_decode(self._context, b)
