@@ -1,0 +1,1 @@
+"""Measurements: what this code does, and how fast, beside what others do. See README.md."""

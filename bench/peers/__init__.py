@@ -1,0 +1,1 @@
+"""One module per system that decodes the benchmark's workloads: python -m bench.peers.NAME"""

@@ -1,0 +1,185 @@
+"""What the decode benchmarks compute: the model's shape, the workloads, and their floor."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+
+_BYTES = 4  # float32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """The shape of the decoder that every system runs: 37.7 million parameters, float32.
+
+    Attributes:
+      layers: number of blocks, each with attention and a gated MLP.
+      width: of the residual stream.
+      heads: query heads, and as many key/value heads.
+      head_dim: width of one head.
+      mlp: width of the gated MLP.
+      vocabulary: number of token ids; embeddings and output are tied.
+    """
+
+    layers: int = 8
+    width: int = 512
+    heads: int = 8
+    head_dim: int = 64
+    mlp: int = 2048
+    vocabulary: int = 8192
+
+    @property
+    def block_parameters(self) -> int:
+        """Weights of all blocks, norms aside."""
+        attention = 4 * self.width * self.heads * self.head_dim
+        return self.layers * (attention + 3 * self.width * self.mlp)
+
+    @property
+    def parameters(self) -> int:
+        """All weights, norms aside: the blocks and the tied embeddings."""
+        return self.block_parameters + self.vocabulary * self.width
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values that one position leaves."""
+        return 2 * self.layers * self.heads * self.head_dim * _BYTES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Questions that share a prompt, several sampled paths each.
+
+    Attributes:
+      name: how commands call it.
+      shared: tokens of the prompt that all questions share.
+      question: further tokens of each question.
+      samples: paths per question.
+      max_new: most tokens a path may have.
+      lengths: how many tokens each path has, question by question. They are the useful tokens:
+        what a system computes for a path beyond them is not counted.
+      temperature: of the softmax; sampling is from the full distribution.
+    """
+
+    name: str
+    shared: int
+    question: int
+    samples: int
+    max_new: int
+    lengths: tuple[int, ...]
+    temperature: float = 0.7
+
+    @property
+    def questions(self) -> int:
+        """Number of questions."""
+        return len(self.lengths) // self.samples
+
+    @property
+    def prompt(self) -> int:
+        """Tokens before the first sampled one."""
+        return self.shared + self.question
+
+    @property
+    def useful_tokens(self) -> int:
+        """Sampled tokens that count."""
+        return sum(self.lengths)
+
+    @property
+    def even(self) -> bool:
+        """Whether every path has exactly `max_new` tokens."""
+        return set(self.lengths) == {self.max_new}
+
+    def of_question(self, index: int) -> tuple[int, ...]:
+        """The lengths of one question's paths."""
+        return self.lengths[index * self.samples : (index + 1) * self.samples]
+
+
+def _lengths_b() -> tuple[int, ...]:
+    file = pathlib.Path(__file__).parent / "lengths_b.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))["lengths"]
+    return tuple(length for row in rows for length in row)
+
+
+MODEL = Model()
+_A = Workload(name="A", shared=640, question=128, samples=32, max_new=64, lengths=(64,) * (4 * 32))
+_B = Workload(name="B", shared=1024, question=96, samples=32, max_new=256, lengths=_lengths_b())
+# Not measurements: seconds instead of minutes, to see that a system runs.
+_SMOKE = Workload(name="smoke", shared=48, question=16, samples=4, max_new=16, lengths=(16,) * 8)
+_RAGGED = dataclasses.replace(_SMOKE, name="smoke_ragged", lengths=(3, 16, 1, 7, 9, 2, 12, 5))
+WORKLOADS = {workload.name: workload for workload in (_A, _B, _SMOKE, _RAGGED)}
+
+
+def prompts(model: Model, workload: Workload) -> np.ndarray:
+    """The token ids of each question's prompt, [questions, prompt], 2 or more everywhere.
+
+    The first `shared` columns are the same in every row. Ids 0 and 1 are left to padding and ends.
+    """
+    rng = np.random.default_rng(0)
+    shared = rng.integers(2, model.vocabulary, workload.shared)
+    own = rng.integers(2, model.vocabulary, (workload.questions, workload.question))
+    return np.concatenate([np.tile(shared, (len(own), 1)), own], axis=1).astype(np.int32)
+
+
+def _prefill_flops(model: Model, tokens: int, before: int) -> float:
+    """FLOPs of `tokens` prompt positions that follow `before` cached ones; no output matrix."""
+    contexts = tokens * before + tokens * (tokens + 1) / 2
+    return 2 * model.block_parameters * tokens + 4 * model.width * model.layers * contexts
+
+
+def _decode_flops(model: Model, before: int, length: int) -> float:
+    """FLOPs of one path of `length` tokens."""
+    return _prefill_flops(model, length, before) + 2 * model.vocabulary * model.width * length
+
+
+def _memory_bytes(model: Model, workload: Workload) -> float:
+    """Bytes that decoding reads when every path is in a lane from the first step on."""
+    steps = max(workload.lengths)
+    weights = steps * model.parameters * _BYTES
+    paths = sum(length * (length + 1) / 2 for length in workload.lengths)
+    longest = sum(max(workload.of_question(q)) for q in range(workload.questions))
+    shared = steps * workload.shared + longest * workload.question
+    return weights + (paths + shared) * model.cache_bytes
+
+
+def floor(
+    model: Model, workload: Workload, matmul_rate: float, bandwidth: float
+) -> dict[str, float]:
+    """The time below which this machine cannot go when every prefix is computed and kept once.
+
+    Compute: the shared prompt is prefilled once and each question once, through the blocks alone
+    (no prompt position needs an output); each sampled token costs 2 FLOPs per parameter, the output
+    matrix included; attention costs 4 * width FLOPs per layer and position attended to, the token's
+    own included.
+
+    Memory: with all paths in lanes from the first step on, each step reads the weights once, the
+    shared prompt's cache once, the cache of each question that still has a path once, and the cache
+    of each living path once, its new token included. Prefill adds none: compute bounds it.
+
+    At 485 GFLOP/s and 43 GB/s this gives 4,890 tokens/s for A by compute alone and 3,794 with
+    memory time added; for B 4,826 and 3,311.
+
+    Args:
+      model: the decoder's shape.
+      workload: what is decoded.
+      matmul_rate: float32 FLOP/s.
+      bandwidth: bytes read per second.
+
+    Returns:
+      seconds of compute, of memory and their sum; useful tokens/s for compute and for the sum; the
+      FLOPs and bytes.
+    """
+    flops = _prefill_flops(model, workload.shared, 0)
+    flops += workload.questions * _prefill_flops(model, workload.question, workload.shared)
+    flops += sum(_decode_flops(model, workload.prompt, length) for length in workload.lengths)
+    read = _memory_bytes(model, workload)
+    compute, memory = flops / matmul_rate, read / bandwidth
+    return {
+        "flops": flops,
+        "bytes": read,
+        "compute_seconds": compute,
+        "memory_seconds": memory,
+        "seconds": compute + memory,
+        "tokens_per_s_compute": workload.useful_tokens / compute,
+        "tokens_per_s_memory": workload.useful_tokens / memory,
+        "tokens_per_s": workload.useful_tokens / (compute + memory),
+    }

@@ -1,0 +1,31 @@
+"""The benchmark's workloads and the floor under them."""
+
+import numpy as np
+import pytest
+
+from bench.workloads import MODEL, WORKLOADS, floor, prompts
+
+
+def test_the_model_has_37_7_million_parameters() -> None:
+    assert MODEL.parameters == 37_748_736
+
+
+def test_workload_b_is_eight_questions_of_32_paths_up_to_256_tokens() -> None:
+    b = WORKLOADS["B"]
+    assert (b.questions, len(b.lengths), max(b.lengths)) == (8, 256, 256)
+    assert np.median(b.lengths) == pytest.approx(90, abs=5)
+
+
+@pytest.mark.parametrize(("name", "compute", "both"), [("A", 4890, 3794), ("B", 4826, 3311)])
+def test_the_floor_of_a_known_machine(name: str, compute: int, both: int) -> None:
+    got = floor(MODEL, WORKLOADS[name], matmul_rate=485e9, bandwidth=43e9)
+    assert round(got["tokens_per_s_compute"]) == compute
+    assert round(got["tokens_per_s"]) == both
+
+
+def test_the_questions_of_a_workload_share_their_first_tokens_alone() -> None:
+    a = WORKLOADS["A"]
+    rows = prompts(MODEL, a)
+    assert rows.shape == (4, 768) and rows.min() >= 2 and rows.max() < MODEL.vocabulary
+    assert (rows[:, : a.shared] == rows[0, : a.shared]).all()
+    assert (rows[0, a.shared :] != rows[1, a.shared :]).any()
