@@ -2,6 +2,7 @@
 
 import gin
 
+from lmsi_jax.decoding.layout import Decoding
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.run import Evaluation, Mixing, Pretraining, Questions, Run
@@ -10,7 +11,7 @@ from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.trainer import Training
 
 _CLASSES = (
-    *(Run, Questions, ModelConfig, Sampling, Mixing),
+    *(Run, Questions, ModelConfig, Decoding, Sampling, Mixing),
     *(Training, Optimizer, Evaluation, StopRules, Pretraining),
 )
 

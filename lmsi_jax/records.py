@@ -75,7 +75,7 @@ class Path(_Record):
 
     `text` is what the model wrote after the prompt, cut before the stop string. `logprob` is the
     sum over its tokens of the model's log-probability at temperature 1 (nats), the end included.
-    `finished` is False when the token limit cut it.
+    `finished` is False when the token limit cut it. `logprobs` are those of its tokens, on request.
     """
 
     uid: str
@@ -84,6 +84,14 @@ class Path(_Record):
     tokens: int
     logprob: float
     finished: bool
+    logprobs: tuple[float, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a dictionary of plain JSON values; `logprobs` only where it was asked for."""
+        row = super().to_json()
+        if row["logprobs"] is None:
+            del row["logprobs"]
+        return row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

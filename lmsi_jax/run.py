@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from lmsi_jax.decoding.layout import Decoding
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.mixing import check_switches
@@ -128,7 +129,7 @@ class Run:
       model: the model's shape.
       init_checkpoint: a checkpoint folder, or "embedded".
       tokenizer: a SentencePiece model file, or "embedded".
-      lanes: paths decoded at the same time.
+      decoding: the decode engine's layout.
       questions_per_shard: questions in one file of paths, the most that a killed process samples
         again.
       questions, sampling, mixing, training, evaluation, stop_rules: one stage each.
@@ -150,7 +151,7 @@ class Run:
     start_from: Literal["base", "last"] = "base"
     init_checkpoint: str = "embedded"
     tokenizer: str = "embedded"
-    lanes: int = 256
+    decoding: Decoding = Decoding()
     questions_per_shard: int = 64
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ import jax
 from lmsi_jax import processes, signals
 from lmsi_jax.decoding import generate as g
 from lmsi_jax.decoding.engine import Engine
+from lmsi_jax.decoding.layout import Decoding
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import init_params
@@ -46,7 +47,8 @@ class Watcher:
         pass
 
 def sample(order):
-    engine = Engine(config, init_params(config, jax.random.key(0)), SentencePiece(tokenizer), 6)
+    engine = Engine(config, init_params(config, jax.random.key(0)), SentencePiece(tokenizer),
+                    Decoding(lanes=6))
     sampling = Sampling(paths=3, temperature=1.0, max_new_tokens=8, stop=())
     jobs = [g.Job(name=name, prefix="Q: 3?\\\\nA: 7.\\\\n", sampling=sampling,
                   questions={f"{name}/{i}": "Q: 1 + " + "9" * i for i in range(1, 8)})

@@ -1,6 +1,6 @@
 """Path keys: a path's noise is a pure function of (seed, round, question uid, k, position).
 
-Nothing else enters: not the batch, the lane, the order of the questions, the number of processes or
+Nothing else enters: not the batch, the row, the order of the questions, the number of processes or
 a restart. Contract: `fold_in` of the round, of the two 32-bit halves of the uid's SHA-256 prefix,
 of k, and last of the position; then one uniform number per position.
 """
@@ -22,9 +22,14 @@ def uid_words(uid: str) -> tuple[int, int]:
 def path_keys(
     seed: int, round_index: int, uids: Sequence[str], indices: Sequence[int]
 ) -> jax.Array:
-    """Returns one key per lane, [R], for the path `indices[r]` of question `uids[r]`."""
+    """Returns one key per row, [W], for the path `indices[r]` of question `uids[r]`."""
     words = np.array([uid_words(uid) for uid in uids], np.uint32).reshape(-1, 2)
-    return _fold(seed, round_index, jnp.asarray(words), jnp.asarray(indices, jnp.uint32))
+    return keys_of_words(seed, round_index, words, np.asarray(indices, np.uint32))
+
+
+def keys_of_words(seed: int, round_index: int, words: np.ndarray, indices: np.ndarray) -> jax.Array:
+    """`path_keys` where the uids' words [W, 2] are at hand."""
+    return _fold(seed, round_index, jnp.asarray(words, jnp.uint32), jnp.asarray(indices))
 
 
 @jax.jit
@@ -38,6 +43,10 @@ def _fold(seed: int, round_index: int, words: jax.Array, indices: jax.Array) -> 
     return jax.vmap(one)(words, indices)
 
 
-def uniforms(keys: jax.Array, position: jax.Array) -> jax.Array:
-    """Returns each lane's uniform number in [0, 1) for a position; keys [R] -> [R]."""
-    return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, position)))(keys)
+def uniforms(keys: jax.Array, positions: jax.Array) -> jax.Array:
+    """Returns uniform numbers in [0, 1): keys [W], positions [W, n] -> [W, n]."""
+
+    def one(key: jax.Array, position: jax.Array) -> jax.Array:
+        return jax.random.uniform(jax.random.fold_in(key, position))
+
+    return jax.vmap(jax.vmap(one, (None, 0)))(keys, positions)

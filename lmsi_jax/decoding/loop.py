@@ -1,162 +1,283 @@
-"""The jitted loop: a chunk of steps for R lanes that share a task prompt and their question.
+"""The jitted loop: a chunk of steps for W rows, each a path of a resident question.
 
-Every lane's first input is its question's last token, so prompts and continuations go through the
-same code and no lane needs its own copy of a prompt's scores.
+Three levels of keys and values are attended and joined into one exact softmax: the task prompt
+(one sequence for all rows), the row's question (one sequence for all its rows), and the path: its
+pages (`pages`), and what this chunk adds. Between two chunks the host may put another path into any
+row; inside a chunk nothing is decided, so shapes are static and nothing waits for the host.
+
+A path's first input is its question's last token, so prompts and continuations go through the same
+code. Position i of a path is its i-th input; it draws token i.
 """
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lmsi_jax.decoding import keys as path_keys
-from lmsi_jax.decoding.prefix import Cache, merge, over_cache, prefill
+from lmsi_jax.decoding.pages import Part, Pool, Table, over_pages, written
+from lmsi_jax.decoding.prefix import MASKED, Cache, merge, over_cache, prefill
 from lmsi_jax.decoding.sampling import Filters, draw
+from lmsi_jax.decoding.spread import (
+    EVERYWHERE,
+    LANES,
+    Spread,
+    manual_specs,
+    over_data,
+    whole,
+)
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params, hidden_states, logits
+from lmsi_jax.models.decoder import (
+    Attend,
+    Params,
+    angles_of,
+    hidden_states,
+    logits,
+    soft_cap,
+    wide_matmul,
+)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Lanes:
-    """What R lanes carry from step to step; N is the most new tokens.
+class Rows:
+    """What the host says of W rows before a chunk; S question slots of C places each.
 
     Attributes:
-      step: how many tokens have been drawn.
-      token: [R] the next input.
-      noise: [R] path keys.
-      tokens: [R, N] drawn so far.
-      logprobs: [R, N] their log-probabilities at temperature 1.
-      done: [R] lanes that need no more tokens.
-      lengths: [R] how many tokens each lane drew until it was done, the stop's own included.
-      path: cache of the lanes' own tokens (its lengths are unused: all lanes are at `step`).
+      token: [W] the next input.
+      length: [W] tokens that the path has drawn.
+      before: [W] positions before the path: the task prompt's and the question's cached ones.
+      noise: [W] path keys.
+      place: [W] the row's place among all S * C: its queries meet its question's cache there.
+      seated: [S, C] the row at each place (any row where none sits).
+      page: [W] the page that takes this chunk's entries; -1 where they are not needed again.
+      offset: [W] at which entry of that page.
     """
 
-    step: jax.Array
     token: jax.Array
+    length: jax.Array
+    before: jax.Array
     noise: jax.Array
-    tokens: jax.Array
-    logprobs: jax.Array
-    done: jax.Array
-    lengths: jax.Array
-    path: Cache
+    place: jax.Array
+    seated: jax.Array
+    page: jax.Array
+    offset: jax.Array
 
 
-prefill_jit = jax.jit(prefill, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def prefill_prompt(
+    config: ModelConfig, spread: Spread, weights: Params, tokens: jax.Array, length: jax.Array
+) -> Cache:
+    """Caches a task prompt: tokens [1, L], length [1]."""
+
+    def local(weights: Params, tokens: jax.Array, length: jax.Array) -> Cache:
+        return prefill(config, whole(config, spread, weights), tokens, length, None)
+
+    specs = (_weights(config, spread), EVERYWHERE, EVERYWHERE)
+    return over_data(spread, local, specs, EVERYWHERE)(weights, tokens, length)
 
 
-def start(
-    config: ModelConfig, last: jax.Array, noise: jax.Array, done: jax.Array, size: int
-) -> Lanes:
-    """Makes fresh lanes: last [R] is each question's last token, size the most new tokens."""
-    lanes = last.shape[0]
-    shape = (lanes * config.num_kv_heads, config.head_dim, size)
-    layers = range(config.num_layers)
-    path = Cache(
-        [jnp.zeros(shape) for _ in layers],
-        [jnp.zeros((shape[0], size, config.head_dim)) for _ in layers],
-        jnp.zeros((lanes,), jnp.int32),
-    )
-    blank = jnp.zeros((lanes, size), jnp.int32)
-    none = jnp.zeros((lanes,), jnp.int32)
-    return Lanes(jnp.int32(0), last, noise, blank, jnp.zeros((lanes, size)), done, none, path)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=6)
-def decode_chunk(
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
+def seat_questions(
     config: ModelConfig,
-    filters: Filters,
-    steps: int,
-    fused: Params,
-    shared: Cache | None,
+    spread: Spread,
+    weights: Params,
     questions: Cache,
-    lanes: Lanes,
-    stops: jax.Array,
-    temperature: jax.Array | float,
-) -> Lanes:
-    """Draws up to `steps` further tokens for every lane; stops when all lanes are done.
+    shared: Cache | None,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    slots: jax.Array,
+) -> Cache:
+    """Caches B questions behind the task prompt, in the given slots of S.
 
     Args:
       config: the model's shape.
-      filters: greedy, top-k, top-p.
-      steps: tokens per chunk.
-      fused: `decoder.fuse` of the parameters.
-      shared: the task prompt, one sequence, or None.
-      questions: S sequences; lane r belongs to question r // (R / S).
-      lanes: the lanes' state; donated.
-      stops: [n, w] token sequences that end a path, padded on the left with -1.
-      temperature: of the softmax; unused when greedy.
+      spread: the mesh; with D device groups every array but the prompt has D times as many rows,
+        and slots count within a group.
+      weights: from `decoding_weights`.
+      questions: S sequences of at most L positions; donated.
+      shared: the task prompt, or None.
+      tokens: [B, L], padded on the right.
+      lengths: [B] real tokens.
+      slots: [B]; S or above: the question is not kept.
     """
-    end = jnp.minimum(lanes.step + steps, lanes.tokens.shape[1])
 
-    def more(state: Lanes) -> jax.Array:
-        return (state.step < end) & ~state.done.all()
+    def local(
+        weights: Params,
+        questions: Cache,
+        shared: Cache | None,
+        tokens: jax.Array,
+        lengths: jax.Array,
+        slots: jax.Array,
+    ) -> Cache:
+        new = prefill(config, whole(config, spread, weights), tokens, lengths, shared)
+        return jax.tree.map(
+            lambda old, fresh: old.at[slots].set(fresh.astype(old.dtype), mode="drop"),
+            questions,
+            new,
+        )
 
-    def body(state: Lanes) -> Lanes:
-        return _step(config, filters, fused, shared, questions, state, stops, temperature)
-
-    return jax.lax.while_loop(more, body, lanes)
-
-
-def _step(
-    config: ModelConfig,
-    filters: Filters,
-    fused: Params,
-    shared: Cache | None,
-    questions: Cache,
-    state: Lanes,
-    stops: jax.Array,
-    temperature: jax.Array | float,
-) -> Lanes:
-    """One token for every lane."""
-    rows, size = state.tokens.shape
-    slots = questions.lengths.shape[0]
-    groups = config.num_kv_heads
-    step, path = state.step, state.path
-    before = questions.lengths if shared is None else questions.lengths + shared.lengths[0]
-    positions = jnp.repeat(before, rows // slots) + step
-    keys, values = list(path.keys), list(path.values)
-    so_far = jnp.broadcast_to(step + 1, (rows,))
-
-    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """Adds this step to the path caches; [rows, heads, width] over path, question, prompt."""
-        flat = (rows * groups, config.head_dim)
-        keys[layer] = jax.lax.dynamic_update_index_in_dim(keys[layer], k.reshape(flat), step, 2)
-        values[layer] = jax.lax.dynamic_update_index_in_dim(values[layer], v.reshape(flat), step, 1)
-        by_slot = q.reshape(slots, rows // slots, *q.shape[1:])
-        own = over_cache(q[:, None], Cache(keys, values, so_far), layer, groups)
-        parts = [tuple(a[:, 0] for a in own)]
-        parts.append(_flat(over_cache(by_slot, questions, layer, groups), rows))
-        if shared is not None:
-            parts.append(_flat(over_cache(q[None], shared, layer, groups), rows))
-        return merge(parts)
-
-    states = hidden_states(config, fused, state.token, positions, attend)
-    noise = path_keys.uniforms(state.noise, step)
-    token, logprob = draw(logits(config, fused, states), noise, temperature, filters)
-    tokens = jax.lax.dynamic_update_index_in_dim(state.tokens, token, step, 1)
-    logprobs = jax.lax.dynamic_update_index_in_dim(state.logprobs, logprob, step, 1)
-    return dataclasses.replace(
-        state,
-        step=step + 1,
-        token=token,
-        tokens=tokens,
-        logprobs=logprobs,
-        done=state.done | _stopped(tokens, step, stops),
-        lengths=jnp.where(state.done, state.lengths, step + 1),
-        path=Cache(keys, values, path.lengths),
+    specs = (_weights(config, spread), LANES, EVERYWHERE, LANES, LANES, LANES)
+    return over_data(spread, local, specs, LANES)(
+        weights, questions, shared, tokens, lengths, slots
     )
 
 
-def _flat(parts: tuple[jax.Array, ...], rows: int) -> tuple[jax.Array, ...]:
-    """Joins the two leading axes."""
-    return tuple(a.reshape(rows, *a.shape[2:]) for a in parts)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=7)
+def decode_chunk(
+    config: ModelConfig,
+    spread: Spread,
+    filters: Filters,
+    steps: int,
+    weights: Params,
+    shared: Cache | None,
+    questions: Cache,
+    pool: Pool,
+    table: Table,
+    rows: Rows,
+    temperature: jax.Array | float,
+) -> tuple[jax.Array, jax.Array, Pool]:
+    """Draws `steps` further tokens for every row.
+
+    Args:
+      config: the model's shape.
+      spread: the mesh; with D device groups every array but the prompt has D times as many rows,
+        and rows, places and pages count within a group.
+      filters: greedy, top-k, top-p, min-p.
+      steps: tokens per chunk.
+      weights: from `decoding_weights`.
+      shared: the task prompt, one sequence, or None.
+      questions: S sequences.
+      pool: the paths' pages; donated.
+      table: who owns which page.
+      rows: the rows' state.
+      temperature: of the softmax; unused when greedy.
+
+    Returns:
+      tokens [W, steps], their log-probabilities at temperature 1 [W, steps], and the pool with the
+      chunk's keys and values in it.
+    """
+    local = functools.partial(_chunk, config, spread, filters, steps)
+    specs = (_weights(config, spread), EVERYWHERE, LANES, LANES, LANES, LANES, EVERYWHERE)
+    return over_data(spread, local, specs, LANES)(
+        weights, shared, questions, pool, table, rows, temperature
+    )
 
 
-def _stopped(tokens: jax.Array, step: jax.Array, stops: jax.Array) -> jax.Array:
-    """[R]: whether the tokens up to `step` end with one of the stop sequences."""
-    count, width = stops.shape
-    padded = jnp.pad(tokens, ((0, 0), (width - 1, 0)), constant_values=-2)
-    tail = jax.lax.dynamic_slice_in_dim(padded, step, width, axis=1)
-    return ((tail[:, None] == stops) | (stops == -1)).all(-1).any(-1)
+def _weights(config: ModelConfig, spread: Spread) -> Any:
+    return None if spread.mesh is None else manual_specs(config, spread)
+
+
+def _chunk(
+    config: ModelConfig,
+    spread: Spread,
+    filters: Filters,
+    steps: int,
+    weights: Params,
+    shared: Cache | None,
+    questions: Cache,
+    pool: Pool,
+    table: Table,
+    rows: Rows,
+    temperature: jax.Array | float,
+) -> tuple[jax.Array, jax.Array, Pool]:
+    """`decode_chunk` of one device group."""
+    count = rows.token.shape[0]
+    shape = (count, config.num_kv_heads, steps, config.head_dim)
+    kind = pool.keys[0][0].dtype
+    noise = path_keys.uniforms(rows.noise, rows.length[:, None] + jnp.arange(steps))
+    # Taken before the loop: inside, XLA would take the cosines anew for every head and layer.
+    angles = angles_of(config, (rows.before + rows.length + jnp.arange(steps)[:, None]))
+    fresh = [jnp.zeros(shape, kind) for _ in range(config.num_layers)]
+    blank = jnp.zeros((count, steps))
+
+    def body(step: jax.Array, state: tuple) -> tuple:
+        token, keys, values, tokens, logprobs = state
+        keys, values = list(keys), list(values)
+        attend = _attention(config, shared, questions, pool, table, rows, keys, values, step)
+        now = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, step, 0, False), angles)
+        gathered = whole(config, spread, weights)
+        states = hidden_states(config, gathered, token, now, attend)
+        uniform = jax.lax.dynamic_index_in_dim(noise, step, 1, keepdims=False)
+        token, logprob = draw(logits(config, gathered, states), uniform, temperature, filters)
+        tokens = jax.lax.dynamic_update_index_in_dim(tokens, token, step, 1)
+        logprobs = jax.lax.dynamic_update_index_in_dim(logprobs, logprob, step, 1)
+        return token, keys, values, tokens, logprobs
+
+    start = (rows.token, fresh, list(fresh), blank.astype(jnp.int32), blank)
+    _, keys, values, tokens, logprobs = jax.lax.fori_loop(0, steps, body, start)
+    return tokens, logprobs, written(pool, keys, values, rows.page, rows.offset)
+
+
+def _attention(
+    config: ModelConfig,
+    shared: Cache | None,
+    questions: Cache,
+    pool: Pool,
+    table: Table,
+    rows: Rows,
+    keys: list[jax.Array],
+    values: list[jax.Array],
+    step: jax.Array,
+) -> Attend:
+    """Returns the `attend` callback of one step; it adds the step to `keys` and `values`."""
+    groups, softcap = config.num_kv_heads, config.attention_softcap
+    count = rows.token.shape[0]
+    own = rows.length + step
+    position = rows.before + own
+    prompt = 0 if shared is None else shared.lengths[0]
+
+    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        """[W, heads, width] over the prompt, the question, the pages and this chunk."""
+        window = config.window(layer)
+        since = position - window + 1
+        for kept, new in ((keys, k), (values, v)):
+            kept[layer] = jax.lax.dynamic_update_index_in_dim(
+                kept[layer], new.astype(kept[layer].dtype), step, 2
+            )
+        parts = [
+            over_pages(q, pool, layer, table, own, window, softcap),
+            _over_chunk(q, keys[layer], values[layer], step, window, softcap),
+        ]
+        # Each question's rows side by side, so that its cache is read once for all of them.
+        seated = q.at[rows.seated].get(mode="promise_in_bounds")
+        first = (since - prompt).at[rows.seated].get(mode="promise_in_bounds") if window else None
+        asked = over_cache(seated, questions, layer, groups, first, softcap)
+        parts.append(
+            tuple(
+                a.reshape(-1, *a.shape[2:]).at[rows.place].get(mode="promise_in_bounds")
+                for a in asked
+            )
+        )
+        if shared is not None:
+            first = since[None] if window else None
+            prompted = over_cache(q[None], shared, layer, groups, first, softcap)
+            parts.append(tuple(a.reshape(count, *a.shape[2:]) for a in prompted))
+        return merge(parts)
+
+    return attend
+
+
+def _over_chunk(
+    q: jax.Array, keys: jax.Array, values: jax.Array, step: jax.Array, window: int, softcap: float
+) -> Part:
+    """The part of q [W, H, K] over the entries up to `step` of this chunk, [W, G, c, K]."""
+    count, heads, width = q.shape
+    groups, size = keys.shape[1:3]
+    queries = q.reshape(count, groups, heads // groups, width)
+    scores = soft_cap(wide_matmul(keys, queries.swapaxes(-1, -2)), softcap)  # [W, G, c, per]
+    entry = jnp.arange(size)
+    seen = entry <= step
+    if window:
+        seen &= entry > step - window
+    scores = jnp.where(seen[:, None], scores, MASKED)
+    top = scores.max(2)
+    weights = jnp.exp(scores - top[:, :, None])
+    mixed = wide_matmul(weights.swapaxes(-1, -2).astype(values.dtype), values)
+    return (
+        top.reshape(count, heads),
+        weights.sum(2).reshape(count, heads),
+        mixed.reshape(count, heads, width),
+    )

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params, hidden_states, soft_cap, wide_matmul
+from lmsi_jax.models.decoder import Params, angles_of, hidden_states, soft_cap, wide_matmul
 
-_MASKED = -1e9
+MASKED = -1e9
 
 
 @jax.tree_util.register_dataclass
@@ -27,8 +27,8 @@ class Cache:
     """Keys and values of B sequences, one entry per layer.
 
     Attributes:
-      keys: per layer [B * G, K, L].
-      values: per layer [B * G, L, K].
+      keys: per layer [B, G, K, L].
+      values: per layer [B, G, L, K].
       lengths: [B] how many positions of each sequence are real.
     """
 
@@ -40,18 +40,18 @@ class Cache:
 def part(
     rows: jax.Array, keys: jax.Array, values: jax.Array, bias: Any, softcap: float = 0.0
 ) -> tuple[jax.Array, ...]:
-    """Unmerged attention of rows [B, n, K] over keys [B, K, L] and values [B, L, K].
+    """Unmerged attention of rows [B, G, n, K] over keys [B, G, K, L] and values [B, G, L, K].
 
     Args:
       rows: scaled queries.
       keys: of any float type; products take it as it is and add up in float32.
       values: likewise.
-      bias: [B, n, L] or what broadcasts to it, added after the soft cap.
+      bias: [B, G, n, L] or what broadcasts to it, added after the soft cap.
       softcap: `ModelConfig.attention_softcap`.
 
     Returns:
-      maximum [B, n], sum of exponentials [B, n], weighted values [B, n, K], all relative to the
-      maximum and float32.
+      maximum [B, G, n], sum of exponentials [B, G, n], weighted values [B, G, n, K], all relative
+      to the maximum and float32.
     """
     scores = soft_cap(wide_matmul(rows, keys), softcap) + bias
     # The maximum cancels in `merge`, so no gradient need flow through it.
@@ -76,20 +76,22 @@ def merge(parts: list[tuple[jax.Array, ...]]) -> jax.Array:
 
 def _padding_bias(lengths: jax.Array, size: int) -> jax.Array:
     """[B, 1, size]: 0 where a position is real."""
-    return jnp.where(jnp.arange(size) < lengths[:, None], 0.0, _MASKED)[:, None]
+    return jnp.where(jnp.arange(size) < lengths[:, None], 0.0, MASKED)[:, None]
 
 
 def grouped(q: jax.Array, groups: int) -> jax.Array:
-    """Splits heads: q [B, n, H, K] -> [B * G, n * per, K]."""
+    """Splits heads: q [B, n, H, K] -> [B, G, n * per, K]."""
     batch, n, heads, width = q.shape
     split = q.reshape(batch, n, groups, heads // groups, width).transpose(0, 2, 1, 3, 4)
-    return split.reshape(batch * groups, n * (heads // groups), width)
+    return split.reshape(batch, groups, n * (heads // groups), width)
 
 
-def ungrouped(a: jax.Array, groups: int, heads: int) -> jax.Array:
-    """Undoes `grouped` on a part: [B * G, n * per, ...] -> [B, n, H, ...]."""
-    split = a.reshape(-1, groups, a.shape[1] * groups // heads, heads // groups, *a.shape[2:])
-    return jnp.moveaxis(split, 1, 2).reshape(split.shape[0], -1, heads, *a.shape[2:])
+def ungrouped(a: jax.Array, heads: int) -> jax.Array:
+    """Undoes `grouped` on a part: [B, G, n * per, ...] -> [B, n, H, ...]."""
+    batch, groups, rows = a.shape[:3]
+    per = heads // groups
+    split = a.reshape(batch, groups, rows // per, per, *a.shape[3:])
+    return jnp.moveaxis(split, 1, 2).reshape(batch, rows // per, heads, *a.shape[3:])
 
 
 def over_cache(
@@ -123,10 +125,9 @@ def over_cache(
     if since is not None:
         seen = jnp.arange(size) >= since.reshape(sequences, -1, 1)
         # Rows of a group are ordered [query, head], see `grouped`.
-        bias = jnp.repeat(jnp.where(seen, bias, _MASKED), heads // groups, axis=1)
-    bias = jnp.repeat(bias, groups, axis=0)
-    own = part(rows, cache.keys[layer], cache.values[layer], bias, softcap)
-    joined = (ungrouped(a, groups, heads) for a in own)
+        bias = jnp.repeat(jnp.where(seen, bias, MASKED), heads // groups, axis=1)
+    own = part(rows, cache.keys[layer], cache.values[layer], bias[:, None], softcap)
+    joined = (ungrouped(a, heads) for a in own)
     return tuple(a.reshape(batch, n, *a.shape[2:]) for a in joined)
 
 
@@ -135,7 +136,7 @@ def _causal_bias(length: int, window: int) -> jax.Array:
     visible = jnp.tril(jnp.ones((length, length), bool))
     if window:
         visible &= ~jnp.tril(visible, -window)
-    return jnp.where(visible, 0.0, _MASKED)
+    return jnp.where(visible, 0.0, MASKED)
 
 
 def prefill(
@@ -150,7 +151,7 @@ def prefill(
       lengths: [B] real tokens in each row.
       before: the shared sequence that stands before every row, or None.
     """
-    batch, length = tokens.shape
+    length = tokens.shape[1]
     start = before.lengths[0] if before is not None else 0
     positions = jnp.broadcast_to(start + jnp.arange(length), tokens.shape)
     keys: list[jax.Array] = []
@@ -162,15 +163,15 @@ def prefill(
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """Keeps the layer's keys and values; [B, T, heads, width] over itself and `before`."""
         groups, window = config.num_kv_heads, config.window(layer)
-        keys.append(k.transpose(0, 2, 3, 1).reshape(batch * groups, -1, length))
-        values.append(v.transpose(0, 2, 1, 3).reshape(batch * groups, length, -1))
+        keys.append(k.transpose(0, 2, 3, 1))
+        values.append(v.transpose(0, 2, 1, 3))
         bias = jnp.repeat(causal[window], per, axis=0)
         own = part(grouped(q, groups), keys[-1], values[-1], bias, softcap)
-        parts = [tuple(ungrouped(a, groups, config.num_heads) for a in own)]
+        parts = [tuple(ungrouped(a, config.num_heads) for a in own)]
         if before is not None:
             since = positions - window + 1 if window else None
             parts.append(over_cache(q, before, layer, groups, since, softcap))
         return merge(parts)
 
-    hidden_states(config, fused, tokens, positions, attend)
+    hidden_states(config, fused, tokens, angles_of(config, positions), attend)
     return Cache(keys, values, lengths)

@@ -5,6 +5,7 @@ One uniform number per path and position is exact and needs no vocabulary's wort
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,10 @@ class Sampling:
       temperature: 0 is greedy; 0.7 is the paper's for the base model.
       top_k: keep this many most likely tokens; 0 keeps all.
       top_p: keep the smallest set of tokens with this much probability; 1 keeps all.
+      min_p: keep tokens with at least this share of the most likely one's probability; 0 keeps all.
       max_new_tokens: a path is cut, and marked unfinished, after this many tokens.
       stop: a path ends before the first of these strings.
+      token_logprobs: whether each path keeps the log-probability of each of its tokens.
       early_stop: no further path of a question is started once its leading answer will stay ahead
         with this probability, above 0.5 and below 1 (`voting.paths_needed`; 0.95 is Aggarwal et
         al.'s); None: all paths are sampled. Sure questions then have fewer paths: their
@@ -38,8 +41,10 @@ class Sampling:
     temperature: float = 0.7
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     max_new_tokens: int = 256
     stop: tuple[str, ...] = STOP_STRINGS
+    token_logprobs: bool = False
     early_stop: float | None = None
     early_stop_every: int = 4
 
@@ -49,6 +54,7 @@ class Sampling:
             "temperature": self.temperature >= 0,
             "top_k": self.top_k >= 0,
             "top_p": 0 < self.top_p <= 1,
+            "min_p": 0 <= self.min_p <= 1,
             "max_new_tokens": self.max_new_tokens >= 1,
         }
         for name, good in checks.items():
@@ -65,11 +71,11 @@ class Sampling:
     @property
     def filters(self) -> "Filters":
         """What the loop is compiled for."""
-        return Filters(self.temperature == 0, self.top_k, self.top_p)
+        return Filters(self.temperature == 0, self.top_k, self.top_p, self.min_p)
 
 
-def filtered(scores: jax.Array, top_k: int, top_p: float) -> jax.Array:
-    """Masks scores [R, V] outside the top k tokens and outside the top-p set with -inf."""
+def filtered(scores: jax.Array, top_k: int, top_p: float, min_p: float = 0.0) -> jax.Array:
+    """Masks scores [R, V] outside the top-k, top-p and min-p sets, in this order, with -inf."""
     if top_k and top_k < scores.shape[-1]:
         least = jax.lax.top_k(scores, top_k)[0][:, -1:]
         scores = jnp.where(scores < least, -jnp.inf, scores)
@@ -78,6 +84,9 @@ def filtered(scores: jax.Array, top_k: int, top_p: float) -> jax.Array:
         probabilities = jax.nn.softmax(ordered, axis=-1)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities
         least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        scores = jnp.where(scores < least, -jnp.inf, scores)
+    if min_p > 0.0:
+        least = scores.max(-1, keepdims=True) + math.log(min_p)
         scores = jnp.where(scores < least, -jnp.inf, scores)
     return scores
 
@@ -121,6 +130,7 @@ class Filters:
     greedy: bool
     top_k: int
     top_p: float
+    min_p: float = 0.0
 
 
 def draw(
@@ -135,7 +145,7 @@ def draw(
     if filters.greedy:
         tokens = jnp.argmax(shifted, axis=-1).astype(jnp.int32)
     else:
-        kept = filtered(shifted / temperature, filters.top_k, filters.top_p)
+        kept = filtered(shifted / temperature, filters.top_k, filters.top_p, filters.min_p)
         tokens = inverse_cdf(jnp.exp(kept), uniform)
     normaliser = jnp.log(jnp.exp(shifted).sum(-1))
     chosen = jnp.take_along_axis(shifted, tokens[:, None], axis=-1)[:, 0]

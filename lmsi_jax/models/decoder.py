@@ -25,6 +25,9 @@ Params = dict[str, Any]
 Attend = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
+_INTO = ("query", "key", "value", "gate", "up")
+
+
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     """Divides each row of x [..., D] by its root mean square, in float32; the type is x's."""
     wide = x.astype(jnp.float32)
@@ -45,6 +48,11 @@ def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
+
+
+def angles_of(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`rotary_angles` of a model's heads."""
+    return rotary_angles(positions, config.head_dim, config.rope_theta)
 
 
 def soft_cap(scores: jax.Array, cap: float) -> jax.Array:
@@ -85,36 +93,57 @@ def fuse(config: ModelConfig, params: Params) -> Params:
         p = params[f"layer_{layer}"]
         fused[f"layer_{layer}"] = {
             "norm": p["norm"],
-            "into": jnp.concatenate(
-                [p[n] for n in ("query", "key", "value", "gate", "up")], axis=1
-            ),
+            "into": jnp.concatenate([p[name] for name in _INTO], axis=1),
             "out": jnp.concatenate([p["attention_out"], p["down"]], axis=0),
         }
     return fused
 
 
-def _block(config: ModelConfig, p: Params, layer: int, x: jax.Array, angles: Any, attend: Attend):
+def _projected(config: ModelConfig, p: Params, normed: jax.Array) -> list[jax.Array]:
+    """Query, key, value, gate and up of normalised rows, from one product or from five."""
+    if "into" not in p:
+        return [normed @ p[name] for name in _INTO]
     heads, groups, width = config.num_heads, config.num_kv_heads, config.head_dim
-    wide = rms_norm(x, p["norm"], config.norm_epsilon) @ p["into"]
     sizes = [heads * width, groups * width, groups * width, config.mlp_dim, config.mlp_dim]
-    bounds = [sum(sizes[: i + 1]) for i in range(4)]
-    q, k, v, gate, up = jnp.split(wide, bounds, axis=-1)
-    q, k, v = (a.reshape(*a.shape[:-1], -1, width) for a in (q, k, v))
-    attended = attend(layer, rotate(q, angles) * width**-0.5, rotate(k, angles), v)
+    return jnp.split(normed @ p["into"], [sum(sizes[: i + 1]) for i in range(4)], axis=-1)
+
+
+def _block(config: ModelConfig, p: Params, layer: int, x: jax.Array, angles: Any, attend: Attend):
+    normed = rms_norm(x, p["norm"], config.norm_epsilon)
+    q, k, v, gate, up = _projected(config, p, normed)
+    q, k, v = (a.reshape(*a.shape[:-1], -1, config.head_dim) for a in (q, k, v))
+    attended = attend(layer, rotate(q, angles) * config.head_dim**-0.5, rotate(k, angles), v)
     # Attention is merged in float32, and must not pull the rest of the model along.
-    attended = attended.reshape(*x.shape[:-1], heads * width).astype(x.dtype)
-    return x + jnp.concatenate([attended, nn.silu(gate) * up], axis=-1) @ p["out"]
+    attended = attended.reshape(*x.shape[:-1], -1).astype(x.dtype)
+    hidden = nn.silu(gate) * up
+    if "out" not in p:
+        return x + attended @ p["attention_out"] + hidden @ p["down"]
+    return x + jnp.concatenate([attended, hidden], axis=-1) @ p["out"]
 
 
 def hidden_states(
-    config: ModelConfig, fused: Params, tokens: jax.Array, positions: jax.Array, attend: Attend
+    config: ModelConfig,
+    fused: Params,
+    tokens: jax.Array,
+    angles: tuple[jax.Array, jax.Array],
+    attend: Attend,
 ) -> jax.Array:
-    """Runs all layers; tokens and positions [...] -> normalised states [..., D]."""
+    """Runs all layers; tokens [...] and their `angles_of` positions -> normalised states [..., D].
+
+    The angles come from outside so that a loop can take them before it begins: inside, XLA takes
+    the cosines anew for every head and layer.
+    """
     x = fused["embedding"][tokens]
-    angles = rotary_angles(positions, config.head_dim, config.rope_theta)
     for layer in range(config.num_layers):
         x = _block(config, fused[f"layer_{layer}"], layer, x, angles, attend)
     return rms_norm(x, fused["final_norm"], config.norm_epsilon)
+
+
+def split_weights(config: ModelConfig, params: Params) -> Params:
+    """`fuse`'s tree with the projections apart: for devices that hold a part of each."""
+    layers = {f"layer_{layer}": params[f"layer_{layer}"] for layer in range(config.num_layers)}
+    own = {"embedding": params["embedding"], "final_norm": params["final_norm"]["scale"]}
+    return own | layers
 
 
 def logits(config: ModelConfig, fused: Params, states: jax.Array) -> jax.Array:
@@ -122,7 +151,8 @@ def logits(config: ModelConfig, fused: Params, states: jax.Array) -> jax.Array:
 
     Rounded to bfloat16, a score of 20 could be 0.06 off, and with it its log-probability.
     """
-    return soft_cap(wide_matmul(states, fused["embedding"].T), config.logits_softcap)
+    table = fused["unembedding"] if "unembedding" in fused else fused["embedding"].T
+    return soft_cap(wide_matmul(states, table), config.logits_softcap)
 
 
 class Decoder(nn.Module):
@@ -160,7 +190,8 @@ class Decoder(nn.Module):
         }
         params |= {f"layer_{i}": self._layer(i) for i in range(c.num_layers)}
         fused = fuse(c, params)
-        return logits(c, fused, hidden_states(c, fused, tokens, positions, attend))
+        states = hidden_states(c, fused, tokens, angles_of(c, positions), attend)
+        return logits(c, fused, states)
 
 
 class _Scale(nn.Module):

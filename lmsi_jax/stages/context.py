@@ -63,10 +63,11 @@ class Context:
         return self.run.questions
 
     @property
-    def decoding_settings(self) -> dict[str, int]:
-        """What of `Run` shapes paths and their shards, for a stage's record."""
-        names = ("seed", "lanes", "questions_per_shard")
-        return {name: getattr(self.run, name) for name in names}
+    def decoding_settings(self) -> dict[str, Any]:
+        """What shapes paths and their shards, for a stage's record."""
+        run = self.run
+        own = {"seed": run.seed, "questions_per_shard": run.questions_per_shard}
+        return {"Run": own, **named(run.decoding)}
 
     @functools.cached_property
     def tokenizer_path(self) -> str:
@@ -121,7 +122,8 @@ class Context:
 
     def engine(self, round_index: int) -> Engine:
         """Returns an engine over the model that a round ended with."""
-        return Engine(self.run.model, self.params(round_index), self.tokenizer, self.run.lanes)
+        params = self.params(round_index)
+        return Engine(self.run.model, params, self.tokenizer, self.run.decoding)
 
     def load_questions(self, split: str) -> dict[str, list[Question]]:
         """Reads the questions of a split by task, from the questions stage's shards."""

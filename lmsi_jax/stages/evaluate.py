@@ -26,7 +26,7 @@ def evaluate(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     del evaluation["temperature" if round_index else "temperature_after"]  # the other one's
     config = {
         "Evaluation": evaluation,
-        "Run": context.decoding_settings,
+        **context.decoding_settings,
         "Sampling": {"max_new_tokens": run.sampling.max_new_tokens, "stop": run.sampling.stop},
     }
     stage = context.stage(round_index, "eval", config, inputs)

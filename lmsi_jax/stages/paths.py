@@ -14,6 +14,7 @@ from lmsi_jax.records import Exemplar, Kind, Path, Question
 from lmsi_jax.signals import Terminated, deferred
 from lmsi_jax.stages.context import Context
 from lmsi_jax.store import ShardStore
+from lmsi_jax.voting import settled
 
 
 def make_job(
@@ -39,7 +40,6 @@ def draw_paths(
     model: int,
     round_index: int,
     label: str,
-    settled: Callable[[str, Sequence[Path]], bool] | None = None,
 ) -> None:
     """Samples this process' missing shards of the jobs, or leaves between two chunks.
 
@@ -51,7 +51,6 @@ def draw_paths(
       model: the round whose model samples; 0 is the base.
       round_index: enters the noise.
       label: what the progress says.
-      settled: see `Engine.run`.
 
     Raises:
       LmsiError: a prompt does not fit, or the disk is full.
@@ -87,8 +86,27 @@ def draw_paths(
             round_index=round_index,
             watcher=Meter(bar, kinds),
             leave=leave,
-            settled=settled,
+            settled=early_stop(context.run.sampling, kinds),
         )
+
+
+def early_stop(
+    sampling: Sampling, kinds: Mapping[str, Kind]
+) -> Callable[[str, Sequence[Path]], bool] | None:
+    """Returns the rule by which a question needs no more paths, None where it is off.
+
+    Adaptive-Consistency (Aggarwal et al. 2023); jobs whose own `Sampling.early_stop` is None never
+    ask it.
+    """
+    if sampling.early_stop is None:
+        return None
+    threshold = sampling.early_stop
+
+    def rule(uid: str, paths: Sequence[Path]) -> bool:
+        """Whether the question's paths so far settle its vote."""
+        return settled([path_key(path.text, kinds[uid]) for path in paths], threshold)
+
+    return rule
 
 
 class Meter:
@@ -122,8 +140,7 @@ class Meter:
         if self._stats and self._bar.seconds > 0:
             notes.append(f"{self._stats.paths / self._bar.seconds:,.1f} paths/s")
         if self._stats and self._stats.lane_steps:
-            busy = self._stats.busy_lane_steps / self._stats.lane_steps
-            notes.append(f"lanes {100 * busy:.0f} % busy")
+            notes.append(f"lanes {100 * self._stats.utilisation:.0f} % busy")
         if self._answers:
             notes.append(f"parsed {100 * self._parsed / self._answers:.0f} %")
         return ", ".join(notes)

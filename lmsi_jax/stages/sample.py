@@ -18,7 +18,7 @@ def sample(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     stage = context.stage(
         round_index,
         "sample",
-        {**named(context.run.sampling), "Run": context.decoding_settings},
+        {**named(context.run.sampling), **context.decoding_settings},
         inputs,
     )
     if context.done(stage):

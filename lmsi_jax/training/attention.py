@@ -71,18 +71,16 @@ def packed_attention(
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """[B, T, heads, width] over the own segment so far and the shared prefix."""
-        batch, length, heads, width = q.shape
-        groups, window = k.shape[2], config.window(layer)
-        keys = k.transpose(0, 2, 3, 1).reshape(batch * groups, width, length)
-        values = v.transpose(0, 2, 1, 3).reshape(batch * groups, length, width)
+        heads, groups, window = q.shape[2], k.shape[2], config.window(layer)
+        keys, values = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
         outputs = []
         for one in blocks[window]:
             own, queries = slice(one.first, one.end), q[:, one.start : one.end]
             # Rows of a group are ordered [query, head], see `grouped`.
-            bias = jnp.repeat(jnp.repeat(one.bias, heads // groups, axis=1), groups, axis=0)
+            bias = jnp.repeat(one.bias, heads // groups, axis=1)[:, None]
             rows = grouped(queries, groups)
-            mine = part(rows, keys[:, :, own], values[:, own], bias, softcap)
-            parts = [tuple(ungrouped(a, groups, heads) for a in mine)]
+            mine = part(rows, keys[..., own], values[:, :, own], bias, softcap)
+            parts = [tuple(ungrouped(a, heads) for a in mine)]
             if shared is not None:
                 since = positions[:, one.start : one.end] - window + 1 if window else None
                 parts.append(over_cache(queries, shared, layer, groups, since, softcap))

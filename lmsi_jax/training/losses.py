@@ -8,7 +8,7 @@ import optax
 
 from lmsi_jax.decoding.prefix import prefill
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params, fuse, hidden_states, logits
+from lmsi_jax.models.decoder import Params, angles_of, fuse, hidden_states, logits
 from lmsi_jax.training.attention import packed_attention
 
 Arrays = dict[str, jax.Array]
@@ -28,7 +28,8 @@ def token_losses(config: ModelConfig, params: Params, batch: Arrays) -> jax.Arra
         length = batch["prefix_length"][None]
         shared = prefill(config, fused, batch["prefix"][None], length, None)
     attend = packed_attention(config, batch["segments"], batch["positions"], shared)
-    states = hidden_states(config, fused, batch["tokens"], batch["positions"], attend)
+    angles = angles_of(config, batch["positions"])
+    states = hidden_states(config, fused, batch["tokens"], angles, attend)
     scores = logits(config, fused, states[:, :-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch["tokens"][:, 1:])
     return jnp.pad(losses, ((0, 0), (1, 0)))

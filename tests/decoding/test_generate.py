@@ -39,7 +39,7 @@ class PureEngine:
         random.Random(self.order).shuffle(questions)
         for done, (uid, text) in enumerate(questions, start=1):
             yield uid, [_path(seed, round_index, uid, prefix + text, k) for k in range(3)]
-            watch(Stats(3 * done, 12 * done, 20 * done, 15 * done))
+            watch(Stats(3 * done, 12 * done, 20 * done))
 
 
 def _path(seed, round_index, uid, prompt, index):
@@ -293,7 +293,7 @@ def test_the_watcher_hears_of_every_question_and_of_counts_that_go_on_over_the_j
     _make(tmp_path, watcher=recorder)
     assert sorted(recorder.questions) == sorted((uid, 3) for job in JOBS for uid in job.questions)
     assert [stats.paths for stats in recorder.stats] == [3 * n for n in range(1, 21)]
-    assert recorder.stats[-1] == Stats(60, 240, 400, 300)
+    assert recorder.stats[-1] == Stats(60, 240, 400)
 
 
 def test_paths_are_read_by_job_and_in_index_order(tmp_path):

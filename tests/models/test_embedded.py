@@ -8,6 +8,7 @@ from lmsi_jax import gin_edge
 from lmsi_jax.answers import key, path_key
 from lmsi_jax.configurables import load_run
 from lmsi_jax.decoding.engine import Engine
+from lmsi_jax.decoding.layout import Decoding
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.models.decoder import parameter_shapes
 from lmsi_jax.models.tokenizer import SentencePiece
@@ -54,20 +55,23 @@ def test_every_task_s_text_survives_its_tokenizer(tokenizer):
 def test_it_reasons_when_the_exemplars_do_and_answers_at_once_when_they_do_not(
     config, params, tokenizer
 ):
-    engine = Engine(config, params, tokenizer, lanes=24)
+    engine = Engine(config, params, tokenizer, Decoding(lanes=24))
     task = registry.get("travel")
     questions = task.questions("test", "easy", 24, 0)
     greedy = Sampling(paths=1, temperature=0.0, max_new_tokens=64)
     right, lengths = {}, {}
     for prompting in ("standard", "cot", "zero_shot_cot"):
         prompts = [build_prompt(question, task.exemplars(), prompting) for question in questions]
-        paths = engine.generate(
-            prompts[0][0],
-            [(q.uid, text) for q, (_, text) in zip(questions, prompts, strict=True)],
-            greedy,
-            seed=0,
-            round_index=0,
+        done = dict(
+            engine.run(
+                prompts[0][0],
+                [(q.uid, text) for q, (_, text) in zip(questions, prompts, strict=True)],
+                greedy,
+                seed=0,
+                round_index=0,
+            )
         )
+        paths = [done[question.uid][0] for question in questions]
         found = [path_key(path.text, "number") for path in paths]
         right[prompting] = sum(
             a == key(q.gold, "number") for a, q in zip(found, questions, strict=True)

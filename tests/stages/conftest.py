@@ -16,7 +16,7 @@ _PIECES = (":", "Th", "e", "▁an", "sw", "er", "▁is", "▁", "12347", ".", "\
 
 SETTINGS = {
     "Run.rounds": 1,
-    "Run.lanes": 8,
+    "Decoding.lanes": 8,
     "Run.seed": 5,
     "Run.questions_per_shard": 2,
     "ModelConfig.max_length": 1024,

@@ -117,7 +117,7 @@ def test_finished_stages_are_not_redone(copy, lmsi, monkeypatch):
         ({"Optimizer.learning_rate": 0.5}, "optimizer.learning_rate was 0.001, is now 0.5"),
         ({"Mixing.cap": 1}, "Mixing.cap was None, is now 1"),
         ({"Evaluation.paths": 2}, "Evaluation.paths was 4, is now 2"),
-        ({"Run.lanes": 4}, "Run.lanes was 8, is now 4"),
+        ({"Decoding.lanes": 4}, "Decoding.lanes was 8, is now 4"),
         ({"Run.questions_per_shard": 3}, "Run.questions_per_shard was 2, is now 3"),
     ],
 )

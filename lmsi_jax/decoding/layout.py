@@ -1,0 +1,99 @@
+"""How the engine is laid out: what a person sets, and the sizes that follow from it.
+
+With the model these fix the compiled shapes. They follow from the configuration alone, never from
+how much is left to do, so that a restart compiles, and computes, the same.
+"""
+
+import dataclasses
+import math
+
+from lmsi_jax.decoding.sampling import Sampling
+from lmsi_jax.decoding.scheduler import Plan
+from lmsi_jax.errors import LmsiError
+
+_PROMPT_BUCKET = 64  # task prompts are padded to multiples of this many tokens
+_BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # then multiples of 1,024: questions
+_LEAST_ROWS = 64  # fewer rows than this are not worth another compiled program
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How the engine is laid out; with the model it fixes the compiled shapes.
+
+    Attributes:
+      lanes: paths decoded at the same time (by each of `data` device groups).
+      chunk: steps between two looks at the paths; a path that ends wastes half of it on average.
+      page: positions in a page of a path's cache, a multiple of `chunk`.
+      prefill_tokens: question tokens prefilled together, roughly.
+      resident: question slots, as a multiple of what fills all lanes: paths end at different times,
+        so the questions at hand overlap.
+      shrink: run fewer rows once no more are needed, at the end of a task. A narrower program is
+        used only after it has repeated a full chunk bit by bit.
+      pool_bytes: memory for the paths' pages from the start; more is added when they need it.
+      dtype: of weights and caches, "float32" or "bfloat16".
+      data: device groups that decode side by side, each with its own lanes.
+      model: devices in a group: heads, MLP and vocabulary are split over them.
+      fsdp: whether the weights are spread over the groups too, and gathered where they are used.
+    """
+
+    lanes: int = 128
+    chunk: int = 8
+    page: int = 16
+    prefill_tokens: int = 256
+    resident: float = 2.5
+    shrink: bool = True
+    pool_bytes: int = 256 * 2**20
+    dtype: str = "float32"
+    data: int = 1
+    model: int = 1
+    fsdp: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("lanes", "chunk", "prefill_tokens", "resident", "data", "model"):
+            if getattr(self, name) < 1:
+                raise LmsiError(f"Decoding.{name} = {getattr(self, name)}; at least 1")
+        if self.page < 1 or self.page % self.chunk:
+            raise LmsiError(
+                f"Decoding.page = {self.page} must be a multiple of Decoding.chunk = {self.chunk}"
+            )
+        if self.dtype not in ("float32", "bfloat16"):
+            raise LmsiError(f"Decoding.dtype = {self.dtype!r}; use 'float32' or 'bfloat16'")
+
+
+def prompt_bucket(tokens: int) -> int:
+    """The padded length of a task prompt of so many tokens."""
+    return -(-tokens // _PROMPT_BUCKET) * _PROMPT_BUCKET
+
+
+def question_bucket(tokens: int) -> int:
+    """The padded length of a question's prompt of so many tokens."""
+    for bucket in _BUCKETS:
+        if tokens <= bucket:
+            return bucket
+    return -(-tokens // _BUCKETS[-1]) * _BUCKETS[-1]
+
+
+def plan(decoding: Decoding, sampling: Sampling) -> Plan:
+    """The sizes of a run."""
+    places = min(sampling.paths, decoding.lanes)
+    if sampling.early_stop is not None:
+        places = min(places, sampling.early_stop_every)
+    fill = math.ceil(decoding.lanes / places)
+    return Plan(
+        paths=sampling.paths,
+        rows=decoding.lanes,
+        slots=fill if sampling.paths == 1 else math.ceil(fill * decoding.resident),
+        places=places,
+        chunk=decoding.chunk,
+        page=decoding.page,
+        every=sampling.early_stop_every if sampling.early_stop is not None else 0,
+    )
+
+
+def widths(decoding: Decoding) -> list[int]:
+    """How many rows a chunk may have: all lanes, then 3/4 and 1/2 of them, and so on."""
+    found, width = [decoding.lanes], decoding.lanes
+    while decoding.shrink and width // 2 >= _LEAST_ROWS:
+        found += [width * 3 // 4, width // 2]
+        width //= 2
+    return sorted(found)

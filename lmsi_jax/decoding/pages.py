@@ -1,0 +1,193 @@
+"""The path level of the cache: pages in a pool, attended all at once.
+
+A path's keys and values lie in pages of n positions, anywhere in the pool; a page belongs to one
+path. A step attends every page of the pool with the query of the row that owns it (one batched
+matmul over whole buffers: nothing is gathered or copied), and then joins each row's pages by
+log-sum-exp, in the order of their positions. So a path's numbers do not depend on where its pages
+lie, and the cost follows the positions that are stored, not the longest path.
+
+The pool is cut into segments; a segment without pages in use is skipped, and more segments are
+added when paths need them.
+
+Shapes: W rows, H heads, G kv heads, per = H / G, K head dim; Q segments of P pages of n positions;
+J pages at most for one path.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lmsi_jax.decoding.prefix import MASKED
+from lmsi_jax.models.decoder import soft_cap, wide_matmul
+
+Part = tuple[jax.Array, jax.Array, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Pages of all layers.
+
+    Attributes:
+      keys: [layer][segment] of [P, G, n, K].
+      values: the same.
+    """
+
+    keys: list[list[jax.Array]]
+    values: list[list[jax.Array]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Who owns which page during one chunk; page p of segment s has number s * P + p.
+
+    Attributes:
+      row: [Q, P] the row that owns each page (any row for a free page).
+      stored: [Q, P] positions stored in each page; 0 for a free page.
+      first: [Q, P] the path position of each page's first entry.
+      used: [Q] whether any page of the segment is owned.
+      of_row: [W, J] the numbers of each row's pages, in the order of their positions.
+      count: [W] how many pages each row has.
+    """
+
+    row: jax.Array
+    stored: jax.Array
+    first: jax.Array
+    used: jax.Array
+    of_row: jax.Array
+    count: jax.Array
+
+
+def empty_segments(layers: int, count: int, zeros: Callable[[], jax.Array]) -> Pool:
+    """Returns a pool of `count` segments; `zeros` makes an empty one, [P, G, n, K]."""
+    return Pool(*([[zeros() for _ in range(count)] for _ in range(layers)] for _ in range(2)))
+
+
+def with_more(pool: Pool, more: Pool) -> Pool:
+    """Returns a pool with the segments of both."""
+    keys = [a + b for a, b in zip(pool.keys, more.keys, strict=True)]
+    values = [a + b for a, b in zip(pool.values, more.values, strict=True)]
+    return Pool(keys, values)
+
+
+def over_pages(
+    q: jax.Array,
+    pool: Pool,
+    layer: int,
+    table: Table,
+    position: jax.Array,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> Part:
+    """The unmerged attention of each row over its own pages.
+
+    Args:
+      q: [W, H, K].
+      pool: the pages.
+      layer: which layer's.
+      table: who owns them.
+      position: [W] the path position of each row's query.
+      window: a query sees this many positions with its own; 0 for all.
+      softcap: see `decoder.soft_cap`.
+
+    Returns:
+      maximum [W, H], sum of exponentials [W, H], weighted values [W, H, K]; a row without pages
+      has maximum `MASKED` and zeros.
+    """
+    size, groups, entries, width = pool.keys[layer][0].shape
+    heads = q.shape[1]
+    shape = (size, groups, heads // groups)
+
+    def attended(
+        keys: jax.Array, values: jax.Array, row: jax.Array, stored: jax.Array, first: jax.Array
+    ) -> Part:
+        queries = q.at[row].get(mode="promise_in_bounds").reshape(*shape, width)
+        scores = wide_matmul(keys, queries.swapaxes(-1, -2))
+        scores = soft_cap(scores, softcap)  # [P, G, n, per]
+        entry = jnp.arange(entries)
+        seen = entry < stored[:, None]
+        if window:
+            seen &= first[:, None] + entry > position[row][:, None] - window
+        scores = jnp.where(seen[:, None, :, None], scores, MASKED)
+        top = scores.max(2)
+        weights = jnp.exp(scores - top[:, :, None])
+        mixed = wide_matmul(weights.swapaxes(-1, -2).astype(values.dtype), values)
+        return top, weights.sum(2), mixed
+
+    def skipped(*_: jax.Array) -> Part:
+        return jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, width))
+
+    parts = [
+        jax.lax.cond(
+            table.used[s],
+            attended,
+            skipped,
+            pool.keys[layer][s],
+            pool.values[layer][s],
+            table.row[s],
+            table.stored[s],
+            table.first[s],
+        )
+        for s in range(len(pool.keys[layer]))
+    ]
+    top, total, mixed = (jnp.concatenate(leaves) for leaves in zip(*parts, strict=True))
+    return _by_row(
+        table, top.reshape(-1, heads), total.reshape(-1, heads), mixed.reshape(-1, heads, width)
+    )
+
+
+def _by_row(table: Table, top: jax.Array, total: jax.Array, mixed: jax.Array) -> Part:
+    """Joins the parts of each row's pages [Q * P, H, ...] -> [W, H, ...]."""
+    owned = jnp.arange(table.of_row.shape[1]) < table.count[:, None]  # [W, J]
+
+    def of_row(a: jax.Array) -> jax.Array:
+        return a.at[table.of_row].get(mode="promise_in_bounds")
+
+    tops = jnp.where(owned[..., None], of_row(top), MASKED)
+    highest = tops.max(1)
+    scales = jnp.where(owned[..., None], jnp.exp(tops - highest[:, None]), 0.0)
+    total = (of_row(total) * scales).sum(1)
+    return highest, total, (of_row(mixed) * scales[..., None]).sum(1)
+
+
+def written(
+    pool: Pool, keys: list[jax.Array], values: list[jax.Array], page: jax.Array, offset: jax.Array
+) -> Pool:
+    """Stores a chunk's entries of every row in its page, in place where the pool is donated.
+
+    Args:
+      pool: the pages.
+      keys: per layer [W, G, c, K], this chunk's.
+      values: the same.
+      page: [W] the page number to write each row's entries to; negative: nowhere.
+      offset: [W] at which entry.
+    """
+    size = pool.keys[0][0].shape[0]
+    segments = len(pool.keys[0])
+    layers = range(len(keys))
+    new_keys: list[list[jax.Array]] = [[] for _ in layers]
+    new_values: list[list[jax.Array]] = [[] for _ in layers]
+    for s in range(segments):
+        mine = (page >= s * size) & (page < (s + 1) * size)
+        order = jnp.argsort(~mine, stable=True)  # the rows that write here come first
+        local = page - s * size
+
+        def write(i: jax.Array, arrays: Any, order: Any = order, local: Any = local) -> Any:
+            row = order[i]
+            at = (local[row], 0, offset[row], 0)
+            entries = [jax.lax.dynamic_index_in_dim(a, row) for a in (*keys, *values)]
+            return [
+                jax.lax.dynamic_update_slice(a, e.astype(a.dtype), at)
+                for a, e in zip(arrays, entries, strict=True)
+            ]
+
+        start = [pool.keys[n][s] for n in layers] + [pool.values[n][s] for n in layers]
+        done = jax.lax.fori_loop(0, mine.sum(), write, start)
+        for n in layers:
+            new_keys[n].append(done[n])
+            new_values[n].append(done[len(keys) + n])
+    return Pool(new_keys, new_values)

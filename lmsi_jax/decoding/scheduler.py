@@ -1,0 +1,193 @@
+"""Who decodes next: paths into rows, questions into slots, entries into pages. Plain Python.
+
+A path has no fixed place: between two chunks any row may take any path, and its pages lie wherever
+there was room. Nothing here changes what a path says, only when it is decoded.
+"""
+
+import dataclasses
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+
+
+@dataclasses.dataclass
+class Running:
+    """A path that is being decoded.
+
+    Attributes:
+      question: the question's number.
+      index: k, the path's number.
+      slot: the question's slot.
+      limit: tokens after which it is cut.
+      tokens: drawn so far.
+      logprobs: theirs, at temperature 1.
+      pages: the numbers of its pages.
+    """
+
+    question: int
+    index: int
+    slot: int
+    limit: int
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+    pages: list[int] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class _Seated:
+    """A question whose cache is on the device."""
+
+    question: int
+    slot: int
+    started: int = 0
+    running: int = 0
+    ended: set[int] = dataclasses.field(default_factory=set)
+    allowed: int = 0  # paths that may be started
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Sizes that stay the same through a run.
+
+    Attributes:
+      paths: most paths of a question.
+      rows: most paths decoded at the same time.
+      slots: questions whose caches are resident at the same time.
+      places: most rows of one question at the same time.
+      chunk: steps between two looks at the paths.
+      page: positions in a page; a multiple of `chunk`.
+      every: paths of a question that may be started between two looks at `settled`; 0: all.
+    """
+
+    paths: int
+    rows: int
+    slots: int
+    places: int
+    chunk: int
+    page: int
+    every: int = 0
+
+
+class Scheduler:
+    """Decides, between two chunks, what the rows decode.
+
+    Args:
+      plan: the sizes.
+      questions: their numbers, in the order in which they are taken; several schedulers may take
+        from one iterator.
+      limit: tokens of path k of question q at most, as `limit(q, k)`.
+      settled: whether question q needs no path from number k on, as `settled(q, k)`; asked once
+        for each multiple of `plan.every`, when all paths below k have ended.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        questions: Iterator[int],
+        limit: Callable[[int, int], int],
+        settled: Callable[[int, int], bool] = lambda question, paths: False,
+    ):
+        self.plan = plan
+        self.pages = 0  # how many pages there are, free or not
+        self.active: list[Running] = []
+        self._limit, self._settled = limit, settled
+        self._waiting = questions
+        self._exhausted = False
+        self._free_slots = list(range(plan.slots))
+        self._free_pages: list[int] = []
+        self._seated: list[_Seated] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to decode."""
+        return self._exhausted and not self.active and not self._seated
+
+    def seat(self) -> list[tuple[int, int]]:
+        """Seats questions while free rows have no path to take; returns (question, slot) pairs."""
+        room = self.plan.rows - len(self.active)
+        ready = sum(min(self._startable(s), room) for s in self._seated)
+        pairs = []
+        while ready < room and self._free_slots and not self._exhausted:
+            question = next(self._waiting, None)
+            if question is None:
+                self._exhausted = True
+                break
+            slot = heapq.heappop(self._free_slots)
+            seated = _Seated(question, slot, allowed=self.plan.every or self.plan.paths)
+            self._seated.append(seated)
+            pairs.append((question, slot))
+            ready += self._startable(seated)
+        return pairs
+
+    def start(self) -> None:
+        """Lets free rows take the next paths, in the order of the questions."""
+        for seated in self._seated:
+            while self._startable(seated) and len(self.active) < self.plan.rows:
+                index = seated.started
+                limit = self._limit(seated.question, index)
+                self.active.append(Running(seated.question, index, seated.slot, limit))
+                seated.started += 1
+                seated.running += 1
+
+    def _startable(self, seated: _Seated) -> int:
+        """How many paths of a question may start now."""
+        left = min(seated.allowed, self.plan.paths) - seated.started
+        return max(0, min(left, self.plan.places - seated.running))
+
+    def missing_pages(self) -> int:
+        """How many pages the next chunk needs beyond those that are free."""
+        needed = sum(self._needs_page(path) for path in self.active)
+        return max(0, needed - len(self._free_pages))
+
+    def add_pages(self, count: int) -> None:
+        """Says that `count` more pages exist."""
+        for page in range(self.pages, self.pages + count):
+            heapq.heappush(self._free_pages, page)
+        self.pages += count
+
+    def _goes_on(self, path: Running) -> bool:
+        """Whether the path may need this chunk's entries later."""
+        return len(path.tokens) + self.plan.chunk < path.limit
+
+    def _needs_page(self, path: Running) -> bool:
+        return self._goes_on(path) and len(path.tokens) % self.plan.page == 0
+
+    def allot(self) -> list[tuple[int, int]]:
+        """Returns, for each active path, the page and offset that take the next chunk's entries.
+
+        (-1, 0) where none are kept: the path cannot go on after the chunk.
+        """
+        targets = []
+        for path in self.active:
+            if self._needs_page(path):
+                path.pages.append(heapq.heappop(self._free_pages))
+            going = self._goes_on(path)
+            offset = len(path.tokens) % self.plan.page
+            targets.append((path.pages[-1], offset) if going else (-1, 0))
+        return targets
+
+    def end(self, finished: Sequence[Running]) -> Iterator[int]:
+        """Takes finished paths out; yields the questions that are complete by that."""
+        gone = {(path.question, path.index) for path in finished}
+        self.active = [p for p in self.active if (p.question, p.index) not in gone]
+        of_question = {seated.question: seated for seated in self._seated}
+        for path in finished:
+            for page in path.pages:
+                heapq.heappush(self._free_pages, page)
+            seated = of_question[path.question]
+            seated.running -= 1
+            seated.ended.add(path.index)
+            self._look(seated)
+        for seated in [s for s in self._seated if self._complete(s)]:
+            self._seated.remove(seated)
+            heapq.heappush(self._free_slots, seated.slot)
+            yield seated.question
+
+    def _look(self, seated: _Seated) -> None:
+        """Allows more paths where all that were allowed have ended and are not enough."""
+        while seated.allowed < self.plan.paths and len(seated.ended) == seated.allowed:
+            if self._settled(seated.question, seated.allowed):
+                return
+            seated.allowed = min(seated.allowed + self.plan.every, self.plan.paths)
+
+    def _complete(self, seated: _Seated) -> bool:
+        return not seated.running and seated.started >= min(seated.allowed, self.plan.paths)

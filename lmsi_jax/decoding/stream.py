@@ -1,0 +1,274 @@
+"""One run over questions of one length bucket: the scheduler's decisions, carried out."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmsi_jax.decoding.feed import Arrays, joined, padded, rows_of, table_of
+from lmsi_jax.decoding.keys import keys_of_words, uid_words
+from lmsi_jax.decoding.layout import Decoding, plan, widths
+from lmsi_jax.decoding.loop import Rows, decode_chunk, seat_questions
+from lmsi_jax.decoding.pages import Pool, Table, empty_segments, with_more
+from lmsi_jax.decoding.prefix import Cache
+from lmsi_jax.decoding.sampling import Sampling
+from lmsi_jax.decoding.scheduler import Running, Scheduler
+from lmsi_jax.decoding.spread import Spread, lanes_sharding
+from lmsi_jax.decoding.stops import Ending, Stops
+from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.models.decoder import Params
+from lmsi_jax.records import Path
+
+Limit = Callable[[str, int], int]
+Settled = Callable[[str, Sequence[Path]], bool]
+Chunk = tuple[np.ndarray, np.ndarray]
+
+
+class Device:
+    """What stays on the devices from run to run.
+
+    Attributes:
+      config: the model's shape.
+      spread: the mesh.
+      weights: from `spread.decoding_weights`.
+      decoding: the layout.
+      proven: widths that were tried, and whether they repeated a full chunk bit by bit.
+    """
+
+    def __init__(self, config: ModelConfig, spread: Spread, weights: Params, decoding: Decoding):
+        self.config, self.spread, self.weights, self.decoding = config, spread, weights, decoding
+        self.proven: dict[int, bool] = {}
+
+    def zeros(self, shape: tuple[int, ...], dtype: str | None = None) -> jax.Array:
+        """Zeros with `shape` in each device group."""
+        shape = (self.spread.groups * shape[0], *shape[1:])
+        kind = jnp.dtype(dtype or self.decoding.dtype)
+        return jnp.zeros(shape, kind, device=lanes_sharding(self.spread))
+
+
+class Stream:
+    """Questions of one bucket on their way through the engine.
+
+    Args:
+      device: the model.
+      stops: finds where paths end.
+      shared: the task prompt's cache, or None.
+      questions: (uid, prompt tokens) pairs.
+      bucket: the padded length of their prompts.
+      sampling: how paths are drawn.
+      noise: (seed, round).
+      settled: see `Engine.run`.
+      limit: see `Engine.run`.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        stops: Stops,
+        shared: Cache | None,
+        questions: Sequence[tuple[str, list[int]]],
+        bucket: int,
+        sampling: Sampling,
+        noise: tuple[int, int],
+        settled: Settled | None,
+        limit: Limit | None,
+    ):
+        self._device, self._stops, self._shared = device, stops, shared
+        self._uids = [uid for uid, _ in questions]
+        self._prompts = [tokens for _, tokens in questions]
+        self._words = np.array([uid_words(uid) for uid in self._uids], np.uint32)
+        self._sampling, self._noise, self._bucket = sampling, noise, bucket
+        self._settled, self._limit = settled, limit
+        self._plan = plan(device.decoding, sampling)
+        self._depth = -(-sampling.max_new_tokens // self._plan.page)  # most pages of a path
+        self._done: list[dict[int, Path]] = [{} for _ in questions]
+        self._before = 0 if shared is None else int(shared.lengths[0])
+        self._widths = widths(device.decoding)
+        waiting = iter(range(len(questions)))
+        self._groups = [
+            Scheduler(self._plan, waiting, self._most, self._is_settled)
+            for _ in range(device.spread.groups)
+        ]
+        self._caches = self._empty_caches()
+        self._pool = self._first_pool()
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to decode."""
+        return all(group.done for group in self._groups)
+
+    def step(self) -> tuple[list[tuple[str, list[Path]]], tuple[int, int, int]]:
+        """Decodes one chunk.
+
+        Returns:
+          the questions that are complete by it, each with its paths in index order; and how many
+          paths ended, tokens came that count, and row steps were run.
+        """
+        self._seat([group.seat() for group in self._groups])
+        for group in self._groups:
+            group.start()
+        self._grow()
+        chunk = self._decode()
+        complete, ended, useful = [], 0, 0
+        for number, group in enumerate(self._groups):
+            per = len(chunk[0]) // len(self._groups)
+            own = slice(number * per, number * per + len(group.active))
+            finished, tokens = self._take(group, chunk[0][own], chunk[1][own])
+            ended, useful = ended + len(finished), useful + tokens
+            for question in group.end(finished):
+                paths = self._done[question]
+                complete.append((self._uids[question], [paths[k] for k in sorted(paths)]))
+        return complete, (ended, useful, chunk[0].size)
+
+    def _take(
+        self, group: Scheduler, tokens: np.ndarray, logprobs: np.ndarray
+    ) -> tuple[list[Running], int]:
+        """Adds a chunk to the paths; returns those that ended, and how many tokens count."""
+        finished, useful = [], 0
+        for path, new, scores in zip(group.active, tokens, logprobs, strict=True):
+            before = len(path.tokens)
+            path.tokens += new.tolist()
+            path.logprobs += scores.tolist()
+            ending = self._stops.ending(path.tokens, len(new), path.limit)
+            useful += (ending.used if ending else len(path.tokens)) - before
+            if ending:
+                finished.append(path)
+                self._keep(path, ending)
+        return finished, useful
+
+    def _keep(self, path: Running, ending: Ending) -> None:
+        scores = np.asarray(path.logprobs[: ending.used], np.float64)
+        self._done[path.question][path.index] = Path(
+            uid=self._uids[path.question],
+            index=path.index,
+            text=ending.text,
+            tokens=ending.used,
+            logprob=round(float(scores.sum()), 4),
+            finished=ending.finished,
+            logprobs=tuple(scores.round(6).tolist()) if self._sampling.token_logprobs else None,
+        )
+
+    def _most(self, question: int, index: int) -> int:
+        most = self._sampling.max_new_tokens
+        return most if self._limit is None else min(most, self._limit(self._uids[question], index))
+
+    def _is_settled(self, question: int, count: int) -> bool:
+        if self._settled is None:
+            return False
+        paths = self._done[question]
+        return self._settled(self._uids[question], [paths[k] for k in range(count)])
+
+    def _empty_caches(self) -> Cache:
+        config, slots = self._device.config, self._plan.slots
+        layers, groups, width = range(config.num_layers), config.num_kv_heads, config.head_dim
+        zeros = self._device.zeros
+        return Cache(
+            [zeros((slots, groups, width, self._bucket)) for _ in layers],
+            [zeros((slots, groups, self._bucket, width)) for _ in layers],
+            zeros((slots,), "int32"),
+        )
+
+    def _seat(self, pairs: list[list[tuple[int, int]]]) -> None:
+        """Caches all but the last token of each question; its paths start from that one."""
+        size = max(1, self._device.decoding.prefill_tokens // self._bucket)
+        for begin in range(0, max(map(len, pairs)), size):
+            rows: list[list[int]] = []
+            slots: list[int] = []
+            for group in pairs:
+                some = group[begin : begin + size]
+                rows += [self._prompts[question][:-1] for question, _ in some]
+                rows += [[]] * (size - len(some))
+                slots += [slot for _, slot in some] + [self._plan.slots] * (size - len(some))
+            batch, lengths = padded(rows, self._bucket)
+            self._caches = seat_questions(
+                self._device.config,
+                self._device.spread,
+                self._device.weights,
+                self._caches,
+                self._shared,
+                batch,
+                lengths,
+                np.array(slots, np.int32),
+            )
+
+    def _first_pool(self) -> Pool:
+        config, plan, decoding = self._device.config, self._plan, self._device.decoding
+        entry = 2 * config.num_kv_heads * config.head_dim * config.num_layers
+        size = entry * plan.page * plan.rows * jnp.dtype(decoding.dtype).itemsize
+        return self._segments(max(1, min(self._depth, decoding.pool_bytes // size)))
+
+    def _segments(self, count: int) -> Pool:
+        config, plan = self._device.config, self._plan
+        shape = (plan.rows, config.num_kv_heads, plan.page, config.head_dim)
+        for group in self._groups:
+            group.add_pages(count * plan.rows)
+        return empty_segments(config.num_layers, count, lambda: self._device.zeros(shape))
+
+    def _grow(self) -> None:
+        """Doubles the pool until the next chunk fits: few sizes, so few compilations."""
+        while any(group.missing_pages() for group in self._groups):
+            now = self._groups[0].pages // self._plan.rows
+            self._pool = with_more(self._pool, self._segments(min(now, self._depth - now)))
+
+    def _decode(self) -> Chunk:
+        """Decodes one chunk: tokens and log-probabilities, the rows of each group in turn."""
+        targets = [group.allot() for group in self._groups]
+        proven, full = self._device.proven, self._plan.rows
+        busiest = max(len(group.active) for group in self._groups)
+        width = min(w for w in self._widths if w >= busiest and proven.get(w, True))
+        if width == full or width in proven:
+            return self._run(targets, width)
+        wide = self._run(targets, full)
+        # The same chunk again: it reads what was stored before it, and stores the same entries.
+        narrow = self._run(targets, width)
+        proven[width] = self._alike(wide, narrow)
+        return narrow if proven[width] else self._run(targets, full)
+
+    def _alike(self, one: Chunk, other: Chunk) -> bool:
+        """Whether two chunks agree bit by bit in the rows that count."""
+        groups = len(self._groups)
+        pairs = [
+            [a.reshape(groups, -1, a.shape[-1]) for a in (first, second)]
+            for first, second in zip(one, other, strict=True)
+        ]
+        return all(
+            np.array_equal(a[number, : len(group.active)], b[number, : len(group.active)])
+            for a, b in pairs
+            for number, group in enumerate(self._groups)
+        )
+
+    def _run(self, targets: list[list[tuple[int, int]]], width: int) -> Chunk:
+        device = self._device
+        rows = joined(
+            [
+                rows_of(
+                    self._plan, group.active, target, width,
+                    self._prompts, self._words, self._before,
+                )
+                for group, target in zip(self._groups, targets, strict=True)
+            ]
+        )  # fmt: skip
+        tables = [
+            table_of(self._plan, group.active, group.pages, width, self._depth)
+            for group in self._groups
+        ]
+        tokens, logprobs, self._pool = decode_chunk(
+            device.config,
+            device.spread,
+            self._sampling.filters,
+            self._plan.chunk,
+            device.weights,
+            self._shared,
+            self._caches,
+            self._pool,
+            Table(**joined(tables)),
+            self._rows(rows),
+            self._sampling.temperature,
+        )
+        return np.asarray(tokens), np.asarray(logprobs)
+
+    def _rows(self, arrays: Arrays) -> Rows:
+        words, index = arrays.pop("words"), arrays.pop("index")
+        noise = keys_of_words(*self._noise, words, index.astype(np.uint32))
+        return Rows(noise=noise, **arrays)
