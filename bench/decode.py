@@ -8,17 +8,18 @@ what is measured and how to install the peers. Run it on a machine that does not
 """
 
 import argparse
-import glob
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file, Python looks in bench/ alone
 
+from bench.tuning import tuned_environment  # noqa: E402
 from bench.workloads import MODEL, WORKLOADS, floor  # noqa: E402
 
 OURS = "lmsi"
@@ -33,33 +34,19 @@ SYSTEMS: dict[str, tuple[str, ...]] = {
     "hf": ("hf",),
     "tunix_sampler": ("tunix_sampler",),
 }
-_ALLOCATORS = ("libtcmalloc_minimal.so*", "libtcmalloc.so*", "libjemalloc.so*")
 _ERROR_LINES = 15
 
 
-def tuned_environment(cores: int) -> dict[str, str]:
-    """What a careful user sets for PyTorch on a CPU before Python starts.
+def run_one(name: str, workload: str, options: argparse.Namespace, tuned: dict[str, str]) -> dict:
+    """Runs one system in a process of its own; returns its JSON, or what went wrong.
 
-    An allocator that keeps freed memory, if one is installed, because `generate` makes its caches
-    anew at each step; and OpenMP threads that keep to their core.
+    `tuned` is added to the environment of a system that has the flag --tuned.
     """
-    settings = {"OMP_NUM_THREADS": str(cores), "OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
-    settings |= {"TCMALLOC_LARGE_ALLOC_REPORT_THRESHOLD": str(1 << 40)}
-    settings |= {"MALLOC_CONF": "dirty_decay_ms:-1,muzzy_decay_ms:-1"}
-    for pattern in _ALLOCATORS:
-        found = sorted(glob.glob(f"/usr/lib/*/{pattern}") + glob.glob(f"/usr/lib*/{pattern}"))
-        if found:
-            return settings | {"LD_PRELOAD": found[0]}
-    return settings
-
-
-def run_one(name: str, workload: str, options: argparse.Namespace, cores: int) -> dict:
-    """Runs one system in a process of its own; returns its JSON, or what went wrong."""
     module, *flags = SYSTEMS[name]
     python = sys.executable if name == OURS else options.peer_python
     command = [python, "-m", f"bench.peers.{module}", *flags, f"--workload={workload}"]
     command += [f"--repeats={options.repeats}", f"--budget={options.budget}"]
-    environment = os.environ | (tuned_environment(cores) if "--tuned" in flags else {})
+    environment = os.environ | (tuned if "--tuned" in flags else {})
     start = time.monotonic()
     try:
         done = subprocess.run(
@@ -151,15 +138,17 @@ def main() -> None:
     peers = [] if options.peers == "none" else _names(options.peers, others, "peer")
     machine = measure_machine()
     report: dict = {"machine": machine, "model": {"parameters": MODEL.parameters}, "workloads": {}}
-    for name in workloads:
-        rates = machine["matmul_flops_per_s"], machine["read_bytes_per_s"]
-        limit = floor(MODEL, WORKLOADS[name], *rates)
-        results = []
-        for system in [OURS, *peers]:
-            print(f"{name}: {system} ...", file=sys.stderr, flush=True)
-            results.append(run_one(system, name, options, machine["cores"]))
-            print(f"{name}: {_line(results[-1])}", file=sys.stderr, flush=True)
-        report["workloads"][name] = {"floor": limit, "systems": compare(results, limit)}
+    with tempfile.TemporaryDirectory() as folder:
+        tuned = tuned_environment(machine["cores"], machine["processor"], pathlib.Path(folder))
+        for name in workloads:
+            results = []
+            for system in [OURS, *peers]:
+                print(f"{name}: {system} ...", file=sys.stderr, flush=True)
+                results.append(run_one(system, name, options, tuned))
+                print(f"{name}: {_line(results[-1])}", file=sys.stderr, flush=True)
+            rates = machine["matmul_flops_per_s"], machine["read_bytes_per_s"]
+            limit = floor(MODEL, WORKLOADS[name], *rates)
+            report["workloads"][name] = {"floor": limit, "systems": compare(results, limit)}
     text = json.dumps(report, indent=1)
     print(text)
     if options.out:

@@ -11,8 +11,8 @@ from bench.workloads import MODEL, Workload
 PACKAGES = ("torch", "transformers")
 TUNED = """\
 --tuned only labels the figures: the settings are the environment's, because they must be there
-before Python starts. bench/decode.py gives a tuned run LD_PRELOAD with tcmalloc or jemalloc where
-one is found, and OpenMP threads bound to a core each."""
+before Python starts. bench/decode.py gives a tuned run those of bench/tuning.py: LD_PRELOAD with
+tcmalloc or jemalloc where one is found, MKL's fast kernels on AMD, threads bound to cores."""
 
 
 def add_flags(flags: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -81,5 +81,8 @@ def sample(
 def settings(options: argparse.Namespace, group: int) -> dict[str, object]:
     """What the figures depend on, the environment's part included."""
     names = ("LD_PRELOAD", "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_WAIT_POLICY")
-    set_ones = {name: os.path.basename(os.environ[name]) for name in names if name in os.environ}
-    return {"tuned": options.tuned, "questions_at_once": group, "environment": set_ones}
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    if "LD_PRELOAD" in given:
+        libraries = given["LD_PRELOAD"].replace(":", " ").split()
+        given["LD_PRELOAD"] = " ".join(os.path.basename(library) for library in libraries)
+    return {"tuned": options.tuned, "questions_at_once": group, "environment": given}

@@ -23,7 +23,7 @@ def test_the_last_line_counts_whatever_was_printed_before() -> None:
 
 def test_a_python_that_is_not_there_is_a_failure() -> None:
     options = argparse.Namespace(**{**vars(OPTIONS), "peer_python": "/no/python"})
-    assert "did not start" in decode.run_one("hf", "smoke", options, cores=1)["failed"]
+    assert "did not start" in decode.run_one("hf", "smoke", options, tuned={})["failed"]
 
 
 def test_ratios_stand_beside_what_was_measured_and_nothing_else() -> None:
