@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from bench.peers.measure import Ready, main, parser
 from bench.workloads import MODEL, Workload, prompts
 from lmsi_jax.decoding.engine import Engine
+from lmsi_jax.decoding.layout import Decoding
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import fresh_params
@@ -52,32 +53,40 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
     prefix = tokenizer.decode(rows[0, : workload.shared])
     texts = [tokenizer.decode(row[workload.shared :]) for row in rows]
     questions = [(f"question {i}", text) for i, text in enumerate(texts)]
+    wanted = iter(workload.lengths)
+    lengths = {(uid, k): next(wanted) for uid, _ in questions for k in range(workload.samples)}
     sampling = Sampling(
         paths=workload.samples,
         temperature=workload.temperature,
         max_new_tokens=workload.max_new,
         stop=(),
     )
-    lanes = options.lanes or workload.samples * workload.questions
-    engine = Engine(config, params, tokenizer, lanes=lanes)
-    group = engine.questions_per_group(sampling)
-
+    layout = Decoding(lanes=options.lanes, chunk=options.chunk, page=2 * options.chunk)
+    engine = Engine(config, params, tokenizer, layout)
     def run(seed: int) -> list[int]:
         engine._prompt = None  # the prompt's prefill belongs to the run
-        drawn: list[int] = []
-        for i in range(0, len(questions), group):
-            part = questions[i : i + group]
-            paths = engine.generate(prefix, part, sampling, seed=seed, round_index=0)
-            drawn += [path.tokens for path in paths]
-        return [min(pair) for pair in zip(drawn, workload.lengths, strict=True)]
+        paths = dict(
+            engine.run(
+                prefix,
+                questions,
+                sampling,
+                seed=seed,
+                round_index=0,
+                limit=lambda uid, k: lengths[uid, k],
+            )
+        )
+        return [path.tokens for uid, _ in questions for path in paths[uid]]
 
-    notes = [] if workload.even else ["no forced lengths: every path is decoded to the cap"]
     return Ready(
-        run=run, packages=("lmsi_jax", "jax", "jaxlib"), notes=notes, settings={"lanes": lanes}
+        run=run,
+        packages=("lmsi_jax", "jax", "jaxlib"),
+        notes=[],
+        settings={"lanes": options.lanes, "chunk": options.chunk},
     )
 
 
 if __name__ == "__main__":
     flags = parser(__doc__)
-    flags.add_argument("--lanes", type=int, default=0, help="0: one for every path")
+    flags.add_argument("--lanes", type=int, default=Decoding.lanes, help="paths decoded at once")
+    flags.add_argument("--chunk", type=int, default=Decoding.chunk, help="steps between refills")
     main("lmsi", prepare, flags)

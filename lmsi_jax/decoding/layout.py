@@ -40,7 +40,7 @@ class Decoding:
     chunk: int = 8
     page: int = 16
     prefill_tokens: int = 256
-    resident: float = 2.5
+    resident: float = 2.0
     shrink: bool = True
     pool_bytes: int = 256 * 2**20
     dtype: str = "float32"

@@ -108,6 +108,8 @@ class Stream:
         self._seat([group.seat() for group in self._groups])
         for group in self._groups:
             group.start()
+        if not any(group.active for group in self._groups):
+            return [], (0, 0, 0)  # the last questions were complete before anybody knew
         self._grow()
         chunk = self._decode()
         complete, ended, useful = [], 0, 0
