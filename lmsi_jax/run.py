@@ -130,7 +130,7 @@ class Run:
       init_checkpoint: a checkpoint folder, or "embedded".
       tokenizer: a SentencePiece model file, or "embedded".
       decoding: the decode engine's layout.
-      questions_per_shard: questions in one file of paths, the most that a killed process samples
+      questions_per_shard: questions in one file of paths; a killed process samples its open files
         again.
       questions, sampling, mixing, training, evaluation, stop_rules: one stage each.
       pretraining: only for `lmsi pretrain`.
@@ -155,6 +155,8 @@ class Run:
     questions_per_shard: int = 64
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**31:
+            raise LmsiError(f"Run.seed = {self.seed}; use a number from 0 to 2147483647")
         if self.rounds < 1:
             raise LmsiError(f"Run.rounds = {self.rounds}; at least 1")
         if self.questions_per_shard < 1:

@@ -61,8 +61,11 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
         max_new_tokens=workload.max_new,
         stop=(),
     )
-    layout = Decoding(lanes=options.lanes, chunk=options.chunk, page=2 * options.chunk)
+    layout = Decoding(
+        lanes=options.lanes, chunk=options.chunk, page=2 * options.chunk, dtype=options.dtype
+    )
     engine = Engine(config, params, tokenizer, layout)
+
     def run(seed: int) -> list[int]:
         engine._prompt = None  # the prompt's prefill belongs to the run
         paths = dict(
@@ -81,7 +84,7 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
         run=run,
         packages=("lmsi_jax", "jax", "jaxlib"),
         notes=[],
-        settings={"lanes": options.lanes, "chunk": options.chunk},
+        settings={"lanes": options.lanes, "chunk": options.chunk, "dtype": options.dtype},
     )
 
 
@@ -89,4 +92,5 @@ if __name__ == "__main__":
     flags = parser(__doc__)
     flags.add_argument("--lanes", type=int, default=Decoding.lanes, help="paths decoded at once")
     flags.add_argument("--chunk", type=int, default=Decoding.chunk, help="steps between refills")
+    flags.add_argument("--dtype", default=Decoding.dtype, help="of weights and caches")
     main("lmsi", prepare, flags)

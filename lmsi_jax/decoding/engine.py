@@ -1,4 +1,4 @@
-"""The engine: questions in, paths out, with every row busy until the work runs out.
+"""The engine: questions in, paths out, with every row busy until a task's questions run out.
 
 The host decides between chunks (`scheduler`), the device decodes chunks (`loop`). What a path says
 depends on its question, its task prompt, its key and the compiled shapes, and on nothing else: not
@@ -84,6 +84,7 @@ class Engine:
         weights = decoding_weights(config, params, jnp.dtype(decoding.dtype), spread)
         self._device = Device(config, spread, weights, decoding)
         self._prompt: tuple[str, Cache | None] | None = None
+        self._found: dict[tuple[str, ...], Stops] = {}
 
     def prompt_tokens(self, text: str) -> int:
         """Returns the number of tokens of a text."""
@@ -110,7 +111,7 @@ class Engine:
           seed: with the round, the uid and the path's index it fixes the noise of a path.
           round_index: the round of self-improvement.
           settled: whether a question needs no more paths, given those it has, in index order;
-            asked after every `sampling.early_stop_every` paths. None: all paths are drawn.
+            asked after every `sampling.early_stop_every` paths where `sampling.early_stop` is set.
           limit: most tokens of path k of a uid; `sampling.max_new_tokens` for all by default.
           watch: told after every chunk what has been done.
 
@@ -128,7 +129,7 @@ class Engine:
         for (uid, _), ids in zip(questions, encoded, strict=True):
             buckets.setdefault(question_bucket(len(ids) - 1), []).append((uid, ids))
         shared = self._shared(prefix, prompt) if questions else None
-        stops = Stops(self.tokenizer, sampling.stop)
+        stops = self._stops(sampling.stop)
         noise = (seed, round_index)
         stats = Stats()
         for bucket, some in sorted(buckets.items()):
@@ -142,6 +143,13 @@ class Engine:
                 # Last: whoever leaves here has been given everything that is complete.
                 if watch is not None:
                     watch(stats)
+            del stream  # its caches, before the next one's
+
+    def _stops(self, strings: tuple[str, ...]) -> Stops:
+        """Finds the ends of paths; kept, for it looks at the whole vocabulary."""
+        if strings not in self._found:
+            self._found[strings] = Stops(self.tokenizer, strings)
+        return self._found[strings]
 
     def _shared(self, prefix: str, tokens: list[int]) -> Cache | None:
         """Caches the task prompt; the last one is kept, for the next run of its task."""

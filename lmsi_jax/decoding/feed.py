@@ -79,7 +79,7 @@ def table_of(plan: Plan, active: Sequence[Running], pages: int, width: int, dept
         "row": row.reshape(segments),
         "stored": stored.reshape(segments),
         "first": first.reshape(segments),
-        "used": stored.reshape(segments).any(1),
+        "used": np.asarray(stored.reshape(segments).any(1)),
         "of_row": of_row,
         "count": count,
     }

@@ -1,7 +1,9 @@
 """How the engine is laid out: what a person sets, and the sizes that follow from it.
 
 With the model these fix the compiled shapes. They follow from the configuration alone, never from
-how much is left to do, so that a restart compiles, and computes, the same.
+how much is left to do, so that a restart compiles, and computes, the same. Two things may differ
+between programs of one run, neither of which enters a row's numbers: how many rows there are
+(`Decoding.shrink`, proven on the spot) and how many segments of pages, each attended by itself.
 """
 
 import dataclasses

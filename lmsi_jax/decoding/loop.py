@@ -17,13 +17,14 @@ import jax
 import jax.numpy as jnp
 
 from lmsi_jax.decoding import keys as path_keys
-from lmsi_jax.decoding.pages import Part, Pool, Table, over_pages, written
-from lmsi_jax.decoding.prefix import MASKED, Cache, merge, over_cache, prefill
+from lmsi_jax.decoding.pages import Pool, Table, over_pages, written
+from lmsi_jax.decoding.prefix import MASKED, Cache, Part, merge, over_cache, prefill
 from lmsi_jax.decoding.sampling import Filters, draw
 from lmsi_jax.decoding.spread import (
     EVERYWHERE,
     LANES,
     Spread,
+    as_placed,
     manual_specs,
     over_data,
     whole,
@@ -120,9 +121,10 @@ def seat_questions(
         )
 
     specs = (_weights(config, spread), LANES, EVERYWHERE, LANES, LANES, LANES)
-    return over_data(spread, local, specs, LANES)(
+    seated = over_data(spread, local, specs, LANES)(
         weights, questions, shared, tokens, lengths, slots
     )
+    return as_placed(spread, seated)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=7)
@@ -161,9 +163,10 @@ def decode_chunk(
     """
     local = functools.partial(_chunk, config, spread, filters, steps)
     specs = (_weights(config, spread), EVERYWHERE, LANES, LANES, LANES, LANES, EVERYWHERE)
-    return over_data(spread, local, specs, LANES)(
+    tokens, logprobs, pool = over_data(spread, local, specs, LANES)(
         weights, shared, questions, pool, table, rows, temperature
     )
+    return tokens, logprobs, as_placed(spread, pool)
 
 
 def _weights(config: ModelConfig, spread: Spread) -> Any:

@@ -4,7 +4,7 @@ A path's keys and values lie in pages of n positions, anywhere in the pool; a pa
 path. A step attends every page of the pool with the query of the row that owns it (one batched
 matmul over whole buffers: nothing is gathered or copied), and then joins each row's pages by
 log-sum-exp, in the order of their positions. So a path's numbers do not depend on where its pages
-lie, and the cost follows the positions that are stored, not the longest path.
+lie, and reading costs what is stored, not what the longest path would store.
 
 The pool is cut into segments; a segment without pages in use is skipped, and more segments are
 added when paths need them.
@@ -20,10 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmsi_jax.decoding.prefix import MASKED
+from lmsi_jax.decoding.prefix import MASKED, Part
 from lmsi_jax.models.decoder import soft_cap, wide_matmul
-
-Part = tuple[jax.Array, jax.Array, jax.Array]
 
 
 @jax.tree_util.register_dataclass

@@ -4,8 +4,8 @@ The softmax over all keys is exact: each part gives its maximum, its sum and its
 and the parts are merged by log-sum-exp. Products are plain batched matmuls with keys stored
 [.., K, L], the fastest of the layouts that were tried on XLA's CPU back end.
 
-Shapes: S questions, m lanes a question, R = S * m lanes, H heads, G kv heads, per = H / G, K head
-dim, L cached positions.
+Shapes: B sequences, n queries of each, H heads, G kv heads, per = H / G, K head dim, L cached
+positions.
 """
 
 import dataclasses
@@ -19,6 +19,8 @@ from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import Params, angles_of, hidden_states, soft_cap, wide_matmul
 
 MASKED = -1e9
+Part = tuple[jax.Array, ...]
+"""Unmerged attention: maximum, sum of exponentials, weighted values, relative to the maximum."""
 
 
 @jax.tree_util.register_dataclass
@@ -39,7 +41,7 @@ class Cache:
 
 def part(
     rows: jax.Array, keys: jax.Array, values: jax.Array, bias: Any, softcap: float = 0.0
-) -> tuple[jax.Array, ...]:
+) -> Part:
     """Unmerged attention of rows [B, G, n, K] over keys [B, G, K, L] and values [B, G, L, K].
 
     Args:
@@ -60,7 +62,7 @@ def part(
     return top, weights.sum(-1), wide_matmul(weights.astype(values.dtype), values)
 
 
-def merge(parts: list[tuple[jax.Array, ...]]) -> jax.Array:
+def merge(parts: list[Part]) -> jax.Array:
     """Joins parts that share their leading shape into one exact softmax, [..., K]."""
     if len(parts) == 1:
         _, total, mixed = parts[0]
@@ -101,7 +103,7 @@ def over_cache(
     groups: int,
     since: jax.Array | None = None,
     softcap: float = 0.0,
-) -> tuple[jax.Array, ...]:
+) -> Part:
     """The part of q [B, n, H, K] over a cache of B sequences, or of one that all B share.
 
     Args:

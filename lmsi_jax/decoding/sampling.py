@@ -57,6 +57,12 @@ class Sampling:
             "min_p": 0 <= self.min_p <= 1,
             "max_new_tokens": self.max_new_tokens >= 1,
         }
+        stops = self.stop
+        if not (isinstance(stops, tuple) and all(isinstance(s, str) and s for s in stops)):
+            raise LmsiError(
+                f"Sampling.stop = {stops!r}; use a tuple of strings that are not empty, such as "
+                "('\\n\\n',), or () for none"
+            )
         for name, good in checks.items():
             if not good:
                 raise LmsiError(f"Sampling.{name} = {getattr(self, name)} is out of range")
@@ -113,7 +119,8 @@ def _running(x: jax.Array) -> jax.Array:
     size = x.shape[-1]
     if size > 1024:
         return jnp.cumsum(x, axis=-1)
-    return x @ jnp.triu(jnp.ones((size, size), x.dtype))
+    # In full precision: a TPU's or GPU's usual product of float32 would round the weights.
+    return jnp.matmul(x, jnp.triu(jnp.ones((size, size), x.dtype)), precision="highest")
 
 
 def _first_above(upto: jax.Array, parts: jax.Array, target: jax.Array) -> jax.Array:

@@ -101,22 +101,24 @@ class Scheduler:
         """Whether nothing is left to decode."""
         return self._exhausted and not self.active and not self._seated
 
-    def seat(self) -> list[tuple[int, int]]:
-        """Seats questions while free rows have no path to take; returns (question, slot) pairs."""
+    @property
+    def idle(self) -> int:
+        """Rows that another question could fill now; 0 where there is no slot for it either."""
+        if self._exhausted or not self._free_slots:
+            return 0
         room = self.plan.rows - len(self.active)
-        ready = sum(min(self._startable(s), room) for s in self._seated)
-        pairs = []
-        while ready < room and self._free_slots and not self._exhausted:
-            question = next(self._waiting, None)
-            if question is None:
-                self._exhausted = True
-                break
-            slot = heapq.heappop(self._free_slots)
-            seated = _Seated(question, slot, allowed=self.plan.every or self.plan.paths)
-            self._seated.append(seated)
-            pairs.append((question, slot))
-            ready += self._startable(seated)
-        return pairs
+        return max(0, room - sum(self._startable(seated) for seated in self._seated))
+
+    def seat(self) -> tuple[int, int] | None:
+        """Takes the next question into a free slot: (question, slot); None where none is left."""
+        question = next(self._waiting, None)
+        if question is None:
+            self._exhausted = True
+            return None
+        slot = heapq.heappop(self._free_slots)
+        allowed = min(self.plan.every or self.plan.paths, self.plan.paths)
+        self._seated.append(_Seated(question, slot, allowed=allowed))
+        return question, slot
 
     def start(self) -> None:
         """Lets free rows take the next paths, in the order of the questions."""
@@ -130,8 +132,7 @@ class Scheduler:
 
     def _startable(self, seated: _Seated) -> int:
         """How many paths of a question may start now."""
-        left = min(seated.allowed, self.plan.paths) - seated.started
-        return max(0, min(left, self.plan.places - seated.running))
+        return min(seated.allowed - seated.started, self.plan.places - seated.running)
 
     def missing_pages(self) -> int:
         """How many pages the next chunk needs beyond those that are free."""
@@ -184,10 +185,10 @@ class Scheduler:
 
     def _look(self, seated: _Seated) -> None:
         """Allows more paths where all that were allowed have ended and are not enough."""
-        while seated.allowed < self.plan.paths and len(seated.ended) == seated.allowed:
-            if self._settled(seated.question, seated.allowed):
-                return
+        if seated.allowed == self.plan.paths or len(seated.ended) < seated.allowed:
+            return
+        if not self._settled(seated.question, seated.allowed):
             seated.allowed = min(seated.allowed + self.plan.every, self.plan.paths)
 
     def _complete(self, seated: _Seated) -> bool:
-        return not seated.running and seated.started >= min(seated.allowed, self.plan.paths)
+        return not seated.running and seated.started == seated.allowed

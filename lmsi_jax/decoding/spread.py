@@ -58,7 +58,10 @@ def make_spread(data: int, model: int, fsdp: bool) -> Spread:
 def _tree(config: ModelConfig, spread: Spread) -> Any:
     """`PartitionSpec`s of the decoding weights."""
     assert spread.mesh is not None
-    specs = split_weights(config, weight_specs(config, spread.mesh.shape["model"], spread.fsdp))
+    shape = spread.mesh.shape
+    specs = split_weights(
+        config, weight_specs(config, shape["model"], shape["data"], fsdp=spread.fsdp)
+    )
     vocab, embed = specs["embedding"]
     return specs | {"unembedding": PartitionSpec(embed, vocab)}
 
@@ -77,7 +80,7 @@ def decoding_weights(
     if spread.mesh is None:
         return jax.jit(prepared)(params)
     placed = jax.tree.map(
-        lambda spec: NamedSharding(spread.mesh, spec),
+        functools.partial(NamedSharding, spread.mesh),
         _tree(config, spread),
         is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
     )
@@ -128,7 +131,27 @@ def over_data(
     )
 
 
-@functools.cache
-def lanes_sharding(spread: Spread) -> NamedSharding | None:
-    """Where arrays with an axis of lanes, questions or pages go; None: the default device."""
-    return None if spread.mesh is None else NamedSharding(spread.mesh, LANES)
+def lanes_sharding(spread: Spread, kv_heads: int = 1) -> NamedSharding | None:
+    """Where an array of lanes, questions or pages goes, with its kv heads, where it has such an
+    axis, over "model" if they divide; None: the default device."""
+    if spread.mesh is None:
+        return None
+    data, model = spread.mesh.shape["data"], spread.mesh.shape["model"]
+    split = model > 1 and kv_heads > 1 and kv_heads % model == 0
+    # An axis of one device is left out, as XLA does when it hands arrays back.
+    axes = ["data" if data > 1 else None, "model" if split else None]
+    while axes and axes[-1] is None:
+        axes.pop()
+    return NamedSharding(spread.mesh, PartitionSpec(*axes))
+
+
+def as_placed(spread: Spread, caches: Any) -> Any:
+    """Keeps caches, kv heads on axis 1, where they were made: else each chunk compiles anew."""
+    if spread.mesh is None:
+        return caches
+
+    def held(a: jax.Array) -> jax.Array:
+        place = lanes_sharding(spread, a.shape[1] if a.ndim > 1 else 1)
+        return jax.lax.with_sharding_constraint(a, place)
+
+    return jax.tree.map(held, caches)

@@ -20,7 +20,8 @@ class Ending:
 
     Attributes:
       text: what comes before the stop.
-      used: tokens that it took, the end or the stop included.
+      used: tokens that it took, the end or the stop included (and the one that shows a full stop
+        behind a digit to be no part of a number).
       finished: False where the limit cut it.
     """
 
@@ -79,7 +80,10 @@ class Stops:
     def _triggers(self) -> list[int]:
         last = {stop[-1] for stop in self._strings} | {_REPLACEMENT}
         ids = range(self._tokenizer.vocab_size)
-        texts = (self._tokenizer.decode([i]) for i in ids)
+        # Behind another token: some tokenizers drop a space that begins a text.
+        before = self._tokenizer.encode("a")[-1:]
+        skip = len(self._tokenizer.decode(before))
+        texts = (self._tokenizer.decode([*before, i])[skip:] for i in ids)
         return [i for i, text in zip(ids, texts, strict=True) if not last.isdisjoint(text)]
 
     def ending(self, tokens: Sequence[int], new: int, limit: int) -> Ending | None:
@@ -96,7 +100,8 @@ class Stops:
         if over:
             tokens = tokens[: len(tokens) - new + recent.index(end)]
         cut = len(tokens) >= limit
-        tokens = tokens[:limit]
+        if cut:
+            tokens = tokens[:limit]
         closed = over or cut
         if self._may_stop(tokens, recent, new):
             ending = self._at_stop(tokens, closed)

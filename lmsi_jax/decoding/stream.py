@@ -33,18 +33,20 @@ class Device:
       spread: the mesh.
       weights: from `spread.decoding_weights`.
       decoding: the layout.
-      proven: widths that were tried, and whether they repeated a full chunk bit by bit.
+      proven: programs of fewer rows that were tried, and whether they repeated a full chunk bit by
+        bit.
     """
 
     def __init__(self, config: ModelConfig, spread: Spread, weights: Params, decoding: Decoding):
         self.config, self.spread, self.weights, self.decoding = config, spread, weights, decoding
-        self.proven: dict[int, bool] = {}
+        self.proven: dict[tuple, bool] = {}
 
     def zeros(self, shape: tuple[int, ...], dtype: str | None = None) -> jax.Array:
-        """Zeros with `shape` in each device group."""
+        """Zeros with `shape` in each device group; caches have their kv heads on axis 1."""
         shape = (self.spread.groups * shape[0], *shape[1:])
         kind = jnp.dtype(dtype or self.decoding.dtype)
-        return jnp.zeros(shape, kind, device=lanes_sharding(self.spread))
+        heads = shape[1] if len(shape) > 1 else 1
+        return jnp.zeros(shape, kind, device=lanes_sharding(self.spread, heads))
 
 
 class Stream:
@@ -105,7 +107,7 @@ class Stream:
           the questions that are complete by it, each with its paths in index order; and how many
           paths ended, tokens came that count, and row steps were run.
         """
-        self._seat([group.seat() for group in self._groups])
+        self._seat(self._seated())
         for group in self._groups:
             group.start()
         if not any(group.active for group in self._groups):
@@ -119,7 +121,7 @@ class Stream:
             finished, tokens = self._take(group, chunk[0][own], chunk[1][own])
             ended, useful = ended + len(finished), useful + tokens
             for question in group.end(finished):
-                paths = self._done[question]
+                paths, self._done[question] = self._done[question], {}
                 complete.append((self._uids[question], [paths[k] for k in sorted(paths)]))
         return complete, (ended, useful, chunk[0].size)
 
@@ -171,6 +173,16 @@ class Stream:
             zeros((slots,), "int32"),
         )
 
+    def _seated(self) -> list[list[tuple[int, int]]]:
+        """Deals questions out, each to the group with the most idle rows; pairs for each group."""
+        pairs: list[list[tuple[int, int]]] = [[] for _ in self._groups]
+        while True:
+            number = max(range(len(pairs)), key=lambda n: self._groups[n].idle)
+            pair = self._groups[number].seat() if self._groups[number].idle else None
+            if pair is None:
+                return pairs
+            pairs[number].append(pair)
+
     def _seat(self, pairs: list[list[tuple[int, int]]]) -> None:
         """Caches all but the last token of each question; its paths start from that one."""
         size = max(1, self._device.decoding.prefill_tokens // self._bucket)
@@ -211,6 +223,7 @@ class Stream:
         """Doubles the pool until the next chunk fits: few sizes, so few compilations."""
         while any(group.missing_pages() for group in self._groups):
             now = self._groups[0].pages // self._plan.rows
+            assert now < self._depth, "every path has all pages that it can need"
             self._pool = with_more(self._pool, self._segments(min(now, self._depth - now)))
 
     def _decode(self) -> Chunk:
@@ -218,14 +231,24 @@ class Stream:
         targets = [group.allot() for group in self._groups]
         proven, full = self._device.proven, self._plan.rows
         busiest = max(len(group.active) for group in self._groups)
-        width = min(w for w in self._widths if w >= busiest and proven.get(w, True))
-        if width == full or width in proven:
+        keys = {width: self._program(width) for width in self._widths}
+        width = min(w for w in self._widths if w >= busiest and proven.get(keys[w], True))
+        if width == full or keys[width] in proven:
             return self._run(targets, width)
+        if 2 * busiest <= width:  # too few rows to prove much by them
+            return self._run(targets, full)
         wide = self._run(targets, full)
         # The same chunk again: it reads what was stored before it, and stores the same entries.
         narrow = self._run(targets, width)
-        proven[width] = self._alike(wide, narrow)
-        return narrow if proven[width] else self._run(targets, full)
+        proven[keys[width]] = self._alike(wide, narrow)
+        return narrow if proven[keys[width]] else self._run(targets, full)
+
+    def _program(self, width: int) -> tuple:
+        """What a chunk of so many rows is compiled for."""
+        prompt = None if self._shared is None else self._shared.keys[0].shape[-1]
+        segments = self._groups[0].pages // self._plan.rows
+        filters = self._sampling.filters
+        return width, self._bucket, prompt, self._plan, self._depth, segments, filters
 
     def _alike(self, one: Chunk, other: Chunk) -> bool:
         """Whether two chunks agree bit by bit in the rows that count."""
@@ -264,7 +287,7 @@ class Stream:
             self._shared,
             self._caches,
             self._pool,
-            Table(**joined(tables)),
+            Table(**joined(tables)),  # type: ignore[arg-type]
             self._rows(rows),
             self._sampling.temperature,
         )
@@ -273,4 +296,4 @@ class Stream:
     def _rows(self, arrays: Arrays) -> Rows:
         words, index = arrays.pop("words"), arrays.pop("index")
         noise = keys_of_words(*self._noise, words, index.astype(np.uint32))
-        return Rows(noise=noise, **arrays)
+        return Rows(noise=noise, **arrays)  # type: ignore[arg-type]

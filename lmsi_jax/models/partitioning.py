@@ -8,6 +8,7 @@ used (Rajbhandari et al. 2020).
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lmsi_jax.errors import LmsiError
@@ -26,8 +27,6 @@ RULES = {
 
 def logical_axes(config: ModelConfig) -> Any:
     """Returns the parameter tree with the names of each array's axes in place of the array."""
-    import jax.numpy as jnp
-
     tokens = jnp.zeros((1, 1), jnp.int32)
     variables = jax.eval_shape(
         lambda: Decoder(config).init(jax.random.key(0), tokens, tokens, lambda layer, q, k, v: q)
@@ -42,12 +41,13 @@ def logical_axes(config: ModelConfig) -> Any:
     return named(variables["params_axes"])
 
 
-def weight_specs(config: ModelConfig, model: int = 1, fsdp: bool = False) -> Any:
+def weight_specs(config: ModelConfig, model: int = 1, data: int = 1, fsdp: bool = False) -> Any:
     """Returns the parameter tree with each array's `PartitionSpec` in place of the array.
 
     Args:
       config: the model's shape.
       model: devices along the "model" axis; an axis that they do not divide stays whole.
+      data: devices along the "data" axis, likewise.
       fsdp: whether "embed" is spread over "data".
     """
     rules = RULES | {"embed": "data" if fsdp else None}
@@ -56,6 +56,7 @@ def weight_specs(config: ModelConfig, model: int = 1, fsdp: bool = False) -> Any
         "mlp": config.mlp_dim % model,
         "joined_kv": config.num_heads % model,
         "kv": config.num_kv_heads % model,
+        "embed": config.embed_dim % data,
     }
     rules |= {name: None for name, rest in whole.items() if rest}
     return jax.tree.map(

@@ -17,6 +17,8 @@ from lmsi_jax.store import ShardStore
 _SCORES = "scores.json"
 # "The answer is ..." and its stop; a standard prompt asks for nothing else.
 _DIRECT_TOKENS = 32
+_NEVER: dict[str, Any] = {"early_stop": None, "token_logprobs": False}
+_OWN = {"paths", "temperature", "early_stop", "early_stop_every", "token_logprobs"}
 
 
 def evaluate(context: Context, round_index: int, inputs: dict[str, str]) -> str:
@@ -27,7 +29,11 @@ def evaluate(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     config = {
         "Evaluation": evaluation,
         **context.decoding_settings,
-        "Sampling": {"max_new_tokens": run.sampling.max_new_tokens, "stop": run.sampling.stop},
+        "Sampling": {
+            name: value
+            for name, value in dataclasses.asdict(run.sampling).items()
+            if name not in _OWN  # evaluation sets these itself
+        },
     }
     stage = context.stage(round_index, "eval", config, inputs)
     if context.done(stage):
@@ -99,12 +105,8 @@ def _sampling(context: Context, round_index: int, prompting: str) -> Sampling:
     if prompting == "self_consistency":
         after = evaluation.temperature_after if round_index else evaluation.temperature
         # Accuracy is of the vote on all paths; the report says what early stop would do to it.
-        return dataclasses.replace(
-            sampling, paths=evaluation.paths, temperature=after, early_stop=None
-        )
+        return dataclasses.replace(sampling, paths=evaluation.paths, temperature=after, **_NEVER)
     tokens = sampling.max_new_tokens
     if prompting in ("standard", "zero_shot_direct"):
         tokens = min(tokens, _DIRECT_TOKENS)
-    return dataclasses.replace(
-        sampling, paths=1, temperature=0.0, max_new_tokens=tokens, early_stop=None
-    )
+    return dataclasses.replace(sampling, paths=1, temperature=0.0, max_new_tokens=tokens, **_NEVER)

@@ -16,6 +16,7 @@ from lmsi_jax.decoding.keys import path_keys, uniforms
 from lmsi_jax.decoding.layout import Decoding
 from lmsi_jax.decoding.loop import decode_chunk, seat_questions
 from lmsi_jax.decoding.sampling import Sampling, inverse_cdf
+from lmsi_jax.decoding.stream import Stream
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.decoder import fresh_params
 
@@ -138,6 +139,31 @@ def test_fewer_rows_at_the_end_change_no_byte(micro_config, micro_params, tokeni
         widths = {(b.lane_steps - a.lane_steps) // 2 for a, b in zip(seen, seen[1:], strict=False)}
         assert (min(widths) < 128) == shrink
     assert found[0] == found[1]
+
+
+def test_a_program_of_fewer_rows_that_gives_other_bits_is_not_used(
+    micro_config, micro_params, tokenizer, monkeypatch
+):
+    sampling = Sampling(paths=16, temperature=1.0, max_new_tokens=12, stop=("e",))
+    layout = Decoding(lanes=128, chunk=2, page=4)
+    whole = Engine(micro_config, micro_params, tokenizer, dataclasses.replace(layout, shrink=False))
+    engine = Engine(micro_config, micro_params, tokenizer, layout)
+    monkeypatch.setattr(Stream, "_alike", lambda *_: False)
+    seen = []
+    assert _run(engine, MANY, sampling, watch=seen.append) == _run(whole, MANY, sampling)
+    assert False in engine._device.proven.values() and seen[-1].lane_steps % 256 == 0
+
+
+def test_prompts_of_one_token_and_no_task_prompt(engine, micro_config, micro_params, tokenizer):
+    sampling = Sampling(paths=2, temperature=1.0, max_new_tokens=1, stop=())
+    letter = tokenizer.decode([tokenizer.encode("Q:")[0]])
+    assert len(tokenizer.encode(letter)) == 1
+    for path in _run(engine, [("one", letter)], sampling, "")["one"]:
+        ids, logprobs = _plain(
+            micro_config, micro_params, tokenizer, letter, "one", path.index, sampling, 1
+        )
+        assert path.text == tokenizer.decode(ids)
+        assert path.logprob == pytest.approx(sum(logprobs), abs=1e-4)
 
 
 def test_counts_add_up(engine):

@@ -58,8 +58,23 @@ def test_top_p_keeps_the_smallest_set_with_that_probability():
         assert kept[0].tolist() == [i < count for i in range(4)]
 
 
+def test_min_p_keeps_tokens_near_the_most_likely_one():
+    probabilities = jnp.asarray([[0.5, 0.25, 0.15, 0.1]])
+    for min_p, count in ((0.0, 4), (0.15, 4), (0.25, 3), (0.4, 2), (0.6, 1), (1.0, 1)):
+        kept = np.isfinite(np.asarray(filtered(jnp.log(probabilities), 0, 1.0, min_p)))
+        assert kept[0].tolist() == [i < count for i in range(4)]
+
+
+def test_the_default_is_the_full_distribution():
+    assert Sampling().filters == Filters(greedy=False, top_k=0, top_p=1.0, min_p=0.0)
+
+
 def test_settings_out_of_range_are_refused():
-    for bad in ({"paths": 0}, {"temperature": -1}, {"top_p": 0.0}, {"max_new_tokens": 0}):
+    bad_ones = (
+        *({"min_p": -0.1}, {"paths": 0}, {"temperature": -1}, {"top_p": 0.0}),
+        *({"max_new_tokens": 0}, {"stop": ("",)}, {"stop": "\n"}),
+    )
+    for bad in bad_ones:
         with pytest.raises(LmsiError, match=next(iter(bad))):
             Sampling(**bad)
 

@@ -22,6 +22,7 @@ import json, sys
 import jax, jax.numpy as jnp
 from lmsi_jax.decoding.engine import Engine
 from lmsi_jax.decoding.layout import Decoding
+from lmsi_jax.decoding.loop import decode_chunk
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import init_params
@@ -39,7 +40,9 @@ for data, model, fsdp in json.loads(sys.argv[2]):
     mesh = {"shards": 1 if weight is None else weight.size // weight.addressable_data(0).size}
     for temperature in (0.0, 1.0):
         sampling = Sampling(paths=3, temperature=temperature, max_new_tokens=9, stop=())
-        run = engine.run("Q: 1 + 1?\\nA: 2.\\n", questions, sampling, seed=1, round_index=2)
+        before = decode_chunk._cache_size()
+        run = list(engine.run("Q: 1 + 1?\\nA: 2.\\n", questions, sampling, seed=1, round_index=2))
+        mesh["compiled"] = decode_chunk._cache_size() - before
         mesh[temperature] = {u: [[p.text, p.logprob] for p in own] for u, own in sorted(run)}
     found.append(mesh)
 json.dump(found, open(sys.argv[3], "w"))
@@ -76,6 +79,11 @@ def test_a_mesh_gives_the_paths_of_one_device(runs, number, temperature):
             assert near == pytest.approx(logprob, abs=2e-3)
 
 
+def test_a_mesh_compiles_as_few_programs_as_one_device(runs):
+    """So the caches come back placed as they went in."""
+    assert {run["compiled"] for run in runs} == {runs[0]["compiled"]}
+
+
 def test_weights_are_spread_as_the_mesh_says(runs):
     """`up` is split over "model" where its width allows, and with fsdp over "data" too."""
     assert [run["shards"] for run in runs] == [1, 8, 2, 8, 8]
@@ -84,7 +92,7 @@ def test_weights_are_spread_as_the_mesh_says(runs):
 def test_the_table_places_every_axis_of_every_weight(micro_config):
     axes = logical_axes(micro_config)
     assert axes["layer_0"]["up"] == ("embed", "mlp")
-    specs = weight_specs(micro_config, model=2, fsdp=True)
+    specs = weight_specs(micro_config, model=2, data=4, fsdp=True)
     assert specs["embedding"] == PartitionSpec("model", "data")
     assert specs["layer_1"]["down"] == PartitionSpec("model", "data")
     assert specs["final_norm"]["scale"] == PartitionSpec("data")
@@ -93,7 +101,10 @@ def test_the_table_places_every_axis_of_every_weight(micro_config):
     )
 
 
-def test_heads_that_do_not_divide_stay_whole(micro_config):
+def test_axes_that_do_not_divide_stay_whole(micro_config):
+    assert weight_specs(micro_config, data=5, fsdp=True)["embedding"] == PartitionSpec(
+        "model", None
+    )
     assert weight_specs(micro_config, model=4)["layer_0"]["key"] == PartitionSpec(None, None)
     assert weight_specs(micro_config, model=4)["layer_0"]["query"] == PartitionSpec(None, "model")
 

@@ -43,6 +43,7 @@ SETTINGS = {
 _PARTS = {
     "model": "ModelConfig",
     "questions": "Questions",
+    "decoding": "Decoding",
     "sampling": "Sampling",
     "mixing": "Mixing",
     "training": "Training",

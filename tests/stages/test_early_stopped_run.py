@@ -13,6 +13,7 @@ from lmsi_jax.records import Example, Path, Question, Vote
 from lmsi_jax.run import Evaluation
 from lmsi_jax.stages import evaluate
 from lmsi_jax.store import ShardStore, Stage
+from lmsi_jax.voting import paths_needed
 
 ON = {"Sampling.early_stop": 0.8, "Sampling.early_stop_every": 2}
 
@@ -112,3 +113,19 @@ def test_evaluation_samples_all_paths_whatever_sampling_does(prompting):
     run = types.SimpleNamespace(evaluation=Evaluation(), sampling=Sampling(early_stop=0.95))
     used = evaluate._sampling(types.SimpleNamespace(run=run), 1, prompting)
     assert used.early_stop is None
+
+
+def test_sampling_stops_where_a_replay_of_all_paths_says(finished, lmsi, tmp_path):
+    """The paths that the engine draws are the first ones of the run without early stop."""
+    code, _, error = lmsi("sample", tmp_path / "run", ON)
+    assert code == 0, error
+    kinds = {q.uid: q.kind for q in shard_rows(finished / "questions", Question)}
+    everything, drawn = {}, {}
+    for folder, found in ((finished, everything), (tmp_path / "run", drawn)):
+        for path in shard_rows(folder / "round_1" / "sample", Path):
+            found.setdefault(path.uid, []).append((path.index, path.text))
+    assert set(drawn) == set(everything)
+    for uid, paths in everything.items():
+        keys = [path_key(text, kinds[uid]) for _, text in paths]
+        assert drawn[uid] == paths[: paths_needed(keys, 0.8, 2)]
+    assert {len(paths) for paths in drawn.values()} == {2, 4}

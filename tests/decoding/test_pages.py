@@ -1,0 +1,106 @@
+"""Attention over a pool of pages against a softmax over each row's own positions."""
+
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmsi_jax.decoding.pages import Pool, Table, over_pages, written
+from lmsi_jax.decoding.prefix import MASKED, merge
+
+WIDTH, ENTRIES = 8, 4
+
+
+def _layout(random, lengths, segments, size):
+    """Scatters each row's pages over the pool."""
+    pages = list(range(segments * size))
+    random.shuffle(pages)
+    return [[pages.pop() for _ in range(-(-length // ENTRIES))] for length in lengths]
+
+
+def _table(own, lengths, segments, size):
+    count = segments * size
+    row, stored, first = (np.zeros(count, np.int32) for _ in range(3))
+    of_row = np.zeros((len(lengths), 4), np.int32)
+    for at, (pages, length) in enumerate(zip(own, lengths, strict=True)):
+        for j, page in enumerate(pages):
+            of_row[at, j] = page
+            row[page], first[page] = at, j * ENTRIES
+            stored[page] = min(ENTRIES, length - j * ENTRIES)
+    shape = (segments, size)
+    stored = stored.reshape(shape)
+    return Table(
+        row=jnp.asarray(row.reshape(shape)),
+        stored=jnp.asarray(stored),
+        first=jnp.asarray(first.reshape(shape)),
+        used=jnp.asarray(stored.any(1)),
+        of_row=jnp.asarray(of_row),
+        count=jnp.asarray([len(pages) for pages in own], jnp.int32),
+    )
+
+
+def _filled(own, lengths, groups, segments, size, keys, values):
+    """A pool that holds each row's keys and values, and noise where nobody reads."""
+    noise = np.random.default_rng(1)
+    shape = (segments * size, groups, ENTRIES, WIDTH)
+    pools = [noise.normal(size=shape).astype(np.float32) * 9 for _ in range(2)]
+    for at, (pages, length) in enumerate(zip(own, lengths, strict=True)):
+        for t in range(length):
+            for pool, rows in zip(pools, (keys, values), strict=True):
+                pool[pages[t // ENTRIES], :, t % ENTRIES] = rows[at][t]
+    parts = [pool.reshape(segments, size, *shape[1:]) for pool in pools]
+    return Pool(*([[jnp.asarray(segment) for segment in part]] for part in parts))
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.integers(0, 16), min_size=1, max_size=5),
+    st.sampled_from([(4, 4), (4, 2), (4, 1), (1, 1)]),
+    st.sampled_from([0, 1, 5, 40]),
+    st.sampled_from([0.0, 3.0]),
+    st.randoms(),
+)
+def test_rows_attend_their_own_pages_wherever_they_lie(lengths, heads, window, softcap, random):
+    heads, groups = heads
+    size, segments = 7, 3
+    own = _layout(random, lengths, segments, size)
+    draw = np.random.default_rng(0)
+    keys = [draw.normal(size=(length, groups, WIDTH)) for length in lengths]
+    values = [draw.normal(size=(length, groups, WIDTH)) for length in lengths]
+    q = draw.normal(size=(len(lengths), heads, WIDTH))
+    pool = _filled(own, lengths, groups, segments, size, keys, values)
+    table = _table(own, lengths, segments, size)
+    position = np.asarray(lengths)
+    top, total, mixed = over_pages(
+        jnp.asarray(q, jnp.float32), pool, 0, table, jnp.asarray(position), window, softcap
+    )
+    for at, length in enumerate(lengths):
+        first = max(0, length - window + 1) if window else 0
+        if first >= length:
+            assert (np.asarray(top[at]) <= MASKED / 2).all()
+            continue
+        for head in range(heads):
+            group = head * groups // heads
+            scores = keys[at][first:, group] @ q[at, head]
+            scores = softcap * np.tanh(scores / softcap) if softcap else scores
+            weights = np.exp(scores - scores.max())
+            expected = weights @ values[at][first:, group] / weights.sum()
+            got = merge([(top[at, head], total[at, head], mixed[at, head])])
+            np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_a_chunk_is_written_where_it_belongs_and_nowhere_else():
+    shape = (3, 2, ENTRIES, WIDTH)
+    old = [[jnp.full(shape, -1.0), jnp.full(shape, -2.0)] for _ in range(2)]
+    fresh = np.random.default_rng(2).normal(size=(4, 2, 2, WIDTH)).astype(np.float32)
+    page, offset = np.array([4, -1, 0, 5]), np.array([2, 0, 0, 2])
+    rows = [jnp.asarray(fresh), jnp.asarray(fresh * 2)]
+    pool = written(Pool(old, old), rows, rows, jnp.asarray(page), jnp.asarray(offset))
+    for layer, scale in enumerate((1, 2)):
+        whole = np.concatenate([np.asarray(segment) for segment in pool.keys[layer]])
+        expected = np.concatenate([np.full(shape, -1.0), np.full(shape, -2.0)])
+        for row in (0, 2, 3):
+            at = slice(offset[row], offset[row] + 2)
+            expected[page[row], :, at] = fresh[row] * scale
+        np.testing.assert_array_equal(whole, expected.astype(np.float32))
+        np.testing.assert_array_equal(pool.values[layer], pool.keys[layer])
