@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax.numpy as jnp
 
 from lmsi_jax.decoding.feed import padded
-from lmsi_jax.decoding.layout import Decoding, prompt_bucket, question_bucket
+from lmsi_jax.decoding.layout import Decoding, check_fit, prompt_bucket, question_bucket
 from lmsi_jax.decoding.loop import prefill_prompt
 from lmsi_jax.decoding.prefix import Cache
 from lmsi_jax.decoding.sampling import Sampling
@@ -39,9 +39,10 @@ class Stats:
     tokens: int = 0
     lane_steps: int = 0
 
-    def plus(self, paths: int, tokens: int, lane_steps: int) -> "Stats":
-        """Adds what one chunk has done."""
-        return Stats(self.paths + paths, self.tokens + tokens, self.lane_steps + lane_steps)
+    def __add__(self, other: "Stats") -> "Stats":
+        return Stats(
+            self.paths + other.paths, self.tokens + other.tokens, self.lane_steps + other.lane_steps
+        )
 
     @property
     def utilisation(self) -> float:
@@ -124,7 +125,8 @@ class Engine:
         """
         encoded = [self.tokenizer.encode(text) for _, text in questions]
         prompt = self.tokenizer.encode(prefix)
-        self._check_fit([uid for uid, _ in questions], encoded, len(prompt), sampling)
+        lengths = {uid: len(ids) for (uid, _), ids in zip(questions, encoded, strict=True)}
+        check_fit(lengths, len(prompt), sampling.max_new_tokens, self.config.max_length)
         buckets: dict[int, list[tuple[str, list[int]]]] = {}
         for (uid, _), ids in zip(questions, encoded, strict=True):
             buckets.setdefault(question_bucket(len(ids) - 1), []).append((uid, ids))
@@ -138,7 +140,7 @@ class Engine:
             )
             while not stream.done:
                 complete, counts = stream.step()
-                stats = stats.plus(*counts)
+                stats += Stats(*counts)
                 yield from complete
                 # Last: whoever leaves here has been given everything that is complete.
                 if watch is not None:
@@ -161,17 +163,3 @@ class Engine:
                 cache = prefill_prompt(self.config, device.spread, device.weights, batch, lengths)
             self._prompt = prefix, cache
         return self._prompt[1]
-
-    def _check_fit(
-        self, uids: Sequence[str], encoded: list[list[int]], before: int, sampling: Sampling
-    ) -> None:
-        for uid, ids in zip(uids, encoded, strict=True):
-            if not ids:
-                raise LmsiError(f"question {uid} has an empty prompt; drop it")
-            needed = before + len(ids) + sampling.max_new_tokens
-            if needed > self.config.max_length:
-                raise LmsiError(
-                    f"question {uid} needs {needed} positions (task prompt {before}, question "
-                    f"{len(ids)}, new tokens {sampling.max_new_tokens}), the model has "
-                    f"{self.config.max_length}; use fewer exemplars or fewer new tokens, or drop it"
-                )

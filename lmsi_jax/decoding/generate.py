@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from lmsi_jax.decoding.engine import Engine, Stats
+from lmsi_jax.decoding.layout import check_fit
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Path
@@ -140,15 +141,7 @@ def _check(job: Job, lengths: Mapping[str, int], before: int, max_length: int) -
             f"{job.name} has no questions; set Questions.train_count, Questions.test_count and "
             "Evaluation.vote_count above 0, or leave the task out"
         )
-    uid = max(lengths, key=lambda uid: (lengths[uid], uid))
-    new = job.sampling.max_new_tokens
-    needed = before + lengths[uid] + new
-    if needed > max_length:
-        raise LmsiError(
-            f"question {uid} needs {needed} positions (task prompt {before}, question "
-            f"{lengths[uid]}, new tokens {new}), the model has {max_length}; "
-            "use fewer exemplars or fewer new tokens, or drop it"
-        )
+    check_fit(lengths, before, job.sampling.max_new_tokens, max_length)
 
 
 def generate(
@@ -213,14 +206,9 @@ class _Totals:
 
     def add(self, stats: Stats) -> None:
         """Passes on what a chunk of the run has come to, then leaves if that is asked for."""
-        self._latest = stats if self._before is None else _sum(self._before, stats)
+        self._latest = stats if self._before is None else self._before + stats
         self._watcher.chunk(self._latest)
         self._leave()
-
-
-def _sum(one: Stats, other: Stats) -> Stats:
-    names = [field.name for field in dataclasses.fields(Stats)]
-    return Stats(**{name: getattr(one, name) + getattr(other, name) for name in names})
 
 
 class _OpenShards:

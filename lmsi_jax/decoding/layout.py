@@ -8,6 +8,7 @@ between programs of one run, neither of which enters a row's numbers: how many r
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.decoding.scheduler import Plan
@@ -73,6 +74,33 @@ def question_bucket(tokens: int) -> int:
         if tokens <= bucket:
             return bucket
     return -(-tokens // _BUCKETS[-1]) * _BUCKETS[-1]
+
+
+def check_fit(lengths: Mapping[str, int], before: int, new: int, max_length: int) -> None:
+    """Refuses prompts that cannot be continued, before anything is sampled.
+
+    Args:
+      lengths: tokens of each question, by uid.
+      before: tokens of the task prompt.
+      new: tokens that a path may have.
+      max_length: the model's context.
+
+    Raises:
+      LmsiError: names the longest question that does not fit, or an empty one.
+    """
+    if not lengths:
+        return
+    uid = max(lengths, key=lambda uid: (lengths[uid], uid))
+    needed = before + lengths[uid] + new
+    if needed > max_length:
+        raise LmsiError(
+            f"question {uid} needs {needed} positions (task prompt {before}, question "
+            f"{lengths[uid]}, new tokens {new}), the model has {max_length}; "
+            "use fewer exemplars or fewer new tokens, or drop it"
+        )
+    empty = min(lengths, key=lambda uid: (lengths[uid], uid))
+    if not lengths[empty]:
+        raise LmsiError(f"question {empty} has an empty prompt; drop it")
 
 
 def plan(decoding: Decoding, sampling: Sampling) -> Plan:
