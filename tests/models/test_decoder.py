@@ -11,7 +11,7 @@ from reference_decoder import reference_logits
 
 from lmsi_jax.decoding.prefix import prefill
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Decoder, fuse, hidden_states, init_params, logits
+from lmsi_jax.models.decoder import Decoder, angles_of, fuse, hidden_states, init_params, logits
 from lmsi_jax.training.attention import packed_attention
 
 
@@ -24,7 +24,7 @@ def _jitted_logits(config, params, tokens):
     fused = fuse(config, params)
     positions = jnp.arange(tokens.shape[1])[None]
     attend = packed_attention(config, jnp.ones_like(tokens), positions, None, block=8)
-    states = hidden_states(config, fused, tokens, positions, attend)
+    states = hidden_states(config, fused, tokens, angles_of(config, positions), attend)
     return logits(config, fused, states)
 
 

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from lmsi_jax.decoding.prefix import prefill
-from lmsi_jax.models.decoder import fuse, hidden_states, logits, rms_norm, rotary_angles, rotate
+from lmsi_jax.models.decoder import (
+    angles_of,
+    fuse,
+    hidden_states,
+    logits,
+    rms_norm,
+    rotary_angles,
+    rotate,
+)
 from lmsi_jax.training.attention import packed_attention
 from lmsi_jax.training.losses import token_losses
 
@@ -33,7 +41,7 @@ def _states(config, params):
     shared = prefill(config, fused, tokens[:1, :10], jnp.asarray([10]), None)
     positions = jnp.broadcast_to(10 + jnp.arange(20), (2, 20))
     attend = packed_attention(config, jnp.ones((2, 20), jnp.int32), positions, shared)
-    states = hidden_states(config, fused, tokens[1:], positions, attend)
+    states = hidden_states(config, fused, tokens[1:], angles_of(config, positions), attend)
     return states, logits(config, fused, states), shared
 
 
@@ -74,7 +82,8 @@ def test_queries_keys_and_values_are_bfloat16_in_every_layer(micro_config, narro
         return q.astype(jnp.float32)  # as a float32 softmax would give
 
     tokens = jnp.zeros((1, 3), jnp.int32)
-    hidden_states(micro_config, fuse(micro_config, narrow_params), tokens, tokens, attend)
+    angles = angles_of(micro_config, tokens)
+    hidden_states(micro_config, fuse(micro_config, narrow_params), tokens, angles, attend)
     assert seen == [(layer, *[NARROW] * 3) for layer in range(micro_config.num_layers)]
 
 

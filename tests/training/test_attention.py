@@ -11,7 +11,7 @@ from reference_decoder import reference_logits
 
 from lmsi_jax.decoding.prefix import prefill
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import fuse, hidden_states, init_params, logits
+from lmsi_jax.models.decoder import angles_of, fuse, hidden_states, init_params, logits
 from lmsi_jax.training.attention import packed_attention
 
 LENGTH, PREFIX, BLOCK = 24, 12, 8
@@ -22,7 +22,9 @@ def _packed_logits(config, params, prefix, prefix_length, tokens, segments, posi
     fused = fuse(config, params)
     shared = prefill(config, fused, prefix[None], prefix_length[None], None)
     attend = packed_attention(config, segments, positions, shared, BLOCK)
-    return logits(config, fused, hidden_states(config, fused, tokens, positions, attend))
+    return logits(
+        config, fused, hidden_states(config, fused, tokens, angles_of(config, positions), attend)
+    )
 
 
 @st.composite
