@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from lmsi_jax.decoding import keys as path_keys
-from lmsi_jax.decoding.pages import Pool, Table, over_pages, written
-from lmsi_jax.decoding.prefix import MASKED, Cache, Part, merge, over_cache, prefill
+from lmsi_jax.decoding.pages import Pool, Table, over_entries, over_pages, written
+from lmsi_jax.decoding.prefix import Cache, Part, merge, over_cache, prefill
 from lmsi_jax.decoding.sampling import Filters, draw
 from lmsi_jax.decoding.spread import (
     EVERYWHERE,
@@ -36,8 +36,6 @@ from lmsi_jax.models.decoder import (
     angles_of,
     hidden_states,
     logits,
-    soft_cap,
-    wide_matmul,
 )
 
 
@@ -270,17 +268,9 @@ def _over_chunk(
     count, heads, width = q.shape
     groups, size = keys.shape[1:3]
     queries = q.reshape(count, groups, heads // groups, width)
-    scores = soft_cap(wide_matmul(keys, queries.swapaxes(-1, -2)), softcap)  # [W, G, c, per]
     entry = jnp.arange(size)
     seen = entry <= step
     if window:
         seen &= entry > step - window
-    scores = jnp.where(seen[:, None], scores, MASKED)
-    top = scores.max(2)
-    weights = jnp.exp(scores - top[:, :, None])
-    mixed = wide_matmul(weights.swapaxes(-1, -2).astype(values.dtype), values)
-    return (
-        top.reshape(count, heads),
-        weights.sum(2).reshape(count, heads),
-        mixed.reshape(count, heads, width),
-    )
+    part = over_entries(queries, keys, values, seen[:, None], softcap)
+    return tuple(a.reshape(count, heads, *a.shape[3:]) for a in part)

@@ -72,6 +72,29 @@ def with_more(pool: Pool, more: Pool) -> Pool:
     return Pool(keys, values)
 
 
+def over_entries(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array, softcap: float
+) -> Part:
+    """The unmerged attention of one query per sequence over a few entries of its own.
+
+    Args:
+      queries: [B, G, per, K].
+      keys: [B, G, n, K].
+      values: likewise.
+      seen: [B, 1, n, 1] or what broadcasts to it: which entries count.
+      softcap: see `decoder.soft_cap`.
+
+    Returns:
+      maximum [B, G, per], sum of exponentials [B, G, per], weighted values [B, G, per, K].
+    """
+    scores = soft_cap(wide_matmul(keys, queries.swapaxes(-1, -2)), softcap)  # [B, G, n, per]
+    scores = jnp.where(seen, scores, MASKED)
+    top = scores.max(2)
+    weights = jnp.exp(scores - top[:, :, None])
+    mixed = wide_matmul(weights.swapaxes(-1, -2).astype(values.dtype), values)
+    return top, weights.sum(2), mixed
+
+
 def over_pages(
     q: jax.Array,
     pool: Pool,
@@ -103,18 +126,13 @@ def over_pages(
     def attended(
         keys: jax.Array, values: jax.Array, row: jax.Array, stored: jax.Array, first: jax.Array
     ) -> Part:
-        queries = q.at[row].get(mode="promise_in_bounds").reshape(*shape, width)
-        scores = wide_matmul(keys, queries.swapaxes(-1, -2))
-        scores = soft_cap(scores, softcap)  # [P, G, n, per]
+        """One segment's pages, each with its owner's query."""
         entry = jnp.arange(entries)
         seen = entry < stored[:, None]
         if window:
             seen &= first[:, None] + entry > position[row][:, None] - window
-        scores = jnp.where(seen[:, None, :, None], scores, MASKED)
-        top = scores.max(2)
-        weights = jnp.exp(scores - top[:, :, None])
-        mixed = wide_matmul(weights.swapaxes(-1, -2).astype(values.dtype), values)
-        return top, weights.sum(2), mixed
+        queries = q.at[row].get(mode="promise_in_bounds").reshape(*shape, width)
+        return over_entries(queries, keys, values, seen[:, None, :, None], softcap)
 
     def skipped(*_: jax.Array) -> Part:
         return jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, width))
