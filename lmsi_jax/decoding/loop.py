@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from lmsi_jax.decoding import keys as path_keys
-from lmsi_jax.decoding.pages import Pool, Table, over_entries, over_pages, written
+from lmsi_jax.decoding.pages import Pool, Table, moved, over_entries, over_pages, written
 from lmsi_jax.decoding.prefix import Cache, Part, merge, over_cache, prefill
 from lmsi_jax.decoding.sampling import Filters, draw
 from lmsi_jax.decoding.spread import (
@@ -165,6 +165,20 @@ def decode_chunk(
         weights, shared, questions, pool, table, rows, temperature
     )
     return tokens, logprobs, as_placed(spread, pool)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def move_pages(
+    spread: Spread,
+    source: list[jax.Array],
+    target: list[jax.Array],
+    begin: jax.Array,
+    end: jax.Array,
+    count: jax.Array,
+) -> list[jax.Array]:
+    """`pages.moved` in every device group: counts [D], page numbers [D * P] within a group."""
+    copied = over_data(spread, moved, (LANES,) * 5, LANES)(source, target, begin, end, count)
+    return as_placed(spread, copied)
 
 
 def _weights(config: ModelConfig, spread: Spread) -> Any:

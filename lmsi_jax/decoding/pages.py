@@ -72,6 +72,33 @@ def with_more(pool: Pool, more: Pool) -> Pool:
     return Pool(keys, values)
 
 
+def moved(
+    source: list[jax.Array],
+    target: list[jax.Array],
+    begin: jax.Array,
+    end: jax.Array,
+    count: jax.Array,
+) -> list[jax.Array]:
+    """Copies pages of one segment into another, in place where the target is donated.
+
+    Args:
+      source: arrays of all layers, keys and values, each [P, G, n, K].
+      target: the same of another segment.
+      begin: [P] which page of the source each of the first `count` copies reads.
+      end: [P] which page of the target it writes.
+      count: [1] how many there are.
+    """
+
+    def move(i: jax.Array, arrays: list[jax.Array]) -> list[jax.Array]:
+        pages = [jax.lax.dynamic_index_in_dim(a, begin[i]) for a in source]
+        return [
+            jax.lax.dynamic_update_index_in_dim(a, page, end[i], 0)
+            for a, page in zip(arrays, pages, strict=True)
+        ]
+
+    return jax.lax.fori_loop(0, count[0], move, target)
+
+
 def over_entries(
     queries: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array, softcap: float
 ) -> Part:

@@ -145,6 +145,26 @@ class Scheduler:
             heapq.heappush(self._free_pages, page)
         self.pages += count
 
+    def compact(self, size: int) -> list[tuple[int, int]]:
+        """Brings all pages into as few segments of `size` pages as will hold the next chunk.
+
+        Returns:
+          (from, to) pairs of page numbers, in the order of `to`; empty where no segment would
+          become free.
+        """
+        needed = sum(self._needs_page(path) for path in self.active)
+        owned = {page: path for path in self.active for page in path.pages}
+        end = -(-(len(owned) + needed) // size) * size
+        above = sorted(page for page in owned if page >= end)
+        room = sorted(page for page in self._free_pages if page < end)
+        moves = list(zip(above, room, strict=False))
+        new = dict(moves)
+        for path in {id(owned[page]): owned[page] for page in above}.values():
+            path.pages = [new.get(page, page) for page in path.pages]
+        free = set(self._free_pages) - set(new.values()) | set(new)
+        self._free_pages = sorted(free)  # a sorted list is a heap
+        return moves
+
     def _goes_on(self, path: Running) -> bool:
         """Whether the path may need this chunk's entries later."""
         return len(path.tokens) + self.plan.chunk < path.limit

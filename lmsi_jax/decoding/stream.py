@@ -9,7 +9,7 @@ import numpy as np
 from lmsi_jax.decoding.feed import Arrays, joined, padded, rows_of, table_of
 from lmsi_jax.decoding.keys import keys_of_words, uid_words
 from lmsi_jax.decoding.layout import Decoding, plan, widths
-from lmsi_jax.decoding.loop import Rows, decode_chunk, seat_questions
+from lmsi_jax.decoding.loop import Rows, decode_chunk, move_pages, seat_questions
 from lmsi_jax.decoding.pages import Pool, Table, empty_segments, with_more
 from lmsi_jax.decoding.prefix import Cache
 from lmsi_jax.decoding.sampling import Sampling
@@ -113,6 +113,7 @@ class Stream:
         if not any(group.active for group in self._groups):
             return [], (0, 0, 0)  # the last questions were complete before anybody knew
         self._grow()
+        self._compact()
         chunk = self._decode()
         complete, ended, useful = [], 0, 0
         for number, group in enumerate(self._groups):
@@ -225,6 +226,35 @@ class Stream:
             now = self._groups[0].pages // self._plan.rows
             assert now < self._depth, "every path has all pages that it can need"
             self._pool = with_more(self._pool, self._segments(min(now, self._depth - now)))
+
+    def _compact(self) -> None:
+        """Leaves as few segments in use as hold the pages: a step reads each of them whole."""
+        size = self._plan.rows
+        moves: dict[tuple[int, int], list[list[tuple[int, int]]]] = {}
+        for number, group in enumerate(self._groups):
+            for begin, end in group.compact(size):
+                pair = moves.setdefault((begin // size, end // size), [[] for _ in self._groups])
+                pair[number].append((begin % size, end % size))
+        for (source, target), groups in sorted(moves.items()):
+            self._move(source, target, groups)
+
+    def _move(self, source: int, target: int, groups: list[list[tuple[int, int]]]) -> None:
+        """Copies pages from one segment to another, (from, to) pairs for each device group."""
+        places = np.zeros((2, len(groups), self._plan.rows), np.int32)
+        for number, pairs in enumerate(groups):
+            for i, pair in enumerate(pairs):
+                places[:, number, i] = pair
+        pool = self._pool
+        layers = [*pool.keys, *pool.values]
+        new = move_pages(
+            self._device.spread,
+            [layer[source] for layer in layers],
+            [layer[target] for layer in layers],
+            *places.reshape(2, -1),
+            np.array([len(pairs) for pairs in groups], np.int32),
+        )
+        for layer, array in zip(layers, new, strict=True):
+            layer[target] = array
 
     def _decode(self) -> Chunk:
         """Decodes one chunk: tokens and log-probabilities, the rows of each group in turn."""

@@ -16,6 +16,7 @@ from lmsi_jax.decoding.keys import path_keys, uniforms
 from lmsi_jax.decoding.layout import Decoding
 from lmsi_jax.decoding.loop import decode_chunk, seat_questions
 from lmsi_jax.decoding.sampling import Sampling, inverse_cdf
+from lmsi_jax.decoding.scheduler import Scheduler
 from lmsi_jax.decoding.stream import Stream
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.decoder import fresh_params
@@ -240,6 +241,27 @@ def test_bfloat16_stays_near_float32(engine, micro_config, micro_params, tokeniz
     for uid, paths in _run(narrow, MANY, greedy).items():
         wide = _run(engine, MANY, greedy)[uid]
         assert paths[0].logprob == pytest.approx(wide[0].logprob, abs=0.05)
+
+
+def test_moving_pages_together_changes_no_path(micro_config, micro_params, tokenizer, monkeypatch):
+    layout = Decoding(lanes=4, chunk=2, page=2, pool_bytes=1)
+    engine = Engine(micro_config, micro_params, tokenizer, layout)
+
+    def run():
+        return _run(engine, MANY, limit=lambda uid, k: 1 + (5 * k + len(uid)) % 13)
+
+    moved, real = [], Scheduler.compact
+
+    def compact(self, size):
+        moves = real(self, size)
+        moved.extend(moves)
+        return moves
+
+    monkeypatch.setattr(Scheduler, "compact", compact)
+    together = run()
+    assert moved
+    monkeypatch.setattr(Scheduler, "compact", lambda self, size: [])
+    assert run() == together
 
 
 def test_no_questions_give_no_paths(engine):

@@ -6,9 +6,36 @@ from hypothesis import strategies as st
 from lmsi_jax.decoding.scheduler import Plan, Scheduler
 
 
+def _owned(active):
+    """What each page must hold: (question, path, which of its pages)."""
+    return {
+        page: (path.question, path.index, at)
+        for path in active
+        for at, page in enumerate(path.pages)
+    }
+
+
+def _compact(scheduler, size, stored):
+    """Carries the moves out in `stored` and checks that every path finds its pages again."""
+    before = {path.question * 1000 + path.index: len(path.pages) for path in scheduler.active}
+    moves = scheduler.compact(size)
+    assert not {begin for begin, _ in moves} & {end for _, end in moves}
+    for begin, end in moves:
+        stored[end] = stored.pop(begin)
+    owned = _owned(scheduler.active)
+    assert all(stored[page] == what for page, what in owned.items())
+    after = {path.question * 1000 + path.index: len(path.pages) for path in scheduler.active}
+    assert after == before
+    free = scheduler._free_pages
+    assert sorted([*owned, *free]) == list(range(scheduler.pages))
+    # The next chunk's pages come first in the heap, so its segments are as few as can be.
+    needed = len(owned) + sum(scheduler._needs_page(path) for path in scheduler.active)
+    assert all(page < -(-needed // size) * size for page in owned)
+
+
 def _drive(scheduler, plan, seen):
     """Runs chunks to the end, checking what must hold between them."""
-    complete, chunks = [], 0
+    complete, chunks, stored = [], 0, {}
     while not scheduler.done:
         while scheduler.idle and (pair := scheduler.seat()):
             assert pair[1] < plan.slots
@@ -16,8 +43,10 @@ def _drive(scheduler, plan, seen):
         scheduler.start()
         if missing := scheduler.missing_pages():
             scheduler.add_pages(missing)
+        _compact(scheduler, plan.rows, stored)
         targets = scheduler.allot()
         active = scheduler.active
+        stored.update(_owned(active))
         assert len(active) <= plan.rows
         owned = [page for path in active for page in path.pages]
         assert len(owned) == len(set(owned)) <= scheduler.pages
