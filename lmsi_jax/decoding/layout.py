@@ -16,7 +16,7 @@ from lmsi_jax.errors import LmsiError
 
 _PROMPT_BUCKET = 64  # task prompts are padded to multiples of this many tokens
 _BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # then multiples of 1,024: questions
-_LEAST_ROWS = 64  # fewer rows than this are not worth another compiled program
+_LEAST_ROWS = 16  # fewer rows than this are not worth another compiled program
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,9 +121,10 @@ def plan(decoding: Decoding, sampling: Sampling) -> Plan:
 
 
 def widths(decoding: Decoding) -> list[int]:
-    """How many rows a chunk may have: all lanes, then 3/4 and 1/2 of them, and so on."""
-    found, width = [decoding.lanes], decoding.lanes
-    while decoding.shrink and width // 2 >= _LEAST_ROWS:
-        found += [width * 3 // 4, width // 2]
-        width //= 2
+    """How many rows a chunk may have: all lanes, 3/4 of them, 1/2, 1/4, and so on."""
+    found = [decoding.lanes]
+    while decoding.shrink and found[-1] // 2 >= _LEAST_ROWS:
+        found.append(found[-1] // 2)
+    if len(found) > 1:
+        found.append(decoding.lanes * 3 // 4)
     return sorted(found)

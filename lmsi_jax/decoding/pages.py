@@ -14,6 +14,7 @@ J pages at most for one path.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -119,7 +120,14 @@ def over_entries(
     top = scores.max(2)
     weights = jnp.exp(scores - top[:, :, None])
     mixed = wide_matmul(weights.swapaxes(-1, -2).astype(values.dtype), values)
-    return top, weights.sum(2), mixed
+    return top, _sum_in_order(weights, 2), mixed
+
+
+def _sum_in_order(a: jax.Array, axis: int) -> jax.Array:
+    """The sum along a short axis, first to last: XLA's own order depends on the other axes."""
+    if a.shape[axis] > 64:
+        return a.sum(axis)
+    return functools.reduce(jnp.add, jnp.moveaxis(a, axis, 0))
 
 
 def over_pages(
@@ -193,7 +201,7 @@ def _by_row(table: Table, top: jax.Array, total: jax.Array, mixed: jax.Array) ->
     tops = jnp.where(owned[..., None], of_row(top), MASKED)
     highest = tops.max(1)
     scales = jnp.where(owned[..., None], jnp.exp(tops - highest[:, None]), 0.0)
-    total = (of_row(total) * scales).sum(1)
+    total = _sum_in_order(of_row(total) * scales, 1)
     return highest, total, (of_row(mixed) * scales[..., None]).sum(1)
 
 

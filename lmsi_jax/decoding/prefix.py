@@ -1,8 +1,9 @@
 """Attention over shared prefixes: task prompt, question and path, each stored once.
 
 The softmax over all keys is exact: each part gives its maximum, its sum and its weighted values,
-and the parts are merged by log-sum-exp. Products are plain batched matmuls with keys stored
-[.., K, L], the fastest of the layouts that were tried on XLA's CPU back end.
+and the parts are merged by log-sum-exp. Products are plain batched matmuls; with keys stored
+[.., L, K] they are fast on XLA's CPU back end, and the bits of a row do not depend on how many rows
+there are.
 
 Shapes: B sequences, n queries of each, H heads, G kv heads, per = H / G, K head dim, L cached
 positions.
@@ -29,8 +30,8 @@ class Cache:
     """Keys and values of B sequences, one entry per layer.
 
     Attributes:
-      keys: per layer [B, G, K, L].
-      values: per layer [B, G, L, K].
+      keys: per layer [B, G, L, K].
+      values: the same.
       lengths: [B] how many positions of each sequence are real.
     """
 
@@ -42,7 +43,7 @@ class Cache:
 def part(
     rows: jax.Array, keys: jax.Array, values: jax.Array, bias: Any, softcap: float = 0.0
 ) -> Part:
-    """Unmerged attention of rows [B, G, n, K] over keys [B, G, K, L] and values [B, G, L, K].
+    """Unmerged attention of rows [B, G, n, K] over keys and values [B, G, L, K].
 
     Args:
       rows: scaled queries.
@@ -55,7 +56,7 @@ def part(
       maximum [B, G, n], sum of exponentials [B, G, n], weighted values [B, G, n, K], all relative
       to the maximum and float32.
     """
-    scores = soft_cap(wide_matmul(rows, keys), softcap) + bias
+    scores = soft_cap(wide_matmul(rows, keys, turned=True), softcap) + bias
     # The maximum cancels in `merge`, so no gradient need flow through it.
     top = jax.lax.stop_gradient(scores.max(-1))
     weights = jnp.exp(scores - top[..., None])
@@ -122,7 +123,7 @@ def over_cache(
     batch, n, heads, width = q.shape
     sequences = cache.lengths.shape[0]
     rows = grouped(q.reshape(sequences, batch * n // sequences, heads, width), groups)
-    size = cache.keys[layer].shape[-1]
+    size = cache.keys[layer].shape[2]
     bias = _padding_bias(cache.lengths, size)
     if since is not None:
         seen = jnp.arange(size) >= since.reshape(sequences, -1, 1)
@@ -165,7 +166,7 @@ def prefill(
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """Keeps the layer's keys and values; [B, T, heads, width] over itself and `before`."""
         groups, window = config.num_kv_heads, config.window(layer)
-        keys.append(k.transpose(0, 2, 3, 1))
+        keys.append(k.transpose(0, 2, 1, 3))
         values.append(v.transpose(0, 2, 1, 3))
         bias = jnp.repeat(causal[window], per, axis=0)
         own = part(grouped(q, groups), keys[-1], values[-1], bias, softcap)

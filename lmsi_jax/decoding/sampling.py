@@ -120,7 +120,9 @@ def _running(x: jax.Array) -> jax.Array:
     if size > 1024:
         return jnp.cumsum(x, axis=-1)
     # In full precision: a TPU's or GPU's usual product of float32 would round the weights.
-    return jnp.matmul(x, jnp.triu(jnp.ones((size, size), x.dtype)), precision="highest")
+    below = jnp.tril(jnp.ones((size, size), x.dtype))
+    # Stored [out, in], see `decoder.turned`.
+    return jax.lax.dot_general(x, below, (((1,), (1,)), ((), ())), precision="highest")
 
 
 def _first_above(upto: jax.Array, parts: jax.Array, target: jax.Array) -> jax.Array:

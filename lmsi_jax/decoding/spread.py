@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params, fuse, split_weights
+from lmsi_jax.models.decoder import Params, fuse, split_weights, turned
 from lmsi_jax.models.partitioning import weight_specs
 
 LANES = PartitionSpec("data")
@@ -59,11 +59,9 @@ def _tree(config: ModelConfig, spread: Spread) -> Any:
     """`PartitionSpec`s of the decoding weights."""
     assert spread.mesh is not None
     shape = spread.mesh.shape
-    specs = split_weights(
+    return split_weights(
         config, weight_specs(config, shape["model"], shape["data"], fsdp=spread.fsdp)
     )
-    vocab, embed = specs["embedding"]
-    return specs | {"unembedding": PartitionSpec(embed, vocab)}
 
 
 def decoding_weights(
@@ -73,9 +71,9 @@ def decoding_weights(
 
     def prepared(tree: Params) -> Params:
         narrow = jax.tree.map(lambda a: a.astype(dtype), tree)
-        weights = fuse(config, narrow) if spread.mesh is None else split_weights(config, narrow)
-        # Each step multiplies by it: laid out for that once, not transposed every time.
-        return weights | {"unembedding": weights["embedding"].T}
+        if spread.mesh is None:
+            return turned(config, fuse(config, narrow))
+        return split_weights(config, narrow)
 
     if spread.mesh is None:
         return jax.jit(prepared)(params)

@@ -169,7 +169,7 @@ class Stream:
         layers, groups, width = range(config.num_layers), config.num_kv_heads, config.head_dim
         zeros = self._device.zeros
         return Cache(
-            [zeros((slots, groups, width, self._bucket)) for _ in layers],
+            [zeros((slots, groups, self._bucket, width)) for _ in layers],
             [zeros((slots, groups, self._bucket, width)) for _ in layers],
             zeros((slots,), "int32"),
         )
@@ -261,21 +261,20 @@ class Stream:
         targets = [group.allot() for group in self._groups]
         proven, full = self._device.proven, self._plan.rows
         busiest = max(len(group.active) for group in self._groups)
-        keys = {width: self._program(width) for width in self._widths}
-        width = min(w for w in self._widths if w >= busiest and proven.get(keys[w], True))
-        if width == full or keys[width] in proven:
-            return self._run(targets, width)
-        if 2 * busiest <= width:  # too few rows to prove much by them
-            return self._run(targets, full)
-        wide = self._run(targets, full)
+        keys = {width: self._program(width) for width in self._widths if width >= busiest}
+        sure = min(width for width, key in keys.items() if proven.get(key, width == full))
+        width = min(width for width, key in keys.items() if proven.get(key, True))
+        if width == sure or 2 * busiest <= width:  # so few rows would not prove much
+            return self._run(targets, sure)
+        wide = self._run(targets, sure)
         # The same chunk again: it reads what was stored before it, and stores the same entries.
         narrow = self._run(targets, width)
         proven[keys[width]] = self._alike(wide, narrow)
-        return narrow if proven[keys[width]] else self._run(targets, full)
+        return narrow if proven[keys[width]] else self._run(targets, sure)
 
     def _program(self, width: int) -> tuple:
         """What a chunk of so many rows is compiled for."""
-        prompt = None if self._shared is None else self._shared.keys[0].shape[-1]
+        prompt = None if self._shared is None else self._shared.keys[0].shape[2]
         segments = self._groups[0].pages // self._plan.rows
         filters = self._sampling.filters
         return width, self._bucket, prompt, self._plan, self._depth, segments, filters

@@ -72,14 +72,14 @@ def packed_attention(
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """[B, T, heads, width] over the own segment so far and the shared prefix."""
         heads, groups, window = q.shape[2], k.shape[2], config.window(layer)
-        keys, values = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+        keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         outputs = []
         for one in blocks[window]:
             own, queries = slice(one.first, one.end), q[:, one.start : one.end]
             # Rows of a group are ordered [query, head], see `grouped`.
             bias = jnp.repeat(one.bias, heads // groups, axis=1)[:, None]
             rows = grouped(queries, groups)
-            mine = part(rows, keys[..., own], values[:, :, own], bias, softcap)
+            mine = part(rows, keys[:, :, own], values[:, :, own], bias, softcap)
             parts = [tuple(ungrouped(a, heads) for a in mine)]
             if shared is not None:
                 since = positions[:, one.start : one.end] - window + 1 if window else None
