@@ -82,7 +82,9 @@ def test_the_newest_is_by_number_and_unfinished_ones_do_not_count(tmp_path):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(LmsiError, match=re.escape(f"no checkpoint in {tmp_path / 'none'}; name a")):
+    with pytest.raises(
+        LmsiError, match=re.escape(f"no checkpoint in {tmp_path / 'none'}; there is")
+    ):
         checkpoints.find(tmp_path / "none")
 
 
