@@ -8,7 +8,7 @@ import pytest
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import SEPARATOR
 from lmsi_jax.records import FORMATS, Example
-from lmsi_jax.training.data import example_rows
+from lmsi_jax.training.data import Examples
 
 
 def _examples(source, count):
@@ -32,7 +32,7 @@ SOURCES = {"weak": _examples("weak", 12), "strong": _examples("strong", 5)}
 
 def _take(count, tokenizer_path, seed=3, rates=None, sources=SOURCES):
     rates = rates or {"weak": 1.0, "strong": 0.0}
-    return list(itertools.islice(example_rows(sources, rates, tokenizer_path, seed=seed), count))
+    return list(itertools.islice(Examples(sources, rates, tokenizer_path, seed=seed), count))
 
 
 def test_the_order_is_a_function_of_the_seed(tokenizer_path):
