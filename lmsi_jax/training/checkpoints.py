@@ -56,12 +56,13 @@ class Checkpoints:
             raise LmsiError(f"the best checkpoint is by 'min' or 'max', not by {mode!r}")
         self.directory = epath.Path(directory).resolve()
         self.directory.mkdir(parents=True, exist_ok=True)
+        if not together or jax.process_index() == 0:
+            _sweep(self.directory)
         self._together = together
         options = ocp.CheckpointManagerOptions(
             step_prefix=_PREFIX,
             preservation_policy=_kept(keep, keep_best, best, mode),
             enable_async_checkpointing=background,
-            cleanup_tmp_directories=True,
             create=False,
             multiprocessing_options=_processes(together),
         )
@@ -101,7 +102,7 @@ class Checkpoints:
             return
         state: dict[str, Any] = {"step": np.int32(step)}
         if optimizer_state is not None:
-            state["param_states"] = _named(optimizer_state)
+            state["param_states"] = _nested(_named(optimizer_state))
         tree = {"target": params, "state": state}
         if jax.process_count() > 1 and not self._together:
             tree = jax.tree.map(np.asarray, tree)  # Orbax takes no process' own device arrays
@@ -139,8 +140,9 @@ class Checkpoints:
                 "state": {"param_states": _named(shardings[1])},
             }
         found = _read(folder, like, places, self._together)
-        names = _named(optimizer_state)
-        leaves = [found["state"]["param_states"][name] for name in names]
+        arrays = found["state"]["param_states"]
+        # T5X writes its counters as it restored them, in float32.
+        leaves = [arrays[k].astype(leaf.dtype) for k, leaf in _named(optimizer_state).items()]
         return found["target"], jax.tree.unflatten(jax.tree.structure(optimizer_state), leaves)
 
     def position(self, step: int) -> dict[str, Any] | None:
@@ -163,6 +165,13 @@ class Checkpoints:
         if not folder.is_dir():
             raise LmsiError(f"no {folder}; {_seen(self.directory)}")
         return folder
+
+
+def _sweep(directory: epath.Path) -> None:
+    """Removes saves that were cut off by the end of their process; Orbax lets some of them lie."""
+    for child in directory.iterdir():
+        if child.name.startswith(f"{_PREFIX}_") and _UNFINISHED in child.name:
+            child.rmtree()
 
 
 def _kept(keep: int | None, keep_best: int, best: str, mode: str) -> managers.PreservationPolicy:
@@ -215,6 +224,21 @@ def load_params(path: epath.PathLike, like: Params, shardings: Any = None) -> Pa
     return _read(find(path), {"target": like}, places, together=False)["target"]
 
 
+def optimizer_arrays(folder: epath.PathLike) -> dict[str, jax.Array]:
+    """Reads a checkpoint's optimiser state: its arrays by their path, as in "0.mu.embedding".
+
+    Args:
+      folder: a `checkpoint_N` folder.
+
+    Raises:
+      LmsiError: it is none, or it is incomplete.
+    """
+    folder = epath.Path(folder)
+    _, metadata = _opened(folder, together=False)
+    like = {"state": {"param_states": metadata["state"].get("param_states", {})}}
+    return _named(_read(folder, like, None, together=False)["state"]["param_states"])
+
+
 def find(path: epath.PathLike) -> epath.Path:
     """Returns the `checkpoint_N` folder at or newest in `path`.
 
@@ -259,11 +283,23 @@ def _named(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
 
 
-def _read(folder: epath.Path, like: Any, places: Any, together: bool) -> Any:
-    """Reads the arrays that `like` names, after looking whether they are there and fit.
+def _nested(named: dict[str, Any]) -> dict[str, Any]:
+    """`_named`'s dictionary with its dots as levels, which is how T5X names a state's arrays."""
+    tree: dict[str, Any] = {}
+    for name, leaf in named.items():
+        *parents, last = name.split(".")
+        level = tree
+        for parent in parents:
+            level = level.setdefault(parent, {})
+        level[last] = leaf
+    return tree
 
-    Returns:
-      `like` with arrays in place of its leaves; with those of `places`, sharded that way.
+
+def _opened(folder: epath.Path, together: bool) -> tuple[ocp.Checkpointer, Any]:
+    """Returns what reads a checkpoint's state, and the tree of its arrays' shapes.
+
+    Raises:
+      LmsiError: it is no checkpoint of this layout, or it is incomplete.
     """
     item = (folder / "state").resolve()
     if not item.is_dir():
@@ -278,6 +314,16 @@ def _read(folder: epath.Path, like: Any, places: Any, together: bool) -> Any:
             f"{folder} has no 'target' tree of parameters; found {found}, expected {_LAYOUT}; "
             "name a checkpoint of lmsi or T5X"
         )
+    return handler, metadata
+
+
+def _read(folder: epath.Path, like: Any, places: Any, together: bool) -> Any:
+    """Reads the arrays that `like` names, after looking whether they are there and fit.
+
+    Returns:
+      `like` with arrays in place of its leaves; with those of `places`, sharded that way.
+    """
+    handler, metadata = _opened(folder, together)
     saved, wanted = _named(metadata), _named(like)
     _check_match(folder, wanted, saved)
     where = {} if places is None else _named(places)
@@ -289,7 +335,9 @@ def _read(folder: epath.Path, like: Any, places: Any, together: bool) -> Any:
         return ocp.RestoreArgs(restore_type=np.ndarray)
 
     args = jax.tree_util.tree_map_with_path(how, metadata)
-    tree = _named(_attempt(folder, lambda: handler.restore(item, restore_args=args)))
+    tree = _named(
+        _attempt(folder, lambda: handler.restore((folder / "state").resolve(), restore_args=args))
+    )
     leaves = [tree[name] if name in where else jax.numpy.asarray(tree[name]) for name in wanted]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 

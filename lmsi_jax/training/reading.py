@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
 
+import numpy as np
+
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.training.packing import Batch, Packer, Row, Shape, stacked
 
@@ -82,12 +84,22 @@ class Steps:
 
 def _json(row: Row) -> dict[str, Any]:
     plain = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
-    return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in plain.items()}
+    return {
+        k: {"dtype": str(v.dtype), "array": v.tolist()} if isinstance(v, np.ndarray) else v
+        for k, v in plain.items()
+    }
+
+
+def _row(plain: Mapping[str, Any]) -> Row:
+    found: dict[str, Any] = {
+        k: np.array(v["array"], v["dtype"]) if isinstance(v, dict) else v for k, v in plain.items()
+    }
+    return Row(**{**found, "prefix": tuple(found["prefix"])})
 
 
 def _unpacked(position: Mapping[str, Any]) -> list[Row]:
     try:
-        return [Row(**{**row, "prefix": tuple(row["prefix"])}) for row in position["open"]]
+        return [_row(row) for row in position["open"]]
     except (KeyError, TypeError) as error:
         raise LmsiError(
             f"the checkpoint's reading position cannot be understood ({error}); it is of another "
