@@ -68,6 +68,7 @@ setup(
         "rich>=13.7",
         "sentencepiece>=0.2",
         "seqio>=0.0.20",
+        "tensorboard>=2.18",  # CLU's metric writers import it without declaring it
         "tensorflow>=2.18",
         "tensorflow-datasets>=4.9.7",
     ],

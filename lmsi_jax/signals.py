@@ -12,6 +12,7 @@ everything else leaves at once, as with Ctrl-C. Nothing is lost either way: see 
 """
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -37,23 +38,41 @@ def leaving() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[Callable[[], bool]]:
+def deferred(deadline: float | None = None) -> Iterator[Callable[[], bool]]:
     """Within, SIGTERM only sets a flag; yields the function that reads it.
 
     Off the main thread no signal arrives, and the flag stays unset.
+
+    Args:
+      deadline: seconds after the signal; where the block has not ended by then, the process leaves
+        at once, whatever its threads are at, with exit code 143.
 
     Raises:
       Terminated: at the end of the block, where the signal came and nobody asked any more.
     """
     came = threading.Event()
+    timer = threading.Timer(deadline or 0.0, _leave_now, (deadline,))
+    timer.daemon = True
 
     def note(_signal: int, _frame: FrameType | None) -> None:
+        if deadline is not None and not came.is_set():
+            timer.start()
         came.set()
 
-    with _handled(note):
-        yield came.is_set
+    try:
+        with _handled(note):
+            yield came.is_set
+    finally:
+        timer.cancel()
     if came.is_set():
         raise Terminated
+
+
+def _leave_now(deadline: float) -> None:
+    """Threads that write to a slow disk would hold up the end of the program: it has none."""
+    said = f"terminated; not all was saved within {deadline:g} s, what was whole before stands\n"
+    os.write(2, said.encode())
+    os._exit(128 + signal.SIGTERM)
 
 
 @contextlib.contextmanager

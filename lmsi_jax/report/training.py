@@ -12,6 +12,7 @@ MOST_POINTS = 150
 """A curve with more is averaged over neighbouring steps, so that the page stays small."""
 _START = {"base": "base model", "last": "last model"}
 _SHORT = {f: f.replace("_shot", "-shot").replace("_", " ") for f in FORMAT_NAMES}
+_SOURCES = {"weak": "weak (own paths)", "strong": "strong (human)"}
 _PROMPTING = {
     "standard": "standard",
     "cot": "CoT",
@@ -21,12 +22,12 @@ _PROMPTING = {
 
 
 def losses(rounds: Sequence[Round]) -> Html:
-    """Returns the loss of every round, and by format, with learning rate and gradient norm."""
+    """Returns every round's loss, also by format and source, learning rate and gradient norm."""
     if not any(row["train"] for row in rounds):
         return element("p", "No training step was logged.", cls="empty")
     figures = [
         _curves(rounds, "loss", "Loss", "nats a target token"),
-        *(_format_losses(row, len(rounds) > 1) for row in rounds if row["train"]),
+        *(_label_losses(row, len(rounds) > 1) for row in rounds if row["train"]),
         _curves(rounds, "grad_norm", "Gradient norm", "global norm"),
         _curves(rounds, "learning_rate", "Learning rate", "learning rate"),
     ]
@@ -131,16 +132,28 @@ def _curves(rounds: Sequence[Round], field: str, name: str, unit: str) -> Html:
     return _figure(name, charts.line_chart(name, lines, "step", unit, ramp=len(rounds) > 1))
 
 
-def _format_losses(row: Round, named: bool) -> Html:
-    fields = list(dict.fromkeys(f for step in row["train"] for f in step if f.startswith("loss/")))
-    lines = []
-    for field in fields:
-        label = field.removeprefix("loss/")
-        lines.append(charts.Line(_SHORT.get(label, label), thinned(row["train"], field)))
-    if not lines:
-        return Html("")
-    name = "Loss by format" + (f", {compare.round_name(row['round']).lower()}" if named else "")
-    return _figure(name, charts.line_chart(name, lines, "step", "nats a target token"))
+def _label_losses(row: Round, named: bool) -> Html:
+    """Losses by format, and by source where there are several."""
+    fields = dict.fromkeys(f for step in row["train"] for f in step if f.startswith("loss/"))
+    labels = [field.removeprefix("loss/") for field in fields]
+    figures = []
+    for what, chosen in (
+        ("format", [label for label in labels if label not in _SOURCES]),
+        ("source", [label for label in labels if label in _SOURCES]),
+    ):
+        lines = [
+            charts.Line(
+                _SOURCES.get(label) or _SHORT.get(label, label),
+                thinned(row["train"], f"loss/{label}"),
+            )
+            for label in chosen
+        ]
+        if lines:
+            round_name = f", {compare.round_name(row['round']).lower()}" if named else ""
+            name = f"Loss by {what}{round_name}"
+            chart = charts.line_chart(name, lines, "step", "nats a target token")
+            figures.append(_figure(name, chart))
+    return joined(figures)
 
 
 def thinned(steps: Sequence[dict[str, float]], field: str) -> list[tuple[float, float]]:

@@ -1,16 +1,15 @@
 """Fine-tuning: examples -> a checkpoint, from the base model or from the last round's."""
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.files import remove, write_json
-from lmsi_jax.records import FORMATS
 from lmsi_jax.stages.context import Context, named
 from lmsi_jax.stages.mix import read_examples
 from lmsi_jax.training import checkpoints
-from lmsi_jax.training.data import example_rows
+from lmsi_jax.training.data import Examples
 from lmsi_jax.training.packing import Row, check
+from lmsi_jax.training.reading import Rows
 from lmsi_jax.training.trainer import Training, train
 
 
@@ -34,8 +33,13 @@ def finetune(context: Context, round_index: int, inputs: dict[str, str]) -> str:
             "leaves none. Look at `lmsi report`; use a stronger base model or another prompt"
         )
     rates = {"weak": 1.0 - training.strong_rate, "strong": training.strong_rate}
-    seed = run.seed * 1000 + round_index
-    rows = example_rows(sources, rates, context.tokenizer_path, seed=seed)
+    rows = Examples(
+        sources,
+        rates,
+        context.tokenizer_path,
+        task_rates=dict(training.task_rates),
+        seed=run.seed * 1000 + round_index,
+    )
     start = 0 if run.start_from == "base" else round_index - 1
     params = train(
         run.model,
@@ -43,7 +47,7 @@ def finetune(context: Context, round_index: int, inputs: dict[str, str]) -> str:
         context.params(start),
         fitting(rows, training),
         stage.directory,
-        groups=FORMATS,
+        groups=rows.groups,
         name=f"round {round_index}: training",
     )
     write_json(stage.directory / "digest.json", {"params_sha256": checkpoints.digest(params)})
@@ -52,23 +56,28 @@ def finetune(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     return stage.fingerprint
 
 
-def fitting(rows: Iterator[Row], training: Training) -> Iterator[Row]:
-    """Leaves out rows that the batch shape has no room for.
+def fitting(rows: Iterable[Row], training: Training) -> Rows:
+    """Leaves out rows that the batch shape has no room for; reading raises where none fits.
 
     Raises:
       LmsiError: none of the first rows fits.
     """
-    fitted = 0
-    for number in itertools.count():
-        row = next(rows)
+    tried = fitted = 0
+
+    def fits(row: Row) -> bool:
+        """Whether there is room for it."""
+        nonlocal tried, fitted
+        tried += 1
         try:
             check(row, training.shape)
         except ValueError as reason:
-            if not fitted and number >= 1000:
+            if not fitted and tried > 1000:
                 raise LmsiError(
                     f"no training row fits: {reason}; raise Training.length or "
                     "Training.prefix_length"
                 ) from None
-            continue
+            return False
         fitted += 1
-        yield row
+        return True
+
+    return Rows(rows, fits)

@@ -17,7 +17,7 @@ from lmsi_jax.stages.mix import read_examples
 from lmsi_jax.stages.sample import read_paths, read_round
 from lmsi_jax.stages.vote import read_votes
 from lmsi_jax.store import ShardStore
-from lmsi_jax.training.trainer import read_metrics
+from lmsi_jax.training.metrics import read_metrics
 
 _PACKAGES = ("lmsi_jax", "jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "numpy")
 _SHOWN_PER_TASK = 2

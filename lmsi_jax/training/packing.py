@@ -7,6 +7,7 @@ weights become per-token loss weights here, so nothing downstream can lose them.
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Self
 
 import numpy as np
 
@@ -84,12 +85,14 @@ class _Bin:
         }
         self.used = [0] * shape.rows
         self.count = [0] * shape.rows
+        self.rows: list[Row] = []  # all of them in order: added again, they give the same bin
         self.waiting: list[Row] = []
         for row in rows:
             self.add(row)
 
     def add(self, row: Row) -> None:
         """Puts the row into the fullest sequence with room, or lets it wait."""
+        self.rows.append(row)
         size = len(row.tokens)
         length = self.arrays["tokens"].shape[1]
         fits = [i for i, used in enumerate(self.used) if used + size <= length]
@@ -117,28 +120,63 @@ class _Bin:
         }
 
 
-def microbatches(rows: Iterable[Row], shape: Shape) -> Iterator[Batch]:
-    """Yields microbatches, each of rows that share a prefix, in a deterministic order.
+class Packer:
+    """Packs a stream of rows into microbatches, and knows where it stands between two of them.
 
     A microbatch is complete when some rows of its prefix wait that have no room in it; they open
-    the
-    next one. Rows still open when a finite stream ends come last, by the order of their prefixes.
+    the next one. Rows still open when a finite stream ends come last, by the order of their
+    prefixes. The order is deterministic.
 
-    Raises:
-      ValueError: a row or a prefix is longer than the shape allows.
+    Args:
+      rows: the stream.
+      shape: the fixed shape of a microbatch.
+      open_rows: what `open_rows` was when an earlier packer had read the rows before these.
     """
-    open_bins: dict[tuple[int, ...], _Bin] = {}
-    for row in rows:
-        check(row, shape)
-        current = open_bins.setdefault(row.prefix, _Bin(row.prefix, shape))
-        current.add(row)
-        if len(current.waiting) == _PATIENCE:
-            yield current.finished(shape)
-            open_bins[row.prefix] = _Bin(row.prefix, shape, current.waiting)
-    for current in open_bins.values():
-        while any(current.used):
-            yield current.finished(shape)
-            current = _Bin(current.prefix, shape, current.waiting)
+
+    def __init__(self, rows: Iterable[Row], shape: Shape, open_rows: Iterable[Row] = ()):
+        self._rows, self._shape = iter(rows), shape
+        self._bins: dict[tuple[int, ...], _Bin] = {}
+        for row in open_rows:
+            self._bin(row.prefix).add(row)
+
+    @property
+    def open_rows(self) -> list[Row]:
+        """The rows that were read and are in no microbatch yet."""
+        return [row for one in self._bins.values() for row in one.rows]
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        """Returns the next microbatch.
+
+        Raises:
+          ValueError: a row or a prefix is longer than the shape allows.
+        """
+        for row in self._rows:
+            check(row, self._shape)
+            current = self._bin(row.prefix)
+            current.add(row)
+            if len(current.waiting) == _PATIENCE:
+                return self._finished(current)
+        for current in self._bins.values():
+            if current.rows:
+                return self._finished(current)
+        raise StopIteration
+
+    def _bin(self, prefix: tuple[int, ...]) -> _Bin:
+        if prefix not in self._bins:
+            self._bins[prefix] = _Bin(prefix, self._shape)
+        return self._bins[prefix]
+
+    def _finished(self, one: _Bin) -> Batch:
+        self._bins[one.prefix] = _Bin(one.prefix, self._shape, one.waiting)
+        return one.finished(self._shape)
+
+
+def microbatches(rows: Iterable[Row], shape: Shape) -> Iterator[Batch]:
+    """Yields microbatches, each of rows that share a prefix; see `Packer`."""
+    return Packer(rows, shape)
 
 
 def check(row: Row, shape: Shape) -> None:
@@ -155,9 +193,15 @@ def check(row: Row, shape: Shape) -> None:
 
 def batches(rows: Iterable[Row], shape: Shape) -> Iterator[Batch]:
     """Yields steps of stacked microbatches; an incomplete last step is dropped."""
+    return stacked(Packer(rows, shape), shape.microbatches)
+
+
+def stacked(microbatches: Iterable[Batch], count: int) -> Iterator[Batch]:
+    """Yields steps of `count` microbatches; an incomplete last step is dropped."""
     waiting: list[Batch] = []
-    for one in microbatches(rows, shape):
+    for one in microbatches:
         waiting.append(one)
-        if len(waiting) == shape.microbatches:
-            yield {name: np.stack([m[name] for m in waiting]) for name in one}
+        if len(waiting) == count:
+            step = {name: np.stack([m[name] for m in waiting]) for name in one}
             waiting = []
+            yield step

@@ -1,28 +1,28 @@
 """The trainer: packed batches in, checkpoints and metrics out; resumes to the same bytes."""
 
+import contextlib
 import dataclasses
 import functools
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from etils import epath
 
-from lmsi_jax import files
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import Params
 from lmsi_jax.progress import Progress
+from lmsi_jax.signals import Terminated, deferred
 from lmsi_jax.training import packing
 from lmsi_jax.training.checkpoints import Checkpoints
+from lmsi_jax.training.floor import matmul_rate, step_flops
 from lmsi_jax.training.losses import loss_and_gradient
+from lmsi_jax.training.metrics import Log
 from lmsi_jax.training.optimizers import Optimizer
-
-_METRICS = "metrics.jsonl"
+from lmsi_jax.training.reading import Steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,13 @@ class Training:
       log_every: steps per line of metrics.
       save_every: steps between checkpoints (the last step is always saved).
       strong_rate: share of strong (human) examples in the mixture, where a run has some.
+      task_rates: (task, rate) pairs: how often a task's examples are drawn within their source;
+        tasks that are not named are left out. By default each example is drawn equally often.
+      keep: newest checkpoints to keep; None keeps all.
+      keep_best: best checkpoints to keep beside them.
+      best_metric: what makes one better, a name in metrics.jsonl; "min" or "max" of it is best.
+      deadline_seconds: after SIGTERM the step is finished and saved; if that takes longer than
+        this, the process leaves with the last complete checkpoint.
     """
 
     steps: int = 10_000
@@ -50,12 +57,23 @@ class Training:
     log_every: int = 10
     save_every: int = 1000
     strong_rate: float = 0.0
+    task_rates: tuple[tuple[str, float], ...] = ()
+    keep: int | None = 1
+    keep_best: int = 0
+    best_metric: str = "loss"
+    best_mode: Literal["min", "max"] = "min"
+    deadline_seconds: float = 25.0
 
     def __post_init__(self) -> None:
         least_one = ("steps", "microbatches", "rows", "length", "log_every", "save_every")
         checks = {name: getattr(self, name) >= 1 for name in least_one}
         checks["prefix_length"] = self.prefix_length >= 0
         checks["strong_rate"] = 0 <= self.strong_rate <= 1
+        checks["task_rates"] = all(rate >= 0 for _, rate in self.task_rates)
+        checks["keep"] = self.keep is None or self.keep >= 1
+        checks["keep_best"] = self.keep_best >= 0
+        checks["best_mode"] = self.best_mode in ("min", "max")
+        checks["deadline_seconds"] = self.deadline_seconds > 0
         for name, good in checks.items():
             if not good:
                 raise LmsiError(f"Training.{name} = {getattr(self, name)} is out of range")
@@ -110,8 +128,9 @@ def train(
       config: the model's shape.
       training: steps, optimiser and batch shape.
       params: where a fresh run starts.
-      rows: a deterministic, endless stream; a resumed run skips what was read.
-      directory: gets `checkpoint_N` and metrics.jsonl.
+      rows: a deterministic, endless stream from its beginning; a resumed run passes over what was
+        read, see `reading.Rows`.
+      directory: gets `checkpoint_N` and the files of `lmsi_jax.training.metrics`.
       groups: names of the groups that `Row.group` counts, for metrics.
       name: what the progress bar says.
 
@@ -120,124 +139,120 @@ def train(
 
     Raises:
       LmsiError: the stream ended early, or the loss is not a number any more.
+      Terminated: SIGTERM came; the step it came in is finished and saved.
     """
-    checkpoints = Checkpoints(directory)
+    checkpoints = Checkpoints(
+        directory,
+        training.keep,
+        keep_best=training.keep_best,
+        best=training.best_metric,
+        mode=training.best_mode,
+        background=True,
+    )
+    start = _start(checkpoints, training, params)
+    steps = Steps(rows, training.shape, start.position)
+    bar = Progress(name, training.steps, unit="steps", rate_unit="tokens", initial=start.step)
+    # The order matters: leaving by SIGTERM waits for what is being saved.
+    with deferred(training.deadline_seconds) as requested, contextlib.closing(checkpoints), bar:
+        if start.step == training.steps:
+            return start.params
+        log = _log(config, training, start, epath.Path(directory), groups, name)
+        with contextlib.closing(log):
+            loop = _Loop(config, training, checkpoints, steps, log, len(groups), bar, name)
+            return loop.run(start, requested)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Start:
+    """Where a run begins: fresh, or as a checkpoint left it."""
+
+    step: int
+    params: Params
+    state: Any
+    position: dict[str, Any] | None = None
+    window: Sequence[Any] = ()
+
+
+def _start(checkpoints: Checkpoints, training: Training, params: Params) -> _Start:
     state = training.optimizer.transformation(training.steps).init(params)
-    params = jax.tree.map(jnp.array, params)  # the step donates its arguments: keep the caller's
-    first = checkpoints.latest or 0
-    if first:
-        params, state = checkpoints.restore(first, params, state)
-    stream = _skip(packing.batches(rows, training.shape), first)
-    bar = Progress(name, training.steps, unit="steps", rate_unit="tokens", initial=first)
-    with bar as progress:
-        log = _Log(name, training, groups, epath.Path(directory) / _METRICS, first, progress)
-        for step in range(first + 1, training.steps + 1):
-            batch = _next(stream, name, step, training)
-            params, state, metrics = train_step(config, training, len(groups), params, state, batch)
-            log.add(step, metrics)
-            if step % training.save_every == 0 or step == training.steps:
-                log.write()
-                checkpoints.save(step, params, state)
-    checkpoints.close()
-    return params
+    step = checkpoints.latest or 0
+    if not step:
+        # The step donates its arguments: keep the caller's.
+        return _Start(step=0, params=jax.tree.map(jnp.array, params), state=state)
+    params, state = checkpoints.restore(step, params, state)
+    position = checkpoints.position(step)
+    window = position.pop("window") if position else ()
+    return _Start(step=step, params=params, state=state, position=position, window=window)
 
 
-def _next(
-    stream: Iterator[packing.Batch], name: str, step: int, training: Training
-) -> packing.Batch:
-    batch = next(stream, None)
-    if batch is None:
-        raise LmsiError(
-            f"{name}: the examples ended before step {step}; a step needs "
-            f"{training.microbatches} microbatches, so lower Training.microbatches or rows"
-        )
-    return batch
+def _log(
+    config: ModelConfig,
+    training: Training,
+    start: _Start,
+    directory: epath.Path,
+    groups: Sequence[str],
+    name: str,
+) -> Log:
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(start.params))
+    rate = matmul_rate()
+    return Log(
+        name,
+        directory,
+        groups,
+        ends=lambda step: not step % training.log_every or step == training.steps,
+        rate=training.optimizer.schedule(training.steps),
+        first=start.step,
+        window=start.window,
+        floor_seconds=lambda batch: step_flops(config, parameters, batch) / rate,
+    )
 
 
-class _Log:
-    """Metrics of windows of `log_every` steps, as lines of a file and on the progress bar."""
+@dataclasses.dataclass(frozen=True)
+class _Loop:
+    """The steps of one process, between a start and the end or SIGTERM."""
 
-    def __init__(
-        self,
-        name: str,
-        training: Training,
-        groups: Sequence[str],
-        path: epath.Path,
-        first: int,
-        progress: Progress,
-    ):
-        self._name, self._training, self._groups = name, training, groups
-        self._path, self._progress = path, progress
-        self._lines = _lines_until(path, first)
-        self._window: list[Any] = []
+    config: ModelConfig
+    training: Training
+    checkpoints: Checkpoints
+    steps: Steps
+    log: Log
+    groups: int
+    progress: Progress
+    name: str
 
-    def add(self, step: int, metrics: Any) -> None:
-        """Takes a step's metrics, still on the device; reads them where a window ends.
-
-        Windows also end with a checkpoint: a resumed run starts a window there too.
-
-        Raises:
-          LmsiError: the loss is not a number any more.
-        """
-        training = self._training
-        self._window.append(metrics)
-        if step % training.log_every and step % training.save_every and step != training.steps:
-            return
-        line = _line(step, training, self._window, self._groups)
-        self._lines.append(line)
-        self._progress.advance(
-            len(self._window), amount=int(line["tokens"]), note=f"loss {line['loss']:.3f}"
-        )
-        self._window = []
-        if not np.isfinite(line["loss"]):
-            raise LmsiError(
-                f"{self._name}: the loss is {line['loss']} at step {step}; lower "
-                "Optimizer.learning_rate"
+    def run(self, start: _Start, requested: Callable[[], bool]) -> Params:
+        """Trains to the last step; returns the parameters."""
+        training, params, state = self.training, start.params, start.state
+        for step in range(start.step + 1, training.steps + 1):
+            batch = self._batch(step)
+            params, state, metrics = train_step(
+                self.config, training, self.groups, params, state, batch
             )
+            line = self.log.add(step, metrics, batch)
+            if line is not None:
+                self.progress.advance(
+                    step - self.progress.done,
+                    amount=int(line["tokens"]),
+                    note=f"loss {line['loss']:.3f}",
+                )
+            leave = requested()  # asked once: what is decided here holds below
+            if leave or step % training.save_every == 0 or step == training.steps:
+                self._save(step, params, state)
+            if leave:
+                self.checkpoints.wait()
+                raise Terminated
+        return params
 
-    def write(self) -> None:
-        """Writes the lines so far, before the checkpoint that they lead up to."""
-        files.write_bytes(self._path, _jsonl(self._lines))
+    def _save(self, step: int, params: Params, state: Any) -> None:
+        reading = {**self.steps.position, "window": self.log.window}
+        self.log.write()
+        self.checkpoints.save(step, params, state, reading=reading, metrics=self.log.line)
 
-
-def read_metrics(directory: epath.PathLike) -> list[dict[str, float]]:
-    """Returns the metrics that a training run wrote."""
-    return _lines_until(epath.Path(directory) / _METRICS, 2**62)
-
-
-def _line(
-    step: int, training: Training, window: list[Any], groups: Sequence[str]
-) -> dict[str, float]:
-    """Averages a window of steps into one line; no clock in it, so resumed runs write the same."""
-    by_group = np.array([np.asarray(m["by_group"], np.float64) for m in window])
-    counts = np.isfinite(by_group).sum(0)
-    sums = np.nansum(by_group, axis=0)
-    line = {
-        "step": step,
-        "loss": round(float(np.mean([float(m["loss"]) for m in window])), 6),
-        "grad_norm": round(float(np.mean([float(m["grad_norm"]) for m in window])), 6),
-        "learning_rate": float(training.optimizer.schedule(training.steps)(step - 1)),
-        "tokens": sum(int(m["tokens"]) for m in window),
-    }
-    for name, total, count in zip(groups, sums, counts, strict=True):
-        if count:
-            line[f"loss/{name}"] = round(float(total / count), 6)
-    return line
-
-
-def _jsonl(lines: list[dict[str, float]]) -> bytes:
-    return "".join(json.dumps(line) + "\n" for line in lines).encode()
-
-
-def _lines_until(path: epath.Path, step: int) -> list[dict[str, float]]:
-    if not path.exists():
-        return []
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [line for line in lines if line["step"] <= step]
-
-
-def _skip(stream: Iterator[packing.Batch], count: int) -> Iterator[packing.Batch]:
-    for _ in range(count):
-        if next(stream, None) is None:
-            break
-    return stream
+    def _batch(self, step: int) -> packing.Batch:
+        batch = self.steps.next()
+        if batch is None:
+            raise LmsiError(
+                f"{self.name}: the examples ended before step {step}; a step needs "
+                f"{self.training.microbatches} microbatches, so lower Training.microbatches or rows"
+            )
+        return batch

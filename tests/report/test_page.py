@@ -469,3 +469,14 @@ def test_a_confidence_is_of_all_paths_also_where_some_are_not_shown(summary):
     shown["paths"] = shown["paths"][:1]
     assert shown["total"] == 32
     assert f"{100 * shown['confidence']:.1f} % of 32 paths" in text_of(render(summary))
+
+
+def test_losses_by_source_are_shown_where_there_are_several(summary):
+    name = "Loss by source"
+    assert name not in render(summary)
+    for row in summary["rounds"]:
+        for step in row["train"]:
+            step.update({"loss/weak": 1.0, "loss/strong": 2.0})
+    page = render(summary)
+    assert page.count(f"<h3>{name}") == len(summary["rounds"])
+    assert "strong (human)" in page and "weak (own paths)" in page

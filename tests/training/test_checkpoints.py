@@ -82,7 +82,9 @@ def test_the_newest_is_by_number_and_unfinished_ones_do_not_count(tmp_path):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(LmsiError, match=re.escape(f"no checkpoint in {tmp_path / 'none'}; name a")):
+    with pytest.raises(
+        LmsiError, match=re.escape(f"no checkpoint in {tmp_path / 'none'}; there is")
+    ):
         checkpoints.find(tmp_path / "none")
 
 
@@ -126,3 +128,122 @@ def test_the_digest_is_of_names_shapes_and_values():
     digests = {checkpoints.digest(tree) for tree in (base, *others)}
     assert len(digests) == 5
     assert checkpoints.digest(dict(reversed(base.items()))) == checkpoints.digest(base)
+
+
+_TREE = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 2), ("max", 4)])
+def test_the_best_are_kept_beside_the_newest(tmp_path, mode, best):
+    made = Checkpoints(tmp_path, keep=1, keep_best=1, mode=mode)
+    for step, loss in enumerate([5.0, 1.0, 3.0, 9.0, 4.0], start=1):
+        made.save(step, _TREE, metrics={"loss": loss})
+    made.save(6, _TREE)  # without a metric: never the best
+    made.close()
+    assert Checkpoints(tmp_path, keep=1, keep_best=1, mode=mode).steps == [best, 6]
+
+
+def test_what_is_saved_in_the_background_is_what_was_there_when_saving_began(tmp_path):
+    """The next step may write over the arrays at once: it is given them to use up."""
+    made = Checkpoints(tmp_path, background=True)
+    values = jnp.arange(2_000_000, dtype=jnp.float32)
+    wanted = np.array(values)
+    reading = {"rows": 7}
+    made.save(1, {"w": values}, reading=reading)
+    used_up = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
+    for _ in range(3):
+        values = used_up(values)
+    made.wait()
+    found = checkpoints.load_params(tmp_path, {"w": jax.ShapeDtypeStruct((2_000_000,), "float32")})
+    np.testing.assert_array_equal(found["w"], wanted)
+    assert made.position(1) == reading
+
+
+def test_a_step_that_is_there_is_not_written_again(tmp_path):
+    made = Checkpoints(tmp_path)
+    made.save(1, _TREE)
+    made.save(1, {"w": _TREE["w"] + 1})
+    found = checkpoints.load_params(tmp_path, _TREE)
+    assert (np.asarray(found["w"]) == _TREE["w"]).all()
+
+
+def test_a_checkpoint_without_a_position_says_so(saved):
+    assert Checkpoints(saved[0]).position(4) is None
+
+
+def test_unfinished_saves_are_swept_away_and_do_not_count(tmp_path):
+    made = Checkpoints(tmp_path)
+    made.save(3, _TREE)
+    made.close()
+    half = tmp_path / "checkpoint_5.orbax-checkpoint-tmp"
+    (half / "state.orbax-checkpoint-tmp").mkdir(parents=True)
+    again = Checkpoints(tmp_path)
+    assert again.latest == 3 and not half.exists()
+    again.save(5, _TREE)
+    assert again.latest == 5
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ((), "the folder is empty, expected a folder checkpoint_N with an Orbax item 'state'"),
+        (("checkpoint_5.orbax-checkpoint-tmp/state/x",), "cut off before it was whole"),
+        (("config.json", "model.safetensors"), "a Hugging Face model: convert it first"),
+        (("checkpoint", "target.w/0"), "T5X's old format"),
+        (("default/_METADATA",), "an Orbax tree of other names"),
+    ],
+)
+def test_what_was_found_instead_of_a_checkpoint_is_said(tmp_path, made, message):
+    for name in made:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(LmsiError, match="no checkpoint in .*name a folder") as error:
+        checkpoints.find(tmp_path)
+    assert message in str(error.value)
+
+
+def test_a_step_folder_without_state_is_named_with_what_it_holds(tmp_path):
+    (tmp_path / "checkpoint_3" / "default").mkdir(parents=True)
+    with pytest.raises(LmsiError, match="checkpoint_3 is no checkpoint.*found default.*'target'"):
+        checkpoints.load_params(tmp_path, _TREE)
+
+
+@pytest.mark.parametrize("damage", ["cut", "metadata", "manifest", "data"])
+def test_each_missing_or_truncated_part_is_named_with_the_checkpoint_before(tmp_path, damage):
+    tree = {"w": np.random.default_rng(0).normal(size=(300, 200)).astype(np.float32)}
+    made = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2):
+        made.save(step, tree)
+    made.close()
+    state = tmp_path / "checkpoint_2" / "state"
+    largest = max(
+        (f for f in state.rglob("*") if f.is_file() and f.parent.name == "d"),
+        key=lambda file: file.stat().st_size,
+    )
+    assert largest.stat().st_size > 100_000
+    if damage == "cut":
+        largest.write_bytes(largest.read_bytes()[:-1000])
+    elif damage == "data":
+        largest.unlink()
+    else:
+        (state / {"metadata": "_METADATA", "manifest": "manifest.ocdbt"}[damage]).unlink()
+    with pytest.raises(LmsiError, match="checkpoint_2 is incomplete or damaged.*delete it.*step 1"):
+        checkpoints.load_params(tmp_path, tree)
+
+
+def test_another_optimiser_is_not_called_another_model(saved, micro_params):
+    other = Optimizer(name="adafactor").transformation(9).init(micro_params)
+    with pytest.raises(LmsiError, match="another optimiser.*set Optimizer as it was"):
+        Checkpoints(saved[0]).restore(4, micro_params, other)
+
+
+def test_a_missing_step_is_named_with_those_that_are_there(saved, micro_params):
+    with pytest.raises(LmsiError, match="no .*checkpoint_9; found checkpoint_4"):
+        Checkpoints(saved[0]).restore(9, micro_params, {})
+
+
+def test_the_optimisers_arrays_are_found_by_their_path(saved):
+    folder, state = saved
+    found = checkpoints.optimizer_arrays(folder / "checkpoint_4")
+    assert {"1.0.count", "1.0.mu.embedding", "1.0.nu.layer_0.query"} <= set(found)
+    assert _same(found["1.0.mu.embedding"], state[1][0].mu["embedding"])

@@ -1,6 +1,7 @@
 """The SeqIO stream of examples: order by seed, weights, rates, and missing sources."""
 
 import collections
+import dataclasses
 import itertools
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import SEPARATOR
 from lmsi_jax.records import FORMATS, Example
-from lmsi_jax.training.data import example_rows
+from lmsi_jax.training.data import Examples
 
 
 def _examples(source, count):
@@ -32,7 +33,7 @@ SOURCES = {"weak": _examples("weak", 12), "strong": _examples("strong", 5)}
 
 def _take(count, tokenizer_path, seed=3, rates=None, sources=SOURCES):
     rates = rates or {"weak": 1.0, "strong": 0.0}
-    return list(itertools.islice(example_rows(sources, rates, tokenizer_path, seed=seed), count))
+    return list(itertools.islice(Examples(sources, rates, tokenizer_path, seed=seed), count))
 
 
 def test_the_order_is_a_function_of_the_seed(tokenizer_path):
@@ -84,3 +85,48 @@ def test_strong_and_weak_come_at_their_rates(tokenizer_path, tokenizer, rate):
 def test_a_source_without_examples_names_the_remedy(tokenizer_path, sources, rates, message):
     with pytest.raises(LmsiError, match=message):
         _take(1, tokenizer_path, rates=rates, sources=sources)
+
+
+def test_a_stream_that_skips_goes_on_where_it_would_have_been(tokenizer_path):
+    rates = {"weak": 0.6, "strong": 0.4}
+    rows = Examples(SOURCES, rates, tokenizer_path, seed=3)
+    rows.skip(17)
+    assert list(itertools.islice(rows, 20)) == _take(37, tokenizer_path, rates=rates)[17:]
+
+
+def test_groups_carry_source_and_format(tokenizer_path, tokenizer):
+    rows = Examples(SOURCES, {"weak": 0.5, "strong": 0.5}, tokenizer_path, seed=3)
+    assert rows.groups == [f"{s}/{f}" for s in ("weak", "strong") for f in FORMATS]
+    by_target = {
+        tuple(tokenizer.encode(e.targets + SEPARATOR)): e for own in SOURCES.values() for e in own
+    }
+    for row in itertools.islice(rows, 60):
+        start = next(i for i, weight in enumerate(row.weights) if weight)
+        example = by_target[tuple(row.tokens[start:])]
+        assert rows.groups[row.group] == f"{example.source}/{example.format}"
+    alone = Examples(SOURCES, {"weak": 1.0, "strong": 0.0}, tokenizer_path, seed=3)
+    assert alone.groups == list(FORMATS)
+
+
+def _two_tasks():
+    pens = _examples("weak", 30)
+    cups = [dataclasses.replace(e, task="cups", inputs=f"cups {e.inputs}") for e in pens[:10]]
+    return {"weak": pens + cups}
+
+
+@pytest.mark.parametrize(
+    ("task_rates", "share"),
+    [(None, 0.25), ({"pens": 1.0, "cups": 1.0}, 0.5), ({"cups": 3.0}, 1.0)],
+)
+def test_tasks_are_drawn_by_their_rates_or_their_sizes(
+    tokenizer_path, tokenizer, task_rates, share
+):
+    rows = Examples(_two_tasks(), {"weak": 1.0}, tokenizer_path, task_rates=task_rates, seed=3)
+    start = tokenizer.encode("cups Q:")[:2]
+    drawn = [list(row.tokens[:2]) == start for row in itertools.islice(rows, 400)]
+    assert sum(drawn) / 400 == pytest.approx(share, abs=0.07)
+
+
+def test_a_rate_for_a_task_without_examples_names_those_with_some(tokenizer_path):
+    with pytest.raises(LmsiError, match="names 'hats'.*no weak examples.*cups, pens"):
+        Examples(_two_tasks(), {"weak": 1.0}, tokenizer_path, task_rates={"hats": 1.0}, seed=3)

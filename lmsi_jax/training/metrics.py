@@ -1,0 +1,188 @@
+"""What a training run writes down: metrics.jsonl, speed.jsonl and TensorBoard's event files.
+
+    metrics.jsonl   loss (of all, by format, by source), gradient norm, learning rate, tokens
+    speed.jsonl     tokens a second and the ratio to the floor
+    tensorboard/    both, as event files
+
+metrics.jsonl has no clock in it: a run that was killed and taken up again writes the same bytes as
+one that was not. Therefore what depends on the clock has a file of its own. A window of `log_every`
+steps that is open when a checkpoint is written goes into the checkpoint, see `Log.window`; lines
+that are ahead of the checkpoint are dropped and written anew.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.training.packing import Batch
+
+METRICS, SPEED = "metrics.jsonl", "speed.jsonl"
+_OWN = ("loss", "grad_norm", "tokens", "by_group")  # every other entry is a scalar to be averaged
+Line = dict[str, float]
+
+
+class Log:
+    """Metrics of windows of steps: to the writers, and to who looks on.
+
+    Args:
+      name: the run, for errors.
+      directory: gets the files.
+      groups: what `Row.group` stands for, by number; "weak/few_shot_cot" counts for two losses,
+        "weak" and "few_shot_cot".
+      ends: whether a window ends with a step.
+      rate: the learning rate of a step, counted from 0.
+      first: steps that an earlier process took; later lines are dropped.
+      window: the window that was open then.
+      floor_seconds: least time of a batch on this machine; None leaves the ratio out.
+      clock: returns seconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        directory: epath.Path,
+        groups: Sequence[str],
+        *,
+        ends: Callable[[int], bool],
+        rate: Callable[[int], Any],
+        first: int = 0,
+        window: Sequence[Line] = (),
+        floor_seconds: Callable[[Batch], float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        from lmsi_jax.training.writers import Writers  # CLU imports TensorFlow: some seconds
+
+        self._name, self._groups, self._ends, self._rate = name, list(groups), ends, rate
+        self._floor_seconds, self._clock = floor_seconds, clock
+        self._writers = Writers(directory, first)
+        self._window: list[Any] = list(window)
+        self._since: float | None = None
+        self._work: list[tuple[int, float]] = []  # tokens, least seconds of the steps timed
+        self.line: Line | None = None
+
+    def add(self, step: int, metrics: Mapping[str, Any], batch: Batch) -> Line | None:
+        """Takes a step's metrics, still on the device; returns the line where a window ends.
+
+        Raises:
+          LmsiError: the loss is not a number any more.
+        """
+        self._window.append((metrics, group_weights(batch, len(self._groups))))
+        self._time(metrics, batch)
+        self.line = None
+        if not self._ends(step):
+            return None
+        rate = float(self._rate(step - 1))
+        self.line = line = _line(step, rate, self.window, self._groups)
+        self._window = []
+        self._writers.metrics(step, line)
+        self._write_speed(step)
+        if not np.isfinite(line["loss"]):
+            raise LmsiError(
+                f"{self._name}: the loss is {line['loss']} at step {step}; lower "
+                "Optimizer.learning_rate"
+            )
+        return line
+
+    @property
+    def window(self) -> list[Line]:
+        """The steps of the open window, read from the device, as JSON values."""
+        self._window = [one if isinstance(one, dict) else _plain(*one) for one in self._window]
+        return list(self._window)  # a checkpoint in the background reads it while this goes on
+
+    def write(self) -> None:
+        """Writes the lines so far, before the checkpoint that they lead up to."""
+        self._writers.flush()
+
+    def close(self) -> None:
+        """Closes the event file."""
+        self._writers.close()
+
+    def _time(self, metrics: Mapping[str, Any], batch: Batch) -> None:
+        if self._since is None:  # the first step compiles: the clock starts when it is over
+            jax.block_until_ready(metrics["loss"])
+            self._since = self._clock()
+            return
+        least = self._floor_seconds(batch) if self._floor_seconds else 0.0
+        self._work.append((int((batch["segments"] > 0).sum()), least))
+
+    def _write_speed(self, step: int) -> None:
+        now = self._clock()
+        assert self._since is not None
+        seconds, work = now - self._since, self._work
+        self._since, self._work = now, []
+        if not work or seconds <= 0:
+            return
+        speed = {"tokens_per_second": sum(tokens for tokens, _ in work) / seconds}
+        if self._floor_seconds:
+            speed["floor_ratio"] = sum(least for _, least in work) / seconds
+        self._writers.speed(step, speed)
+
+
+def read_metrics(directory: epath.PathLike) -> list[Line]:
+    """Returns the metrics that a training run wrote."""
+    return read_lines(epath.Path(directory) / METRICS)
+
+
+def read_lines(path: epath.Path, until: int | None = None) -> list[Line]:
+    """Returns a file's lines, those up to a step."""
+    if not path.exists():
+        return []
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in lines if until is None or line["step"] <= until]
+
+
+def group_weights(batch: Batch, groups: int) -> list[float]:
+    """Returns the sum of the loss weights of each group's tokens, counted on the host."""
+    member, weights = np.ravel(batch["groups"]), np.ravel(batch["weights"])
+    return np.bincount(member, weights.astype(np.float64), groups).tolist()
+
+
+def _plain(metrics: Mapping[str, Any], weights: Sequence[float]) -> Line:
+    """One step's metrics as JSON values; float32 survives the way to text and back."""
+    found = {name: float(value) for name, value in metrics.items() if name not in _OWN}
+    by_group = np.asarray(metrics["by_group"], np.float64)
+    own = {
+        "loss": float(metrics["loss"]),
+        "grad_norm": float(metrics["grad_norm"]),
+        "tokens": int(metrics["tokens"]),
+        "by_group": [value if np.isfinite(value) else None for value in by_group.tolist()],
+        "weights": list(weights),
+    }
+    return {**own, "more": found}  # type: ignore[dict-item]
+
+
+def _line(step: int, rate: float, window: Sequence[Any], groups: Sequence[str]) -> Line:
+    """Averages a window of steps into one line."""
+    line: Line = {
+        "step": step,
+        "loss": _mean([one["loss"] for one in window]),
+        "grad_norm": _mean([one["grad_norm"] for one in window]),
+        "learning_rate": rate,
+        "tokens": sum(one["tokens"] for one in window),
+    }
+    for name in window[-1]["more"]:
+        line[name] = _mean([one["more"][name] for one in window if name in one["more"]])
+    for label in dict.fromkeys(label for group in groups for label in group.split("/")):
+        members = [i for i, group in enumerate(groups) if label in group.split("/")]
+        values = [v for one in window if (v := _over(one, members)) is not None]
+        if values:
+            line[f"loss/{label}"] = _mean(values)
+    return line
+
+
+def _over(one: Any, members: Sequence[int]) -> float | None:
+    """A step's mean loss over several groups; None where they have no weight."""
+    parts = [(one["by_group"][i], one["weights"][i]) for i in members]
+    parts = [(value, weight) for value, weight in parts if value is not None and weight > 0]
+    total = sum(weight for _, weight in parts)
+    return sum(value * weight for value, weight in parts) / total if parts else None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return round(float(np.mean(values)), 6)
