@@ -1,7 +1,6 @@
 """The trainer: packed batches in, checkpoints and metrics out; resumes to the same bytes."""
 
 import dataclasses
-import functools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from etils import epath
 
 from lmsi_jax import files
@@ -19,8 +17,8 @@ from lmsi_jax.models.decoder import Params
 from lmsi_jax.progress import Progress
 from lmsi_jax.training import packing
 from lmsi_jax.training.checkpoints import Checkpoints
-from lmsi_jax.training.losses import loss_and_gradient
 from lmsi_jax.training.optimizers import Optimizer
+from lmsi_jax.training.step import train_step
 
 _METRICS = "metrics.jsonl"
 
@@ -69,29 +67,6 @@ class Training:
             length=self.length,
             prefix_length=self.prefix_length,
         )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
-def train_step(
-    config: ModelConfig,
-    training: Training,
-    groups: int,
-    params: Params,
-    state: Any,
-    batch: dict[str, jax.Array],
-) -> tuple[Params, Any, dict[str, jax.Array]]:
-    """One optimiser step; returns new parameters, optimiser state and metrics."""
-    loss, gradient, by_group = loss_and_gradient(config, params, batch, groups)
-    updates, state = training.optimizer.transformation(training.steps).update(
-        gradient, state, params
-    )
-    metrics = {
-        "loss": loss,
-        "grad_norm": optax.global_norm(gradient),
-        "by_group": by_group,
-        "tokens": (batch["segments"] > 0).sum(),
-    }
-    return optax.apply_updates(params, updates), state, metrics
 
 
 def train(
