@@ -3,10 +3,8 @@
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -15,10 +13,11 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import Params
 from lmsi_jax.progress import Progress
-from lmsi_jax.training import packing
+from lmsi_jax.training import packing, placement
 from lmsi_jax.training.checkpoints import Checkpoints
+from lmsi_jax.training.lora import Lora
 from lmsi_jax.training.optimizers import Optimizer
-from lmsi_jax.training.step import train_step
+from lmsi_jax.training.step import result, resumed, start, train_step
 
 _METRICS = "metrics.jsonl"
 
@@ -37,6 +36,11 @@ class Training:
       log_every: steps per line of metrics.
       save_every: steps between checkpoints (the last step is always saved).
       strong_rate: share of strong (human) examples in the mixture, where a run has some.
+      compute_dtype: type of states and products, "float32" or "bfloat16"; parameters, the sums of
+        their gradients and the optimiser's state are float32 in any case.
+      lora: adapters to train in place of the parameters; None trains all of them.
+      data, model: the mesh of devices: rows over "data"; heads, MLP and vocabulary over "model".
+      fsdp: whether parameters and optimiser state are spread over "data" too.
     """
 
     steps: int = 10_000
@@ -48,15 +52,22 @@ class Training:
     log_every: int = 10
     save_every: int = 1000
     strong_rate: float = 0.0
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    lora: Lora | None = None
+    data: int = 1
+    model: int = 1
+    fsdp: bool = False
 
     def __post_init__(self) -> None:
         least_one = ("steps", "microbatches", "rows", "length", "log_every", "save_every")
-        checks = {name: getattr(self, name) >= 1 for name in least_one}
+        checks = {name: getattr(self, name) >= 1 for name in (*least_one, "data", "model")}
         checks["prefix_length"] = self.prefix_length >= 0
+        checks["compute_dtype"] = self.compute_dtype in ("float32", "bfloat16")
         checks["strong_rate"] = 0 <= self.strong_rate <= 1
         for name, good in checks.items():
             if not good:
                 raise LmsiError(f"Training.{name} = {getattr(self, name)} is out of range")
+        placement.check_rows(self.data, self.rows)
 
     @property
     def shape(self) -> packing.Shape:
@@ -97,24 +108,26 @@ def train(
       LmsiError: the stream ended early, or the loss is not a number any more.
     """
     checkpoints = Checkpoints(directory)
-    state = training.optimizer.transformation(training.steps).init(params)
-    params = jax.tree.map(jnp.array, params)  # the step donates its arguments: keep the caller's
+    base = params  # the step donates its arguments: keep the caller's
+    params, state = start(config, training, base)
     first = checkpoints.latest or 0
     if first:
-        params, state = checkpoints.restore(first, params, state)
+        saved = checkpoints.restore(first, params, state)
+        params, state = resumed(config, training, base, *saved)
     stream = _skip(packing.batches(rows, training.shape), first)
     bar = Progress(name, training.steps, unit="steps", rate_unit="tokens", initial=first)
     with bar as progress:
         log = _Log(name, training, groups, epath.Path(directory) / _METRICS, first, progress)
         for step in range(first + 1, training.steps + 1):
             batch = _next(stream, name, step, training)
+            batch = placement.fed(training, batch)
             params, state, metrics = train_step(config, training, len(groups), params, state, batch)
             log.add(step, metrics)
             if step % training.save_every == 0 or step == training.steps:
                 log.write()
-                checkpoints.save(step, params, state)
+                checkpoints.save(step, result(training, params, state), state)
     checkpoints.close()
-    return params
+    return result(training, params, state)
 
 
 def _next(
