@@ -10,10 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from jax.sharding import PartitionSpec
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.decoder import Params
+from lmsi_jax.training import checkpoints
 
 _MATRICES = ("query", "key", "value", "attention_out", "gate", "up", "down")
 
@@ -89,3 +91,44 @@ def adapter_specs(lora: Lora, specs: Any) -> Any:
         layer: {name: factors(specs[layer][name]) for name in sorted(lora.targets)}
         for layer in _layers(specs)
     }
+
+
+def export_adapters(checkpoint: epath.PathLike, directory: epath.PathLike) -> epath.Path:
+    """Writes the adapters in a LoRA run's checkpoint by themselves, in the same layout.
+
+    Args:
+      checkpoint: a `checkpoint_N` folder, or a folder of which the newest is taken.
+      directory: gets `checkpoint_N`, whose parameters are `fresh_adapters`' tree.
+
+    Returns:
+      The folder that was written.
+    Raises:
+      LmsiError: the checkpoint is not of a LoRA run.
+    """
+    folder = checkpoints.find(checkpoint)
+    adapters = read_adapters(folder)
+    step = int(folder.name.rsplit("_", 1)[1])
+    written = checkpoints.Checkpoints(directory)
+    written.save(step, adapters)
+    written.close()
+    return checkpoints.find(directory)
+
+
+def read_adapters(checkpoint: epath.PathLike) -> Params:
+    """Reads the adapters of a LoRA run's checkpoint.
+
+    Raises:
+      LmsiError: it is not of a LoRA run.
+    """
+    folder = checkpoints.find(checkpoint)
+    adapters: Params = {}
+    for name, leaf in checkpoints.optimizer_arrays(folder).items():
+        root, *path = name.split(".")
+        if root == "adapters":
+            layer, matrix, factor = path
+            adapters.setdefault(layer, {}).setdefault(matrix, {})[factor] = leaf
+    if not adapters:
+        raise LmsiError(
+            f"the checkpoint {folder} holds no adapters; name one of a run with Training.lora"
+        )
+    return adapters

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -113,7 +114,7 @@ def placed(tree: Any, shardings: Any) -> Any:
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     if sharding.is_fully_addressable:
-        return jax.device_put(leaf, sharding, may_alias=False)
+        return jax.device_put(jnp.array(leaf), sharding)  # the step donates it: never the caller's
     whole = np.asarray(leaf)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
