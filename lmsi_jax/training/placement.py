@@ -155,6 +155,16 @@ def _everywhere(mesh: Any) -> Callable[[jax.Array], jax.Array]:
     return jax.jit(lambda leaf: leaf, out_shardings=NamedSharding(mesh, _EVERYWHERE))
 
 
+def check_alone(training: "Training") -> None:
+    """Raises LmsiError where this process alone is to train on a mesh that spans several."""
+    mesh = mesh_of(training)
+    if mesh is not None and mesh.size > jax.local_device_count():
+        raise LmsiError(
+            f"process 0 trains alone and has {jax.local_device_count()} devices, Training.data = "
+            f"{training.data} and Training.model = {training.model} need {mesh.size}; lower one"
+        )
+
+
 def check_rows(data: int, rows: int) -> None:
     """Raises LmsiError where the rows of a microbatch cannot be shared by `data` devices."""
     if rows % data:

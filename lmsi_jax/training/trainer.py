@@ -107,6 +107,7 @@ def train(
     Raises:
       LmsiError: the stream ended early, or the loss is not a number any more.
     """
+    placement.check_alone(training)
     checkpoints = Checkpoints(directory)
     base = params  # the step donates its arguments: keep the caller's
     params, state = start(config, training, base)
