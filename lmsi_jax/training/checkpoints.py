@@ -98,18 +98,6 @@ def load_params(path: epath.PathLike, like: Params) -> Params:
     return _checked(folder, _read(folder)["target"], like)
 
 
-def optimizer_arrays(folder: epath.PathLike) -> dict[str, np.ndarray]:
-    """Reads a checkpoint's optimiser state: its arrays by their path, as in "adapters.layer_0".
-
-    Args:
-      folder: a `checkpoint_N` folder.
-
-    Raises:
-      LmsiError: it is none, or it is incomplete.
-    """
-    return _read(epath.Path(folder))["state"].get("param_states", {})
-
-
 def find(path: epath.PathLike) -> epath.Path:
     """Returns the `checkpoint_N` folder at or newest in `path`.
 

@@ -5,6 +5,7 @@ gradient is taken through the sum, so every loss, mesh and precision works as wi
 of W itself exist only for the targets, and no optimiser state does.
 """
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -93,42 +94,25 @@ def adapter_specs(lora: Lora, specs: Any) -> Any:
     }
 
 
-def export_adapters(checkpoint: epath.PathLike, directory: epath.PathLike) -> epath.Path:
-    """Writes the adapters in a LoRA run's checkpoint by themselves, in the same layout.
+def export_adapters(
+    source: epath.PathLike, directory: epath.PathLike, params: Params, state: Any
+) -> epath.Path:
+    """Writes the adapters of a LoRA run's newest checkpoint by themselves, in the same layout.
 
     Args:
-      checkpoint: a `checkpoint_N` folder, or a folder of which the newest is taken.
+      source: the run's folder.
       directory: gets `checkpoint_N`, whose parameters are `fresh_adapters`' tree.
+      params: the model's parameters or their shapes.
+      state: the run's state or its shapes, `step.state_shapes`.
 
     Returns:
       The folder that was written.
     Raises:
-      LmsiError: the checkpoint is not of a LoRA run.
+      LmsiError: there is no checkpoint, or it is not of such a run.
     """
-    folder = checkpoints.find(checkpoint)
-    adapters = read_adapters(folder)
-    step = int(folder.name.rsplit("_", 1)[1])
-    written = checkpoints.Checkpoints(directory)
-    written.save(step, adapters)
-    written.close()
+    step = int(checkpoints.find(source).name.rsplit("_", 1)[1])
+    run, alone = checkpoints.Checkpoints(source), checkpoints.Checkpoints(directory)
+    with contextlib.closing(run), contextlib.closing(alone):
+        _, saved = run.restore(step, params, state)
+        alone.save(step, saved["adapters"])
     return checkpoints.find(directory)
-
-
-def read_adapters(checkpoint: epath.PathLike) -> Params:
-    """Reads the adapters of a LoRA run's checkpoint.
-
-    Raises:
-      LmsiError: it is not of a LoRA run.
-    """
-    folder = checkpoints.find(checkpoint)
-    adapters: Params = {}
-    for name, leaf in checkpoints.optimizer_arrays(folder).items():
-        root, *path = name.split(".")
-        if root == "adapters":
-            layer, matrix, factor = path
-            adapters.setdefault(layer, {}).setdefault(matrix, {})[factor] = leaf
-    if not adapters:
-        raise LmsiError(
-            f"the checkpoint {folder} holds no adapters; name one of a run with Training.lora"
-        )
-    return adapters

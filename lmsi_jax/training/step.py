@@ -117,6 +117,16 @@ def _fresh_state(training: "Training", params: Params) -> Any:
     return {"adapters": adapters, "optimizer": optimizer.init(adapters)}
 
 
+def state_shapes(training: "Training", params: Params) -> Any:
+    """Returns a run's state with shapes in place of arrays.
+
+    Args:
+      training: the optimiser and the adapters.
+      params: arrays or their shapes.
+    """
+    return jax.eval_shape(functools.partial(_fresh_state, training), params)
+
+
 def shardings(config: ModelConfig, training: "Training", params: Params) -> Any:
     """Returns (params, state) with shardings in place of arrays; None on one device.
 
@@ -128,7 +138,7 @@ def shardings(config: ModelConfig, training: "Training", params: Params) -> Any:
     mesh = mesh_of(training)
     if mesh is None:
         return None
-    state = jax.eval_shape(functools.partial(_fresh_state, training), params)
+    state = state_shapes(training, params)
     return on_mesh(mesh, _specs(config, training, params, state))
 
 

@@ -17,11 +17,10 @@ from lmsi_jax.training.lora import (
     export_adapters,
     fresh_adapters,
     merged,
-    read_adapters,
 )
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.packing import batches, weighted_row
-from lmsi_jax.training.step import result, start, train_step
+from lmsi_jax.training.step import result, start, state_shapes, train_step
 from lmsi_jax.training.trainer import Training, read_metrics, train
 
 LORA = Lora(rank=3, alpha=6.0, targets=("value", "query", "down"))
@@ -162,7 +161,8 @@ def test_a_cut_run_goes_on_to_the_same_bytes_and_leaves_a_plain_model_and_its_ad
     assert read_metrics(tmp_path / "cut") == read_metrics(tmp_path / "whole")
     loaded = checkpoints.load_params(tmp_path / "cut", micro_params)
     assert checkpoints.digest(loaded) == checkpoints.digest(wanted)
-    exported = export_adapters(tmp_path / "cut", tmp_path / "adapters")
+    state = state_shapes(TRAINING, micro_params)
+    exported = export_adapters(tmp_path / "cut", tmp_path / "adapters", micro_params, state)
     assert exported.name == "checkpoint_4"
     alone = checkpoints.load_params(exported, fresh_adapters(LORA, micro_params))
     again = merged(LORA, micro_params, alone)
@@ -170,12 +170,13 @@ def test_a_cut_run_goes_on_to_the_same_bytes_and_leaves_a_plain_model_and_its_ad
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_a_checkpoint_without_adapters_is_named(tmp_path, micro_params):
-    written = checkpoints.Checkpoints(tmp_path)
+def test_the_checkpoint_of_a_run_without_adapters_exports_none(tmp_path, micro_params):
+    written = checkpoints.Checkpoints(tmp_path / "run")
     written.save(1, micro_params)
     written.close()
-    with pytest.raises(LmsiError, match="holds no adapters; name one of a run with Training.lora"):
-        read_adapters(tmp_path)
+    state = state_shapes(TRAINING, micro_params)
+    with pytest.raises(LmsiError, match="the checkpoint .* belongs to another"):
+        export_adapters(tmp_path / "run", tmp_path / "adapters", micro_params, state)
 
 
 @pytest.mark.parametrize(
