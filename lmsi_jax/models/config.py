@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,11 @@ class ModelConfig:
       attention_softcap: attention scores become cap * tanh(score / cap) before the mask (Gemma 2,
         Riviere et al. 2024, section 2); 0.0 leaves them alone.
       logits_softcap: the same for the scores of the tokens.
+      remat: what training computes anew on the backward pass instead of keeping it: "none",
+        "layer" (all but each layer's input; Chen et al. 2016) or "dots" (all but the layer's input
+        and its products with weights).
+      scan_layers: whether training runs the layers as a loop over their stacked weights, so that
+        compilation takes no longer with depth; parameters and checkpoints stay by layer.
 
     Raises:
       ValueError: sizes that do not fit each other, a window or a cap out of range.
@@ -38,6 +44,8 @@ class ModelConfig:
     windows: tuple[int, ...] = (0,)
     attention_softcap: float = 0.0
     logits_softcap: float = 0.0
+    remat: Literal["none", "layer", "dots"] = "none"
+    scan_layers: bool = False
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -48,6 +56,8 @@ class ModelConfig:
             raise ValueError(
                 f"head_dim={self.head_dim} must be even: rotary positions pair its halves"
             )
+        if self.remat not in ("none", "layer", "dots"):
+            raise ValueError(f"ModelConfig.remat = {self.remat!r}; use none, layer or dots")
         self._check_attention()
 
     def _check_attention(self) -> None:

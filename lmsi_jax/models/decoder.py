@@ -137,7 +137,10 @@ def _projected(config: ModelConfig, p: Params, normed: jax.Array) -> list[jax.Ar
     return jnp.split(joined, [sum(sizes[: i + 1]) for i in range(4)], axis=-1)
 
 
-def _block(config: ModelConfig, p: Params, layer: int, x: jax.Array, angles: Any, attend: Attend):
+def block(
+    config: ModelConfig, p: Params, layer: int, x: jax.Array, angles: Any, attend: Attend
+) -> jax.Array:
+    """One layer with the weights p: x [..., D] at positions of `angles` -> x [..., D]."""
     normed = rms_norm(x, p["norm"], config.norm_epsilon)
     q, k, v, gate, up = _projected(config, p, normed)
     q, k, v = (a.reshape(*a.shape[:-1], -1, config.head_dim) for a in (q, k, v))
@@ -165,7 +168,7 @@ def hidden_states(
     """
     x = fused["embedding"][tokens]
     for layer in range(config.num_layers):
-        x = _block(config, fused[f"layer_{layer}"], layer, x, angles, attend)
+        x = block(config, fused[f"layer_{layer}"], layer, x, angles, attend)
     return rms_norm(x, fused["final_norm"], config.norm_epsilon)
 
 

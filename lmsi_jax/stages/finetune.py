@@ -8,8 +8,10 @@ from lmsi_jax.stages.context import Context, named
 from lmsi_jax.stages.mix import read_examples
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.data import Examples
+from lmsi_jax.training.lora import export_adapters
 from lmsi_jax.training.packing import Row, check
 from lmsi_jax.training.reading import Rows
+from lmsi_jax.training.step import state_shapes
 from lmsi_jax.training.trainer import Training, train
 
 
@@ -50,6 +52,9 @@ def finetune(context: Context, round_index: int, inputs: dict[str, str]) -> str:
         groups=rows.groups,
         name=f"round {round_index}: training",
     )
+    if training.lora is not None:
+        own, state = stage.directory / "adapters", state_shapes(training, context.shapes)
+        export_adapters(stage.directory, own, context.shapes, state)
     write_json(stage.directory / "digest.json", {"params_sha256": checkpoints.digest(params)})
     # Orbax puts times into a checkpoint's files; the digest and the metrics say what is in them.
     stage.finish([stage.directory / "digest.json", stage.directory / "metrics.jsonl"])

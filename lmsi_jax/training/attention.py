@@ -66,7 +66,6 @@ def packed_attention(
       shared: cache of the one prefix that all rows see, or None.
       block: queries per block.
     """
-    blocks = {window: list(_blocks(segments, window, block)) for window in config.windows}
     softcap = config.attention_softcap
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -74,7 +73,7 @@ def packed_attention(
         heads, groups, window = q.shape[2], k.shape[2], config.window(layer)
         keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         outputs = []
-        for one in blocks[window]:
+        for one in _blocks(segments, window, block):
             own, queries = slice(one.first, one.end), q[:, one.start : one.end]
             # Rows of a group are ordered [query, head], see `grouped`.
             bias = jnp.repeat(one.bias, heads // groups, axis=1)[:, None]

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lmsi_jax.decoding.prefix import prefill
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params, angles_of, fuse, hidden_states, logits
-from lmsi_jax.training.attention import packed_attention
+from lmsi_jax.models.decoder import Params, logits
+from lmsi_jax.training.packed import packed_states
 
 Arrays = dict[str, jax.Array]
 
@@ -22,15 +21,8 @@ def token_losses(config: ModelConfig, params: Params, batch: Arrays) -> jax.Arra
       params: its parameter tree.
       batch: one microbatch of `packing.Batch`, without the leading axis.
     """
-    fused = fuse(config, params)
-    shared = None
-    if batch["prefix"].shape[0]:
-        length = batch["prefix_length"][None]
-        shared = prefill(config, fused, batch["prefix"][None], length, None)
-    attend = packed_attention(config, batch["segments"], batch["positions"], shared)
-    angles = angles_of(config, batch["positions"])
-    states = hidden_states(config, fused, batch["tokens"], angles, attend)
-    scores = logits(config, fused, states[:, :-1])
+    weights, states = packed_states(config, params, batch)
+    scores = logits(config, weights, states[:, :-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch["tokens"][:, 1:])
     return jnp.pad(losses, ((0, 0), (1, 0)))
 

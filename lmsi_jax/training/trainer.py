@@ -2,13 +2,10 @@
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import optax
 from etils import epath
 
 from lmsi_jax.errors import LmsiError
@@ -16,13 +13,14 @@ from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import Params
 from lmsi_jax.progress import Progress
 from lmsi_jax.signals import Terminated, deferred
-from lmsi_jax.training import packing
+from lmsi_jax.training import packing, placement
 from lmsi_jax.training.checkpoints import Checkpoints
 from lmsi_jax.training.floor import matmul_rate, step_flops
-from lmsi_jax.training.losses import loss_and_gradient
+from lmsi_jax.training.lora import Lora
 from lmsi_jax.training.metrics import Log
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.reading import Steps
+from lmsi_jax.training.step import result, resumed, start, train_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +44,11 @@ class Training:
       best_metric: what makes one better, a name in metrics.jsonl; "min" or "max" of it is best.
       deadline_seconds: after SIGTERM the step is finished and saved; if that takes longer than
         this, the process leaves with the last complete checkpoint.
+      compute_dtype: type of states and products, "float32" or "bfloat16"; parameters, the sums of
+        their gradients and the optimiser's state are float32 in any case.
+      lora: adapters to train in place of the parameters; None trains all of them.
+      data, model: the mesh of devices: rows over "data"; heads, MLP and vocabulary over "model".
+      fsdp: whether parameters and optimiser state are spread over "data" too.
     """
 
     steps: int = 10_000
@@ -63,11 +66,17 @@ class Training:
     best_metric: str = "loss"
     best_mode: Literal["min", "max"] = "min"
     deadline_seconds: float = 25.0
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    lora: Lora | None = None
+    data: int = 1
+    model: int = 1
+    fsdp: bool = False
 
     def __post_init__(self) -> None:
         least_one = ("steps", "microbatches", "rows", "length", "log_every", "save_every")
-        checks = {name: getattr(self, name) >= 1 for name in least_one}
+        checks = {name: getattr(self, name) >= 1 for name in (*least_one, "data", "model")}
         checks["prefix_length"] = self.prefix_length >= 0
+        checks["compute_dtype"] = self.compute_dtype in ("float32", "bfloat16")
         checks["strong_rate"] = 0 <= self.strong_rate <= 1
         checks["task_rates"] = all(rate >= 0 for _, rate in self.task_rates)
         checks["keep"] = self.keep is None or self.keep >= 1
@@ -77,6 +86,7 @@ class Training:
         for name, good in checks.items():
             if not good:
                 raise LmsiError(f"Training.{name} = {getattr(self, name)} is out of range")
+        placement.check_rows(self.data, self.rows)
 
     @property
     def shape(self) -> packing.Shape:
@@ -87,29 +97,6 @@ class Training:
             length=self.length,
             prefix_length=self.prefix_length,
         )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
-def train_step(
-    config: ModelConfig,
-    training: Training,
-    groups: int,
-    params: Params,
-    state: Any,
-    batch: dict[str, jax.Array],
-) -> tuple[Params, Any, dict[str, jax.Array]]:
-    """One optimiser step; returns new parameters, optimiser state and metrics."""
-    loss, gradient, by_group = loss_and_gradient(config, params, batch, groups)
-    updates, state = training.optimizer.transformation(training.steps).update(
-        gradient, state, params
-    )
-    metrics = {
-        "loss": loss,
-        "grad_norm": optax.global_norm(gradient),
-        "by_group": by_group,
-        "tokens": (batch["segments"] > 0).sum(),
-    }
-    return optax.apply_updates(params, updates), state, metrics
 
 
 def train(
@@ -141,6 +128,7 @@ def train(
       LmsiError: the stream ended early, or the loss is not a number any more.
       Terminated: SIGTERM came; the step it came in is finished and saved.
     """
+    placement.check_alone(training)
     checkpoints = Checkpoints(
         directory,
         training.keep,
@@ -149,21 +137,21 @@ def train(
         mode=training.best_mode,
         background=True,
     )
-    start = _start(checkpoints, training, params)
-    steps = Steps(rows, training.shape, start.position)
-    bar = Progress(name, training.steps, unit="steps", rate_unit="tokens", initial=start.step)
+    begin = _begin(checkpoints, config, training, params)
+    steps = Steps(rows, training.shape, begin.position)
+    bar = Progress(name, training.steps, unit="steps", rate_unit="tokens", initial=begin.step)
     # The order matters: leaving by SIGTERM waits for what is being saved.
     with deferred(training.deadline_seconds) as requested, contextlib.closing(checkpoints), bar:
-        if start.step == training.steps:
-            return start.params
-        log = _log(config, training, start, epath.Path(directory), groups, name)
+        if begin.step == training.steps:
+            return result(training, begin.params, begin.state)
+        log = _log(config, training, begin, epath.Path(directory), groups, name)
         with contextlib.closing(log):
             loop = _Loop(config, training, checkpoints, steps, log, len(groups), bar, name)
-            return loop.run(start, requested)
+            return loop.run(begin, requested)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Start:
+class _Begin:
     """Where a run begins: fresh, or as a checkpoint left it."""
 
     step: int
@@ -173,27 +161,29 @@ class _Start:
     window: Sequence[Any] = ()
 
 
-def _start(checkpoints: Checkpoints, training: Training, params: Params) -> _Start:
-    state = training.optimizer.transformation(training.steps).init(params)
+def _begin(
+    checkpoints: Checkpoints, config: ModelConfig, training: Training, base: Params
+) -> _Begin:
+    params, state = start(config, training, base)
     step = checkpoints.latest or 0
     if not step:
-        # The step donates its arguments: keep the caller's.
-        return _Start(step=0, params=jax.tree.map(jnp.array, params), state=state)
-    params, state = checkpoints.restore(step, params, state)
+        return _Begin(step=0, params=params, state=state)
+    saved = checkpoints.restore(step, params, state)
+    params, state = resumed(config, training, base, *saved)
     position = checkpoints.position(step)
     window = position.pop("window") if position else ()
-    return _Start(step=step, params=params, state=state, position=position, window=window)
+    return _Begin(step=step, params=params, state=state, position=position, window=window)
 
 
 def _log(
     config: ModelConfig,
     training: Training,
-    start: _Start,
+    begin: _Begin,
     directory: epath.Path,
     groups: Sequence[str],
     name: str,
 ) -> Log:
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(start.params))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(begin.params))
     rate = matmul_rate()
     return Log(
         name,
@@ -201,8 +191,8 @@ def _log(
         groups,
         ends=lambda step: not step % training.log_every or step == training.steps,
         rate=training.optimizer.schedule(training.steps),
-        first=start.step,
-        window=start.window,
+        first=begin.step,
+        window=begin.window,
         floor_seconds=lambda batch: step_flops(config, parameters, batch) / rate,
     )
 
@@ -220,13 +210,13 @@ class _Loop:
     progress: Progress
     name: str
 
-    def run(self, start: _Start, requested: Callable[[], bool]) -> Params:
+    def run(self, begin: _Begin, requested: Callable[[], bool]) -> Params:
         """Trains to the last step; returns the parameters."""
-        training, params, state = self.training, start.params, start.state
-        for step in range(start.step + 1, training.steps + 1):
+        training, params, state = self.training, begin.params, begin.state
+        for step in range(begin.step + 1, training.steps + 1):
             batch = self._batch(step)
             params, state, metrics = train_step(
-                self.config, training, self.groups, params, state, batch
+                self.config, training, self.groups, params, state, placement.fed(training, batch)
             )
             line = self.log.add(step, metrics, batch)
             if line is not None:
@@ -241,12 +231,13 @@ class _Loop:
             if leave:
                 self.checkpoints.wait()
                 raise Terminated
-        return params
+        return result(training, params, state)
 
     def _save(self, step: int, params: Params, state: Any) -> None:
         reading = {**self.steps.position, "window": self.log.window}
         self.log.write()
-        self.checkpoints.save(step, params, state, reading=reading, metrics=self.log.line)
+        model = result(self.training, params, state)
+        self.checkpoints.save(step, model, state, reading=reading, metrics=self.log.line)
 
     def _batch(self, step: int) -> packing.Batch:
         batch = self.steps.next()

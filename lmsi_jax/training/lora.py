@@ -1,0 +1,118 @@
+"""LoRA (Hu et al. 2021): frozen matrices W, and trained W + alpha / rank * A B in their place.
+
+A [in, rank] is drawn, B [rank, out] starts at zero, so a run starts exactly at the base model. The
+gradient is taken through the sum, so every loss, mesh and precision works as without; the gradients
+of W itself exist only for the targets, and no optimiser state does.
+"""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jax.sharding import PartitionSpec
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.models.decoder import Params
+from lmsi_jax.training import checkpoints
+
+_MATRICES = ("query", "key", "value", "attention_out", "gate", "up", "down")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Which matrices get adapters.
+
+    Attributes:
+      rank: inner width of the adapters.
+      alpha: their product is scaled by alpha / rank.
+      targets: of query, key, value, attention_out, gate, up and down, in every layer.
+      seed: draws the first factors.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ("query", "value")
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise LmsiError(f"Lora.rank = {self.rank}; at least 1")
+        if not self.targets or not set(self.targets) <= set(_MATRICES):
+            raise LmsiError(f"Lora.targets = {self.targets!r}; choose from {', '.join(_MATRICES)}")
+
+
+def fresh_adapters(lora: Lora, params: Params) -> Params:
+    """Draws {layer: {target: {"a": [in, rank], "b": [rank, out]}}}, float32; b is zero."""
+    key = jax.random.key(lora.seed)
+    adapters: Params = {}
+    for number, layer in enumerate(_layers(params)):
+        adapters[layer] = {}
+        for place, name in enumerate(sorted(lora.targets)):
+            into, out = params[layer][name].shape
+            own = jax.random.fold_in(jax.random.fold_in(key, number), place)
+            drawn = jax.random.normal(own, (into, lora.rank), jnp.float32)
+            adapters[layer][name] = {
+                "a": drawn * into**-0.5,
+                "b": jnp.zeros((lora.rank, out), jnp.float32),
+            }
+    return adapters
+
+
+def _layers(params: Params) -> list[str]:
+    return [f"layer_{n}" for n in range(len(params)) if f"layer_{n}" in params]
+
+
+def merged(lora: Lora, base: Params, adapters: Params) -> Params:
+    """Returns the plain parameter tree that computes what base and adapters do together."""
+    tree = dict(base)
+    for layer, own in adapters.items():
+        tree[layer] = dict(base[layer])
+        for name, factors in own.items():
+            change = (lora.alpha / lora.rank) * (factors["a"] @ factors["b"])
+            tree[layer][name] = (base[layer][name] + change).astype(base[layer][name].dtype)
+    return tree
+
+
+def adapter_specs(lora: Lora, specs: Any) -> Any:
+    """Returns `fresh_adapters`' tree with `PartitionSpec`s: outer axes as the matrix', rank whole.
+
+    Args:
+      lora: which matrices.
+      specs: the parameter tree with `PartitionSpec`s.
+    """
+
+    def factors(spec: PartitionSpec) -> dict[str, PartitionSpec]:
+        into, out = spec
+        return {"a": PartitionSpec(into, None), "b": PartitionSpec(None, out)}
+
+    return {
+        layer: {name: factors(specs[layer][name]) for name in sorted(lora.targets)}
+        for layer in _layers(specs)
+    }
+
+
+def export_adapters(
+    source: epath.PathLike, directory: epath.PathLike, params: Params, state: Any
+) -> epath.Path:
+    """Writes the adapters of a LoRA run's newest checkpoint by themselves, in the same layout.
+
+    Args:
+      source: the run's folder.
+      directory: gets `checkpoint_N`, whose parameters are `fresh_adapters`' tree.
+      params: the model's parameters or their shapes.
+      state: the run's state or its shapes, `step.state_shapes`.
+
+    Returns:
+      The folder that was written.
+    Raises:
+      LmsiError: there is no checkpoint, or it is not of such a run.
+    """
+    step = int(checkpoints.find(source).name.rsplit("_", 1)[1])
+    run, alone = checkpoints.Checkpoints(source), checkpoints.Checkpoints(directory)
+    with contextlib.closing(run), contextlib.closing(alone):
+        _, saved = run.restore(step, params, state)
+        alone.save(step, saved["adapters"])
+    return checkpoints.find(directory)

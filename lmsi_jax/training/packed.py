@@ -1,0 +1,122 @@
+"""The decoder over packed rows and the few-shot prefix that they share, layer by layer.
+
+Each layer takes the prefix and the rows forward together, so that its keys and values are used
+where they are made: nothing of a layer outlives it but its output. That lets a layer be computed
+anew on the backward pass (`ModelConfig.remat`) or be one turn of a loop (`scan_layers`).
+
+On a mesh (`jax.sharding.use_abstract_mesh` around this) rows lie over "data", and the projections
+stay apart: joined, a matrix would have to be shuffled among the devices that hold parts of each.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from lmsi_jax.decoding.prefix import Cache
+from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.models.decoder import Params, angles_of, block, fuse, rms_norm, split_weights
+from lmsi_jax.training.attention import packed_attention
+
+# The prefix (None without one) and the rows on their way through the layers.
+_States = tuple[jax.Array | None, jax.Array]
+_Layer = Callable[[Params, _States], _States]
+
+
+def packed_states(
+    config: ModelConfig, params: Params, batch: dict[str, jax.Array]
+) -> tuple[Params, jax.Array]:
+    """Runs the model over one microbatch.
+
+    Args:
+      config: the model's shape, and how its layers are run.
+      params: its parameter tree; states have the parameters' type.
+      batch: one microbatch of `packing.Batch`, without the leading axis.
+
+    Returns:
+      The weights as `decoder.logits` takes them, and the rows' normalised states [B, T, D].
+    """
+    spread = not jax.sharding.get_abstract_mesh().empty
+    weights = split_weights(config, params) if spread else fuse(config, params)
+    table = weights["embedding"]
+    prefix = table[batch["prefix"]][None] if batch["prefix"].shape[0] else None
+    states = (prefix, table[batch["tokens"]])
+    layers = [_layer(config, batch, layer, spread) for layer in range(len(config.windows))]
+    every = [weights[f"layer_{layer}"] for layer in range(config.num_layers)]
+    _, rows = (_scanned if config.scan_layers else _in_turn)(layers, every, states)
+    return weights, rms_norm(rows, weights["final_norm"], config.norm_epsilon)
+
+
+def _layer(config: ModelConfig, batch: dict[str, jax.Array], layer: int, spread: bool) -> _Layer:
+    """Returns what a layer does whose place in the pattern of windows is `layer`."""
+    length = batch["prefix_length"][None]
+    places = jnp.arange(batch["prefix"].shape[0])[None]
+
+    def run(p: Params, states: _States) -> _States:
+        prefix, rows = states
+        shared = None
+        if prefix is not None:
+            prefix, shared = _prefix_layer(config, p, layer, prefix, places, length)
+        attend = packed_attention(config, batch["segments"], batch["positions"], shared)
+        angles = angles_of(config, batch["positions"])
+        rows = block(config, p, layer, rows, angles, attend)
+        if spread:
+            rows = jax.lax.with_sharding_constraint(rows, PartitionSpec("data"))
+        return prefix, rows
+
+    policies = jax.checkpoint_policies
+    again = not config.scan_layers  # XLA cannot join what a loop computes with what it did before
+    if config.remat == "layer":
+        return jax.checkpoint(run, prevent_cse=again)
+    if config.remat == "dots":
+        kept = policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(run, prevent_cse=again, policy=kept)
+    return run
+
+
+def _prefix_layer(
+    config: ModelConfig,
+    p: Params,
+    layer: int,
+    prefix: jax.Array,
+    places: jax.Array,
+    length: jax.Array,
+) -> tuple[jax.Array, Cache]:
+    """A layer over the prefix [1, P, D]; returns its output, and its keys and values."""
+    own = packed_attention(config, (places < length[:, None]).astype(jnp.int32), places, None)
+    made: list[tuple[jax.Array, jax.Array]] = []
+
+    def attend(at: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        made.append((k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)))
+        return own(at, q, k, v)
+
+    prefix = block(config, p, layer, prefix, angles_of(config, places), attend)
+    ((keys, values),) = made
+    # Whatever layer is asked for, it is this one.
+    return prefix, Cache([keys] * (layer + 1), [values] * (layer + 1), length)
+
+
+def _in_turn(layers: list[_Layer], weights: list[Params], states: _States) -> _States:
+    """Layer after layer, each compiled on its own."""
+    for number, p in enumerate(weights):
+        states = layers[number % len(layers)](p, states)
+    return states
+
+
+def _scanned(layers: list[_Layer], weights: list[Params], states: _States) -> _States:
+    """A loop whose turn is one period of windows, compiled once; what is left over in turn."""
+    period = len(layers)
+    turns = len(weights) // period
+    scanned, rest = weights[: turns * period], weights[turns * period :]
+    stacked = [
+        jax.tree.map(lambda *each: jnp.stack(each), *scanned[place::period])
+        for place in range(period)
+    ]
+
+    def turn(states: _States, own: list[Params]) -> tuple[_States, None]:
+        return _in_turn(layers, own, states), None
+
+    if turns:
+        states, _ = jax.lax.scan(turn, states, stacked)
+    return _in_turn(layers, rest, states)

@@ -1,0 +1,174 @@
+"""Where training keeps its arrays: one device, or a mesh ("data", "model") of this process or all.
+
+Rows of every microbatch lie over "data", weights where `models.partitioning` says, and each array
+of the optimiser's state where its parameter lies. XLA splits the products and adds what the devices
+found (GSPMD); the numbers are those of one device, up to the order of sums.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.models.partitioning import weight_specs
+
+if TYPE_CHECKING:
+    from lmsi_jax.training.trainer import Training
+
+_EVERYWHERE = PartitionSpec()
+
+
+def mesh_of(training: "Training") -> Mesh | None:
+    """Returns the devices of a run as a mesh; None for one device.
+
+    A mesh that this process' devices suffice for is made of them, a larger one of all processes'.
+
+    Raises:
+      LmsiError: there are not that many devices, or a process would have no part in the mesh.
+    """
+    return _mesh(training.data, training.model)
+
+
+@functools.cache
+def _mesh(data: int, model: int) -> Mesh | None:
+    wanted = data * model
+    if wanted == 1:
+        return None
+    devices = jax.local_devices()
+    if wanted > len(devices):
+        devices = jax.devices()
+        if wanted != len(devices):
+            raise LmsiError(
+                f"Training.data = {data} and Training.model = {model} need {wanted} devices; this "
+                f"process has {jax.local_device_count()}, all processes {len(devices)} together. "
+                "Use at most the first number, or exactly the second"
+            )
+    grid = np.asarray(devices[:wanted]).reshape(data, model)
+    return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def param_specs(config: ModelConfig, training: "Training") -> Any:
+    """Returns the parameter tree with `PartitionSpec`s in place of arrays."""
+    return weight_specs(config, training.model, training.data, fsdp=training.fsdp)
+
+
+def following(specs: Any, params: Any, state: Any) -> Any:
+    """Returns a tree like `state` with `PartitionSpec`s: each array's is that of its parameter.
+
+    Args:
+      specs: like `params`, with `PartitionSpec`s.
+      params: arrays or their shapes.
+      state: an Optax state over them. An array belongs to the parameter whose path its own ends
+        with; Adafactor's factored moments (Shazeer and Stern 2018) lack one of its axes; what
+        belongs to none, or has another shape, is everywhere.
+    """
+    flat, _ = jax.tree_util.tree_flatten_with_path(params)
+    leaves = jax.tree.leaves(specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+    owners = {path: (leaf.shape, spec) for (path, leaf), spec in zip(flat, leaves, strict=True)}
+
+    def follow(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
+        for start in range(len(path)):
+            if path[start:] in owners:
+                shape, spec = owners[path[start:]]
+                return _reduced(path[:start], leaf.shape, shape, spec)
+        return _EVERYWHERE
+
+    return jax.tree_util.tree_map_with_path(follow, state)
+
+
+def _reduced(
+    path: tuple[Any, ...], own: tuple[int, ...], shape: tuple[int, ...], spec: PartitionSpec
+) -> PartitionSpec:
+    """The spec of a state's array of shape `own`, for a parameter of shape `shape`."""
+    if own == shape:
+        return spec
+    by_size = np.argsort(shape)  # as Optax: rows lack the largest axis, columns the second largest
+    lacks = {"v_row": by_size[-1:], "v_col": by_size[-2:-1]}
+    for entry in path:
+        name = getattr(entry, "name", getattr(entry, "key", None))
+        if name in lacks and own == tuple(np.delete(shape, lacks[name])):
+            kept = [axis for at, axis in enumerate(spec) if at not in lacks[name]]
+            return PartitionSpec(*kept)
+    return _EVERYWHERE
+
+
+def on_mesh(mesh: Mesh, specs: Any) -> Any:
+    """Turns a tree of `PartitionSpec`s into one of shardings."""
+    return jax.tree.map(
+        functools.partial(NamedSharding, mesh),
+        specs,
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+    )
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+    """Copies a tree of arrays to where `shardings` say; every process holds all of it."""
+    return jax.tree.map(_put, tree, shardings)
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if sharding.is_fully_addressable:
+        return jax.device_put(jnp.array(leaf), sharding)  # the step donates it: never the caller's
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
+def fed(training: "Training", batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Places a step's batch: rows over "data", prefixes everywhere.
+
+    All processes read the same stream, and each hands over the rows of its own devices.
+
+    Raises:
+      LmsiError: the rows do not divide.
+    """
+    mesh = mesh_of(training)
+    if mesh is None:
+        return dict(batch)
+    rows = PartitionSpec(None, "data")
+    specs = {name: rows if array.ndim == 3 else _EVERYWHERE for name, array in batch.items()}
+    return placed(batch, on_mesh(mesh, specs))
+
+
+def whole(tree: Any) -> Any:
+    """Copies a tree's arrays to this process' memory, gathering what other processes hold.
+
+    All processes call it together, where a mesh spans them.
+    """
+    return jax.tree.map(lambda leaf: np.asarray(_gathered(leaf)), tree)
+
+
+def _gathered(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return leaf
+    assert isinstance(leaf.sharding, NamedSharding)
+    return _everywhere(leaf.sharding.mesh)(leaf).addressable_data(0)
+
+
+@functools.cache
+def _everywhere(mesh: Any) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda leaf: leaf, out_shardings=NamedSharding(mesh, _EVERYWHERE))
+
+
+def check_alone(training: "Training") -> None:
+    """Raises LmsiError where this process alone is to train on a mesh that spans several."""
+    mesh = mesh_of(training)
+    if mesh is not None and mesh.size > jax.local_device_count():
+        raise LmsiError(
+            f"process 0 trains alone and has {jax.local_device_count()} devices, Training.data = "
+            f"{training.data} and Training.model = {training.model} need {mesh.size}; lower one"
+        )
+
+
+def check_rows(data: int, rows: int) -> None:
+    """Raises LmsiError where the rows of a microbatch cannot be shared by `data` devices."""
+    if rows % data:
+        raise LmsiError(
+            f"Training.rows = {rows} do not divide among Training.data = {data}; make rows a "
+            "multiple of it"
+        )
