@@ -19,8 +19,9 @@ from lmsi_jax.models.decoder import Params
 from lmsi_jax.progress import Progress
 from lmsi_jax.training import packing
 from lmsi_jax.training.checkpoints import Checkpoints
-from lmsi_jax.training.losses import loss_and_gradient
+from lmsi_jax.training.losses import Loss, step_losses
 from lmsi_jax.training.optimizers import Optimizer
+from lmsi_jax.training.teacher import Teacher
 
 _METRICS = "metrics.jsonl"
 
@@ -32,6 +33,7 @@ class Training:
     Attributes:
       steps: optimiser steps.
       optimizer: what updates the parameters.
+      loss: what is optimised.
       microbatches: prefixes per step; the gradient is summed over them.
       rows: packed sequences behind each prefix.
       length: tokens per packed sequence.
@@ -43,6 +45,7 @@ class Training:
 
     steps: int = 10_000
     optimizer: Optimizer = Optimizer()
+    loss: Loss = Loss()
     microbatches: int = 4
     rows: int = 8
     length: int = 256
@@ -68,6 +71,7 @@ class Training:
             rows=self.rows,
             length=self.length,
             prefix_length=self.prefix_length,
+            top_k=self.loss.top_k if self.loss.distillation == "top_k" else 0,
         )
 
 
@@ -79,18 +83,21 @@ def train_step(
     params: Params,
     state: Any,
     batch: dict[str, jax.Array],
+    teacher: Teacher | None = None,
 ) -> tuple[Params, Any, dict[str, jax.Array]]:
     """One optimiser step; returns new parameters, optimiser state and metrics."""
-    loss, gradient, by_group = loss_and_gradient(config, params, batch, groups)
+    means, gradient = step_losses(config, params, batch, groups, training.loss, teacher)
     updates, state = training.optimizer.transformation(training.steps).update(
         gradient, state, params
     )
     metrics = {
-        "loss": loss,
+        "loss": means.cross_entropy,
         "grad_norm": optax.global_norm(gradient),
-        "by_group": by_group,
+        "by_group": means.by_group,
         "tokens": (batch["segments"] > 0).sum(),
     }
+    if not training.loss.plain:
+        metrics["optimised"] = means.total
     return optax.apply_updates(params, updates), state, metrics
 
 
@@ -103,6 +110,7 @@ def train(
     *,
     groups: Sequence[str] = ("all",),
     name: str = "training",
+    teacher: Teacher | None = None,
 ) -> Params:
     """Trains, or goes on from the newest checkpoint in `directory`.
 
@@ -114,6 +122,7 @@ def train(
       directory: gets `checkpoint_N` and metrics.jsonl.
       groups: names of the groups that `Row.group` counts, for metrics.
       name: what the progress bar says.
+      teacher: for `Loss.distillation = "model"`.
 
     Returns:
       The parameters after the last step.
@@ -133,7 +142,9 @@ def train(
         log = _Log(name, training, groups, epath.Path(directory) / _METRICS, first, progress)
         for step in range(first + 1, training.steps + 1):
             batch = _next(stream, name, step, training)
-            params, state, metrics = train_step(config, training, len(groups), params, state, batch)
+            params, state, metrics = train_step(
+                config, training, len(groups), params, state, batch, teacher
+            )
             log.add(step, metrics)
             if step % training.save_every == 0 or step == training.steps:
                 log.write()
@@ -219,6 +230,8 @@ def _line(
         "learning_rate": float(training.optimizer.schedule(training.steps)(step - 1)),
         "tokens": sum(int(m["tokens"]) for m in window),
     }
+    if "optimised" in window[0]:
+        line["optimised"] = round(float(np.mean([float(m["optimised"]) for m in window])), 6)
     for name, total, count in zip(groups, sums, counts, strict=True):
         if count:
             line[f"loss/{name}"] = round(float(total / count), 6)
