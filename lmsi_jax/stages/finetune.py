@@ -1,7 +1,7 @@
 """Fine-tuning: examples -> a checkpoint, from the base model or from the last round's."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.files import remove, write_json
@@ -11,11 +11,24 @@ from lmsi_jax.stages.mix import read_examples
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.data import example_rows
 from lmsi_jax.training.packing import Row, check
+from lmsi_jax.training.scoring import stream_with_top_k
+from lmsi_jax.training.teacher import Teacher
 from lmsi_jax.training.trainer import Training, train
 
 
-def finetune(context: Context, round_index: int, inputs: dict[str, str]) -> str:
+def finetune(
+    context: Context,
+    round_index: int,
+    inputs: dict[str, str],
+    load_teacher: Callable[[], Teacher] | None = None,
+) -> str:
     """Trains a round's model; returns the stage's fingerprint.
+
+    Args:
+      context: the run.
+      round_index: the round.
+      inputs: fingerprints of the examples and of the model that training starts from.
+      load_teacher: for a `Loss.distillation` that wants a model.
 
     Raises:
       LmsiError: no path was kept in the whole round.
@@ -35,16 +48,20 @@ def finetune(context: Context, round_index: int, inputs: dict[str, str]) -> str:
         )
     rates = {"weak": 1.0 - training.strong_rate, "strong": training.strong_rate}
     seed = run.seed * 1000 + round_index
-    rows = example_rows(sources, rates, context.tokenizer_path, seed=seed)
+    rows = fitting(example_rows(sources, rates, context.tokenizer_path, seed=seed), training)
+    teacher = load_teacher() if load_teacher else None
+    if teacher and training.loss.distillation == "top_k":
+        rows = stream_with_top_k(teacher, rows, training.shape, training.loss.top_k)
     start = 0 if run.start_from == "base" else round_index - 1
     params = train(
         run.model,
         training,
         context.params(start),
-        fitting(rows, training),
+        rows,
         stage.directory,
         groups=FORMATS,
         name=f"round {round_index}: training",
+        teacher=teacher if training.loss.distillation == "model" else None,
     )
     write_json(stage.directory / "digest.json", {"params_sha256": checkpoints.digest(params)})
     # Orbax puts times into a checkpoint's files; the digest and the metrics say what is in them.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -57,6 +58,22 @@ def with_top_k(teacher: Teacher, rows: Sequence[Row], shape: Shape, k: int) -> l
                 rows[number], teacher_ids=ids[at, place].copy(), teacher_logprobs=known
             )
     return [scored[number] for number in range(len(rows))]
+
+
+def stream_with_top_k(
+    teacher: Teacher, rows: Iterator[Row], shape: Shape, k: int, window: int = 64
+) -> Iterator[Row]:
+    """`with_top_k` for a stream, `window` rows at a time; a row that comes again is not scored."""
+    known: dict[tuple[tuple[int, ...], tuple[int, ...]], Row] = {}
+    while some := list(itertools.islice(rows, window)):
+        names = [(row.prefix, tuple(row.tokens)) for row in some]
+        new = {name: row for name, row in zip(names, some, strict=True) if name not in known}
+        known |= zip(new, with_top_k(teacher, list(new.values()), shape, k), strict=True)
+        for name, row in zip(names, some, strict=True):
+            found = known[name]
+            yield dataclasses.replace(
+                row, teacher_ids=found.teacher_ids, teacher_logprobs=found.teacher_logprobs
+            )
 
 
 def _places(segments: np.ndarray) -> Iterator[tuple[int, slice]]:
