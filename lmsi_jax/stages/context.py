@@ -113,9 +113,8 @@ class Context:
         if not round_index and self.run.init_checkpoint == "fresh":
             return fresh_params(self.run.model, self.run.seed)
         if self._params is None or self._params[0] != round_index:
-            folder = self.base_folder
-            if round_index:
-                folder = checkpoints.find(self.folder(round_index, "train"))
+            trained = self.folder(round_index, "train")
+            folder = checkpoints.find(trained) if round_index else self.base_folder
             params = checkpoints.load_params(folder, self.shapes)
             if round_index or (folder.parent / "digest.json").exists():
                 _check_digest(folder, params)

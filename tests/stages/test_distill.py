@@ -154,3 +154,24 @@ def test_the_teachers_shape_and_last_round_come_from_its_run(finished, micro_con
     teacher = TeacherRun(Distillation(teacher_dir=str(finished)))
     assert teacher.round == 1
     assert teacher.config == dataclasses.replace(micro_config, max_length=1024)
+
+
+@pytest.mark.parametrize(("size", "billions"), [("8b", 8.63), ("62b", 62.5)])
+def test_the_large_recipes_are_of_palms_shape_and_want_a_teacher(size, billions, tmp_path, capsys):
+    """Parameter counts of Chowdhery et al. 2022, table 1."""
+    from lmsi_jax import gin_edge
+    from lmsi_jax.configurables import load_run
+
+    wanted = ["Run.output_dir", "Run.init_checkpoint", "Run.tokenizer", "Distillation.teacher_dir"]
+    words = [f"--gin.{name}={str(tmp_path / 'none')!r}" for name in wanted]
+    words += ["--gin.Questions.train=('legs',)", "--gin.Questions.test=('legs',)"]
+    arguments, _ = gin_edge.parse(words)
+    gin_edge.load(f"distill_{size}", arguments)
+    run = load_run()
+    assert run.model.parameter_count / 1e9 == pytest.approx(billions, rel=2e-3)
+    training = run.training
+    assert (training.steps, training.optimizer.learning_rate) == (10_000, 5e-5)
+    assert training.microbatches * training.rows == 32
+    assert main(["distill", f"distill_{size}", *words]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "holds no run; set Distillation.teacher_dir" in error
