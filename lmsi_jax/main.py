@@ -32,6 +32,11 @@ _COMMANDS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "train": (("train",), "examples -> a fine-tuned model", "quickstart"),
     "eval": (("eval",), "accuracy before and after, per prompting and task", "quickstart"),
     "report": (("report",), "the table and report.html of what is there", "quickstart"),
+    "distill": (
+        ("mix", "train", "eval", "distill"),
+        "a student learns a finished run's selected paths",
+        "distill_tiny",
+    ),
     "pretrain": (("pretrain",), "train a base model by its recipe", "pretrain"),
 }
 _GIN_HELP = """\

@@ -33,7 +33,8 @@ def execute(run: Run, stages: tuple[str, ...], command: str, config_text: str) -
 
     Args:
       run: the configuration.
-      stages: of "sample", "vote", "mix", "train", "eval", "report"; or ("pretrain",).
+      stages: of "sample", "vote", "mix", "train", "eval", "report"; or ("pretrain",); with
+        "distill" the run is a student's.
       command: the command line, for the manifest and the report.
       config_text: the operative gin configuration.
 
@@ -57,10 +58,25 @@ def _lead(context: Context, stages: tuple[str, ...], command: str, config_text: 
         pretrain(context)
         _describe(context, command, config_text, {})
         return
+    if "distill" in stages:
+        _distill(context, command, config_text)
+        return
     if stages != ("report",):
         _run_rounds(context, command, config_text)
     if "report" in stages:
         report(context, command, config_text)
+
+
+def _distill(context: Context, command: str, config_text: str) -> None:
+    from lmsi_jax.stages.distill import RESULT, distill, open_teacher, print_table
+
+    open_teacher(context)  # before any work: its run may be missing
+    questions = draw(context)
+    hashes = {"questions": questions, "base": context.base_fingerprint}
+    _describe(context, command, config_text, hashes)
+    result = distill(context, questions)
+    print_table(result)
+    print(f"table: {context.output / RESULT}")
 
 
 def _run_rounds(context: Context, command: str, config_text: str) -> None:

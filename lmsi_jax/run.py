@@ -118,6 +118,24 @@ class Pretraining:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Whose selected paths a student learns (`lmsi distill`); the student is the run's model.
+
+    Attributes:
+      teacher_dir: output_dir of the teacher's run.
+      round: the round whose examples are learnt; 0: the last one that has some. Where
+        `Loss.distillation` wants a model, it is the one that the round ended with.
+    """
+
+    teacher_dir: str
+    round: int = 0
+
+    def __post_init__(self) -> None:
+        if self.round < 0:
+            raise LmsiError(f"Distillation.round = {self.round}; use 1 or more, or 0 for the last")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """One run of the loop; every attribute is a gin parameter `Run.NAME`.
 
@@ -127,13 +145,14 @@ class Run:
       rounds: rounds of self-improvement.
       start_from: each round trains from the "base" model or from the "last" round's.
       model: the model's shape.
-      init_checkpoint: a checkpoint folder, or "embedded".
+      init_checkpoint: a checkpoint folder, "embedded", or "fresh" for weights drawn from the seed.
       tokenizer: a SentencePiece model file, or "embedded".
       decoding: the decode engine's layout.
       questions_per_shard: questions in one file of paths; a killed process samples its open files
         again.
       questions, sampling, mixing, training, evaluation, stop_rules: one stage each.
       pretraining: only for `lmsi pretrain`.
+      distillation: only for `lmsi distill`.
     """
 
     output_dir: str
@@ -145,6 +164,7 @@ class Run:
     evaluation: Evaluation = Evaluation()
     stop_rules: StopRules = StopRules()
     pretraining: Pretraining | None = None
+    distillation: Distillation | None = None
     name: str = "lmsi"
     seed: int = 0
     rounds: int = 1

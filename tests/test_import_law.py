@@ -37,7 +37,10 @@ FILELESS = {
     *PURE,
     *(f"decoding.{name}" for name in ("keys", "sampling", "prefix", "loop", "engine")),
     *(f"models.{name}" for name in ("config", "decoder", "partitioning")),
-    *(f"training.{name}" for name in ("attention", "losses", "optimizers")),
+    *(
+        f"training.{name}"
+        for name in ("attention", "losses", "optimizers", "teacher", "preferences", "scoring")
+    ),
     *(f"evaluation.{name}" for name in ("calibration", "statistics")),
 }
 

@@ -73,6 +73,7 @@ def test_version(capsys):
         ("train", ("train",)),
         ("eval", ("eval",)),
         ("report", ("report",)),
+        ("distill", ("mix", "train", "eval", "distill")),
         ("pretrain", ("pretrain",)),
     ],
 )

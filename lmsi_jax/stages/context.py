@@ -10,7 +10,7 @@ from etils import epath
 from lmsi_jax.decoding.engine import Engine
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.files import file_sha256, read_json
-from lmsi_jax.models.decoder import Params, parameter_shapes
+from lmsi_jax.models.decoder import Params, fresh_params, parameter_shapes
 from lmsi_jax.models.tokenizer import SentencePiece
 from lmsi_jax.processes import Processes
 from lmsi_jax.records import Question
@@ -110,10 +110,11 @@ class Context:
 
     def params(self, round_index: int) -> Params:
         """Loads the model that a round ended with; round 0 is the base."""
+        if not round_index and self.run.init_checkpoint == "fresh":
+            return fresh_params(self.run.model, self.run.seed)
         if self._params is None or self._params[0] != round_index:
-            folder = self.base_folder
-            if round_index:
-                folder = checkpoints.find(self.folder(round_index, "train"))
+            trained = self.folder(round_index, "train")
+            folder = checkpoints.find(trained) if round_index else self.base_folder
             params = checkpoints.load_params(folder, self.shapes)
             if round_index or (folder.parent / "digest.json").exists():
                 _check_digest(folder, params)

@@ -1,6 +1,6 @@
 """Fine-tuning: examples -> a checkpoint, from the base model or from the last round's."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.files import remove, write_json
@@ -11,12 +11,25 @@ from lmsi_jax.training.data import Examples
 from lmsi_jax.training.lora import export_adapters
 from lmsi_jax.training.packing import Row, check
 from lmsi_jax.training.reading import Rows
+from lmsi_jax.training.scoring import Scored
 from lmsi_jax.training.step import state_shapes
+from lmsi_jax.training.teacher import Teacher
 from lmsi_jax.training.trainer import Training, train
 
 
-def finetune(context: Context, round_index: int, inputs: dict[str, str]) -> str:
+def finetune(
+    context: Context,
+    round_index: int,
+    inputs: dict[str, str],
+    load_teacher: Callable[[], Teacher] | None = None,
+) -> str:
     """Trains a round's model; returns the stage's fingerprint.
+
+    Args:
+      context: the run.
+      round_index: the round.
+      inputs: fingerprints of the examples and of the model that training starts from.
+      load_teacher: for a `Loss.distillation` that wants a model.
 
     Raises:
       LmsiError: no path was kept in the whole round.
@@ -35,13 +48,17 @@ def finetune(context: Context, round_index: int, inputs: dict[str, str]) -> str:
             "leaves none. Look at `lmsi report`; use a stronger base model or another prompt"
         )
     rates = {"weak": 1.0 - training.strong_rate, "strong": training.strong_rate}
-    rows = Examples(
+    examples = Examples(
         sources,
         rates,
         context.tokenizer_path,
         task_rates=dict(training.task_rates),
         seed=run.seed * 1000 + round_index,
     )
+    teacher = load_teacher() if load_teacher else None
+    rows: Iterable[Row] = examples
+    if teacher and training.loss.distillation == "top_k":
+        rows = Scored(teacher, examples, training.shape, training.loss.top_k)
     start = 0 if run.start_from == "base" else round_index - 1
     params = train(
         run.model,
@@ -49,8 +66,9 @@ def finetune(context: Context, round_index: int, inputs: dict[str, str]) -> str:
         context.params(start),
         fitting(rows, training),
         stage.directory,
-        groups=rows.groups,
+        groups=examples.groups,
         name=f"round {round_index}: training",
+        teacher=teacher if training.loss.distillation == "model" else None,
     )
     if training.lora is not None:
         own, state = stage.directory / "adapters", state_shapes(training, context.shapes)

@@ -1,20 +1,109 @@
-"""Target-only cross entropy with per-token weights, normalised by their sum."""
+"""Target-only losses with per-token weights, normalised by their sum.
 
-from typing import Any
+Of each token: cross entropy, which is what metrics report, and what is optimised: label smoothing,
+a teacher's distribution and a z-loss may be added to it. Without them the two are the same.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 
+from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import Params, logits
 from lmsi_jax.training.packed import packed_states
+from lmsi_jax.training.teacher import (
+    Teacher,
+    check_same_tokens,
+    divergence,
+    stored,
+    top_k_divergence,
+)
 
 Arrays = dict[str, jax.Array]
 
 
-def token_losses(config: ModelConfig, params: Params, batch: Arrays) -> jax.Array:
-    """Cross entropy in nats of each token given those before it, [B, T]; 0 at row starts.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What is optimised at each target token y; Z is the sum of exp(scores), q the model's softmax.
+
+    (1 - a) * smoothed cross entropy + a * divergence from the teacher + z_loss * log(Z)**2.
+
+    Attributes:
+      z_loss: coefficient of log(Z)**2, as in T5X; 1e-4 is usual.
+      label_smoothing: s. The target is 1 - s at y and s / (V - 1) at each of the V - 1 others, as
+        in T5X.
+      smoothing_constant: subtract the target's entropy, as T5X does: the least loss is then 0. The
+        gradient is the same.
+      distillation: "sequence" learns from the teacher's text alone (LMSI, section 5.3), "top_k"
+        also from its most probable tokens, stored with the rows, "model" from one in memory.
+      distillation_weight: a, the share of the divergence in "top_k" and "model". A token of which
+        nothing is stored keeps a = 0.
+      temperature: of teacher and student within the divergence.
+      top_k: "top_k" only: how many tokens are stored at each place.
+      rest: "top_k" only: the tokens that are not stored are one "bucket", or are left out: "drop"
+        scales both distributions to the stored ones.
+
+    Raises:
+      LmsiError: a value out of range, or a temperature where only some tokens are known.
+    """
+
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+    smoothing_constant: bool = False
+    distillation: Literal["sequence", "top_k", "model"] = "sequence"
+    distillation_weight: float = 0.5
+    temperature: float = 1.0
+    top_k: int = 8
+    rest: Literal["bucket", "drop"] = "bucket"
+
+    def __post_init__(self) -> None:
+        checks = {
+            "z_loss": 0 <= self.z_loss < np.inf,
+            "label_smoothing": 0 <= self.label_smoothing < 1,
+            "distillation": self.distillation in ("sequence", "top_k", "model"),
+            "distillation_weight": 0 <= self.distillation_weight <= 1,
+            "temperature": 0 < self.temperature < np.inf,
+            "top_k": self.top_k >= 1,
+            "rest": self.rest in ("bucket", "drop"),
+        }
+        for name, good in checks.items():
+            if not good:
+                raise LmsiError(f"Loss.{name} = {getattr(self, name)!r} is out of range")
+        if self.distillation == "top_k" and self.rest == "bucket" and self.temperature != 1:
+            raise LmsiError(
+                f"Loss.temperature = {self.temperature}: how a temperature shares out the tokens "
+                "that are not stored is not known; use 1.0, or Loss.rest = 'drop'"
+            )
+
+    @property
+    def plain(self) -> bool:
+        """Whether the optimised loss is the cross entropy."""
+        smooth = self.z_loss or self.label_smoothing
+        return not smooth and (self.distillation == "sequence" or not self.distillation_weight)
+
+
+class Sums(NamedTuple):
+    """A step's means over target weight, or sums before they are divided.
+
+    Attributes:
+      total: what is optimised.
+      cross_entropy: what is reported.
+      by_group: cross entropy by group, [groups].
+      weights: by group, [groups].
+    """
+
+    total: jax.Array
+    cross_entropy: jax.Array
+    by_group: jax.Array
+    weights: jax.Array
+
+
+def token_scores(config: ModelConfig, params: Params, batch: Arrays) -> jax.Array:
+    """Scores of each token but the first of a row, given those before it: [B, T - 1, V], float32.
 
     Args:
       config: the model's shape.
@@ -22,41 +111,129 @@ def token_losses(config: ModelConfig, params: Params, batch: Arrays) -> jax.Arra
       batch: one microbatch of `packing.Batch`, without the leading axis.
     """
     weights, states = packed_states(config, params, batch)
-    scores = logits(config, weights, states[:, :-1])
-    losses = optax.softmax_cross_entropy_with_integer_labels(scores, batch["tokens"][:, 1:])
-    return jnp.pad(losses, ((0, 0), (1, 0)))
+    return logits(config, weights, states[:, :-1])
+
+
+def token_losses(
+    config: ModelConfig,
+    params: Params,
+    batch: Arrays,
+    loss: Loss = Loss(),
+    teacher: Teacher | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """What is optimised and the cross entropy of each token, [B, T] each, nats; 0 at row starts.
+
+    Args:
+      config: the model's shape.
+      params: its parameter tree.
+      batch: one microbatch of `packing.Batch`, without the leading axis.
+      loss: what to optimise.
+      teacher: for `Loss.distillation = "model"`.
+
+    Raises:
+      LmsiError: the teacher, or what is stored of it, is missing or of another vocabulary.
+    """
+    scores = token_scores(config, params, batch)
+    log_z = jax.nn.logsumexp(scores, axis=-1)
+    target = jnp.take_along_axis(scores, batch["tokens"][:, 1:, None], axis=-1)[..., 0]
+    entropy = log_z - target
+    total = entropy
+    if loss.label_smoothing:
+        total = _smoothed(loss, scores, log_z, entropy)
+    if loss.distillation != "sequence" and loss.distillation_weight:
+        apart, share = _from_teacher(config, batch, loss, teacher, scores)
+        total = (1 - share) * total + share * apart
+    if loss.z_loss:
+        total += loss.z_loss * log_z**2
+    ahead = ((0, 0), (1, 0))
+    return jnp.pad(total, ahead), jnp.pad(entropy, ahead)
+
+
+def _smoothed(loss: Loss, scores: jax.Array, log_z: jax.Array, entropy: jax.Array) -> jax.Array:
+    """Cross entropy with the smoothed target: (c - o) * CE + o * (sum over all tokens of CE)."""
+    size = scores.shape[-1]
+    on, off = 1 - loss.label_smoothing, loss.label_smoothing / (size - 1)
+    smoothed = (on - off) * entropy + off * (size * log_z - scores.sum(-1))
+    if loss.smoothing_constant:
+        smoothed += on * np.log(on) + (size - 1) * off * np.log(off)
+    return smoothed
+
+
+def _from_teacher(
+    config: ModelConfig, batch: Arrays, loss: Loss, teacher: Teacher | None, scores: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Divergence from the teacher, and its share, [B, T - 1] each."""
+    share = jnp.asarray(loss.distillation_weight)
+    if loss.distillation == "top_k":
+        ids, logprobs, present = (value[:, 1:] for value in stored(batch))
+        apart = top_k_divergence(ids, logprobs, scores, loss.temperature, loss.rest)
+        return jnp.where(present, apart, 0.0), jnp.where(present, share, 0.0)
+    if teacher is None:
+        raise LmsiError("Loss.distillation = 'model' wants a teacher; use 'sequence' without one")
+    check_same_tokens(teacher, config)
+    theirs = token_scores(teacher.config, jax.lax.stop_gradient(teacher.params), batch)
+    return divergence(theirs, scores, loss.temperature), share
 
 
 def weighted_sums(
-    config: ModelConfig, params: Params, batch: Arrays, groups: int
-) -> tuple[jax.Array, Any]:
-    """Sum of weight * loss over a microbatch; the same, and the weights, by group [groups]."""
-    weighted = token_losses(config, params, batch) * batch["weights"]
+    config: ModelConfig,
+    params: Params,
+    batch: Arrays,
+    groups: int,
+    loss: Loss = Loss(),
+    teacher: Teacher | None = None,
+) -> tuple[jax.Array, Sums]:
+    """Sum of weight * optimised loss over a microbatch; and the sums that metrics are made of."""
+    optimised, entropies = token_losses(config, params, batch, loss, teacher)
+    total, entropy = (optimised * batch["weights"], entropies * batch["weights"])
     member = jax.nn.one_hot(batch["groups"], groups)
-    by_group = jnp.einsum("bt,btg->g", weighted, member)
+    by_group = jnp.einsum("bt,btg->g", entropy, member)
     weights = jnp.einsum("bt,btg->g", batch["weights"], member)
-    return weighted.sum(), (by_group, weights)
+    return total.sum(), Sums(total.sum(), entropy.sum(), by_group, weights)
+
+
+def step_losses(
+    config: ModelConfig,
+    params: Params,
+    batch: Arrays,
+    groups: int,
+    loss: Loss = Loss(),
+    teacher: Teacher | None = None,
+) -> tuple[Sums, Params]:
+    """Losses and gradient of a whole step, one microbatch at a time.
+
+    Returns:
+      The weighted means over all target tokens (by group NaN where a group has no weight), and the
+      gradient of the optimised one, all float32. Accumulation is exact: sums are divided by the
+      total weight at the end, and float32 where the parameters are narrower.
+    """
+    gradient = jax.grad(weighted_sums, argnums=1, has_aux=True)
+
+    def add(total: Any, one: Arrays) -> tuple[Any, None]:
+        grads, sums = gradient(config, params, one, groups, loss, teacher)
+        return jax.tree.map(jnp.add, total, (sums, grads)), None
+
+    none = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    start = Sums(jnp.zeros(()), jnp.zeros(()), jnp.zeros(groups), jnp.zeros(groups))
+    (sums, grads), _ = jax.lax.scan(add, (start, none), batch)
+    weight = jnp.maximum(sums.weights.sum(), 1e-6)
+    means = Sums(
+        sums.total / weight, sums.cross_entropy / weight, sums.by_group / sums.weights, sums.weights
+    )
+    return means, jax.tree.map(lambda g: g / weight, grads)
 
 
 def loss_and_gradient(
-    config: ModelConfig, params: Params, batch: Arrays, groups: int
+    config: ModelConfig,
+    params: Params,
+    batch: Arrays,
+    groups: int,
+    loss: Loss = Loss(),
+    teacher: Teacher | None = None,
 ) -> tuple[jax.Array, Params, jax.Array]:
-    """Loss and gradient of a whole step, one microbatch at a time.
+    """The cross entropy of a step, the optimised loss' gradient, and the cross entropy by group.
 
-    Returns:
-      The weighted mean loss over all target tokens, its gradient, and the mean by group (NaN where
-      a group has no weight), all float32. Accumulation is exact: sums are divided by the total
-      weight at the end, and float32 where the parameters are narrower.
+    See `step_losses`, which also gives the optimised loss.
     """
-    gradient = jax.value_and_grad(weighted_sums, argnums=1, has_aux=True)
-
-    def add(total: Any, one: Arrays) -> tuple[Any, None]:
-        (value, aux), grads = gradient(config, params, one, groups)
-        return jax.tree.map(jnp.add, total, (value, aux, grads)), None
-
-    zero = jnp.zeros(())
-    none = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    start = (zero, (jnp.zeros(groups), jnp.zeros(groups)), none)
-    (value, (by_group, weights), grads), _ = jax.lax.scan(add, start, batch)
-    total = jnp.maximum(weights.sum(), 1e-6)
-    return value / total, jax.tree.map(lambda g: g / total, grads), by_group / weights
+    means, gradient = step_losses(config, params, batch, groups, loss, teacher)
+    return means.cross_entropy, gradient, means.by_group

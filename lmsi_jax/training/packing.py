@@ -24,12 +24,17 @@ class Row:
       tokens: its own.
       weights: loss weight of each own token; the first token's is not used, nothing predicts it.
       group: a small number that metrics are split by (the example's format).
+      teacher_ids: [tokens, k] a teacher's most probable tokens at each own token's place, given
+        those before it; None where nothing is known.
+      teacher_logprobs: [tokens, k] its log-probabilities of them, in nats.
     """
 
     prefix: tuple[int, ...]
     tokens: Sequence[int]
     weights: Sequence[float]
     group: int = 0
+    teacher_ids: np.ndarray | None = None
+    teacher_logprobs: np.ndarray | None = None
 
 
 def weighted_row(
@@ -57,12 +62,14 @@ class Shape:
       rows: packed sequences behind each prefix.
       length: tokens per packed sequence.
       prefix_length: most tokens of a prefix.
+      top_k: a teacher's tokens at each place, of rows that have them; 0: batches carry none.
     """
 
     microbatches: int
     rows: int
     length: int
     prefix_length: int
+    top_k: int = 0
 
 
 Batch = dict[str, np.ndarray]
@@ -70,6 +77,8 @@ Batch = dict[str, np.ndarray]
 
 prefix [M, P], prefix_length [M], tokens, segments, positions, groups [M, B, T] (int32) and weights
 [M, B, T] (float32): the loss weight of *predicting* the token at that place from those before it.
+With `Shape.top_k` = k also teacher_ids (int32) and teacher_logprobs (float32), [M, B, T, k]: who
+might stand at that place, -inf throughout where nothing is known.
 """
 
 
@@ -83,6 +92,10 @@ class _Bin:
             name: np.zeros(size, np.float32 if name == "weights" else np.int32)
             for name in ("tokens", "segments", "positions", "groups", "weights")
         }
+        if shape.top_k:
+            wide = (*size, shape.top_k)
+            self.arrays["teacher_ids"] = np.zeros(wide, np.int32)
+            self.arrays["teacher_logprobs"] = np.full(wide, -np.inf, np.float32)
         self.used = [0] * shape.rows
         self.count = [0] * shape.rows
         self.rows: list[Row] = []  # all of them in order: added again, they give the same bin
@@ -107,6 +120,9 @@ class _Bin:
         self.arrays["positions"][at, begin:end] = len(self.prefix) + np.arange(size)
         self.arrays["groups"][at, begin:end] = row.group
         self.arrays["weights"][at, begin + 1 : end] = row.weights[1:]
+        if "teacher_ids" in self.arrays and row.teacher_ids is not None:
+            for name in ("teacher_ids", "teacher_logprobs"):
+                self.arrays[name][at, begin + 1 : end] = getattr(row, name)[1:]
         self.used[at] = end
 
     def finished(self, shape: Shape) -> Batch:
@@ -189,6 +205,19 @@ def check(row: Row, shape: Shape) -> None:
         )
     if len(row.tokens) != len(row.weights):
         raise ValueError(f"a row has {len(row.tokens)} tokens but {len(row.weights)} weights")
+    wanted = (len(row.tokens), shape.top_k)
+    for known in (row.teacher_ids, row.teacher_logprobs):
+        if shape.top_k and known is not None and known.shape != wanted:
+            raise ValueError(f"a row's teacher arrays are {known.shape}, the batch wants {wanted}")
+
+
+def fits(row: Row, shape: Shape) -> bool:
+    """Whether a row can be packed."""
+    try:
+        check(row, shape)
+    except ValueError:
+        return False
+    return True
 
 
 def batches(rows: Iterable[Row], shape: Shape) -> Iterator[Batch]:

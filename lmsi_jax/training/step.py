@@ -17,8 +17,9 @@ import optax
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import Params
 from lmsi_jax.training.lora import adapter_specs, fresh_adapters, merged
-from lmsi_jax.training.losses import loss_and_gradient
+from lmsi_jax.training.losses import Sums, step_losses
 from lmsi_jax.training.placement import following, mesh_of, on_mesh, param_specs, placed
+from lmsi_jax.training.teacher import Teacher
 
 if TYPE_CHECKING:
     from lmsi_jax.training.trainer import Training
@@ -34,12 +35,13 @@ def train_step(
     params: Params,
     state: Any,
     batch: Arrays,
+    teacher: Teacher | None = None,
 ) -> tuple[Params, Any, Arrays]:
     """One optimiser step; returns new parameters, optimiser state and metrics.
 
     All three lie where `start` and `placement.fed` put params, state and batch.
     """
-    loss, gradient, by_group = _gradient(config, training, groups, params, state, batch)
+    means, gradient = _gradient(config, training, groups, params, state, batch, teacher)
     optimizer = training.optimizer.transformation(training.steps)
     if training.lora is None:
         updates, state = optimizer.update(gradient, state, params)
@@ -49,11 +51,13 @@ def train_step(
         adapters = optax.apply_updates(state["adapters"], updates)
         state = {"adapters": adapters, "optimizer": inner}
     metrics = {
-        "loss": loss,
+        "loss": means.cross_entropy,
         "grad_norm": optax.global_norm(gradient),
-        "by_group": by_group,
+        "by_group": means.by_group,
         "tokens": (batch["segments"] > 0).sum(),
     }
+    if not training.loss.plain:
+        metrics["optimised"] = means.total
     params, state = _kept(config, training, params, state)
     return params, state, metrics
 
@@ -65,21 +69,26 @@ def _gradient(
     params: Params,
     state: Any,
     batch: Arrays,
-) -> tuple[jax.Array, Params, jax.Array]:
-    """Loss, float32 gradient of what is trained, and loss by group.
+    teacher: Teacher | None,
+) -> tuple[Sums, Params]:
+    """Mean losses, and the float32 gradient of what is trained.
 
     The parameters are rounded to the type of the computation once a step; the sums over
     microbatches, and the update of the parameters themselves, are float32.
     """
+
+    def losses(full: Params) -> tuple[Sums, Params]:
+        return step_losses(config, full, batch, groups, training.loss, teacher)
+
     mesh = mesh_of(training)
     around = contextlib.nullcontext() if mesh is None else _abstract(mesh)
     with around:
         if training.lora is None:
-            return loss_and_gradient(config, _narrow(training, params), batch, groups)
+            return losses(_narrow(training, params))
         full, pull = jax.vjp(functools.partial(merged, training.lora, params), state["adapters"])
-        loss, gradient, by_group = loss_and_gradient(config, _narrow(training, full), batch, groups)
+        means, gradient = losses(_narrow(training, full))
         (gradient,) = pull(gradient)
-        return loss, gradient, by_group
+        return means, gradient
 
 
 def _abstract(mesh: jax.sharding.Mesh) -> Any:

@@ -17,10 +17,12 @@ from lmsi_jax.training import packing, placement
 from lmsi_jax.training.checkpoints import Checkpoints
 from lmsi_jax.training.floor import matmul_rate, step_flops
 from lmsi_jax.training.lora import Lora
+from lmsi_jax.training.losses import Loss
 from lmsi_jax.training.metrics import Log
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.reading import Steps
 from lmsi_jax.training.step import result, resumed, start, train_step
+from lmsi_jax.training.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class Training:
     Attributes:
       steps: optimiser steps.
       optimizer: what updates the parameters.
+      loss: what is optimised.
       microbatches: prefixes per step; the gradient is summed over them.
       rows: packed sequences behind each prefix.
       length: tokens per packed sequence.
@@ -53,6 +56,7 @@ class Training:
 
     steps: int = 10_000
     optimizer: Optimizer = Optimizer()
+    loss: Loss = Loss()
     microbatches: int = 4
     rows: int = 8
     length: int = 256
@@ -96,6 +100,7 @@ class Training:
             rows=self.rows,
             length=self.length,
             prefix_length=self.prefix_length,
+            top_k=self.loss.top_k if self.loss.distillation == "top_k" else 0,
         )
 
 
@@ -108,6 +113,7 @@ def train(
     *,
     groups: Sequence[str] = ("all",),
     name: str = "training",
+    teacher: Teacher | None = None,
 ) -> Params:
     """Trains, or goes on from the newest checkpoint in `directory`.
 
@@ -120,6 +126,7 @@ def train(
       directory: gets `checkpoint_N` and the files of `lmsi_jax.training.metrics`.
       groups: names of the groups that `Row.group` counts, for metrics.
       name: what the progress bar says.
+      teacher: for `Loss.distillation = "model"`.
 
     Returns:
       The parameters after the last step.
@@ -146,7 +153,7 @@ def train(
             return result(training, begin.params, begin.state)
         log = _log(config, training, begin, epath.Path(directory), groups, name)
         with contextlib.closing(log):
-            loop = _Loop(config, training, checkpoints, steps, log, len(groups), bar, name)
+            loop = _Loop(config, training, checkpoints, steps, log, len(groups), bar, name, teacher)
             return loop.run(begin, requested)
 
 
@@ -209,14 +216,16 @@ class _Loop:
     groups: int
     progress: Progress
     name: str
+    teacher: Teacher | None
 
     def run(self, begin: _Begin, requested: Callable[[], bool]) -> Params:
         """Trains to the last step; returns the parameters."""
         training, params, state = self.training, begin.params, begin.state
         for step in range(begin.step + 1, training.steps + 1):
             batch = self._batch(step)
+            fed = placement.fed(training, batch)
             params, state, metrics = train_step(
-                self.config, training, self.groups, params, state, placement.fed(training, batch)
+                self.config, training, self.groups, params, state, fed, self.teacher
             )
             line = self.log.add(step, metrics, batch)
             if line is not None:

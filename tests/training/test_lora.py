@@ -18,10 +18,11 @@ from lmsi_jax.training.lora import (
     fresh_adapters,
     merged,
 )
+from lmsi_jax.training.metrics import read_metrics
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.packing import batches, weighted_row
 from lmsi_jax.training.step import result, start, state_shapes, train_step
-from lmsi_jax.training.trainer import Training, read_metrics, train
+from lmsi_jax.training.trainer import Training, train
 
 LORA = Lora(rank=3, alpha=6.0, targets=("value", "query", "down"))
 TRAINING = Training(

@@ -1,0 +1,177 @@
+"""A student learns a finished run's paths; what is missing is named; it goes on where it was."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from micro_run import contents, other_tokenizer, shard_rows, snapshot
+
+from lmsi_jax import files
+from lmsi_jax.main import main
+from lmsi_jax.records import Example
+from lmsi_jax.run import Distillation
+from lmsi_jax.stages.distill import TeacherRun
+
+STUDENT = {
+    "Run.distillation": "@Distillation()",
+    "Training.loss": "@Loss()",
+    "Run.init_checkpoint": "fresh",
+    "ModelConfig.embed_dim": 12,
+    "ModelConfig.num_layers": 1,
+}
+
+
+@pytest.fixture
+def distill(gin_file, finished, capsys):
+    """Runs `lmsi distill` here and returns (exit code, stdout, the error), both on one line."""
+
+    def run(output, changes=()):
+        settings = {
+            "Run.output_dir": str(output),
+            "Distillation.teacher_dir": str(finished),
+            **STUDENT,
+            **dict(changes),
+        }
+        words = [
+            f"--gin.{name}={value if str(value).startswith('@') else repr(value)}"
+            for name, value in settings.items()
+        ]
+        capsys.readouterr()
+        code = main(["distill", gin_file, *words])
+        captured = capsys.readouterr()
+        out, error = (" ".join(text.split()) for text in (captured.out, captured.err))
+        return code, out, error.partition("lmsi: error: ")[2]
+
+    return run
+
+
+def _percent(scores, prompting):
+    (row,) = [row for row in scores if row["prompting"] == prompting]
+    return 100 * float(np.mean(row["correct"]))
+
+
+def test_the_student_learns_the_teachers_examples_and_the_table_has_all_three(
+    distill, finished, tmp_path
+):
+    before = snapshot(finished)
+    changes = {"Training.steps": 60, "Training.save_every": 60, "Optimizer.learning_rate": 1e-2}
+    code, out, error = distill(tmp_path / "run", changes)
+    assert code == 0, error
+    assert snapshot(finished) == before
+    run = tmp_path / "run"
+    mixes = [shard_rows(folder / "round_1" / "mix", Example) for folder in (run, finished)]
+    assert mixes[0] == mixes[1] != []
+    lines = [json.loads(x) for x in (run / "round_1/train/metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
+    result = json.loads((run / "distillation.json").read_text())
+    assert [(row["task"], row["prompting"]) for row in result["rows"]] == [
+        ("purchases", "cot"),
+        ("purchases", "self_consistency"),
+    ]
+    for row in result["rows"]:
+        for side, folder in [
+            ("teacher_before", finished / "round_0"),
+            ("student_before", run / "round_0"),
+            ("student_after", run / "round_1"),
+        ]:
+            scores = json.loads((folder / "eval" / "scores.json").read_text())
+            assert row[side] == _percent(scores, row["prompting"])
+    assert result["student"]["parameters"] < result["teacher"]["parameters"]
+    assert "student, distilled" in out and "trained (1)" in out
+
+
+def test_a_student_with_another_tokenizer_reads_the_same_text(distill, tmp_path):
+    (tmp_path / "other.model").write_bytes(other_tokenizer(275))
+    other = {"Run.tokenizer": str(tmp_path / "other.model"), "ModelConfig.vocab_size": 275}
+    sizes = {"Training.length": 512, "Training.prefix_length": 1600, "ModelConfig.max_length": 2400}
+    code, _, error = distill(tmp_path / "run", other | sizes)
+    assert code == 0, error
+    code, _, error = distill(tmp_path / "soft", other | sizes | {"Loss.distillation": "model"})
+    assert code == 2 and "another tokenizer than the teacher" in error
+
+
+@pytest.mark.parametrize("form", ["model", "top_k"])
+def test_the_teachers_probabilities_can_be_learnt_too(distill, tmp_path, form):
+    code, _, error = distill(tmp_path / "run", {"Loss.distillation": form})
+    assert code == 0, error
+    lines = (tmp_path / "run" / "round_1" / "train" / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(x)["optimised"] != json.loads(x)["loss"] for x in lines)
+
+
+def test_interrupted_it_goes_on_to_the_same_bytes(distill, tmp_path, monkeypatch):
+    assert distill(tmp_path / "whole")[0] == 0
+    replace = files._replace
+
+    def interrupted(path, data):
+        if path.name in ("digest.json", "compare.jsonl.gz", "scores.json"):
+            hits = tmp_path / f"hit-{path.parent.name}"
+            if not hits.exists():
+                hits.touch()
+                raise KeyboardInterrupt
+        replace(path, data)
+
+    monkeypatch.setattr(files, "_replace", interrupted)
+    codes = [distill(tmp_path / "run")[0]]
+    while codes[-1] == 130:
+        codes.append(distill(tmp_path / "run")[0])
+    assert codes == [130] * (len(codes) - 1) + [0] and len(codes) >= 3
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
+    stand = snapshot(tmp_path / "run" / "round_1" / "train")
+    assert distill(tmp_path / "run")[0] == 0
+    assert snapshot(tmp_path / "run" / "round_1" / "train") == stand
+
+
+def test_a_missing_or_unfinished_teacher_is_named_and_nothing_is_done(distill, copy, tmp_path):
+    def error_with(**changes):
+        settings = {f"Distillation.{name}": value for name, value in changes.items()}
+        code, _, error = distill(tmp_path / "run", settings)
+        assert code == 2 and len(error) < 400 and not (tmp_path / "run").exists()
+        return error
+
+    assert "/nowhere holds no run; set Distillation.teacher_dir" in error_with(
+        teacher_dir="/nowhere"
+    )
+    assert "round_2/mix is not finished" in error_with(round=2).replace(" ", "").replace(
+        "isnotfinished", " is not finished"
+    )
+    assert "Distillation.round = -1; use 1 or more" in error_with(round=-1)
+    (copy / "round_1" / "mix" / "stage.json").unlink()
+    assert "finish it with `lmsi mix`" in error_with(teacher_dir=str(copy))
+
+
+def test_other_questions_than_the_teachers_are_refused(distill, tmp_path):
+    code, _, error = distill(tmp_path / "run", {"Questions.test_count": 3})
+    assert code == 2 and "Questions.test_count is 3, the teacher's run has 4" in error
+
+
+def test_without_a_distillation_it_says_what_to_bind(lmsi, tmp_path):
+    code, _, error = lmsi("distill", tmp_path / "run")
+    assert code == 2 and "bind it to @Distillation()" in error
+
+
+def test_the_teachers_shape_and_last_round_come_from_its_run(finished, micro_config):
+    teacher = TeacherRun(Distillation(teacher_dir=str(finished)))
+    assert teacher.round == 1
+    assert teacher.config == dataclasses.replace(micro_config, max_length=1024)
+
+
+@pytest.mark.parametrize(("size", "billions"), [("8b", 8.63), ("62b", 62.5)])
+def test_the_large_recipes_are_of_palms_shape_and_want_a_teacher(size, billions, tmp_path, capsys):
+    """Parameter counts of Chowdhery et al. 2022, table 1."""
+    from lmsi_jax import gin_edge
+    from lmsi_jax.configurables import load_run
+
+    wanted = ["Run.output_dir", "Run.init_checkpoint", "Run.tokenizer", "Distillation.teacher_dir"]
+    words = [f"--gin.{name}={str(tmp_path / 'none')!r}" for name in wanted]
+    words += ["--gin.Questions.train=('legs',)", "--gin.Questions.test=('legs',)"]
+    arguments, _ = gin_edge.parse(words)
+    gin_edge.load(f"distill_{size}", arguments)
+    run = load_run()
+    assert run.model.parameter_count / 1e9 == pytest.approx(billions, rel=2e-3)
+    training = run.training
+    assert (training.steps, training.optimizer.learning_rate) == (10_000, 5e-5)
+    assert training.microbatches * training.rows == 32
+    assert main(["distill", f"distill_{size}", *words]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "holds no run; set Distillation.teacher_dir" in error
