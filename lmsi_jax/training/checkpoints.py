@@ -50,7 +50,7 @@ class Checkpoints:
         """Writes a checkpoint, whole or not at all."""
         state: dict[str, Any] = {"step": np.int32(step)}
         if optimizer_state is not None:
-            state["param_states"] = _named(optimizer_state)
+            state["param_states"] = _nested(_named(optimizer_state))
         tree = {"target": params, "state": state}
         if jax.process_count() > 1:
             tree = jax.tree.map(np.asarray, tree)  # Orbax takes no process' own device arrays
@@ -61,9 +61,10 @@ class Checkpoints:
         """Reads parameters and optimiser state of a step into trees of the given shapes."""
         tree = _read(self.directory / f"{_PREFIX}_{step}")
         names = _named(optimizer_state)
-        saved = tree["state"].get("param_states", {})
+        saved = _named(tree["state"].get("param_states", {}))
         _check_match(self.directory, names, saved)
-        leaves = [jax.numpy.asarray(saved[name]) for name in names]
+        # T5X writes its counters as it restored them, in float32.
+        leaves = [jax.numpy.asarray(saved[name], like.dtype) for name, like in names.items()]
         state = jax.tree.unflatten(jax.tree.structure(optimizer_state), leaves)
         return _checked(self.directory, tree["target"], params), state
 
@@ -139,6 +140,18 @@ def digest(params: Params) -> str:
 def _named(tree: Any) -> dict[str, Any]:
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
+
+
+def _nested(named: dict[str, Any]) -> dict[str, Any]:
+    """`_named`'s dictionary with its dots as levels, which is how T5X names a state's arrays."""
+    tree: dict[str, Any] = {}
+    for name, leaf in named.items():
+        *parents, last = name.split(".")
+        level = tree
+        for parent in parents:
+            level = level.setdefault(parent, {})
+        level[last] = leaf
+    return tree
 
 
 def _read(folder: epath.Path) -> dict[str, Any]:
