@@ -66,11 +66,12 @@ class T5XDecoder(nn.Module):
         if decode or prefill:
             self._declare(*tokens.shape)
         if step:
-            index = self.get_variable("cache", "cache_index")
+            index: jax.Array = self.get_variable("cache", "cache_index")
             self.put_variable("cache", "cache_index", index + 1)
             return self.decoder(tokens, _counted(index[:, None]), self._stepping(index))
-        places = jnp.arange(tokens.shape[1])[None] if decoder_positions is None else None
-        places = jnp.broadcast_to(places if places is not None else decoder_positions, tokens.shape)
+        places = decoder_positions
+        if places is None:
+            places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         segments = jnp.ones_like(tokens) if decoder_segment_ids is None else decoder_segment_ids
         # The start token is a segment of its own, between the examples' odd numbers.
         segments = 2 * segments + (places > 0)
@@ -105,8 +106,8 @@ class T5XDecoder(nn.Module):
         def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
             """q [B, 1, H, K], k and v [B, 1, G, K] -> [B, 1, H, K]."""
             c = self.config
-            keys = self.get_variable("cache", f"cached_key_{layer}")
-            values = self.get_variable("cache", f"cached_value_{layer}")
+            keys: jax.Array = self.get_variable("cache", f"cached_key_{layer}")
+            values: jax.Array = self.get_variable("cache", f"cached_value_{layer}")
             keys = _put(keys, k.transpose(0, 2, 3, 1), index, axis=2)
             values = _put(values, v.transpose(0, 2, 1, 3), index, axis=1)
             self.put_variable("cache", f"cached_key_{layer}", keys)
