@@ -32,7 +32,8 @@ class Numbers:
         return " ".join(str(int(i)) for i in ids)
 
 
-def _config(workload: Workload) -> ModelConfig:
+def config_of(workload: Workload) -> ModelConfig:
+    """The benchmark's model in our configuration."""
     return ModelConfig(
         vocab_size=MODEL.vocabulary,
         num_layers=MODEL.layers,
@@ -47,7 +48,7 @@ def _config(workload: Workload) -> ModelConfig:
 
 def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
     """Builds the engine; the task prompt is prefilled anew in each run."""
-    config = _config(workload)
+    config = config_of(workload)
     params, tokenizer = fresh_params(config, 0), Numbers()
     rows = prompts(MODEL, workload)
     prefix = tokenizer.decode(rows[0, : workload.shared])

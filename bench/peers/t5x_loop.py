@@ -1,7 +1,7 @@
 """T5X's decode loop: python -m bench.peers.t5x_loop --workload=A
 
 `decoding.temperature_sample` through `models.DecoderOnlyModel`, as T5X's infer calls them, around
-the small decoder of t5x_decoder.py. The loop runs until its last sample has ended. Where lengths
+our decoder behind its adapter. The loop runs until its last sample has ended. Where lengths
 differ, each sample is made to end at its own by leaving the end token as the only choice.
 """
 
@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench.peers import t5x_stand_ins
+from bench.peers.lmsi import config_of
 from bench.peers.measure import Ready, groups, main, parser, require
 from bench.workloads import MODEL, Workload, prompts
+from lmsi_jax.models import t5x_stand_ins
 
 _REMEDY = "install T5X from its GitHub repository (bench/README.md)"
 _MASKED = -1e9
@@ -69,10 +70,10 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
     import seqio
     from t5x import models
 
-    from bench.peers.t5x_decoder import Decoder
+    from lmsi_jax.models.t5x import T5XDecoder
 
     vocabulary = seqio.PassThroughVocabulary(MODEL.vocabulary)
-    model = models.DecoderOnlyModel(Decoder(MODEL), vocabulary, optimizer_def=None)
+    model = models.DecoderOnlyModel(T5XDecoder(config_of(workload)), vocabulary, optimizer_def=None)
     shapes = {"decoder_input_tokens": (1, 8)}
     types = {"decoder_input_tokens": jnp.int32}
     params = model.get_initial_variables(jax.random.key(0), shapes, types)["params"]

@@ -1,0 +1,322 @@
+"""A finished run for T5X: a round's examples and the run's questions, as SeqIO tasks by gin.
+
+T5X's gin files call `mixture` and `questions`, which register what they name and return the name:
+
+    MIXTURE_OR_TASK_NAME = @rounds.mixture()
+    rounds.mixture.run_dir = 'runs/quickstart'
+
+T5X puts a start token before each text and our model has none. The adapter (`models.t5x`) hides it
+from all others; here the first token of a text, which only it could predict, gets no weight.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import seqio
+import tensorflow as tf
+from etils import epath
+
+from lmsi_jax.decoding.stops import first_stop
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.evaluation.evaluate import score
+from lmsi_jax.files import read_json
+from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.prompts import SEPARATOR, STOP_STRINGS, Prompting, build_prompt
+from lmsi_jax.records import Example, Path, Question
+from lmsi_jax.stages.context import embedded_path
+from lmsi_jax.store import ShardStore
+from lmsi_jax.tasks import registry
+from lmsi_jax.training.optimizers import Optimizer
+
+Texts = Mapping[str, Sequence[Any]]
+
+
+def model_config(run_dir: epath.PathLike) -> ModelConfig:
+    """Returns the shape of a run's model, from its manifest.
+
+    Raises:
+      LmsiError: the folder holds no run.
+    """
+    manifest = epath.Path(run_dir) / "manifest.json"
+    if not manifest.exists():
+        raise LmsiError(f"{run_dir} holds no run; set RUN_DIR to the output_dir of `lmsi run`")
+    model: dict[str, Any] = read_json(manifest)["model"]
+    model["windows"] = tuple(model["windows"])
+    return ModelConfig(**model)
+
+
+def vocabulary(tokenizer: str = "embedded", limit: int | None = None) -> "Pieces":
+    """Returns the vocabulary of `Run.tokenizer`; `limit`: most tokens of a text that is decoded."""
+    path = str(embedded_path("tokenizer.model")) if tokenizer == "embedded" else tokenizer
+    return Pieces(path, limit)
+
+
+class Pieces(seqio.SentencePieceVocabulary):
+    """A SentencePiece vocabulary that reads no more than `limit` tokens of what was decoded.
+
+    T5X decodes every prompt of a batch to one length, so a short prompt gets more new tokens than
+    the limit; our engine stops each path at its own.
+    """
+
+    def __init__(self, path: str, limit: int | None = None):
+        super().__init__(path)
+        self._limit = limit
+
+    def __eq__(self, other: object) -> bool:
+        """The same pieces are the same vocabulary: T5X compares the model's with the task's."""
+        return isinstance(other, Pieces) and self.sp_model == other.sp_model
+
+    def __hash__(self) -> int:
+        return hash(self.sp_model)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return super()._decode(list(ids)[: self._limit])
+
+
+def optimizer(settings: Optimizer, steps: int) -> Any:
+    """Returns the Optax optimiser of our trainer for a run of `steps` steps, for T5X's wrapper."""
+    return settings.transformation(steps)
+
+
+def mixture(
+    run_dir: epath.PathLike,
+    round_index: int = 1,
+    tokenizer: str = "embedded",
+    strong_rate: float = 0.0,
+) -> str:
+    """Registers a round's training examples, split "train", and returns the mixture's name.
+
+    Args:
+      run_dir: `Run.output_dir` of a run that has finished the stage `mix`.
+      round_index: whose examples.
+      tokenizer: `Run.tokenizer`.
+      strong_rate: share of strong (human) examples; the rest are weak (own) ones.
+
+    Raises:
+      LmsiError: the round has no examples of a source whose rate is above 0.
+    """
+    store = ShardStore(epath.Path(run_dir) / f"round_{round_index}" / "mix")
+    rates = {"weak": 1.0 - strong_rate, "strong": strong_rate}
+    parts = []
+    for source, rate in rates.items():
+        if rate > 0:
+            shards = [name for name in store.names() if name.startswith(f"{source}-")]
+            rows = [Example.from_json(row) for name in shards for row in store.read(name)]
+            if not rows:
+                raise LmsiError(
+                    f"{store.directory} holds no {source} examples; finish `lmsi mix`, or change "
+                    "mixture.strong_rate or mixture.round_index"
+                )
+            columns: Texts = {
+                "prefix": [row.prefix for row in rows],
+                "inputs": [row.inputs for row in rows],
+                # As in the trainer: learning the separator ends a path.
+                "targets": [row.targets + SEPARATOR for row in rows],
+                "weight": [row.weight for row in rows],
+            }
+            name = f"lmsi_round_{source}"
+            _add(name, {"train": columns}, vocabulary(tokenizer), weighted=True)
+            parts.append((name, rate))
+    return _mix("lmsi_round", parts)
+
+
+def questions(
+    run_dir: epath.PathLike,
+    tokenizer: str = "embedded",
+    prompting: Prompting = "cot",
+    max_new_tokens: int = 256,
+) -> str:
+    """Registers a run's questions as prompts, and returns the name of the mixture of their tasks.
+
+    Split "test" has the gold answers and our accuracy as its metric; split "train" has neither.
+
+    Args:
+      run_dir: `Run.output_dir` of a run that has finished the stage `questions`.
+      tokenizer: `Run.tokenizer`.
+      prompting: how the questions are put.
+      max_new_tokens: most tokens of an answer that are looked at, as `Sampling.max_new_tokens`.
+
+    Raises:
+      LmsiError: the folder has no questions.
+    """
+    store = ShardStore(epath.Path(run_dir) / "questions")
+    by_task: dict[str, dict[str, list[Question]]] = {}
+    for shard in store.names():
+        split, _, task = shard.partition("-")
+        rows = [Question.from_json(row) for row in store.read(shard)]
+        by_task.setdefault(task, {})[split] = rows
+    if not by_task:
+        raise LmsiError(f"{store.directory} holds no questions; run `lmsi run` into {run_dir}")
+    pieces = vocabulary(tokenizer, max_new_tokens)
+    names = {}
+    for task, splits in by_task.items():
+        names[task] = f"lmsi_{task}_{prompting}"
+        columns = {split: _asked(task, rows, prompting) for split, rows in splits.items()}
+        _add(names[task], columns, pieces, metrics=[functools.partial(_accuracy, prompting)])
+    # A mixture has the splits that all its tasks have.
+    tested = [(name, 1.0) for task, name in names.items() if "test" in by_task[task]]
+    trained = [(name, 1.0) for task, name in names.items() if "train" in by_task[task]]
+    _mix(f"lmsi_train_{prompting}", trained)
+    return _mix(f"lmsi_test_{prompting}", tested)
+
+
+def train_questions(**settings: Any) -> str:
+    """Like `questions`, and returns the mixture of the tasks that have a split "train"."""
+    return questions(**settings).replace("lmsi_test_", "lmsi_train_")
+
+
+def _asked(task: str, rows: Sequence[Question], prompting: Prompting) -> Texts:
+    exemplars = registry.get(task).exemplars()
+    prompts = [build_prompt(row, exemplars, prompting) for row in rows]
+    return {
+        "prefix": [prefix for prefix, _ in prompts],
+        "inputs": [text for _, text in prompts],
+        "targets": [row.gold or "" for row in rows],
+        "uid": [row.uid for row in rows],
+        "kind": [row.kind for row in rows],
+        "task": [row.task for row in rows],
+    }
+
+
+def _add(
+    name: str,
+    splits: Mapping[str, Texts],
+    pieces: Pieces,
+    *,
+    weighted: bool = False,
+    metrics: Sequence[Callable[..., Any]] = (),
+) -> None:
+    """Registers a task anew; the last registration of a name holds."""
+    if name in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.remove(name)
+
+    def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+        del shuffle_files, seed  # already in memory; SeqIO shuffles it
+        return tf.data.Dataset.from_tensor_slices(dict(splits[split]))
+
+    text = seqio.Feature(pieces, add_eos=False)
+    features = {"inputs": text, "targets": text}
+    if weighted:
+        number = seqio.PassThroughVocabulary(size=0)
+        features["weight"] = seqio.Feature(number, add_eos=False, dtype=tf.float32, rank=0)
+    counts = {split: len(columns["inputs"]) for split, columns in splits.items()}
+    seqio.TaskRegistry.add(
+        name,
+        source=seqio.FunctionDataSource(dataset, splits=list(splits), num_input_examples=counts),
+        preprocessors=[_tokenize, _fitting if weighted else _whole],
+        output_features=features,
+        postprocess_fn=_answer if metrics else None,
+        metric_fns=list(metrics),
+    )
+
+
+def _mix(name: str, parts: Sequence[tuple[str, float]]) -> str:
+    if name in seqio.MixtureRegistry.names():
+        seqio.MixtureRegistry.remove(name)
+    seqio.MixtureRegistry.add(name, list(parts))
+    return name
+
+
+def _tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, Any]) -> tf.data.Dataset:
+    """Encodes prefix, inputs and targets apart, as our trainer and engine do."""
+    encode = output_features["inputs"].vocabulary.encode_tf
+
+    def one(row: dict[str, Any]) -> dict[str, Any]:
+        """Encodes one example's texts."""
+        own = {name: value for name, value in row.items() if name != "prefix"}
+        inputs = tf.concat([encode(row["prefix"]), encode(row["inputs"])], axis=0)
+        targets = encode(row["targets"])
+        return {**own, "inputs": inputs, "targets": targets, "answer": row["targets"]}
+
+    return dataset.map(one, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _fitting(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None) -> Any:
+    """Leaves out examples that are too long, as our trainer does; SeqIO would cut them."""
+    limits = {name: (sequence_length or {}).get(name) for name in ("inputs", "targets")}
+
+    def fits(row: Mapping[str, Any]) -> tf.Tensor:
+        """Whether the example is kept."""
+        checks = [tf.size(row[k]) <= limit for k, limit in limits.items() if limit is not None]
+        return tf.reduce_all(tf.stack([tf.constant(True), *checks]))
+
+    return dataset.filter(fits)
+
+
+def _whole(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None) -> Any:
+    """Fails at a prompt that is too long: cut, it would have lost its question."""
+    limit = (sequence_length or {}).get("inputs")
+
+    def checked(row: dict[str, Any]) -> dict[str, Any]:
+        """The example, unchanged."""
+        text = f"a prompt has more than {limit} tokens; raise TASK_FEATURE_LENGTHS['inputs']"
+        with tf.control_dependencies(
+            [tf.debugging.assert_less_equal(tf.size(row["inputs"]), limit, text)]
+        ):
+            return {**row, "inputs": tf.identity(row["inputs"])}
+
+    return dataset if limit is None else dataset.map(checked)
+
+
+def _answer(text: Any, example: Mapping[str, Any], is_target: bool = False) -> Question | Path:
+    """The question with its gold answer, or the path that was decoded, cut at its stop."""
+    uid, kind, task, gold = (_text(example[name]) for name in ("uid", "kind", "task", "answer"))
+    if is_target:
+        row = {"uid": uid, "task": task, "text": "", "kind": kind, "gold": gold}
+        return Question.from_json(row)
+    stop = first_stop(text, STOP_STRINGS)
+    return Path(uid=uid, index=0, text=text[:stop], tokens=0, logprob=0.0, finished=True)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _accuracy(
+    prompting: str, targets: Sequence[Question], predictions: Sequence[Path]
+) -> dict[str, float]:
+    """What `lmsi eval` reports of a task: shares of right and of parsed answers."""
+    paths = {path.uid: [path] for path in predictions}
+    found = score(targets, paths, prompting, temperature=0.0)
+    return {"accuracy": sum(found.correct) / len(found.correct), "parsed": found.parsed}
+
+
+class WeightedConverter(seqio.PrefixLMFeatureConverter):
+    """Prefix, inputs and targets -> a decoder's features, each example's weight on its targets.
+
+    A float `weight` of an example becomes `decoder_loss_weights` of its target tokens, packed or
+    not; 1 where a task has none. The first token of an example weighs nothing.
+    """
+
+    MODEL_FEATURES = {
+        **seqio.PrefixLMFeatureConverter.MODEL_FEATURES,
+        "decoder_loss_weights": seqio.FeatureConverter.FeatureSpec(dtype=tf.float32),
+    }
+
+    def _concat_and_add_masks(self, features: Mapping[str, Any]) -> Mapping[str, Any]:
+        made = super()._concat_and_add_masks(features)
+        weight = tf.cast(features.get("weight", 1.0), tf.float32)
+        # SeqIO packs int32 alone and takes an element of 0 for padding: the bits of the number,
+        # negated, for then no number has the bits of 0.
+        bits = tf.bitcast(-weight, tf.int32)
+        return {**made, "weights": tf.fill(tf.shape(made["targets"]), bits)}
+
+    def _concat_task_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Any:
+        texts = {k: task_feature_lengths[k] for k in ("inputs", "targets")}
+        made = super()._concat_task_feature_lengths(texts)
+        return {**made, "weights": made["targets"]}
+
+    def _convert_example(self, features: Mapping[str, Any]) -> Mapping[str, Any]:
+        made = super()._convert_example(features)
+        length = tf.size(features["targets"])
+        places = made.get("decoder_positions", tf.range(length))
+        weights = tf.abs(tf.bitcast(features["weights"], tf.float32))
+        learnt = tf.cast(made["decoder_loss_weights"], tf.float32)
+        weights *= learnt * tf.cast(places > 0, tf.float32)
+        return {**made, "decoder_loss_weights": weights}
+
+    def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Any:
+        """Lengths of the model's features: those of inputs and targets together."""
+        texts = {k: task_feature_lengths[k] for k in ("inputs", "targets")}
+        return super().get_model_feature_lengths(texts)

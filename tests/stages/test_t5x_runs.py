@@ -1,0 +1,107 @@
+"""T5X's own train, infer and eval on a finished run, through the packaged gin files."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from lmsi_jax import answers
+from lmsi_jax.decoding.generate import read_paths
+from lmsi_jax.evaluation.evaluate import score
+from lmsi_jax.models import t5x_stand_ins
+from lmsi_jax.records import Question
+from lmsi_jax.store import ShardStore
+from lmsi_jax.training.checkpoints import load_params
+
+if reason := t5x_stand_ins.missing():
+    pytest.skip(reason, allow_module_level=True)
+
+pytestmark = pytest.mark.slow
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def t5x(copy, tokenizer_path):
+    """Runs a command of T5X's on a copy of the finished run."""
+
+    def run(command, file, **macros):
+        values = {"RUN_DIR": str(copy), "TOKENIZER": tokenizer_path, **macros}
+        words = [f"--gin.{name}={value!r}" for name, value in values.items()]
+        subprocess.run(
+            [sys.executable, "-m", "lmsi_jax.models.t5x_stand_ins", command]
+            + [f"--gin_file=t5x/{file}.gin", *words],
+            check=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        )
+
+    return run
+
+
+def _half_right(run):
+    """Rewrites the gold answers so that every other greedy path is right; returns its score."""
+    store = ShardStore(run / "questions")
+    questions = [Question.from_json(row) for row in store.read("test-purchases")]
+    paths = read_paths(ShardStore(run / "round_1" / "eval"), "purchases-cot")
+    rows = []
+    for number, question in enumerate(questions):
+        said = answers.extract(paths[question.uid][0].text, question.kind)
+        rows.append({**question.to_json(), "gold": said if number % 2 else "999"})
+    store.write("test-purchases", rows)
+    return score([Question.from_json(row) for row in rows], paths, "cot", 0.0)
+
+
+def test_t5xs_eval_gives_the_metrics_of_our_own(t5x, copy, tmp_path):
+    wanted = _half_right(copy)
+    t5x(
+        "eval",
+        "eval",
+        CHECKPOINT_PATH=str(copy / "round_1" / "train" / "checkpoint_4"),
+        EVAL_OUTPUT_DIR=str(tmp_path / "eval"),
+        TASK_FEATURE_LENGTHS={"inputs": 1000, "targets": 20},
+        MAX_NEW_TOKENS=12,  # as the run; the 8 more that T5X decodes do not count
+    )
+    file = tmp_path / "eval" / "inference_eval" / "lmsi_purchases_cot-metrics.jsonl"
+    found = json.loads(file.read_text().splitlines()[-1])
+    assert wanted.parsed > 0 and sum(wanted.correct) == 2
+    assert found["accuracy"] == pytest.approx(sum(wanted.correct) / len(wanted.correct))
+    assert found["parsed"] == pytest.approx(wanted.parsed)
+
+
+def test_t5xs_infer_samples_paths_of_the_train_questions(t5x, copy, tmp_path):
+    t5x(
+        "infer",
+        "infer",
+        CHECKPOINT_PATH=str(copy / "round_1" / "train" / "checkpoint_4"),
+        INFER_OUTPUT_DIR=str(tmp_path / "paths"),
+        TASK_FEATURE_LENGTHS={"inputs": 1000, "targets": 12},
+        NUM_DECODES=3,
+    )
+    (file,) = (tmp_path / "paths").glob("lmsi_purchases_cot-*-of-00001")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) == 4
+    texts = {text for row in rows for text in row["prediction"]}
+    assert all(len(row["prediction"]) == 3 for row in rows)
+    assert len(texts) > 1 and any("The answer is" in text for text in texts)
+
+
+def test_t5xs_train_fine_tunes_on_a_round_and_we_read_what_it_saves(
+    t5x, copy, tmp_path, speaking_checkpoint, speaking_params
+):
+    t5x(
+        "train",
+        "finetune",
+        MODEL_DIR=str(tmp_path / "model"),
+        INITIAL_CHECKPOINT_PATH=f"{speaking_checkpoint}/checkpoint_7",
+        TASK_FEATURE_LENGTHS={"inputs": 500, "targets": 112},
+        TRAIN_STEPS_RELATIVE=2,
+        EVAL_PERIOD=2,
+        BATCH_SIZE=2,
+        MAX_NEW_TOKENS=12,
+    )
+    params = load_params(tmp_path / "model" / "checkpoint_9", speaking_params)
+    assert (params["embedding"] != speaking_params["embedding"]).any()
+    assert (tmp_path / "model" / "inference_eval" / "lmsi_purchases_cot-metrics.jsonl").exists()

@@ -1,0 +1,91 @@
+"""A round's examples for T5X: each example's weight reaches its target tokens, packed or not."""
+
+import numpy as np
+import pytest
+import seqio
+import tensorflow as tf
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.records import Example
+from lmsi_jax.store import ShardStore
+from lmsi_jax.tasks import rounds
+
+WEIGHTS = (0.25, 3.0, 0.0, 1.7)
+
+
+def _examples(source):
+    return [
+        Example(
+            uid=f"{source}{i}",
+            task="purchases",
+            format="zero_shot_cot",
+            source=source,
+            prefix="Q: A?\n\n" * (i % 2),
+            inputs=f"Q: Ann has {i} pens.\nA:",
+            targets=" The answer is 7.",
+            weight=weight,
+        )
+        for i, weight in enumerate(WEIGHTS)
+    ]
+
+
+@pytest.fixture
+def run(tmp_path):
+    store = ShardStore(tmp_path / "round_1" / "mix")
+    store.write("weak-purchases", [row.to_json() for row in _examples("weak")])
+    return tmp_path
+
+
+def _batches(name, pack):
+    return list(
+        seqio.get_dataset(
+            name,
+            {"inputs": 64, "targets": 64},
+            dataset_split="train",
+            feature_converter=rounds.WeightedConverter(pack=pack),
+            shuffle=False,
+            num_epochs=1,
+        ).as_numpy_iterator()
+    )
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_each_target_token_has_its_examples_weight_and_all_others_none(
+    run, tokenizer, tokenizer_path, pack
+):
+    found = _batches(rounds.mixture(run, tokenizer=tokenizer_path), pack)
+    tokens, weights = [], []
+    for batch in found:
+        used = batch["decoder_target_tokens"] != 0
+        tokens += batch["decoder_target_tokens"][used].tolist()
+        weights += batch["decoder_loss_weights"][used].tolist()
+        assert not batch["decoder_loss_weights"][~used].any()
+    wanted_tokens, wanted_weights = [], []
+    for row in _examples("weak"):
+        inputs = tokenizer.encode(row.prefix) + tokenizer.encode(row.inputs)
+        targets = tokenizer.encode(row.targets + "\n\n")
+        wanted_tokens += inputs + targets
+        wanted_weights += [0.0] * len(inputs) + [row.weight] * len(targets)
+    assert tokens == wanted_tokens
+    np.testing.assert_array_equal(np.float32(weights), np.float32(wanted_weights))
+    assert (len(found) < len(WEIGHTS)) == pack
+
+
+def test_the_first_token_of_an_example_weighs_nothing():
+    row = {"inputs": tf.zeros(0, tf.int32), "targets": tf.constant([5, 6, 7]), "weight": 2.0}
+    dataset = tf.data.Dataset.from_tensors(row)
+    converter = rounds.WeightedConverter(pack=False)
+    (found,) = converter(dataset, {"inputs": 1, "targets": 4}).as_numpy_iterator()
+    assert found["decoder_loss_weights"].tolist() == [0.0, 2.0, 2.0, 0.0, 0.0]
+
+
+def test_a_source_without_examples_is_named(run, tokenizer_path):
+    with pytest.raises(LmsiError, match="holds no strong examples"):
+        rounds.mixture(run, tokenizer=tokenizer_path, strong_rate=0.5)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path):
+    with pytest.raises(LmsiError, match="holds no run; set RUN_DIR"):
+        rounds.model_config(tmp_path)
+    with pytest.raises(LmsiError, match="holds no questions"):
+        rounds.questions(tmp_path)
