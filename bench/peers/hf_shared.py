@@ -6,11 +6,12 @@ together, and theirs is repeated for the samples that `generate` then continues.
 
 import argparse
 import copy
+from collections.abc import Sequence
 from typing import Any
 
-from bench.peers.llama_of_hf import PACKAGES, TUNED, add_flags, load, sample, settings
-from bench.peers.measure import Ready, groups, main, parser
-from bench.workloads import MODEL, Workload, prompts
+from bench.peers.llama_of_hf import TUNED, Decode, add_flags, ready, sample
+from bench.peers.measure import Ready, main, parser
+from bench.workloads import Workload
 
 
 def _prompt_cache(model: Any, ids: Any) -> Any:
@@ -32,35 +33,19 @@ def _question_cache(model: Any, shared: Any, ids: Any, samples: int) -> Any:
 
 def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
     """Builds the model."""
-    model = load(workload)
-    import torch
 
-    ids = torch.from_numpy(prompts(MODEL, workload)).long()
-    parts = groups(workload, options.group)
+    def begin(model: Any, ids: Any) -> Decode:
+        shared = _prompt_cache(model, ids[:1, : workload.shared])
 
-    def decode(lengths: tuple[int, ...]) -> list[int]:
-        got: list[int] = []
-        with torch.inference_mode():
-            shared = _prompt_cache(model, ids[:1, : workload.shared])
-            for part in parts:
-                own = ids[part.start : part.stop]
-                rows = slice(part.start * workload.samples, part.stop * workload.samples)
-                cache = _question_cache(model, shared, own[:, workload.shared :], workload.samples)
-                repeated = own.repeat_interleave(workload.samples, dim=0)
-                got += sample(model, workload, repeated, lengths[rows], past_key_values=cache)
-        return got
+        def decode(own: Any, lengths: Sequence[int]) -> list[int]:
+            cache = _question_cache(model, shared, own[:, workload.shared :], workload.samples)
+            repeated = own.repeat_interleave(workload.samples, dim=0)
+            return sample(model, workload, repeated, lengths, past_key_values=cache)
 
-    def run(seed: int) -> list[int]:
-        torch.manual_seed(seed)
-        return decode(workload.lengths)
+        return decode
 
-    return Ready(
-        run=run,
-        warm_up=lambda: decode(tuple(min(length, 2) for length in workload.lengths)),
-        packages=PACKAGES,
-        notes=["each sample has its own copy of the prompt's cache; waits for the longest sample"],
-        settings=settings(options, len(parts[0])),
-    )
+    note = "each sample has its own copy of the prompt's cache; waits for the longest sample"
+    return ready(workload, options, begin, note)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""The benchmark's model as a `LlamaForCausalLM`, and what all uses of `generate` share."""
+"""The benchmark's model as a `LlamaForCausalLM`, and what all its uses share."""
 
 import argparse
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench.peers.measure import require
-from bench.workloads import MODEL, Workload
+from bench.peers.measure import Ready, groups, require
+from bench.workloads import MODEL, Model, Workload, prompts
 
 PACKAGES = ("torch", "transformers")
 TUNED = """\
@@ -15,28 +15,32 @@ before Python starts. bench/decode.py gives a tuned run those of bench/tuning.py
 tcmalloc or jemalloc where one is found, MKL's fast kernels on AMD, threads bound to cores."""
 
 
+# (prompts [questions, prompt], lengths) -> useful tokens of each path
+Decode = Callable[[Any, Sequence[int]], list[int]]
+
+
 def add_flags(flags: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Adds --tuned."""
     flags.add_argument("--tuned", action="store_true", help="label the run as tuned; see above")
     return flags
 
 
-def load(workload: Workload) -> Any:
-    """Random float32 weights of the benchmark's shape."""
+def load(model: Model, positions: int) -> Any:
+    """Random float32 weights of a shape, for texts of up to so many tokens."""
     require(*PACKAGES, remedy="pip install torch transformers")
     import torch
     import transformers
 
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=MODEL.vocabulary,
-        hidden_size=MODEL.width,
-        intermediate_size=MODEL.mlp,
-        num_hidden_layers=MODEL.layers,
-        num_attention_heads=MODEL.heads,
-        num_key_value_heads=MODEL.heads,
-        head_dim=MODEL.head_dim,
-        max_position_embeddings=workload.prompt + workload.max_new,
+        vocab_size=model.vocabulary,
+        hidden_size=model.width,
+        intermediate_size=model.mlp,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        num_key_value_heads=model.heads,
+        head_dim=model.head_dim,
+        max_position_embeddings=positions,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=None,
@@ -78,11 +82,54 @@ def sample(
     return [min(drawn, length) for length in lengths]
 
 
-def settings(options: argparse.Namespace, group: int) -> dict[str, object]:
+def ready(
+    workload: Workload,
+    options: argparse.Namespace,
+    begin: Callable[[Any, Any], Decode],
+    note: str,
+) -> Ready:
+    """What both ways to use `generate` have in common.
+
+    Args:
+      workload: what is decoded.
+      options: the command line's.
+      begin: is called once per run with the model and all prompts [questions, prompt]; returns what
+        decodes a group of questions.
+      note: what a reader must know about the figures.
+    """
+    model = load(MODEL, workload.prompt + workload.max_new)
+    import torch
+
+    ids = torch.from_numpy(prompts(MODEL, workload)).long()
+    parts = groups(workload, options.group)
+
+    def decode(lengths: tuple[int, ...]) -> list[int]:
+        got: list[int] = []
+        with torch.inference_mode():
+            one = begin(model, ids)
+            for part in parts:
+                rows = slice(part.start * workload.samples, part.stop * workload.samples)
+                got += one(ids[part.start : part.stop], lengths[rows])
+        return got
+
+    def run(seed: int) -> list[int]:
+        torch.manual_seed(seed)
+        return decode(workload.lengths)
+
+    return Ready(
+        run=run,
+        warm_up=lambda: decode(tuple(min(length, 2) for length in workload.lengths)),
+        packages=PACKAGES,
+        notes=[note],
+        settings=settings(options) | {"questions_at_once": len(parts[0])},
+    )
+
+
+def settings(options: argparse.Namespace) -> dict[str, object]:
     """What the figures depend on, the environment's part included."""
     names = ("LD_PRELOAD", "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_WAIT_POLICY")
     given = {name: os.environ[name] for name in names if name in os.environ}
     if "LD_PRELOAD" in given:
         libraries = given["LD_PRELOAD"].replace(":", " ").split()
         given["LD_PRELOAD"] = " ".join(os.path.basename(library) for library in libraries)
-    return {"tuned": options.tuned, "questions_at_once": group, "environment": given}
+    return {"tuned": options.tuned, "environment": given}

@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 
 from bench.peers.measure import Ready, main, parser
-from bench.workloads import MODEL, Workload, prompts
+from bench.workloads import MODEL, Model, Workload, prompts
 from lmsi_jax.decoding.engine import Engine
 from lmsi_jax.decoding.layout import Decoding
 from lmsi_jax.decoding.sampling import Sampling
@@ -32,23 +32,23 @@ class Numbers:
         return " ".join(str(int(i)) for i in ids)
 
 
-def config_of(workload: Workload) -> ModelConfig:
-    """The benchmark's model in our configuration."""
+def config_of(model: Model, max_length: int) -> ModelConfig:
+    """Our configuration of a shape."""
     return ModelConfig(
-        vocab_size=MODEL.vocabulary,
-        num_layers=MODEL.layers,
-        embed_dim=MODEL.width,
-        num_heads=MODEL.heads,
-        num_kv_heads=MODEL.heads,
-        head_dim=MODEL.head_dim,
-        mlp_dim=MODEL.mlp,
-        max_length=workload.prompt + workload.max_new,
+        vocab_size=model.vocabulary,
+        num_layers=model.layers,
+        embed_dim=model.width,
+        num_heads=model.heads,
+        num_kv_heads=model.heads,
+        head_dim=model.head_dim,
+        mlp_dim=model.mlp,
+        max_length=max_length,
     )
 
 
 def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
     """Builds the engine; the task prompt is prefilled anew in each run."""
-    config = config_of(workload)
+    config = config_of(MODEL, workload.prompt + workload.max_new)
     params, tokenizer = fresh_params(config, 0), Numbers()
     rows = prompts(MODEL, workload)
     prefix = tokenizer.decode(rows[0, : workload.shared])

@@ -10,7 +10,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from bench.workloads import WORKLOADS, Workload
 
@@ -22,24 +22,33 @@ class Skipped(Exception):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ready:
-    """A system with its model loaded.
+class Described:
+    """What a system tells of itself.
+
+    Attributes:
+      packages: distributions whose versions are reported.
+      notes: what a reader must know about this system's figures.
+      settings: how it was run.
+    """
+
+    packages: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    settings: dict[str, object] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ready(Described):
+    """A system with its model loaded, ready to decode.
 
     Attributes:
       run: decodes the whole workload, prefill included, with noise from a seed; returns how many
         useful tokens each path got. It must return only when all work is done.
       warm_up: what is run once before the clock starts; it must meet every shape that `run` meets.
         By default `run` itself.
-      packages: distributions whose versions are reported.
-      notes: what a reader must know about this system's figures.
-      settings: how it was run.
     """
 
     run: Callable[[int], Sequence[int]]
     warm_up: Callable[[], object] | None = None
-    packages: Sequence[str] = ()
-    notes: Sequence[str] = ()
-    settings: dict[str, object] = dataclasses.field(default_factory=dict)
 
 
 def require(*modules: str, remedy: str) -> None:
@@ -67,19 +76,16 @@ def groups(workload: Workload, size: int) -> list[range]:
 Prepare = Callable[[Workload, argparse.Namespace], Ready]
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """The flags that all systems have."""
+def basic_parser(
+    description: str | None, workloads: Iterable[str], repeats: int = 3
+) -> argparse.ArgumentParser:
+    """The flags that all systems have; the first workload is the default."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--workload", choices=sorted(WORKLOADS), default="A")
-    made.add_argument("--repeats", type=int, default=3, help="measured runs, at most")
-    made.add_argument(
-        "--group",
-        type=int,
-        default=0,
-        help="questions decoded at once; 0 chooses (see bench.peers.measure.groups)",
-    )
+    names = list(workloads)
+    made.add_argument("--workload", choices=names, default=names[0])
+    made.add_argument("--repeats", type=int, default=repeats, help="measured runs, at most")
     made.add_argument(
         "--budget",
         type=float,
@@ -89,13 +95,30 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The flags of a system that decodes."""
+    made = basic_parser(description, WORKLOADS)
+    made.add_argument(
+        "--group",
+        type=int,
+        default=0,
+        help="questions decoded at once; 0 chooses (see bench.peers.measure.groups)",
+    )
+    return made
+
+
 def main(system: str, prepare: Prepare, flags: argparse.ArgumentParser) -> None:
-    """Measures one system on one workload; prints one JSON object as the last line."""
+    """Measures one system on one decode workload; prints one JSON object as the last line."""
     options = flags.parse_args()
     workload = WORKLOADS[options.workload]
-    result: dict[str, object] = {"system": system, "workload": workload.name}
+    report(system, workload.name, lambda: measured(workload, prepare(workload, options), options))
+
+
+def report(system: str, workload: str, measure: Callable[[], dict[str, object]]) -> None:
+    """Prints one JSON object as the last line: the figures, or why there are none."""
+    result: dict[str, object] = {"system": system, "workload": workload}
     try:
-        result |= measured(workload, prepare(workload, options), options)
+        result |= measure()
     except Skipped as reason:
         result["skipped"] = str(reason)
     sys.stdout.flush()
@@ -109,22 +132,46 @@ def measured(workload: Workload, ready: Ready, options: argparse.Namespace) -> d
       RuntimeError: a path did not get the tokens that the workload asks for.
     """
     ready.warm_up() if ready.warm_up else ready.run(0)
-    wall, cpu = [], []
-    while len(wall) < options.repeats and (not wall or sum(wall) < options.budget):
-        before, start = _cpu_seconds(), time.perf_counter()
-        got = tuple(int(n) for n in ready.run(len(wall) + 1))
-        wall.append(time.perf_counter() - start)
-        cpu.append(_cpu_seconds() - before)
+
+    def run(number: int) -> None:
+        got = tuple(int(n) for n in ready.run(number))
         if got != workload.lengths:
             raise RuntimeError(f"paths got {got} tokens instead of {workload.lengths}")
-    seconds, cpu_seconds = statistics.median(wall), statistics.median(cpu)
+
+    useful = workload.useful_tokens
+    figures = {"useful_tokens": useful} | rates(useful, *clocked(run, options))
+    return figures | surroundings(ready)
+
+
+def clocked(
+    run: Callable[[int], object], options: argparse.Namespace
+) -> tuple[list[float], list[float]]:
+    """Calls run(1), run(2), ...; returns wall and CPU seconds of each."""
+    wall: list[float] = []
+    cpu: list[float] = []
+    while len(wall) < options.repeats and (not wall or sum(wall) < options.budget):
+        before, start = _cpu_seconds(), time.perf_counter()
+        run(len(wall) + 1)
+        wall.append(time.perf_counter() - start)
+        cpu.append(_cpu_seconds() - before)
+    return wall, cpu
+
+
+def rates(tokens: int, wall: Sequence[float], cpu: Sequence[float]) -> dict[str, object]:
+    """The figures of runs of so many tokens each."""
+    seconds = statistics.median(wall)
+    return {
+        "seconds": {"median": seconds, "min": min(wall), "repeats": len(wall)},
+        "tokens_per_s": tokens / seconds,
+        "tokens_per_s_best": tokens / min(wall),
+        "tokens_per_cpu_s": tokens / statistics.median(cpu),
+    }
+
+
+def surroundings(ready: Described) -> dict[str, object]:
+    """Memory of this process until now, versions, settings and notes."""
     peaks = [resource.getrusage(w).ru_maxrss for w in _PROCESSES]
     return {
-        "useful_tokens": workload.useful_tokens,
-        "seconds": {"median": seconds, "min": min(wall), "repeats": len(wall)},
-        "tokens_per_s": workload.useful_tokens / seconds,
-        "tokens_per_s_best": workload.useful_tokens / min(wall),
-        "tokens_per_cpu_s": workload.useful_tokens / cpu_seconds,
         "peak_memory_bytes": max(peaks) * (1 if sys.platform == "darwin" else 1024),
         "versions": {"python": platform.python_version(), **_versions(ready.packages)},
         "settings": ready.settings,

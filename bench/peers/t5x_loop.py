@@ -73,7 +73,11 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
     from lmsi_jax.models.t5x import T5XDecoder
 
     vocabulary = seqio.PassThroughVocabulary(MODEL.vocabulary)
-    model = models.DecoderOnlyModel(T5XDecoder(config_of(workload)), vocabulary, optimizer_def=None)
+    model = models.DecoderOnlyModel(
+        T5XDecoder(config_of(MODEL, workload.prompt + workload.max_new)),
+        vocabulary,
+        optimizer_def=None,
+    )
     shapes = {"decoder_input_tokens": (1, 8)}
     types = {"decoder_input_tokens": jnp.int32}
     params = model.get_initial_variables(jax.random.key(0), shapes, types)["params"]

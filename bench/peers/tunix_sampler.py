@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.peers.measure import Ready, groups, main, parser, require
-from bench.workloads import MODEL, Workload, prompts
+from bench.workloads import MODEL, Model, Workload, prompts
 
 
 class Numbers:
@@ -41,18 +41,19 @@ class Numbers:
         return 0
 
 
-def _model() -> Any:
+def llama(model: Model) -> Any:
+    """tunix's Llama of a shape, with random weights."""
     from flax import nnx
     from tunix.models.llama3 import model as llama3
 
     config = llama3.ModelConfig(
-        num_layers=MODEL.layers,
-        vocab_size=MODEL.vocabulary,
-        embed_dim=MODEL.width,
-        hidden_dim=MODEL.mlp,
-        num_heads=MODEL.heads,
-        head_dim=MODEL.head_dim,
-        num_kv_heads=MODEL.heads,
+        num_layers=model.layers,
+        vocab_size=model.vocabulary,
+        embed_dim=model.width,
+        hidden_dim=model.mlp,
+        num_heads=model.heads,
+        head_dim=model.head_dim,
+        num_kv_heads=model.heads,
         rope_theta=10_000,
         norm_eps=1e-6,
         weight_tying=True,
@@ -90,7 +91,7 @@ def _sampler(model: Any, workload: Workload) -> Any:
 def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
     """Builds the sampler."""
     require("tunix", remedy="pip install google-tunix")
-    sampler, parts = _sampler(_model(), workload), groups(workload, options.group)
+    sampler, parts = _sampler(llama(MODEL), workload), groups(workload, options.group)
     texts = [Numbers().decode(row.tolist()) for row in prompts(MODEL, workload)]
 
     def decode(part: range, seed: int, longest: int) -> None:

@@ -1,29 +1,29 @@
-"""The benchmark's driver: failures are told, ratios are right."""
+"""What the benchmarks' commands share: failures are told, ratios are right."""
 
 import argparse
 import sys
 
-from bench import decode
+from bench import driver
 
 OPTIONS = argparse.Namespace(peer_python=sys.executable, repeats=1, budget=1.0, timeout=60.0)
 
 
 def test_a_crash_is_reported_with_the_last_lines_of_its_error() -> None:
-    got = decode.parsed("half a line", "Traceback\nValueError: no", 1)
+    got = driver.parsed("half a line", "Traceback\nValueError: no", 1)
     assert got == {"failed": "exit code 1", "error": ["Traceback", "ValueError: no"]}
 
 
 def test_output_that_is_no_json_is_a_failure() -> None:
-    assert "no JSON" in decode.parsed("hello", "", 0)["error"][-1]
+    assert "no JSON" in driver.parsed("hello", "", 0)["error"][-1]
 
 
 def test_the_last_line_counts_whatever_was_printed_before() -> None:
-    assert decode.parsed('noise\n{"a": 1}\n', "", 0) == {"a": 1}
+    assert driver.parsed('noise\n{"a": 1}\n', "", 0) == {"a": 1}
 
 
 def test_a_python_that_is_not_there_is_a_failure() -> None:
     options = argparse.Namespace(**{**vars(OPTIONS), "peer_python": "/no/python"})
-    assert "did not start" in decode.run_one("hf", "smoke", options, tuned={})["failed"]
+    assert "did not start" in driver.run_one("hf", ("hf",), "smoke", options, tuned={})["failed"]
 
 
 def test_ratios_stand_beside_what_was_measured_and_nothing_else() -> None:
@@ -32,7 +32,7 @@ def test_ratios_stand_beside_what_was_measured_and_nothing_else() -> None:
         {"system": "hf", "tokens_per_s": 10.0},
         {"system": "t5x_loop", "skipped": "t5x is not installed"},
     ]
-    ours, hf, t5x = decode.compare(results, {"tokens_per_s": 100.0})
+    ours, hf, t5x = driver.compare(results, {"tokens_per_s": 100.0})
     assert (ours["ratio_to_floor"], hf["ratio_to_floor"]) == (0.5, 0.1)
     assert hf["ours_to_this"] == 5.0
     assert set(t5x) == {"system", "skipped"}

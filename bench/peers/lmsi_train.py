@@ -1,0 +1,92 @@
+"""Our training step, `lmsi_jax.training`'s: python -m bench.peers.lmsi_train --workload=train
+
+Full rows, one segment each, no shared prefix.
+"""
+
+import argparse
+import dataclasses
+
+import jax
+import numpy as np
+
+from bench import steps as adamw
+from bench.peers.lmsi import config_of
+from bench.peers.measure import Skipped
+from bench.peers.measure_steps import Ready, main, microbatches, parser
+from bench.steps import Steps
+from lmsi_jax.models.decoder import fresh_params
+from lmsi_jax.training.optimizers import Optimizer
+from lmsi_jax.training.packing import Batch
+from lmsi_jax.training.step import start, train_step
+from lmsi_jax.training.trainer import Training
+
+
+def packed(tokens: np.ndarray, parts: int) -> Batch:
+    """Full rows [rows, length] as microbatches without a prefix; a row is one segment."""
+    shape = (parts, len(tokens) // parts, tokens.shape[1])
+    weights = np.ones(shape, np.float32)
+    weights[..., 0] = 0.0  # nothing predicts the first token
+    return {
+        "prefix": np.zeros((parts, 0), np.int32),
+        "prefix_length": np.zeros(parts, np.int32),
+        "tokens": tokens.reshape(shape),
+        "segments": np.ones(shape, np.int32),
+        "positions": np.broadcast_to(np.arange(shape[-1], dtype=np.int32), shape),
+        "groups": np.zeros(shape, np.int32),
+        "weights": weights,
+    }
+
+
+def training(steps: Steps, options: argparse.Namespace) -> Training:
+    """The settings of a step.
+
+    Raises:
+      Skipped: --query_block is given and this version has no such setting.
+    """
+    parts = microbatches(steps, options)
+    more = {"query_block": options.query_block} if options.query_block else {}
+    if not more.keys() <= {field.name for field in dataclasses.fields(Training)}:
+        raise Skipped("this lmsi_jax has no Training.query_block; leave --query_block out")
+    return Training(
+        optimizer=Optimizer(
+            learning_rate=adamw.LEARNING_RATE,
+            b2=adamw.B2,
+            weight_decay=adamw.WEIGHT_DECAY,
+            clip=0.0,
+        ),
+        microbatches=parts,
+        rows=steps.rows // parts,
+        length=steps.length,
+        prefix_length=0,
+        **more,
+    )
+
+
+def prepare(steps: Steps, options: argparse.Namespace) -> Ready:
+    """Draws parameters; they and the optimiser's state are donated from step to step."""
+    config, settings = config_of(steps.model, steps.length), training(steps, options)
+    params, state = start(config, settings, fresh_params(config, 0))
+
+    def step(tokens: np.ndarray) -> float:
+        nonlocal params, state
+        given = packed(tokens, settings.microbatches)
+        params, state, metrics = train_step(config, settings, 1, params, state, given)
+        jax.block_until_ready((params, state))
+        return float(metrics["loss"])
+
+    return Ready(
+        step=step,
+        same_weights=False,
+        packages=("lmsi_jax", "jax", "jaxlib"),
+        notes=["attention and MLP of a layer are parallel, so losses are not those of a Llama"],
+        settings={
+            "microbatches": settings.microbatches,
+            "query_block": getattr(settings, "query_block", "the default"),
+        },
+    )
+
+
+if __name__ == "__main__":
+    flags = parser(__doc__, microbatches=16)
+    flags.add_argument("--query_block", type=int, default=0, help="queries attended at once")
+    main("lmsi", prepare, flags)
