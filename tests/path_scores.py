@@ -1,0 +1,92 @@
+"""What the paths of an engine should score, by one plain forward pass over prompt and path.
+
+The tokenizer here has one character for each id, so a path's text gives its tokens.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from reference_decoder import reference_logits
+
+from lmsi_jax.decoding.keys import path_keys, uniforms
+
+
+@dataclasses.dataclass(frozen=True)
+class Characters:
+    """One character for each id; the end token is never drawn, for the model has no row for it."""
+
+    vocab_size: int
+
+    @property
+    def eos_id(self):
+        return self.vocab_size
+
+    def encode(self, text):
+        return [ord(character) - ord("A") for character in text]
+
+    def decode(self, ids):
+        return "".join(chr(ord("A") + i) for i in ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """A path's numbers by the reference.
+
+    Attributes:
+      logprobs: [T] log-probabilities of its tokens at temperature 1.
+      miss: [T] how far the path's uniform number is from the share of the cumulative distribution
+        that stands for the token drawn; greedy: how far the token's score is below the best one.
+    """
+
+    logprobs: np.ndarray
+    miss: np.ndarray
+
+
+def expected(config, params, prompt, path, temperature, seed, round_index):
+    """Scores a path, given its prompt's tokens, in float64."""
+    tokens = Characters(config.vocab_size).encode(path.text)
+    assert len(tokens) == path.tokens
+    scores = reference_logits(config, params, [*prompt, *tokens])[len(prompt) - 1 : -1]
+    taken = np.arange(len(tokens)), np.array(tokens)
+    shifted = scores - scores.max(-1, keepdims=True)
+    logprobs = (shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))[taken]
+    if not temperature:
+        return Expected(logprobs, -shifted[taken])
+    weights = np.exp(shifted / temperature)
+    upto = np.cumsum(weights, -1) / weights.sum(-1, keepdims=True)
+    below = np.pad(upto, ((0, 0), (1, 0)))[taken]
+    keys = path_keys(seed, round_index, [path.uid], [path.index])
+    noise = np.asarray(uniforms(keys, jnp.arange(len(tokens))[None]), np.float64)[0]
+    return Expected(logprobs, np.maximum(0, np.maximum(below - noise, noise - upto[taken])))
+
+
+def sharp_params(config, seed):
+    """Random float32 parameters with larger scores than fresh ones, so that attention matters."""
+    draw = np.random.default_rng(seed)
+
+    def normal(rows, columns, gain):
+        return jnp.asarray(draw.normal(size=(rows, columns)) * gain * rows**-0.5, jnp.float32)
+
+    def scale():
+        return jnp.asarray(draw.uniform(0.5, 1.5, config.embed_dim), jnp.float32)
+
+    embed, mlp = config.embed_dim, config.mlp_dim
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    table = draw.normal(size=(config.vocab_size, embed)) * 2 * embed**-0.5
+    params = {
+        "embedding": jnp.asarray(table, jnp.float32),
+        "final_norm": {"scale": scale()},
+    }
+    for layer in range(config.num_layers):
+        params[f"layer_{layer}"] = {
+            "norm": scale(),
+            "query": normal(embed, queries, 1.5),
+            "key": normal(embed, keys, 1.5),
+            "value": normal(embed, keys, 1.0),
+            "gate": normal(embed, mlp, 1.0),
+            "up": normal(embed, mlp, 1.0),
+            "attention_out": normal(queries, embed, 0.7),
+            "down": normal(mlp, embed, 0.3),
+        }
+    return params
