@@ -14,7 +14,7 @@ import numpy as np
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import Params, logits
-from lmsi_jax.training.packed import packed_states
+from lmsi_jax.training.packed import laid_out, packed_states
 from lmsi_jax.training.teacher import (
     Teacher,
     check_same_tokens,
@@ -209,18 +209,22 @@ def step_losses(
     """
     gradient = jax.grad(weighted_sums, argnums=1, has_aux=True)
 
+    weights = laid_out(config, params)
+
     def add(total: Any, one: Arrays) -> tuple[Any, None]:
-        grads, sums = gradient(config, params, one, groups, loss, teacher)
+        grads, sums = gradient(config, weights, one, groups, loss, teacher)
         return jax.tree.map(jnp.add, total, (sums, grads)), None
 
-    none = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    none = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
     start = Sums(jnp.zeros(()), jnp.zeros(()), jnp.zeros(groups), jnp.zeros(groups))
     (sums, grads), _ = jax.lax.scan(add, (start, none), batch)
     weight = jnp.maximum(sums.weights.sum(), 1e-6)
     means = Sums(
         sums.total / weight, sums.cross_entropy / weight, sums.by_group / sums.weights, sums.weights
     )
-    return means, jax.tree.map(lambda g: g / weight, grads)
+    wide = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), params)
+    (of_params,) = jax.linear_transpose(lambda p: laid_out(config, p), wide)(grads)
+    return means, jax.tree.map(lambda g: g / weight, of_params)
 
 
 def loss_and_gradient(

@@ -24,6 +24,21 @@ _States = tuple[jax.Array | None, jax.Array]
 _Layer = Callable[[Params, _States], _States]
 
 
+def laid_out(config: ModelConfig, params: Params) -> Params:
+    """The weights as `packed_states` multiplies by them; linear in the parameters.
+
+    Who runs several microbatches lays them out once; what is laid out already passes as it is.
+    """
+    if not isinstance(params["final_norm"], dict):
+        return params
+    return split_weights(config, params) if _spread() else fuse(config, params)
+
+
+def _spread() -> bool:
+    """Whether this is traced for a mesh."""
+    return not jax.sharding.get_abstract_mesh().empty
+
+
 def packed_states(
     config: ModelConfig, params: Params, batch: dict[str, jax.Array]
 ) -> tuple[Params, jax.Array]:
@@ -31,14 +46,14 @@ def packed_states(
 
     Args:
       config: the model's shape, and how its layers are run.
-      params: its parameter tree; states have the parameters' type.
+      params: its parameter tree, or `laid_out`'s; states have the parameters' type.
       batch: one microbatch of `packing.Batch`, without the leading axis.
 
     Returns:
       The weights as `decoder.logits` takes them, and the rows' normalised states [B, T, D].
     """
-    spread = not jax.sharding.get_abstract_mesh().empty
-    weights = split_weights(config, params) if spread else fuse(config, params)
+    spread = _spread()
+    weights = laid_out(config, params)
     table = weights["embedding"]
     prefix = table[batch["prefix"]][None] if batch["prefix"].shape[0] else None
     states = (prefix, table[batch["tokens"]])
@@ -88,7 +103,7 @@ def _prefix_layer(
     made: list[tuple[jax.Array, jax.Array]] = []
 
     def attend(at: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        made.append((k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)))
+        made.append((k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)))
         return own(at, q, k, v)
 
     prefix = block(config, p, layer, prefix, angles_of(config, places), attend)
