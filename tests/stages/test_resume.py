@@ -52,7 +52,8 @@ def test_killed_between_two_checkpoints_it_goes_on_to_the_same_bytes(
     arguments = words("run", tmp_path / "run")
     _killed(arguments, "training.checkpoints", "Checkpoints.save", 2)
     train = tmp_path / "run" / "round_1" / "train"
-    assert checkpoints.find(train).name == "checkpoint_2"
+    # The second one was being written in the background.
+    assert checkpoints.find(train).name in ("checkpoint_1", "checkpoint_2")
     assert not (train / "stage.json").exists()
     assert main(arguments) == 0
     assert contents(tmp_path / "run") == contents(finished)
