@@ -99,12 +99,18 @@ def _reduced(
 
 
 def on_mesh(mesh: Mesh, specs: Any) -> Any:
-    """Turns a tree of `PartitionSpec`s into one of shardings."""
-    return jax.tree.map(
-        functools.partial(NamedSharding, mesh),
-        specs,
-        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
-    )
+    """Turns a tree of `PartitionSpec`s into one of shardings, as XLA would name them itself.
+
+    What comes out of a step is then equal to what went in, and the step is compiled once.
+    """
+
+    def sharding(spec: PartitionSpec) -> NamedSharding:
+        axes = [axis if axis is not None and mesh.shape[axis] > 1 else None for axis in spec]
+        while axes and axes[-1] is None:
+            axes.pop()
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    return jax.tree.map(sharding, specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 
 
 def placed(tree: Any, shardings: Any) -> Any:
