@@ -7,7 +7,7 @@ import numpy as np
 from bench.workloads import MODEL, Model
 
 # AdamW with decoupled weight decay, constant rate, no clipping; the same for every system.
-LEARNING_RATE = 1e-4
+LEARNING_RATE = 1e-3
 B1, B2, EPSILON = 0.9, 0.99, 1e-8
 WEIGHT_DECAY = 0.01
 
