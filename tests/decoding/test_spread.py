@@ -1,10 +1,12 @@
 """The engine over meshes of eight virtual devices gives the paths of one device."""
 
+import inspect
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -17,7 +19,7 @@ from lmsi_jax.models.partitioning import RULES, logical_axes, spec, weight_specs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _MESHES = ((1, 1, False), (8, 1, True), (4, 2, False), (2, 4, True), (1, 8, False))
-_SCRIPT = """
+_SETUP = """
 import json, sys
 import jax, jax.numpy as jnp
 from lmsi_jax.decoding.engine import Engine
@@ -32,7 +34,12 @@ config = ModelConfig(vocab_size=320, num_layers=2, embed_dim=24, num_heads=8, nu
                      head_dim=6, mlp_dim=40, max_length=256, windows=(0, 9))
 params, tokenizer = init_params(config, jax.random.key(0)), SentencePiece(sys.argv[1])
 questions = [(f"q{n}", "Q: Ann has 3 pens." + " Ben has 4 cups." * (n % 3)) for n in range(11)]
-found = []
+prefix, found = "Q: 1 + 1?\\nA: 2.\\n", []
+
+def listed(run):
+    return {u: [[p.text, p.tokens, p.logprob] for p in own] for u, own in sorted(run)}
+"""
+_MESH_SCRIPT = """
 for data, model, fsdp in json.loads(sys.argv[2]):
     layout = Decoding(lanes=8 // data + 3, chunk=2, page=4, data=data, model=model, fsdp=fsdp)
     engine = Engine(config, params, tokenizer, layout)
@@ -41,42 +48,115 @@ for data, model, fsdp in json.loads(sys.argv[2]):
     for temperature in (0.0, 1.0):
         sampling = Sampling(paths=3, temperature=temperature, max_new_tokens=9, stop=())
         before = decode_chunk._cache_size()
-        run = list(engine.run("Q: 1 + 1?\\nA: 2.\\n", questions, sampling, seed=1, round_index=2))
+        run = list(engine.run(prefix, questions, sampling, seed=1, round_index=2))
         mesh["compiled"] = decode_chunk._cache_size() - before
-        mesh[temperature] = {u: [[p.text, p.logprob] for p in own] for u, own in sorted(run)}
+        mesh[temperature] = listed(run)
     found.append(mesh)
 json.dump(found, open(sys.argv[3], "w"))
 """
+
+
+def _settled(uid, paths):
+    """Depends on what the paths say, so that a wrong path shows in how many there are."""
+    return sum(map(ord, "".join(path.text for path in paths))) % 3 == 0
+
+
+def _limit(uid, index):
+    return 1 + (3 * int(uid[1:]) + 5 * index) % 8
+
+
+# On one device with memory enough, then on meshes with a pool that must grow.
+_POOLS = ((1, 1, False, 2**28), (4, 2, False, 1), (2, 4, True, 1))
+# One sampling throughout, so that nothing but the pool's growth compiles anew.
+_POOL_SCRIPT = f"""
+{inspect.getsource(_settled)}
+{inspect.getsource(_limit)}
+sampling = Sampling(paths=6, temperature=1.0, max_new_tokens=8, stop=(), early_stop=0.95,
+                    early_stop_every=2)
+for data, model, fsdp, pool in json.loads(sys.argv[2]):
+    layout = Decoding(lanes=8 // data + 3, chunk=2, page=4, pool_bytes=pool, data=data,
+                      model=model, fsdp=fsdp)
+    engine, before = Engine(config, params, tokenizer, layout), decode_chunk._cache_size()
+    runs = {{}}
+    for name, more in dict(all={{}}, early=dict(settled=_settled), cut=dict(limit=_limit)).items():
+        run = engine.run(prefix, questions, sampling, seed=1, round_index=2, **more)
+        runs[name] = listed(run)
+    found.append(runs | {{"compiled": decode_chunk._cache_size() - before}})
+json.dump(found, open(sys.argv[3], "w"))
+"""
+
+
+def _on_eight_devices(script, meshes, tokenizer_path, out):
+    """What a script finds on each mesh, in a process with eight virtual devices."""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
+    subprocess.run(
+        [sys.executable, "-c", _SETUP + script, tokenizer_path, json.dumps(meshes), str(out)],
+        cwd=ROOT, env=environment, check=True, timeout=600,
+    )  # fmt: skip
+    return json.loads(out.read_text())
 
 
 @pytest.fixture(scope="module")
 def runs(tokenizer_path, tmp_path_factory):
     """The same questions on every mesh."""
     out = tmp_path_factory.mktemp("spread") / "runs.json"
-    flags = "--xla_force_host_platform_device_count=8"
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": flags,
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-    }
-    subprocess.run(
-        [sys.executable, "-c", _SCRIPT, tokenizer_path, json.dumps(_MESHES), str(out)],
-        cwd=ROOT, env=environment, check=True, timeout=600,
-    )  # fmt: skip
-    return json.loads(out.read_text())
+    return _on_eight_devices(_MESH_SCRIPT, _MESHES, tokenizer_path, out)
+
+
+@pytest.fixture(scope="module")
+def pools(tokenizer_path, tmp_path_factory):
+    """The same questions with a small pool: all paths, with early stop, with limits."""
+    out = tmp_path_factory.mktemp("spread") / "pools.json"
+    return _on_eight_devices(_POOL_SCRIPT, _POOLS, tokenizer_path, out)
+
+
+def _assert_same_paths(one, mesh):
+    """Sums over devices round differently: log-probabilities are near, texts are the same."""
+    assert list(one) == list(mesh)
+    for uid, paths in one.items():
+        for (text, tokens, logprob), (other, count, near) in zip(paths, mesh[uid], strict=True):
+            assert (other, count) == (text, tokens)
+            assert near == pytest.approx(logprob, abs=2e-3)
 
 
 @pytest.mark.parametrize("number", range(1, len(_MESHES)))
 @pytest.mark.parametrize("temperature", ["0.0", "1.0"])
 def test_a_mesh_gives_the_paths_of_one_device(runs, number, temperature):
-    """Sums over devices round differently: log-probabilities are near, texts are the same."""
-    one, mesh = runs[0][temperature], runs[number][temperature]
-    assert list(one) == list(mesh)
-    for uid, paths in one.items():
-        for (text, logprob), (other, near) in zip(paths, mesh[uid], strict=True):
-            assert other == text
-            assert near == pytest.approx(logprob, abs=2e-3)
+    _assert_same_paths(runs[0][temperature], runs[number][temperature])
+
+
+@pytest.mark.parametrize("number", range(1, len(_POOLS)))
+@pytest.mark.parametrize("name", ["all", "early", "cut"])
+def test_pools_that_grow_give_the_paths_of_a_large_one(pools, number, name):
+    """A pool that has grown is another program; the first, large from the start, never does."""
+    assert pools[0]["compiled"] < pools[number]["compiled"]
+    _assert_same_paths(pools[0][name], pools[number][name])
+
+
+@pytest.mark.parametrize("number", range(len(_POOLS)))
+def test_early_stop_on_a_mesh_follows_the_rule_path_by_path(pools, number):
+    counts = []
+    for uid, paths in pools[number]["all"].items():
+        said = [types.SimpleNamespace(text=text) for text, _, _ in paths]
+        counts.append(next((n for n in (2, 4) if _settled(uid, said[:n])), 6))
+        assert pools[number]["early"][uid] == paths[: counts[-1]]
+    assert set(counts) == {2, 4, 6}
+
+
+@pytest.mark.parametrize("number", range(len(_POOLS)))
+def test_limits_on_a_mesh_hold_for_each_path(pools, number):
+    for uid, paths in pools[number]["cut"].items():
+        whole = pools[number]["all"][uid]
+        for index, ((text, tokens, _), (longer, most, _)) in enumerate(
+            zip(paths, whole, strict=True)
+        ):
+            assert tokens == min(_limit(uid, index), most)
+            assert longer.startswith(text.rstrip("\ufffd"))
 
 
 def test_a_mesh_compiles_as_few_programs_as_one_device(runs):
