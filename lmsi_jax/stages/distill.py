@@ -1,4 +1,4 @@
-"""Distillation: a student learns from a finished run's selected paths (LMSI, section 5.3).
+"""Distillation: a student learns from a finished run's selected paths, as in LMSI.
 
     student before -> the teacher's examples -> train -> student after -> the paper's table
 

@@ -38,7 +38,7 @@ class Loss:
         in T5X.
       smoothing_constant: subtract the target's entropy, as T5X does: the least loss is then 0. The
         gradient is the same.
-      distillation: "sequence" learns from the teacher's text alone (LMSI, section 5.3), "top_k"
+      distillation: "sequence" learns from the teacher's text alone (as LMSI does), "top_k"
         also from its most probable tokens, stored with the rows, "model" from one in memory.
       distillation_weight: a, the share of the divergence in "top_k" and "model". A token of which
         nothing is stored keeps a = 0.

@@ -1,7 +1,7 @@
 """What a student learns from a teacher's distribution over each token (Hinton et al. 2015).
 
 The teacher's part is either its most probable tokens, stored with the data, or a model in memory.
-Learning from the teacher's text alone, as LMSI's section 5.3 does, needs none of this.
+Learning from the teacher's text alone, as LMSI's own distillation does, needs none of this.
 """
 
 import dataclasses
