@@ -24,6 +24,8 @@ import jax.numpy as jnp
 from lmsi_jax.decoding.prefix import MASKED, Part
 from lmsi_jax.models.decoder import soft_cap, wide_matmul
 
+_TERMS = 32  # additions written out one by one
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +126,12 @@ def over_entries(
 
 
 def _sum_in_order(a: jax.Array, axis: int) -> jax.Array:
-    """The sum along a short axis, first to last: XLA's own order depends on the other axes."""
-    if a.shape[axis] > 64:
-        return a.sum(axis)
-    return functools.reduce(jnp.add, jnp.moveaxis(a, axis, 0))
+    """The sum along an axis, in a fixed order: XLA's own depends on the sizes of the other axes."""
+    a = jnp.moveaxis(a, axis, 0)
+    while a.shape[0] > _TERMS:  # sums of every n-th, so that the program stays short
+        padded = jnp.pad(a, [(0, -a.shape[0] % _TERMS), *[(0, 0)] * (a.ndim - 1)])
+        a = functools.reduce(jnp.add, padded.reshape(_TERMS, -1, *a.shape[1:]))
+    return functools.reduce(jnp.add, a)
 
 
 def over_pages(
@@ -202,7 +206,7 @@ def _by_row(table: Table, top: jax.Array, total: jax.Array, mixed: jax.Array) ->
     highest = tops.max(1)
     scales = jnp.where(owned[..., None], jnp.exp(tops - highest[:, None]), 0.0)
     total = _sum_in_order(of_row(total) * scales, 1)
-    return highest, total, (of_row(mixed) * scales[..., None]).sum(1)
+    return highest, total, _sum_in_order(of_row(mixed) * scales[..., None], 1)
 
 
 def written(

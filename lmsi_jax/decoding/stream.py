@@ -273,11 +273,16 @@ class Stream:
         return narrow if proven[keys[width]] else self._run(targets, sure)
 
     def _program(self, width: int) -> tuple:
-        """What a chunk of so many rows is compiled for."""
+        """What a chunk of so many rows is compiled for, and how many pages paths have, roughly.
+
+        A chunk of short paths says little of long ones, so those are proven anew.
+        """
         prompt = None if self._shared is None else self._shared.keys[0].shape[2]
         segments = self._groups[0].pages // self._plan.rows
         filters = self._sampling.filters
-        return width, self._bucket, prompt, self._plan, self._depth, segments, filters
+        longest = max(len(path.pages) for group in self._groups for path in group.active)
+        shapes = (width, self._bucket, prompt, self._plan, self._depth, segments, filters)
+        return *shapes, longest.bit_length()
 
     def _alike(self, one: Chunk, other: Chunk) -> bool:
         """Whether two chunks agree bit by bit in the rows that count."""
