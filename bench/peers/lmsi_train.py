@@ -4,14 +4,12 @@ Full rows, one segment each, no shared prefix.
 """
 
 import argparse
-import dataclasses
 
 import jax
 import numpy as np
 
 from bench import steps as adamw
 from bench.peers.lmsi import config_of
-from bench.peers.measure import Skipped
 from bench.peers.measure_steps import Ready, main, microbatches, parser
 from bench.steps import Steps
 from lmsi_jax.models.decoder import fresh_params
@@ -38,15 +36,8 @@ def packed(tokens: np.ndarray, parts: int) -> Batch:
 
 
 def training(steps: Steps, options: argparse.Namespace) -> Training:
-    """The settings of a step.
-
-    Raises:
-      Skipped: --query_block is given and this version has no such setting.
-    """
+    """The settings of a step."""
     parts = microbatches(steps, options)
-    more = {"query_block": options.query_block} if options.query_block else {}
-    if not more.keys() <= {field.name for field in dataclasses.fields(Training)}:
-        raise Skipped("this lmsi_jax has no Training.query_block; leave --query_block out")
     return Training(
         optimizer=Optimizer(
             learning_rate=adamw.LEARNING_RATE,
@@ -58,7 +49,6 @@ def training(steps: Steps, options: argparse.Namespace) -> Training:
         rows=steps.rows // parts,
         length=steps.length,
         prefix_length=0,
-        **more,
     )
 
 
@@ -79,14 +69,9 @@ def prepare(steps: Steps, options: argparse.Namespace) -> Ready:
         same_weights=False,
         packages=("lmsi_jax", "jax", "jaxlib"),
         notes=["attention and MLP of a layer are parallel, so losses are not those of a Llama"],
-        settings={
-            "microbatches": settings.microbatches,
-            "query_block": getattr(settings, "query_block", "the default"),
-        },
+        settings={"microbatches": settings.microbatches},
     )
 
 
 if __name__ == "__main__":
-    flags = parser(__doc__, microbatches=16)
-    flags.add_argument("--query_block", type=int, default=0, help="queries attended at once")
-    main("lmsi", prepare, flags)
+    main("lmsi", prepare, parser(__doc__, microbatches=16))

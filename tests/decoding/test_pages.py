@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmsi_jax.decoding.pages import Pool, Table, over_pages, written
+from lmsi_jax.decoding.pages import Pool, Table, _sum_in_order, over_pages, written
 from lmsi_jax.decoding.prefix import MASKED, merge
 
 WIDTH, ENTRIES = 8, 4
@@ -104,3 +104,12 @@ def test_a_chunk_is_written_where_it_belongs_and_nowhere_else():
             expected[page[row], :, at] = fresh[row] * scale
         np.testing.assert_array_equal(whole, expected.astype(np.float32))
         np.testing.assert_array_equal(pool.values[layer], pool.keys[layer])
+
+
+@given(st.integers(1, 1100), st.integers(0, 2))
+@settings(max_examples=10)
+def test_a_sum_in_order_is_the_sum_however_many_terms(count, axis):
+    shape = [2, 3]
+    shape.insert(axis, count)
+    a = np.random.default_rng(count).integers(-50, 50, shape).astype(np.float32)
+    np.testing.assert_array_equal(_sum_in_order(jnp.asarray(a), axis), a.sum(axis))
