@@ -146,6 +146,9 @@ def train(
     )
     begin = _begin(checkpoints, config, training, params)
     steps = Steps(rows, training.shape, begin.position)
+    if begin.position is None:  # fresh, or T5X's checkpoint, which does not say what was read
+        for _ in range(begin.step):
+            steps.next()
     bar = Progress(name, training.steps, unit="steps", rate_unit="tokens", initial=begin.step)
     # The order matters: leaving by SIGTERM waits for what is being saved.
     with deferred(training.deadline_seconds) as requested, contextlib.closing(checkpoints), bar:
