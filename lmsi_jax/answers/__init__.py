@@ -21,5 +21,9 @@ runs over a whole text moves forward only, so time is linear in the length of th
 from lmsi_jax.answers.extraction import Found, extract, find, path_key
 from lmsi_jax.answers.keys import MAX_ANSWER, key
 from lmsi_jax.answers.numbers import MAX_DIGITS
+from lmsi_jax.answers.options import options_in, options_of
 
-__all__ = ["MAX_ANSWER", "MAX_DIGITS", "Found", "extract", "find", "key", "path_key"]
+__all__ = [
+    *("MAX_ANSWER", "MAX_DIGITS", "Found"),
+    *("extract", "find", "key", "options_in", "options_of", "path_key"),
+]
