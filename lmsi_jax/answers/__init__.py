@@ -24,6 +24,13 @@ from lmsi_jax.answers.numbers import MAX_DIGITS
 from lmsi_jax.answers.options import options_in, options_of
 
 __all__ = [
-    *("MAX_ANSWER", "MAX_DIGITS", "Found"),
-    *("extract", "find", "key", "options_in", "options_of", "path_key"),
+    "MAX_ANSWER",
+    "MAX_DIGITS",
+    "Found",
+    "extract",
+    "find",
+    "key",
+    "options_in",
+    "options_of",
+    "path_key",
 ]

@@ -77,6 +77,10 @@ def _command(match: re.Match[str]) -> str:
 
 
 _MATHEMATICS = frozenset(
-    "sqrt pi infty pm mp alpha beta theta phi log ln sin cos tan sec csc cot binom frac dfrac tfrac"
-    " cup cap lt gt le ge leq geq neq ne div sum prod int overline begin".split()
+    (
+        *("sqrt", "pi", "infty", "pm", "mp", "alpha", "beta", "theta", "phi", "log", "ln", "sin"),
+        *("cos", "tan", "sec", "csc", "cot", "binom", "frac", "dfrac", "tfrac", "cup", "cap", "lt"),
+        *("gt", "le", "ge", "leq", "geq", "neq", "ne", "div", "sum", "prod", "int", "overline"),
+        "begin",
+    )
 )

@@ -6,7 +6,10 @@ from lmsi_jax.records import Kind
 
 _END = re.compile(r"\n|[.!?][\"')\]*”’]{0,4}(?=\s|$)|\.(?=[A-Z])|。")
 _ABBREVIATIONS = frozenset(
-    "approx mr mrs ms dr st vs rs jr sr mt jan feb mar apr jun jul aug sep sept oct nov dec".split()
+    (
+        *("approx", "mr", "mrs", "ms", "dr", "st", "vs", "rs", "jr", "sr", "mt"),
+        *("jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec"),
+    )
 )
 
 

@@ -61,5 +61,8 @@ def replay(
 def _right(questions: Sequence[Question], winners: Sequence[str | None]) -> tuple[int, ...]:
     if any(question.gold is None for question in questions):
         return ()
-    gold = [answers.key(question.gold or "", question.kind) for question in questions]
+    gold = [
+        answers.key(question.gold or "", question.kind, answers.options_of(question))
+        for question in questions
+    ]
     return tuple(int(w is not None and w == g) for w, g in zip(winners, gold, strict=True))

@@ -100,8 +100,12 @@ class Context:
     @functools.cached_property
     def base_fingerprint(self) -> str:
         """What identifies the base model and its tokenizer: their files' hashes."""
+        return self.fingerprint(0)
+
+    def fingerprint(self, round_index: int) -> str:
+        """Returns what identifies the model that a round ended with, and its tokenizer."""
         vocabulary = file_sha256(self.tokenizer.path)
-        return f"{checkpoints.digest(self.params(0))[:32]}{vocabulary[:32]}"
+        return f"{checkpoints.digest(self.params(round_index))[:32]}{vocabulary[:32]}"
 
     @functools.cached_property
     def shapes(self) -> Any:
@@ -113,7 +117,8 @@ class Context:
         if not round_index and self.run.init_checkpoint == "fresh":
             return fresh_params(self.run.model, self.run.seed)
         if self._params is None or self._params[0] != round_index:
-            trained = self.folder(round_index, "train")
+            given = self.run.evaluation.checkpoints  # compared ones stand for rounds
+            trained = given[round_index] if given else self.folder(round_index, "train")
             folder = checkpoints.find(trained) if round_index else self.base_folder
             params = checkpoints.load_params(folder, self.shapes)
             if round_index or (folder.parent / "digest.json").exists():
