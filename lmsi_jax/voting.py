@@ -6,7 +6,6 @@ vote (LMSI, the default), or a weight: see `Voting`.
 
 import collections
 import dataclasses
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
@@ -215,16 +214,17 @@ def _checked(
     """The paths in the order of their indices, and their weights."""
     if weights is not None and len(weights) != len(paths):
         raise ValueError(f"question {question.uid!r}: {len(weights)} weights, {len(paths)} paths")
-    order = sorted(range(len(paths)), key=lambda i: paths[i].index)
+    indices = [path.index for path in paths]
+    order = sorted(range(len(paths)), key=indices.__getitem__)
     ordered = [paths[i] for i in order]
     for path in ordered:
         if path.uid != question.uid:
             raise ValueError(f"a path of question {path.uid!r} cannot vote on {question.uid!r}")
         if math.isnan(path.logprob):
             raise ValueError(f"path {path.index} of question {path.uid!r} has no log-probability")
-    for path, following in itertools.pairwise(ordered):
-        if path.index == following.index:
-            raise ValueError(f"question {path.uid!r} has path {path.index} twice")
+    if len(set(indices)) < len(indices):
+        twice = next(i for i, count in collections.Counter(indices).items() if count > 1)
+        raise ValueError(f"question {question.uid!r} has path {twice} twice")
     if weights is None:
         return ordered, None
     if bad := [weight for weight in weights if not 0 <= weight < math.inf]:

@@ -16,10 +16,13 @@ _TAIL = 600
 _CLOSED = re.compile(r"[.!。]['\")\]*$”’]{0,4}$")
 _CALCULATOR = re.compile(r"<<[^<>]{0,80}>>")
 _NUMERAL = re.compile(
-    r"(?<![\w^.,/{+*×-])(?<![+*×/^-] )[-−]?[$€£]?[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?%?"
-    r"(?![\w^/}]|[.,][0-9])"
+    r"(?<![\w^.,/{+*×-])(?<![+*×/^-] )[-−]?[$€£]?[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?"
+    r"(?:%|[a-z]{2,4})?(?![\w^/}]|[.,][0-9])"
 )
-_RESULT = re.compile(r"[=≈]\s{0,4}([-−]?[$€£]?[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?)%?(?![\w^/])")
+_RESULT = re.compile(
+    r"[=≈]\s{0,4}([-−]?[$€£]?[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?)"
+    r"(?:%|[a-z]{2,4})?(?![\w^/])"
+)
 _BRACKETED = re.compile(r"(?<![A-Za-z0-9])\([A-Ja-j]\)")
 _DECISION = re.compile(r"(?:\W{0,4})(yes|no|true|false)(?=[,.!:;*—–]|\s-|$)", re.IGNORECASE)
 _SO = re.compile(r"\s{0,4}(?:so|thus|therefore|hence|in conclusion),?\s{1,4}", re.IGNORECASE)
@@ -37,6 +40,7 @@ def conclusion(
     | kind        | read                                                                          |
     |-------------|-------------------------------------------------------------------------------|
     | all but span| a text of one line and at most 40 characters that begins with an answer       |
+    |             | (yes_no, nli: "Yes" and "No" need a mark behind them, as below)               |
     | number      | of a closed last sentence: what follows its last "="; without one, its only   |
     |             | number, or of several the one that the solution's last "=" gave               |
     | choice      | the only bracketed letter of a closed last sentence                           |
@@ -45,13 +49,15 @@ def conclusion(
     if kind == "span":
         return None
     end = begin + len(text[begin:stop].rstrip())
-    answer = _whole(text[begin:end].strip(), kind, options)
-    if answer is None:
-        answer = _decision(text[begin : begin + _SHORT]) if kind in ("yes_no", "nli") else None
+    decides = kind in ("yes_no", "nli")
+    answer = _decision(text[begin : min(end, begin + _SHORT)]) if decides else None
     if answer is None:
         answer = _last(text[max(begin, end - _TAIL) : end], kind)
+    if answer is None:
+        answer = _whole(text[begin:end].strip(), kind, options)
     found = key(answer, kind, options) if answer else None
-    return (answer, found, end) if answer and found is not None else None
+    there = answer is not None and answer in text[begin:end]
+    return (answer, found, end) if answer and there and found is not None else None
 
 
 def _whole(solution: str, kind: Kind, options: Sequence[str]) -> str | None:
@@ -59,7 +65,9 @@ def _whole(solution: str, kind: Kind, options: Sequence[str]) -> str | None:
         return None
     if kind == "number" and not re.match(r"[-−$€£\\*+.]{0,4}\s?[0-9({]", solution):
         return None
-    return solution if key(solution, kind, options) is not None else None
+    found = key(solution, kind, options)
+    decided = kind in ("yes_no", "nli") and found != "unknown"
+    return solution if found is not None and not decided else None
 
 
 def _last(tail: str, kind: Kind) -> str | None:

@@ -1,4 +1,4 @@
-"""Dates in words or in ISO 8601 -> ISO 8601. All in figures (01/02/1999) is left as it stands."""
+"""Dates in words or in ISO 8601. All in figures (01/02/1999) is left as it stands."""
 
 import re
 
@@ -22,20 +22,24 @@ _FORMS = tuple(
 
 
 def date_key(answer: str) -> str | None:
-    """Returns "1999-01-05", "1999-01" or "--01-05" for an answer that is nothing but a date."""
+    """Returns "1999-01-05", "january 1999" or "january 5" for an answer that is only a date.
+
+    Not "1999-01" for a month: that is also how a season is written (1999-00).
+    """
     text = " ".join(answer.lower().strip(" .\"'*").split())
     if len(text) > 40 or not any(c.isdigit() for c in text):
         return None
     for form in _FORMS:
         if match := form.fullmatch(text):
-            return _iso(match.groupdict())
+            return _written(match.groupdict())
     return None
 
 
-def _iso(parts: dict[str, str | None]) -> str | None:
+def _written(parts: dict[str, str | None]) -> str | None:
     name, day, year = parts["month"] or "", parts.get("day"), parts.get("year")
     month = _NUMBER_OF.get(name) or int(name)
     if not 1 <= month <= 12 or not 1 <= int(day or 1) <= 31:
         return None
-    # ISO 8601 writes a day without a year with a hyphen in its place.
-    return f"{year or '-'}-{month:02}" + (f"-{int(day):02}" if day else "")
+    if year and day:
+        return f"{year}-{month:02}-{int(day):02}"
+    return f"{_MONTHS.split()[month - 1]} {year or int(day or 0)}"

@@ -1,5 +1,6 @@
 """Where the final answer stands in what a model wrote."""
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -25,12 +26,15 @@ _FOREIGN = tuple(
         *(r"答案[是为:：]", r"答えは", r"jibu ni\b", r"risposta è\b", r"resposta é\b"),
     )
 )
+# There a comma stands before a fraction.
+_COMMA = re.compile(r"([^0-9]{0,4}[0-9]{1,9}),([0-9]{1,2}(?![0-9]))")
 # Other ways to mark a final answer, read where no sentence above carries one.
 _LABELS = tuple(
     re.compile(label)
     for label in (
         r"####[ \t]{0,4}",
         rf"answer[ \t*_]{{0,4}}:{_GAP}",
+        rf"final answer[ \t*_]{{0,4}}\n{_GAP}",
         rf"\na[ \t]{{0,4}}:{_GAP}",
         r"\\boxed[ \t]{0,4}(?=\{)",
         r"\\fbox[ \t]{0,4}(?=\{)",
@@ -95,9 +99,10 @@ def find(text: str, kind: Kind, options: Sequence[str] = ()) -> Found | None:
     begin, stop = _first_solution(text)
     lowered = _lower(text)
     unread = None
-    for markers in (_sentences, _labels):
+    for markers in (_sentences, _foreign, _labels):
         for start in markers(lowered, begin, stop):
-            found = _read(text, start, stop, kind, options) if start <= stop else None
+            comma = kind == "number" and markers is _foreign
+            found = _read(text, start, stop, kind, options, comma) if start <= stop else None
             if found is None or found.answer.endswith(":"):
                 continue
             if found.key is not None:
@@ -146,30 +151,35 @@ def _lower(text: str) -> str:
 
 def _sentences(lowered: str, begin: int, stop: int) -> Iterator[int]:
     """Where an answer begins behind "the answer is", in order."""
-    match = _ANSWER_IS.search(lowered, begin, stop)
-    if not match:
-        yield from _in_order(_FOREIGN, lowered, begin, stop)
-    while match:
-        yield match.end()
-        match = _ANSWER_IS.search(lowered, match.end(), stop)
+    return (match.end() for match in _ANSWER_IS.finditer(lowered, begin, stop))
+
+
+def _foreign(lowered: str, begin: int, stop: int) -> Iterator[int]:
+    """The same in other languages."""
+    return _in_order(_FOREIGN, lowered, begin, stop)
 
 
 def _labels(lowered: str, begin: int, stop: int) -> Iterator[int]:
     """Where an answer begins behind a label, in order."""
-    if first := _FIRST_LABEL.match(lowered, begin, stop):
-        yield first.end()
-    yield from _in_order(_LABELS, lowered, begin, stop)
+    first = _FIRST_LABEL.match(lowered, begin, stop)
+    others = _in_order(_LABELS, lowered, begin, stop)
+    return itertools.chain([first.end()], others) if first else others
 
 
 def _in_order(
     patterns: Sequence[re.Pattern[str]], lowered: str, begin: int, stop: int
-) -> list[int]:
-    return sorted(m.end() for p in patterns for m in p.finditer(lowered, begin, stop))
+) -> Iterator[int]:
+    return iter(sorted(m.end() for p in patterns for m in p.finditer(lowered, begin, stop)))
 
 
-def _read(text: str, start: int, stop: int, kind: Kind, options: Sequence[str]) -> Found | None:
-    """The answer sentence that begins at `start`."""
+def _read(
+    text: str, start: int, stop: int, kind: Kind, options: Sequence[str], comma: bool
+) -> Found | None:
+    """The answer sentence that begins at `start`; with `comma`, one stands before fractions."""
     window = text[start : min(stop, start + MAX_ANSWER)]
     length, end = sentence_length(window, kind)
     answer = window[:length].strip().strip("*_ ")
-    return Found(answer, key(answer, kind, options), start + end) if answer else None
+    if not answer:
+        return None
+    written = _COMMA.sub(r"\1.\2", answer, count=1) if comma else answer
+    return Found(answer, key(written, kind, options), start + end)

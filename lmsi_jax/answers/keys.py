@@ -60,10 +60,17 @@ def _option_key(answer: str, options: tuple[str, ...]) -> str | None:
         return letter if letter <= chr(ord("a") + len(options) - 1) else None
     for normal in (_option_span, number_key):
         wanted = normal(answer)
-        same = [i for i, option in enumerate(options) if wanted and normal(option) == wanted]
-        if len(same) == 1:
-            return chr(ord("a") + same[0])
+        normals = _normal_options(options, normal)
+        if wanted is not None and normals.count(wanted) == 1:
+            return chr(ord("a") + normals.index(wanted))
     return None
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _normal_options(
+    options: tuple[str, ...], normal: Callable[[str], str | None]
+) -> tuple[str | None, ...]:
+    return tuple(normal(option[:MAX_ANSWER]) for option in options)
 
 
 def _option_span(text: str) -> str | None:

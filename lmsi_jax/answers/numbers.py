@@ -27,7 +27,7 @@ _NUMBER = re.compile(
 )
 _MALFORMED = re.compile(
     r"[.,:][0-9]|\s*[+*×÷^=<>]|\s?!|\s*-\s*[0-9($]|\s+-\s|\s*/\s?[0-9($]|\s?x\s?[0-9(]"
-    r"|[xyzn]\b|\s+\$?[0-9]"
+    r"|[xyzn]\b|\s+\$?[0-9]|_[0-9]|[eE][+-]?[0-9]"
 )
 _LIST = re.compile(r"[^0-9]{0,60}?(?:,|&|\band|\bor)\s*-?\$?[0-9]")
 _SCALE = re.compile(r"\s*(thousand|million|billion|trillion)\b")

@@ -36,6 +36,8 @@ def last_sentence(text: str, kind: Kind) -> int:
 
 def _abbreviated(text: str, point: int, kind: Kind) -> bool:
     """Whether the point at `point` belongs to an abbreviation."""
+    if not text[point - 1 : point].isalpha():
+        return False
     word = text[max(0, point - 8) : point].rpartition(" ")[2].rpartition(".")[2]
     initial = kind == "span" and len(word) == 1 and word.isupper()
     return initial or word.lower() in _ABBREVIATIONS

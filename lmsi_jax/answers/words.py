@@ -1,4 +1,6 @@
-"""Numbers in words, where they stand alone ("twenty-one yards", "three hundred and five")."""
+"""Numbers in words, where they stand alone ("twenty-one yards", "two thirds")."""
+
+from fractions import Fraction
 
 # fmt: off
 _SMALL = {
@@ -13,7 +15,16 @@ _MOST_WORDS = 16
 _NOT_ALONE = frozenset(("of", "and", "or", "to", "point", "plus", "minus", "times"))
 
 
-def number_in_words(text: str) -> tuple[int, list[str]] | None:
+_PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4, "fourth": 4, "fourths": 4}
+_PARTS |= {
+    word + plural: number
+    for number, word in enumerate(("third", "", "fifth", "sixth", "seventh", "eighth"), 3)
+    for plural in ("", "s")
+    if word
+}
+
+
+def number_in_words(text: str) -> tuple[Fraction, list[str]] | None:
     """Returns the number that a text begins with and the words that follow it; None without one.
 
     None too where the words are no proper number ("one two") or the number is part of something
@@ -39,4 +50,5 @@ def number_in_words(text: str) -> tuple[int, list[str]] | None:
     rest = words[length:]
     if not length or (rest and rest[0] in {*_NOT_ALONE, *_SMALL, *SCALES, "hundred"}):
         return None
-    return total + group, rest
+    value = Fraction(total + group)
+    return (value / _PARTS[rest[0]], rest[1:]) if rest and rest[0] in _PARTS else (value, rest)
