@@ -92,21 +92,19 @@ def vote(question: Question, paths: Sequence[Path], weights: Sequence[float] | N
     """
     ordered, weighed = _checked(question, paths, weights)
     options = answers.options_of(question)
-    keys = tuple(answers.path_key(path.text, question.kind, options) for path in ordered)
+    keys = tuple([answers.path_key(path.text, question.kind, options) for path in ordered])
     sums = _sums(keys, weighed)
     winner, tied = _winner(sums, ordered, keys)
-    kept = tuple(
-        p.index for p, k in zip(ordered, keys, strict=True) if k is not None and k == winner
-    )
+    agree = [p.index for p, k in zip(ordered, keys, strict=True) if k == winner]
     total = len(ordered) if weighed is None else math.fsum(weighed)
     return Vote(
         uid=question.uid,
         task=question.task,
         winner=winner,
         keys=keys,
-        kept=kept,
+        kept=tuple(agree) if winner is not None else (),
         confidence=min(1.0, sums[winner] / total) if winner is not None and total else 0.0,
-        parsed=sum(k is not None for k in keys),
+        parsed=len(keys) - keys.count(None),
         total=len(ordered),
         tied=tied,
         entropy=entropy(sums.values()),
@@ -235,7 +233,11 @@ def _checked(
 def _sums(keys: Sequence[str | None], weights: Sequence[float] | None) -> Mapping[str, float]:
     """Votes or weight of each answer."""
     if weights is None:
-        return collections.Counter(key for key in keys if key is not None)
+        counts: dict[str, float] = {}
+        for key in keys:
+            if key is not None:
+                counts[key] = counts.get(key, 0) + 1
+        return counts
     given: dict[str, list[float]] = collections.defaultdict(list)
     for key, weight in zip(keys, weights, strict=True):
         if key is not None:

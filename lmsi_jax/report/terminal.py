@@ -19,7 +19,7 @@ _SHORT = {
     "zero_shot_cot": "zero-shot CoT",
     "self_consistency": "self-consistency",
 }
-_WIDE = 130
+_WIDE = 150
 """From so many columns on there is room for the accuracies' intervals."""
 _STYLES = {"rose": "bold green", "fell": "bold red", "no clear change": ""}
 
@@ -55,7 +55,7 @@ def print_evaluation(
 
     Args:
       summary: as `lmsi_jax.report.summary.Summary` describes it.
-      console: where to print; intervals of accuracies need 130 columns.
+      console: where to print; intervals of accuracies need 150 columns.
       names: what the first and the last model are called; None: the base and its last round.
 
     Raises:

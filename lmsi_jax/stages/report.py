@@ -26,14 +26,16 @@ _SHOWN_PATHS = 8
 
 
 def report(context: Context, command: str, config_text: str) -> None:
-    """Writes report.json and report.html, and prints the table.
+    """Writes report.json, report.html and eval.json, and prints the table.
 
     Raises:
       NotReady: nothing has been evaluated or voted on yet.
     """
     from rich.console import Console
 
+    from lmsi_jax.report.compare import as_rows
     from lmsi_jax.report.page import render
+    from lmsi_jax.report.summary import validate
     from lmsi_jax.report.terminal import print_summary
 
     written = context.output / "config.gin"
@@ -41,6 +43,7 @@ def report(context: Context, command: str, config_text: str) -> None:
         config_text = written.read_text()  # what the stages ran with, whatever is given now
     summary = summarise(context, command, config_text)
     write_json(context.output / "report.json", summary)
+    write_json(context.output / _EVALUATION, as_rows(validate(summary)))
     write_bytes(context.output / "report.html", render(summary).encode())
     print_summary(summary, Console(file=sys.stdout))
     print(f"report: {context.output / 'report.html'}")

@@ -1,4 +1,4 @@
-"""Real outputs of six language models, and labelled solutions of four, by other people's figures."""
+"""Real outputs of six language models and labelled solutions of four, by published figures."""
 
 import collections
 import functools
