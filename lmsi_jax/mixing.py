@@ -147,7 +147,10 @@ def _parsed_by_index(question: Question, paths: Sequence[Path]) -> dict[int, tup
     """(solution, answer, key) of each path of the question that has an answer."""
     own = [path for path in paths if path.uid == question.uid]
     options = answers.options_of(question)
-    found = [(path, answers.find(path.text, question.kind, options)) for path in own]
+    found = [
+        (path, answers.find(path.text, question.kind, options, finished=path.finished))
+        for path in own
+    ]
     return {
         path.index: (_ending(path.text[: hit.end].strip(), hit), hit.answer, hit.key)
         for path, hit in found

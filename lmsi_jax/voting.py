@@ -92,7 +92,8 @@ def vote(question: Question, paths: Sequence[Path], weights: Sequence[float] | N
     """
     ordered, weighed = _checked(question, paths, weights)
     options = answers.options_of(question)
-    keys = tuple([answers.path_key(path.text, question.kind, options) for path in ordered])
+    kind = question.kind
+    keys = tuple([answers.path_key(p.text, kind, options, finished=p.finished) for p in ordered])
     sums = _sums(keys, weighed)
     winner, tied = _winner(sums, ordered, keys)
     agree = [p.index for p, k in zip(ordered, keys, strict=True) if k == winner]

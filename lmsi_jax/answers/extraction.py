@@ -88,14 +88,22 @@ def extract(text: str, kind: Kind, options: Sequence[str] = ()) -> str | None:
     return found.answer if found else None
 
 
-def path_key(text: str, kind: Kind, options: Sequence[str] = ()) -> str | None:
-    """Returns the canonical key of the final answer in `text`, or None when it has none."""
-    found = find(text, kind, options)
+def path_key(
+    text: str, kind: Kind, options: Sequence[str] = (), *, finished: bool = True
+) -> str | None:
+    """Returns the canonical key of the final answer in `text`, or None when it has none.
+
+    Arguments as of `extract`; `finished` is False where the token limit cut the text, which then
+    concludes nothing.
+    """
+    found = find(text, kind, options, finished=finished)
     return found.key if found else None
 
 
-def find(text: str, kind: Kind, options: Sequence[str] = ()) -> Found | None:
-    """Like `extract`, with the answer's key and the place where its sentence ends."""
+def find(
+    text: str, kind: Kind, options: Sequence[str] = (), *, finished: bool = True
+) -> Found | None:
+    """Like `extract`, with the answer's key and its end; `finished` as of `path_key`."""
     begin, stop = _first_solution(text)
     lowered = _lower(text)
     unread = None
@@ -113,6 +121,8 @@ def find(text: str, kind: Kind, options: Sequence[str] = ()) -> Found | None:
                 stop = stop if blank_line < 0 else min(stop, blank_line)
         if unread:
             return unread
+    if not finished and stop == len(text):
+        return None
     concluded = conclusion(text, begin, stop, kind, options)
     return Found(*concluded, marked=False) if concluded else None
 

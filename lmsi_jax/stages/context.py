@@ -121,7 +121,7 @@ class Context:
             trained = given[round_index] if given else self.folder(round_index, "train")
             folder = checkpoints.find(trained) if round_index else self.base_folder
             params = checkpoints.load_params(folder, self.shapes)
-            if round_index or (folder.parent / "digest.json").exists():
+            if (round_index and not given) or (folder.parent / "digest.json").exists():
                 _check_digest(folder, params)
             self._params = (round_index, params)
         return self._params[1]

@@ -112,7 +112,8 @@ def early_stop(
 def _keys(question: Question, paths: Sequence[Path]) -> list[str | None]:
     """The paths' answers as the vote reads them."""
     options = options_of(question)
-    return [path_key(path.text, question.kind, options) for path in paths]
+    kind = question.kind
+    return [path_key(path.text, kind, options, finished=path.finished) for path in paths]
 
 
 class Meter:

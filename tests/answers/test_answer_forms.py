@@ -71,6 +71,13 @@ def test_an_unmarked_conclusion_ends_before_the_next_question(run_on):
     assert found == answers.Found("$18", "18", len(text), marked=False)
 
 
+def test_a_text_that_the_token_limit_cut_concludes_nothing():
+    text = "She sells 9 of them. So she makes $18 every day."
+    assert answers.path_key(text, "number", finished=False) is None
+    assert answers.path_key("The answer is 18. " + text, "number", finished=False) == "18"
+    assert answers.path_key(text + "\n\nQ: And", "number", finished=False) == "18"
+
+
 @pytest.mark.parametrize(
     ("answer", "key"),
     [
