@@ -27,6 +27,11 @@ def embedded_path(name: str) -> epath.Path:
     return path
 
 
+def _checkpoint(name: epath.PathLike) -> epath.Path:
+    """The `checkpoint_N` folder that a configuration names."""
+    return checkpoints.find(embedded_path("") if name == "embedded" else name)
+
+
 class NotReady(LmsiError):
     """A stage that was not asked for has not been run yet."""
 
@@ -94,8 +99,7 @@ class Context:
     @functools.cached_property
     def base_folder(self) -> epath.Path:
         """The base model's `checkpoint_N` folder."""
-        name = self.run.init_checkpoint
-        return checkpoints.find(embedded_path("") if name == "embedded" else name)
+        return _checkpoint(self.run.init_checkpoint)
 
     @functools.cached_property
     def base_fingerprint(self) -> str:
@@ -119,7 +123,7 @@ class Context:
         if self._params is None or self._params[0] != round_index:
             given = self.run.evaluation.checkpoints  # compared ones stand for rounds
             trained = given[round_index] if given else self.folder(round_index, "train")
-            folder = checkpoints.find(trained) if round_index else self.base_folder
+            folder = _checkpoint(trained) if round_index else self.base_folder
             params = checkpoints.load_params(folder, self.shapes)
             if (round_index and not given) or (folder.parent / "digest.json").exists():
                 _check_digest(folder, params)
