@@ -24,7 +24,10 @@ NAMES = {
     "python": (r"3\.1[1-3]", "3.11, 3.12 or 3.13"),
     "worker": (r"all|[0-9]+", "a number, or all"),
     "namespace": (r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", "a namespace's name, as default"),
-    "kubernetes_account": (r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", "a Kubernetes service account"),
+    "kubernetes_service_account": (
+        r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?",
+        "a Kubernetes service account",
+    ),
     "image": (
         r"[a-z0-9]([-a-z0-9._/:]*[a-z0-9])?(:[A-Za-z0-9_][-A-Za-z0-9._]*)?(@sha256:[0-9a-f]{64})?",
         "an image, as us-docker.pkg.dev/my-project/images/lmsi_jax:1",

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         words=words,
         max_restarts=options.max_restarts,
         capacity=options.capacity,
-        service_account=options.service_account,
+        service_account=options.kubernetes_service_account,
         bucket=options.bucket,
         mount=options.mount,
         grace_seconds=options.grace_seconds,
@@ -94,7 +94,7 @@ def _check(options: argparse.Namespace, words: tuple[str, ...]) -> None:
     names = ("name", "namespace", "image", "bucket", "mount", "context", "cluster", "project")
     arguments.check_names(
         **{name: getattr(options, name) for name in (*names, "zone")},
-        kubernetes_account=options.service_account,
+        kubernetes_service_account=options.kubernetes_service_account,
     )
     if min(options.max_restarts, options.grace_seconds) < 0:
         raise LmsiError("--max_restarts and --grace_seconds are at least 0")
@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--topology", required=True, help="as 4x4 for a v5e of 16 chips")
     add("--chips_per_host", type=int, default=4, help="of each machine (%(default)s)")
     add("--capacity", choices=CAPACITIES, default="on_demand", help="(%(default)s)")
-    add("--service_account", help="Kubernetes' own; it must see the output_dir")
+    add("--kubernetes_service_account", help="it must see the output_dir")
     add("--bucket", help="shown as a folder by Cloud Storage FUSE; gs:// needs no folder")
     add("--mount", default="/gcs", help="where (%(default)s)")
     add(

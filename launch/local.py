@@ -129,12 +129,17 @@ def _alive(children: Sequence[subprocess.Popen[bytes]]) -> list[subprocess.Popen
 
 def _end(children: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
     """Ends the processes that are left: they follow by themselves, or are told to."""
-    for number, seconds in ((None, _FOLLOW), (signal.SIGTERM, grace), (signal.SIGKILL, grace)):
-        for child in _alive(children) if number is not None else ():
+    _wait(children, _FOLLOW)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for child in _alive(children):
             child.send_signal(number)
-        end = time.monotonic() + seconds
-        while _alive(children) and time.monotonic() < end:
-            time.sleep(_POLL)
+        _wait(children, grace)
+
+
+def _wait(children: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while _alive(children) and time.monotonic() < end:
+        time.sleep(_POLL)
 
 
 def _readers(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[threading.Thread]:

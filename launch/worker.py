@@ -79,7 +79,7 @@ def _unit(max_restarts: int, stop_seconds: int) -> tuple[str, ...]:
         f"StartLimitIntervalSec={_WINDOW}",
         f"StartLimitBurst={max_restarts}",
         "[Service]",
-        "User=$USER",
+        "User=$(id -un)",
         "WorkingDirectory=$HOME/lmsi",
         "ExecStart=/bin/bash run.sh",
         # Any failure: a worker whose partner vanished exits with 2, as after a user's mistake.
