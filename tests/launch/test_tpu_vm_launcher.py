@@ -292,7 +292,30 @@ def test_gcloud_knows_every_command_and_flag(capsys, tmp_path, monkeypatch):
     text = _printed(capsys, *base, *options, "--dry_run", "--", "run", "quickstart", _OUT)
     text += _printed(capsys, "down", *_NAMES, "--dry_run")
     for words in _commands(text):
-        line = shlex.join(words)
+        # The linter reads no scripts of several lines.
+        line = shlex.join(
+            "--command=x" if word.startswith("--command=") else word for word in words
+        )
         lint = ["gcloud", "meta", "lint-gcloud-commands", f"--command-string={line}"]
         done = subprocess.run(lint, capture_output=True, text=True, check=True)
         assert '"success": true' in done.stdout, (line, done.stdout[-500:])
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_takes_the_unit(tmp_path):
+    script = worker.start_script(["run", "x"], max_restarts=10, stop_seconds=120)
+    fakes = "systemctl() { return 3; }; sudo() { if [ $1 = tee ]; then cat > lmsi.service; fi; }\n"
+    done = subprocess.run(
+        ["bash", "-c", fakes + script],
+        cwd=tmp_path,
+        env={"HOME": "/home/me", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    unit = tmp_path / "lmsi.service"
+    assert "WorkingDirectory=/home/me/lmsi\n" in unit.read_text()
+    checked = subprocess.run(
+        ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False
+    )
+    assert (checked.returncode, checked.stderr) == (0, "")
