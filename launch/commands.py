@@ -83,7 +83,7 @@ def shown(commands: Iterable[Command]) -> str:
 
 
 def script(main: Callable[[Sequence[str]], int]) -> int:
-    """Runs a launcher's `main` ; what the user can mend is one line and exit code 2."""
+    """Runs a launcher's `main`; what the user can mend is one line and exit code 2."""
     try:
         return main(sys.argv[1:])
     except LmsiError as error:

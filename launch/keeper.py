@@ -55,8 +55,8 @@ class Keeper:
                 self._must(self.pod.delete)
             elif state == "FAILED":
                 raise LmsiError(
-                    f"{self.pod.name} cannot be had (FAILED); "
-                    "`gcloud compute tpus queued-resources describe` says why; then use `down`"
+                    f"{self.pod.name} cannot be had (FAILED): `gcloud compute tpus "
+                    "queued-resources describe` says why; use `down`, then begin again"
                 )
             self.sleep(self.poll)
         self.say(f"{self.pod.name}: ACTIVE")

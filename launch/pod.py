@@ -15,6 +15,8 @@ RUNTIMES = {
     "v5p": "v2-alpha-tpuv5",
     "v6e": "v2-alpha-tpuv6e",
 }
+# A machine that was taken away does not end its connections: after 90 seconds ssh does.
+_ALIVE = "--ssh-flag=-oServerAliveInterval=30"
 CAPACITIES = ("on_demand", "spot", "reserved", "guaranteed")
 
 
@@ -57,7 +59,7 @@ class Pod:
 
     def _ssh(self, script: str, why: str, workers: str = "all") -> Command:
         argv = ("gcloud", "compute", "tpus", "tpu-vm", "ssh", self.name, *self._place, "--quiet")
-        flags = (f"--worker={workers}", *self.ssh_flags, f"--command={script}")
+        flags = (f"--worker={workers}", _ALIVE, *self.ssh_flags, f"--command={script}")
         return Command(argv=(*argv, *flags), why=why)
 
     def create(

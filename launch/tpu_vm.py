@@ -16,6 +16,7 @@
 
 import argparse
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 
@@ -106,10 +107,15 @@ def _check(options: argparse.Namespace) -> None:
     given = {name: getattr(options, name) for name in (*names, "python", "worker")}
     arguments.check_names(**given)
     for flag in (*options.create_flag, *options.ssh_flag):
-        if not flag.startswith("--") or not flag.isprintable():
-            raise LmsiError(f"{flag!r} is no flag of gcloud's; write --create_flag=--NAME=VALUE")
+        text = str(flag)  # of "--" argparse makes a list
+        if not re.fullmatch(r"--[a-z][-a-z0-9]*(=.*)?", text) or not text.isprintable():
+            raise LmsiError(f"{text!r} is no flag of gcloud's; write --create_flag=--NAME=VALUE")
     if min(options.max_restarts, options.stop_seconds, options.lines) < 1:
         raise LmsiError("--max_restarts, --stop_seconds and --lines are at least 1")
+    if options.poll_seconds < 0:
+        raise LmsiError("--poll_seconds is at least 0")
+    if options.words and options.subcommand != "run":
+        raise LmsiError(f"{options.subcommand} takes no arguments of lmsi's; only run does")
     if options.subcommand not in ("up", "run"):
         return
     if options.accelerator_type is None or options.package is None:

@@ -1,5 +1,7 @@
 """TPU VMs: the commands, what they do on workers, and a run that outlives its pod."""
 
+import contextlib
+import io
 import pathlib
 import shlex
 import shutil
@@ -11,8 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch import tpu_vm, worker
-from launch.arguments import check_words
+from launch import arguments, tpu_vm, worker
 from launch.pod import Pod
 from lmsi_jax.errors import LmsiError
 
@@ -25,6 +26,8 @@ _RUN = ["run", *_NAMES, *_POD, "--poll_seconds=0"]
 _PLACE = "--project=my-project --zone=us-west4-a --quiet"
 _SSH = f"gcloud compute tpus tpu-vm ssh gemma {_PLACE} --worker"
 
+_ALL = f"{_SSH}=all --ssh-flag=-oServerAliveInterval=30"
+
 _DRY = f"""\
 # again and again: is it ACTIVE, or was it taken away (SUSPENDED)?
 gcloud compute tpus queued-resources list \
@@ -33,14 +36,14 @@ gcloud compute tpus queued-resources list \
 gcloud compute tpus queued-resources create gemma --node-id=gemma \
 --accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --spot {_PLACE}
 # then: install the package on every worker
-{_SSH}=all '--command=set -eu
+{_ALL} '--command=set -eu
 systemctl is-active --quiet lmsi && exit 0
 PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv
 python3 -m uv venv --quiet --allow-existing --python=3.12 lmsi/venv
 python3 -m uv pip install --quiet --python=lmsi/venv/bin/python --reinstall-package=lmsi_jax \
 '"'"'{_REF}'"'"''
 # then: start the run on every worker, and again when it fails
-{_SSH}=all '--command=set -eu
+{_ALL} '--command=set -eu
 mkdir -p lmsi
 cat > lmsi/next.sh <<\\LMSI_END
 test -e done && exit 0
@@ -75,7 +78,7 @@ sudo systemctl enable --quiet lmsi
 sudo systemctl reset-failed lmsi 2> /dev/null || true
 sudo systemctl start --no-block lmsi'
 # again and again: has the run ended?
-{_SSH}=all '--command=echo "lmsi: $(systemctl show --property=ActiveState --value lmsi) \
+{_ALL} '--command=echo "lmsi: $(systemctl show --property=ActiveState --value lmsi) \
 $(test -e lmsi/done && echo done || echo open)"'
 # where it is to end, or was taken away: delete it
 gcloud compute tpus queued-resources delete gemma --force {_PLACE}
@@ -94,10 +97,10 @@ def test_the_dry_run_prints_every_command(capsys):
 def test_the_dry_runs_of_the_other_subcommands(capsys):
     logs = [*_NAMES, "--dry_run", "--worker=3", "--lines=5", "--follow"]
     assert _printed(capsys, "logs", *logs) == (
-        f"# what the run says\n{_SSH}=3 '--command=sudo journalctl --unit=lmsi --no-pager "
-        "--output=cat --lines=5 --follow'\n"
+        f"# what the run says\n{_ALL.replace('=all', '=3')} '--command=sudo journalctl --unit=lmsi "
+        "--no-pager --output=cat --lines=5 --follow'\n"
     )
-    stop = f"# end the run; it can be taken up again\n{_SSH}=all '--command=sudo systemctl disable "
+    stop = f"# end the run; it can be taken up again\n{_ALL} '--command=sudo systemctl disable "
     stop += "--now lmsi'\n"
     assert _printed(capsys, "stop", *_NAMES, "--dry_run") == stop
     delete = _DRY.partition("# where it is to end")[1:]
@@ -206,7 +209,7 @@ _PRINTABLE = st.text(
 @given(words=st.lists(_PRINTABLE, min_size=1, max_size=4))
 def test_any_printable_words_reach_lmsi_unchanged(tmp_path_factory, words):
     words = ["run", *words]
-    check_words(words)
+    arguments.check_words(words)
     home = tmp_path_factory.mktemp("home")
     fakes = 'systemctl() { return 3; }; sudo() { if [ "$1" = tee ]; then cat > /dev/null; fi; }\n'
     script = worker.start_script(words, max_restarts=10, stop_seconds=120)
@@ -262,9 +265,11 @@ def test_the_state_is_that_of_the_resource_of_this_name():
         (["--package=nowhere.whl"], "is not there; make it with python -m build"),
         (["--package=a:b.whl"], "what is before a colon for a host"),
         (["--create_flag=x"], "'x' is no flag of gcloud's"),
+        (["--create_flag=--"], "is no flag of gcloud's"),
         (["--ssh_flag=-x"], "'-x' is no flag of gcloud's"),
         (["--accelerator_type=v99-8"], "which TPU software\\? Add --runtime_version"),
         (["--max_restarts=0"], "are at least 1"),
+        (["--poll_seconds=-1"], "is at least 0"),
         (["--capacity=much"], "invalid choice: 'much'.*see .*--help"),
         (["--gin.Run.output_dir=gs://x"], "unrecognized arguments"),
     ],
@@ -274,9 +279,40 @@ def test_what_gcloud_would_misunderstand_is_refused_before_anything_runs(changed
         tpu_vm.main([*_RUN, *changed, "--dry_run", "--", "run", "quickstart", _OUT])
 
 
+_NAMED = ("name", "project", "zone", "accelerator_type", "runtime_version", "service_account")
+
+
+@settings(max_examples=150)
+@given(flag=st.sampled_from(_NAMED), value=st.text("az1-.:@ '\"$();&\\\n", max_size=9))
+def test_a_name_that_is_taken_means_nothing_to_a_shell_or_to_gcloud(flag, value):
+    try:
+        arguments.check_names(**{flag: value})
+    except LmsiError:
+        return
+    assert shlex.quote(value) == value and not value.startswith("-")
+
+
+@settings(max_examples=50)
+@given(package=_PRINTABLE, flag=_PRINTABLE)
+def test_free_values_are_one_word_or_refused(package, flag):
+    argv = [*_RUN, f"--package={package}", f"--create_flag=--network={flag}", "--dry_run"]
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out):
+            tpu_vm.main([*argv, "--", "run", "quickstart", _OUT])
+    except LmsiError:
+        assert not out.getvalue() and (package.startswith("-") or not package.strip())
+        return
+    create, install = _commands(out.getvalue())[1:3]
+    assert create[-4] == f"--network={flag}"
+    assert shlex.split(install[-1])[-1] == package
+
+
 def test_a_run_wants_a_folder_that_all_workers_see():
     with pytest.raises(LmsiError, match="all machines must see the run's folder, not runs/x"):
         tpu_vm.main([*_RUN, "--", "run", "quickstart", "--gin.Run.output_dir=runs/x"])
+    with pytest.raises(LmsiError, match="stop takes no arguments of lmsi's"):
+        tpu_vm.main(["stop", *_NAMES, "--", "run", "quickstart"])
     with pytest.raises(LmsiError, match="wants --accelerator_type"):
         tpu_vm.main(["up", *_NAMES])
 
