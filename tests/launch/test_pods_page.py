@@ -41,6 +41,21 @@ def test_every_launch_command_is_accepted():
         assert done.stdout.startswith("# ")
 
 
+def test_the_configuration_names_parameters_that_there_are(tmp_path):
+    from lmsi_jax import gin_edge
+    from lmsi_jax.configurables import load_run
+
+    (text,) = re.findall(r"^```gin\n(.*?)^```$", _TEXT, re.MULTILINE | re.DOTALL)
+    model = "gs://my-bucket/models/gemma/model.gin"
+    assert model in text
+    (tmp_path / "gemma.gin").write_text(text.replace(model, "models/embedded.gin"))
+    gin_edge.load(str(tmp_path / "gemma.gin"), gin_edge.GinArgs())
+    run = load_run()
+    assert run.init_checkpoint == "gs://my-bucket/models/gemma"
+    assert run.training.data * run.training.model == 16  # the chips of the page's pod
+    assert run.decoding.data * run.decoding.model == 4  # those of one of its machines
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed")
 def test_gcloud_knows_every_command_of_the_page(tmp_path, monkeypatch):
