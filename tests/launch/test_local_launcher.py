@@ -1,5 +1,6 @@
 """Several commands side by side: their output, their failures, the signals they get."""
 
+import os
 import pathlib
 import signal
 import subprocess
@@ -11,7 +12,15 @@ from launch import local
 from launch.commands import Command
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-_READY = "import signal, sys, time\n"
+_READY = """
+import os, pathlib, signal, sys, time
+def up():
+    pathlib.Path("up").touch()
+    time.sleep(100)
+def when_up():
+    while not pathlib.Path("up").exists():
+        time.sleep(0.01)
+"""
 # Runs the commands that follow as a launcher does, each a text for `python -c`.
 _TOGETHER = """
 import sys
@@ -23,10 +32,11 @@ sys.exit(local.together(made, float(sys.argv[1])))
 """
 
 
-def _start(*texts, grace=20.0):
+def _start(*texts, grace=20.0, place=ROOT):
     return subprocess.Popen(
         [sys.executable, "-c", _TOGETHER, str(grace), *texts],
-        cwd=ROOT,
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -45,20 +55,18 @@ def test_lines_carry_the_number_of_their_process():
     assert (code, out, err) == (0, "[0] a\n[0] b\n", "[1] c\n")
 
 
-@pytest.mark.parametrize(
-    ("end", "code"), [("sys.exit(3)", 3), ("import os; os.kill(os.getpid(), 9)", 137)]
-)
-def test_when_one_fails_the_others_are_ended_and_its_code_is_returned(end, code):
-    waits = _READY + "signal.signal(15, lambda *_: sys.exit('told')); print('up'); time.sleep(100)"
-    found, _, err = _ended(_start(waits, _READY + "time.sleep(2); " + end))
+@pytest.mark.parametrize(("end", "code"), [("sys.exit(3)", 3), ("os.kill(os.getpid(), 9)", 137)])
+def test_when_one_fails_the_others_are_ended_and_its_code_is_returned(tmp_path, end, code):
+    waits = _READY + "signal.signal(15, lambda *_: sys.exit('told')); up()"
+    found, _, err = _ended(_start(waits, _READY + "when_up(); " + end, place=tmp_path))
     assert found == code
     assert err == "[0] told\n"
 
 
-def test_who_does_not_listen_is_killed_after_the_grace():
-    deaf = _READY + "signal.signal(15, signal.SIG_IGN); print('up'); time.sleep(100)"
-    code, out, _ = _ended(_start(deaf, _READY + "time.sleep(2); sys.exit(4)", grace=0.2))
-    assert (code, out) == (4, "[0] up\n")
+def test_who_does_not_listen_is_killed_after_the_grace(tmp_path):
+    deaf = _READY + "signal.signal(15, signal.SIG_IGN); up()"
+    fails = _READY + "when_up(); sys.exit(4)"
+    assert _ended(_start(deaf, fails, grace=0.2, place=tmp_path)) == (4, "", "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
