@@ -45,7 +45,7 @@ def test_the_configuration_names_parameters_that_there_are(tmp_path):
     from lmsi_jax import gin_edge
     from lmsi_jax.configurables import load_run
 
-    (text,) = re.findall(r"^```gin\n(.*?)^```$", _TEXT, re.MULTILINE | re.DOTALL)
+    text = re.search(r"^```gin\n(.*?)^```$", _TEXT, re.MULTILINE | re.DOTALL)[1]
     model = "gs://my-bucket/models/gemma/model.gin"
     assert model in text
     (tmp_path / "gemma.gin").write_text(text.replace(model, "models/embedded.gin"))
