@@ -6,7 +6,7 @@ over subsets of k paths, drawn without replacement.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import combinations
 
 import numpy as np
@@ -42,7 +42,7 @@ class Point:
 def curve(
     paths: Sequence[Sequence[Path]],
     votes: Sequence[Vote],
-    gold: Sequence[str | None],
+    right: Sequence[Set[str]],
     *,
     ks: Sequence[int] | None = None,
     seed: int = 0,
@@ -52,7 +52,7 @@ def curve(
     Args:
       paths: each question's paths, in any order.
       votes: on these, in the same order.
-      gold: each question's right key.
+      right: the keys that count as right for each question.
       ks: which k; None: 1, 2, 4, ... and m. k above the fewest paths of a question are left out.
       seed: of the random subsets and of the bootstrap.
 
@@ -61,12 +61,12 @@ def curve(
     """
     fewest = min((vote.total for vote in votes), default=0)
     wanted = _powers(fewest) if ks is None else [k for k in ks if 1 <= k <= fewest]
-    rows = list(zip(paths, votes, gold, strict=True))
+    rows = list(zip(paths, votes, right, strict=True))
     return [_point(k, rows, seed) for k in wanted]
 
 
 def majority_at_k(
-    vote: Vote, paths: Sequence[Path], gold: str | None, k: int, seed: int = 0
+    vote: Vote, paths: Sequence[Path], right: Set[str], k: int, seed: int = 0
 ) -> tuple[float, float]:
     """Returns the chance that the vote on k of a question's paths is right, and its variance.
 
@@ -75,7 +75,7 @@ def majority_at_k(
     Args:
       vote: on all of `paths`.
       paths: the question's paths, in any order.
-      gold: the right key.
+      right: the keys that count as right.
       k: paths of a subset, 1 to m.
       seed: of the random subsets where there are more than `MOST_SUBSETS`.
 
@@ -89,17 +89,17 @@ def majority_at_k(
     m = vote.total
     if len(paths) != m or not 1 <= k <= m:
         raise ValueError(f"{vote.uid!r}: cannot draw {k} of {len(paths)} paths, {m} voted")
-    if gold is None or gold not in vote.keys:
+    if right.isdisjoint(vote.keys):
         return 0.0, 0.0
     if k == m:
-        return float(vote.winner == gold), 0.0
+        return float(vote.winner in right), 0.0
     exact = math.comb(m, k) <= MOST_SUBSETS
     members = _all_subsets(m, k) if exact else _random_subsets(m, k, seed)
-    share = float(np.mean(_right(members, vote, paths, gold)))
+    share = float(np.mean(_wins(members, vote, paths, right)))
     return share, 0.0 if exact else share * (1 - share) / DRAWS
 
 
-def _right(members: np.ndarray, vote: Vote, paths: Sequence[Path], gold: str) -> np.ndarray:
+def _wins(members: np.ndarray, vote: Vote, paths: Sequence[Path], right: Set[str]) -> np.ndarray:
     """Whether the vote on each subset is right. members_SxM: 1.0 where a path is in a subset."""
     keys = sorted({key for key in vote.keys if key is not None})
     own = np.array([[float(key == k) for k in keys] for key in vote.keys])  # m paths, a answers
@@ -114,7 +114,7 @@ def _right(members: np.ndarray, vote: Vote, paths: Sequence[Path], gold: str) ->
     leads = votes == votes.max(axis=1, keepdims=True)
     # argmax takes the first of equals: the smaller key.
     winner = np.argmax(np.where(leads & there, mass, -np.inf), axis=1)
-    return there.any(axis=1) & (winner == keys.index(gold))
+    return there.any(axis=1) & np.array([key in right for key in keys])[winner]
 
 
 def _all_subsets(m: int, k: int) -> np.ndarray:
@@ -134,23 +134,23 @@ def _powers(m: int) -> list[int]:
     return sorted({2**i for i in range(m.bit_length()) if 2**i <= m} | ({m} if m else set()))
 
 
-_Row = tuple[Sequence[Path], Vote, str | None]
+_Row = tuple[Sequence[Path], Vote, Set[str]]
 
 
 def _point(k: int, rows: Sequence[_Row], seed: int) -> Point:
-    right, variance, passed = [], 0.0, []
-    for i, (paths, vote, gold) in enumerate(rows):
-        share, own = majority_at_k(vote, paths, gold, k, seed + i)
-        right.append(share)
+    shares, variance, passed = [], 0.0, []
+    for i, (paths, vote, right) in enumerate(rows):
+        share, own = majority_at_k(vote, paths, right, k, seed + i)
+        shares.append(share)
         variance += own
-        among = sum(key is not None and key == gold for key in vote.keys)
+        among = sum(key in right for key in vote.keys)
         passed.append(pass_at_k(vote.total, among, k))
     n = len(rows)
-    low, high = bootstrap(right, seed)
+    low, high = bootstrap(shares, seed)
     passed_low, passed_high = bootstrap(passed, seed)
     return Point(
         k=k,
-        majority=math.fsum(right) / n,
+        majority=math.fsum(shares) / n,
         majority_low=low,
         majority_high=high,
         majority_error=math.sqrt(variance) / n,

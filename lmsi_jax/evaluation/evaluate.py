@@ -64,15 +64,10 @@ def score(
         voting.vote(question, own, voting.weigh(own, weights))
         for question, own in zip(questions, ordered, strict=True)
     ]
-    gold = [
-        answers.key(question.gold or "", question.kind, answers.options_of(question))
-        for question in questions
-    ]
-    right = [
-        vote.winner is not None and vote.winner == g for vote, g in zip(votes, gold, strict=True)
-    ]
+    gold = [right_keys(question) for question in questions]
+    right = [vote.winner in g for vote, g in zip(votes, gold, strict=True)]
     total = max(1, sum(vote.total for vote in votes))
-    agree = sum(key == g for vote, g in zip(votes, gold, strict=True) for key in vote.keys if key)
+    agree = sum(key in g for vote, g in zip(votes, gold, strict=True) for key in vote.keys)
     tokens = sum(path.tokens for own in ordered for path in own)
     return TaskScore(
         task=questions[0].task,
@@ -87,3 +82,11 @@ def score(
         mean_tokens=tokens / total,
         curve=tuple(curve(ordered, votes, gold)) if several else (),
     )
+
+
+def right_keys(question: Question) -> set[str]:
+    """Returns the keys that count as right."""
+    options = answers.options_of(question)
+    labels = (question.gold or "", *question.also)
+    keys = (answers.key(label, question.kind, options) for label in labels)
+    return {key for key in keys if key is not None}

@@ -54,7 +54,7 @@ def test_majority_at_k_is_the_vote_on_every_subset(rows, rule):
     weights = voting.weigh(paths, rule)
     vote = voting.vote(QUESTION, paths, weights)
     for k in range(1, len(paths) + 1):
-        share, variance = curves.majority_at_k(vote, paths, "2", k)
+        share, variance = curves.majority_at_k(vote, paths, {"2"}, k)
         assert share == pytest.approx(_by_subsets(paths, weights, "2", k))
         assert variance == 0.0
     assert share == (vote.winner == "2")  # k = m is the vote
@@ -65,7 +65,7 @@ def test_majority_at_k_is_the_vote_on_every_subset(rows, rule):
 def test_one_path_passes_and_wins_as_often_as_paths_are_right(rows):
     paths = _paths(rows)
     vote = voting.vote(QUESTION, paths)
-    (point,) = curves.curve([paths], [vote], ["2"], ks=[1])
+    (point,) = curves.curve([paths], [vote], [{"2"}], ks=[1])
     mean = vote.keys.count("2") / len(paths)
     assert point.majority == pytest.approx(mean) and point.passed == pytest.approx(mean)
 
@@ -81,18 +81,18 @@ def test_random_subsets_come_near_all_of_them_as_their_error_says():
     vote = voting.vote(QUESTION, paths)
     assert math.comb(14, 5) > curves.MOST_SUBSETS
     truth = _by_subsets(paths, None, "2", 5)
-    found = [curves.majority_at_k(vote, paths, "2", 5, seed) for seed in range(20)]
+    found = [curves.majority_at_k(vote, paths, {"2"}, 5, seed) for seed in range(20)]
     errors = [(share - truth) / math.sqrt(variance) for share, variance in found]
     assert max(map(abs, errors)) < 4 and abs(np.mean(errors)) < 4 / math.sqrt(20)
-    assert curves.majority_at_k(vote, paths, "2", 5, 3) == found[3]
+    assert curves.majority_at_k(vote, paths, {"2"}, 5, 3) == found[3]
 
 
 def test_order_of_the_paths_never_matters():
     paths = _many()
     vote = voting.vote(QUESTION, paths)
     for k in (2, 5, 13):
-        there = curves.majority_at_k(vote, paths, "2", k, 1)
-        assert curves.majority_at_k(vote, paths[::-1], "2", k, 1) == there
+        there = curves.majority_at_k(vote, paths, {"2"}, k, 1)
+        assert curves.majority_at_k(vote, paths[::-1], {"2"}, k, 1) == there
 
 
 def test_a_curve_is_the_mean_over_questions_with_its_intervals():
@@ -103,7 +103,7 @@ def test_a_curve_is_the_mean_over_questions_with_its_intervals():
     ]
     paths = [_paths(row) for row in rows]
     votes = [voting.vote(QUESTION, own) for own in paths]
-    points = curves.curve(paths, votes, ["2"] * 3)
+    points = curves.curve(paths, votes, [{"2"}] * 3)
     assert [point.k for point in points] == [1, 2, 4]
     for point in points:
         each = [_by_subsets(own, None, "2", point.k) for own in paths]
@@ -111,7 +111,7 @@ def test_a_curve_is_the_mean_over_questions_with_its_intervals():
         assert point.majority_low <= point.majority <= point.majority_high
         assert point.passed_low <= point.passed <= point.passed_high
     assert [point.passed for point in points] == pytest.approx([0.5, (1 + 0 + 5 / 6) / 3, 2 / 3])
-    every = curves.curve(paths, votes, ["2"] * 3, ks=range(1, 9))
+    every = curves.curve(paths, votes, [{"2"}] * 3, ks=range(1, 9))
     assert [point.k for point in every] == [1, 2, 3, 4]
 
 
@@ -120,7 +120,7 @@ def test_what_cannot_be_drawn_is_refused():
     vote = voting.vote(QUESTION, paths)
     for k, own in ((0, paths), (2, paths), (1, [])):
         with pytest.raises(ValueError, match="cannot draw"):
-            curves.majority_at_k(vote, own, "2", k)
+            curves.majority_at_k(vote, own, {"2"}, k)
     assert curves.curve([], [], []) == []
 
 
