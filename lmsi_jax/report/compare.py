@@ -141,11 +141,13 @@ def _compare(summary: Summary, names: Sequence[str], prompting: Prompting) -> Co
     }
     shown = {r for of_task in rows.values() for r in of_task}
     compared = {name: found for name, found in rows.items() if found and set(found) == shown}
-    by_round = {r: _mean([found[r] for found in compared.values()]) for r in sorted(shown)}
+    by_round = {
+        r: mean([found[r]["correct"] for found in compared.values()]) for r in sorted(shown)
+    }
     return Comparison(
         prompting,
         {r: accuracy for r, accuracy in by_round.items() if accuracy},
-        _change(list(_pairs(compared.values(), measured))),
+        change(list(_pairs(compared.values(), measured))),
     )
 
 
@@ -157,17 +159,18 @@ def _find(summary: Summary, task: str, prompting: str, number: int) -> Evaluatio
     return None
 
 
-def _mean(rows: Sequence[Evaluation]) -> Accuracy | None:
-    if not rows:
+def mean(tasks: Sequence[Sequence[int]]) -> Accuracy | None:
+    """Returns the mean over tasks of which each question's outcome is given; None without tasks."""
+    if not tasks:
         return None
     shares = []
-    for row in rows:
-        correct, n = sum(row["correct"]), len(row["correct"])
+    for outcomes in tasks:
+        correct, n = sum(outcomes), len(outcomes)
         shares.append(Difference(correct / n, *wilson(correct, n)))
     # A mean of independent shares has the interval of a mean of independent differences. That of
     # one share is taken as it is: nothing is lost to rounding.
-    mean = shares[0] if len(shares) == 1 else macro_difference(shares)
-    return Accuracy(*mean, sum(len(row["correct"]) for row in rows), len(rows))
+    macro = shares[0] if len(shares) == 1 else macro_difference(shares)
+    return Accuracy(*macro, sum(map(len, tasks)), len(tasks))
 
 
 def _pairs(
@@ -182,7 +185,8 @@ def _pairs(
             yield [bool(c) for c in before], [bool(c) for c in after]
 
 
-def _change(pairs: Sequence[tuple[list[bool], list[bool]]]) -> Change | None:
+def change(pairs: Sequence[tuple[Sequence[bool], Sequence[bool]]]) -> Change | None:
+    """Returns the change over tasks; each question's outcomes are given before and after."""
     if not pairs:
         return None
     differences = [paired_difference(before, after) for before, after in pairs]

@@ -1,7 +1,10 @@
 """Questions: SeqIO tasks -> records; labels stay with the test split."""
 
+import itertools
+
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.progress import Progress
+from lmsi_jax.records import Exemplar, Question
 from lmsi_jax.stages.context import Context, named
 from lmsi_jax.store import ShardStore, Stage
 
@@ -39,3 +42,21 @@ def draw(context: Context) -> str:
             progress.advance()
     stage.finish()
     return stage.fingerprint
+
+
+def worked_questions(context: Context, task: str) -> list[tuple[Question, Exemplar]]:
+    """Returns `Mixing.strong_count` questions of a task, each with its given solution."""
+    from lmsi_jax.tasks import registry
+
+    config, count = context.questions, context.run.mixing.strong_count
+    source = registry.get(task, config.data_dir)
+    rows = itertools.islice(source.worked("pretrain", config.level, config.seed), count)
+    return [
+        (
+            Question(
+                uid=f"strong-{task}-{number}", task=task, text=worked.question, kind=source.kind
+            ),
+            worked,
+        )
+        for number, worked in enumerate(rows)
+    ]
