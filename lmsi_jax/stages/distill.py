@@ -248,7 +248,8 @@ def _compared(tasks: Sequence[Outcomes]) -> dict[str, Any]:
         row |= {side: _percent(accuracy.share), "n": accuracy.n}
         row["intervals"][side] = [_percent(accuracy.low), _percent(accuracy.high)]
     for name, before in (("gain", "student_before"), ("to_teacher", "teacher_before")):
-        found = change([(one[before], one["student_after"]) for one in tasks])
+        sides = [(one[before], one["student_after"]) for one in tasks]
+        found = change([([*map(bool, old)], [*map(bool, new)]) for old, new in sides])
         assert found is not None
         points = {end: _percent(getattr(found, end)) for end in ("difference", "low", "high")}
         row[name] = points | {"p": found.p, "verdict": found.verdict}

@@ -54,8 +54,10 @@ def score(
 def _settings(context: Context) -> dict[str, Any]:
     """What the numbers, and which of them there are, depend on."""
     training = context.run.training
-    names = ("rows", "length", "prefix_length", "compute_dtype", "data", "model")
-    names += ("strong_rate", "task_rates")
+    names = (
+        *("rows", "length", "prefix_length", "compute_dtype", "data", "model"),
+        *("strong_rate", "task_rates"),
+    )
     settings = {name: getattr(training, name) for name in names}
     own: dict[str, Any] = {"Training": settings, "Run": {"start_from": context.run.start_from}}
     if training.preference is None:

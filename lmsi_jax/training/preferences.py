@@ -86,7 +86,9 @@ class PairSums(NamedTuple):
     members: jax.Array
 
 
-def margin(chosen: jax.Array, rejected: jax.Array, reference: tuple[jax.Array, jax.Array]):
+def margin(
+    chosen: jax.Array, rejected: jax.Array, reference: tuple[jax.Array, jax.Array]
+) -> jax.Array:
     """(log p(y) - log p_t(y)) - (log p(y') - log p_t(y')), elementwise; p_t is the reference."""
     return (chosen - reference[0]) - (rejected - reference[1])
 

@@ -25,8 +25,12 @@ if TYPE_CHECKING:
     from lmsi_jax.training.data import Examples
     from lmsi_jax.training.trainer import Training
 
-Place = Callable[[Batch], Arrays]
+Place = Callable[[Batch], Any]
 """Puts a microbatch where the model is, see `placement.fed`."""
+
+
+def _here(batch: Batch) -> Any:
+    return batch
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -48,7 +52,7 @@ def _pairs(config: ModelConfig, params: Params, batch: Arrays) -> tuple[Members,
 
 
 def with_top_k(
-    teacher: Teacher, rows: Sequence[Row], shape: Shape, k: int, place: Place = dict
+    teacher: Teacher, rows: Sequence[Row], shape: Shape, k: int, place: Place = _here
 ) -> list[Row]:
     """Returns the rows, in their order, with the teacher's k most probable tokens at each place.
 
@@ -79,7 +83,7 @@ def with_top_k(
 
 
 def with_reference(
-    config: ModelConfig, params: Params, rows: Sequence[Row], shape: Shape, place: Place = dict
+    config: ModelConfig, params: Params, rows: Sequence[Row], shape: Shape, place: Place = _here
 ) -> list[Row]:
     """Returns pairs, in their order, with a model's log-probabilities of both members.
 
