@@ -10,7 +10,7 @@ from typing import Any
 from lmsi_jax import mixing
 from lmsi_jax.records import Example, ExamplePair, Exemplar, Path, Question, Vote
 from lmsi_jax.stages.context import Context, named
-from lmsi_jax.stages.questions import worked_questions
+from lmsi_jax.stages.questions import read_exemplars, worked_questions
 from lmsi_jax.stages.sample import read_paths
 from lmsi_jax.stages.vote import read_votes
 from lmsi_jax.store import ShardStore
@@ -19,8 +19,6 @@ from lmsi_jax.training.preferences import Preference
 
 def mix(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     """Writes a round's training examples; returns the stage's fingerprint."""
-    from lmsi_jax.tasks import registry
-
     run = context.run
     settings = {**named(run.mixing), **_pair_settings(run.training.preference)}
     stage = context.stage(round_index, "mix", settings, inputs)
@@ -30,7 +28,7 @@ def mix(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     store = ShardStore(stage.directory)
     votes = read_votes(context, round_index)
     for task, questions in context.load_questions("train").items():
-        exemplars = registry.get(task).exemplars()
+        exemplars = read_exemplars(context, task)
         paths = read_paths(source, task)
         asked = [
             (question, paths[question.uid], vote)

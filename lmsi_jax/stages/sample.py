@@ -6,7 +6,7 @@ from lmsi_jax.decoding.generate import read_paths
 from lmsi_jax.records import Path
 from lmsi_jax.stages.context import Context, named
 from lmsi_jax.stages.paths import draw_paths, make_job
-from lmsi_jax.stages.questions import worked_questions
+from lmsi_jax.stages.questions import read_exemplars, worked_questions
 from lmsi_jax.store import ShardStore
 
 Paths = dict[str, list[Path]]
@@ -32,24 +32,22 @@ def sample(context: Context, round_index: int, inputs: dict[str, str]) -> str:
 
 def sample_shards(context: Context, round_index: int) -> None:
     """Samples this process' shards of a round."""
-    from lmsi_jax.tasks import registry
-
     sampling = context.run.sampling
-    asked = [(task, rows, sampling) for task, rows in context.load_questions("train").items()]
+    train = context.load_questions("train")
+    asked = [(task, task, rows, sampling) for task, rows in train.items()]
     if _plays(context):
         one = dataclasses.replace(sampling, paths=1, early_stop=None)
-        asked += [
-            (f"strong-{task}", [question for question, _ in worked_questions(context, task)], one)
-            for task, _, _ in asked
-        ]
+        for task in train:
+            given = [question for question, _ in worked_questions(context, task)]
+            asked.append((f"strong-{task}", task, given, one))
     jobs = [
-        make_job(name, rows, registry.get(rows[0].task).exemplars(), "cot", how)
-        for name, rows, how in asked
+        make_job(name, rows, read_exemplars(context, task), "cot", how)
+        for name, task, rows, how in asked
     ]
     draw_paths(
         context,
         jobs,
-        {question.uid: question.kind for _, rows, _ in asked for question in rows},
+        {question.uid: question.kind for _, _, rows, _ in asked for question in rows},
         context.folder(round_index, "sample"),
         model=round_index - 1,
         round_index=round_index,
