@@ -12,20 +12,12 @@ from lmsi_jax.training.losses import Loss
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.preferences import Preference
 from lmsi_jax.training.trainer import Training
+from lmsi_jax.voting import Voting
 
 _CLASSES = (
-    *(Run, Questions, ModelConfig, Decoding, Sampling, Mixing),
-    *(
-        Training,
-        Optimizer,
-        Lora,
-        Loss,
-        Preference,
-        Evaluation,
-        StopRules,
-        Pretraining,
-        Distillation,
-    ),
+    *(Run, Questions, ModelConfig, Decoding, Sampling, Voting, Mixing),
+    *(Training, Optimizer, Lora, Loss, Preference),
+    *(Evaluation, StopRules, Pretraining, Distillation),
 )
 
 

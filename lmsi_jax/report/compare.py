@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from lmsi_jax.evaluation.statistics import (
     Difference,
@@ -29,13 +29,19 @@ Verdict = Literal["rose", "fell", "no clear change"]
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """A share of right answers with its 95 % interval, over n questions of one or more tasks."""
+    """A share of right answers with its 95 % interval, over n questions of one or more tasks.
+
+    `unparsed` is the share of paths without a readable answer, `tied` that of questions whose vote
+    was tied; means over the tasks.
+    """
 
     share: float
     low: float
     high: float
     n: int
     tasks: int
+    unparsed: float
+    tied: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +111,36 @@ def of_domain(summary: Summary, domain: Domain) -> list[Comparison]:
     return [comparison for comparison in found if comparison.by_round]
 
 
+def as_rows(summary: Summary, models: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Returns every accuracy and change as plain JSON, one row for each task and prompting.
+
+    Args:
+      summary: the run's.
+      models: what its rounds are called; () for "base", "round 1", ...
+    """
+    last = max(rounds_measured(summary), default=0)
+    names = models or [round_name(number).lower() for number in range(last + 1)]
+    return [
+        {
+            "task": task["name"],
+            "prompting": found.prompting,
+            "accuracy": [
+                {"model": names[number], **dataclasses.asdict(accuracy)}
+                for number, accuracy in found.by_round.items()
+            ],
+            "change": dataclasses.asdict(found.change) if found.change else None,
+            "curves": {
+                names[number]: row["curve"]
+                for number in found.by_round
+                if (row := _find(summary, task["name"], found.prompting, number))
+                and row.get("curve")
+            },
+        }
+        for task in summary["tasks"]
+        for found in of_task(summary, task["name"])
+    ]
+
+
 def headline(summary: Summary) -> tuple[Domain, Comparison] | None:
     """Returns what the page opens with: CoT in-domain, or the next best that has a change."""
     order: Sequence[Prompting] = ("cot", "zero_shot_cot", "standard", "self_consistency")
@@ -141,9 +177,7 @@ def _compare(summary: Summary, names: Sequence[str], prompting: Prompting) -> Co
     }
     shown = {r for of_task in rows.values() for r in of_task}
     compared = {name: found for name, found in rows.items() if found and set(found) == shown}
-    by_round = {
-        r: mean([found[r]["correct"] for found in compared.values()]) for r in sorted(shown)
-    }
+    by_round = {r: _mean([found[r] for found in compared.values()]) for r in sorted(shown)}
     return Comparison(
         prompting,
         {r: accuracy for r, accuracy in by_round.items() if accuracy},
@@ -159,18 +193,23 @@ def _find(summary: Summary, task: str, prompting: str, number: int) -> Evaluatio
     return None
 
 
-def mean(tasks: Sequence[Sequence[int]]) -> Accuracy | None:
-    """Returns the mean over tasks of which each question's outcome is given; None without tasks."""
-    if not tasks:
+def _mean(rows: Sequence[Evaluation]) -> Accuracy | None:
+    if not rows:
         return None
     shares = []
-    for outcomes in tasks:
-        correct, n = sum(outcomes), len(outcomes)
+    for row in rows:
+        correct, n = sum(row["correct"]), len(row["correct"])
         shares.append(Difference(correct / n, *wilson(correct, n)))
     # A mean of independent shares has the interval of a mean of independent differences. That of
     # one share is taken as it is: nothing is lost to rounding.
-    macro = shares[0] if len(shares) == 1 else macro_difference(shares)
-    return Accuracy(*macro, sum(map(len, tasks)), len(tasks))
+    mean = shares[0] if len(shares) == 1 else macro_difference(shares)
+    return Accuracy(
+        *mean,
+        n=sum(len(row["correct"]) for row in rows),
+        tasks=len(rows),
+        unparsed=1 - math.fsum(row["parsed"] for row in rows) / len(rows),
+        tied=math.fsum(row["tied"] / len(row["correct"]) for row in rows) / len(rows),
+    )
 
 
 def _pairs(
@@ -185,7 +224,7 @@ def _pairs(
             yield [bool(c) for c in before], [bool(c) for c in after]
 
 
-def change(pairs: Sequence[tuple[Sequence[bool], Sequence[bool]]]) -> Change | None:
+def change(pairs: Sequence[tuple[list[bool], list[bool]]]) -> Change | None:
     """Returns the change over tasks; each question's outcomes are given before and after."""
     if not pairs:
         return None

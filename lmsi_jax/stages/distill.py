@@ -14,10 +14,11 @@ from typing import Any
 from etils import epath
 
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.evaluation.statistics import Difference, macro_difference, wilson
 from lmsi_jax.files import file_sha256, read_json, write_json
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import parameter_shapes
-from lmsi_jax.report.compare import change, mean
+from lmsi_jax.report.compare import change
 from lmsi_jax.report.markup import p_value
 from lmsi_jax.run import Distillation
 from lmsi_jax.stages.context import Context
@@ -243,9 +244,9 @@ def _compared(tasks: Sequence[Outcomes]) -> dict[str, Any]:
     """Percentages with 95 % intervals, and two changes with McNemar's p (see `report.compare`)."""
     row: dict[str, Any] = {"intervals": {}}
     for side in SIDES:
-        accuracy = mean([outcomes[side] for outcomes in tasks])
-        assert accuracy is not None
-        row |= {side: _percent(accuracy.share), "n": accuracy.n}
+        own = [outcomes[side] for outcomes in tasks]
+        accuracy = _mean(own)
+        row |= {side: _percent(accuracy.difference), "n": sum(map(len, own))}
         row["intervals"][side] = [_percent(accuracy.low), _percent(accuracy.high)]
     for name, before in (("gain", "student_before"), ("to_teacher", "teacher_before")):
         sides = [(one[before], one["student_after"]) for one in tasks]
@@ -254,6 +255,12 @@ def _compared(tasks: Sequence[Outcomes]) -> dict[str, Any]:
         points = {end: _percent(getattr(found, end)) for end in ("difference", "low", "high")}
         row[name] = points | {"p": found.p, "verdict": found.verdict}
     return row
+
+
+def _mean(tasks: Sequence[Sequence[int]]) -> Difference:
+    """Mean accuracy with its interval: of a mean of independent shares as of one of differences."""
+    shares = [Difference(sum(own) / len(own), *wilson(sum(own), len(own))) for own in tasks]
+    return shares[0] if len(shares) == 1 else macro_difference(shares)
 
 
 def _percent(share: float) -> float:
