@@ -10,12 +10,14 @@ from lmsi_jax.selection.diversity import StopRules
 from lmsi_jax.training.lora import Lora
 from lmsi_jax.training.losses import Loss
 from lmsi_jax.training.optimizers import Optimizer
+from lmsi_jax.training.preferences import Preference
 from lmsi_jax.training.trainer import Training
 from lmsi_jax.voting import Voting
 
 _CLASSES = (
     *(Run, Questions, ModelConfig, Decoding, Sampling, Voting, Mixing),
-    *(Training, Optimizer, Lora, Loss, Evaluation, StopRules, Pretraining, Distillation),
+    *(Training, Optimizer, Lora, Loss, Preference),
+    *(Evaluation, StopRules, Pretraining, Distillation),
 )
 
 

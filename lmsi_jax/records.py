@@ -153,3 +153,21 @@ class Example(_Record):
     inputs: str
     targets: str
     weight: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExamplePair(_Record):
+    """Two continuations of one prompt, of which training learns to prefer `chosen`.
+
+    The prompt is `prefix + inputs` as in `Example`. `weight` is the pair's: (V+ - V-) / k in ScPO,
+    1 in SPIN.
+    """
+
+    uid: str
+    task: str
+    format: Format
+    prefix: str
+    inputs: str
+    chosen: str
+    rejected: str
+    weight: float

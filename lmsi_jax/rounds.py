@@ -33,7 +33,7 @@ def execute(run: Run, stages: tuple[str, ...], command: str, config_text: str) -
 
     Args:
       run: the configuration.
-      stages: of "sample", "vote", "mix", "train", "eval", "report"; or ("pretrain",); with
+      stages: of "sample", "vote", "mix", "score", "train", "eval", "report"; or ("pretrain",); with
         "distill" the run is a student's.
       command: the command line, for the manifest and the report.
       config_text: the operative gin configuration.

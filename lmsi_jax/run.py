@@ -206,3 +206,20 @@ class Run:
             raise LmsiError(f"Run.questions_per_shard = {self.questions_per_shard}; at least 1")
         if self.start_from not in ("base", "last"):
             raise LmsiError(f"Run.start_from = {self.start_from!r}; use 'base' or 'last'")
+        self._check_preference()
+
+    def _check_preference(self) -> None:
+        preference, given = self.training.preference, self.mixing.strong_count
+        if preference is None:
+            return
+        if self.distillation is not None:
+            raise LmsiError("a student learns no pairs: bind Training.preference to None")
+        if preference.form == "spin" and not given:
+            raise LmsiError(
+                "Preference.form = 'spin' sets given solutions against the model's own; set "
+                "Mixing.strong_count to how many there are of each task"
+            )
+        if preference.form == "scpo" and given:
+            raise LmsiError(
+                "Preference.form = 'scpo' learns from votes alone; set Mixing.strong_count to 0"
+            )

@@ -39,7 +39,10 @@ FILELESS = {
     *(f"models.{name}" for name in ("config", "decoder", "partitioning")),
     *(
         f"training.{name}"
-        for name in ("attention", "losses", "optimizers", "teacher", "preferences", "scoring")
+        for name in (
+            *("accumulation", "attention", "losses", "optimizers"),
+            *("teacher", "preferences", "scoring"),
+        )
     ),
     *(f"evaluation.{name}" for name in ("calibration", "statistics")),
 }

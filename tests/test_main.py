@@ -66,14 +66,14 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("command", "wanted"),
     [
-        ("run", ("sample", "vote", "mix", "train", "eval", "report")),
+        ("run", ("sample", "vote", "mix", "score", "train", "eval", "report")),
         ("sample", ("sample",)),
         ("vote", ("vote",)),
         ("mix", ("mix",)),
-        ("train", ("train",)),
+        ("train", ("score", "train")),
         ("eval", ("eval",)),
         ("report", ("report",)),
-        ("distill", ("mix", "train", "eval", "distill")),
+        ("distill", ("mix", "score", "train", "eval", "distill")),
         ("pretrain", ("pretrain",)),
     ],
 )

@@ -148,11 +148,19 @@ def turned(config: ModelConfig, fused: Params) -> Params:
 def _projected(config: ModelConfig, p: Params, normed: jax.Array) -> list[jax.Array]:
     """Query, key, value, gate and up of normalised rows, from one product or from five."""
     if "query" in p:
-        return [normed @ p[name] for name in _INTO]
-    heads, groups, width = config.num_heads, config.num_kv_heads, config.head_dim
-    sizes = [heads * width, groups * width, groups * width, config.mlp_dim, config.mlp_dim]
-    joined = normed @ p["into"] if "into" in p else _product(True, normed, p["into_turned"])
-    return jnp.split(joined, [sum(sizes[: i + 1]) for i in range(4)], axis=-1)
+        parts = [normed @ p[name] for name in _INTO]
+    else:
+        heads, groups, width = config.num_heads, config.num_kv_heads, config.head_dim
+        sizes = [heads * width, groups * width, groups * width, config.mlp_dim, config.mlp_dim]
+        joined = normed @ p["into"] if "into" in p else _product(True, normed, p["into_turned"])
+        parts = jnp.split(joined, [sum(sizes[: i + 1]) for i in range(4)], axis=-1)
+    return [part + _beside(p, name, normed) for name, part in zip(_INTO, parts, strict=True)]
+
+
+def _beside(p: Params, name: str, x: jax.Array) -> jax.Array | float:
+    """What the low-rank matrices beside a frozen one add to its product with x (LoRA), if any."""
+    own = p.get("adapters", {}).get(name)
+    return 0.0 if own is None else (x @ own["a"]) @ own["b"]
 
 
 def block(
@@ -166,6 +174,7 @@ def block(
     # Attention is merged in float32, and must not pull the rest of the model along.
     attended = attended.reshape(*x.shape[:-1], -1).astype(x.dtype)
     hidden = _gated(gate, up)
+    x = x + _beside(p, "attention_out", attended) + _beside(p, "down", hidden)
     if "attention_out" in p:
         return x + attended @ p["attention_out"] + hidden @ p["down"]
     both = jnp.concatenate([attended, hidden], axis=-1)

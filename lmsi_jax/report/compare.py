@@ -181,7 +181,7 @@ def _compare(summary: Summary, names: Sequence[str], prompting: Prompting) -> Co
     return Comparison(
         prompting,
         {r: accuracy for r, accuracy in by_round.items() if accuracy},
-        _change(list(_pairs(compared.values(), measured))),
+        change(list(_pairs(compared.values(), measured))),
     )
 
 
@@ -224,7 +224,8 @@ def _pairs(
             yield [bool(c) for c in before], [bool(c) for c in after]
 
 
-def _change(pairs: Sequence[tuple[list[bool], list[bool]]]) -> Change | None:
+def change(pairs: Sequence[tuple[list[bool], list[bool]]]) -> Change | None:
+    """Returns the change over tasks; each question's outcomes are given before and after."""
     if not pairs:
         return None
     differences = [paired_difference(before, after) for before, after in pairs]

@@ -134,7 +134,7 @@ def _section(name: str, title: str, body: Html) -> Html:
 def _rounds(summary: Summary) -> str:
     rounds = summary["rounds"]
     if not rounds:
-        return "none yet"
+        return "none of its own" if max(rounds_measured(summary), default=0) else "none yet"
     starts = sorted({row["start_from"] for row in rounds})
     started = f", each from the {starts[0]} model" if len(starts) == 1 and len(rounds) > 1 else ""
     return f"{len(rounds)}{started}"
@@ -143,7 +143,7 @@ def _rounds(summary: Summary) -> str:
 def _trained_on(summary: Summary) -> str:
     rounds = summary["rounds"]
     if not rounds:
-        return "nothing yet"
+        return "another run's paths" if max(rounds_measured(summary), default=0) else "nothing yet"
     questions = several(rounds[-1]["questions"], "question")
     strong = sum(row["sources"]["strong"] for row in rounds)
     labels = f"and {several(strong, 'human row')}" if strong else "without labels"

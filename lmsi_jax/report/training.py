@@ -26,8 +26,9 @@ def losses(rounds: Sequence[Round]) -> Html:
     if not any(row["train"] for row in rounds):
         return element("p", "No training step was logged.", cls="empty")
     figures = [
-        _curves(rounds, "loss", "Loss", "nats a target token"),
+        _curves(rounds, "loss", "Loss", _unit(rounds)),
         *(_label_losses(row, len(rounds) > 1) for row in rounds if row["train"]),
+        _curves(rounds, "margin", "Margin of the chosen path over the rejected one", "nats"),
         _curves(rounds, "grad_norm", "Gradient norm", "global norm"),
         _curves(rounds, "learning_rate", "Learning rate", "learning rate"),
     ]
@@ -35,6 +36,12 @@ def losses(rounds: Sequence[Round]) -> Html:
     note = f"Each point is the mean of {_bucket(longest)} logged steps."
     said = element("p", note, cls="note") if _bucket(longest) > 1 else ""
     return joined([said, element("div", *figures, cls="panels")])
+
+
+def _unit(rounds: Sequence[Round]) -> str:
+    """What a loss is per."""
+    pairs = any("margin" in step for row in rounds for step in row["train"])
+    return "nats a pair" if pairs else "nats a target token"
 
 
 def by_round(summary: Summary) -> Html:
@@ -151,7 +158,7 @@ def _label_losses(row: Round, named: bool) -> Html:
         if lines:
             round_name = f", {compare.round_name(row['round']).lower()}" if named else ""
             name = f"Loss by {what}{round_name}"
-            chart = charts.line_chart(name, lines, "step", "nats a target token")
+            chart = charts.line_chart(name, lines, "step", _unit([row]))
             figures.append(_figure(name, chart))
     return joined(figures)
 

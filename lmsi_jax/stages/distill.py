@@ -8,14 +8,18 @@ has the shape of a run of one round, so each part is a stage of its own and can 
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.evaluation.statistics import Difference, macro_difference, wilson
 from lmsi_jax.files import file_sha256, read_json, write_json
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import parameter_shapes
+from lmsi_jax.report.compare import change
+from lmsi_jax.report.markup import p_value
 from lmsi_jax.run import Distillation
 from lmsi_jax.stages.context import Context
 from lmsi_jax.stages.evaluate import evaluate, read_scores
@@ -26,6 +30,8 @@ from lmsi_jax.training.teacher import Teacher
 
 RESULT = "distillation.json"
 _SCORES = "round_0/eval/scores.json"
+SIDES = ("teacher_before", "student_before", "student_after")
+_TITLES = {"in": "trained", "out": "others"}
 
 
 class TeacherRun:
@@ -123,8 +129,9 @@ def distill(context: Context, questions: str) -> dict[str, Any]:
       questions: fingerprint of its questions.
 
     Returns:
-      What it writes to `distillation.json`: a row per task and prompting, with percentages
-      teacher_before, student_before and student_after.
+      What it writes to `distillation.json`: a row per task and prompting, and one per domain and
+      prompting, with percentages teacher_before, student_before and student_after, their
+      intervals, the gain, and the distance to the teacher.
 
     Raises:
       LmsiError: the teacher's run is absent, not finished, or of other questions.
@@ -138,6 +145,7 @@ def distill(context: Context, questions: str) -> dict[str, Any]:
     evaluate(context, 0, {"model": base, "questions": questions})
     trained = finetune(context, 1, inputs, (lambda: teacher.model(context)) if by_model else None)
     evaluate(context, 1, {"model": trained, "questions": questions})
+    measured = _measured(context, teacher)
     result = {
         "teacher": {
             "folder": str(teacher.folder),
@@ -145,7 +153,8 @@ def distill(context: Context, questions: str) -> dict[str, Any]:
             "parameters": teacher.config.parameter_count,
         },
         "student": {"parameters": context.run.model.parameter_count},
-        "rows": _rows(context, teacher),
+        "rows": _rows(context, measured),
+        "means": _means(context, measured),
     }
     write_json(context.output / RESULT, result)
     return result
@@ -181,33 +190,81 @@ def _take_examples(context: Context, teacher: TeacherRun) -> str:
     return stage.fingerprint
 
 
-def _rows(context: Context, teacher: TeacherRun) -> list[dict[str, Any]]:
-    """One row per task and prompting that all three were measured on."""
-    sides = {
+Outcomes = dict[str, list[int]]
+"""Of one task and prompting: whether each question was right, by side."""
+
+
+def _measured(context: Context, teacher: TeacherRun) -> dict[tuple[str, str], Outcomes]:
+    """Outcomes by task and prompting that all three were measured on."""
+    scores = {
         "teacher_before": read_json(teacher.folder / _SCORES),
         "student_before": read_scores(context, 0),
         "student_after": read_scores(context, 1),
     }
     found = {
         side: {(row["task"], row["prompting"]): row["correct"] for row in rows}
-        for side, rows in sides.items()
+        for side, rows in scores.items()
     }
-    rows = []
-    for task, prompting in found["student_after"]:
-        key = (task, prompting)
-        if not all(key in by_key for by_key in found.values()):
-            continue
-        corrects = {side: by_key[key] for side, by_key in found.items()}
-        row: dict[str, Any] = {
+    return {
+        key: {side: by_key[key] for side, by_key in found.items()}
+        for key in found["student_after"]
+        if all(key in by_key for by_key in found.values())
+    }
+
+
+def _domain(context: Context, task: str) -> str:
+    return "in" if task in context.questions.train else "out"
+
+
+def _rows(context: Context, measured: dict[tuple[str, str], Outcomes]) -> list[dict[str, Any]]:
+    """One row per task and prompting."""
+    return [
+        {
             "task": task,
-            "domain": "in" if task in context.questions.train else "out",
+            "domain": _domain(context, task),
             "prompting": prompting,
+            **_compared([outcomes]),
         }
-        for side, correct in corrects.items():
-            row[side] = round(100 * sum(correct) / len(correct), 2)
-            row["n"] = len(correct)
-        rows.append(row)
-    return rows
+        for (task, prompting), outcomes in measured.items()
+    ]
+
+
+def _means(context: Context, measured: dict[tuple[str, str], Outcomes]) -> list[dict[str, Any]]:
+    """One row per domain and prompting: means over the tasks, each counting alike."""
+    groups: dict[tuple[str, str], list[Outcomes]] = {}
+    for (task, prompting), outcomes in measured.items():
+        groups.setdefault((_domain(context, task), prompting), []).append(outcomes)
+    return [
+        {"domain": domain, "prompting": prompting, "tasks": len(tasks), **_compared(tasks)}
+        for (domain, prompting), tasks in sorted(groups.items(), key=lambda one: one[0][0])
+    ]
+
+
+def _compared(tasks: Sequence[Outcomes]) -> dict[str, Any]:
+    """Percentages with 95 % intervals, and two changes with McNemar's p (see `report.compare`)."""
+    row: dict[str, Any] = {"intervals": {}}
+    for side in SIDES:
+        own = [outcomes[side] for outcomes in tasks]
+        accuracy = _mean(own)
+        row |= {side: _percent(accuracy.difference), "n": sum(map(len, own))}
+        row["intervals"][side] = [_percent(accuracy.low), _percent(accuracy.high)]
+    for name, before in (("gain", "student_before"), ("to_teacher", "teacher_before")):
+        sides = [(one[before], one["student_after"]) for one in tasks]
+        found = change([([*map(bool, old)], [*map(bool, new)]) for old, new in sides])
+        assert found is not None
+        points = {end: _percent(getattr(found, end)) for end in ("difference", "low", "high")}
+        row[name] = points | {"p": found.p, "verdict": found.verdict}
+    return row
+
+
+def _mean(tasks: Sequence[Sequence[int]]) -> Difference:
+    """Mean accuracy with its interval: of a mean of independent shares as of one of differences."""
+    shares = [Difference(sum(own) / len(own), *wilson(sum(own), len(own))) for own in tasks]
+    return shares[0] if len(shares) == 1 else macro_difference(shares)
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 2)
 
 
 def print_table(result: dict[str, Any]) -> None:
@@ -215,20 +272,46 @@ def print_table(result: dict[str, Any]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("tasks", "prompting", "teacher", "student", "student, distilled"):
+    heads = ("tasks", "prompting", "n", "teacher", "student", "student, distilled", "gain [95 %]")
+    for name in (*heads, "p"):
         table.add_column(name)
-    for domain, title in (("in", "trained"), ("out", "others")):
-        rows = [row for row in result["rows"] if row["domain"] == domain]
-        for prompting in dict.fromkeys(row["prompting"] for row in rows):
-            same = [row for row in rows if row["prompting"] == prompting]
-            means = [
-                f"{sum(row[side] for row in same) / len(same):.1f}"
-                for side in ("teacher_before", "student_before", "student_after")
-            ]
-            table.add_row(f"{title} ({len(same)})", prompting, *means)
-    sizes = [f"{result[side]['parameters']:,} parameters" for side in ("teacher", "student")]
+    for row in result["means"]:
+        gain = row["gain"]
+        cells = [
+            f"{_TITLES[row['domain']]} ({row['tasks']})",
+            row["prompting"],
+            str(row["n"]),
+            *(f"{row[side]:.1f}" for side in SIDES),
+            f"{gain['difference']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]",
+            p_value(gain["p"]),
+        ]
+        table.add_row(*map(Text, cells))  # as they are: rich would read "[95 %]" as markup
     console = Console()
-    console.print(f"teacher {sizes[0]}, student {sizes[1]}; percent right", markup=False)
+    console.print(_sizes(result), markup=False)
     console.print(table)
+
+
+def _sizes(result: dict[str, Any]) -> str:
+    sizes = [f"{result[side]['parameters']:,} parameters" for side in ("teacher", "student")]
+    return f"teacher {sizes[0]}, student {sizes[1]}; percent right"
+
+
+def notes(output: epath.Path) -> list[str]:
+    """Returns what a report says of a student's run: the table in words; [] of other runs."""
+    if not (output / RESULT).exists():
+        return []
+    result = read_json(output / RESULT)
+    folder, number = result["teacher"]["folder"], result["teacher"]["round"]
+    said = [f"Distilled from round {number} of {folder}: {_sizes(result)}."]
+    for row in result["means"]:
+        gain = row["gain"]
+        said.append(
+            f"{_TITLES[row['domain']]}, {row['prompting']}: teacher {row['teacher_before']:.1f}, "
+            f"student {row['student_before']:.1f}, distilled {row['student_after']:.1f} "
+            f"({gain['difference']:+.1f} points, 95 % {gain['low']:+.1f} to {gain['high']:+.1f}, "
+            f"p {p_value(gain['p'])})."
+        )
+    return said

@@ -1,62 +1,95 @@
-"""Mixing: votes and paths -> training examples in the four formats; strong ones where asked for."""
+"""Mixing: votes and paths -> training examples in the four formats; strong ones where asked for.
+
+With `Training.preference` pairs take their place.
+"""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 from lmsi_jax import mixing
-from lmsi_jax.records import Example, Question
+from lmsi_jax.records import Example, ExamplePair, Exemplar, Path, Question, Vote
 from lmsi_jax.stages.context import Context, named
-from lmsi_jax.stages.questions import read_exemplars
+from lmsi_jax.stages.questions import read_exemplars, worked_questions
 from lmsi_jax.stages.sample import read_paths
 from lmsi_jax.stages.vote import read_votes
 from lmsi_jax.store import ShardStore
+from lmsi_jax.training.preferences import Preference
 
 
 def mix(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     """Writes a round's training examples; returns the stage's fingerprint."""
-    config = context.run.mixing
-    stage = context.stage(round_index, "mix", named(config), inputs)
+    run = context.run
+    settings = {**named(run.mixing), **_pair_settings(run.training.preference)}
+    stage = context.stage(round_index, "mix", settings, inputs)
     if context.done(stage):
         return stage.fingerprint
-    switches = dataclasses.asdict(config)
-    strong_count = switches.pop("strong_count")
     source = ShardStore(context.folder(round_index, "sample"))
     store = ShardStore(stage.directory)
     votes = read_votes(context, round_index)
     for task, questions in context.load_questions("train").items():
         exemplars = read_exemplars(context, task)
         paths = read_paths(source, task)
-        rows = [
-            example
+        asked = [
+            (question, paths[question.uid], vote)
             for question, vote in zip(questions, votes[task], strict=True)
-            for example in mixing.examples(
-                question, paths[question.uid], vote, exemplars, **switches
-            )
         ]
-        store.write(f"weak-{task}", [row.to_json() for row in rows])
-        if strong_count:
-            strong = _strong(context, task, strong_count)
-            store.write(f"strong-{task}", [row.to_json() for row in strong])
+        for name, rows in _shards(context, task, asked, exemplars, source).items():
+            store.write(f"{name}-{task}", [row.to_json() for row in rows])
     stage.finish()
     return stage.fingerprint
 
 
-def _strong(context: Context, task: str, count: int) -> list[Example]:
-    """Worked, labelled questions: the human examples of a strong and weak mixture."""
-    from lmsi_jax.tasks import registry
+def _pair_settings(preference: Preference | None) -> dict[str, Any]:
+    if preference is None:
+        return {}
+    own: dict[str, Any] = {"form": preference.form}
+    if preference.form == "scpo":
+        own["threshold"] = preference.threshold
+    return {"Preference": own}
 
-    config = context.questions
-    source = registry.get(task, config.folder(task))
-    exemplars = read_exemplars(context, task)
-    rows = source.worked("pretrain", config.level, config.seed)
-    examples = []
-    for number in range(count):
-        worked = next(rows)
-        question = Question(
-            uid=f"strong-{task}-{number}", task=task, text=worked.question, kind=source.kind
-        )
-        formats = context.run.mixing.formats
-        examples += mixing.strong_examples(question, worked, exemplars, formats)
-    return examples
+
+def _shards(
+    context: Context,
+    task: str,
+    asked: Sequence[tuple[Question, list[Path], Vote]],
+    exemplars: Sequence[Exemplar],
+    source: ShardStore,
+) -> dict[str, Sequence[Example | ExamplePair]]:
+    """A task's rows by where they come from."""
+    run, preference = context.run, context.run.training.preference
+    formats = run.mixing.formats
+    if preference is None:
+        switches = dataclasses.asdict(run.mixing)
+        strong_count = switches.pop("strong_count")
+        weak = [row for one in asked for row in mixing.examples(*one, exemplars, **switches)]
+        shards: dict[str, Sequence[Example | ExamplePair]] = {"weak": weak}
+        if strong_count:
+            shards["strong"] = _strong(context, task, exemplars)
+        return shards
+    if preference.form == "scpo":
+        threshold = preference.threshold
+        found = [
+            mixing.vote_pairs(*one, exemplars, formats=formats, threshold=threshold)
+            for one in asked
+        ]
+    else:
+        own = read_paths(source, f"strong-{task}")
+        found = [
+            mixing.given_pairs(question, worked, own[question.uid][0], exemplars, formats)
+            for question, worked in worked_questions(context, task)
+        ]
+    return {"pairs": [row for rows in found for row in rows]}
+
+
+def _strong(context: Context, task: str, exemplars: Sequence[Exemplar]) -> list[Example]:
+    """Worked, labelled questions: the human examples of a strong and weak mixture."""
+    formats = context.run.mixing.formats
+    return [
+        example
+        for question, worked in worked_questions(context, task)
+        for example in mixing.strong_examples(question, worked, exemplars, formats)
+    ]
 
 
 def read_examples(context: Context, round_index: int) -> dict[str, list[Example]]:
@@ -64,5 +97,13 @@ def read_examples(context: Context, round_index: int) -> dict[str, list[Example]
     store = ShardStore(context.folder(round_index, "mix"))
     by_source: dict[str, list[Example]] = {"weak": [], "strong": []}
     for name in store.names():
-        by_source[name.split("-")[0]] += [Example.from_json(row) for row in store.read(name)]
+        if (source := name.split("-")[0]) in by_source:
+            by_source[source] += [Example.from_json(row) for row in store.read(name)]
     return by_source
+
+
+def read_pairs(context: Context, round_index: int) -> list[ExamplePair]:
+    """Reads a round's pairs; none where it has examples."""
+    store = ShardStore(context.folder(round_index, "mix"))
+    names = [name for name in store.names() if name.startswith("pairs-")]
+    return [ExamplePair.from_json(row) for name in names for row in store.read(name)]

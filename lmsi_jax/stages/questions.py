@@ -1,5 +1,6 @@
 """Questions: SeqIO tasks -> records; labels stay with the test split, exemplars are kept beside."""
 
+import itertools
 from collections.abc import Mapping
 
 from lmsi_jax.errors import LmsiError
@@ -50,6 +51,24 @@ def draw(context: Context) -> str:
         store.write(f"exemplars-{name}", [row.to_json() for row in exemplars])
     stage.finish()
     return stage.fingerprint
+
+
+def worked_questions(context: Context, task: str) -> list[tuple[Question, Exemplar]]:
+    """Returns `Mixing.strong_count` questions of a task, each with its given solution."""
+    from lmsi_jax.tasks import registry
+
+    config, count = context.questions, context.run.mixing.strong_count
+    source = registry.get(task, config.folder(task))
+    rows = itertools.islice(source.worked("pretrain", config.level, config.seed), count)
+    return [
+        (
+            Question(
+                uid=f"strong-{task}-{number}", task=task, text=worked.question, kind=source.kind
+            ),
+            worked,
+        )
+        for number, worked in enumerate(rows)
+    ]
 
 
 def _check_names(context: Context) -> None:

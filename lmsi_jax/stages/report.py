@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmsi_jax.files import read_json, write_bytes, write_json
-from lmsi_jax.records import FORMATS, Path, Question, Vote
+from lmsi_jax.records import FORMATS, Example, ExamplePair, Path, Question, Vote
 from lmsi_jax.selection.diversity import alarms, measure
 from lmsi_jax.stages.context import Context, NotReady
+from lmsi_jax.stages.distill import notes
 from lmsi_jax.stages.early_stop import early_stop
 from lmsi_jax.stages.evaluate import read_scores
-from lmsi_jax.stages.mix import read_examples
+from lmsi_jax.stages.mix import read_examples, read_pairs
 from lmsi_jax.stages.sample import read_paths, read_round
 from lmsi_jax.stages.vote import cast_vote, read_votes
 from lmsi_jax.store import ShardStore
@@ -104,7 +105,7 @@ def summarise(context: Context, command: str, config_text: str) -> dict[str, Any
         "rounds": [_round(context, r) for r in voted],
         "early_stop": early_stop(context, evaluated, voted),
         "examples": _examples(context, evaluated[-1]) if evaluated else [],
-        "notes": [],
+        "notes": notes(context.output),
     }
 
 
@@ -133,7 +134,7 @@ def _round(context: Context, index: int) -> dict[str, Any]:
     diversity = measure(votes, paths)
     seconds = {
         stage: float(read_json(context.folder(index, stage) / "stage.json")["seconds"])
-        for stage in ("sample", "vote", "mix", "train", "eval")
+        for stage in ("sample", "vote", "mix", "score", "train", "eval")
         if _finished(context, index, stage)
     }
     metrics = read_metrics(context.folder(index, "train"))
@@ -142,7 +143,9 @@ def _round(context: Context, index: int) -> dict[str, Any]:
         "train": sum(m["tokens"] for m in metrics),
     }
     examples = read_examples(context, index) if _finished(context, index, "mix") else {}
-    rows = [row for source in examples.values() for row in source]
+    rows: list[Example | ExamplePair] = [row for source in examples.values() for row in source]
+    pairs = read_pairs(context, index) if _finished(context, index, "mix") else []
+    rows += pairs
     return {
         "round": index,
         "start_from": context.run.start_from,
@@ -168,7 +171,10 @@ def _round(context: Context, index: int) -> dict[str, Any]:
             }
             for name in FORMATS
         },
-        "sources": {name: len(examples.get(name, [])) for name in ("weak", "strong")},
+        "sources": {
+            "weak": len(examples.get("weak", [])) + len(pairs),
+            "strong": len(examples.get("strong", [])),
+        },
         "train": metrics,
         "alarms": alarms(diversity, context.run.stop_rules),
     }

@@ -1,10 +1,12 @@
 """Sampling: questions -> paths, in shards that several processes share."""
 
+import dataclasses
+
 from lmsi_jax.decoding.generate import read_paths
 from lmsi_jax.records import Path
 from lmsi_jax.stages.context import Context, named
 from lmsi_jax.stages.paths import draw_paths, make_job
-from lmsi_jax.stages.questions import read_exemplars
+from lmsi_jax.stages.questions import read_exemplars, worked_questions
 from lmsi_jax.store import ShardStore
 
 Paths = dict[str, list[Path]]
@@ -16,12 +18,10 @@ def sample(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     Returns:
       The stage's fingerprint.
     """
-    stage = context.stage(
-        round_index,
-        "sample",
-        {**named(context.run.sampling), **context.decoding_settings},
-        inputs,
-    )
+    settings = {**named(context.run.sampling), **context.decoding_settings}
+    if _plays(context):
+        settings |= {"Mixing": {"strong_count": context.run.mixing.strong_count}}
+    stage = context.stage(round_index, "sample", settings, inputs)
     if context.done(stage):
         return stage.fingerprint
     with context.processes.together("sample", round_index):
@@ -32,20 +32,33 @@ def sample(context: Context, round_index: int, inputs: dict[str, str]) -> str:
 
 def sample_shards(context: Context, round_index: int) -> None:
     """Samples this process' shards of a round."""
-    questions = context.load_questions("train")
+    sampling = context.run.sampling
+    train = context.load_questions("train")
+    asked = [(task, task, rows, sampling) for task, rows in train.items()]
+    if _plays(context):
+        one = dataclasses.replace(sampling, paths=1, early_stop=None)
+        for task in train:
+            given = [question for question, _ in worked_questions(context, task)]
+            asked.append((f"strong-{task}", task, given, one))
     jobs = [
-        make_job(task, rows, read_exemplars(context, task), "cot", context.run.sampling)
-        for task, rows in questions.items()
+        make_job(name, rows, read_exemplars(context, task), "cot", how)
+        for name, task, rows, how in asked
     ]
     draw_paths(
         context,
         jobs,
-        {question.uid: question for rows in questions.values() for question in rows},
+        {question.uid: question for _, _, rows, _ in asked for question in rows},
         context.folder(round_index, "sample"),
         model=round_index - 1,
         round_index=round_index,
         label=f"round {round_index}: sampling",
     )
+
+
+def _plays(context: Context) -> bool:
+    """Whether the model also answers the questions that have given solutions (SPIN)."""
+    preference = context.run.training.preference
+    return preference is not None and preference.form == "spin"
 
 
 def read_round(context: Context, round_index: int) -> Paths:

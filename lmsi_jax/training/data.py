@@ -1,30 +1,35 @@
 """The one loader: a round's examples as SeqIO tasks and a mixture, tokenised and endless.
 
-The weak (own) and the strong (human) examples of each task are a SeqIO task each; the mixture draws
-them at given rates. The order is a pure function of the seed, so the number of rows read says where
-the stream stands. TensorFlow and SeqIO are imported when this is called.
+The weak (own) and the strong (human) examples of each task are a SeqIO task each, and so are its
+pairs; the mixture draws them at given rates. The order is a pure function of the seed, so the
+number of rows read says where the stream stands. TensorFlow and SeqIO are imported when this is
+called.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import SEPARATOR
-from lmsi_jax.records import FORMATS, Example
-from lmsi_jax.training.packing import Row, weighted_row
+from lmsi_jax.records import FORMATS, Example, ExamplePair
+from lmsi_jax.training.packing import Row, pair_row, weighted_row
 
 _SHUFFLE_BUFFER = 100_000
 _REMEDY = {
     "weak": "no path was kept, see `lmsi report`; or set Training.strong_rate to 1",
     "strong": "set Mixing.strong_count above 0, or Training.strong_rate to 0",
+    "pairs": "the votes gave none, see `lmsi report`; lower Preference.threshold",
 }
+_TEXTS = ("prefix", "inputs", "targets", "rejected")
+_Columns = dict[str, list[Any]]
 
 
 class Examples:
-    """An endless, shuffled stream of tokenised examples.
+    """An endless, shuffled stream of tokenised examples or pairs.
 
     Args:
-      sources: examples by source, "weak" and "strong".
+      sources: examples by source, "weak" and "strong"; or pairs, "pairs".
       rates: share of each source in the stream; sources at rate 0 are left out.
       tokenizer_path: a SentencePiece model file.
       task_rates: how often each task is drawn within its source; tasks that are not named are left
@@ -34,6 +39,7 @@ class Examples:
     Attributes:
       groups: what a row's `group` number stands for: its format, "few_shot_cot"; where several
         sources are mixed, source and format, "weak/few_shot_cot".
+      count: different rows; `Row.example` counts them.
 
     Raises:
       LmsiError: no examples, or a rate for a source or a task that has none.
@@ -41,7 +47,7 @@ class Examples:
 
     def __init__(
         self,
-        sources: Mapping[str, Sequence[Example]],
+        sources: Mapping[str, Sequence[Example] | Sequence[ExamplePair]],
         rates: Mapping[str, float],
         tokenizer_path: str,
         *,
@@ -56,48 +62,85 @@ class Examples:
         self.groups = [f"{s}/{f}" if several else f for s in used for f in FORMATS]
         self._seed = seed
         self._skipped = 0
-        self._mixture = _mixture(
-            [
-                (f"lmsi_{name}_{task}", examples, rate * share, number * len(FORMATS))
-                for number, (name, rate) in enumerate(used.items())
-                for task, examples, share in _by_task(name, sources[name], task_rates)
-            ],
-            tokenizer_path,
-        )
+        self.count = 0
+        parts = []
+        for number, (name, rate) in enumerate(used.items()):
+            for task, examples, share in _by_task(name, sources[name], task_rates):
+                columns = _columns(examples, self.count, number * len(FORMATS))
+                parts.append((f"lmsi_{name}_{task}", columns, rate * share))
+                self.count += len(examples)
+        self._tasks, self._mixture = _registered(parts, tokenizer_path)
 
     def skip(self, count: int) -> None:
         """Begins after `count` rows; TensorFlow passes over them without handing them to Python."""
         self._skipped = count
 
     def __iter__(self) -> Iterator[Row]:
-        dataset = self._mixture.get_dataset(
-            sequence_length=None,
-            split="train",
-            shuffle=True,
-            seed=self._seed,
-            num_epochs=None,
-            use_cached=False,
-            trim_output_features=False,
-        )
+        dataset = _read(self._mixture, shuffle=True, seed=self._seed, num_epochs=None)
         for row in dataset.skip(self._skipped).as_numpy_iterator():
-            yield weighted_row(
-                row["prefix"].tolist(),
-                row["inputs"].tolist(),
-                row["targets"].tolist(),
-                float(row["weight"]),
-                group=int(row["group"]),
-            )
+            yield _row(row)
+
+    def in_order(self) -> Iterator[Row]:
+        """Yields every row once, by `Row.example`."""
+        for task in self._tasks:
+            for row in _read(task, shuffle=False, num_epochs=1).as_numpy_iterator():
+                yield _row(row)
 
 
-_Part = tuple[str, Sequence[Example], float, int]
-"""A SeqIO task: its name, its examples, its rate, the group number of its first format."""
+def _read(source: Any, **order: Any) -> Any:
+    return source.get_dataset(
+        sequence_length=None,
+        split="train",
+        use_cached=False,
+        trim_output_features=False,
+        **order,
+    )
+
+
+def _row(row: Mapping[str, Any]) -> Row:
+    """Row of an example, or of a pair where it has a rejected text."""
+
+    def made(targets: str) -> Row:
+        return weighted_row(
+            row["prefix"].tolist(),
+            row["inputs"].tolist(),
+            row[targets].tolist(),
+            float(row["weight"]),
+            group=int(row["group"]),
+        )
+
+    own = pair_row(made("targets"), made("rejected")) if "rejected" in row else made("targets")
+    return dataclasses.replace(own, example=int(row["example"]))
+
+
+def _columns(
+    examples: Sequence[Example] | Sequence[ExamplePair], first: int, group: int
+) -> _Columns:
+    """The columns of a SeqIO task; `first` numbers its first example, `group` its first format."""
+    columns: _Columns = {
+        "prefix": [e.prefix for e in examples],
+        "inputs": [e.inputs for e in examples],
+        "weight": [e.weight for e in examples],
+        "group": [group + FORMATS.index(e.format) for e in examples],
+        "example": list(range(first, first + len(examples))),
+    }
+    # The separator ends a solution in the base model's documents; learning it ends the path.
+    for e in examples:
+        texts = {"targets": e.targets} if isinstance(e, Example) else _both(e)
+        for name, text in texts.items():
+            columns.setdefault(name, []).append(text + SEPARATOR)
+    return columns
+
+
+def _both(pair: ExamplePair) -> dict[str, str]:
+    return {"targets": pair.chosen, "rejected": pair.rejected}
 
 
 def _by_task(
-    source: str, examples: Sequence[Example], rates: Mapping[str, float] | None
-) -> list[tuple[str, Sequence[Example], float]]:
+    source: str, examples: Sequence[Any], rates: Mapping[str, float] | None
+) -> list[tuple[str, list[Any], float]]:
     """Returns (task, its examples, its share of the source) of the tasks that are drawn."""
-    tasks: dict[str, list[Example]] = {}
+    tasks: dict[str, list[Any]] = {}
     for example in examples:
         tasks.setdefault(example.task, []).append(example)
     if rates:
@@ -114,55 +157,51 @@ def _by_task(
     return [(name, own, shares[name] / total) for name, own in tasks.items() if shares[name] > 0]
 
 
-def _mixture(parts: Sequence[_Part], tokenizer_path: str) -> Any:
-    """Registers the tasks and their mixture anew, and returns the mixture."""
+def _registered(
+    parts: Sequence[tuple[str, _Columns, float]], tokenizer_path: str
+) -> tuple[list[Any], Any]:
+    """Registers (name, columns, rate) as tasks anew; returns them and their mixture."""
     import seqio
 
-    for name, examples, _, group in parts:
+    tasks = []
+    for name, columns, _ in parts:
         if name in seqio.TaskRegistry.names():
             seqio.TaskRegistry.remove(name)
-        _add_task(name, examples, tokenizer_path, group)
+        tasks.append(_add_task(name, columns, tokenizer_path))
     if "lmsi_examples" in seqio.MixtureRegistry.names():
         seqio.MixtureRegistry.remove("lmsi_examples")
-    return seqio.MixtureRegistry.add("lmsi_examples", [(name, rate) for name, _, rate, _ in parts])
+    rates = [(name, rate) for name, _, rate in parts]
+    return tasks, seqio.MixtureRegistry.add("lmsi_examples", rates)
 
 
-def _add_task(name: str, examples: Sequence[Example], tokenizer_path: str, group: int) -> None:
+def _add_task(name: str, columns: _Columns, tokenizer_path: str) -> Any:
     import seqio
     import tensorflow as tf
-
-    columns = {
-        "prefix": [e.prefix for e in examples],
-        "inputs": [e.inputs for e in examples],
-        # The separator ends a solution in the base model's documents; learning it ends the path.
-        "targets": [e.targets + SEPARATOR for e in examples],
-        "weight": [e.weight for e in examples],
-        "group": [group + FORMATS.index(e.format) for e in examples],
-    }
 
     def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
         del split, shuffle_files, seed  # one split, already in memory; SeqIO shuffles it
         return tf.data.Dataset.from_tensor_slices(columns)
 
+    count = len(columns["inputs"])
     vocabulary = seqio.SentencePieceVocabulary(tokenizer_path)
     text = seqio.Feature(vocabulary=vocabulary, add_eos=False)
     number = seqio.PassThroughVocabulary(size=0)
-    seqio.TaskRegistry.add(
+    whole = seqio.Feature(number, add_eos=False, dtype=tf.int32, rank=0)
+    return seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(
-            dataset, splits=["train"], num_input_examples={"train": len(examples)}
+            dataset, splits=["train"], num_input_examples={"train": count}
         ),
         preprocessors=[_tokenize],
         output_features={
-            "prefix": text,
-            "inputs": text,
-            "targets": text,
+            **{column: text for column in _TEXTS if column in columns},
             "weight": seqio.Feature(number, add_eos=False, dtype=tf.float32, rank=0),
-            "group": seqio.Feature(number, add_eos=False, dtype=tf.int32, rank=0),
+            "group": whole,
+            "example": whole,
         },
         # SeqIO repeats before it shuffles: a larger buffer than the data would be filled with
         # copies, all tokenised before the first step.
-        shuffle_buffer_size=min(_SHUFFLE_BUFFER, len(examples)),
+        shuffle_buffer_size=min(_SHUFFLE_BUFFER, count),
     )
 
 
@@ -172,8 +211,9 @@ def _tokenize(dataset: Any, output_features: Mapping[str, Any]) -> Any:
     def one(row: dict[str, Any]) -> dict[str, Any]:
         """Encodes one example's texts."""
         texts = {
-            k: output_features[k].vocabulary.encode_tf(row[k])
-            for k in ("prefix", "inputs", "targets")
+            name: output_features[name].vocabulary.encode_tf(row[name])
+            for name in _TEXTS
+            if name in row
         }
         return {**row, **texts, "weight": tf.cast(row["weight"], tf.float32)}
 

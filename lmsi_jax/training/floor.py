@@ -11,7 +11,9 @@ from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.training.packing import Batch
 
 
-def step_flops(config: ModelConfig, parameters: int, batch: Batch) -> float:
+def step_flops(
+    config: ModelConfig, parameters: int, batch: Batch, *, frozen: bool = False
+) -> float:
     """Returns the FLOPs of a step, forward and backward.
 
     6 for each parameter and token (Kaplan et al. 2020, section 2.1), and for each token and key
@@ -22,6 +24,7 @@ def step_flops(config: ModelConfig, parameters: int, batch: Batch) -> float:
       config: the model's shape.
       parameters: how many it has.
       batch: a step's batch, see `packing.Batch`, in NumPy.
+      frozen: whether the parameters get no gradient (LoRA): then 4 for each, not 6.
     """
     real = batch["segments"] > 0
     prefixes = np.ravel(batch["prefix_length"]).astype(np.int64)
@@ -32,7 +35,9 @@ def step_flops(config: ModelConfig, parameters: int, batch: Batch) -> float:
     for layer in range(config.num_layers):
         window = config.window(layer)
         seen += int((np.minimum(keys, window) if window else keys).sum())
-    return 6.0 * parameters * tokens + 12.0 * config.num_heads * config.head_dim * seen
+    return (
+        4.0 if frozen else 6.0
+    ) * parameters * tokens + 12.0 * config.num_heads * config.head_dim * seen
 
 
 def matmul_rate(dtype: Any = jnp.float32, devices: int = 1) -> float:

@@ -1,8 +1,8 @@
 """LoRA (Hu et al. 2021): frozen matrices W, and trained W + alpha / rank * A B in their place.
 
-A [in, rank] is drawn, B [rank, out] starts at zero, so a run starts exactly at the base model. The
-gradient is taken through the sum, so every loss, mesh and precision works as without; the gradients
-of W itself exist only for the targets, and no optimiser state does.
+A [in, rank] is drawn, B [rank, out] starts at zero, so a run starts exactly at the base model.
+Training computes x W + alpha / rank * (x A) B and differentiates by A and B alone: neither the
+product A B nor a gradient of W ever exists, nor an optimiser state for it.
 """
 
 import contextlib
@@ -15,8 +15,11 @@ from etils import epath
 from jax.sharding import PartitionSpec
 
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import Params
 from lmsi_jax.training import checkpoints
+from lmsi_jax.training.accumulation import Objective, accumulated
+from lmsi_jax.training.packed import laid_out
 
 _MATRICES = ("query", "key", "value", "attention_out", "gate", "up", "down")
 
@@ -30,12 +33,14 @@ class Lora:
       alpha: their product is scaled by alpha / rank.
       targets: of query, key, value, attention_out, gate, up and down, in every layer.
       seed: draws the first factors.
+      peft: also write them for Hugging Face's PEFT, see `training.peft`.
     """
 
     rank: int = 8
     alpha: float = 16.0
     targets: tuple[str, ...] = ("query", "value")
     seed: int = 0
+    peft: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -74,6 +79,50 @@ def merged(lora: Lora, base: Params, adapters: Params) -> Params:
             change = (lora.alpha / lora.rank) * (factors["a"] @ factors["b"])
             tree[layer][name] = (base[layer][name] + change).astype(base[layer][name].dtype)
     return tree
+
+
+def beside(lora: Lora, weights: Params, adapters: Params) -> Params:
+    """Returns weights, as `packed_states` takes them, with the adapters beside their matrices.
+
+    Args:
+      lora: their scale.
+      weights: of `packed.laid_out`.
+      adapters: `fresh_adapters`' tree.
+    """
+    tree = dict(weights)
+    for layer, own in adapters.items():
+        scaled = {
+            name: {"a": factors["a"], "b": lora.alpha / lora.rank * factors["b"]}
+            for name, factors in own.items()
+        }
+        tree[layer] = {**weights[layer], "adapters": scaled}
+    return tree
+
+
+def by_adapters(
+    config: ModelConfig,
+    lora: Lora,
+    base: Params,
+    adapters: Params,
+    objective: Objective,
+    batch: Any,
+) -> tuple[Any, Params]:
+    """`accumulation.accumulated` with regard to the adapters.
+
+    Args:
+      config: the model's shape.
+      lora: which matrices.
+      base: the frozen parameters.
+      adapters: what is trained; their type is that of the computation.
+      objective: takes weights as `packed.laid_out` gives them.
+      batch: a step's batch.
+    """
+    weights = laid_out(config, base)
+
+    def adapted(own: Params, one: Any) -> tuple[jax.Array, Any]:
+        return objective(beside(lora, weights, own), one)
+
+    return accumulated(adapted, adapters, batch)
 
 
 def adapter_specs(lora: Lora, specs: Any) -> Any:

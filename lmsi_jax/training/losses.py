@@ -5,7 +5,7 @@ a teacher's distribution and a z-loss may be added to it. Without them the two a
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,8 @@ import numpy as np
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import Params, logits
-from lmsi_jax.training.packed import laid_out, packed_states
+from lmsi_jax.training.accumulation import by_parameters
+from lmsi_jax.training.packed import packed_states
 from lmsi_jax.training.teacher import (
     Teacher,
     check_same_tokens,
@@ -192,6 +193,15 @@ def weighted_sums(
     return total.sum(), Sums(total.sum(), entropy.sum(), by_group, weights)
 
 
+def averaged(sums: Sums, gradient: Params) -> tuple[Sums, Params]:
+    """Divides a step's sums and gradient by its target weight; a group without weight is NaN."""
+    weight = jnp.maximum(sums.weights.sum(), 1e-6)
+    means = Sums(
+        sums.total / weight, sums.cross_entropy / weight, sums.by_group / sums.weights, sums.weights
+    )
+    return means, jax.tree.map(lambda g: g / weight, gradient)
+
+
 def step_losses(
     config: ModelConfig,
     params: Params,
@@ -207,24 +217,11 @@ def step_losses(
       gradient of the optimised one, all float32. Accumulation is exact: sums are divided by the
       total weight at the end, and float32 where the parameters are narrower.
     """
-    gradient = jax.grad(weighted_sums, argnums=1, has_aux=True)
 
-    weights = laid_out(config, params)
+    def objective(weights: Params, one: Arrays) -> tuple[jax.Array, Sums]:
+        return weighted_sums(config, weights, one, groups, loss, teacher)
 
-    def add(total: Any, one: Arrays) -> tuple[Any, None]:
-        grads, sums = gradient(config, weights, one, groups, loss, teacher)
-        return jax.tree.map(jnp.add, total, (sums, grads)), None
-
-    none = jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), weights)
-    start = Sums(jnp.zeros(()), jnp.zeros(()), jnp.zeros(groups), jnp.zeros(groups))
-    (sums, grads), _ = jax.lax.scan(add, (start, none), batch)
-    weight = jnp.maximum(sums.weights.sum(), 1e-6)
-    means = Sums(
-        sums.total / weight, sums.cross_entropy / weight, sums.by_group / sums.weights, sums.weights
-    )
-    wide = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), params)
-    (of_params,) = jax.linear_transpose(lambda p: laid_out(config, p), wide)(grads)
-    return means, jax.tree.map(lambda g: g / weight, of_params)
+    return averaged(*by_parameters(config, params, objective, batch))
 
 
 def loss_and_gradient(

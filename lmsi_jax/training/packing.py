@@ -27,6 +27,10 @@ class Row:
       teacher_ids: [tokens, k] a teacher's most probable tokens at each own token's place, given
         those before it; None where nothing is known.
       teacher_logprobs: [tokens, k] its log-probabilities of them, in nats.
+      example: which of a run's examples this is, counted from 0; -1 where nobody asks.
+      second: of a pair, where the second sequence begins in `tokens`: neither sees the other. 0:
+        the row is one sequence.
+      reference: of a pair, the reference's log-probabilities of the targets of both, in nats.
     """
 
     prefix: tuple[int, ...]
@@ -35,6 +39,15 @@ class Row:
     group: int = 0
     teacher_ids: np.ndarray | None = None
     teacher_logprobs: np.ndarray | None = None
+    example: int = -1
+    second: int = 0
+    reference: Sequence[float] | None = None
+
+    @property
+    def sequences(self) -> list[tuple[int, int]]:
+        """First place, and the one after the last, of each of its sequences."""
+        size = len(self.tokens)
+        return [(0, self.second), (self.second, size)] if self.second else [(0, size)]
 
 
 def weighted_row(
@@ -53,6 +66,24 @@ def weighted_row(
     )
 
 
+def pair_row(chosen: Row, rejected: Row) -> Row:
+    """Joins two rows of one prompt into a pair: both always come in one microbatch.
+
+    Raises:
+      ValueError: their prefixes differ.
+    """
+    if chosen.prefix != rejected.prefix:
+        raise ValueError(
+            "the members of a pair have different prefixes; build both from one prompt"
+        )
+    return dataclasses.replace(
+        chosen,
+        tokens=[*chosen.tokens, *rejected.tokens],
+        weights=[*chosen.weights, *rejected.weights],
+        second=len(chosen.tokens),
+    )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
     """The fixed shape of a batch.
@@ -63,6 +94,7 @@ class Shape:
       length: tokens per packed sequence.
       prefix_length: most tokens of a prefix.
       top_k: a teacher's tokens at each place, of rows that have them; 0: batches carry none.
+      pairs: whether the rows are pairs.
     """
 
     microbatches: int
@@ -70,6 +102,7 @@ class Shape:
     length: int
     prefix_length: int
     top_k: int = 0
+    pairs: bool = False
 
 
 Batch = dict[str, np.ndarray]
@@ -78,7 +111,9 @@ Batch = dict[str, np.ndarray]
 prefix [M, P], prefix_length [M], tokens, segments, positions, groups [M, B, T] (int32) and weights
 [M, B, T] (float32): the loss weight of *predicting* the token at that place from those before it.
 With `Shape.top_k` = k also teacher_ids (int32) and teacher_logprobs (float32), [M, B, T, k]: who
-might stand at that place, -inf throughout where nothing is known.
+might stand at that place, -inf throughout where nothing is known. With `Shape.pairs` segments 1 and
+2, 3 and 4, ... of a sequence are the members of a pair, chosen and rejected; also reference
+[M, B, T] (float32): at a member's last place the reference's log-probability of its targets.
 """
 
 
@@ -96,6 +131,8 @@ class _Bin:
             wide = (*size, shape.top_k)
             self.arrays["teacher_ids"] = np.zeros(wide, np.int32)
             self.arrays["teacher_logprobs"] = np.full(wide, -np.inf, np.float32)
+        if shape.pairs:
+            self.arrays["reference"] = np.zeros(size, np.float32)
         self.used = [0] * shape.rows
         self.count = [0] * shape.rows
         self.rows: list[Row] = []  # all of them in order: added again, they give the same bin
@@ -114,16 +151,20 @@ class _Bin:
             return
         at = max(fits, key=lambda i: self.used[i])
         begin, end = self.used[at], self.used[at] + size
-        self.count[at] += 1
+        self.used[at] = end
         self.arrays["tokens"][at, begin:end] = row.tokens
-        self.arrays["segments"][at, begin:end] = self.count[at]
-        self.arrays["positions"][at, begin:end] = len(self.prefix) + np.arange(size)
         self.arrays["groups"][at, begin:end] = row.group
-        self.arrays["weights"][at, begin + 1 : end] = row.weights[1:]
+        for number, (first, last) in enumerate(row.sequences):
+            self.count[at] += 1
+            own = slice(begin + first, begin + last)
+            self.arrays["segments"][at, own] = self.count[at]
+            self.arrays["positions"][at, own] = len(self.prefix) + np.arange(last - first)
+            self.arrays["weights"][at, own][1:] = row.weights[first + 1 : last]
+            if "reference" in self.arrays and row.reference is not None:
+                self.arrays["reference"][at, own.stop - 1] = row.reference[number]
         if "teacher_ids" in self.arrays and row.teacher_ids is not None:
             for name in ("teacher_ids", "teacher_logprobs"):
                 self.arrays[name][at, begin + 1 : end] = getattr(row, name)[1:]
-        self.used[at] = end
 
     def finished(self, shape: Shape) -> Batch:
         """Returns the microbatch's arrays."""
@@ -205,6 +246,10 @@ def check(row: Row, shape: Shape) -> None:
         )
     if len(row.tokens) != len(row.weights):
         raise ValueError(f"a row has {len(row.tokens)} tokens but {len(row.weights)} weights")
+    if shape.pairs and not all(any(row.weights[a + 1 : b]) for a, b in row.sequences):
+        raise ValueError("a pair has a member without target tokens")
+    if shape.pairs != bool(row.second):
+        raise ValueError("pairs and single rows do not go into one batch")
     wanted = (len(row.tokens), shape.top_k)
     for known in (row.teacher_ids, row.teacher_logprobs):
         if shape.top_k and known is not None and known.shape != wanted:

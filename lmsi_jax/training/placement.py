@@ -5,6 +5,7 @@ of the optimiser's state where its parameter lies. XLA splits the products and a
 found (GSPMD); the numbers are those of one device, up to the order of sums.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
@@ -56,6 +57,23 @@ def _mesh(data: int, model: int) -> Mesh | None:
 def param_specs(config: ModelConfig, training: "Training") -> Any:
     """Returns the parameter tree with `PartitionSpec`s in place of arrays."""
     return weight_specs(config, training.model, training.data, fsdp=training.fsdp)
+
+
+def around(training: "Training") -> contextlib.AbstractContextManager[Any]:
+    """What a computation on the run's mesh is traced within; nothing on one device."""
+    mesh = mesh_of(training)
+    return contextlib.nullcontext() if mesh is None else use_abstract_mesh(mesh.abstract_mesh)
+
+
+def spread(config: ModelConfig, training: "Training", params: Any) -> Any:
+    """Places a model's parameters on the run's mesh, whichever model it is; as they are without."""
+    mesh = mesh_of(training)
+    return params if mesh is None else placed(params, on_mesh(mesh, param_specs(config, training)))
+
+
+def narrow(training: "Training", params: Any) -> Any:
+    """Rounds parameters to the type of the computation."""
+    return jax.tree.map(lambda leaf: leaf.astype(training.compute_dtype), params)
 
 
 def following(specs: Any, params: Any, state: Any) -> Any:
@@ -137,7 +155,7 @@ def fed(training: "Training", batch: dict[str, np.ndarray]) -> dict[str, Any]:
     if mesh is None:
         return dict(batch)
     rows = PartitionSpec(None, "data")
-    specs = {name: rows if array.ndim == 3 else _EVERYWHERE for name, array in batch.items()}
+    specs = {name: _EVERYWHERE if name.startswith("prefix") else rows for name in batch}
     return placed(batch, on_mesh(mesh, specs))
 
 

@@ -1,9 +1,13 @@
-"""Scores rows under a teacher: its most probable tokens at each place, to be stored with paths."""
+"""What another model says of training rows, computed once and kept with them.
+
+Of a teacher: its most probable tokens at each target. Of the model that training on pairs starts
+from: the log-probabilities of both members. Each row's numbers are those that it has alone.
+"""
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +16,21 @@ import numpy as np
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import Params
 from lmsi_jax.training.losses import Arrays, token_scores
-from lmsi_jax.training.packing import Row, Shape, fits, microbatches
+from lmsi_jax.training.packing import Batch, Row, Shape, fits, microbatches
+from lmsi_jax.training.placement import around, fed
+from lmsi_jax.training.preferences import Members, members, pair_groups
 from lmsi_jax.training.teacher import Teacher
+
+if TYPE_CHECKING:
+    from lmsi_jax.training.data import Examples
+    from lmsi_jax.training.trainer import Training
+
+Place = Callable[[Batch], Any]
+"""Puts a microbatch where the model is, see `placement.fed`."""
+
+
+def _here(batch: Batch) -> Any:
+    return batch
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -29,7 +46,14 @@ def top_k_logprobs(
     return jnp.pad(ids, ahead), jnp.pad(logprobs, ahead, constant_values=-jnp.inf)
 
 
-def with_top_k(teacher: Teacher, rows: Sequence[Row], shape: Shape, k: int) -> list[Row]:
+@functools.partial(jax.jit, static_argnums=0)
+def _pairs(config: ModelConfig, params: Params, batch: Arrays) -> tuple[Members, jax.Array]:
+    return members(config, params, batch), pair_groups(batch)
+
+
+def with_top_k(
+    teacher: Teacher, rows: Sequence[Row], shape: Shape, k: int, place: Place = _here
+) -> list[Row]:
     """Returns the rows, in their order, with the teacher's k most probable tokens at each place.
 
     Nothing predicts a row's first token, so there the log-probabilities are -inf.
@@ -39,68 +63,144 @@ def with_top_k(teacher: Teacher, rows: Sequence[Row], shape: Shape, k: int) -> l
       rows: tokenised examples.
       shape: the batch shape to score in; its microbatches and top_k are not used.
       k: tokens at each place.
+      place: puts a microbatch where the teacher is.
 
     Raises:
       ValueError: a row has no room in the shape.
     """
-    # The group is a row's number while it is packed: so it is found again.
-    numbered = [dataclasses.replace(row, group=number) for number, row in enumerate(rows)]
-    plain = dataclasses.replace(shape, top_k=0)
     scored: dict[int, Row] = {}
-    for batch in microbatches(numbered, plain):
-        found = top_k_logprobs(teacher.config, teacher.params, batch, k)
+    for batch in microbatches(_numbered(rows), dataclasses.replace(shape, top_k=0)):
+        found = top_k_logprobs(teacher.config, teacher.params, place(batch), k)
         ids, logprobs = (np.asarray(value) for value in found)
-        for at, place in _places(batch["segments"]):
-            number = int(batch["groups"][at][place][0])
-            known = logprobs[at, place].copy()
+        for at, where in _places(batch["segments"]):
+            number = int(batch["groups"][at][where][0])
+            known = logprobs[at, where].copy()
             known[0] = -np.inf
             scored[number] = dataclasses.replace(
-                rows[number], teacher_ids=ids[at, place].copy(), teacher_logprobs=known
+                rows[number], teacher_ids=ids[at, where].copy(), teacher_logprobs=known
             )
     return [scored[number] for number in range(len(rows))]
 
 
-class Scored:
-    """A stream of rows with the teacher's k most probable tokens, `window` rows at a time.
-
-    Windows begin at multiples of their size, so that a resumed run scores a row among the same
-    others, to the same bits. Rows without room in the shape pass as they are.
+def with_reference(
+    config: ModelConfig, params: Params, rows: Sequence[Row], shape: Shape, place: Place = _here
+) -> list[Row]:
+    """Returns pairs, in their order, with a model's log-probabilities of both members.
 
     Args:
-      teacher: the model; it must have the tokenizer that the rows were made with.
-      source: the rows; may offer `skip(count)`.
+      config: the model's shape.
+      params: its parameter tree.
+      rows: tokenised pairs.
       shape: the batch shape to score in.
-      k: tokens at each place.
-      window: rows that are scored together.
+      place: puts a microbatch where the model is.
+
+    Raises:
+      ValueError: a pair has no room in the shape.
+    """
+    scored: dict[int, Row] = {}
+    for batch in microbatches(_numbered(rows), dataclasses.replace(shape, pairs=True)):
+        found, groups = _pairs(config, params, place(batch))
+        logprobs, there = np.asarray(found.logprobs), np.asarray(found.tokens)[..., 0] > 0
+        for number, both in zip(np.asarray(groups)[there], logprobs[there], strict=True):
+            scored[int(number)] = dataclasses.replace(
+                rows[number], reference=[float(value) for value in both]
+            )
+    return [scored[number] for number in range(len(rows))]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """A model that scores rows as a run's training wants them.
+
+    Attributes:
+      config: the model's shape.
+      params: its parameters, where `placement.spread` puts them.
+      training: which numbers, the batch shape to score in, and the mesh.
     """
 
-    def __init__(
-        self, teacher: Teacher, source: Iterable[Row], shape: Shape, k: int, window: int = 64
-    ):
-        self._teacher, self._source, self._shape = teacher, source, shape
-        self._k, self._window, self._begin = k, window, 0
+    config: ModelConfig
+    params: Params
+    training: "Training"
+
+    def records(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+        """Returns what is stored of each row, as JSON values; {} of rows without room.
+
+        Pairs: "reference". Others, at each target that something predicts: "ids" and "logprobs",
+        these to 1e-5, which divergences of some tenths of a nat do not notice.
+        """
+        shape = self.training.shape
+        room = dataclasses.replace(shape, top_k=0)
+        fitting = [number for number, row in enumerate(rows) if fits(row, room)]
+        chosen = [rows[number] for number in fitting]
+        with around(self.training):
+            if shape.pairs:
+                found = with_reference(self.config, self.params, chosen, shape, self._place)
+            else:
+                model = Teacher(config=self.config, params=self.params)
+                found = with_top_k(model, chosen, shape, shape.top_k, self._place)
+        made = {n: _record(row) for n, row in zip(fitting, found, strict=True)}
+        return [made.get(number, {}) for number in range(len(rows))]
+
+    def _place(self, batch: Batch) -> Arrays:
+        stacked = fed(self.training, {name: value[None] for name, value in batch.items()})
+        return {name: value[0] for name, value in stacked.items()}
+
+
+def _record(row: Row) -> dict[str, Any]:
+    if row.reference is not None:
+        return {"reference": list(row.reference)}
+    assert row.teacher_ids is not None and row.teacher_logprobs is not None
+    places = _targets(row)
+    logprobs = row.teacher_logprobs[places].astype(np.float64)
+    return {"ids": row.teacher_ids[places].tolist(), "logprobs": logprobs.round(5).tolist()}
+
+
+def _targets(row: Row) -> np.ndarray:
+    """Places of the tokens that are learnt and that something predicts."""
+    return 1 + np.flatnonzero(np.asarray(row.weights[1:]) > 0)
+
+
+class Scored:
+    """A stream of rows with what `Scorer.records` said of them.
+
+    Args:
+      source: the rows; each says which example it is.
+      records: by example.
+    """
+
+    def __init__(self, source: "Examples", records: Sequence[Mapping[str, Any]]):
+        self._source = source
+        self._known = [_arrays(record) for record in records]
 
     def skip(self, count: int) -> None:
         """Passes over `count` rows, before anything is read."""
-        self._begin = count
+        self._source.skip(count)
 
     def __iter__(self) -> Iterator[Row]:
-        before = self._begin // self._window * self._window
-        skip = getattr(self._source, "skip", None)
-        if before and skip is not None:
-            skip(before)
-        rows = iter(self._source)
-        if skip is None:
-            rows = itertools.islice(rows, before, None)
-        return itertools.islice(self._scored(rows), self._begin - before, None)
+        for row in self._source:
+            yield _with_known(row, self._known[row.example])
 
-    def _scored(self, rows: Iterator[Row]) -> Iterator[Row]:
-        while some := list(itertools.islice(rows, self._window)):
-            fitting = [number for number, row in enumerate(some) if fits(row, self._shape)]
-            chosen = [some[number] for number in fitting]
-            scored = with_top_k(self._teacher, chosen, self._shape, self._k)
-            found = dict(zip(fitting, scored, strict=True))
-            yield from (found.get(number, row) for number, row in enumerate(some))
+
+def _arrays(record: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    kinds = {"ids": np.int32, "logprobs": np.float32, "reference": np.float64}
+    return {name: np.array(value, kinds[name]) for name, value in record.items()}
+
+
+def _with_known(row: Row, known: Mapping[str, np.ndarray]) -> Row:
+    if "reference" in known:
+        return dataclasses.replace(row, reference=known["reference"].tolist())
+    if "ids" not in known:
+        return row
+    places, k = _targets(row), known["ids"].shape[1:]
+    ids = np.zeros((len(row.tokens), *k), np.int32)
+    logprobs = np.full(ids.shape, -np.inf, np.float32)
+    ids[places], logprobs[places] = known["ids"], known["logprobs"]
+    return dataclasses.replace(row, teacher_ids=ids, teacher_logprobs=logprobs)
+
+
+def _numbered(rows: Sequence[Row]) -> list[Row]:
+    """The group is a row's number while it is packed: so it is found again."""
+    return [dataclasses.replace(row, group=number) for number, row in enumerate(rows)]
 
 
 def _places(segments: np.ndarray) -> Iterator[tuple[int, slice]]:

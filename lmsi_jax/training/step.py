@@ -6,7 +6,6 @@ them. So a checkpoint of `result` and `state` is a plain model for all who read 
 that a LoRA run goes on from, the base aside.
 """
 
-import contextlib
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +15,20 @@ import optax
 
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import Params
-from lmsi_jax.training.lora import adapter_specs, fresh_adapters, merged
-from lmsi_jax.training.losses import Sums, step_losses
-from lmsi_jax.training.placement import following, mesh_of, on_mesh, param_specs, placed
+from lmsi_jax.training import losses, preferences
+from lmsi_jax.training.accumulation import by_parameters
+from lmsi_jax.training.lora import adapter_specs, by_adapters, fresh_adapters, merged
+from lmsi_jax.training.losses import weighted_sums
+from lmsi_jax.training.placement import (
+    around,
+    following,
+    mesh_of,
+    narrow,
+    on_mesh,
+    param_specs,
+    placed,
+)
+from lmsi_jax.training.preferences import pair_sums
 from lmsi_jax.training.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -41,7 +51,7 @@ def train_step(
 
     All three lie where `start` and `placement.fed` put params, state and batch.
     """
-    means, gradient = _gradient(config, training, groups, params, state, batch, teacher)
+    metrics, gradient = _gradient(config, training, groups, params, state, batch, teacher)
     optimizer = training.optimizer.transformation(training.steps)
     if training.lora is None:
         updates, state = optimizer.update(gradient, state, params)
@@ -50,14 +60,10 @@ def train_step(
         updates, inner = optimizer.update(gradient, state["optimizer"], state["adapters"])
         adapters = optax.apply_updates(state["adapters"], updates)
         state = {"adapters": adapters, "optimizer": inner}
-    metrics = {
-        "loss": means.cross_entropy,
+    metrics |= {
         "grad_norm": optax.global_norm(gradient),
-        "by_group": means.by_group,
         "tokens": (batch["segments"] > 0).sum(),
     }
-    if not training.loss.plain:
-        metrics["optimised"] = means.total
     params, state = _kept(config, training, params, state)
     return params, state, metrics
 
@@ -70,33 +76,35 @@ def _gradient(
     state: Any,
     batch: Arrays,
     teacher: Teacher | None,
-) -> tuple[Sums, Params]:
-    """Mean losses, and the float32 gradient of what is trained.
+) -> tuple[Arrays, Params]:
+    """A step's losses, and the float32 gradient of what is trained.
 
     The parameters are rounded to the type of the computation once a step; the sums over
     microbatches, and the update of the parameters themselves, are float32.
     """
+    preference = training.preference
 
-    def losses(full: Params) -> tuple[Sums, Params]:
-        return step_losses(config, full, batch, groups, training.loss, teacher)
+    def objective(weights: Params, one: Arrays) -> tuple[jax.Array, Any]:
+        if preference is not None:
+            return pair_sums(config, weights, one, groups, preference)
+        return weighted_sums(config, weights, one, groups, training.loss, teacher)
 
-    mesh = mesh_of(training)
-    around = contextlib.nullcontext() if mesh is None else _abstract(mesh)
-    with around:
+    with around(training):
+        rounded = narrow(training, params)
         if training.lora is None:
-            return losses(_narrow(training, params))
-        full, pull = jax.vjp(functools.partial(merged, training.lora, params), state["adapters"])
-        means, gradient = losses(_narrow(training, full))
-        (gradient,) = pull(gradient)
-        return means, gradient
-
-
-def _abstract(mesh: jax.sharding.Mesh) -> Any:
-    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
-
-
-def _narrow(training: "Training", params: Params) -> Params:
-    return jax.tree.map(lambda leaf: leaf.astype(training.compute_dtype), params)
+            sums, gradient = by_parameters(config, rounded, objective, batch)
+        else:
+            own = narrow(training, state["adapters"])
+            sums, gradient = by_adapters(config, training.lora, rounded, own, objective, batch)
+    if preference is None:
+        means, gradient = losses.averaged(sums, gradient)
+        more = {} if training.loss.plain else {"optimised": means.total}
+        return {"loss": means.cross_entropy, "by_group": means.by_group, **more}, gradient
+    of_pairs, gradient = preferences.averaged(sums, gradient)
+    return {
+        name: getattr(of_pairs, name)
+        for name in ("loss", "by_group", "accuracy", "margin", "pairs")
+    }, gradient
 
 
 def _kept(config: ModelConfig, training: "Training", params: Params, state: Any) -> Any:

@@ -20,6 +20,7 @@ from lmsi_jax.training.lora import Lora
 from lmsi_jax.training.losses import Loss
 from lmsi_jax.training.metrics import Log
 from lmsi_jax.training.optimizers import Optimizer
+from lmsi_jax.training.preferences import Preference
 from lmsi_jax.training.reading import Steps
 from lmsi_jax.training.step import result, resumed, start, train_step
 from lmsi_jax.training.teacher import Teacher
@@ -33,6 +34,7 @@ class Training:
       steps: optimiser steps.
       optimizer: what updates the parameters.
       loss: what is optimised.
+      preference: pairs to learn from in place of `loss`, which is then left as it is by default.
       microbatches: prefixes per step; the gradient is summed over them.
       rows: packed sequences behind each prefix.
       length: tokens per packed sequence.
@@ -57,6 +59,7 @@ class Training:
     steps: int = 10_000
     optimizer: Optimizer = Optimizer()
     loss: Loss = Loss()
+    preference: Preference | None = None
     microbatches: int = 4
     rows: int = 8
     length: int = 256
@@ -91,6 +94,10 @@ class Training:
             if not good:
                 raise LmsiError(f"Training.{name} = {getattr(self, name)} is out of range")
         placement.check_rows(self.data, self.rows)
+        if self.preference is not None and self.loss != Loss():
+            raise LmsiError(
+                "Training.preference takes the place of Training.loss: bind one of the two"
+            )
 
     @property
     def shape(self) -> packing.Shape:
@@ -101,6 +108,7 @@ class Training:
             length=self.length,
             prefix_length=self.prefix_length,
             top_k=self.loss.top_k if self.loss.distillation == "top_k" else 0,
+            pairs=self.preference is not None,
         )
 
 
@@ -126,7 +134,7 @@ def train(
       directory: gets `checkpoint_N` and the files of `lmsi_jax.training.metrics`.
       groups: names of the groups that `Row.group` counts, for metrics.
       name: what the progress bar says.
-      teacher: for `Loss.distillation = "model"`.
+      teacher: for `Loss.distillation = "model"`; on a mesh it lies as the parameters do.
 
     Returns:
       The parameters after the last step.
@@ -136,6 +144,9 @@ def train(
       Terminated: SIGTERM came; the step it came in is finished and saved.
     """
     placement.check_alone(training)
+    if teacher is not None:
+        there = placement.spread(teacher.config, training, teacher.params)
+        teacher = dataclasses.replace(teacher, params=there)
     checkpoints = Checkpoints(
         directory,
         training.keep,
@@ -203,7 +214,9 @@ def _log(
         rate=training.optimizer.schedule(training.steps),
         first=begin.step,
         window=begin.window,
-        floor_seconds=lambda batch: step_flops(config, parameters, batch) / rate,
+        floor_seconds=lambda batch: (
+            step_flops(config, parameters, batch, frozen=training.lora is not None) / rate
+        ),
     )
 
 

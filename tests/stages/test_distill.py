@@ -11,7 +11,9 @@ from lmsi_jax import files
 from lmsi_jax.main import main
 from lmsi_jax.records import Example
 from lmsi_jax.run import Distillation
+from lmsi_jax.stages import score
 from lmsi_jax.stages.distill import TeacherRun
+from lmsi_jax.store import ShardStore
 
 STUDENT = {
     "Run.distillation": "@Distillation()",
@@ -91,12 +93,91 @@ def test_a_student_with_another_tokenizer_reads_the_same_text(distill, tmp_path)
     assert code == 2 and "another tokenizer than the teacher" in error
 
 
+def test_intervals_and_p_values_are_scipys(distill, tmp_path):
+    stats = pytest.importorskip("scipy.stats")
+    changes = {"Training.steps": 60, "Training.save_every": 60, "Optimizer.learning_rate": 1e-2}
+    code, out, error = distill(tmp_path / "run", changes)
+    assert code == 0, error
+    result = json.loads((tmp_path / "run" / "distillation.json").read_text())
+    scores = {
+        number: json.loads((tmp_path / f"run/round_{number}/eval/scores.json").read_text())
+        for number in (0, 1)
+    }
+    for row, mean in zip(result["rows"], result["means"], strict=True):  # one task alone
+        assert {k: mean[k] for k in ("gain", "intervals", "n")} == {
+            k: row[k] for k in ("gain", "intervals", "n")
+        }
+        before, after = (
+            next(s["correct"] for s in scores[n] if s["prompting"] == row["prompting"])
+            for n in (0, 1)
+        )
+        gained, lost = (
+            sum(a and not b for a, b in zip(*sides, strict=True))
+            for sides in ((after, before), (before, after))
+        )
+        p = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+        assert row["gain"]["p"] == pytest.approx(p)
+        assert row["gain"]["difference"] == pytest.approx(100 * (gained - lost) / row["n"])
+        assert row["gain"]["low"] <= row["gain"]["difference"] <= row["gain"]["high"]
+        own = stats.binomtest(sum(after), len(after)).proportion_ci(method="wilson")
+        expected = [100 * own.low, 100 * own.high]
+        assert row["intervals"]["student_after"] == pytest.approx(expected, abs=0.02)
+        assert f"{row['gain']['difference']:+.1f} [{row['gain']['low']:+.1f}" in out
+
+
+def test_the_report_of_a_distilled_run_has_the_table_in_words_and_json(
+    distill, gin_file, tmp_path, capsys
+):
+    assert distill(tmp_path / "run")[0] == 0
+    assert main(["report", gin_file, f"--gin.Run.output_dir={str(tmp_path / 'run')!r}"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    means = json.loads((tmp_path / "run" / "distillation.json").read_text())["means"]
+    assert len(report["notes"]) == 1 + len(means)
+    page = (tmp_path / "run" / "report.html").read_text()
+    for note, row in zip(report["notes"][1:], means, strict=True):
+        assert f"teacher {row['teacher_before']:.1f}" in note
+        assert note.split(":")[0] in page
+    assert {row["round"] for row in report["evals"]} == {0, 1}
+    assert "purchases" in printed and "another run" in page
+
+
 @pytest.mark.parametrize("form", ["model", "top_k"])
 def test_the_teachers_probabilities_can_be_learnt_too(distill, tmp_path, form):
     code, _, error = distill(tmp_path / "run", {"Loss.distillation": form})
     assert code == 0, error
     lines = (tmp_path / "run" / "round_1" / "train" / "metrics.jsonl").read_text().splitlines()
     assert all(json.loads(x)["optimised"] != json.loads(x)["loss"] for x in lines)
+    assert (tmp_path / "run" / "round_1" / "score" / "stage.json").exists() == (form == "top_k")
+
+
+def test_the_teachers_tokens_are_stored_once_and_scoring_goes_on_where_it_was(
+    distill, tmp_path, monkeypatch
+):
+    """Killed after its second shard; a whole run scores to the same bytes."""
+    monkeypatch.setattr(score, "_ROWS", 8)
+    changes = {"Loss.distillation": "top_k", "Loss.top_k": 3}
+    assert distill(tmp_path / "whole", changes)[0] == 0
+    whole = ShardStore(tmp_path / "whole" / "round_1" / "score")
+    assert len(whole.names()) >= 3
+    known = [row for row in whole.read_all() if row]
+    assert known and all(len(ids) == 3 for row in known for ids in row["ids"])
+    assert all(p[0] >= p[1] >= p[2] for row in known for p in row["logprobs"])
+    write, made = ShardStore.write, []
+
+    def interrupted(self, name, rows):
+        if self.directory.name == "score":
+            if len(made) == 2:
+                made.append("cut")
+                raise KeyboardInterrupt
+            made.append(name)
+        write(self, name, rows)
+
+    monkeypatch.setattr(ShardStore, "write", interrupted)
+    assert distill(tmp_path / "run", changes)[0] == 130
+    assert distill(tmp_path / "run", changes)[0] == 0
+    assert made == [*whole.names()[:2], "cut", *whole.names()[2:]]
+    assert contents(tmp_path / "run") == contents(tmp_path / "whole")
 
 
 def test_interrupted_it_goes_on_to_the_same_bytes(distill, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """LoRA starts at the base, trains adapters alone, ends as a plain model, and resumes."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -9,15 +10,24 @@ import numpy as np
 import pytest
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.decoder import angles_of, fuse, hidden_states, logits, split_weights
+from lmsi_jax.models.decoder import (
+    angles_of,
+    fuse,
+    hidden_states,
+    logits,
+    parameter_shapes,
+    split_weights,
+)
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.attention import packed_attention
 from lmsi_jax.training.lora import (
     Lora,
+    by_adapters,
     export_adapters,
     fresh_adapters,
     merged,
 )
+from lmsi_jax.training.losses import averaged, step_losses, weighted_sums
 from lmsi_jax.training.metrics import read_metrics
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.packing import batches, weighted_row
@@ -98,6 +108,43 @@ def test_in_the_first_step_only_b_has_a_gradient(micro_params, stepped):
             np.testing.assert_array_equal(found["a"], factors["a"])
             # Adam's first step is the rate, wherever there is a gradient.
             assert float(jnp.abs(found["b"]).max()) == pytest.approx(3e-3, rel=1e-2)
+
+
+def test_the_gradient_is_that_through_the_merged_matrices(micro_config, micro_params):
+    rng = np.random.default_rng(1)
+    adapters = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.1, jnp.float32),
+        fresh_adapters(LORA, micro_params),
+    )
+    batch = next(batches(_rows(), dataclasses.replace(TRAINING, microbatches=2).shape))
+
+    def objective(weights, one):
+        return weighted_sums(micro_config, weights, one, 1)
+
+    found = averaged(*by_adapters(micro_config, LORA, micro_params, adapters, objective, batch))
+    full, pull = jax.vjp(functools.partial(merged, LORA, micro_params), adapters)
+    means, of_matrices = step_losses(micro_config, full, batch, 1)
+    assert float(found[0].total) == pytest.approx(float(means.total), rel=1e-6)
+    (wanted,) = pull(of_matrices)
+    for a, b in zip(jax.tree.leaves(found[1]), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_no_gradient_of_a_frozen_matrix_is_ever_held(micro_config):
+    """A step without adapters holds one of all parameters; with them on all matrices, of none."""
+    config = dataclasses.replace(micro_config, embed_dim=128, mlp_dim=512)
+    params = parameter_shapes(config)
+    batch = next(batches(_rows(), TRAINING.shape))
+
+    def peak(lora):
+        training = dataclasses.replace(TRAINING, lora=lora)
+        given = (params, state_shapes(training, params), batch)
+        compiled = train_step.lower(config, training, 1, *given).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    every = Lora(rank=1, targets=("query", "key", "value", "attention_out", "gate", "up", "down"))
+    matrices = sum(4 * leaf.size for layer in (0, 1) for leaf in params[f"layer_{layer}"].values())
+    assert peak(every) < peak(None) - 0.9 * matrices
 
 
 class _Adapted:

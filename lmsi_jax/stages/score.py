@@ -1,0 +1,93 @@
+"""Scoring: what another model says of a round's training rows, computed once and kept on disk.
+
+Of a teacher: its most probable tokens at each target. Of the model that training on pairs starts
+from: the log-probabilities of both members. Shards of rows, in the order of the examples; each is
+complete or absent, so this goes on where it was. Training reads them whatever order it draws in.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.progress import Progress
+from lmsi_jax.stages.context import Context
+from lmsi_jax.store import ShardStore, shard_names
+from lmsi_jax.training import placement, scoring
+from lmsi_jax.training.data import Examples
+from lmsi_jax.training.packing import Row
+from lmsi_jax.training.teacher import Teacher
+
+_ROWS = 256  # a shard's rows are packed together, so their number enters the bits of the sums
+
+
+def score(
+    context: Context,
+    round_index: int,
+    inputs: dict[str, str],
+    examples: Examples,
+    load: Callable[[], Teacher],
+) -> scoring.Scored:
+    """Returns the examples with what a model says of them.
+
+    Args:
+      context: the run.
+      round_index: the round.
+      inputs: fingerprints of the examples and of the model.
+      examples: what training draws.
+      load: returns the model; not called where the stage is finished.
+
+    Raises:
+      LmsiError: the disk is full; or the model has another vocabulary.
+    """
+    stage = context.stage(round_index, "score", _settings(context), inputs)
+    store = ShardStore(stage.directory)
+    names = shard_names(-(-examples.count // _ROWS))
+    if not context.done(stage):
+        _score_shards(context, round_index, examples, load(), store, names)
+        stage.finish()
+    if store.names() != names:
+        raise LmsiError(f"{stage.directory} is not of these examples; delete it and repeat this")
+    return scoring.Scored(examples, [row for name in names for row in store.read(name)])
+
+
+def _settings(context: Context) -> dict[str, Any]:
+    """What the numbers, and which of them there are, depend on."""
+    training = context.run.training
+    names = (
+        *("rows", "length", "prefix_length", "compute_dtype", "data", "model"),
+        *("strong_rate", "task_rates"),
+    )
+    settings = {name: getattr(training, name) for name in names}
+    own: dict[str, Any] = {"Training": settings, "Run": {"start_from": context.run.start_from}}
+    if training.preference is None:
+        own["Loss"] = {"top_k": training.loss.top_k}
+    return own
+
+
+def _score_shards(
+    context: Context,
+    round_index: int,
+    examples: Examples,
+    model: Teacher,
+    store: ShardStore,
+    names: tuple[str, ...],
+) -> None:
+    training = context.run.training
+    params = placement.spread(model.config, training, model.params)
+    if training.preference is not None:
+        params = placement.narrow(training, params)  # margins begin at 0: as training computes
+    scorer = scoring.Scorer(config=model.config, params=params, training=training)
+    missing = set(store.missing(names))
+    done = len(names) - len(missing)
+    with Progress(f"round {round_index}: scoring", len(names), unit="shards", initial=done) as bar:
+        for name, rows in zip(names, _chunks(examples), strict=True):
+            if name in missing:
+                store.write(name, scorer.records(rows))
+                bar.advance()
+
+
+def _chunks(examples: Examples) -> Iterator[list[Row]]:
+    rows = examples.in_order()
+    while some := list(itertools.islice(rows, _ROWS)):
+        yield some
