@@ -79,14 +79,31 @@ class Examples:
             use_cached=False,
             trim_output_features=False,
         )
-        for row in dataset.skip(self._skipped).as_numpy_iterator():
-            yield weighted_row(
-                row["prefix"].tolist(),
-                row["inputs"].tolist(),
-                row["targets"].tolist(),
-                float(row["weight"]),
-                group=int(row["group"]),
-            )
+        return map(_row, dataset.skip(self._skipped).as_numpy_iterator())
+
+
+def in_order(examples: Sequence[Example], tokenizer_path: str) -> Iterator[Row]:
+    """Returns tokenised examples once and in their order."""
+    import seqio
+
+    name = "lmsi_in_order"
+    if name in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.remove(name)
+    _add_task(name, examples, tokenizer_path, group=0)
+    dataset = seqio.TaskRegistry.get(name).get_dataset(
+        sequence_length=None, split="train", shuffle=False, num_epochs=1, trim_output_features=False
+    )
+    return map(_row, dataset.as_numpy_iterator())
+
+
+def _row(row: Mapping[str, Any]) -> Row:
+    return weighted_row(
+        row["prefix"].tolist(),
+        row["inputs"].tolist(),
+        row["targets"].tolist(),
+        float(row["weight"]),
+        group=int(row["group"]),
+    )
 
 
 _Part = tuple[str, Sequence[Example], float, int]

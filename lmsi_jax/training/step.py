@@ -6,7 +6,6 @@ them. So a checkpoint of `result` and `state` is a plain model for all who read 
 that a LoRA run goes on from, the base aside.
 """
 
-import contextlib
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,15 @@ from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import Params
 from lmsi_jax.training.lora import adapter_specs, fresh_adapters, merged
 from lmsi_jax.training.losses import Sums, step_losses
-from lmsi_jax.training.placement import following, mesh_of, on_mesh, param_specs, placed
+from lmsi_jax.training.placement import (
+    everywhere,
+    following,
+    mesh_of,
+    on_mesh,
+    param_specs,
+    placed,
+    within,
+)
 from lmsi_jax.training.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -59,7 +66,7 @@ def train_step(
     if not training.loss.plain:
         metrics["optimised"] = means.total
     params, state = _kept(config, training, params, state)
-    return params, state, metrics
+    return params, state, everywhere(training, metrics)
 
 
 def _gradient(
@@ -80,19 +87,13 @@ def _gradient(
     def losses(full: Params) -> tuple[Sums, Params]:
         return step_losses(config, full, batch, groups, training.loss, teacher)
 
-    mesh = mesh_of(training)
-    around = contextlib.nullcontext() if mesh is None else _abstract(mesh)
-    with around:
+    with within(training):
         if training.lora is None:
             return losses(_narrow(training, params))
         full, pull = jax.vjp(functools.partial(merged, training.lora, params), state["adapters"])
         means, gradient = losses(_narrow(training, full))
         (gradient,) = pull(gradient)
         return means, gradient
-
-
-def _abstract(mesh: jax.sharding.Mesh) -> Any:
-    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def _narrow(training: "Training", params: Params) -> Params:
@@ -154,34 +155,27 @@ def shardings(config: ModelConfig, training: "Training", params: Params) -> Any:
 def start(config: ModelConfig, training: "Training", params: Params) -> tuple[Params, Any]:
     """Returns a run's params and state where it begins, placed; the caller's arrays survive."""
     where = shardings(config, training, params)
-    if where is None:
-        return jax.tree.map(jnp.array, params), _fresh_state(training, params)
-    params = placed(params, where[0])
-    state = jax.jit(functools.partial(_fresh_state, training), out_shardings=where[1])(params)
-    return params, state
+    own = jax.tree.map(jnp.array, params) if where is None else placed(params, where[0])
+    return own, fresh_state(config, training, own)
 
 
-def resumed(
-    config: ModelConfig, training: "Training", base: Params, saved: Params, state: Any
-) -> tuple[Params, Any]:
-    """Returns a run's params and state as a checkpoint left them, placed.
+def fresh_state(config: ModelConfig, training: "Training", params: Params) -> Any:
+    """Returns a run's state where it begins, placed.
 
     Args:
       config: the model's shape.
-      training: the mesh and the optimiser.
-      base: where the run began.
-      saved: the checkpoint's parameters, `result`.
-      state: its state.
+      training: the mesh, the optimiser and the adapters.
+      params: the run's own, placed.
     """
-    params = saved if training.lora is None else base
     where = shardings(config, training, params)
-    if where is None:
-        return jax.tree.map(jnp.array, params), state
-    return placed(params, where[0]), placed(state, where[1])
+    make = functools.partial(_fresh_state, training)
+    return make(params) if where is None else jax.jit(make, out_shardings=where[1])(params)
 
 
 def result(training: "Training", params: Params, state: Any) -> Params:
-    """Returns the plain model that a run has reached."""
+    """Returns the plain model that a run has reached, placed as its params are."""
     if training.lora is None:
         return params
-    return jax.jit(merged, static_argnums=0)(training.lora, params, state["adapters"])
+    where = jax.tree.map(lambda leaf: leaf.sharding, params)
+    merge = jax.jit(merged, static_argnums=0, out_shardings=where)
+    return merge(training.lora, params, state["adapters"])

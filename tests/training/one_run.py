@@ -76,7 +76,7 @@ def outcome(folder):
     }
 
 
-def _announced(step):
+def announced(step):
     def announce(*args):
         number = int(jax.tree.leaves(args[4])[0]) + 1  # Adam's own count
         print(f"step {number}", flush=True)
@@ -88,7 +88,7 @@ def _announced(step):
 
 def main(folder, deadline=None):
     """The program; exit code 143 after SIGTERM."""
-    trainer.train_step = _announced(trainer.train_step)
+    trainer.train_step = announced(trainer.train_step)
     changes = {}
     if deadline is not None:
         changes["deadline_seconds"] = float(deadline)

@@ -171,9 +171,7 @@ def _opened(folder: epath.Path, together: bool) -> tuple[ocp.Checkpointer, Any]:
     item = (folder / "state").resolve()
     if not item.is_dir():
         raise LmsiError(f"{folder} is no checkpoint of this layout: {seen(folder)}")
-    handler = ocp.Checkpointer(
-        state_handler(together), multiprocessing_options=processes(together)
-    )
+    handler = ocp.Checkpointer(state_handler(together), multiprocessing_options=processes(together))
     metadata = attempt(folder, lambda: handler.metadata(item).item_metadata.tree)
     if not isinstance(metadata, dict) or "target" not in metadata:
         found = sorted(metadata) if isinstance(metadata, dict) else type(metadata).__name__
