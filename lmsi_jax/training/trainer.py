@@ -3,20 +3,20 @@
 import contextlib
 import dataclasses
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from etils import epath
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params, parameter_shapes
+from lmsi_jax.models.decoder import Params
 from lmsi_jax.progress import Progress
 from lmsi_jax.signals import Terminated, deferred
 from lmsi_jax.training import packing, placement
 from lmsi_jax.training.agreement import Agreement
+from lmsi_jax.training.beginning import Begin, Load, where_to_begin
 from lmsi_jax.training.checkpoints import Checkpoints
 from lmsi_jax.training.floor import matmul_rate, step_flops
 from lmsi_jax.training.lora import Lora
@@ -24,12 +24,9 @@ from lmsi_jax.training.losses import Loss
 from lmsi_jax.training.metrics import Line, Log
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.reading import Steps
-from lmsi_jax.training.step import fresh_state, result, shardings, state_shapes, train_step
+from lmsi_jax.training.step import result, train_step
 from lmsi_jax.training.teacher import Teacher
 from lmsi_jax.training.validation import VALIDATION, Validation
-
-Load = Callable[[Any], Params]
-"""Loads parameters, onto a tree of shardings or, where that is None, as a whole."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,7 +165,7 @@ def train(
         background=True,
         together=placement.spans(training),
     )
-    begin = _begin(checkpoints, config, training, params)
+    begin = where_to_begin(checkpoints, config, training, params)
     steps = Steps(rows, training.shape, begin.position)
     if begin.position is None:  # fresh, or T5X's checkpoint, which does not say what was read
         for _ in range(begin.step):
@@ -211,52 +208,16 @@ def _bar(training: Training, name: str, done: int) -> Progress:
 def _with_us(training: Training, teacher: Teacher) -> Teacher:
     """The teacher on the mesh that the student is on."""
     where = placement.weights_on_mesh(teacher.config, training)
-    if where is None:
+    there = jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), teacher.params)
+    if where is None or there == where:
         return teacher
     return dataclasses.replace(teacher, params=placement.placed(teacher.params, where))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Begin:
-    """Where a run begins: fresh, or as a checkpoint left it."""
-
-    step: int
-    params: Params
-    state: Any
-    position: dict[str, Any] | None = None
-    window: Sequence[Any] = ()
-
-
-def _begin(
-    checkpoints: Checkpoints, config: ModelConfig, training: Training, base: Params | Load
-) -> _Begin:
-    step = checkpoints.latest or 0
-    if not step:
-        params = _own(config, training, base)
-        return _Begin(step=0, params=params, state=fresh_state(config, training, params))
-    shapes = parameter_shapes(config)
-    state_like, where = state_shapes(training, shapes), shardings(config, training, shapes)
-    # With adapters what was saved is the merged model: their run goes on from the base itself.
-    wanted = shapes if training.lora is None else None
-    found, state = checkpoints.restore(step, wanted, state_like, where)
-    params = _own(config, training, base) if found is None else found
-    position = checkpoints.position(step)
-    window = position.pop("window") if position else ()
-    return _Begin(step=step, params=params, state=state, position=position, window=window)
-
-
-def _own(config: ModelConfig, training: Training, base: Params | Load) -> Params:
-    """Where a run starts, placed; its own, so that a step may use it up."""
-    where = placement.weights_on_mesh(config, training)
-    if where is None:
-        return jax.tree.map(jnp.array, base(None) if callable(base) else base)
-    return base(where) if callable(base) else placement.placed(base, where)
 
 
 def _log(
     config: ModelConfig,
     training: Training,
-    begin: _Begin,
+    begin: Begin,
     directory: epath.Path,
     groups: Sequence[str],
     name: str,
@@ -291,7 +252,7 @@ class _Loop:
     teacher: Teacher | None
     validation: Validation
 
-    def run(self, begin: _Begin, agreement: Agreement) -> Params:
+    def run(self, begin: Begin, agreement: Agreement) -> Params:
         """Trains to the last step; returns the parameters."""
         training, params, state = self.training, begin.params, begin.state
         for step in range(begin.step + 1, training.steps + 1):

@@ -52,11 +52,11 @@ def rows():
         yield weighted_row(prefixes[number % 3], asked, answered, weight, number % 4)
 
 
-def run(folder, **changes):
+def run(folder, held_out=(), **changes):
     """Trains, or goes on; returns the parameters."""
     training = trainer.Training(**{**SETTINGS, **changes})
     params = init_params(CONFIG, jax.random.key(0))
-    return trainer.train(CONFIG, training, params, rows(), folder, groups=GROUPS)
+    return trainer.train(CONFIG, training, params, rows(), folder, groups=GROUPS, held_out=held_out)
 
 
 def outcome(folder):

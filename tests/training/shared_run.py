@@ -2,9 +2,11 @@
 
     python shared_run.py FOLDER SETTINGS [ADDRESS COUNT INDEX]
 
-SETTINGS are JSON, over one_run's. Each process prints "step N" as a step begins.
+SETTINGS are JSON, over one_run's; with "disagree" process 1 reads other rows than process 0, with
+"fail" its disk is full at step 5. Each process prints "step N" as a step begins.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -64,20 +66,41 @@ def signalled(programs, sent, after, to=None):
     return ended(programs)
 
 
-def main(folder, settings, *own):
+def _go_wrong(settings, index):
+    """Takes what is to go wrong out of the settings, and lets it happen in process 1."""
+    from lmsi_jax.errors import LmsiError
+    from lmsi_jax.training import trainer
+
+    disagree, fail = settings.pop("disagree", False), settings.pop("fail", False)
+    rows, step, begun = one_run.rows, trainer.train_step, itertools.count(1)
+
+    def failing(*args):
+        if next(begun) == 5:
+            raise LmsiError("the disk is full")
+        return step(*args)
+
+    if disagree and index == 1:
+        one_run.rows = lambda: itertools.islice(rows(), 1, None)
+    if fail and index == 1:
+        trainer.train_step = failing
+
+
+def main(folder, settings, address=None, count="1", index="0"):
     """The program; exit code 143 after SIGTERM."""
     from lmsi_jax import processes
     from lmsi_jax.errors import LmsiError
     from lmsi_jax.signals import Terminated, leaving
     from lmsi_jax.training import trainer
 
-    if own:
-        processes.connect(own[0], int(own[1]), int(own[2]))
+    if address is not None:
+        processes.connect(address, int(count), int(index))
+    settings = json.loads(settings)
     trainer.train_step = one_run.announced(trainer.train_step)
+    _go_wrong(settings, int(index))
     code = 0
     try:
         with leaving(), processes.Processes().joined():
-            one_run.run(folder, **json.loads(settings))
+            one_run.run(folder, **settings)
     except Terminated:
         code = 128 + signal.SIGTERM
     except LmsiError as error:
