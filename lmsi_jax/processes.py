@@ -180,9 +180,10 @@ class Processes:
         if isinstance(error, Terminated):
             return self._reason() or error
         if isinstance(error, jax.errors.JaxRuntimeError) and _GONE.search(str(error)):
+            said = str(error).strip().splitlines()[0][:200]
             return self._reason() or LmsiError(
-                "another process is gone without a word; repeat the command in every process, it "
-                "goes on where it was"
+                f"another process is gone without a word, or does not keep up ({said}); repeat the "
+                "command in every process, it goes on where it was"
             )
         return error
 
