@@ -8,6 +8,7 @@ step waits for it.
 """
 
 import functools
+import itertools
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.training.packing import Batch
+
+_MEETINGS = itertools.count()  # all processes train the same runs in the same order
+_LATEST = 1_800_000  # milliseconds
 
 
 class Agreement:
@@ -68,6 +72,17 @@ class Agreement:
                 "the processes have read different examples or stand at different steps; see that "
                 "all of them see one output_dir and have the same packages, then repeat the command"
             )
+
+
+def meet() -> None:
+    """Waits until all processes are here: on CPUs, who comes 30 s late to the first sum breaks it.
+
+    Process 0 has metric writers to load before, and who reads from a slow disk comes later too.
+    """
+    from jax._src import distributed  # a barrier of devices would be such a sum itself
+
+    name = f"lmsi_meet_{next(_MEETINGS)}"
+    distributed.global_state.client.wait_at_barrier(name, timeout_in_ms=_LATEST)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from lmsi_jax.models.decoder import Params
 from lmsi_jax.progress import Progress
 from lmsi_jax.signals import Terminated, deferred
 from lmsi_jax.training import packing, placement
-from lmsi_jax.training.agreement import Agreement
+from lmsi_jax.training.agreement import Agreement, meet
 from lmsi_jax.training.beginning import Begin, Load, where_to_begin
 from lmsi_jax.training.checkpoints import Checkpoints
 from lmsi_jax.training.floor import matmul_rate, step_flops
@@ -189,8 +189,10 @@ def train(
                 teacher=None if teacher is None else _with_us(training, teacher),
                 validation=Validation(config, training, held_out),
             )
-            mesh = placement.mesh_of(training) if placement.spans(training) else None
-            return loop.run(begin, Agreement(mesh, requested))
+            if not placement.spans(training):
+                return loop.run(begin, Agreement(None, requested))
+            meet()
+            return loop.run(begin, Agreement(placement.mesh_of(training), requested))
 
 
 def _leads(training: Training) -> bool:
