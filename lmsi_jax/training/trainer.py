@@ -156,6 +156,9 @@ def train(
       Terminated: SIGTERM came, to any of the processes; the step it came in, or with several
         processes the one after it, is finished and saved.
     """
+    spans = placement.spans(training)
+    if spans:
+        meet()
     checkpoints = Checkpoints(
         directory,
         training.keep,
@@ -163,7 +166,7 @@ def train(
         best=training.best_metric,
         mode=training.best_mode,
         background=True,
-        together=placement.spans(training),
+        together=spans,
     )
     begin = where_to_begin(checkpoints, config, training, params)
     steps = Steps(rows, training.shape, begin.position)
@@ -189,7 +192,7 @@ def train(
                 teacher=None if teacher is None else _with_us(training, teacher),
                 validation=Validation(config, training, held_out),
             )
-            if not placement.spans(training):
+            if not spans:
                 return loop.run(begin, Agreement(None, requested))
             meet()
             return loop.run(begin, Agreement(placement.mesh_of(training), requested))
