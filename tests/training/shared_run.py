@@ -58,8 +58,8 @@ def signalled(programs, sent, after, to=None):
     Returns:
       Exit codes, and what was said on stderr.
     """
-    for number, line in enumerate(programs[0].stdout, start=1):
-        assert line.startswith("step ")
+    steps = (line for line in programs[0].stdout if line.startswith("step "))  # Gloo talks too
+    for number, _ in enumerate(steps, start=1):
         if number == after:
             for program in programs if to is None else [programs[index] for index in to]:
                 program.send_signal(sent)
