@@ -82,7 +82,9 @@ def meet() -> None:
     from jax._src import distributed  # a barrier of devices would be such a sum itself
 
     name = f"lmsi_meet_{next(_MEETINGS)}"
-    distributed.global_state.client.wait_at_barrier(name, timeout_in_ms=_LATEST)
+    client = distributed.global_state.client
+    assert client is not None  # or there would be no other process' devices
+    client.wait_at_barrier(name, timeout_in_ms=_LATEST)
 
 
 @functools.cache
