@@ -12,6 +12,7 @@ from lmsi_jax.prompts import PROMPTINGS
 from lmsi_jax.records import FORMATS, Format
 from lmsi_jax.selection.diversity import StopRules
 from lmsi_jax.training.trainer import Training
+from lmsi_jax.voting import Voting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,14 @@ class Questions:
       level: difficulty of procedural tasks, "easy" or "hard".
       train_count: train questions per task.
       test_count: test questions per task.
-      data_dir: folder of local data files, for tasks that read them.
+      data_dir: folder of local data files, for tasks that read them; None: through TFDS, which
+        downloads what it does not have.
+      data_dirs: (task, folder) pairs, where a task's files are elsewhere.
+      exemplars: (task, file) pairs, in place of the exemplars of this project; the layout is that
+        of `lmsi_jax.tasks.exemplars`.
+      overlap: what to do about training questions and exemplars that also stand among the run's
+        test questions (`lmsi_jax.tasks.overlap`): "refuse", "drop" such training questions, or
+        "allow" them.
       seed: fixes which questions are drawn.
     """
 
@@ -34,7 +42,18 @@ class Questions:
     train_count: int = 1000
     test_count: int = 200
     data_dir: str | None = None
+    data_dirs: tuple[tuple[str, str], ...] = ()
+    exemplars: tuple[tuple[str, str], ...] = ()
+    overlap: Literal["refuse", "drop", "allow"] = "refuse"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.overlap not in ("refuse", "drop", "allow"):
+            raise LmsiError(f"Questions.overlap = {self.overlap!r}; use refuse, drop or allow")
+
+    def folder(self, task: str) -> str | None:
+        """The folder of a task's files, None where it has none."""
+        return dict(self.data_dirs).get(task, self.data_dir)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +96,8 @@ class Evaluation:
       temperature: theirs, for the base model.
       temperature_after: theirs, for a fine-tuned model (the paper: 1.2).
       vote_count: test questions per task that self-consistency is measured on; None for all.
+      checkpoints: for `lmsi eval` alone: checkpoint folders to compare, the first one is "before";
+        () for the run's own models.
     """
 
     promptings: tuple[str, ...] = ("standard", "cot", "zero_shot_cot", "self_consistency")
@@ -84,6 +105,7 @@ class Evaluation:
     temperature: float = 0.7
     temperature_after: float = 1.2
     vote_count: int | None = None
+    checkpoints: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known = (*PROMPTINGS, "self_consistency")
@@ -150,7 +172,7 @@ class Run:
       decoding: the decode engine's layout.
       questions_per_shard: questions in one file of paths; a killed process samples its open files
         again.
-      questions, sampling, mixing, training, evaluation, stop_rules: one stage each.
+      questions, sampling, voting, mixing, training, evaluation, stop_rules: one stage each.
       pretraining: only for `lmsi pretrain`.
       distillation: only for `lmsi distill`.
     """
@@ -159,6 +181,7 @@ class Run:
     model: ModelConfig
     questions: Questions | None = None
     sampling: Sampling = Sampling()
+    voting: Voting = Voting()
     mixing: Mixing = Mixing()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()

@@ -32,6 +32,11 @@ def embedded_path(name: str) -> epath.Path:
     return path
 
 
+def _checkpoint(name: epath.PathLike) -> epath.Path:
+    """The `checkpoint_N` folder that a configuration names."""
+    return checkpoints.find(embedded_path("") if name == "embedded" else name)
+
+
 class NotReady(LmsiError):
     """A stage that was not asked for has not been run yet."""
 
@@ -99,18 +104,28 @@ class Context:
     @functools.cached_property
     def base_folder(self) -> epath.Path:
         """The base model's `checkpoint_N` folder."""
-        name = self.run.init_checkpoint
-        return checkpoints.find(embedded_path("") if name == "embedded" else name)
+        return _checkpoint(self.run.init_checkpoint)
 
     @functools.cached_property
     def base_fingerprint(self) -> str:
         """What identifies the base model and its tokenizer: their files' hashes."""
+        return self.fingerprint(0)
+
+    def fingerprint(self, round_index: int) -> str:
+        """Returns what identifies the model that a round ended with, and its tokenizer."""
         vocabulary = file_sha256(self.tokenizer.path)
-        if self.run.init_checkpoint == "fresh":
+        if not round_index and self.run.init_checkpoint == "fresh":
             weights = checkpoints.digest(self.params(0))
         else:
-            weights = checkpoints.stored_digest(self.base_folder, self.shapes)
+            weights = checkpoints.stored_digest(self._stored(round_index), self.shapes)
         return f"{weights[:32]}{vocabulary[:32]}"
+
+    def _stored(self, round_index: int) -> epath.Path:
+        """The checkpoint of the model that a round ended with."""
+        if not round_index:
+            return self.base_folder
+        given = self.run.evaluation.checkpoints  # compared ones stand for rounds
+        return _checkpoint(given[round_index] if given else self.folder(round_index, "train"))
 
     @functools.cached_property
     def shapes(self) -> Any:
@@ -131,9 +146,9 @@ class Context:
         if not round_index and self.run.init_checkpoint == "fresh":
             fresh = fresh_params(self.run.model, self.run.seed)
             return fresh if shardings is None else placed(fresh, shardings)
-        trained = self.folder(round_index, "train")
-        folder = checkpoints.find(trained) if round_index else self.base_folder
-        recorded = bool(round_index) or (folder.parent / _DIGEST).exists()
+        folder = self._stored(round_index)
+        ours = round_index and not self.run.evaluation.checkpoints
+        recorded = bool(ours) or (folder.parent / _DIGEST).exists()
         if shardings is not None:
             if recorded and self.processes.index == 0:
                 _check_digest(folder, checkpoints.stored_digest(folder, self.shapes))
