@@ -9,12 +9,15 @@ All of them see one folder, with what they read and write. They talk through the
 
 When one of them leaves, the others follow: a run goes on with all of its processes or not at all.
 In each of them a thread looks out for that, and tells the main thread by SIGTERM, so that every
-stage leaves the way it leaves then; see `lmsi_jax.signals`.
+stage leaves the way it leaves then; see `lmsi_jax.signals`. A main thread that waits for the other
+one within a step of training hears no signal: the thread ends its process.
 """
 
 import _thread
 import contextlib
 import json
+import os
+import re
 import signal
 import threading
 import time
@@ -27,6 +30,10 @@ from lmsi_jax.signals import Terminated
 _ROOT = "lmsi"
 _POLL = 0.2  # seconds between two looks at the store while waiting
 _WATCH = 1.0  # and while working
+# Seconds to follow one that failed, and one that was told to leave: that may save a checkpoint.
+_FAILED, _TOLD = 10.0, 300.0
+# What JAX says where a process that the others reckon with is not there any more.
+_GONE = re.compile("gloo|nccl|connection|barrier|heartbeat|peer", re.IGNORECASE)
 
 Order = dict[str, Any]
 
@@ -73,6 +80,14 @@ class _Follower(LmsiError):
     """Another process failed; it has said so itself."""
 
 
+def _leave_now(reason: BaseException) -> None:
+    """Ends this process, whatever its main thread waits for."""
+    failed = isinstance(reason, _Follower)
+    os.write(2, f"lmsi: error: {reason}\n".encode() if failed else b"terminated\n")
+    disconnect()  # or the others would wait for this one
+    os._exit(2 if failed else 128 + signal.SIGTERM)
+
+
 class Processes:
     """The processes of this run, as one of them sees them.
 
@@ -112,13 +127,12 @@ class Processes:
         watch.start()
         try:
             yield
-        except Terminated as error:
-            error_here = self._reason() or error
-            self._left(error_here)
-            raise error_here from None
         except BaseException as error:
-            self._left(error)
-            raise
+            cause = self._cause(error)
+            self._left(cause)
+            if cause is error:
+                raise
+            raise cause from None
         else:
             self._left(None)
         finally:
@@ -159,12 +173,29 @@ class Processes:
             else:
                 time.sleep(_POLL)
 
+    def _cause(self, error: BaseException) -> BaseException:
+        """What is behind an error of this process: that another one left, or the error itself."""
+        import jax
+
+        if isinstance(error, Terminated):
+            return self._reason() or error
+        if isinstance(error, jax.errors.JaxRuntimeError) and _GONE.search(str(error)):
+            said = str(error).strip().splitlines()[0][:200]
+            return self._reason() or LmsiError(
+                f"another process is gone without a word, or does not keep up ({said}); repeat the "
+                "command in every process, it goes on where it was"
+            )
+        return error
+
     def _watch(self, over: threading.Event) -> None:
-        """Sends SIGTERM to the main thread once another process has left; runs in a thread."""
+        """Lets this process follow once another one has left; runs in a thread."""
         with contextlib.suppress(LmsiError):  # the store is gone, and JAX ends this process
             while not over.wait(_WATCH):
-                if self._reason() is not None:
+                reason = self._reason()
+                if reason is not None:
                     _thread.interrupt_main(signal.SIGTERM)
+                    if not over.wait(_FAILED if isinstance(reason, _Follower) else _TOLD):
+                        _leave_now(reason)
                     return
 
     def _follow(self) -> None:

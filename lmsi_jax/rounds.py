@@ -2,7 +2,8 @@
 
     questions -> [sample -> vote -> mix -> train -> eval] x rounds, after an eval of the base model
 
-With several processes, process 0 does all this, and the others help it to sample and to evaluate.
+With several processes, process 0 does all this, and the others help it to sample, to evaluate and,
+where its own devices are too few for `Training`'s mesh, to train.
 
 A stage's identity is its configuration and the fingerprints of what it reads, so a change is
 noticed wherever it matters and nowhere else.
@@ -17,15 +18,33 @@ from lmsi_jax.run import Run
 from lmsi_jax.selection.diversity import alarms, measure
 from lmsi_jax.stages.context import Context, NotReady
 from lmsi_jax.stages.evaluate import evaluate, evaluate_shards
-from lmsi_jax.stages.finetune import finetune
+from lmsi_jax.stages.finetune import finetune, train_round
 from lmsi_jax.stages.mix import mix
 from lmsi_jax.stages.questions import draw
 from lmsi_jax.stages.report import report, report_evaluation
 from lmsi_jax.stages.sample import read_round, sample, sample_shards
 from lmsi_jax.stages.vote import read_votes, vote
 
+
+def _train_round(context: Context, index: int) -> None:
+    from lmsi_jax.stages.distill import teacher_loader
+
+    train_round(context, index, teacher_loader(context))
+
+
+def _train_base(context: Context, _: int) -> None:
+    from lmsi_jax.stages.pretrain import train_base
+
+    train_base(context)
+
+
 # What the leader orders, and what carries it out.
-_HELP = {"sample": sample_shards, "eval": evaluate_shards}
+_HELP = {
+    "sample": sample_shards,
+    "eval": evaluate_shards,
+    "train": _train_round,
+    "pretrain": _train_base,
+}
 
 
 def execute(run: Run, stages: tuple[str, ...], command: str, config_text: str) -> None:

@@ -27,6 +27,7 @@ def losses(rounds: Sequence[Round]) -> Html:
         return element("p", "No training step was logged.", cls="empty")
     figures = [
         _curves(rounds, "loss", "Loss", _unit(rounds)),
+        _curves(rounds, "validation_loss", "Loss on held-out examples", "nats a target token"),
         *(_label_losses(row, len(rounds) > 1) for row in rounds if row["train"]),
         _curves(rounds, "margin", "Margin of the chosen path over the rejected one", "nats"),
         _curves(rounds, "grad_norm", "Gradient norm", "global norm"),

@@ -1,5 +1,6 @@
 """What the stages of one run share: its folders, its model, its tasks; loaded when first needed."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.resources
@@ -9,7 +10,7 @@ from etils import epath
 
 from lmsi_jax.decoding.engine import Engine
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.files import file_sha256, read_json
+from lmsi_jax.files import file_sha256, read_json, write_json
 from lmsi_jax.models.decoder import Params, fresh_params, parameter_shapes
 from lmsi_jax.models.tokenizer import SentencePiece
 from lmsi_jax.processes import Processes
@@ -17,6 +18,10 @@ from lmsi_jax.records import Question
 from lmsi_jax.run import Questions, Run
 from lmsi_jax.store import ShardStore, Stage
 from lmsi_jax.training import checkpoints
+from lmsi_jax.training.placement import placed, spans
+from lmsi_jax.training.trainer import Training
+
+_DIGEST = "digest.json"
 
 
 def embedded_path(name: str) -> epath.Path:
@@ -109,26 +114,64 @@ class Context:
     def fingerprint(self, round_index: int) -> str:
         """Returns what identifies the model that a round ended with, and its tokenizer."""
         vocabulary = file_sha256(self.tokenizer.path)
-        return f"{checkpoints.digest(self.params(round_index))[:32]}{vocabulary[:32]}"
+        if not round_index and self.run.init_checkpoint == "fresh":
+            weights = checkpoints.digest(self.params(0))
+        else:
+            weights = checkpoints.stored_digest(self._stored(round_index), self.shapes)
+        return f"{weights[:32]}{vocabulary[:32]}"
+
+    def _stored(self, round_index: int) -> epath.Path:
+        """The checkpoint of the model that a round ended with."""
+        if not round_index:
+            return self.base_folder
+        given = self.run.evaluation.checkpoints  # compared ones stand for rounds
+        return _checkpoint(given[round_index] if given else self.folder(round_index, "train"))
 
     @functools.cached_property
     def shapes(self) -> Any:
         """The parameter tree's shapes."""
         return parameter_shapes(self.run.model)
 
-    def params(self, round_index: int) -> Params:
-        """Loads the model that a round ended with; round 0 is the base."""
+    def params(self, round_index: int, shardings: Any = None) -> Params:
+        """Loads the model that a round ended with; round 0 is the base.
+
+        Args:
+          round_index: the round.
+          shardings: None loads it as a whole, and keeps it for the next caller; a tree of
+            `jax.sharding.Sharding` reads it to its place, for the caller alone.
+
+        Raises:
+          LmsiError: it is not there, of another shape, or was altered.
+        """
         if not round_index and self.run.init_checkpoint == "fresh":
-            return fresh_params(self.run.model, self.run.seed)
+            fresh = fresh_params(self.run.model, self.run.seed)
+            return fresh if shardings is None else placed(fresh, shardings)
+        folder = self._stored(round_index)
+        ours = round_index and not self.run.evaluation.checkpoints
+        recorded = bool(ours) or (folder.parent / _DIGEST).exists()
+        if shardings is not None:
+            if recorded and self.processes.index == 0:
+                _check_digest(folder, checkpoints.stored_digest(folder, self.shapes))
+            return checkpoints.load_params(folder, self.shapes, shardings)
         if self._params is None or self._params[0] != round_index:
-            given = self.run.evaluation.checkpoints  # compared ones stand for rounds
-            trained = given[round_index] if given else self.folder(round_index, "train")
-            folder = _checkpoint(trained) if round_index else self.base_folder
             params = checkpoints.load_params(folder, self.shapes)
-            if (round_index and not given) or (folder.parent / "digest.json").exists():
-                _check_digest(folder, params)
+            if recorded:
+                _check_digest(folder, checkpoints.digest(params))
             self._params = (round_index, params)
         return self._params[1]
+
+    def write_digest(self, directory: epath.Path, folder: epath.Path) -> None:
+        """Writes into `directory` the digest of the newest checkpoint in `folder`."""
+        found = checkpoints.stored_digest(folder, self.shapes)
+        write_json(directory / _DIGEST, {"params_sha256": found})
+
+    def training_together(
+        self, training: Training, stage: str, round_index: int
+    ) -> contextlib.AbstractContextManager[None]:
+        """Around the leader's part of a training: orders the others theirs, where it has any."""
+        if not spans(training):
+            return contextlib.nullcontext()
+        return self.processes.together(stage, round_index)
 
     def engine(self, round_index: int) -> Engine:
         """Returns an engine over the model that a round ended with."""
@@ -164,14 +207,13 @@ class Context:
         return stage.begin() == "done"
 
 
-def _check_digest(folder: epath.Path, params: Params) -> None:
+def _check_digest(folder: epath.Path, found: str) -> None:
     """Compares a trained model with its digest: a checkpoint's format has no checksum of its own.
 
     Raises:
       LmsiError: the checkpoint was altered.
     """
-    record = read_json(folder.parent / "digest.json")
-    if record["params_sha256"] != checkpoints.digest(params):
+    if read_json(folder.parent / _DIGEST)["params_sha256"] != found:
         raise LmsiError(
             f"the checkpoint {folder} was altered after training; restore it, or delete it and "
             "repeat the command that trained it"

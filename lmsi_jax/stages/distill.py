@@ -23,9 +23,10 @@ from lmsi_jax.report.markup import p_value
 from lmsi_jax.run import Distillation
 from lmsi_jax.stages.context import Context
 from lmsi_jax.stages.evaluate import evaluate, read_scores
-from lmsi_jax.stages.finetune import finetune
+from lmsi_jax.stages.finetune import LoadTeacher, finetune
 from lmsi_jax.store import ShardStore
 from lmsi_jax.training import checkpoints
+from lmsi_jax.training.placement import weights_on_mesh
 from lmsi_jax.training.teacher import Teacher
 
 RESULT = "distillation.json"
@@ -113,7 +114,10 @@ class TeacherRun:
                 "compared; use Loss.distillation = 'sequence'"
             )
         folder = checkpoints.find(self.folder / f"round_{self.round}" / "train")
-        params = checkpoints.load_params(folder, parameter_shapes(self.config))
+        training, where = context.run.training, None
+        if training.loss.distillation == "model":  # "top_k" is scored by each process for itself
+            where = weights_on_mesh(self.config, training)
+        params = checkpoints.load_params(folder, parameter_shapes(self.config), where)
         return Teacher(config=self.config, params=params)
 
 
@@ -139,11 +143,11 @@ def distill(context: Context, questions: str) -> dict[str, Any]:
     teacher = open_teacher(context)
     base = context.base_fingerprint
     inputs = {"mix": _take_examples(context, teacher), "model": base}
-    by_model = context.run.training.loss.distillation != "sequence"
-    if by_model:
+    load_teacher = teacher_loader(context)
+    if load_teacher is not None:
         inputs["teacher"] = teacher.trained
     evaluate(context, 0, {"model": base, "questions": questions})
-    trained = finetune(context, 1, inputs, (lambda: teacher.model(context)) if by_model else None)
+    trained = finetune(context, 1, inputs, load_teacher)
     evaluate(context, 1, {"model": trained, "questions": questions})
     measured = _measured(context, teacher)
     result = {
@@ -158,6 +162,14 @@ def distill(context: Context, questions: str) -> dict[str, Any]:
     }
     write_json(context.output / RESULT, result)
     return result
+
+
+def teacher_loader(context: Context) -> LoadTeacher | None:
+    """Returns what loads the teacher's model, where the student's loss wants one."""
+    sequence = context.run.training.loss.distillation == "sequence"
+    if sequence or "distill" not in context.stages:
+        return None
+    return lambda: open_teacher(context).model(context)
 
 
 def open_teacher(context: Context) -> TeacherRun:

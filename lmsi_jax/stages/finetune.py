@@ -1,16 +1,18 @@
 """Fine-tuning: examples -> a checkpoint, from the base model or from the last round's."""
 
+import functools
 from collections.abc import Callable, Iterable
 
 from etils import epath
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.files import remove, write_json
+from lmsi_jax.files import remove
+from lmsi_jax.records import Example
 from lmsi_jax.stages.context import Context, named
 from lmsi_jax.stages.mix import read_examples, read_pairs
-from lmsi_jax.stages.score import score
-from lmsi_jax.training import checkpoints
-from lmsi_jax.training.data import Examples
+from lmsi_jax.stages.score import read_scored, score
+from lmsi_jax.training import checkpoints, validation
+from lmsi_jax.training.data import Examples, in_order
 from lmsi_jax.training.lora import Lora, export_adapters
 from lmsi_jax.training.packing import Row, check
 from lmsi_jax.training.peft import check_installed, write_peft
@@ -19,12 +21,14 @@ from lmsi_jax.training.step import state_shapes
 from lmsi_jax.training.teacher import Teacher
 from lmsi_jax.training.trainer import Training, train
 
+LoadTeacher = Callable[[], Teacher]
+
 
 def finetune(
     context: Context,
     round_index: int,
     inputs: dict[str, str],
-    load_teacher: Callable[[], Teacher] | None = None,
+    load_teacher: LoadTeacher | None = None,
 ) -> str:
     """Trains a round's model; returns the stage's fingerprint.
 
@@ -46,47 +50,74 @@ def finetune(
         return stage.fingerprint
     if training.lora is not None and training.lora.peft:
         check_installed()  # before the training
-    examples = _examples(context, round_index)
-    start = 0 if run.start_from == "base" else round_index - 1
-    begin = context.params(start)
-    rows: Iterable[Row] = examples
-    teacher = None
-    if training.preference is not None:
-        reference = Teacher(config=run.model, params=begin)
-        rows = score(context, round_index, inputs, examples, lambda: reference)
-    elif load_teacher and training.loss.distillation == "top_k":
-        rows = score(context, round_index, inputs, examples, load_teacher)
-    elif load_teacher:
-        teacher = load_teacher()
-    params = train(
-        run.model,
-        training,
-        begin,
-        fitting(rows, training),
-        stage.directory,
-        groups=examples.groups,
-        name=f"round {round_index}: training",
-        teacher=teacher,
-    )
+    if _scored(training):
+        examples, _ = _examples(context, round_index)
+        score(
+            context, round_index, inputs, examples, load_teacher or _reference(context, round_index)
+        )
+    with context.training_together(training, "train", round_index):
+        train_round(context, round_index, load_teacher)
     if training.lora is not None:
         _write_adapters(context, training.lora, stage.directory)
-    write_json(stage.directory / "digest.json", {"params_sha256": checkpoints.digest(params)})
+    context.write_digest(stage.directory, stage.directory)
     # Orbax puts times into a checkpoint's files; the digest and the metrics say what is in them.
     stage.finish([stage.directory / "digest.json", stage.directory / "metrics.jsonl"])
     return stage.fingerprint
 
 
+def _scored(training: Training) -> bool:
+    """Whether training reads what another model said of its rows."""
+    return training.preference is not None or training.loss.distillation == "top_k"
+
+
+def _reference(context: Context, round_index: int) -> LoadTeacher:
+    """Loads the model that training on pairs starts from."""
+    return lambda: Teacher(
+        config=context.run.model, params=context.params(_start(context, round_index))
+    )
+
+
+def _start(context: Context, round_index: int) -> int:
+    """The round whose model a round's training starts from."""
+    return 0 if context.run.start_from == "base" else round_index - 1
+
+
 def _write_adapters(context: Context, lora: Lora, directory: epath.Path) -> None:
     """Writes the adapters by themselves, beside the run's checkpoint."""
     own, state = directory / "adapters", state_shapes(context.run.training, context.shapes)
-    exported = export_adapters(directory, own, context.shapes, state)
+    exported = export_adapters(directory, own, state)
     if lora.peft:
         adapters = checkpoints.load_params(exported, state["adapters"])
         write_peft(lora, adapters, own / "peft", context.run.init_checkpoint)
 
 
-def _examples(context: Context, round_index: int) -> Examples:
-    """A round's examples, or its pairs, as training draws them.
+def train_round(
+    context: Context, round_index: int, load_teacher: LoadTeacher | None = None
+) -> None:
+    """Trains a round's model to its last checkpoint, in this process' part."""
+    run, training = context.run, context.run.training
+    examples, held_out = _examples(context, round_index)
+    rows: Iterable[Row] = examples
+    teacher = None
+    if _scored(training):
+        rows = read_scored(context, round_index, examples)
+    elif load_teacher:
+        teacher = load_teacher()
+    train(
+        run.model,
+        training,
+        functools.partial(context.params, _start(context, round_index)),
+        fitting(rows, training),
+        context.folder(round_index, "train"),
+        groups=examples.groups,
+        name=f"round {round_index}: training",
+        teacher=teacher,
+        held_out=fitting(in_order(held_out, context.tokenizer_path), training) if held_out else (),
+    )
+
+
+def _examples(context: Context, round_index: int) -> tuple[Examples, list[Example]]:
+    """A round's examples, or its pairs, as training draws them, and what is held out of them.
 
     Raises:
       LmsiError: there are none.
@@ -95,7 +126,8 @@ def _examples(context: Context, round_index: int) -> Examples:
     seed, tasks = run.seed * 1000 + round_index, dict(training.task_rates)
     if training.preference is not None:
         pairs = {"pairs": read_pairs(context, round_index)}
-        return Examples(pairs, {"pairs": 1.0}, context.tokenizer_path, task_rates=tasks, seed=seed)
+        own = Examples(pairs, {"pairs": 1.0}, context.tokenizer_path, task_rates=tasks, seed=seed)
+        return own, []
     sources = read_examples(context, round_index)
     if not any(sources.values()):
         raise LmsiError(
@@ -103,7 +135,10 @@ def _examples(context: Context, round_index: int) -> Examples:
             "leaves none. Look at `lmsi report`; use a stronger base model or another prompt"
         )
     rates = {"weak": 1.0 - training.strong_rate, "strong": training.strong_rate}
-    return Examples(sources, rates, context.tokenizer_path, task_rates=tasks, seed=seed)
+    sources = {name: rows for name, rows in sources.items() if rates[name] > 0}
+    sources, held_out = validation.split(sources, training.validation_count)
+    own = Examples(sources, rates, context.tokenizer_path, task_rates=tasks, seed=seed)
+    return own, held_out
 
 
 def fitting(rows: Iterable[Row], training: Training) -> Rows:

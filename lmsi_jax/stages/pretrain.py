@@ -3,14 +3,13 @@
 Everything is made from the tasks' generators; the recipe is gin_configs/runs/pretrain.gin.
 """
 
+import contextlib
 import io
 import itertools
 from collections.abc import Iterator
 
-from etils import epath
-
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.files import write_bytes, write_json
+from lmsi_jax.files import write_bytes
 from lmsi_jax.models.decoder import fresh_params
 from lmsi_jax.models.tokenizer import SentencePiece
 from lmsi_jax.prompts import SEPARATOR
@@ -18,9 +17,12 @@ from lmsi_jax.run import Pretraining, Run
 from lmsi_jax.stages.context import Context, named
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.packing import Row
+from lmsi_jax.training.placement import spans
 from lmsi_jax.training.trainer import train
+from lmsi_jax.training.validation import check_none
 
 Document = list[tuple[str, str]]
+_FINAL = "params"
 # One family's questions are ten times as long and varied as the others'; the tokenizer sees it
 # more.
 _VOCABULARY_SHARES = {"gsm_symbolic": 6.0}
@@ -44,21 +46,30 @@ def pretrain(context: Context) -> None:
     path = stage.directory / "tokenizer.model"
     if not path.exists():
         write_bytes(path, train_tokenizer(run.pretraining, run.model.vocab_size))
+    with context.training_together(run.pretraining.training, "pretrain", 0):
+        train_base(context)
+    context.write_digest(stage.directory, stage.directory / _FINAL)
+    stage.finish([path, stage.directory / "digest.json", stage.directory / "metrics.jsonl"])
+
+
+def train_base(context: Context) -> None:
+    """Trains the base model to its last checkpoint, in this process' part."""
+    run, directory = context.run, context.folder(0, "pretrain")
+    config = run.pretraining
+    assert config is not None
+    check_none(config.training, "pre-training")
     params = train(
         run.model,
-        run.pretraining.training,
-        fresh_params(run.model, run.pretraining.seed),
-        rows(run, SentencePiece(str(path))),
-        stage.directory,
+        config.training,
+        fresh_params(run.model, config.seed),
+        rows(run, SentencePiece(str(directory / "tokenizer.model"))),
+        directory,
         name="pre-training",
     )
-    final = epath.Path(stage.directory) / "params"
-    last = checkpoints.Checkpoints(final)
-    if last.latest is None:
-        last.save(run.pretraining.training.steps, params)  # without the optimiser's arrays
-    last.close()
-    write_json(stage.directory / "digest.json", {"params_sha256": checkpoints.digest(params)})
-    stage.finish([path, stage.directory / "digest.json", stage.directory / "metrics.jsonl"])
+    final = checkpoints.Checkpoints(directory / _FINAL, together=spans(config.training))
+    with contextlib.closing(final):
+        if final.latest is None:
+            final.save(config.training.steps, params)  # without the optimiser's arrays
 
 
 def stream(config: Pretraining, shares: dict[str, float], seed: int) -> Iterator[Document]:

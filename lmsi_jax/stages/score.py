@@ -27,8 +27,8 @@ def score(
     inputs: dict[str, str],
     examples: Examples,
     load: Callable[[], Teacher],
-) -> scoring.Scored:
-    """Returns the examples with what a model says of them.
+) -> None:
+    """Writes what a model says of the examples.
 
     Args:
       context: the run.
@@ -38,17 +38,35 @@ def score(
       load: returns the model; not called where the stage is finished.
 
     Raises:
-      LmsiError: the disk is full; or the model has another vocabulary.
+      LmsiError: the disk is full; the model has another vocabulary; or the training mesh is larger
+        than this process, which scores alone.
     """
     stage = context.stage(round_index, "score", _settings(context), inputs)
-    store = ShardStore(stage.directory)
-    names = shard_names(-(-examples.count // _ROWS))
-    if not context.done(stage):
-        _score_shards(context, round_index, examples, load(), store, names)
-        stage.finish()
+    if context.done(stage):
+        return
+    if placement.spans(context.run.training):
+        raise LmsiError(
+            "pairs and a teacher's top_k are scored by process 0 alone; choose Training.data and "
+            "Training.model that its own devices suffice for"
+        )
+    _score_shards(context, round_index, examples, load(), ShardStore(stage.directory))
+    stage.finish()
+
+
+def read_scored(context: Context, round_index: int, examples: Examples) -> scoring.Scored:
+    """Returns the examples with what `score` wrote of them.
+
+    Raises:
+      LmsiError: what stands there is not of these examples.
+    """
+    store, names = ShardStore(context.folder(round_index, "score")), _names(examples)
     if store.names() != names:
-        raise LmsiError(f"{stage.directory} is not of these examples; delete it and repeat this")
+        raise LmsiError(f"{store.directory} is not of these examples; delete it and repeat this")
     return scoring.Scored(examples, [row for name in names for row in store.read(name)])
+
+
+def _names(examples: Examples) -> tuple[str, ...]:
+    return shard_names(-(-examples.count // _ROWS))
 
 
 def _settings(context: Context) -> dict[str, Any]:
@@ -56,7 +74,7 @@ def _settings(context: Context) -> dict[str, Any]:
     training = context.run.training
     names = (
         *("rows", "length", "prefix_length", "compute_dtype", "data", "model"),
-        *("strong_rate", "task_rates"),
+        *("strong_rate", "task_rates", "validation_count"),
     )
     settings = {name: getattr(training, name) for name in names}
     own: dict[str, Any] = {"Training": settings, "Run": {"start_from": context.run.start_from}}
@@ -71,9 +89,8 @@ def _score_shards(
     examples: Examples,
     model: Teacher,
     store: ShardStore,
-    names: tuple[str, ...],
 ) -> None:
-    training = context.run.training
+    training, names = context.run.training, _names(examples)
     params = placement.spread(model.config, training, model.params)
     if training.preference is not None:
         params = placement.narrow(training, params)  # margins begin at 0: as training computes

@@ -77,14 +77,24 @@ class Examples:
 
     def __iter__(self) -> Iterator[Row]:
         dataset = _read(self._mixture, shuffle=True, seed=self._seed, num_epochs=None)
-        for row in dataset.skip(self._skipped).as_numpy_iterator():
-            yield _row(row)
+        return map(_row, dataset.skip(self._skipped).as_numpy_iterator())
 
     def in_order(self) -> Iterator[Row]:
         """Yields every row once, by `Row.example`."""
         for task in self._tasks:
             for row in _read(task, shuffle=False, num_epochs=1).as_numpy_iterator():
                 yield _row(row)
+
+
+def in_order(examples: Sequence[Example], tokenizer_path: str) -> Iterator[Row]:
+    """Returns tokenised examples once and in their order."""
+    import seqio
+
+    name = "lmsi_in_order"
+    if name in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.remove(name)
+    task = _add_task(name, _columns(examples, 0, 0), tokenizer_path)
+    return map(_row, _read(task, shuffle=False, num_epochs=1).as_numpy_iterator())
 
 
 def _read(source: Any, **order: Any) -> Any:

@@ -143,15 +143,12 @@ def adapter_specs(lora: Lora, specs: Any) -> Any:
     }
 
 
-def export_adapters(
-    source: epath.PathLike, directory: epath.PathLike, params: Params, state: Any
-) -> epath.Path:
+def export_adapters(source: epath.PathLike, directory: epath.PathLike, state: Any) -> epath.Path:
     """Writes the adapters of a LoRA run's newest checkpoint by themselves, in the same layout.
 
     Args:
       source: the run's folder.
       directory: gets `checkpoint_N`, whose parameters are `fresh_adapters`' tree.
-      params: the model's parameters or their shapes.
       state: the run's state or its shapes, `step.state_shapes`.
 
     Returns:
@@ -160,8 +157,7 @@ def export_adapters(
       LmsiError: there is no checkpoint, or it is not of such a run.
     """
     step = int(checkpoints.find(source).name.rsplit("_", 1)[1])
-    run, alone = checkpoints.Checkpoints(source), checkpoints.Checkpoints(directory)
-    with contextlib.closing(run), contextlib.closing(alone):
-        _, saved = run.restore(step, params, state)
+    saved = checkpoints.load_state(source, {"adapters": state["adapters"]})
+    with contextlib.closing(checkpoints.Checkpoints(directory)) as alone:
         alone.save(step, saved["adapters"])
     return checkpoints.find(directory)

@@ -32,7 +32,7 @@ class Log:
 
     Args:
       name: the run, for errors.
-      directory: gets the files.
+      directory: gets the files; None where another process writes them.
       groups: what `Row.group` stands for, by number; "weak/few_shot_cot" counts for two losses,
         "weak" and "few_shot_cot".
       ends: whether a window ends with a step.
@@ -46,7 +46,7 @@ class Log:
     def __init__(
         self,
         name: str,
-        directory: epath.Path,
+        directory: epath.Path | None,
         groups: Sequence[str],
         *,
         ends: Callable[[int], bool],
@@ -56,11 +56,9 @@ class Log:
         floor_seconds: Callable[[Batch], float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        from lmsi_jax.training.writers import Writers  # CLU imports TensorFlow: some seconds
-
         self._name, self._groups, self._ends, self._rate = name, list(groups), ends, rate
         self._floor_seconds, self._clock = floor_seconds, clock
-        self._writers = Writers(directory, first)
+        self._writers = _Silent() if directory is None else _writers(directory, first)
         self._window: list[Any] = list(window)
         self._since: float | None = None
         self._work: list[tuple[int, float]] = []  # tokens, least seconds of the steps timed
@@ -88,6 +86,12 @@ class Log:
                 "Optimizer.learning_rate"
             )
         return line
+
+    def measured(self, step: int, name: str, value: float) -> None:
+        """Takes what was measured once, behind a step that `add` has taken."""
+        one = {name: round(value, 6)}
+        self.line = {"step": step, **(self.line or {}), **one}
+        self._writers.metrics(step, one)
 
     @property
     def window(self) -> list[Line]:
@@ -122,6 +126,26 @@ class Log:
         if self._floor_seconds:
             speed["floor_ratio"] = sum(least for _, least in work) / seconds
         self._writers.speed(step, speed)
+
+
+class _Silent:
+    """In place of `Writers`, where another process writes."""
+
+    def metrics(self, step: int, line: Mapping[str, float]) -> None:
+        """Writes nothing."""
+
+    speed = metrics
+
+    def flush(self) -> None:
+        """Writes nothing."""
+
+    close = flush
+
+
+def _writers(directory: epath.Path, first: int) -> Any:
+    from lmsi_jax.training.writers import Writers  # CLU imports TensorFlow: some seconds
+
+    return Writers(directory, first)
 
 
 def read_metrics(directory: epath.PathLike) -> list[Line]:

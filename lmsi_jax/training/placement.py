@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
@@ -54,15 +54,47 @@ def _mesh(data: int, model: int) -> Mesh | None:
     return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+def spans(training: "Training") -> bool:
+    """Whether the mesh is made of several processes' devices: then all of them train together."""
+    mesh = mesh_of(training)
+    return mesh is not None and not NamedSharding(mesh, _EVERYWHERE).is_fully_addressable
+
+
+def machines(training: "Training") -> int:
+    """The mesh's rate over one device's; a process' virtual CPU devices count as one."""
+    mesh = mesh_of(training)
+    if mesh is None:
+        return 1
+    if jax.default_backend() == "cpu":
+        return len({device.process_index for device in mesh.devices.flat})
+    return mesh.size
+
+
+def within(training: "Training") -> contextlib.AbstractContextManager[Any]:
+    """Around what is traced for the mesh; does nothing for one device."""
+    mesh = mesh_of(training)
+    if mesh is None:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def everywhere(training: "Training", tree: Any) -> Any:
+    """Within a compiled function: every device gets the whole of a tree's arrays."""
+    mesh = mesh_of(training)
+    if mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, _EVERYWHERE))
+
+
+def weights_on_mesh(config: ModelConfig, training: "Training") -> Any:
+    """Returns the parameter tree with shardings in place of arrays; None on one device."""
+    mesh = mesh_of(training)
+    return None if mesh is None else on_mesh(mesh, param_specs(config, training))
+
+
 def param_specs(config: ModelConfig, training: "Training") -> Any:
     """Returns the parameter tree with `PartitionSpec`s in place of arrays."""
     return weight_specs(config, training.model, training.data, fsdp=training.fsdp)
-
-
-def around(training: "Training") -> contextlib.AbstractContextManager[Any]:
-    """What a computation on the run's mesh is traced within; nothing on one device."""
-    mesh = mesh_of(training)
-    return contextlib.nullcontext() if mesh is None else use_abstract_mesh(mesh.abstract_mesh)
 
 
 def spread(config: ModelConfig, training: "Training", params: Any) -> Any:
@@ -132,13 +164,19 @@ def on_mesh(mesh: Mesh, specs: Any) -> Any:
 
 
 def placed(tree: Any, shardings: Any) -> Any:
-    """Copies a tree of arrays to where `shardings` say; every process holds all of it."""
+    """Copies a tree of arrays to where `shardings` say.
+
+    What lies there is copied where it lies; of all else every process holds the whole.
+    """
     return jax.tree.map(_put, tree, shardings)
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    # A step donates what it is given: never the caller's own.
+    if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+        return jnp.copy(leaf)
     if sharding.is_fully_addressable:
-        return jax.device_put(jnp.array(leaf), sharding)  # the step donates it: never the caller's
+        return jax.device_put(jnp.array(leaf), sharding)
     whole = np.asarray(leaf)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
@@ -177,16 +215,6 @@ def _gathered(leaf: Any) -> Any:
 @functools.cache
 def _everywhere(mesh: Any) -> Callable[[jax.Array], jax.Array]:
     return jax.jit(lambda leaf: leaf, out_shardings=NamedSharding(mesh, _EVERYWHERE))
-
-
-def check_alone(training: "Training") -> None:
-    """Raises LmsiError where this process alone is to train on a mesh that spans several."""
-    mesh = mesh_of(training)
-    if mesh is not None and mesh.size > jax.local_device_count():
-        raise LmsiError(
-            f"process 0 trains alone and has {jax.local_device_count()} devices, Training.data = "
-            f"{training.data} and Training.model = {training.model} need {mesh.size}; lower one"
-        )
 
 
 def check_rows(data: int, rows: int) -> None:

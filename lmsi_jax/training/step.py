@@ -20,13 +20,14 @@ from lmsi_jax.training.accumulation import by_parameters
 from lmsi_jax.training.lora import adapter_specs, by_adapters, fresh_adapters, merged
 from lmsi_jax.training.losses import weighted_sums
 from lmsi_jax.training.placement import (
-    around,
+    everywhere,
     following,
     mesh_of,
     narrow,
     on_mesh,
     param_specs,
     placed,
+    within,
 )
 from lmsi_jax.training.preferences import pair_sums
 from lmsi_jax.training.teacher import Teacher
@@ -65,7 +66,7 @@ def train_step(
         "tokens": (batch["segments"] > 0).sum(),
     }
     params, state = _kept(config, training, params, state)
-    return params, state, metrics
+    return params, state, everywhere(training, metrics)
 
 
 def _gradient(
@@ -89,7 +90,7 @@ def _gradient(
             return pair_sums(config, weights, one, groups, preference)
         return weighted_sums(config, weights, one, groups, training.loss, teacher)
 
-    with around(training):
+    with within(training):
         rounded = narrow(training, params)
         if training.lora is None:
             sums, gradient = by_parameters(config, rounded, objective, batch)
@@ -162,34 +163,27 @@ def shardings(config: ModelConfig, training: "Training", params: Params) -> Any:
 def start(config: ModelConfig, training: "Training", params: Params) -> tuple[Params, Any]:
     """Returns a run's params and state where it begins, placed; the caller's arrays survive."""
     where = shardings(config, training, params)
-    if where is None:
-        return jax.tree.map(jnp.array, params), _fresh_state(training, params)
-    params = placed(params, where[0])
-    state = jax.jit(functools.partial(_fresh_state, training), out_shardings=where[1])(params)
-    return params, state
+    own = jax.tree.map(jnp.array, params) if where is None else placed(params, where[0])
+    return own, fresh_state(config, training, own)
 
 
-def resumed(
-    config: ModelConfig, training: "Training", base: Params, saved: Params, state: Any
-) -> tuple[Params, Any]:
-    """Returns a run's params and state as a checkpoint left them, placed.
+def fresh_state(config: ModelConfig, training: "Training", params: Params) -> Any:
+    """Returns a run's state where it begins, placed.
 
     Args:
       config: the model's shape.
-      training: the mesh and the optimiser.
-      base: where the run began.
-      saved: the checkpoint's parameters, `result`.
-      state: its state.
+      training: the mesh, the optimiser and the adapters.
+      params: the run's own, placed.
     """
-    params = saved if training.lora is None else base
     where = shardings(config, training, params)
-    if where is None:
-        return jax.tree.map(jnp.array, params), state
-    return placed(params, where[0]), placed(state, where[1])
+    make = functools.partial(_fresh_state, training)
+    return make(params) if where is None else jax.jit(make, out_shardings=where[1])(params)
 
 
 def result(training: "Training", params: Params, state: Any) -> Params:
-    """Returns the plain model that a run has reached."""
+    """Returns the plain model that a run has reached, placed as its params are."""
     if training.lora is None:
         return params
-    return jax.jit(merged, static_argnums=0)(training.lora, params, state["adapters"])
+    where = jax.tree.map(lambda leaf: leaf.sharding, params)
+    merge = jax.jit(merged, static_argnums=0, out_shardings=where)
+    return merge(training.lora, params, state["adapters"])

@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import io
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -14,16 +15,19 @@ from lmsi_jax.models.decoder import Params
 from lmsi_jax.progress import Progress
 from lmsi_jax.signals import Terminated, deferred
 from lmsi_jax.training import packing, placement
+from lmsi_jax.training.agreement import Agreement, meet
+from lmsi_jax.training.beginning import Begin, Load, where_to_begin
 from lmsi_jax.training.checkpoints import Checkpoints
 from lmsi_jax.training.floor import matmul_rate, step_flops
 from lmsi_jax.training.lora import Lora
 from lmsi_jax.training.losses import Loss
-from lmsi_jax.training.metrics import Log
+from lmsi_jax.training.metrics import Line, Log
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.preferences import Preference
 from lmsi_jax.training.reading import Steps
-from lmsi_jax.training.step import result, resumed, start, train_step
+from lmsi_jax.training.step import result, train_step
 from lmsi_jax.training.teacher import Teacher
+from lmsi_jax.training.validation import VALIDATION, Validation, check_none
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +56,10 @@ class Training:
       compute_dtype: type of states and products, "float32" or "bfloat16"; parameters, the sums of
         their gradients and the optimiser's state are float32 in any case.
       lora: adapters to train in place of the parameters; None trains all of them.
+      validation_count: examples to hold out, see `lmsi_jax.training.validation`: not trained on,
+        their loss is measured with every checkpoint, as "validation_loss" in metrics.jsonl.
       data, model: the mesh of devices: rows over "data"; heads, MLP and vocabulary over "model".
+        Where one process has too few, it is made of all processes', and they train together.
       fsdp: whether parameters and optimiser state are spread over "data" too.
     """
 
@@ -75,6 +82,7 @@ class Training:
     deadline_seconds: float = 25.0
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     lora: Lora | None = None
+    validation_count: int = 0
     data: int = 1
     model: int = 1
     fsdp: bool = False
@@ -89,12 +97,24 @@ class Training:
         checks["keep"] = self.keep is None or self.keep >= 1
         checks["keep_best"] = self.keep_best >= 0
         checks["best_mode"] = self.best_mode in ("min", "max")
+        checks["validation_count"] = self.validation_count >= 0
         checks["deadline_seconds"] = self.deadline_seconds > 0
         for name, good in checks.items():
             if not good:
                 raise LmsiError(f"Training.{name} = {getattr(self, name)} is out of range")
+        if self.keep_best and self.best_metric == VALIDATION and not self.validation_count:
+            raise LmsiError(
+                f"Training.best_metric = {VALIDATION!r} wants examples that are held out; set "
+                "Training.validation_count"
+            )
         placement.check_rows(self.data, self.rows)
-        if self.preference is not None and self.loss != Loss():
+        self._check_preference()
+
+    def _check_preference(self) -> None:
+        if self.preference is None:
+            return
+        check_none(self, "training on pairs")
+        if self.loss != Loss():
             raise LmsiError(
                 "Training.preference takes the place of Training.loss: bind one of the two"
             )
@@ -115,38 +135,44 @@ class Training:
 def train(
     config: ModelConfig,
     training: Training,
-    params: Params,
+    params: Params | Load,
     rows: Iterable[packing.Row],
     directory: epath.PathLike,
     *,
     groups: Sequence[str] = ("all",),
     name: str = "training",
     teacher: Teacher | None = None,
+    held_out: Iterable[packing.Row] = (),
 ) -> Params:
     """Trains, or goes on from the newest checkpoint in `directory`.
+
+    Where the mesh spans several processes, all of them call it with the same arguments and read the
+    same rows; process 0 writes the metrics, and each its part of the checkpoints.
 
     Args:
       config: the model's shape.
       training: steps, optimiser and batch shape.
-      params: where a fresh run starts.
+      params: where a fresh run starts; or what loads that, straight to its place and only if it is
+        needed.
       rows: a deterministic, endless stream from its beginning; a resumed run passes over what was
         read, see `reading.Rows`.
       directory: gets `checkpoint_N` and the files of `lmsi_jax.training.metrics`.
       groups: names of the groups that `Row.group` counts, for metrics.
       name: what the progress bar says.
       teacher: for `Loss.distillation = "model"`; on a mesh it lies as the parameters do.
+      held_out: rows whose loss is measured with every checkpoint.
 
     Returns:
       The parameters after the last step.
 
     Raises:
       LmsiError: the stream ended early, or the loss is not a number any more.
-      Terminated: SIGTERM came; the step it came in is finished and saved.
+      Terminated: SIGTERM came, to any of the processes; the step it came in, or with several
+        processes the one after it, is finished and saved.
     """
-    placement.check_alone(training)
-    if teacher is not None:
-        there = placement.spread(teacher.config, training, teacher.params)
-        teacher = dataclasses.replace(teacher, params=there)
+    spans = placement.spans(training)
+    if spans:
+        meet()
     checkpoints = Checkpoints(
         directory,
         training.keep,
@@ -154,61 +180,73 @@ def train(
         best=training.best_metric,
         mode=training.best_mode,
         background=True,
+        together=spans,
     )
-    begin = _begin(checkpoints, config, training, params)
+    begin = where_to_begin(checkpoints, config, training, params)
     steps = Steps(rows, training.shape, begin.position)
     if begin.position is None:  # fresh, or T5X's checkpoint, which does not say what was read
         for _ in range(begin.step):
             steps.next()
-    bar = Progress(name, training.steps, unit="steps", rate_unit="tokens", initial=begin.step)
+    bar = _bar(training, name, begin.step)
     # The order matters: leaving by SIGTERM waits for what is being saved.
     with deferred(training.deadline_seconds) as requested, contextlib.closing(checkpoints), bar:
         if begin.step == training.steps:
             return result(training, begin.params, begin.state)
         log = _log(config, training, begin, epath.Path(directory), groups, name)
         with contextlib.closing(log):
-            loop = _Loop(config, training, checkpoints, steps, log, len(groups), bar, name, teacher)
-            return loop.run(begin, requested)
+            loop = _Loop(
+                config=config,
+                training=training,
+                checkpoints=checkpoints,
+                steps=steps,
+                log=log,
+                groups=len(groups),
+                progress=bar,
+                name=name,
+                teacher=None if teacher is None else _with_us(training, teacher),
+                validation=Validation(config, training, held_out),
+            )
+            if not spans:
+                return loop.run(begin, Agreement(None, requested))
+            meet()
+            return loop.run(begin, Agreement(placement.mesh_of(training), requested))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Begin:
-    """Where a run begins: fresh, or as a checkpoint left it."""
-
-    step: int
-    params: Params
-    state: Any
-    position: dict[str, Any] | None = None
-    window: Sequence[Any] = ()
+def _leads(training: Training) -> bool:
+    """Whether this process writes what one process is to write."""
+    return not placement.spans(training) or jax.process_index() == 0
 
 
-def _begin(
-    checkpoints: Checkpoints, config: ModelConfig, training: Training, base: Params
-) -> _Begin:
-    params, state = start(config, training, base)
-    step = checkpoints.latest or 0
-    if not step:
-        return _Begin(step=0, params=params, state=state)
-    saved = checkpoints.restore(step, params, state)
-    params, state = resumed(config, training, base, *saved)
-    position = checkpoints.position(step)
-    window = position.pop("window") if position else ()
-    return _Begin(step=step, params=params, state=state, position=position, window=window)
+def _bar(training: Training, name: str, done: int) -> Progress:
+    stream = None if _leads(training) else io.StringIO()
+    return Progress(
+        name, training.steps, unit="steps", rate_unit="tokens", initial=done, stream=stream
+    )
+
+
+def _with_us(training: Training, teacher: Teacher) -> Teacher:
+    """The teacher on the mesh that the student is on."""
+    where = placement.weights_on_mesh(teacher.config, training)
+    there = jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), teacher.params)
+    if where is None or there == where:
+        return teacher
+    return dataclasses.replace(teacher, params=placement.placed(teacher.params, where))
 
 
 def _log(
     config: ModelConfig,
     training: Training,
-    begin: _Begin,
+    begin: Begin,
     directory: epath.Path,
     groups: Sequence[str],
     name: str,
 ) -> Log:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(begin.params))
-    rate = matmul_rate()
+    leads = _leads(training)
+    rate = matmul_rate(devices=placement.machines(training)) if leads else 1.0
     return Log(
         name,
-        directory,
+        directory if leads else None,
         groups,
         ends=lambda step: not step % training.log_every or step == training.steps,
         rate=training.optimizer.schedule(training.steps),
@@ -220,7 +258,7 @@ def _log(
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Loop:
     """The steps of one process, between a start and the end or SIGTERM."""
 
@@ -233,8 +271,9 @@ class _Loop:
     progress: Progress
     name: str
     teacher: Teacher | None
+    validation: Validation
 
-    def run(self, begin: _Begin, requested: Callable[[], bool]) -> Params:
+    def run(self, begin: Begin, agreement: Agreement) -> Params:
         """Trains to the last step; returns the parameters."""
         training, params, state = self.training, begin.params, begin.state
         for step in range(begin.step + 1, training.steps + 1):
@@ -243,25 +282,30 @@ class _Loop:
             params, state, metrics = train_step(
                 self.config, training, self.groups, params, state, fed, self.teacher
             )
-            line = self.log.add(step, metrics, batch)
-            if line is not None:
-                self.progress.advance(
-                    step - self.progress.done,
-                    amount=int(line["tokens"]),
-                    note=f"loss {line['loss']:.3f}",
-                )
-            leave = requested()  # asked once: what is decided here holds below
-            if leave or step % training.save_every == 0 or step == training.steps:
-                self._save(step, params, state)
+            leave = agreement.leave(step, batch)  # asked once: what is decided here holds below
+            self._note(step, self.log.add(step, metrics, batch))
+            regular = step % training.save_every == 0 or step == training.steps
+            if leave or regular:
+                agreement.settle()
+                self._save(step, params, state, regular)
             if leave:
                 self.checkpoints.wait()
                 raise Terminated
         return result(training, params, state)
 
-    def _save(self, step: int, params: Params, state: Any) -> None:
+    def _note(self, step: int, line: Line | None) -> None:
+        if line is not None:
+            done = step - self.progress.done
+            note = f"loss {line['loss']:.3f}"
+            self.progress.advance(done, amount=int(line["tokens"]), note=note)
+
+    def _save(self, step: int, params: Params, state: Any, regular: bool) -> None:
+        model = result(self.training, params, state)
+        # A step that is saved because the process has to leave is none that others would measure.
+        if regular and self.validation:
+            self.log.measured(step, VALIDATION, self.validation.loss(model))
         reading = {**self.steps.position, "window": self.log.window}
         self.log.write()
-        model = result(self.training, params, state)
         self.checkpoints.save(step, model, state, reading=reading, metrics=self.log.line)
 
     def _batch(self, step: int) -> packing.Batch:

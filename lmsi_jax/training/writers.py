@@ -27,8 +27,10 @@ class JsonLines(metric_writers.MetricWriter):
         self._path, self._lines = path, list(read_lines(path, first))
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        """Adds a line; written with the next `flush`."""
-        self._lines.append({"step": step, **{k: _number(v) for k, v in scalars.items()}})
+        """Adds to the line of the step; written with the next `flush`."""
+        if not self._lines or self._lines[-1]["step"] != step:
+            self._lines.append({"step": step})
+        self._lines[-1] |= {name: _number(value) for name, value in scalars.items()}
 
     def flush(self) -> None:
         """Writes all lines."""

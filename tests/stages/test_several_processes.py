@@ -1,11 +1,14 @@
 """The whole command in several processes that share a folder: the same run as in one."""
 
+import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from micro_run import contents
 
@@ -24,20 +27,29 @@ files._replace = refuse
 """
 
 
-def _together(arguments, count, before=None):
-    """Runs the command in `count` processes; `before` is code that one of them runs first."""
+def _together(arguments, count, before=None, devices=1):
+    """Runs the command in `count` processes; `before` is code that one of them runs first.
+
+    Each has some virtual devices.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     flags = [f"--coordinator_address={address}", f"--process_count={count}"]
+    own = [[*flags, f"--process_index={index}"] for index in range(count)] if count > 1 else [[]]
     processes = [
         subprocess.Popen(
             [
                 *(sys.executable, "-c", (before or {}).get(index, "") + _LMSI),
-                *(*arguments, *flags, f"--process_index={index}"),
+                *(*arguments, *own[index]),
             ],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT),
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -69,3 +81,29 @@ def test_a_failure_of_one_process_is_said_by_all_and_the_run_goes_on(finished, w
     codes, errors = _together(words("run", tmp_path / "run"), 2)
     assert codes == [0, 0], errors
     assert contents(tmp_path / "run") == contents(finished)
+
+
+def _losses(train):
+    lines = [json.loads(line) for line in (train / "metrics.jsonl").read_text().splitlines()]
+    return [[line["loss"], line["validation_loss"]] for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 4])
+def test_training_on_the_devices_of_two_processes_is_that_of_one(
+    finished, words, tmp_path, devices
+):
+    """One process with all the devices, and with one, and two with half of them each."""
+    mesh = {"Training.data": 2, "Training.model": devices, "Training.fsdp": True}
+    ways = {"one": (1, 1, {}), "mesh": (1, 2 * devices, mesh), "two": (2, devices, mesh)}
+    for name, (count, each, changes) in ways.items():
+        shutil.copytree(finished, tmp_path / name)
+        shutil.rmtree(tmp_path / name / "round_1" / "train")
+        changes = {**changes, "Training.validation_count": 2}
+        codes, errors = _together(words("train", tmp_path / name, changes), count, devices=each)
+        assert codes == [0] * count, errors
+        assert ["training" in error for error in errors] == [True, False][:count]
+    one, mesh, two = (tmp_path / name / "round_1" / "train" for name in ways)
+    np.testing.assert_allclose(_losses(two), _losses(one), rtol=1e-5)
+    for name in ("metrics.jsonl", "digest.json"):
+        assert (two / name).read_bytes() == (mesh / name).read_bytes()

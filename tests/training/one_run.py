@@ -52,11 +52,11 @@ def rows():
         yield weighted_row(prefixes[number % 3], asked, answered, weight, number % 4)
 
 
-def run(folder, **changes):
+def run(folder, held_out=(), **changes):
     """Trains, or goes on; returns the parameters."""
     training = trainer.Training(**{**SETTINGS, **changes})
     params = init_params(CONFIG, jax.random.key(0))
-    return trainer.train(CONFIG, training, params, rows(), folder, groups=GROUPS)
+    return trainer.train(CONFIG, training, params, rows(), folder, groups=GROUPS, held_out=held_out)
 
 
 def outcome(folder):
@@ -76,7 +76,7 @@ def outcome(folder):
     }
 
 
-def _announced(step):
+def announced(step):
     def announce(*args):
         number = int(jax.tree.leaves(args[4])[0]) + 1  # Adam's own count
         print(f"step {number}", flush=True)
@@ -88,7 +88,7 @@ def _announced(step):
 
 def main(folder, deadline=None):
     """The program; exit code 143 after SIGTERM."""
-    trainer.train_step = _announced(trainer.train_step)
+    trainer.train_step = announced(trainer.train_step)
     changes = {}
     if deadline is not None:
         changes["deadline_seconds"] = float(deadline)

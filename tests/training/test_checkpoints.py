@@ -12,7 +12,7 @@ import pytest
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.decoder import parameter_shapes
 from lmsi_jax.training import checkpoints
-from lmsi_jax.training.checkpoints import Checkpoints
+from lmsi_jax.training.checkpoints import Checkpoints, stored
 from lmsi_jax.training.optimizers import Optimizer
 
 
@@ -247,3 +247,33 @@ def test_the_optimisers_arrays_are_found_by_their_path(saved):
     found = checkpoints.optimizer_arrays(folder / "checkpoint_4")
     assert {"1.0.count", "1.0.mu.embedding", "1.0.nu.layer_0.query"} <= set(found)
     assert _same(found["1.0.mu.embedding"], state[1][0].mu["embedding"])
+
+
+@pytest.mark.parametrize("portion", [1, 4000, 1 << 30])
+def test_the_digest_of_what_is_stored_is_that_of_the_parameters(
+    saved, micro_config, micro_params, monkeypatch, portion
+):
+    """Read array by array, some at a time, or all at once."""
+    monkeypatch.setattr(stored, "_PORTION", portion)
+    found = checkpoints.stored_digest(saved[0], parameter_shapes(micro_config))
+    assert found == checkpoints.digest(micro_params)
+
+
+def test_only_what_is_asked_for_is_read(saved, micro_params, monkeypatch):
+    folder, state = saved
+    asked = []
+    read = ocp.Checkpointer.restore
+    monkeypatch.setattr(
+        ocp.Checkpointer,
+        "restore",
+        lambda self, path, args: asked.append(read(self, path, args=args)) or asked[-1],
+    )
+    params, found = Checkpoints(folder).restore(4, None, state)
+    assert params is None and _same(found, state)
+    assert set(asked[-1]) == {"state"}
+    checkpoints.load_params(folder, micro_params)
+    assert set(asked[-1]) == {"target"}
+    one = {"1": {"0": {"mu": {"embedding": state[1][0].mu["embedding"]}}}}
+    assert _same(checkpoints.load_state(folder, one), one)
+    with pytest.raises(LmsiError, match="belongs to another optimiser: it has no '1.0.other'"):
+        checkpoints.load_state(folder, {"1": {"0": {"other": np.zeros(1)}}})

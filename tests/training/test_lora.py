@@ -210,7 +210,7 @@ def test_a_cut_run_goes_on_to_the_same_bytes_and_leaves_a_plain_model_and_its_ad
     loaded = checkpoints.load_params(tmp_path / "cut", micro_params)
     assert checkpoints.digest(loaded) == checkpoints.digest(wanted)
     state = state_shapes(TRAINING, micro_params)
-    exported = export_adapters(tmp_path / "cut", tmp_path / "adapters", micro_params, state)
+    exported = export_adapters(tmp_path / "cut", tmp_path / "adapters", state)
     assert exported.name == "checkpoint_4"
     alone = checkpoints.load_params(exported, fresh_adapters(LORA, micro_params))
     again = merged(LORA, micro_params, alone)
@@ -224,7 +224,7 @@ def test_the_checkpoint_of_a_run_without_adapters_exports_none(tmp_path, micro_p
     written.close()
     state = state_shapes(TRAINING, micro_params)
     with pytest.raises(LmsiError, match="the checkpoint .* belongs to another"):
-        export_adapters(tmp_path / "run", tmp_path / "adapters", micro_params, state)
+        export_adapters(tmp_path / "run", tmp_path / "adapters", state)
 
 
 @pytest.mark.parametrize(

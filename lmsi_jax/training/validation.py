@@ -1,0 +1,127 @@
+"""Examples that are held out of a round's training, and the loss on them.
+
+What is held out is read off a hash of the question, so it depends neither on the seed nor on the
+order, and no question has examples on both sides.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.models.decoder import Params
+from lmsi_jax.records import Example
+from lmsi_jax.training import packing, placement
+from lmsi_jax.training.losses import weighted_sums
+from lmsi_jax.training.packed import laid_out
+
+if TYPE_CHECKING:
+    from lmsi_jax.training.trainer import Training
+
+VALIDATION = "validation_loss"
+Sources = dict[str, list[Example]]
+
+
+def split(sources: Mapping[str, Sequence[Example]], count: int) -> tuple[Sources, list[Example]]:
+    """Holds out whole questions, in the order of their hashes, until there are enough examples.
+
+    Args:
+      sources: examples by source, "weak" and "strong".
+      count: how many to hold out at least, where there are that many.
+
+    Returns:
+      (what is left of the sources, what is held out in the order of its hashes).
+
+    Raises:
+      LmsiError: nothing would be left of a source.
+    """
+    by_question: dict[str, list[Example]] = {}
+    for example in (example for rows in sources.values() for example in rows):
+        by_question.setdefault(example.uid, []).append(example)
+    held_out: list[Example] = []
+    taken: set[str] = set()
+    for uid in sorted(by_question, key=_hash):
+        if len(held_out) >= count:
+            break
+        held_out += by_question[uid]
+        taken.add(uid)
+    left = {name: [row for row in rows if row.uid not in taken] for name, rows in sources.items()}
+    for name, rows in sources.items():
+        if rows and not left[name]:
+            raise LmsiError(
+                f"Training.validation_count = {count} leaves none of the {len(rows)} {name} "
+                "examples to train on; lower it"
+            )
+    return left, held_out
+
+
+def _hash(uid: str) -> bytes:
+    return hashlib.sha256(uid.encode()).digest()
+
+
+class Validation:
+    """The loss on rows that are not trained on; false where there are none.
+
+    Args:
+      config: the model's shape.
+      training: the batch shape and the mesh.
+      rows: what is held out; they are kept in the host's memory, packed.
+    """
+
+    def __init__(self, config: ModelConfig, training: "Training", rows: Iterable[packing.Row]):
+        self._config, self._training = config, training
+        shape = dataclasses.replace(training.shape, top_k=0)
+        self._batches = list(_stacked(packing.microbatches(rows, shape), shape.microbatches))
+
+    def __bool__(self) -> bool:
+        return bool(self._batches)
+
+    def loss(self, params: Params) -> float:
+        """Mean cross entropy over the target tokens, by their weights, in nats.
+
+        Args:
+          params: the plain model, placed as the training's.
+        """
+        totals = np.zeros(2)
+        for batch in self._batches:
+            fed = placement.fed(self._training, batch)
+            totals += np.asarray(_sums(self._config, self._training, params, fed), np.float64)
+        return float(totals[0] / totals[1])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sums(
+    config: ModelConfig, training: "Training", params: Params, batch: dict[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Weighted cross entropy and weights of a step's batch."""
+
+    def one(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        _, sums = weighted_sums(config, weights, batch, 1)
+        return sums.cross_entropy, batch["weights"].sum()
+
+    with placement.within(training):
+        narrow = jax.tree.map(lambda leaf: leaf.astype(training.compute_dtype), params)
+        weights = laid_out(config, narrow)
+        entropies, totals = jax.lax.map(one, batch)
+        return placement.everywhere(training, (entropies.sum(), totals.sum()))
+
+
+def _stacked(microbatches: Iterable[packing.Batch], count: int) -> Iterable[packing.Batch]:
+    """Steps of `count` microbatches; empty ones fill the last."""
+    found = list(microbatches)
+    if found:
+        empty = {name: np.zeros_like(array) for name, array in found[0].items()}
+        found += [empty] * (-len(found) % count)
+    return packing.stacked(found, count)
+
+
+def check_none(training: "Training", what: str) -> None:
+    """Raises LmsiError where examples are to be held out of what has none to spare."""
+    if training.validation_count:
+        raise LmsiError(f"{what} holds nothing out; set Training.validation_count to 0")
