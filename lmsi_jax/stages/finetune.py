@@ -50,11 +50,10 @@ def finetune(
         return stage.fingerprint
     if training.lora is not None and training.lora.peft:
         check_installed()  # before the training
-    if _scored(training):
+    if _scored(training, load_teacher):
         examples, _ = _examples(context, round_index)
-        score(
-            context, round_index, inputs, examples, load_teacher or _reference(context, round_index)
-        )
+        load = load_teacher or _reference(context, round_index)
+        score(context, round_index, inputs, examples, load)
     with context.training_together(training, "train", round_index):
         train_round(context, round_index, load_teacher)
     if training.lora is not None:
@@ -65,9 +64,10 @@ def finetune(
     return stage.fingerprint
 
 
-def _scored(training: Training) -> bool:
+def _scored(training: Training, load_teacher: LoadTeacher | None) -> bool:
     """Whether training reads what another model said of its rows."""
-    return training.preference is not None or training.loss.distillation == "top_k"
+    of_teacher = load_teacher is not None and training.loss.distillation == "top_k"
+    return training.preference is not None or of_teacher
 
 
 def _reference(context: Context, round_index: int) -> LoadTeacher:
@@ -99,7 +99,7 @@ def train_round(
     examples, held_out = _examples(context, round_index)
     rows: Iterable[Row] = examples
     teacher = None
-    if _scored(training):
+    if _scored(training, load_teacher):
         rows = read_scored(context, round_index, examples)
     elif load_teacher:
         teacher = load_teacher()

@@ -75,7 +75,7 @@ def within(training: "Training") -> contextlib.AbstractContextManager[Any]:
     mesh = mesh_of(training)
     if mesh is None:
         return contextlib.nullcontext()
-    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+    return use_abstract_mesh(mesh.abstract_mesh)
 
 
 def everywhere(training: "Training", tree: Any) -> Any:

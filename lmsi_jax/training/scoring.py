@@ -17,7 +17,7 @@ from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import Params
 from lmsi_jax.training.losses import Arrays, token_scores
 from lmsi_jax.training.packing import Batch, Row, Shape, fits, microbatches
-from lmsi_jax.training.placement import around, fed
+from lmsi_jax.training.placement import fed, within
 from lmsi_jax.training.preferences import Members, members, pair_groups
 from lmsi_jax.training.teacher import Teacher
 
@@ -132,7 +132,7 @@ class Scorer:
         room = dataclasses.replace(shape, top_k=0)
         fitting = [number for number, row in enumerate(rows) if fits(row, room)]
         chosen = [rows[number] for number in fitting]
-        with around(self.training):
+        with within(self.training):
             if shape.pairs:
                 found = with_reference(self.config, self.params, chosen, shape, self._place)
             else:
