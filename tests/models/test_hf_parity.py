@@ -157,9 +157,12 @@ def _pair(family):
         getattr(transformers, name)(**(_SIZES | theirs))
     ).eval()
     with torch.no_grad():  # norms and biases are drawn too, or nobody would miss them
-        for _, tensor in model.named_parameters():
+        for key, tensor in model.named_parameters():
             if tensor.ndim == 1:
                 tensor += 0.3 * torch.randn_like(tensor)
+            # Else Gemma's scaled embeddings outweigh all layers, and greedy paths repeat one token.
+            if ours.get("post_norms") and "post_" in key:
+                tensor += 2.0
     config = ModelConfig(**(_OURS | ours))
     return model, config, _params(config, model.state_dict())
 
