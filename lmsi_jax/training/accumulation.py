@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params
+from lmsi_jax.models.params import Params
 from lmsi_jax.training.packed import laid_out
 
 Objective = Callable[[Params, dict[str, jax.Array]], tuple[jax.Array, Any]]

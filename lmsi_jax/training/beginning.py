@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params, parameter_shapes
+from lmsi_jax.models.decoder import parameter_shapes
+from lmsi_jax.models.params import Params
 from lmsi_jax.training.checkpoints import Checkpoints
 from lmsi_jax.training.placement import placed, weights_on_mesh
 from lmsi_jax.training.step import fresh_state, shardings, state_shapes

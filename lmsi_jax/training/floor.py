@@ -18,7 +18,8 @@ def step_flops(
 
     6 for each parameter and token (Kaplan et al. 2020, section 2.1), and for each token and key
     that it sees 12 times the width of all heads a layer: two products, three times. A prefix
-    counts once for all rows behind it; padding does not count.
+    counts once for all rows behind it; padding does not count, nor does a table of embeddings that
+    only looks up.
 
     Args:
       config: the model's shape.
@@ -35,9 +36,9 @@ def step_flops(
     for layer in range(config.num_layers):
         window = config.window(layer)
         seen += int((np.minimum(keys, window) if window else keys).sum())
-    return (
-        4.0 if frozen else 6.0
-    ) * parameters * tokens + 12.0 * config.num_heads * config.head_dim * seen
+    looked_up = 0 if config.tied_embeddings else config.vocab_size * config.embed_dim
+    products = (4.0 if frozen else 6.0) * (parameters - looked_up) * tokens
+    return products + 12.0 * config.num_heads * config.head_dim * seen
 
 
 def matmul_rate(dtype: Any = jnp.float32, devices: int = 1) -> float:

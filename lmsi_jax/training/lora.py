@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params
+from lmsi_jax.models.params import Params
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.accumulation import Objective, accumulated
 from lmsi_jax.training.packed import laid_out

@@ -11,7 +11,7 @@ from etils import epath
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.files import write_bytes, write_json
-from lmsi_jax.models.decoder import Params
+from lmsi_jax.models.params import Params
 from lmsi_jax.training.lora import Lora
 
 _MODULES = {

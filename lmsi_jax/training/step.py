@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params
+from lmsi_jax.models.params import Params
 from lmsi_jax.training import losses, preferences
 from lmsi_jax.training.accumulation import by_parameters
 from lmsi_jax.training.lora import adapter_specs, by_adapters, fresh_adapters, merged

@@ -14,7 +14,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.decoder import Params
+from lmsi_jax.models.params import Params
 from lmsi_jax.training.checkpoints.layout import PREFIX, named, nested
 from lmsi_jax.training.checkpoints.refusals import UNFINISHED, seen
 from lmsi_jax.training.checkpoints.stored import attempt, processes, read, state_handler

@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.decoder import Params
+from lmsi_jax.models.params import Params
 from lmsi_jax.training.checkpoints.layout import PREFIX, find, named, nested, steps
 from lmsi_jax.training.checkpoints.refusals import LAYOUT, check_match, damaged, seen
 
