@@ -18,7 +18,7 @@ from lmsi_jax.training.step import start
 from lmsi_jax.training.trainer import Training
 
 _CONFIG = ModelConfig(
-    vocab_size=1024, num_layers=2, embed_dim=24, num_heads=4, num_kv_heads=2, head_dim=6,
+    vocab_size=320, num_layers=2, embed_dim=24, num_heads=4, num_kv_heads=2, head_dim=6,
     mlp_dim=40, max_length=256, windows=(0, 9),
 )  # fmt: skip
 
