@@ -49,7 +49,7 @@ def part(
     """Unmerged attention of rows [B, G, n, K] over keys and values [B, G, L, K].
 
     Args:
-      rows: scaled queries.
+      rows: scaled queries, or [B, G, per, n, K]; so are the results then.
       keys: of any float type; products take it as it is and add up in float32.
       values: likewise.
       bias: [B, G, n, L] or what broadcasts to it, added after the soft cap.
@@ -85,19 +85,40 @@ def _padding_bias(lengths: jax.Array, size: int) -> jax.Array:
     return jnp.where(jnp.arange(size) < lengths[:, None], 0.0, MASKED)[:, None]
 
 
+def on_mesh() -> bool:
+    """Whether this is traced for several devices, see `jax.sharding.use_abstract_mesh`."""
+    return not jax.sharding.get_abstract_mesh().empty
+
+
 def grouped(q: jax.Array, groups: int) -> jax.Array:
-    """Splits heads: q [B, n, H, K] -> [B, G, n * per, K]."""
+    """Splits heads: q [B, n, H, K] -> [B, G, n * per, K]; on a mesh [B, G, per, n, K].
+
+    One matmul's rows are fastest on a CPU. But heads that lie on several devices cannot be joined
+    with queries: XLA would first gather all heads on each of them.
+    """
     batch, n, heads, width = q.shape
-    split = q.reshape(batch, n, groups, heads // groups, width).transpose(0, 2, 1, 3, 4)
-    return split.reshape(batch, groups, n * (heads // groups), width)
+    split = q.reshape(batch, n, groups, heads // groups, width)
+    if on_mesh():
+        return split.transpose(0, 2, 3, 1, 4)
+    return split.transpose(0, 2, 1, 3, 4).reshape(batch, groups, n * (heads // groups), width)
+
+
+def grouped_bias(bias: jax.Array, per: int) -> jax.Array:
+    """Gives bias [B, n, L], or [B, 1, L], the axes of `grouped`'s scores."""
+    if on_mesh():
+        return bias[:, None, None]
+    return (bias if bias.shape[1] == 1 else jnp.repeat(bias, per, axis=1))[:, None]
 
 
 def ungrouped(a: jax.Array, heads: int) -> jax.Array:
     """Undoes `grouped` on a part: [B, G, n * per, ...] -> [B, n, H, ...]."""
-    batch, groups, rows = a.shape[:3]
+    batch, groups = a.shape[:2]
     per = heads // groups
-    split = a.reshape(batch, groups, rows // per, per, *a.shape[3:])
-    return jnp.moveaxis(split, 1, 2).reshape(batch, rows // per, heads, *a.shape[3:])
+    if on_mesh():
+        split = jnp.moveaxis(a, 3, 1)
+    else:
+        split = jnp.moveaxis(a.reshape(batch, groups, -1, per, *a.shape[3:]), 1, 2)
+    return split.reshape(batch, split.shape[1], heads, *split.shape[4:])
 
 
 def over_cache(
@@ -130,9 +151,9 @@ def over_cache(
     bias = _padding_bias(cache.lengths, size)
     if since is not None:
         seen = jnp.arange(size) >= since.reshape(sequences, -1, 1)
-        # Rows of a group are ordered [query, head], see `grouped`.
-        bias = jnp.repeat(jnp.where(seen, bias, MASKED), heads // groups, axis=1)
-    own = part(rows, cache.keys[layer], cache.values[layer], bias[:, None], softcap)
+        bias = jnp.where(seen, bias, MASKED)
+    bias = grouped_bias(bias, heads // groups)
+    own = part(rows, cache.keys[layer], cache.values[layer], bias, softcap)
     joined = (ungrouped(a, heads) for a in own)
     return tuple(a.reshape(batch, n, *a.shape[2:]) for a in joined)
 
@@ -171,7 +192,7 @@ def prefill(
         groups, window = config.num_kv_heads, config.window(layer)
         keys.append(k.transpose(0, 2, 1, 3))
         values.append(v.transpose(0, 2, 1, 3))
-        bias = jnp.repeat(causal[window], per, axis=0)
+        bias = grouped_bias(causal[window][None], per)
         own = part(grouped(q, groups), keys[-1], values[-1], bias, softcap)
         parts = [tuple(ungrouped(a, config.num_heads) for a in own)]
         if before is not None:

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.models.mesh import local_devices, make_mesh
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.partitioning import weight_specs
 from lmsi_jax.models.weights import fuse, split_weights, turned
@@ -45,15 +45,13 @@ def make_spread(data: int, model: int, fsdp: bool) -> Spread:
     """
     if data * model == 1:
         return Spread()
-    devices = jax.local_devices()
+    devices = local_devices()
     if data * model > len(devices):
         raise LmsiError(
             f"Decoding.data = {data} and Decoding.model = {model} need {data * model} devices, "
             f"this process has {len(devices)}; lower one of them"
         )
-    grid = np.asarray(devices[: data * model]).reshape(data, model)
-    mesh = Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
-    return Spread(mesh, fsdp)
+    return Spread(make_mesh(devices, data, model), fsdp)
 
 
 def _tree(config: ModelConfig, spread: Spread) -> Any:
@@ -69,21 +67,39 @@ def decoding_weights(
     config: ModelConfig, params: Params, dtype: Any, spread: Spread = Spread()
 ) -> Params:
     """Returns the parameters as the loop reads them: cast, laid out for products, and placed."""
+    prepared = functools.partial(_prepared, config, dtype, spread)
+    return jax.jit(prepared, out_shardings=_weight_shardings(config, spread))(params)
 
-    def prepared(tree: Params) -> Params:
-        narrow = jax.tree.map(lambda a: a.astype(dtype), tree)
-        if spread.mesh is None:
-            return turned(config, fuse(config, narrow))
-        return split_weights(config, narrow)
 
+def decoding_shapes(
+    config: ModelConfig, params: Params, dtype: Any, spread: Spread = Spread()
+) -> Params:
+    """Returns `decoding_weights` with shapes in place of arrays, those of a mesh with shardings."""
+    shapes = jax.eval_shape(functools.partial(_prepared, config, dtype, spread), params)
     if spread.mesh is None:
-        return jax.jit(prepared)(params)
-    placed = jax.tree.map(
+        return shapes
+    return jax.tree.map(
+        lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where),
+        shapes,
+        _weight_shardings(config, spread),
+    )
+
+
+def _prepared(config: ModelConfig, dtype: Any, spread: Spread, params: Params) -> Params:
+    narrow = jax.tree.map(lambda a: a.astype(dtype), params)
+    if spread.mesh is None:
+        return turned(config, fuse(config, narrow))
+    return split_weights(config, narrow)
+
+
+def _weight_shardings(config: ModelConfig, spread: Spread) -> Any:
+    if spread.mesh is None:
+        return None
+    return jax.tree.map(
         functools.partial(NamedSharding, spread.mesh),
         _tree(config, spread),
         is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
     )
-    return jax.jit(prepared, out_shardings=placed)(params)
 
 
 def manual_specs(config: ModelConfig, spread: Spread) -> Any:

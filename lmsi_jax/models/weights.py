@@ -96,7 +96,8 @@ def projected(config: ModelConfig, p: Params, joint: str, x: jax.Array) -> list[
 def summed_outputs(p: Params, x: jax.Array, attended: jax.Array, hidden: jax.Array) -> jax.Array:
     """A parallel block's sum: x + attended times "attention_out" + hidden times "down"."""
     if "attention_out" in p:
-        return x + times(p, "attention_out", attended) + times(p, "down", hidden)
+        # Between themselves first: devices that hold parts of both then add up once.
+        return x + (times(p, "attention_out", attended) + times(p, "down", hidden))
     joined = times(p, "out", jnp.concatenate([attended, hidden], axis=-1))
     return x + _adapted(p, "down", hidden, _adapted(p, "attention_out", attended, joined))
 

@@ -14,11 +14,23 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
-from lmsi_jax.decoding.prefix import Cache, grouped, merge, over_cache, part, ungrouped
+from lmsi_jax.decoding.prefix import (
+    Cache,
+    grouped,
+    grouped_bias,
+    merge,
+    on_mesh,
+    over_cache,
+    part,
+    ungrouped,
+)
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import Attend
 
 _MASKED = -1e9
+_BLOCK = 64
+# A TPU's products want more rows, and each block is compiled on its own.
+_MESH_BLOCK = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +67,7 @@ def packed_attention(
     segments: jax.Array,
     positions: jax.Array,
     shared: Cache | None,
-    block: int = 64,
+    block: int | None = None,
 ) -> Attend:
     """Returns the `attend` callback for rows with segments [B, T] behind a shared prefix.
 
@@ -64,8 +76,9 @@ def packed_attention(
       segments: example number of each token, 0 for padding.
       positions: [B, T] position of each token, counted from the start of the shared prefix.
       shared: cache of the one prefix that all rows see, or None.
-      block: queries per block.
+      block: queries per block; None for what suits the devices.
     """
+    size = block or (_MESH_BLOCK if on_mesh() else _BLOCK)
     softcap = config.attention_softcap
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -73,10 +86,9 @@ def packed_attention(
         heads, groups, window = q.shape[2], k.shape[2], config.window(layer)
         keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         outputs = []
-        for one in _blocks(segments, window, block):
+        for one in _blocks(segments, window, size):
             own, queries = slice(one.first, one.end), q[:, one.start : one.end]
-            # Rows of a group are ordered [query, head], see `grouped`.
-            bias = jnp.repeat(one.bias, heads // groups, axis=1)[:, None]
+            bias = grouped_bias(one.bias, heads // groups)
             rows = grouped(queries, groups)
             mine = part(rows, keys[:, :, own], values[:, :, own], bias, softcap)
             parts = [tuple(ungrouped(a, heads) for a in mine)]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from lmsi_jax.decoding.prefix import Cache
+from lmsi_jax.decoding.prefix import Cache, on_mesh
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import block, embed
 from lmsi_jax.models.norms import norm
@@ -25,6 +25,8 @@ from lmsi_jax.training.attention import packed_attention
 
 # The prefix (None without one) and the rows on their way through the layers.
 _States = tuple[jax.Array | None, jax.Array]
+# Keys and values [1, P, G, K] with all places on each device; heads lie where they lie.
+_ALL_PLACES = PartitionSpec(None, None, PartitionSpec.UNCONSTRAINED, None)
 _Layer = Callable[[Params, _States], _States]
 
 
@@ -35,12 +37,7 @@ def laid_out(config: ModelConfig, params: Params) -> Params:
     """
     if not isinstance(params["final_norm"], dict):
         return params
-    return split_weights(config, params) if _spread() else fuse(config, params)
-
-
-def _spread() -> bool:
-    """Whether this is traced for a mesh."""
-    return not jax.sharding.get_abstract_mesh().empty
+    return split_weights(config, params) if on_mesh() else fuse(config, params)
 
 
 def packed_states(
@@ -56,17 +53,16 @@ def packed_states(
     Returns:
       The weights as `decoder.logits` takes them, and the rows' normalised states [B, T, D].
     """
-    spread = _spread()
     weights = laid_out(config, params)
     prefix = embed(config, weights, batch["prefix"])[None] if batch["prefix"].shape[0] else None
     states = (prefix, embed(config, weights, batch["tokens"]))
-    layers = [_layer(config, batch, layer, spread) for layer in range(len(config.windows))]
+    layers = [_layer(config, batch, layer) for layer in range(len(config.windows))]
     every = [weights[f"layer_{layer}"] for layer in range(config.num_layers)]
     _, rows = (_scanned if config.scan_layers else _in_turn)(layers, every, states)
     return weights, norm(config, weights["final_norm"], rows)
 
 
-def _layer(config: ModelConfig, batch: dict[str, jax.Array], layer: int, spread: bool) -> _Layer:
+def _layer(config: ModelConfig, batch: dict[str, jax.Array], layer: int) -> _Layer:
     """Returns what a layer does whose place in the pattern of windows is `layer`."""
     length = batch["prefix_length"][None]
     places = jnp.arange(batch["prefix"].shape[0])[None]
@@ -79,7 +75,7 @@ def _layer(config: ModelConfig, batch: dict[str, jax.Array], layer: int, spread:
         attend = packed_attention(config, batch["segments"], batch["positions"], shared)
         angles = angles_of(config, batch["positions"])
         rows = block(config, p, layer, rows, angles, attend)
-        if spread:
+        if on_mesh():
             rows = jax.lax.with_sharding_constraint(rows, PartitionSpec("data"))
         return prefix, rows
 
@@ -102,14 +98,21 @@ def _prefix_layer(
     length: jax.Array,
 ) -> tuple[jax.Array, Cache]:
     """A layer over the prefix [1, P, D]; returns its output, and its keys and values."""
-    own = packed_attention(config, (places < length[:, None]).astype(jnp.int32), places, None)
+    # In one block on a mesh: each device takes its share of the queries.
+    at_once = prefix.shape[1] if on_mesh() else None
+    real = (places < length[:, None]).astype(jnp.int32)
+    own = packed_attention(config, real, places, None, at_once)
     made: list[tuple[jax.Array, jax.Array]] = []
 
     def attend(at: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        if on_mesh():  # every row sees all of them
+            k, v = (jax.lax.with_sharding_constraint(a, _ALL_PLACES) for a in (k, v))
         made.append((k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)))
         return own(at, q, k, v)
 
     prefix = block(config, p, layer, prefix, angles_of(config, places), attend)
+    if on_mesh():
+        prefix = jax.lax.with_sharding_constraint(prefix, PartitionSpec(None, "data"))
     ((keys, values),) = made
     # Whatever layer is asked for, it is this one.
     return prefix, Cache([keys] * (layer + 1), [values] * (layer + 1), length)

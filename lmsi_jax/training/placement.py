@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, use_abstract_mesh
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.models.mesh import local_devices, make_mesh
 from lmsi_jax.models.partitioning import weight_specs
 
 if TYPE_CHECKING:
@@ -33,25 +34,23 @@ def mesh_of(training: "Training") -> Mesh | None:
     Raises:
       LmsiError: there are not that many devices, or a process would have no part in the mesh.
     """
-    return _mesh(training.data, training.model)
+    return _mesh(training.data, training.model, local_devices())
 
 
 @functools.cache
-def _mesh(data: int, model: int) -> Mesh | None:
+def _mesh(data: int, model: int, devices: tuple[jax.Device, ...]) -> Mesh | None:
     wanted = data * model
     if wanted == 1:
         return None
-    devices = jax.local_devices()
     if wanted > len(devices):
-        devices = jax.devices()
+        devices = tuple(jax.devices())
         if wanted != len(devices):
             raise LmsiError(
                 f"Training.data = {data} and Training.model = {model} need {wanted} devices; this "
                 f"process has {jax.local_device_count()}, all processes {len(devices)} together. "
                 "Use at most the first number, or exactly the second"
             )
-    grid = np.asarray(devices[:wanted]).reshape(data, model)
-    return Mesh(grid, ("data", "model"), axis_types=(AxisType.Auto, AxisType.Auto))
+    return make_mesh(devices, data, model)
 
 
 def spans(training: "Training") -> bool:

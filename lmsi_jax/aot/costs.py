@@ -1,0 +1,232 @@
+"""What a compiled program makes one chip do: collectives, how often, and FLOPs.
+
+XLA's own cost analysis counts a loop's body once. Here each computation counts as often as it is
+run: a loop's body as often as it is known to turn, and each branch of a conditional once, as if all
+were taken.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Iterator
+
+from lmsi_jax.aot.hlo import (
+    Instruction,
+    array_bytes,
+    array_sizes,
+    arrays,
+    group_size,
+    parsed,
+    sizes,
+)
+
+_KINDS = (
+    *("all-gather", "all-reduce", "reduce-scatter", "all-to-all"),
+    *("collective-permute", "collective-broadcast", "ragged-all-to-all"),
+)
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_BRANCHES = re.compile(
+    r"(?:branch_computations=\{([^}]*)\}|(?:true|false)_computation=(%?[\w.\-]+))"
+)
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """The collectives of one kind, for one chip.
+
+    Attributes:
+      count: how many are run.
+      bytes: what the chip takes in over the interconnect, by the ring algorithms: of a group of n,
+        (n - 1) / n of an all-gather's result, of a reduce-scatter's operand and of an all-to-all,
+        twice that of an all-reduce, and all of a permutation's.
+    """
+
+    count: int = 0
+    bytes: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What one chip runs.
+
+    Attributes:
+      collectives: by kind; reductions that XLA writes as an all-reduce and keeps a share of are
+        "reduce-scatter".
+      largest: (kind, shape, times, bytes) of the collectives with the most bytes.
+      flops: of the matrix products alone, padding excluded.
+      cycles: XLA's estimates added up, of the operations that it gives one for.
+      unknown_loops: loops whose turns are not known; they count once.
+    """
+
+    collectives: dict[str, Traffic]
+    largest: tuple[tuple[str, str, int, float], ...]
+    flops: float
+    cycles: float
+    unknown_loops: int
+
+
+def read(text: str, most: int = 12) -> Program:
+    """Returns what a compiled module (`compiled.as_text()`) makes one chip do.
+
+    Args:
+      text: the module.
+      most: how many of the largest collectives to name.
+    """
+    entry, computations = parsed(text)
+    times, unknown = _times(entry, computations)
+    flops = cycles = 0.0
+    # XLA for TPU cuts a collective into pieces between which it computes, each with a copy of the
+    # whole under the same channel: one of them counts.
+    found: dict[str, tuple[int, str, str, float]] = {}
+    for name, body in computations.items():
+        if not times[name]:
+            continue
+        results = {one.name: one.result for one in body}
+        for one in body:
+            estimate = re.search(r'"estimated_cycles":"(\d+)"', one.attributes)
+            cycles += times[name] * int(estimate[1]) if estimate else 0
+            flops += times[name] * _flops(one, results)
+            traffic = _traffic(name, one, results)
+            if traffic is not None:
+                channel = re.search(r"channel_id=(\d+)", one.attributes)
+                key = channel[1] if channel else one.name
+                each = (times[name], traffic[0], " ".join(arrays(one.result)), traffic[1])
+                found[key] = max(found.get(key, each), each)
+    return Program(
+        collectives=_by_kind(found.values()),
+        largest=_largest(found.values(), most),
+        flops=flops,
+        cycles=cycles,
+        unknown_loops=unknown,
+    )
+
+
+_Found = Iterable[tuple[int, str, str, float]]  # times, kind, shape, bytes
+
+
+def _by_kind(found: _Found) -> dict[str, Traffic]:
+    kinds: dict[str, Traffic] = {}
+    for times, kind, _, size in found:
+        old = kinds.get(kind, Traffic())
+        kinds[kind] = Traffic(count=old.count + times, bytes=old.bytes + times * size)
+    return dict(sorted(kinds.items()))
+
+
+def _largest(found: _Found, most: int) -> tuple[tuple[str, str, int, float], ...]:
+    sums: dict[tuple[str, str], tuple[int, float]] = {}
+    for times, kind, shape, size in found:
+        count, total = sums.get((kind, shape), (0, 0.0))
+        sums[kind, shape] = count + times, total + times * size
+    order = sorted(sums, key=lambda key: (-sums[key][1], key))
+    return tuple((*key, *sums[key]) for key in order[:most])
+
+
+def _times(entry: str, computations: dict[str, list[Instruction]]) -> tuple[dict[str, int], int]:
+    """How often each computation is run, and of how many loops that is not known."""
+    times: collections.Counter[str] = collections.Counter()
+    unknown = 0
+
+    def visit(name: str, factor: int) -> None:
+        nonlocal unknown
+        times[name] += factor
+        for one in computations.get(name, ()):
+            trips = 1
+            if one.operation == "while":
+                known = _trips(one, computations)
+                trips = known or 1
+                unknown += known is None
+            for called in _called(one):
+                visit(called, factor * trips)
+
+    visit(entry, 1)
+    return times, unknown
+
+
+def _trips(loop: Instruction, computations: dict[str, list[Instruction]]) -> int | None:
+    """How often a loop turns: as XLA notes, or as its condition `counter < constant` says.
+
+    Counters begin at 0 and rise by 1, as those of `jax.lax.scan` and `fori_loop(0, n)` do.
+    """
+    known = _TRIPS.search(loop.attributes)
+    if known:
+        return int(known[1])
+    name = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
+    body = {one.name: one for one in computations.get(name[1] if name else "", ())}
+    tests = [one for one in body.values() if one.operation == "compare"]
+    if len(tests) != 1 or "direction=LT" not in tests[0].attributes:
+        return None
+    limit = body.get(tests[0].operands[-1])
+    if limit is None or limit.operation != "constant":
+        return None
+    return int(limit.literal)
+
+
+def _called(one: Instruction) -> Iterator[str]:
+    """The computations that an instruction runs; not the scalar ones of reductions."""
+    if one.operation == "conditional":
+        for several, single in _BRANCHES.findall(one.attributes):
+            yield from (name.strip().lstrip("%") for name in (several or single).split(","))
+    elif one.operation in ("fusion", "while", "call", "async-start"):
+        yield from _CALLED.findall(one.attributes)
+
+
+def _traffic(inside: str, one: Instruction, results: dict[str, str]) -> tuple[str, float] | None:
+    """A collective's kind and bytes; `inside` is the computation that it stands in."""
+    kind = one.operation.removesuffix("-start")
+    if kind not in _KINDS:
+        return None
+    operand = float(sum(array_bytes(results.get(name, "")) for name in one.operands))
+    if kind == "collective-permute":
+        return kind, operand
+    if kind == "all-reduce" and inside.startswith("all-reduce-scatter"):
+        kind = "reduce-scatter"
+    size = group_size(one.attributes)
+    whole = operand * size if kind == "all-gather" else operand
+    return kind, whole * (size - 1) / size * (2 if kind == "all-reduce" else 1)
+
+
+def _flops(one: Instruction, results: dict[str, str]) -> float:
+    """Of a matrix product: twice its multiplications."""
+    if one.operation not in ("dot", "convolution"):
+        return 0.0
+    left, right = (array_sizes(results[name]) for name in one.operands[:2])
+    out = array_sizes(one.result)
+    if one.operation == "dot":
+        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", one.attributes)
+        inner = math.prod(left[axis] for axis in sizes(axes[1])) if axes else 1
+        return 2.0 * math.prod(out) * inner
+    return _convolution_flops(one.attributes, left, right, out)
+
+
+def _convolution_flops(
+    attributes: str, left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...]
+) -> float:
+    """XLA for TPU writes products so; a batch axis is then a window that meets one place."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
+    assert labels is not None, "a convolution names its axes"
+    window = re.search(r"window=\{([^}]*)\}", attributes)
+    fields = dict(part.split("=") for part in window[1].split()) if window else {}
+    total = 2.0 * out[labels[3].index("b")] * out[labels[3].index("f")]
+    total *= right[labels[2].index("i")]
+    for axis in (letter for letter in labels[1] if letter.isdigit()):
+        total *= _pairs(fields, int(axis), left[labels[1].index(axis)], out[labels[3].index(axis)])
+    return total
+
+
+def _pairs(fields: dict[str, str], axis: int, size: int, out: int) -> int:
+    """Pairs of a place of the output and one of the kernel that meet a real place of the input."""
+
+    def field(name: str, default: int) -> int:
+        return int(fields[name].split("x")[axis]) if name in fields else default
+
+    width, stride, dilation = field("size", 1), field("stride", 1), field("rhs_dilate", 1)
+    base = field("lhs_dilate", 1)
+    low = int(fields["pad"].split("x")[axis].split("_")[0]) if "pad" in fields else 0
+    return sum(
+        0 <= at <= (size - 1) * base and at % base == 0
+        for place in range(out)
+        for tap in range(width)
+        for at in [place * stride + tap * dilation - low]
+    )
