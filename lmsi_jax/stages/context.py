@@ -9,9 +9,9 @@ from etils import epath
 
 from lmsi_jax.decoding.engine import Engine
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.files import file_sha256, read_json
+from lmsi_jax.files import read_json
 from lmsi_jax.models.decoder import Params, fresh_params, parameter_shapes
-from lmsi_jax.models.tokenizer import SentencePiece
+from lmsi_jax.models.tokenizer import FileTokenizer, open_tokenizer
 from lmsi_jax.processes import Processes
 from lmsi_jax.records import Question
 from lmsi_jax.run import Questions, Run
@@ -71,20 +71,21 @@ class Context:
 
     @functools.cached_property
     def tokenizer_path(self) -> str:
-        """The SentencePiece model file."""
+        """The tokenizer's file or folder."""
         name = self.run.tokenizer
         return str(embedded_path("tokenizer.model") if name == "embedded" else name)
 
     @functools.cached_property
-    def tokenizer(self) -> SentencePiece:
+    def tokenizer(self) -> FileTokenizer:
         """The run's tokenizer.
 
         Raises:
-          LmsiError: the file is none, or the model has another number of ids.
+          LmsiError: the file is none, or the model has another number of ids. Hugging Face's models
+            often have more than their tokenizer, so that the table divides well.
         """
-        tokenizer = SentencePiece(self.tokenizer_path)
+        tokenizer = open_tokenizer(self.tokenizer_path)
         ids, wanted = tokenizer.vocab_size, self.run.model.vocab_size
-        if ids != wanted:
+        if ids > wanted or (ids < wanted and not tokenizer.has_spare_ids):
             raise LmsiError(
                 f"the tokenizer {self.tokenizer_path} has {ids} ids, ModelConfig.vocab_size is "
                 f"{wanted}; set Run.tokenizer to the one that the checkpoint was trained with"
@@ -100,7 +101,7 @@ class Context:
     @functools.cached_property
     def base_fingerprint(self) -> str:
         """What identifies the base model and its tokenizer: their files' hashes."""
-        vocabulary = file_sha256(self.tokenizer.path)
+        vocabulary = self.tokenizer.fingerprint
         return f"{checkpoints.digest(self.params(0))[:32]}{vocabulary[:32]}"
 
     @functools.cached_property

@@ -26,7 +26,7 @@ class Examples:
     Args:
       sources: examples by source, "weak" and "strong".
       rates: share of each source in the stream; sources at rate 0 are left out.
-      tokenizer_path: a SentencePiece model file.
+      tokenizer_path: `Run.tokenizer`'s file or folder.
       task_rates: how often each task is drawn within its source; tasks that are not named are left
         out. None: by the number of their examples.
       seed: fixes the order.
@@ -118,16 +118,19 @@ def _mixture(parts: Sequence[_Part], tokenizer_path: str) -> Any:
     """Registers the tasks and their mixture anew, and returns the mixture."""
     import seqio
 
+    from lmsi_jax.tasks.vocabularies import open_vocabulary
+
+    vocabulary = open_vocabulary(tokenizer_path)
     for name, examples, _, group in parts:
         if name in seqio.TaskRegistry.names():
             seqio.TaskRegistry.remove(name)
-        _add_task(name, examples, tokenizer_path, group)
+        _add_task(name, examples, vocabulary, group)
     if "lmsi_examples" in seqio.MixtureRegistry.names():
         seqio.MixtureRegistry.remove("lmsi_examples")
     return seqio.MixtureRegistry.add("lmsi_examples", [(name, rate) for name, _, rate, _ in parts])
 
 
-def _add_task(name: str, examples: Sequence[Example], tokenizer_path: str, group: int) -> None:
+def _add_task(name: str, examples: Sequence[Example], vocabulary: Any, group: int) -> None:
     import seqio
     import tensorflow as tf
 
@@ -144,7 +147,6 @@ def _add_task(name: str, examples: Sequence[Example], tokenizer_path: str, group
         del split, shuffle_files, seed  # one split, already in memory; SeqIO shuffles it
         return tf.data.Dataset.from_tensor_slices(columns)
 
-    vocabulary = seqio.SentencePieceVocabulary(tokenizer_path)
     text = seqio.Feature(vocabulary=vocabulary, add_eos=False)
     number = seqio.PassThroughVocabulary(size=0)
     seqio.TaskRegistry.add(
@@ -169,11 +171,16 @@ def _add_task(name: str, examples: Sequence[Example], tokenizer_path: str, group
 def _tokenize(dataset: Any, output_features: Mapping[str, Any]) -> Any:
     import tensorflow as tf
 
+    from lmsi_jax.tasks.vocabularies import encode_prompt
+
     def one(row: dict[str, Any]) -> dict[str, Any]:
         """Encodes one example's texts."""
+        vocabulary = output_features["targets"].vocabulary
+        prefix, inputs = encode_prompt(vocabulary, row["prefix"], row["inputs"])
         texts = {
-            k: output_features[k].vocabulary.encode_tf(row[k])
-            for k in ("prefix", "inputs", "targets")
+            "prefix": prefix,
+            "inputs": inputs,
+            "targets": vocabulary.encode_tf(row["targets"]),
         }
         return {**row, **texts, "weight": tf.cast(row["weight"], tf.float32)}
 
