@@ -9,7 +9,7 @@ character is complete.
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
@@ -152,9 +152,9 @@ def _bytes_of_tokens(tokenizer: Any, spec: dict[str, Any]) -> dict[int, bytes] |
     """
     decoder = spec.get("decoder") or {}
     parts = [part["type"] for part in decoder.get("decoders", [decoder]) if part]
+    write: Callable[[str], bytes]
     if parts == ["ByteLevel"]:
-        table = _byte_letters()
-        write = functools.partial(_from_letters, table)
+        write = functools.partial(_from_letters, _byte_letters())
     elif parts == ["Replace", "ByteFallback", "Fuse"]:
         write = _from_piece
     else:

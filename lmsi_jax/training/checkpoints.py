@@ -234,7 +234,7 @@ def optimizer_arrays(folder: epath.PathLike) -> dict[str, jax.Array]:
       LmsiError: it is none, or it is incomplete.
     """
     folder = epath.Path(folder)
-    _, metadata = _opened(folder, together=False)
+    _, metadata = opened(folder)
     like = {"state": {"param_states": metadata["state"].get("param_states", {})}}
     return _named(_read(folder, like, None, together=False)["state"]["param_states"])
 
@@ -295,7 +295,7 @@ def _nested(named: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _opened(folder: epath.Path, together: bool) -> tuple[ocp.Checkpointer, Any]:
+def opened(folder: epath.Path, together: bool = False) -> tuple[ocp.Checkpointer, Any]:
     """Returns what reads a checkpoint's state, and the tree of its arrays' shapes.
 
     Raises:
@@ -307,7 +307,7 @@ def _opened(folder: epath.Path, together: bool) -> tuple[ocp.Checkpointer, Any]:
     handler = ocp.Checkpointer(
         _handlers(together)["state"], multiprocessing_options=_processes(together)
     )
-    metadata = _attempt(folder, lambda: handler.metadata(item).item_metadata.tree)
+    metadata = attempt(folder, lambda: handler.metadata(item).item_metadata.tree)
     if not isinstance(metadata, dict) or "target" not in metadata:
         found = sorted(metadata) if isinstance(metadata, dict) else type(metadata).__name__
         raise LmsiError(
@@ -321,9 +321,10 @@ def _read(folder: epath.Path, like: Any, places: Any, together: bool) -> Any:
     """Reads the arrays that `like` names, after looking whether they are there and fit.
 
     Returns:
-      `like` with arrays in place of its leaves; with those of `places`, sharded that way.
+      `like` with arrays in place of its leaves, of their types (a checkpoint may hold bfloat16);
+      with those of `places`, sharded that way.
     """
-    handler, metadata = _opened(folder, together)
+    handler, metadata = opened(folder, together)
     saved, wanted = _named(metadata), _named(like)
     _check_match(folder, wanted, saved)
     where = {} if places is None else _named(places)
@@ -331,18 +332,21 @@ def _read(folder: epath.Path, like: Any, places: Any, together: bool) -> Any:
     def how(path: Any, _: Any) -> ocp.RestoreArgs:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
         if name in where:
-            return ocp.ArrayRestoreArgs(sharding=where[name])
+            return ocp.ArrayRestoreArgs(sharding=where[name], dtype=wanted[name].dtype)
         return ocp.RestoreArgs(restore_type=np.ndarray)
 
     args = jax.tree_util.tree_map_with_path(how, metadata)
     tree = _named(
-        _attempt(folder, lambda: handler.restore((folder / "state").resolve(), restore_args=args))
+        attempt(folder, lambda: handler.restore((folder / "state").resolve(), restore_args=args))
     )
-    leaves = [tree[name] if name in where else jax.numpy.asarray(tree[name]) for name in wanted]
+    leaves = [
+        tree[name] if name in where else jax.numpy.asarray(tree[name], leaf.dtype)
+        for name, leaf in wanted.items()
+    ]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _attempt(folder: epath.Path, read: Callable[[], Any]) -> Any:
+def attempt(folder: epath.Path, read: Callable[[], Any]) -> Any:
     """Reads; says what is wrong with the folder where that fails."""
     try:
         return read()
