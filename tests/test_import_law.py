@@ -36,7 +36,8 @@ FILES = {
 FILELESS = {
     *PURE,
     *(f"decoding.{name}" for name in ("keys", "sampling", "prefix", "loop", "engine")),
-    *(f"models.{name}" for name in ("config", "decoder", "partitioning")),
+    *(f"models.{name}" for name in ("config", "decoder", "mlp", "norms", "params", "partitioning")),
+    *(f"models.{name}" for name in ("positions", "products", "rope", "weights")),
     *(
         f"training.{name}"
         for name in ("attention", "losses", "optimizers", "teacher", "preferences", "scoring")

@@ -20,7 +20,7 @@ from lmsi_jax.decoding.stops import Stops
 from lmsi_jax.decoding.stream import Device, Limit, Settled, Stream
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params
+from lmsi_jax.models.params import Params
 from lmsi_jax.models.tokenizer import Tokenizer, encode_first
 from lmsi_jax.records import Path
 

@@ -30,13 +30,9 @@ from lmsi_jax.decoding.spread import (
     whole,
 )
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import (
-    Attend,
-    Params,
-    angles_of,
-    hidden_states,
-    logits,
-)
+from lmsi_jax.models.decoder import Attend, hidden_states, logits
+from lmsi_jax.models.params import Params
+from lmsi_jax.models.positions import angles_of
 
 
 @jax.tree_util.register_dataclass

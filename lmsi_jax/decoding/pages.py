@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from lmsi_jax.decoding.prefix import MASKED, Part
-from lmsi_jax.models.decoder import soft_cap, wide_matmul
+from lmsi_jax.models.products import soft_cap, wide_matmul
 
 _TERMS = 32  # additions written out one by one
 
@@ -112,7 +112,7 @@ def over_entries(
       keys: [B, G, n, K].
       values: likewise.
       seen: [B, 1, n, 1] or what broadcasts to it: which entries count.
-      softcap: see `decoder.soft_cap`.
+      softcap: see `products.soft_cap`.
 
     Returns:
       maximum [B, G, per], sum of exponentials [B, G, per], weighted values [B, G, per, K].
@@ -152,7 +152,7 @@ def over_pages(
       table: who owns them.
       position: [W] the path position of each row's query.
       window: a query sees this many positions with its own; 0 for all.
-      softcap: see `decoder.soft_cap`.
+      softcap: see `products.soft_cap`.
 
     Returns:
       maximum [W, H], sum of exponentials [W, H], weighted values [W, H, K]; a row without pages

@@ -17,7 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params, angles_of, hidden_states, soft_cap, wide_matmul
+from lmsi_jax.models.decoder import hidden_states
+from lmsi_jax.models.params import Params
+from lmsi_jax.models.positions import angles_of
+from lmsi_jax.models.products import soft_cap, wide_matmul
 
 MASKED = -1e9
 Part = tuple[jax.Array, ...]
@@ -149,7 +152,7 @@ def prefill(
 
     Args:
       config: the model's shape.
-      fused: `decoder.fuse` of the parameters.
+      fused: `weights.fuse` of the parameters.
       tokens: padded on the right.
       lengths: [B] real tokens in each row.
       before: the shared sequence that stands before every row, or None.

@@ -16,8 +16,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params, fuse, split_weights, turned
+from lmsi_jax.models.params import Params
 from lmsi_jax.models.partitioning import weight_specs
+from lmsi_jax.models.weights import fuse, split_weights, turned
 
 LANES = PartitionSpec("data")
 EVERYWHERE = PartitionSpec()

@@ -17,7 +17,7 @@ from lmsi_jax.decoding.scheduler import Running, Scheduler
 from lmsi_jax.decoding.spread import Spread, lanes_sharding
 from lmsi_jax.decoding.stops import Ending, Stops
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params
+from lmsi_jax.models.params import Params
 from lmsi_jax.records import Path
 
 Limit = Callable[[str, int], int]

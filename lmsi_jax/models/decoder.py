@@ -2,7 +2,7 @@
 
 The functions below take the parameter tree and an `attend` callback. Training passes attention over
 a packed batch, the decode loop passes attention over shared caches; everything else is the same
-code.
+code, for every family of `ModelConfig`.
 
 Precision: states and products have the parameters' type. What adds up or spreads rounding is
 float32 whatever that type is: norms, rotary positions, the softmax and the scores of the tokens.
@@ -10,9 +10,7 @@ float32 whatever that type is: norms, rotary positions, the softmax and the scor
 Shapes: N rows of any leading shape, D embed, H query heads, G kv heads, K head dim, F mlp, V vocab.
 """
 
-import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,206 +18,113 @@ from flax import linen as nn
 from flax.linen import partitioning
 
 from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.models.mlp import gated
+from lmsi_jax.models.norms import norm
+from lmsi_jax.models.params import Array, Params, layer_arrays, scale, table
+from lmsi_jax.models.positions import Angles, angles_of, layer_angles, rotate
+from lmsi_jax.models.products import soft_cap, wide_matmul
+from lmsi_jax.models.weights import fuse, projected, summed_outputs, times
 
-Params = dict[str, Any]
 # (layer, query [..., H, K], key [..., G, K], value [..., G, K]) -> [..., H, K]
 Attend = Callable[[int, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-_INTO = ("query", "key", "value", "gate", "up")
-
-
-def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
-    """Divides each row of x [..., D] by its root mean square, in float32; the type is x's."""
-    wide = x.astype(jnp.float32)
-    inverse = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + epsilon)
-    return _scaled(wide * inverse, scale.astype(jnp.float32)).astype(x.dtype)
-
-
-@jax.custom_vjp
-def _scaled(rows: jax.Array, scale: jax.Array) -> jax.Array:
-    return rows * scale
-
-
-def _scaled_backward(
-    kept: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    rows, scale = kept
-    each = (gradient * rows).reshape(-1, scale.shape[0])
-    # A sum over rows as a product: XLA's own takes ten times as long on CPUs.
-    ones = jnp.ones((1, each.shape[0]), each.dtype)
-    return gradient * scale, jnp.matmul(ones, each, precision="highest")[0]
-
-
-_scaled.defvjp(lambda rows, scale: (rows * scale, (rows, scale)), _scaled_backward)
-
-
-def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Returns cos and sin [..., 1, K/2] for positions [...], in float32 (Su et al. 2021)."""
-    frequency = theta ** (-jnp.arange(head_dim // 2, dtype=jnp.float32) / (head_dim // 2))
-    angle = positions[..., None, None].astype(jnp.float32) * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates x [..., heads, K] by `rotary_angles`, in float32; the type is x's."""
-    cos, sin = angles
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
-
-
-def angles_of(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`rotary_angles` of a model's heads."""
-    return rotary_angles(positions, config.head_dim, config.rope_theta)
-
-
-def soft_cap(scores: jax.Array, cap: float) -> jax.Array:
-    """Keeps scores within -cap and cap, in their own type; 0.0 leaves them alone (Gemma 2)."""
-    return cap * jnp.tanh(scores / cap) if cap else scores
-
-
-def _product(turned: bool, a: jax.Array, b: jax.Array, **how: Any) -> jax.Array:
-    """a @ b, or a @ b's transpose, as one product that names the axes: a transpose before it
-    would be carried out."""
-    batch = tuple(range(b.ndim - 2))
-    axes = (((a.ndim - 1,), (b.ndim - (1 if turned else 2),)), (batch, batch))
-    return jax.lax.dot_general(a, b, axes, **how)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _wide(turned: bool, a: jax.Array, b: jax.Array) -> jax.Array:
-    return _product(turned, a, b, preferred_element_type=jnp.float32)
-
-
-def _wide_backward(
-    turned: bool, operands: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    _, pull = jax.vjp(functools.partial(_product, turned), *operands)
-    return pull(gradient.astype(operands[0].dtype))
-
-
-# Left to itself, JAX would multiply the float32 gradient by float32 copies of the operands.
-_wide.defvjp(lambda turned, a, b: (_wide(turned, a, b), (a, b)), _wide_backward)
-
-
-def wide_matmul(a: jax.Array, b: jax.Array, turned: bool = False) -> jax.Array:
-    """a @ b of one float type, with sums and result in float32; the gradient's products likewise.
-
-    No operand is widened: bfloat16 matrices are multiplied as such, forward and backward.
-
-    Args:
-      a: [..., n, K], or [..., K] where b has two axes.
-      b: [..., K, m]; with `turned` [..., m, K].
-      turned: as fast, and on XLA's CPU back end a row's bits are then the same whatever n.
-    """
-    return _product(turned, a, b) if a.dtype == jnp.float32 else _wide(turned, a, b)
-
-
-def fuse(config: ModelConfig, params: Params) -> Params:
-    """Joins each layer's projections into one matrix in and one out: two matmuls, not seven.
-
-    The parallel block reads one normalised input, so query, key, value, gate and up are one
-    product, and the two outputs are one sum.
-    """
-    fused = {"embedding": params["embedding"], "final_norm": params["final_norm"]["scale"]}
-    for layer in range(config.num_layers):
-        p = params[f"layer_{layer}"]
-        fused[f"layer_{layer}"] = {
-            "norm": p["norm"],
-            "into": jnp.concatenate([p[name] for name in _INTO], axis=1),
-            "out": jnp.concatenate([p["attention_out"], p["down"]], axis=0),
-        }
-    return fused
-
-
-def turned(config: ModelConfig, fused: Params) -> Params:
-    """`fuse`'s tree with the layers' matrices stored [out, in].
-
-    Equally fast, and XLA's kernels for CPUs then give a row of the product the same bits whatever
-    the number of rows; as [in, out] they change below 48 rows.
-    """
-    layers = {f"layer_{layer}": dict(fused[f"layer_{layer}"]) for layer in range(config.num_layers)}
-    for layer in layers.values():
-        layer |= {f"{name}_turned": layer.pop(name).T for name in ("into", "out")}
-    return fused | layers
-
-
-def _projected(config: ModelConfig, p: Params, normed: jax.Array) -> list[jax.Array]:
-    """Query, key, value, gate and up of normalised rows, from one product or from five."""
-    if "query" in p:
-        return [normed @ p[name] for name in _INTO]
-    heads, groups, width = config.num_heads, config.num_kv_heads, config.head_dim
-    sizes = [heads * width, groups * width, groups * width, config.mlp_dim, config.mlp_dim]
-    joined = normed @ p["into"] if "into" in p else _product(True, normed, p["into_turned"])
-    return jnp.split(joined, [sum(sizes[: i + 1]) for i in range(4)], axis=-1)
-
-
 def block(
-    config: ModelConfig, p: Params, layer: int, x: jax.Array, angles: Any, attend: Attend
+    config: ModelConfig,
+    p: Params,
+    layer: int,
+    x: jax.Array,
+    angles: tuple[Angles, ...],
+    attend: Attend,
 ) -> jax.Array:
-    """One layer with the weights p: x [..., D] at positions of `angles` -> x [..., D]."""
-    normed = rms_norm(x, p["norm"], config.norm_epsilon)
-    q, k, v, gate, up = _projected(config, p, normed)
-    q, k, v = (a.reshape(*a.shape[:-1], -1, config.head_dim) for a in (q, k, v))
-    attended = attend(layer, rotate(q, angles) * config.head_dim**-0.5, rotate(k, angles), v)
+    """One layer with the weights p: x [..., D] at positions of `angles_of` -> x [..., D]."""
+    if config.block == "sequential":
+        x += _attention(config, p, layer, x, angles, attend)
+        return x + _mlp(config, p, x)
+    q, k, v, gate, up = projected(config, p, "into", norm(config, p["norm"], x))
+    attended = _attended(config, p, layer, (q, k, v), angles, attend)
+    return summed_outputs(p, x, attended, gated(config.activation, gate, up))
+
+
+def _attention(
+    config: ModelConfig,
+    p: Params,
+    layer: int,
+    x: jax.Array,
+    angles: tuple[Angles, ...],
+    attend: Attend,
+) -> jax.Array:
+    """What a sequential block's attention adds to x."""
+    q, k, v = projected(config, p, "into", norm(config, p["attention_norm"], x))
+    out = times(p, "attention_out", _attended(config, p, layer, (q, k, v), angles, attend))
+    return norm(config, p["attention_post_norm"], out) if config.post_norms else out
+
+
+def _mlp(config: ModelConfig, p: Params, x: jax.Array) -> jax.Array:
+    """What a sequential block's MLP adds to x."""
+    gate, up = projected(config, p, "gate_up", norm(config, p["mlp_norm"], x))
+    out = times(p, "down", gated(config.activation, gate, up))
+    return norm(config, p["mlp_post_norm"], out) if config.post_norms else out
+
+
+def _attended(
+    config: ModelConfig,
+    p: Params,
+    layer: int,
+    projections: tuple[jax.Array, jax.Array, jax.Array],
+    angles: tuple[Angles, ...],
+    attend: Attend,
+) -> jax.Array:
+    """Query, key and value, heads joined, through `attend`: [..., H * K]."""
+    q, k, v = (a.reshape(*a.shape[:-1], -1, config.head_dim) for a in projections)
+    if config.qk_norm:
+        q, k = norm(config, p["query_norm"], q), norm(config, p["key_norm"], k)
+    own = layer_angles(config, layer, angles)
+    gain = (config.query_scalar or config.head_dim) ** -0.5
+    attended = attend(layer, rotate(q, own) * gain, rotate(k, own), v)
     # Attention is merged in float32, and must not pull the rest of the model along.
-    attended = attended.reshape(*x.shape[:-1], -1).astype(x.dtype)
-    hidden = _gated(gate, up)
-    if "attention_out" in p:
-        return x + attended @ p["attention_out"] + hidden @ p["down"]
-    both = jnp.concatenate([attended, hidden], axis=-1)
-    return x + (both @ p["out"] if "out" in p else _product(True, both, p["out_turned"]))
+    return attended.reshape(*attended.shape[:-2], -1).astype(v.dtype)
 
 
-@jax.custom_vjp
-def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
-    return nn.silu(gate) * up
-
-
-def _gated_backward(
-    kept: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    gate, up = kept
-    share = jax.nn.sigmoid(gate)
-    return gradient * up * share * (1 + gate * (1 - share)), gradient * gate * share
-
-
-# Keeps two arrays where JAX would keep five: they are read back slower than computed anew.
-_gated.defvjp(lambda gate, up: (_gated(gate, up), (gate, up)), _gated_backward)
+def embed(config: ModelConfig, weights: Params, tokens: jax.Array) -> jax.Array:
+    """What the first layer reads: tokens [...] -> [..., D]."""
+    x = weights["embedding"][tokens]
+    # A Python number takes the type of x: so the root is rounded to it, as Gemma was trained.
+    return x * config.embed_dim**0.5 if config.scale_embeddings else x
 
 
 def hidden_states(
     config: ModelConfig,
-    fused: Params,
+    weights: Params,
     tokens: jax.Array,
-    angles: tuple[jax.Array, jax.Array],
+    angles: tuple[Angles, ...],
     attend: Attend,
 ) -> jax.Array:
     """Runs all layers; tokens [...] and their `angles_of` positions -> normalised states [..., D].
 
     The angles come from outside so that a loop can take them before it begins: inside, XLA takes
     the cosines anew for every head and layer.
+
+    Args:
+      config: the model's shape.
+      weights: the parameters as `weights` lays them out.
+      tokens: ids.
+      angles: of their positions.
+      attend: attention.
     """
-    x = fused["embedding"][tokens]
+    x = embed(config, weights, tokens)
     for layer in range(config.num_layers):
-        x = block(config, fused[f"layer_{layer}"], layer, x, angles, attend)
-    return rms_norm(x, fused["final_norm"], config.norm_epsilon)
+        x = block(config, weights[f"layer_{layer}"], layer, x, angles, attend)
+    return norm(config, weights["final_norm"], x)
 
 
-def split_weights(config: ModelConfig, params: Params) -> Params:
-    """`fuse`'s tree with the projections apart: for devices that hold a part of each."""
-    layers = {f"layer_{layer}": params[f"layer_{layer}"] for layer in range(config.num_layers)}
-    own = {"embedding": params["embedding"], "final_norm": params["final_norm"]["scale"]}
-    return own | layers
-
-
-def logits(config: ModelConfig, fused: Params, states: jax.Array) -> jax.Array:
+def logits(config: ModelConfig, weights: Params, states: jax.Array) -> jax.Array:
     """Scores of every token: states [..., D] -> [..., V], float32 and soft-capped.
 
     Rounded to bfloat16, a score of 20 could be 0.06 off, and with it its log-probability.
     """
-    return soft_cap(wide_matmul(states, fused["embedding"], turned=True), config.logits_softcap)
+    scored = weights["embedding" if config.tied_embeddings else "lm_head"]
+    return soft_cap(wide_matmul(states, scored, turned=True), config.logits_softcap)
 
 
 class Decoder(nn.Module):
@@ -227,72 +132,39 @@ class Decoder(nn.Module):
 
     config: ModelConfig
 
-    def _layer(self, layer: int) -> Params:
-        c = self.config
-        queries, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        shapes = {
-            "query": ((c.embed_dim, queries), ("embed", "joined_kv")),
-            "key": ((c.embed_dim, keys), ("embed", "kv")),
-            "value": ((c.embed_dim, keys), ("embed", "kv")),
-            "gate": ((c.embed_dim, c.mlp_dim), ("embed", "mlp")),
-            "up": ((c.embed_dim, c.mlp_dim), ("embed", "mlp")),
-            "attention_out": ((queries, c.embed_dim), ("joined_kv", "embed")),
-            "down": ((c.mlp_dim, c.embed_dim), ("mlp", "embed")),
-        }
-        return _Matrices(shapes, c.embed_dim, c.num_layers, name=f"layer_{layer}")()
-
     @nn.compact
     def __call__(self, tokens: jax.Array, positions: jax.Array, attend: Attend) -> jax.Array:
         """tokens, positions [B, T] -> logits [B, T, V]."""
         c = self.config
-        params: Params = {
-            "embedding": partitioning.param_with_axes(
-                "embedding",
-                nn.initializers.normal(c.embed_dim**-0.5),
-                (c.vocab_size, c.embed_dim),
-                jnp.float32,
-                axes=("vocab", "embed"),
-            ),
-            "final_norm": _Scale(c.embed_dim, name="final_norm")(),
-        }
-        params |= {f"layer_{i}": self._layer(i) for i in range(c.num_layers)}
+        params: Params = {"embedding": _declared("embedding", table(c))}
+        if not c.tied_embeddings:
+            params["lm_head"] = _declared("lm_head", table(c))
+        final = {"scale": scale(c, c.embed_dim, "embed")}
+        params["final_norm"] = _Arrays(final, name="final_norm")()
+        for layer in range(c.num_layers):
+            params[f"layer_{layer}"] = _Arrays(layer_arrays(c), name=f"layer_{layer}")()
         fused = fuse(c, params)
         states = hidden_states(c, fused, tokens, angles_of(c, positions), attend)
         return logits(c, fused, states)
 
 
-class _Scale(nn.Module):
-    width: int
+class _Arrays(nn.Module):
+    """Declares arrays under a name of their own."""
+
+    arrays: dict[str, Array]
 
     @nn.compact
     def __call__(self) -> Params:
-        ones = nn.initializers.ones
-        return {
-            "scale": partitioning.param_with_axes(
-                "scale", ones, (self.width,), jnp.float32, axes=("embed",)
-            )
-        }
+        return {name: _declared(name, array) for name, array in self.arrays.items()}
 
 
-class _Matrices(nn.Module):
-    """One layer's matrices; those that write to the residual stream start smaller with depth."""
-
-    shapes: Any
-    width: int
-    depth: int
-
-    @nn.compact
-    def __call__(self) -> Params:
-        made = {}
-        for name, (shape, axes) in self.shapes.items():
-            gain = shape[0] ** -0.5 / ((2 * self.depth) ** 0.5 if axes[1] == "embed" else 1.0)
-            made[name] = partitioning.param_with_axes(
-                name, nn.initializers.normal(gain), shape, jnp.float32, axes=axes
-            )
-        made["norm"] = partitioning.param_with_axes(
-            "norm", nn.initializers.ones, (self.width,), jnp.float32, axes=("embed",)
-        )
-        return made
+def _declared(name: str, array: Array) -> jax.Array:
+    """Declares an array in the module that is being set up."""
+    if array.deviation is None:
+        draw = nn.initializers.constant(array.constant)
+    else:
+        draw = nn.initializers.normal(array.deviation)
+    return partitioning.param_with_axes(name, draw, array.shape, jnp.float32, axes=array.axes)
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:

@@ -22,6 +22,7 @@ RULES = {
     "joined_kv": "model",
     "kv": "model",
     "embed": None,
+    "head_dim": None,  # the norms of queries and keys: each device has whole heads
 }
 
 

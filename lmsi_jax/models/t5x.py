@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Attend, Decoder, soft_cap
+from lmsi_jax.models.decoder import Attend, Decoder
+from lmsi_jax.models.products import soft_cap
 from lmsi_jax.training.attention import packed_attention
 
 _MASKED = -1e9

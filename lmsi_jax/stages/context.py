@@ -10,7 +10,8 @@ from etils import epath
 from lmsi_jax.decoding.engine import Engine
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.files import read_json
-from lmsi_jax.models.decoder import Params, fresh_params, parameter_shapes
+from lmsi_jax.models.decoder import fresh_params, parameter_shapes
+from lmsi_jax.models.params import Params
 from lmsi_jax.models.tokenizer import FileTokenizer, open_tokenizer
 from lmsi_jax.processes import Processes
 from lmsi_jax.records import Question

@@ -20,7 +20,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers as managers
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.decoder import Params
+from lmsi_jax.models.params import Params
 
 _PREFIX = "checkpoint"
 _UNFINISHED = ".orbax-checkpoint-tmp"

@@ -16,7 +16,8 @@ def step_flops(config: ModelConfig, parameters: int, batch: Batch) -> float:
 
     6 for each parameter and token (Kaplan et al. 2020, section 2.1), and for each token and key
     that it sees 12 times the width of all heads a layer: two products, three times. A prefix
-    counts once for all rows behind it; padding does not count.
+    counts once for all rows behind it; padding does not count, nor does a table of embeddings that
+    only looks up.
 
     Args:
       config: the model's shape.
@@ -32,7 +33,10 @@ def step_flops(config: ModelConfig, parameters: int, batch: Batch) -> float:
     for layer in range(config.num_layers):
         window = config.window(layer)
         seen += int((np.minimum(keys, window) if window else keys).sum())
-    return 6.0 * parameters * tokens + 12.0 * config.num_heads * config.head_dim * seen
+    looked_up = 0 if config.tied_embeddings else config.vocab_size * config.embed_dim
+    return (
+        6.0 * (parameters - looked_up) * tokens + 12.0 * config.num_heads * config.head_dim * seen
+    )
 
 
 def matmul_rate(dtype: Any = jnp.float32, devices: int = 1) -> float:

@@ -15,7 +15,7 @@ from etils import epath
 from jax.sharding import PartitionSpec
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.decoder import Params
+from lmsi_jax.models.params import Params
 from lmsi_jax.training import checkpoints
 
 _MATRICES = ("query", "key", "value", "attention_out", "gate", "up", "down")

@@ -13,7 +13,8 @@ import numpy as np
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params, logits
+from lmsi_jax.models.decoder import logits
+from lmsi_jax.models.params import Params
 from lmsi_jax.training.packed import laid_out, packed_states
 from lmsi_jax.training.teacher import (
     Teacher,

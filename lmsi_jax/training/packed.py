@@ -16,7 +16,11 @@ from jax.sharding import PartitionSpec
 
 from lmsi_jax.decoding.prefix import Cache
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params, angles_of, block, fuse, rms_norm, split_weights
+from lmsi_jax.models.decoder import block, embed
+from lmsi_jax.models.norms import norm
+from lmsi_jax.models.params import Params
+from lmsi_jax.models.positions import angles_of
+from lmsi_jax.models.weights import fuse, split_weights
 from lmsi_jax.training.attention import packed_attention
 
 # The prefix (None without one) and the rows on their way through the layers.
@@ -54,13 +58,12 @@ def packed_states(
     """
     spread = _spread()
     weights = laid_out(config, params)
-    table = weights["embedding"]
-    prefix = table[batch["prefix"]][None] if batch["prefix"].shape[0] else None
-    states = (prefix, table[batch["tokens"]])
+    prefix = embed(config, weights, batch["prefix"])[None] if batch["prefix"].shape[0] else None
+    states = (prefix, embed(config, weights, batch["tokens"]))
     layers = [_layer(config, batch, layer, spread) for layer in range(len(config.windows))]
     every = [weights[f"layer_{layer}"] for layer in range(config.num_layers)]
     _, rows = (_scanned if config.scan_layers else _in_turn)(layers, every, states)
-    return weights, rms_norm(rows, weights["final_norm"], config.norm_epsilon)
+    return weights, norm(config, weights["final_norm"], rows)
 
 
 def _layer(config: ModelConfig, batch: dict[str, jax.Array], layer: int, spread: bool) -> _Layer:

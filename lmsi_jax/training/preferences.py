@@ -15,7 +15,7 @@ import numpy as np
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params
+from lmsi_jax.models.params import Params
 from lmsi_jax.training.losses import Arrays, token_losses
 from lmsi_jax.training.packing import Batch, Row, Shape, check, microbatches
 

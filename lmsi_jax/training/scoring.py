@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params
+from lmsi_jax.models.params import Params
 from lmsi_jax.training.losses import Arrays, token_scores
 from lmsi_jax.training.packing import Row, Shape, fits, microbatches
 from lmsi_jax.training.teacher import Teacher

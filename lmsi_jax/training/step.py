@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params
+from lmsi_jax.models.params import Params
 from lmsi_jax.training.lora import adapter_specs, fresh_adapters, merged
 from lmsi_jax.training.losses import Sums, step_losses
 from lmsi_jax.training.placement import following, mesh_of, on_mesh, param_specs, placed

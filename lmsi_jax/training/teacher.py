@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params
+from lmsi_jax.models.params import Params
 
 
 @jax.tree_util.register_dataclass

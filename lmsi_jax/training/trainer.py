@@ -10,7 +10,7 @@ from etils import epath
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Params
+from lmsi_jax.models.params import Params
 from lmsi_jax.progress import Progress
 from lmsi_jax.signals import Terminated, deferred
 from lmsi_jax.training import packing, placement

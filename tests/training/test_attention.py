@@ -11,7 +11,9 @@ from reference_decoder import reference_logits
 
 from lmsi_jax.decoding.prefix import prefill
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import angles_of, fuse, hidden_states, init_params, logits
+from lmsi_jax.models.decoder import hidden_states, init_params, logits
+from lmsi_jax.models.positions import angles_of
+from lmsi_jax.models.weights import fuse
 from lmsi_jax.training.attention import packed_attention
 
 LENGTH, PREFIX, BLOCK = 24, 12, 8

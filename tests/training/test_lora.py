@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.decoder import angles_of, fuse, hidden_states, logits, split_weights
+from lmsi_jax.models.decoder import hidden_states, logits
+from lmsi_jax.models.positions import angles_of
+from lmsi_jax.models.weights import fuse, split_weights
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.attention import packed_attention
 from lmsi_jax.training.lora import (

@@ -1,0 +1,1 @@
+"""Imported models, once a session."""
