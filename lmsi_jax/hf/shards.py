@@ -87,7 +87,7 @@ class Shards:
         step = max(1, _SLICE_BYTES // max(1, wide))
         for begin in range(0, shape[0], step):
             with self._opened(self._files[name]) as file:
-                yield file.get_slice(name)[begin : begin + step]
+                yield file.get_slice(name)[begin : min(begin + step, shape[0])]
 
     def _look_into(self, name: str) -> None:
         with self._opened(name) as file:

@@ -1,1 +1,0 @@
-"""Imported models, once a session."""
