@@ -5,6 +5,7 @@ import gin
 from lmsi_jax.decoding.layout import Decoding
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.models.rope import LinearScaling, Llama3Scaling, YarnScaling
 from lmsi_jax.run import Distillation, Evaluation, Mixing, Pretraining, Questions, Run
 from lmsi_jax.selection.diversity import StopRules
 from lmsi_jax.training.lora import Lora
@@ -14,6 +15,7 @@ from lmsi_jax.training.trainer import Training
 
 _CLASSES = (
     *(Run, Questions, ModelConfig, Decoding, Sampling, Mixing),
+    *(LinearScaling, Llama3Scaling, YarnScaling),
     *(Training, Optimizer, Lora, Loss, Evaluation, StopRules, Pretraining, Distillation),
 )
 

@@ -74,25 +74,42 @@ def sharp_params(config, seed):
     def normal(rows, columns, gain):
         return jnp.asarray(draw.normal(size=(rows, columns)) * gain * rows**-0.5, jnp.float32)
 
-    def scale():
-        return jnp.asarray(draw.uniform(0.5, 1.5, config.embed_dim), jnp.float32)
+    def scale(width=config.embed_dim):
+        drawn = draw.uniform(0.5, 1.5, width) - config.norm_plus_one
+        return jnp.asarray(drawn, jnp.float32)
 
-    embed, mlp = config.embed_dim, config.mlp_dim
+    embed = config.embed_dim
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     table = draw.normal(size=(config.vocab_size, embed)) * 2 * embed**-0.5
     params = {
         "embedding": jnp.asarray(table, jnp.float32),
         "final_norm": {"scale": scale()},
     }
+    if not config.tied_embeddings:
+        params["lm_head"] = normal(embed, config.vocab_size, 2.0).T
     for layer in range(config.num_layers):
-        params[f"layer_{layer}"] = {
-            "norm": scale(),
-            "query": normal(embed, queries, 1.5),
-            "key": normal(embed, keys, 1.5),
-            "value": normal(embed, keys, 1.0),
-            "gate": normal(embed, mlp, 1.0),
-            "up": normal(embed, mlp, 1.0),
-            "attention_out": normal(queries, embed, 0.7),
-            "down": normal(mlp, embed, 0.3),
-        }
+        params[f"layer_{layer}"] = _sharp_layer(config, draw, normal, scale, queries, keys)
     return params
+
+
+def _sharp_layer(config, draw, normal, scale, queries, keys):
+    embed, mlp = config.embed_dim, config.mlp_dim
+    parallel = config.block == "parallel"
+    layer = {
+        "norm" if parallel else "attention_norm": scale(),
+        "query": normal(embed, queries, 1.5),
+        "key": normal(embed, keys, 1.5),
+        "value": normal(embed, keys, 1.0),
+        "gate": normal(embed, mlp, 1.0),
+        "up": normal(embed, mlp, 1.0),
+        "attention_out": normal(queries, embed, 0.7),
+        "down": normal(mlp, embed, 0.3),
+    }
+    post = ["attention_post_norm", "mlp_post_norm"] if config.post_norms else []
+    layer |= {name: scale() for name in ([] if parallel else ["mlp_norm"]) + post}
+    if config.qk_norm:
+        layer |= {name: scale(config.head_dim) for name in ("query_norm", "key_norm")}
+    for name in config.biases:
+        drawn = 0.3 * draw.normal(size=layer[name].shape[1])
+        layer[f"{name}_bias"] = jnp.asarray(drawn, jnp.float32)
+    return layer

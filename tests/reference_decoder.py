@@ -1,20 +1,133 @@
 """An independent forward pass: NumPy, float64, one token and one head at a time.
 
-Windows and soft caps are written as Hugging Face's Gemma 2 has them: scale, cap, mask, softmax.
+What each family does is written as Hugging Face's models have it: Gemma 2 scales, caps, masks, then
+takes the softmax; norms of heads come before rotation.
 """
+
+import math
 
 import numpy as np
 
 
-def _norm(x, scale, epsilon):
-    return x / np.sqrt(np.mean(x**2) + epsilon) * scale
+def reference_logits(config, params, tokens):
+    """Logits [T, V] of one sequence."""
+    p = _float64(params)
+    gain = config.embed_dim**0.5 if config.scale_embeddings else 1.0
+    states = [p["embedding"][token] * gain for token in tokens]
+    for layer in range(config.num_layers):
+        w = p[f"layer_{layer}"]
+        if config.block == "parallel":
+            normed = [_norm(config, x, w["norm"]) for x in states]
+            attended = _attention(config, w, layer, normed)
+            states = [
+                x + a + _mlp(config, w, y) for x, a, y in zip(states, attended, normed, strict=True)
+            ]
+            continue
+        attended = _attention(
+            config, w, layer, [_norm(config, x, w["attention_norm"]) for x in states]
+        )
+        if config.post_norms:
+            attended = [_norm(config, a, w["attention_post_norm"]) for a in attended]
+        states = [x + a for x, a in zip(states, attended, strict=True)]
+        outputs = [_mlp(config, w, _norm(config, x, w["mlp_norm"])) for x in states]
+        if config.post_norms:
+            outputs = [_norm(config, y, w["mlp_post_norm"]) for y in outputs]
+        states = [x + y for x, y in zip(states, outputs, strict=True)]
+    normed = np.stack([_norm(config, x, p["final_norm"]["scale"]) for x in states])
+    table = p["embedding"] if config.tied_embeddings else p["lm_head"]
+    return _cap(normed @ table.T, config.logits_softcap)
 
 
-def _rotate(x, position, theta):
+def _norm(config, x, scale):
+    return x / np.sqrt(np.mean(x**2) + config.norm_epsilon) * (scale + config.norm_plus_one)
+
+
+def _times(w, name, x):
+    return x @ w[name] + w.get(f"{name}_bias", 0.0)
+
+
+def _mlp(config, w, x):
+    gate = _times(w, "gate", x)
+    if config.activation == "silu":
+        active = gate / (1 + np.exp(-gate))
+    else:
+        active = gate / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (gate + 0.044715 * gate**3)))
+    return _times(w, "down", active * _times(w, "up", x))
+
+
+def _attention(config, w, layer, normed):
+    """Each token's attention, projected back."""
+    per = config.num_heads // config.num_kv_heads
+    window = config.windows[layer % len(config.windows)]
+    turns, sharp = _turns(config, local=bool(window))
+    scale = (config.query_scalar or config.head_dim) ** 0.5
+
+    def heads(name, x, norm=None):
+        split = _times(w, name, x).reshape(-1, config.head_dim)
+        return [_norm(config, h, w[norm]) for h in split] if norm and config.qk_norm else split
+
+    q = [[_rotate(h, t, turns) * sharp for h in heads("query", x, "query_norm")]
+         for t, x in enumerate(normed)]  # fmt: skip
+    k = [[_rotate(h, t, turns) * sharp for h in heads("key", x, "key_norm")]
+         for t, x in enumerate(normed)]  # fmt: skip
+    v = [heads("value", x) for x in normed]
+    outputs = []
+    for t in range(len(normed)):
+        seen = [s for s in range(t + 1) if t - s < (window or len(normed))]
+        mixed = []
+        for head in range(config.num_heads):
+            scores = np.array([q[t][head] @ k[s][head // per] for s in seen]) / scale
+            scores = _cap(scores, config.attention_softcap)
+            weights = np.exp(scores - scores.max())
+            weights /= weights.sum()
+            mixed.append(sum(a * v[s][head // per] for s, a in zip(seen, weights, strict=True)))
+        outputs.append(_times(w, "attention_out", np.concatenate(mixed)))
+    return outputs
+
+
+def _turns(config, local):
+    """Angles per position of each pair of dimensions, and what queries and keys grow by."""
+    half, scaling = config.head_dim // 2, config.rope_scaling
+    theta = config.rope_theta
+    if local and config.local_rope_theta:
+        theta, scaling = config.local_rope_theta, None
+    plain = [theta ** (-i / half) for i in range(half)]
+    kind = scaling.kind if scaling else "none"
+    if kind == "none":
+        return plain, 1.0
+    if kind == "linear":
+        return [f / scaling.factor for f in plain], 1.0
+    if kind == "llama3":
+        return [_llama3(f, scaling) for f in plain], 1.0
+    dimension = lambda turns: (  # noqa: E731
+        config.head_dim
+        * math.log(scaling.original_length / (turns * 2 * math.pi))
+        / (2 * math.log(theta))
+    )
+    low = max(math.floor(dimension(scaling.beta_fast)), 0)
+    high = min(math.ceil(dimension(scaling.beta_slow)), config.head_dim - 1)
+    ramp = [min(max((i - low) / max(high - low, 0.001), 0), 1) for i in range(half)]
+    turns = [f / scaling.factor * r + f * (1 - r) for f, r in zip(plain, ramp, strict=True)]
+    return turns, 0.1 * math.log(scaling.factor) + 1
+
+
+def _llama3(f, scaling):
+    wavelength = 2 * math.pi / f
+    if wavelength < scaling.original_length / scaling.high_freq_factor:
+        return f
+    if wavelength > scaling.original_length / scaling.low_freq_factor:
+        return f / scaling.factor
+    smooth = (scaling.original_length / wavelength - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    return (1 - smooth) * f / scaling.factor + smooth * f
+
+
+def _rotate(x, position, turns):
     half = len(x) // 2
     out = np.empty_like(x)
     for i in range(half):
-        angle = position * theta ** (-i / half)
+        angle = position * turns[i]
         out[i] = x[i] * np.cos(angle) - x[i + half] * np.sin(angle)
         out[i + half] = x[i + half] * np.cos(angle) + x[i] * np.sin(angle)
     return out
@@ -22,40 +135,6 @@ def _rotate(x, position, theta):
 
 def _cap(x, cap):
     return np.tanh(x / cap) * cap if cap else x
-
-
-def reference_logits(config, params, tokens):
-    """Logits [T, V] of one sequence."""
-    p = _float64(params)
-    states = [p["embedding"][token] for token in tokens]
-    width, per = config.head_dim, config.num_heads // config.num_kv_heads
-    for layer in range(config.num_layers):
-        w = p[f"layer_{layer}"]
-        window = config.windows[layer % len(config.windows)] or len(tokens)
-        normed = [_norm(x, w["norm"], config.norm_epsilon) for x in states]
-        heads = lambda v: v.reshape(-1, width)  # noqa: E731
-        theta = config.rope_theta
-        q = [[_rotate(h, t, theta) for h in heads(x @ w["query"])] for t, x in enumerate(normed)]
-        k = [[_rotate(h, t, theta) for h in heads(x @ w["key"])] for t, x in enumerate(normed)]
-        v = [heads(x @ w["value"]) for x in normed]
-        new = []
-        for t, x in enumerate(normed):
-            mixed = []
-            for head in range(config.num_heads):
-                group = head // per
-                seen = [s for s in range(t + 1) if t - s < window]
-                scores = np.array([q[t][head] @ k[s][group] for s in seen]) / width**0.5
-                scores = _cap(scores, config.attention_softcap)
-                weights = np.exp(scores - scores.max())
-                weights /= weights.sum()
-                mixed.append(sum(a * v[s][group] for s, a in zip(seen, weights, strict=True)))
-            gate = x @ w["gate"]
-            hidden = gate / (1 + np.exp(-gate)) * (x @ w["up"])
-            new.append(states[t] + np.concatenate(mixed) @ w["attention_out"] + hidden @ w["down"])
-        states = new
-    final = p["final_norm"]["scale"]
-    normed = np.stack([_norm(x, final, config.norm_epsilon) for x in states])
-    return _cap(normed @ p["embedding"].T, config.logits_softcap)
 
 
 def _float64(tree):

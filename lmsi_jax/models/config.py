@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from lmsi_jax.models.rope import RopeScaling
+from lmsi_jax.models import rope
 
 MATRICES = ("query", "key", "value", "attention_out", "gate", "up", "down")
 """A layer's matrices, [in, out] each."""
@@ -75,7 +75,7 @@ class ModelConfig:
     activation: Literal["silu", "gelu"] = "silu"
     query_scalar: float = 0.0
     rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: rope.RopeScaling | None = None
     local_rope_theta: float = 0.0
     windows: tuple[int, ...] = (0,)
     attention_softcap: float = 0.0
@@ -129,6 +129,16 @@ class ModelConfig:
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
                 raise ValueError(f"ModelConfig.{name} = {value!r} must be above 0, or 0.0 for none")
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "ModelConfig":
+        """Returns the configuration that `dataclasses.asdict` has written, through JSON or not."""
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()
+        }
+        if values.get("rope_scaling") is not None:
+            values["rope_scaling"] = rope.from_json(values["rope_scaling"])
+        return cls(**values)
 
     def window(self, layer: int) -> int:
         """Tokens that a query of the layer sees, its own included; 0 for all earlier ones."""

@@ -5,6 +5,7 @@ Each class is one value of `ModelConfig.rope_scaling`; `positions` has the formu
 
 import dataclasses
 import math
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,7 @@ class LinearScaling:
     """
 
     factor: float
+    kind: str = dataclasses.field(default="linear", init=False)
 
     def __post_init__(self) -> None:
         _check(self, self.factor)
@@ -39,6 +41,7 @@ class Llama3Scaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_length: int = 8192
+    kind: str = dataclasses.field(default="llama3", init=False)
 
     def __post_init__(self) -> None:
         _check(self, self.factor)
@@ -69,6 +72,7 @@ class YarnScaling:
     beta_slow: float = 1.0
     attention_factor: float = 0.0
     truncate: bool = True
+    kind: str = dataclasses.field(default="yarn", init=False)
 
     def __post_init__(self) -> None:
         _check(self, self.factor)
@@ -82,6 +86,15 @@ class YarnScaling:
 
 
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
+
+
+def from_json(fields: dict[str, Any]) -> RopeScaling:
+    """Returns the scaling that `dataclasses.asdict` has written; its `kind` says which."""
+    kinds: dict[str, type[RopeScaling]] = {
+        one.kind: one for one in (LinearScaling, Llama3Scaling, YarnScaling)
+    }
+    values = dict(fields)
+    return kinds[values.pop("kind")](**values)
 
 
 def _check(scaling: object, factor: float) -> None:

@@ -82,8 +82,7 @@ class TeacherRun:
     def config(self) -> ModelConfig:
         """The teacher's shape."""
         model = self.manifest["model"]
-        sizes: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in model.items()}
-        return ModelConfig(**sizes)
+        return ModelConfig.from_json(model)
 
     @property
     def trained(self) -> str:

@@ -1,8 +1,13 @@
 """Shapes that a decoder can have, and those that are refused."""
 
 import dataclasses
+import json
 
 import pytest
+from families import FAMILIES, of_family
+
+from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.models.rope import LinearScaling, Llama3Scaling, YarnScaling
 
 
 def test_windows_are_cycled_over_the_layers(micro_config):
@@ -22,3 +27,50 @@ def test_windows_that_are_no_tuple_of_lengths_are_refused(micro_config, windows)
 def test_soft_caps_out_of_range_are_refused(micro_config, name, cap):
     with pytest.raises(ValueError, match=f"ModelConfig.{name} = .* must be above 0, or 0.0"):
         dataclasses.replace(micro_config, **{name: cap})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_configuration_survives_json(micro_config, family):
+    config = of_family(micro_config, family)
+    fields = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert ModelConfig.from_json(fields) == config
+
+
+def test_a_manifest_without_the_newer_fields_is_read_as_palm_s(micro_config):
+    fields = dataclasses.asdict(micro_config)
+    for name in ("block", "biases", "rope_scaling", "tied_embeddings"):
+        del fields[name]
+    assert ModelConfig.from_json(fields) == micro_config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block": "serial"}, "ModelConfig.block = 'serial'; use parallel or sequential"),
+        ({"activation": "relu"}, "ModelConfig.activation = 'relu'; use silu or gelu"),
+        ({"remat": "all"}, "ModelConfig.remat = 'all'; use none, layer or dots"),
+        ({"post_norms": True}, "post_norms wants ModelConfig.block = 'sequential'"),
+        ({"biases": ("q",)}, "must be a tuple of query, key, value"),
+        ({"biases": ["query"]}, "must be a tuple of query, key, value"),
+        ({"query_scalar": -1.0}, "ModelConfig.query_scalar = -1.0"),
+        ({"local_rope_theta": None}, "ModelConfig.local_rope_theta = None"),
+    ],
+)
+def test_choices_that_do_not_exist_are_named(micro_config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(micro_config, **changes)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "changes", "message"),
+    [
+        (LinearScaling, {"factor": 0.5}, "LinearScaling.factor = 0.5 must be at least 1"),
+        (Llama3Scaling, {"low_freq_factor": 4.0}, "low_freq_factor must be above 0 and below high"),
+        (Llama3Scaling, {"original_length": 0}, "Llama3Scaling.original_length = 0"),
+        (YarnScaling, {"original_length": 8, "beta_slow": 0.0}, "beta_slow must be above 0"),
+        (YarnScaling, {"original_length": 8, "attention_factor": -1.0}, "0.0 for the paper's"),
+    ],
+)
+def test_scalings_out_of_range_are_refused(scaling, changes, message):
+    with pytest.raises(ValueError, match=message):
+        scaling(**({"factor": 8.0} | changes))

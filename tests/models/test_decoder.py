@@ -7,13 +7,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from families import FAMILIES, of_family
+from path_scores import sharp_params
 from reference_decoder import reference_logits
 
 from lmsi_jax.decoding.prefix import prefill
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Decoder, hidden_states, init_params, logits
+from lmsi_jax.models.decoder import (
+    Decoder,
+    hidden_states,
+    init_params,
+    logits,
+    parameter_shapes,
+)
 from lmsi_jax.models.positions import angles_of
-from lmsi_jax.models.weights import fuse
+from lmsi_jax.models.weights import fuse, split_weights, turned
 from lmsi_jax.training.attention import packed_attention
 
 
@@ -72,6 +80,38 @@ def test_logits_equal_the_reference_with_windows_and_soft_caps(
     assert np.abs(expected - reference_logits(micro_config, micro_params, tokens)).max() > 1e-2
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_the_reference_for_every_family(micro_config, family):
+    config = of_family(micro_config, family)
+    params = sharp_params(config, 1)
+    tokens = np.random.default_rng(2).integers(0, config.vocab_size, 21)
+    expected = reference_logits(config, params, tokens)
+    np.testing.assert_allclose(_logits(config, params, tokens), expected, atol=5e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layout", ["apart", "turned"])
+def test_weights_give_the_same_states_however_they_lie(micro_config, family, layout):
+    config = of_family(micro_config, family)
+    params = sharp_params(config, 1)
+    tokens = jnp.asarray(np.random.default_rng(3).integers(0, config.vocab_size, (1, 11)))
+    positions = jnp.arange(11)[None]
+    attend = packed_attention(config, jnp.ones_like(tokens), positions, None)
+    angles = angles_of(config, positions)
+    joined = fuse(config, params)
+    other = turned(config, joined) if layout == "turned" else split_weights(config, params)
+    expected = hidden_states(config, joined, tokens, angles, attend)
+    found = hidden_states(config, other, tokens, angles, attend)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(("block", "products"), [("parallel", 2), ("sequential", 4)])
+def test_a_decoding_layer_has_as_few_products_as_its_block_allows(micro_config, block, products):
+    config = dataclasses.replace(micro_config, block=block)
+    weights = turned(config, fuse(config, init_params(config, jax.random.key(0))))
+    assert len([a for a in weights["layer_0"].values() if a.ndim == 2]) == products
+
+
 def test_a_window_counts_the_query_s_own_key(micro_config):
     config = dataclasses.replace(micro_config, num_layers=1, windows=(4,))
     params = init_params(config, jax.random.key(0))
@@ -92,8 +132,20 @@ def test_a_token_never_sees_later_tokens(micro_config, micro_params):
     assert np.abs(before[12:] - after[12:]).max() > 1e-3
 
 
-def test_parameter_count_is_the_tree_s(micro_config, micro_params):
-    assert micro_config.parameter_count == sum(x.size for x in jax.tree.leaves(micro_params))
+@pytest.mark.parametrize("family", ["palm", *FAMILIES])
+def test_parameter_count_is_the_tree_s(micro_config, family):
+    config = micro_config if family == "palm" else of_family(micro_config, family)
+    shapes = parameter_shapes(config)
+    assert config.parameter_count == sum(x.size for x in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_norms_and_biases_begin_by_changing_nothing(micro_config, family):
+    params = init_params(of_family(micro_config, family), jax.random.key(0))
+    neutral = 0.0 if of_family(micro_config, family).norm_plus_one else 1.0
+    for name, array in params["layer_1"].items():
+        if array.ndim == 1:
+            assert set(np.unique(array)) == {0.0 if name.endswith("_bias") else neutral}
 
 
 def test_parameters_carry_t5x_axis_names(micro_config):

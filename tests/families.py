@@ -1,0 +1,50 @@
+"""Micro models of each family, and one that has what no family has; windows are a few tokens."""
+
+import dataclasses
+
+from lmsi_jax.models.config import MATRICES
+from lmsi_jax.models.rope import LinearScaling, Llama3Scaling, YarnScaling
+
+_GEMMA = {
+    "block": "sequential",
+    "post_norms": True,
+    "norm_plus_one": True,
+    "activation": "gelu",
+    "query_scalar": 9.0,
+    "scale_embeddings": True,
+}
+FAMILIES = {
+    "llama": {
+        "block": "sequential",
+        "norm_epsilon": 1e-5,
+        "rope_scaling": Llama3Scaling(factor=8.0, original_length=400),
+        "tied_embeddings": False,
+    },
+    "qwen2": {
+        "block": "sequential",
+        "biases": ("query", "key", "value"),
+        "rope_scaling": YarnScaling(factor=4.0, original_length=200),
+    },
+    "qwen3": {"block": "sequential", "qk_norm": True},
+    "gemma2": _GEMMA | {"windows": (5, 0), "attention_softcap": 2.0, "logits_softcap": 3.0},
+    "gemma3": _GEMMA
+    | {
+        "qk_norm": True,
+        "windows": (4, 0),
+        "rope_theta": 1e6,
+        "local_rope_theta": 1e4,
+        "rope_scaling": LinearScaling(factor=8.0),
+    },
+    "parallel, all biases": {
+        "biases": MATRICES,
+        "qk_norm": True,
+        "norm_plus_one": True,
+        "activation": "gelu",
+        "tied_embeddings": False,
+    },
+}
+
+
+def of_family(config, family):
+    """A configuration's sizes with a family's features."""
+    return dataclasses.replace(config, **FAMILIES[family])
