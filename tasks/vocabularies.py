@@ -156,19 +156,23 @@ class Tokens(seqio.Vocabulary):
         return self._tokenizer.decode([i for i in own if i >= 0])
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
-        def encode(text: bytes) -> np.ndarray:
-            """UTF-8 bytes -> ids [n]."""
-            return np.array(self._encode(text.decode()), np.int32)
+        def encode(text: bytes | np.ndarray) -> np.ndarray:
+            """UTF-8 bytes -> ids [n]; TensorFlow hands them as an array where it runs eagerly."""
+            return np.array(self._encode(np.asarray(text, object).item().decode()), np.int32)
 
         ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
         ids.set_shape([None])
         return ids
 
+    def decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        """Ids [..., n] -> texts [...], up to the first end; SeqIO's would write 0 behind it."""
+        return self._decode_tf(ids)
+
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
         def decode(rows: np.ndarray) -> np.ndarray:
             """Ids [..., n] -> texts [...], in UTF-8."""
             texts = [
-                self._decode(row.tolist()).encode() for row in rows.reshape(-1, rows.shape[-1])
+                self.decode(row.tolist()).encode() for row in rows.reshape(-1, rows.shape[-1])
             ]
             return np.array(texts, object).reshape(rows.shape[:-1])
 

@@ -109,14 +109,19 @@ def _scaling(config: ModelConfig) -> dict[str, Any] | None:
         case LinearScaling(factor=factor):
             return {"rope_type": "linear", "factor": factor}
         case Llama3Scaling() as scaling:
-            made = dataclasses.asdict(scaling)
+            made = _settings(scaling)
             made["original_max_position_embeddings"] = made.pop("original_length")
             return {"rope_type": "llama3", **made}
         case YarnScaling() as scaling:
-            made = dataclasses.asdict(scaling)
+            made = _settings(scaling)
             made["original_max_position_embeddings"] = made.pop("original_length")
             made["attention_factor"] = made["attention_factor"] or None
             return {"rope_type": "yarn", **made}
+
+
+def _settings(scaling: Llama3Scaling | YarnScaling) -> dict[str, Any]:
+    fields = dataclasses.fields(scaling)
+    return {field.name: getattr(scaling, field.name) for field in fields if field.init}
 
 
 def _check_same(config: ModelConfig, family: Family, raw: Mapping[str, Any]) -> None:

@@ -207,6 +207,7 @@ def gin_text(config: ModelConfig, source: Path, out: Path) -> str:
             lines += [
                 f"{kind}.{part.name} = {getattr(value, part.name)!r}"
                 for part in dataclasses.fields(value)
+                if part.init
             ]
             lines.append(f"ModelConfig.{field.name} = @{kind}()")
         else:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -73,6 +74,7 @@ def save(directory: epath.PathLike, step: int, params: Mapping[str, Any]) -> Non
     registry = handlers.create_type_handler_registry(
         (Later, _OneByOne(deepcopy_host_arrays=False)),
         (np.ndarray, handlers.NumpyHandler()),
+        (jax.Array, handlers.ArrayHandler()),  # there is none; Orbax warns without it
         (int, handlers.ScalarHandler()),
     )
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)

@@ -72,9 +72,7 @@ def test_64_greedy_tokens_behind_a_shared_prompt_are_those_of_transformers(impor
     engine = Engine(config, params, Numbers(), Decoding(lanes=4))
     sampling = Sampling(paths=1, temperature=0.0, max_new_tokens=64, stop=())
     rows = [(str(i), " ".join(map(str, q))) for i, q in enumerate(questions)]
-    found = dict(
-        engine.run(" ".join(map(str, prefix)), rows, sampling, seed=0, round_index=0)
-    )
+    found = dict(engine.run(" ".join(map(str, prefix)), rows, sampling, seed=0, round_index=0))
     model.generation_config.eos_token_id = None
     for number, question in enumerate(questions):
         prompt = torch.tensor(np.concatenate([prefix, question])[None].astype(np.int64))
@@ -101,7 +99,9 @@ def test_the_export_has_the_same_bytes_and_transformers_load_it(imported, tmp_pa
     tokens = _tokens((1, 30), 5)
     np.testing.assert_array_equal(_scores(again, tokens), _scores(model, tokens))
     text = "Ann's 12,345 pens.\n\nA: 雪"
-    theirs, own = (transformers.AutoTokenizer.from_pretrained(f) for f in (tmp_path / "out", source))
+    theirs, own = (
+        transformers.AutoTokenizer.from_pretrained(f) for f in (tmp_path / "out", source)
+    )
     assert theirs(text).input_ids == own(text).input_ids
     assert again.generation_config.eos_token_id == model.config.eos_token_id
     assert import_model(tmp_path / "out", tmp_path / "again") == config

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="wants torch, which the tests' environment lacks")
-transformers = pytest.importorskip("transformers", reason="wants Hugging Face's transformers")
-tokenizers = pytest.importorskip("tokenizers", reason="wants the extra [hf]")
 pytest.importorskip("safetensors", reason="wants the extra [hf]")
-
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from tokenizers.trainers import BpeTrainer
+tokenizers = pytest.importorskip("tokenizers", reason="wants the extra [hf]")
+torch = pytest.importorskip("torch", reason="wants torch")
+transformers = pytest.importorskip("transformers", reason="wants Hugging Face's transformers")
+Tokenizer, models, decoders = tokenizers.Tokenizer, tokenizers.models, tokenizers.decoders
+normalizers, pre_tokenizers = tokenizers.normalizers, tokenizers.pre_tokenizers
+processors = tokenizers.processors
 
 _LINES = [
     "Q: Ann has 3 pens and 4 cups. How many things does Ann have?",
@@ -95,12 +95,12 @@ def byte_level(kind):
         made.normalizer = normalizers.NFC()
     made.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_QWEN if kind == "qwen" else _LLAMA), "isolated"),
+            pre_tokenizers.Split(tokenizers.Regex(_QWEN if kind == "qwen" else _LLAMA), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     made.decoder = decoders.ByteLevel()
-    trainer = BpeTrainer(
+    trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=340,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -125,7 +125,7 @@ def gemma():
     made.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    trainer = BpeTrainer(
+    trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=360,
         special_tokens=["<pad>", "<eos>", "<bos>", "<unk>"]
         + [f"<0x{byte:02X}>" for byte in range(256)],
