@@ -1,5 +1,6 @@
 """The engine over meshes of eight virtual devices gives the paths of one device."""
 
+import dataclasses
 import inspect
 import json
 import os
@@ -68,7 +69,14 @@ def _limit(uid, index):
 # On one device with memory enough, then on meshes with a pool that must grow.
 _POOLS = ((1, 1, False, 2**28), (4, 2, False, 1), (2, 4, True, 1))
 # One sampling throughout, so that nothing but the pool's growth compiles anew.
+# The block is another than on the meshes above: sequential, with everything that has an axis.
 _POOL_SCRIPT = f"""
+import dataclasses
+config = dataclasses.replace(
+    config, block="sequential", post_norms=True, qk_norm=True, tied_embeddings=False,
+    biases=("query", "key", "value", "gate", "down"),
+)
+params = init_params(config, jax.random.key(0))
 {inspect.getsource(_settled)}
 {inspect.getsource(_limit)}
 sampling = Sampling(paths=6, temperature=1.0, max_new_tokens=8, stop=(), early_stop=0.95,
@@ -179,6 +187,23 @@ def test_the_table_places_every_axis_of_every_weight(micro_config):
     assert jax.tree.structure(axes, is_leaf=lambda x: isinstance(x, tuple)).num_leaves == len(
         jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
     )
+
+
+def test_the_table_places_the_axes_of_every_family(micro_config):
+    everything = {"block": "sequential", "qk_norm": True, "tied_embeddings": False}
+    config = dataclasses.replace(micro_config, **everything, biases=("query", "key", "up", "down"))
+    specs = weight_specs(config, model=2, data=4, fsdp=True)
+    assert specs["lm_head"] == specs["embedding"] == PartitionSpec("model", "data")
+    layer = specs["layer_0"]
+    for name in ("query_bias", "key_bias", "up_bias"):
+        assert layer[name] == PartitionSpec("model")
+    for name in ("down_bias", "attention_norm", "mlp_norm"):
+        assert layer[name] == PartitionSpec("data")
+    assert layer["query_norm"] == layer["key_norm"] == PartitionSpec(None)
+    # Two kv heads do not divide among four devices: their weights and biases stay whole.
+    layer = weight_specs(config, model=4)["layer_0"]
+    assert layer["key_bias"] == PartitionSpec(None)
+    assert layer["query_bias"] == PartitionSpec("model")
 
 
 def test_axes_that_do_not_divide_stay_whole(micro_config):

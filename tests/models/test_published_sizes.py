@@ -1,7 +1,7 @@
 """The packaged configurations have the published numbers of parameters.
 
 PaLM: Chowdhery et al. 2022, table 1 (billions, rounded). All others: the elements of the published
-checkpoints' tensors, which is also what transformers 5.12 counts for the models of their config.json
+checkpoints' tensors, which is also what transformers 5.12 counts for the models of their config
 (`sum(p.numel() for p in model.parameters())`, shared embeddings once; of Gemma 3 4B the text model
 alone).
 """

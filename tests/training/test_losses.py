@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from families import FAMILIES, of_family
+from path_scores import sharp_params
 from reference_decoder import reference_logits
 
 from lmsi_jax.models.decoder import init_params
@@ -76,6 +78,12 @@ def test_nor_do_they_with_sliding_windows_and_soft_caps(micro_config, windows, g
         logits_softcap=2.0,
     )
     _assert_packing_changes_nothing(config, init_params(config, jax.random.key(groups)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nor_do_they_in_any_family(micro_config, family):
+    config = of_family(micro_config, family)
+    _assert_packing_changes_nothing(config, sharp_params(config, 2))
 
 
 def test_bfloat16_parameters_give_the_loss_and_gradient_of_float32(micro_config, micro_params):

@@ -1,0 +1,72 @@
+"""A training step of each kind of block on a mesh gives the losses of one device."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+_FAMILIES = ("qwen2", "gemma3")
+_SCRIPT = """
+import json, sys
+import numpy as np
+from families import of_family
+from path_scores import sharp_params
+from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.training import placement
+from lmsi_jax.training.optimizers import Optimizer
+from lmsi_jax.training.packing import batches, weighted_row
+from lmsi_jax.training.step import start, train_step
+from lmsi_jax.training.trainer import Training
+
+sizes = ModelConfig(vocab_size=160, num_layers=4, embed_dim=32, num_heads=8, num_kv_heads=4,
+                    head_dim=8, mlp_dim=48, scan_layers=True, remat="layer")
+rng = np.random.default_rng(0)
+draw = lambda: rng.integers(3, 160, rng.integers(2, 9)).tolist()
+prefix = tuple(draw())
+rows = [weighted_row(prefix, draw(), draw(), float(n % 3 + 1), 0) for n in range(300)]
+found = {}
+for family in json.loads(sys.argv[1]):
+    config = of_family(sizes, family)
+    for data, model in ((1, 1), (2, 4)):
+        training = Training(steps=3, microbatches=2, rows=4, length=24, prefix_length=9,
+                            optimizer=Optimizer(learning_rate=1e-3),
+                            data=data, model=model, fsdp=data > 1)
+        params, state = start(config, training, sharp_params(config, 1))
+        stream = batches(iter(rows), training.shape)
+        losses = []
+        for _ in range(training.steps):
+            batch = placement.fed(training, next(stream))
+            params, state, metrics = train_step(config, training, 1, params, state, batch)
+            losses.append([float(metrics["loss"]), float(metrics["grad_norm"])])
+        found.setdefault(family, []).append(losses)
+json.dump(found, open(sys.argv[2], "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory):
+    """Losses and norms of gradients of three steps, by family: on one device, and on eight."""
+    out = tmp_path_factory.mktemp("families") / "losses.json"
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    }
+    subprocess.run(
+        [sys.executable, "-c", _SCRIPT, json.dumps(_FAMILIES), str(out)],
+        cwd=ROOT, env=environment, check=True, timeout=600,
+    )  # fmt: skip
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("family", _FAMILIES)
+def test_losses_and_gradients_of_a_mesh_are_those_of_one_device(losses, family):
+    one, mesh = losses[family]
+    assert one[2][0] < one[0][0]
+    np.testing.assert_allclose(mesh, one, rtol=1e-5)
