@@ -171,9 +171,7 @@ class Tokens(seqio.Vocabulary):
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
         def decode(rows: np.ndarray) -> np.ndarray:
             """Ids [..., n] -> texts [...], in UTF-8."""
-            texts = [
-                self.decode(row.tolist()).encode() for row in rows.reshape(-1, rows.shape[-1])
-            ]
+            texts = [self.decode(row.tolist()).encode() for row in rows.reshape(-1, rows.shape[-1])]
             return np.array(texts, object).reshape(rows.shape[:-1])
 
         texts = tf.numpy_function(decode, [ids], tf.string, stateful=False)

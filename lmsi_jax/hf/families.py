@@ -111,8 +111,14 @@ IDLE = frozenset(
         *("_name_or_path", "transformers_version", "torch_dtype", "dtype", "initializer_range"),
         *("use_cache", "cache_implementation", "attention_dropout", "pretraining_tp"),
         *("bos_token_id", "eos_token_id", "pad_token_id", "unsloth_fixed", "_attn_implementation"),
-        *("_sliding_window_pattern", "use_bidirectional_attention", "chunk_size_feed_forward"),
-        *("is_encoder_decoder", "return_dict", "output_attentions", "output_hidden_states"),
+        *("_sliding_window_pattern", "sliding_window_size", "use_bidirectional_attention"),
+        *(
+            "chunk_size_feed_forward",
+            "is_encoder_decoder",
+            "return_dict",
+            "output_attentions",
+            "output_hidden_states",
+        ),
         *("id2label", "label2id", "problem_type", "add_cross_attention", "is_decoder"),
     }
 )
