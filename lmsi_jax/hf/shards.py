@@ -208,4 +208,4 @@ def _write(path: Path, group: Sequence[Any]) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, _, _, make in group:
-            file.write(np.ascontiguousarray(make()).data.cast("B"))
+            file.write(np.ascontiguousarray(make()).view(np.uint8).data)

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.tokenizer import open_tokenizer
-from lmsi_jax.tasks.vocabularies import Pieces, encode_prompt, open_t5x_vocabulary, open_vocabulary
+from lmsi_jax.tasks.vocabularies import (
+    Pieces,
+    Tokens,
+    encode_prompt,
+    open_t5x_vocabulary,
+    open_vocabulary,
+)
 
 REAL = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "sentencepiece"
 MODELS = ("sentencepiece.model", "google_sentencepiece_test_model.model")
@@ -101,3 +107,11 @@ def test_the_first_text_that_is_not_empty_begins_with_the_start(folder):
     for prefix, wanted in (("ab\n", (start + a, b)), ("", ([], start + b))):
         found = encode_prompt(vocabulary, tf.constant(prefix), tf.constant("c"))
         assert tuple(part.numpy().tolist() for part in found) == wanted
+
+
+def test_a_vocabulary_may_be_as_large_as_the_models_table_and_no_smaller(folder):
+    tokenizer = open_tokenizer(folder)
+    assert Tokens(tokenizer, size=400).vocab_size == 400
+    assert Tokens(tokenizer, size=400).decode([399, *tokenizer.encode("a"), 399]) == "a"
+    with pytest.raises(LmsiError, match="more than the 300 of the model"):
+        Tokens(tokenizer, size=300)
