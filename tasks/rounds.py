@@ -24,7 +24,7 @@ from lmsi_jax.files import read_json
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.tokenizer import open_tokenizer
 from lmsi_jax.prompts import SEPARATOR, STOP_STRINGS, Prompting, build_prompt
-from lmsi_jax.records import Example, Path, Question
+from lmsi_jax.records import Example, Exemplar, Path, Question
 from lmsi_jax.stages.context import embedded_path
 from lmsi_jax.store import ShardStore
 from lmsi_jax.tasks import registry
@@ -38,6 +38,7 @@ from lmsi_jax.tasks.vocabularies import (
 from lmsi_jax.training.optimizers import Optimizer
 
 Texts = Mapping[str, Sequence[Any]]
+_LABELS = ("uid", "kind", "task", "answer", "also")
 
 
 def model_config(run_dir: epath.PathLike) -> ModelConfig:
@@ -138,6 +139,8 @@ def questions(
     by_task: dict[str, dict[str, list[Question]]] = {}
     for shard in store.names():
         split, _, task = shard.partition("-")
+        if split not in registry.SPLITS:
+            continue
         rows = [Question.from_json(row) for row in store.read(shard)]
         by_task.setdefault(task, {})[split] = rows
     if not by_task:
@@ -146,7 +149,8 @@ def questions(
     names = {}
     for task, splits in by_task.items():
         names[task] = f"lmsi_{task}_{prompting}"
-        columns = {split: _asked(task, rows, prompting) for split, rows in splits.items()}
+        exemplars = [Exemplar.from_json(row) for row in store.read(f"exemplars-{task}")]
+        columns = {split: _asked(rows, exemplars, prompting) for split, rows in splits.items()}
         _add(names[task], columns, pieces, metrics=[functools.partial(_accuracy, prompting)])
     # A mixture has the splits that all its tasks have.
     tested = [(name, 1.0) for task, name in names.items() if "test" in by_task[task]]
@@ -160,13 +164,13 @@ def train_questions(**settings: Any) -> str:
     return questions(**settings).replace("lmsi_test_", "lmsi_train_")
 
 
-def _asked(task: str, rows: Sequence[Question], prompting: Prompting) -> Texts:
-    exemplars = registry.get(task).exemplars()
+def _asked(rows: Sequence[Question], exemplars: Sequence[Exemplar], prompting: Prompting) -> Texts:
     prompts = [build_prompt(row, exemplars, prompting) for row in rows]
     return {
         "prefix": [prefix for prefix, _ in prompts],
         "inputs": [text for _, text in prompts],
         "targets": [row.gold or "" for row in rows],
+        "also": ["\n".join(row.also) for row in rows],
         "uid": [row.uid for row in rows],
         "kind": [row.kind for row in rows],
         "task": [row.task for row in rows],
@@ -255,10 +259,10 @@ def _whole(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None) 
 
 def _answer(text: Any, example: Mapping[str, Any], is_target: bool = False) -> Question | Path:
     """The question with its gold answer, or the path that was decoded, cut at its stop."""
-    uid, kind, task, gold = (_text(example[name]) for name in ("uid", "kind", "task", "answer"))
+    uid, kind, task, gold, also = (_text(example[name]) for name in _LABELS)
     if is_target:
         row = {"uid": uid, "task": task, "text": "", "kind": kind, "gold": gold}
-        return Question.from_json(row)
+        return Question.from_json({**row, "also": also.splitlines()})
     stop = first_stop(text, STOP_STRINGS)
     return Path(uid=uid, index=0, text=text[:stop], tokens=0, logprob=0.0, finished=True)
 
