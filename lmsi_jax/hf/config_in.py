@@ -95,7 +95,7 @@ def _check_keys(family: Family, raw: Mapping[str, Any]) -> None:
     """
     known = COMMON | family.reads | IDLE
     for key, value in raw.items():
-        if key not in known and value not in (None, False, 0, 1.0, "", [], {}):
+        if key not in known and value not in (None, False, 0, "", [], {}):
             raise LmsiError(
                 f"config.json: {key} = {value!r} is not supported for {family.model_type}; if it "
                 "does not change what the model computes, delete it there"

@@ -99,8 +99,12 @@ class Shards:
                     self.shapes[tensor] = tuple(part.get_shape())
 
     def _opened(self, name: str) -> Any:
-        from safetensors import SafetensorError, safe_open
-
+        try:
+            from safetensors import SafetensorError, safe_open
+        except ImportError:
+            raise LmsiError(
+                "safetensors files want the library of that name; pip install 'lmsi_jax[hf]'"
+            ) from None
         path = self._folder / name
         own = sorted(tensor for tensor, file in self._files.items() if file == name and tensor)
         holds = f" (it holds {own[0]!r} and {len(own) - 1} more)" if own else ""

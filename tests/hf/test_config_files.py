@@ -1,6 +1,7 @@
 """Published config.json files: the shapes that they stand for, and the way back."""
 
 import dataclasses
+import sys
 
 import pytest
 
@@ -10,6 +11,7 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.hf.config_in import model_config
 from lmsi_jax.hf.config_out import hf_config
 from lmsi_jax.hf.importing import gin_text
+from lmsi_jax.hf.shards import Shards
 from lmsi_jax.models.config import ModelConfig
 
 _LLAMA = {
@@ -118,6 +120,7 @@ def test_the_keys_of_transformers_5_are_read_like_those_of_4():
     ("changes", "match"),
     [
         ({"sliding_window": 4096}, "sliding_window = 4096 is not supported for llama"),
+        ({"use_mrope": True}, "use_mrope = True is not supported for llama"),
         ({"num_local_experts": 8}, "num_local_experts = 8 .*delete it there"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "type 'dynamic' is not supported"),
         ({"is_encoder_decoder": True}, "it must be false"),
@@ -145,3 +148,10 @@ def test_a_model_that_no_architecture_computes_is_not_exported(changes, match):
     )  # fmt: skip
     with pytest.raises(LmsiError, match=match):
         hf_config(dataclasses.replace(config, **changes))
+
+
+def test_without_the_extra_its_name_is_told(tmp_path, monkeypatch):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(LmsiError, match=r"pip install 'lmsi_jax\[hf\]'"):
+        Shards(tmp_path)
