@@ -84,8 +84,11 @@ def test_a_pickle_is_never_read(source):
             {"intermediate_size": 57},
             r"down_proj.weight is \(32, 56\), config.json wants \(32, 57\)",
         ),
-        ({"num_hidden_layers": 4}, r"no tensor 'model.layers.3.*are missing"),
-        ({"num_hidden_layers": 2}, "has a tensor 'model.layers.2.*does not ask for"),
+        ({"num_hidden_layers": 4, "layer_types": None}, r"no tensor 'model.layers.3.*are missing"),
+        (
+            {"num_hidden_layers": 2, "layer_types": None},
+            "has a tensor 'model.layers.2.*does not ask for",
+        ),
         ({"tie_word_embeddings": True}, "lm_head.weight is not model.embed_tokens.weight"),
         ({"vocab_size": 300}, "is .384, 32., config.json wants .300, 32."),
         ({"model_type": "mamba"}, "model_type = 'mamba' is not supported"),
