@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
-from lmsi_jax.answers import path_key
+from lmsi_jax.answers import options_of, path_key
 from lmsi_jax.decoding.engine import Stats
 from lmsi_jax.decoding.generate import Job, generate, prepare
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.progress import Progress
 from lmsi_jax.prompts import Prompting, build_prompt
-from lmsi_jax.records import Exemplar, Kind, Path, Question
+from lmsi_jax.records import Exemplar, Path, Question
 from lmsi_jax.signals import Terminated, deferred
 from lmsi_jax.stages.context import Context
 from lmsi_jax.store import ShardStore
@@ -34,7 +34,7 @@ def make_job(
 def draw_paths(
     context: Context,
     jobs: Sequence[Job],
-    kinds: Mapping[str, Kind],
+    questions: Mapping[str, Question],
     directory: epath.Path,
     *,
     model: int,
@@ -46,7 +46,7 @@ def draw_paths(
     Args:
       context: the run.
       jobs: what to sample.
-      kinds: each question's kind of answer, by uid.
+      questions: all of the jobs' questions, by uid.
       directory: where the shards go.
       model: the round whose model samples; 0 is the base.
       round_index: enters the noise.
@@ -84,14 +84,14 @@ def draw_paths(
             store,
             seed=context.run.seed,
             round_index=round_index,
-            watcher=Meter(bar, kinds),
+            watcher=Meter(bar, questions),
             leave=leave,
-            settled=early_stop(context.run.sampling, kinds),
+            settled=early_stop(context.run.sampling, questions),
         )
 
 
 def early_stop(
-    sampling: Sampling, kinds: Mapping[str, Kind]
+    sampling: Sampling, questions: Mapping[str, Question]
 ) -> Callable[[str, Sequence[Path]], bool] | None:
     """Returns the rule by which a question needs no more paths, None where it is off.
 
@@ -104,9 +104,16 @@ def early_stop(
 
     def rule(uid: str, paths: Sequence[Path]) -> bool:
         """Whether the question's paths so far settle its vote."""
-        return settled([path_key(path.text, kinds[uid]) for path in paths], threshold)
+        return settled(_keys(questions[uid], paths), threshold)
 
     return rule
+
+
+def _keys(question: Question, paths: Sequence[Path]) -> list[str | None]:
+    """The paths' answers as the vote reads them."""
+    options = options_of(question)
+    kind = question.kind
+    return [path_key(path.text, kind, options, finished=path.finished) for path in paths]
 
 
 class Meter:
@@ -114,11 +121,11 @@ class Meter:
 
     Args:
       bar: the progress; it shows questions, tokens/s and the time left by itself.
-      kinds: each question's kind of answer, by uid.
+      questions: all of the jobs' questions, by uid.
     """
 
-    def __init__(self, bar: Progress, kinds: Mapping[str, Kind]):
-        self._bar, self._kinds = bar, kinds
+    def __init__(self, bar: Progress, questions: Mapping[str, Question]):
+        self._bar, self._questions = bar, questions
         self._stats: Stats | None = None
         self._answers = self._parsed = 0
 
@@ -130,9 +137,9 @@ class Meter:
 
     def question(self, uid: str, paths: Sequence[Path]) -> None:
         """Takes a complete question."""
-        kind = self._kinds[uid]
-        self._answers += len(paths)
-        self._parsed += sum(path_key(path.text, kind) is not None for path in paths)
+        keys = _keys(self._questions[uid], paths)
+        self._answers += len(keys)
+        self._parsed += sum(key is not None for key in keys)
         self._bar.advance(1, amount=0, note=self._note())
 
     def _note(self) -> str:
