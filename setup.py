@@ -30,7 +30,7 @@ def packages() -> dict[str, str]:
     return found
 
 
-HF = ["safetensors>=0.4.3", "tokenizers>=0.20", "huggingface_hub>=0.25"]
+HF = ["safetensors>=0.7", "tokenizers>=0.22"]
 MATH = ["math-verify>=0.7"]
 
 setup(

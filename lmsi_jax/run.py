@@ -168,7 +168,8 @@ class Run:
       start_from: each round trains from the "base" model or from the "last" round's.
       model: the model's shape.
       init_checkpoint: a checkpoint folder, "embedded", or "fresh" for weights drawn from the seed.
-      tokenizer: a SentencePiece model file, or "embedded".
+      tokenizer: a SentencePiece model file, a tokenizer.json, a folder of one of them, or
+        "embedded".
       decoding: the decode engine's layout.
       questions_per_shard: questions in one file of paths; a killed process samples its open files
         again.

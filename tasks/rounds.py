@@ -22,11 +22,19 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.evaluate import score
 from lmsi_jax.files import read_json
 from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.models.tokenizer import open_tokenizer
 from lmsi_jax.prompts import SEPARATOR, STOP_STRINGS, Prompting, build_prompt
 from lmsi_jax.records import Example, Exemplar, Path, Question
 from lmsi_jax.stages.context import embedded_path
 from lmsi_jax.store import ShardStore
 from lmsi_jax.tasks import registry
+from lmsi_jax.tasks.vocabularies import (
+    Pieces,
+    Tokens,
+    encode_prompt,
+    id_shift,
+    open_t5x_vocabulary,
+)
 from lmsi_jax.training.optimizers import Optimizer
 
 Texts = Mapping[str, Sequence[Any]]
@@ -47,32 +55,18 @@ def model_config(run_dir: epath.PathLike) -> ModelConfig:
     return ModelConfig(**model)
 
 
-def vocabulary(tokenizer: str = "embedded", limit: int | None = None) -> "Pieces":
+def vocabulary(tokenizer: str = "embedded", limit: int | None = None) -> Pieces | Tokens:
     """Returns the vocabulary of `Run.tokenizer`; `limit`: most tokens of a text that is decoded."""
-    path = str(embedded_path("tokenizer.model")) if tokenizer == "embedded" else tokenizer
-    return Pieces(path, limit)
+    return open_t5x_vocabulary(_file(tokenizer), limit)
 
 
-class Pieces(seqio.SentencePieceVocabulary):
-    """A SentencePiece vocabulary that reads no more than `limit` tokens of what was decoded.
+def first_id(tokenizer: str = "embedded") -> int:
+    """The id that T5X has for the model's id 0: `T5XDecoder.first_id`, see `vocabularies`."""
+    return id_shift(open_tokenizer(_file(tokenizer)))
 
-    T5X decodes every prompt of a batch to one length, so a short prompt gets more new tokens than
-    the limit; our engine stops each path at its own.
-    """
 
-    def __init__(self, path: str, limit: int | None = None):
-        super().__init__(path)
-        self._limit = limit
-
-    def __eq__(self, other: object) -> bool:
-        """The same pieces are the same vocabulary: T5X compares the model's with the task's."""
-        return isinstance(other, Pieces) and self.sp_model == other.sp_model
-
-    def __hash__(self) -> int:
-        return hash(self.sp_model)
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return super()._decode(list(ids)[: self._limit])
+def _file(tokenizer: str) -> str:
+    return str(embedded_path("tokenizer.model")) if tokenizer == "embedded" else tokenizer
 
 
 def optimizer(settings: Optimizer, steps: int) -> Any:
@@ -186,7 +180,7 @@ def _asked(rows: Sequence[Question], exemplars: Sequence[Exemplar], prompting: P
 def _add(
     name: str,
     splits: Mapping[str, Texts],
-    pieces: Pieces,
+    pieces: Pieces | Tokens,
     *,
     weighted: bool = False,
     metrics: Sequence[Callable[..., Any]] = (),
@@ -224,13 +218,13 @@ def _mix(name: str, parts: Sequence[tuple[str, float]]) -> str:
 
 def _tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, Any]) -> tf.data.Dataset:
     """Encodes prefix, inputs and targets apart, as our trainer and engine do."""
-    encode = output_features["inputs"].vocabulary.encode_tf
+    vocabulary = output_features["inputs"].vocabulary
 
     def one(row: dict[str, Any]) -> dict[str, Any]:
         """Encodes one example's texts."""
         own = {name: value for name, value in row.items() if name != "prefix"}
-        inputs = tf.concat([encode(row["prefix"]), encode(row["inputs"])], axis=0)
-        targets = encode(row["targets"])
+        inputs = tf.concat(encode_prompt(vocabulary, row["prefix"], row["inputs"]), axis=0)
+        targets = vocabulary.encode_tf(row["targets"])
         return {**own, "inputs": inputs, "targets": targets, "answer": row["targets"]}
 
     return dataset.map(one, num_parallel_calls=tf.data.AUTOTUNE)

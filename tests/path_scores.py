@@ -22,6 +22,12 @@ class Characters:
     def eos_id(self):
         return self.vocab_size
 
+    @property
+    def end_ids(self):
+        return frozenset({self.eos_id})
+
+    start_ids = ()
+
     def encode(self, text):
         return [ord(character) - ord("A") for character in text]
 

@@ -25,7 +25,7 @@ PURE = {
 }
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "clu"}
 # "processes": the processes of a run are those of jax.distributed.
-JAX_ROOMS = {"decoding", "models", "training", "evaluation", "aot", "processes"}
+JAX_ROOMS = {"decoding", "models", "training", "evaluation", "hf", "aot", "processes"}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
 GIN_ROOMS = {"main", "configurables", "gin_edge", "gin_errors"}
 FILES = {

@@ -22,6 +22,8 @@ class Numbers:
 
     vocab_size = MODEL.vocabulary
     eos_id = _NEVER
+    end_ids = frozenset({_NEVER})
+    start_ids: tuple[int, ...] = ()
 
     def encode(self, text: str) -> list[int]:
         """ "5 7" -> [5, 7]."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 if TYPE_CHECKING:
     from lmsi_jax.run import Run
 
-_MODULES: tuple[str, ...] = ("aot",)
+_MODULES: tuple[str, ...] = ("import_hf", "export_hf", "aot")
 
 
 class Command(Protocol):

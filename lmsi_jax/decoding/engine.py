@@ -21,7 +21,7 @@ from lmsi_jax.decoding.stream import Device, Limit, Settled, Stream
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.params import Params
-from lmsi_jax.models.tokenizer import Tokenizer
+from lmsi_jax.models.tokenizer import Tokenizer, encode_first
 from lmsi_jax.records import Path
 
 
@@ -88,7 +88,7 @@ class Engine:
         self._found: dict[tuple[str, ...], Stops] = {}
 
     def prompt_tokens(self, text: str) -> int:
-        """Returns the number of tokens of a text."""
+        """Returns the number of tokens of a text; those of the start are not counted."""
         return len(self.tokenizer.encode(text))
 
     def run(
@@ -123,8 +123,10 @@ class Engine:
           LmsiError: a prompt and `max_new_tokens` do not fit the model's context; nothing has been
             sampled then.
         """
-        encoded = [self.tokenizer.encode(text) for _, text in questions]
-        prompt = self.tokenizer.encode(prefix)
+        encode = self.tokenizer.encode
+        prompt = encode_first(self.tokenizer, prefix) if prefix else []
+        first = [] if prefix else [*self.tokenizer.start_ids]
+        encoded = [[*first, *encode(text)] for _, text in questions]
         lengths = {uid: len(ids) for (uid, _), ids in zip(questions, encoded, strict=True)}
         check_fit(lengths, len(prompt), sampling.max_new_tokens, self.config.max_length)
         buckets: dict[int, list[tuple[str, list[int]]]] = {}

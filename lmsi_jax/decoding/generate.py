@@ -125,7 +125,8 @@ def prepare(
     works = []
     for job in jobs:
         lengths = {uid: engine.prompt_tokens(text) for uid, text in job.questions.items()}
-        _check(job, lengths, engine.prompt_tokens(job.prefix), max_length)
+        before = len(engine.tokenizer.start_ids) + engine.prompt_tokens(job.prefix)
+        _check(job, lengths, before, max_length)
         planned = plan(job.name, lengths, size)
         shards = tuple(shard for shard in planned if next(numbers) % count == mine)
         absent = set(store.missing(shard.name for shard in shards))

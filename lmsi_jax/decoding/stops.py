@@ -94,11 +94,12 @@ class Stops:
           new: how many of them were not there at the last call.
           limit: most tokens of the path.
         """
-        end = self._tokenizer.eos_id
+        ends = self._tokenizer.end_ids
         recent = tokens[len(tokens) - new :]
-        over = end in recent
-        if over:
-            tokens = tokens[: len(tokens) - new + recent.index(end)]
+        end = next((i for i, token in enumerate(recent) if token in ends), None)
+        over = end is not None
+        if end is not None:
+            tokens = tokens[: len(tokens) - new + end]
         cut = len(tokens) >= limit
         if cut:
             tokens = tokens[:limit]

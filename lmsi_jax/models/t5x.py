@@ -26,9 +26,16 @@ class T5XDecoder(nn.Module):
 
     The cache has rows on axis 0: keys [B, G, K, L] and values [B, G, L, K] of each layer, and
     `cache_index` [B], the place of the token that the next step reads. The start token counts.
+
+    Attributes:
+      config: the model's shape.
+      first_id: T5X's id of the model's token 0. T5X takes 0 for padding, so where a text may hold
+        the model's token 0, all ids are one higher there and nothing has the id 0
+        (`lmsi_jax.tasks.vocabularies` moves them likewise); V is then one more too.
     """
 
     config: ModelConfig
+    first_id: int = 0
 
     def setup(self) -> None:
         """Puts the decoder's parameters at the top, without a name of their own."""
@@ -69,7 +76,7 @@ class T5XDecoder(nn.Module):
         if step:
             index: jax.Array = self.get_variable("cache", "cache_index")
             self.put_variable("cache", "cache_index", index + 1)
-            return self.decoder(tokens, _counted(index[:, None]), self._stepping(index))
+            return self._scores(tokens, index[:, None], self._stepping(index))
         places = decoder_positions
         if places is None:
             places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -80,7 +87,14 @@ class T5XDecoder(nn.Module):
         if prefill:
             self.put_variable("cache", "cache_index", prefill_lengths)
             attend = self._keeping(attend)
-        return self.decoder(tokens, _counted(places), attend)
+        return self._scores(tokens, places, attend)
+
+    def _scores(self, tokens: jax.Array, places: jax.Array, attend: Attend) -> jax.Array:
+        """Scores of T5X's ids, from T5X's ids: tokens, places [B, T] -> [B, T, V]."""
+        own = jnp.maximum(tokens - self.first_id, 0)  # the start token sees itself alone anyway
+        scores = self.decoder(own, _counted(places), attend)
+        nobody = ((0, 0), (0, 0), (self.first_id, 0))
+        return jnp.pad(scores, nobody, constant_values=_MASKED)
 
     def _declare(self, rows: int, length: int) -> None:
         """Makes an empty cache where there is none."""

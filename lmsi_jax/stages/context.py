@@ -10,10 +10,10 @@ from etils import epath
 
 from lmsi_jax.decoding.engine import Engine
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.files import file_sha256, read_json, write_json
+from lmsi_jax.files import read_json, write_json
 from lmsi_jax.models.decoder import fresh_params, parameter_shapes
 from lmsi_jax.models.params import Params
-from lmsi_jax.models.tokenizer import SentencePiece
+from lmsi_jax.models.tokenizer import FileTokenizer, open_tokenizer
 from lmsi_jax.processes import Processes
 from lmsi_jax.records import Question
 from lmsi_jax.run import Questions, Run
@@ -82,20 +82,21 @@ class Context:
 
     @functools.cached_property
     def tokenizer_path(self) -> str:
-        """The SentencePiece model file."""
+        """The tokenizer's file or folder."""
         name = self.run.tokenizer
         return str(embedded_path("tokenizer.model") if name == "embedded" else name)
 
     @functools.cached_property
-    def tokenizer(self) -> SentencePiece:
+    def tokenizer(self) -> FileTokenizer:
         """The run's tokenizer.
 
         Raises:
-          LmsiError: the file is none, or the model has another number of ids.
+          LmsiError: the file is none, or the model has another number of ids. Hugging Face's models
+            often have more than their tokenizer, so that the table divides well.
         """
-        tokenizer = SentencePiece(self.tokenizer_path)
+        tokenizer = open_tokenizer(self.tokenizer_path)
         ids, wanted = tokenizer.vocab_size, self.run.model.vocab_size
-        if ids != wanted:
+        if ids > wanted or (ids < wanted and not tokenizer.has_spare_ids):
             raise LmsiError(
                 f"the tokenizer {self.tokenizer_path} has {ids} ids, ModelConfig.vocab_size is "
                 f"{wanted}; set Run.tokenizer to the one that the checkpoint was trained with"
@@ -114,7 +115,7 @@ class Context:
 
     def fingerprint(self, round_index: int) -> str:
         """Returns what identifies the model that a round ended with, and its tokenizer."""
-        vocabulary = file_sha256(self.tokenizer.path)
+        vocabulary = self.tokenizer.fingerprint
         if not round_index and self.run.init_checkpoint == "fresh":
             weights = checkpoints.digest(self.params(0))
         else:

@@ -15,7 +15,7 @@ from etils import epath
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.statistics import Difference, macro_difference, wilson
-from lmsi_jax.files import file_sha256, read_json, write_json
+from lmsi_jax.files import read_json, write_json
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import parameter_shapes
 from lmsi_jax.report.compare import change
@@ -106,8 +106,7 @@ class TeacherRun:
         Raises:
           LmsiError: the student has another tokenizer, or the checkpoint is missing.
         """
-        vocabulary = file_sha256(epath.Path(context.tokenizer_path))[:32]
-        if self.manifest["hashes"]["base"][32:] != vocabulary:
+        if self.manifest["hashes"]["base"][32:] != context.tokenizer.fingerprint[:32]:
             raise LmsiError(
                 "the student has another tokenizer than the teacher: their probabilities cannot be "
                 "compared; use Loss.distillation = 'sequence'"

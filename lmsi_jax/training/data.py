@@ -31,7 +31,7 @@ class Examples:
     Args:
       sources: examples by source, "weak" and "strong"; or pairs, "pairs".
       rates: share of each source in the stream; sources at rate 0 are left out.
-      tokenizer_path: a SentencePiece model file.
+      tokenizer_path: `Run.tokenizer`'s file or folder.
       task_rates: how often each task is drawn within its source; tasks that are not named are left
         out. None: by the number of their examples.
       seed: fixes the order.
@@ -90,10 +90,12 @@ def in_order(examples: Sequence[Example], tokenizer_path: str) -> Iterator[Row]:
     """Returns tokenised examples once and in their order."""
     import seqio
 
+    from lmsi_jax.tasks.vocabularies import open_vocabulary
+
     name = "lmsi_in_order"
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
-    task = _add_task(name, _columns(examples, 0, 0), tokenizer_path)
+    task = _add_task(name, _columns(examples, 0, 0), open_vocabulary(tokenizer_path))
     return map(_row, _read(task, shuffle=False, num_epochs=1).as_numpy_iterator())
 
 
@@ -173,18 +175,21 @@ def _registered(
     """Registers (name, columns, rate) as tasks anew; returns them and their mixture."""
     import seqio
 
+    from lmsi_jax.tasks.vocabularies import open_vocabulary
+
+    vocabulary = open_vocabulary(tokenizer_path)
     tasks = []
     for name, columns, _ in parts:
         if name in seqio.TaskRegistry.names():
             seqio.TaskRegistry.remove(name)
-        tasks.append(_add_task(name, columns, tokenizer_path))
+        tasks.append(_add_task(name, columns, vocabulary))
     if "lmsi_examples" in seqio.MixtureRegistry.names():
         seqio.MixtureRegistry.remove("lmsi_examples")
     rates = [(name, rate) for name, _, rate in parts]
     return tasks, seqio.MixtureRegistry.add("lmsi_examples", rates)
 
 
-def _add_task(name: str, columns: _Columns, tokenizer_path: str) -> Any:
+def _add_task(name: str, columns: _Columns, vocabulary: Any) -> Any:
     import seqio
     import tensorflow as tf
 
@@ -193,7 +198,6 @@ def _add_task(name: str, columns: _Columns, tokenizer_path: str) -> Any:
         return tf.data.Dataset.from_tensor_slices(columns)
 
     count = len(columns["inputs"])
-    vocabulary = seqio.SentencePieceVocabulary(tokenizer_path)
     text = seqio.Feature(vocabulary=vocabulary, add_eos=False)
     number = seqio.PassThroughVocabulary(size=0)
     whole = seqio.Feature(number, add_eos=False, dtype=tf.int32, rank=0)
@@ -218,13 +222,15 @@ def _add_task(name: str, columns: _Columns, tokenizer_path: str) -> Any:
 def _tokenize(dataset: Any, output_features: Mapping[str, Any]) -> Any:
     import tensorflow as tf
 
+    from lmsi_jax.tasks.vocabularies import encode_prompt
+
     def one(row: dict[str, Any]) -> dict[str, Any]:
         """Encodes one example's texts."""
-        texts = {
-            name: output_features[name].vocabulary.encode_tf(row[name])
-            for name in _TEXTS
-            if name in row
-        }
+        vocabulary = output_features["targets"].vocabulary
+        prefix, inputs = encode_prompt(vocabulary, row["prefix"], row["inputs"])
+        learnt = [name for name in ("targets", "rejected") if name in row]
+        texts = {name: vocabulary.encode_tf(row[name]) for name in learnt}
+        texts |= {"prefix": prefix, "inputs": inputs}
         return {**row, **texts, "weight": tf.cast(row["weight"], tf.float32)}
 
     return dataset.map(one, num_parallel_calls=tf.data.AUTOTUNE)

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import types
 
 import pytest
 from etils.epath import backend, gpath
@@ -29,6 +30,7 @@ class PureEngine:
     def __init__(self, order=0):
         self.order = order
         self.runs = []
+        self.tokenizer = types.SimpleNamespace(start_ids=())
 
     def prompt_tokens(self, text):
         return len(text)

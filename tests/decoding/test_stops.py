@@ -13,6 +13,7 @@ class Letters:
     texts = ("", *"0123456789.,\nQ:ab ", "\n\n", "5\nQ:")
     vocab_size = len(texts)
     eos_id = 0
+    end_ids = frozenset({0})
 
     def encode(self, text):
         return [self.texts.index(letter) for letter in text]

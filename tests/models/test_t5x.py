@@ -97,6 +97,21 @@ def test_behind_a_start_token_every_token_has_our_scores(config, params):
     np.testing.assert_allclose(theirs[:, 1:], _ours(config, params, tokens), atol=5e-5)
 
 
+def test_ids_one_higher_give_the_same_scores_one_place_on_and_none_to_padding(config, params):
+    tokens = np.concatenate([np.zeros((2, 1), np.int32), _tokens(2, 9)], axis=1)  # 0 is a token
+    model = models.DecoderOnlyModel(
+        T5XDecoder(config, first_id=1),
+        seqio.PassThroughVocabulary(config.vocab_size + 1, eos_id=2),
+        optimizer_def=None,
+    )
+    batch = dict.fromkeys(
+        ("decoder_input_tokens", "decoder_target_tokens"), np.pad(tokens + 1, ((0, 0), (1, 0)))
+    )
+    theirs = np.asarray(model._compute_logits(params, batch))
+    np.testing.assert_allclose(theirs[:, 1:, 1:], _ours(config, params, tokens), atol=2e-5)
+    assert theirs.shape[-1] == config.vocab_size + 1 and theirs[..., 0].max() < -1e8
+
+
 def test_packed_examples_have_the_scores_that_each_has_alone(config, params):
     parts = [_tokens(1, length, seed)[0] for seed, length in enumerate((9, 6, 11))]
     inputs = np.concatenate([np.pad(part, (1, 0)) for part in parts] + [np.zeros(3, np.int32)])

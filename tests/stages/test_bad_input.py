@@ -32,7 +32,7 @@ from lmsi_jax.main import main
         ({"Questions.train": ("gsm8k",)}, "data_dir"),
         ({"Run.init_checkpoint": "/nowhere"}, "no checkpoint in /nowhere"),
         ({"Run.tokenizer": "/nowhere.model"}, "/nowhere.model is not a readable SentencePiece"),
-        ({"Run.tokenizer": "/"}, "/ is not a readable SentencePiece"),
+        ({"Run.tokenizer": "/"}, "/ is a folder without tokenizer.json or tokenizer.model"),
         ({"ModelConfig.embed_dim": 32}, "belongs to another model"),
         ({"ModelConfig.num_layers": 3}, "belongs to another model"),
         ({"Sampling.max_new_tokens": 900}, "use fewer exemplars or fewer new tokens"),

@@ -188,7 +188,10 @@ def test_unfinished_saves_are_swept_away_and_do_not_count(tmp_path):
     [
         ((), "the folder is empty, expected a folder checkpoint_N with an Orbax item 'state'"),
         (("checkpoint_5.orbax-checkpoint-tmp/state/x",), "cut off before it was whole"),
-        (("config.json", "model.safetensors"), "a Hugging Face model: convert it first"),
+        (
+            ("config.json", "model.safetensors"),
+            "a Hugging Face model: run `lmsi import-hf` on it first",
+        ),
         (("checkpoint", "target.w/0"), "T5X's old format"),
         (("default/_METADATA",), "an Orbax tree of other names"),
     ],

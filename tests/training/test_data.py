@@ -130,3 +130,21 @@ def test_tasks_are_drawn_by_their_rates_or_their_sizes(
 def test_a_rate_for_a_task_without_examples_names_those_with_some(tokenizer_path):
     with pytest.raises(LmsiError, match="names 'hats'.*no weak examples.*cups, pens"):
         Examples(_two_tasks(), {"weak": 1.0}, tokenizer_path, task_rates={"hats": 1.0}, seed=3)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen", "gemma"])
+def test_rows_of_a_tokenizer_json_begin_with_the_models_start(tmp_path, kind):
+    import hub_models as hub
+
+    from lmsi_jax.models.tokenizer import encode_first, open_tokenizer
+
+    hub.write_tokenizer(tmp_path, kind)
+    made = open_tokenizer(tmp_path)
+    by_inputs = {e.inputs: e for e in SOURCES["weak"]}
+    for row in _take(20, str(tmp_path)):
+        learnt = next(i for i, weight in enumerate(row.weights) if weight)
+        example = by_inputs[made.decode(row.tokens[:learnt])]
+        first = encode_first(made, example.prefix) if example.prefix else []
+        inputs = made.encode(example.inputs) if first else encode_first(made, example.inputs)
+        assert [*row.prefix] == first
+        assert row.tokens == inputs + made.encode(example.targets + SEPARATOR)

@@ -11,19 +11,23 @@ and the names in them, `refusals` says what is wrong with one.
 from lmsi_jax.training.checkpoints.layout import find, present
 from lmsi_jax.training.checkpoints.saving import Checkpoints
 from lmsi_jax.training.checkpoints.stored import (
+    attempt,
     digest,
     load_params,
     load_state,
+    opened,
     optimizer_arrays,
     stored_digest,
 )
 
 __all__ = [
     "Checkpoints",
+    "attempt",
     "digest",
     "find",
     "load_params",
     "load_state",
+    "opened",
     "optimizer_arrays",
     "present",
     "stored_digest",

@@ -48,7 +48,7 @@ def _meaning(names: Sequence[str]) -> str:
     if "checkpoint" in names:
         return " (T5X's old format: open and save it with T5X, which writes Orbax now)"
     if any(name.endswith((".safetensors", ".bin")) for name in names):
-        return " (a Hugging Face model: convert it first)"
+        return " (a Hugging Face model: run `lmsi import-hf` on it first)"
     if "default" in names or "_METADATA" in names or "manifest.ocdbt" in names:
         return " (an Orbax tree of other names: save it as the item 'state' with a tree 'target')"
     return ""

@@ -58,7 +58,7 @@ def optimizer_arrays(folder: epath.PathLike) -> dict[str, jax.Array]:
       LmsiError: it is none, or it is incomplete.
     """
     folder = epath.Path(folder)
-    _, metadata = _opened(folder, together=False)
+    _, metadata = opened(folder)
     like = {"state": {"param_states": metadata["state"].get("param_states", {})}}
     return named(read(folder, like, None)["state"]["param_states"])
 
@@ -136,33 +136,37 @@ def read(folder: epath.Path, like: Any, places: Any) -> Any:
       places: None, or a tree like it of shardings.
 
     Returns:
-      `like` with arrays in place of its leaves; with those of `places`, sharded that way.
+      `like` with arrays in place of its leaves, of their types (a checkpoint may hold bfloat16);
+      with those of `places`, sharded that way.
 
     Raises:
       LmsiError: it is no such checkpoint, incomplete, or of another model or optimiser.
     """
     where = {} if places is None else named(places)
     together = not all(place.is_fully_addressable for place in where.values())
-    handler, metadata = _opened(folder, together)
+    handler, metadata = opened(folder, together)
     wanted = named(like)
     check_match(folder, wanted, named(metadata))
-    how = {name: _restoring(where.get(name)) for name in wanted}
+    how = {name: _restoring(where.get(name), leaf.dtype) for name, leaf in wanted.items()}
     args = ocp.args.PyTreeRestore(
         item=nested(wanted), restore_args=nested(how), partial_restore=True
     )
     item = (folder / "state").resolve()
     tree = named(attempt(folder, lambda: handler.restore(item, args=args)))
-    leaves = [tree[name] if name in where else jax.numpy.asarray(tree[name]) for name in wanted]
+    leaves = [
+        tree[name] if name in where else jax.numpy.asarray(tree[name], leaf.dtype)
+        for name, leaf in wanted.items()
+    ]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _restoring(place: Any) -> ocp.RestoreArgs:
+def _restoring(place: Any, dtype: Any) -> ocp.RestoreArgs:
     if place is None:
         return ocp.RestoreArgs(restore_type=np.ndarray)
-    return ocp.ArrayRestoreArgs(sharding=place)
+    return ocp.ArrayRestoreArgs(sharding=place, dtype=dtype)
 
 
-def _opened(folder: epath.Path, together: bool) -> tuple[ocp.Checkpointer, Any]:
+def opened(folder: epath.Path, together: bool = False) -> tuple[ocp.Checkpointer, Any]:
     """Returns what reads a checkpoint's state, and the tree of its arrays' shapes.
 
     Raises:

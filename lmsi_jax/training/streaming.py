@@ -1,0 +1,150 @@
+"""Checkpoints of models that do not fit into memory: one array at a time, in and out.
+
+The files are Orbax's own, written by Orbax; it is only kept from asking for all arrays at once.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from lmsi_jax.training import checkpoints
+
+# Arrays are stored in parts of at most this, so that a device reads little beside its own shard.
+_PART_BYTES = 1 << 26
+Path = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Later:
+    """An array that is made when it is written.
+
+    Attributes:
+      shape: its shape.
+      dtype: its type.
+      make: makes it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array."""
+        return self.size * self.dtype.itemsize
+
+
+class _OneByOne(ocp.type_handlers.NumpyHandler):
+    """Writes a `Later` to its end before the next one is made."""
+
+    async def serialize(
+        self,
+        values: Sequence[Later],
+        infos: Sequence[ocp.type_handlers.ParamInfo],
+        args: Sequence[ocp.SaveArgs] | None = None,
+    ) -> list[Any]:
+        """Orbax's hook: writes the values; nothing is left for later."""
+        args = args or [ocp.SaveArgs()] * len(values)
+        for value, info, arg in zip(values, infos, args, strict=True):
+            for written in await super().serialize([value.make()], [info], [arg]):
+                written.result()
+        return []
+
+
+def save(directory: epath.PathLike, step: int, params: Mapping[str, Any]) -> None:
+    """Writes `checkpoint_STEP` as `Checkpoints.save` does, without an optimiser's state.
+
+    Args:
+      directory: where to; it is made.
+      step: optimiser steps taken.
+      params: the parameter tree, with a `Later` for each array.
+    """
+    handlers = ocp.type_handlers
+    registry = handlers.create_type_handler_registry(
+        (Later, _OneByOne(deepcopy_host_arrays=False)),
+        (np.ndarray, handlers.NumpyHandler()),
+        (jax.Array, handlers.ArrayHandler()),  # there is none; Orbax warns without it
+        (int, handlers.ScalarHandler()),
+    )
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    tree = {"target": params, "state": {"step": np.asarray(step, np.int32)}}
+    args = ocp.args.PyTreeSave(tree, save_args=_parted(tree))
+    options = ocp.CheckpointManagerOptions(
+        step_prefix="checkpoint", enable_async_checkpointing=False, create=True
+    )
+    folder = epath.Path(directory).resolve()
+    with ocp.CheckpointManager(folder, options=options, item_handlers={"state": handler}) as made:
+        made.save(step, args=ocp.args.Composite(state=args))
+
+
+def _parted(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {name: _parted(value) for name, value in tree.items()}
+    return ocp.SaveArgs(chunk_byte_size=_PART_BYTES)
+
+
+class Saved:
+    """The parameters of a checkpoint, read one at a time.
+
+    Args:
+      path: a `checkpoint_N` folder, or a folder of which the newest is taken.
+
+    Attributes:
+      folder: the `checkpoint_N` folder.
+      shapes: the shape of each parameter, by its path in the tree.
+      dtypes: their types.
+
+    Raises:
+      LmsiError: there is none, or it is incomplete.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        self.folder = checkpoints.find(path)
+        self._handler, metadata = checkpoints.opened(self.folder)
+        leaves = dict(_leaves(metadata["target"]))
+        self.shapes: dict[Path, tuple[int, ...]] = {k: tuple(v.shape) for k, v in leaves.items()}
+        self.dtypes: dict[Path, np.dtype] = {k: np.dtype(v.dtype) for k, v in leaves.items()}
+
+    def read(self, path: Path) -> np.ndarray:
+        """Returns a parameter as it was saved.
+
+        Raises:
+          LmsiError: the checkpoint is damaged.
+        """
+
+        def tree(leaf: Any) -> Any:
+            """{"target": {...: leaf}}."""
+            for key in reversed(("target", *path)):
+                leaf = {key: leaf}
+            return leaf
+
+        args = ocp.args.PyTreeRestore(
+            item=tree(0),
+            restore_args=tree(ocp.RestoreArgs(restore_type=np.ndarray)),
+            partial_restore=True,
+        )
+        found = checkpoints.attempt(
+            self.folder, lambda: self._handler.restore((self.folder / "state").resolve(), args=args)
+        )
+        for key in ("target", *path):
+            found = found[key]
+        return found
+
+
+def _leaves(tree: Any, path: Path = ()) -> Any:
+    if not isinstance(tree, Mapping):
+        yield path, tree
+        return
+    for name, value in tree.items():
+        yield from _leaves(value, (*path, name))
