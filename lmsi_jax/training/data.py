@@ -229,7 +229,7 @@ def _tokenize(dataset: Any, output_features: Mapping[str, Any]) -> Any:
         vocabulary = output_features["targets"].vocabulary
         prefix, inputs = encode_prompt(vocabulary, row["prefix"], row["inputs"])
         learnt = [name for name in ("targets", "rejected") if name in row]
-        texts = {name: vocabulary.encode_tf(row[name]) for name in learnt}
+        texts: dict[str, Any] = {name: vocabulary.encode_tf(row[name]) for name in learnt}
         texts |= {"prefix": prefix, "inputs": inputs}
         return {**row, **texts, "weight": tf.cast(row["weight"], tf.float32)}
 
