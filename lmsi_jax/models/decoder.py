@@ -165,7 +165,7 @@ def block(
     attended = attend(layer, rotate(q, angles) * config.head_dim**-0.5, rotate(k, angles), v)
     # Attention is merged in float32, and must not pull the rest of the model along.
     attended = attended.reshape(*x.shape[:-1], -1).astype(x.dtype)
-    hidden = _gated(gate, up)
+    hidden = gated(gate, up)
     if "attention_out" in p:
         return x + attended @ p["attention_out"] + hidden @ p["down"]
     both = jnp.concatenate([attended, hidden], axis=-1)
@@ -173,7 +173,8 @@ def block(
 
 
 @jax.custom_vjp
-def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+def gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """The MLP's hidden units: silu(gate) * up (Shazeer 2020, section 2)."""
     return nn.silu(gate) * up
 
 
@@ -186,7 +187,7 @@ def _gated_backward(
 
 
 # Keeps two arrays where JAX would keep five: they are read back slower than computed anew.
-_gated.defvjp(lambda gate, up: (_gated(gate, up), (gate, up)), _gated_backward)
+gated.defvjp(lambda gate, up: (gated(gate, up), (gate, up)), _gated_backward)
 
 
 def hidden_states(

@@ -19,6 +19,7 @@ from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import Attend
 
 _MASKED = -1e9
+_BLOCK = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ def packed_attention(
     segments: jax.Array,
     positions: jax.Array,
     shared: Cache | None,
-    block: int = 64,
+    block: int = 0,
 ) -> Attend:
     """Returns the `attend` callback for rows with segments [B, T] behind a shared prefix.
 
@@ -64,8 +65,9 @@ def packed_attention(
       segments: example number of each token, 0 for padding.
       positions: [B, T] position of each token, counted from the start of the shared prefix.
       shared: cache of the one prefix that all rows see, or None.
-      block: queries per block.
+      block: queries per block; 0: `ModelConfig.query_block`.
     """
+    block = block or config.query_block or _BLOCK
     softcap = config.attention_softcap
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

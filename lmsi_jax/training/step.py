@@ -18,6 +18,7 @@ from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import Params
 from lmsi_jax.training.lora import adapter_specs, fresh_adapters, merged
 from lmsi_jax.training.losses import Sums, step_losses
+from lmsi_jax.training.packed import regrouped
 from lmsi_jax.training.placement import following, mesh_of, on_mesh, param_specs, placed
 from lmsi_jax.training.teacher import Teacher
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lmsi_jax.training.trainer import Training
 
 Arrays = dict[str, jax.Array]
+_TOKENS = 512
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
@@ -77,10 +79,13 @@ def _gradient(
     microbatches, and the update of the parameters themselves, are float32.
     """
 
+    mesh = mesh_of(training)
+    if mesh is None:
+        batch = regrouped(batch, _rows_at_once(training))
+
     def losses(full: Params) -> tuple[Sums, Params]:
         return step_losses(config, full, batch, groups, training.loss, teacher)
 
-    mesh = mesh_of(training)
     around = contextlib.nullcontext() if mesh is None else _abstract(mesh)
     with around:
         if training.lora is None:
@@ -89,6 +94,14 @@ def _gradient(
         means, gradient = losses(_narrow(training, full))
         (gradient,) = pull(gradient)
         return means, gradient
+
+
+def _rows_at_once(training: "Training") -> int:
+    """How many rows without a prefix are computed at once: by shapes and kind of device alone."""
+    if training.rows_at_once:
+        return training.rows_at_once
+    # More gain nothing on a CPU, and leave its caches.
+    return max(1, _TOKENS // training.length) if jax.default_backend() == "cpu" else training.rows
 
 
 def _abstract(mesh: jax.sharding.Mesh) -> Any:
