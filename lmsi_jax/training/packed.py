@@ -101,10 +101,13 @@ def packed_states(
         batch = with_angles(config, weights, batch)
     table = weights["embedding"]
     prefix = table[batch["prefix"]][None] if batch["prefix"].shape[0] else None
-    states = (prefix, table[batch["tokens"]])
+    rows = table[batch["tokens"]]
+    states = (prefix, jnp.moveaxis(rows, -1, 0) if upright else rows)
     layers = [_layer(config, batch, layer, spread, upright) for layer in range(len(config.windows))]
     every = [weights[f"layer_{layer}"] for layer in range(config.num_layers)]
     _, rows = (_scanned if config.scan_layers else _in_turn)(layers, every, states)
+    if upright:
+        rows = jnp.moveaxis(rows, 0, -1)
     return weights, rms_norm(rows, weights["final_norm"], config.norm_epsilon)
 
 

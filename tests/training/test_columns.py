@@ -45,7 +45,9 @@ def test_a_layer_and_its_gradients_are_those_of_the_general_block(micro_config, 
 
     def upright(p, x, keys, values):
         shared = (keys[0], values[0], length[0]) if prefix else None
-        return columns.block(config, p, x, columns.turned(angles), segments, shared)
+        turned = columns.turned(angles)
+        out = columns.block(config, p, jnp.moveaxis(x, -1, 0), turned, segments, shared)
+        return jnp.moveaxis(out, 0, -1)
 
     @functools.partial(jax.jit, static_argnums=0)
     def pulled(run, *inputs):
