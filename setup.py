@@ -60,6 +60,7 @@ setup(
         "etils[epath]>=1.9.4",
         "flax>=0.11",
         "gin-config>=0.5",
+        "importlib-resources>=6.0",  # TFDS imports it without declaring it
         "jax>=0.7",
         "numpy>=2.0",
         "optax>=0.2.6",

@@ -11,10 +11,11 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from lmsi_jax import __version__, gin_edge, gin_errors
+from lmsi_jax.commands import Command, commands
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.signals import Terminated, leaving
 
@@ -86,26 +87,55 @@ def _execute(words: list[str], as_command: bool, last: contextlib.ExitStack) -> 
     if args.command is None:
         parser.print_help()
         return
-    _check_config(args.command, args.config, gin_args)
-    _check_processes(args)
+    other = commands().get(args.command)
+    if other is None or other.TAKES_CONFIG:
+        _check_config(args.command, args.config, gin_args)
+    if other is None:
+        _check_processes(args)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if as_command:
         from lmsi_jax.quiet import quiet_libraries
 
         quiet_libraries()
-    from lmsi_jax.configurables import load_run
+    if other is not None:
+        _use(other, args, gin_args)
+        return
     from lmsi_jax.rounds import execute
 
-    gin_edge.load(args.config, gin_args)
-    with gin_errors.readable_calls():
-        run = _build(load_run)
+    with _configured(args.config, gin_args) as load:
+        run = load()
         stages = _COMMANDS[args.command][0]
         command = shlex.join(["lmsi", *words])
         if args.coordinator_address is not None:
             _connect(args, last)
         with leaving():  # after connecting, where JAX puts a handler of its own on SIGTERM
             execute(run, stages, command, gin_edge.operative_config())
+
+
+@contextlib.contextmanager
+def _configured(config: str | None, gin_args: gin_edge.GinArgs) -> Iterator[Callable[[], "Run"]]:
+    """Reads gin's files and flags; gives what builds the `Run` that they describe."""
+    from lmsi_jax.configurables import load_run
+
+    gin_edge.load(config, gin_args)
+    with gin_errors.readable_calls():
+        yield lambda: _build(load_run)
+
+
+def _use(command: Command, args: argparse.Namespace, gin_args: gin_edge.GinArgs) -> None:
+    """Carries out a command that is no stage of a run."""
+    if command.TAKES_CONFIG:
+        with _configured(args.config, gin_args) as load:
+            command.run(args, load)
+        return
+    if gin_args != gin_edge.GinArgs():
+        raise LmsiError(f"lmsi {command.NAME} takes no gin flags; see lmsi {command.NAME} --help")
+    command.run(args, _no_run)
+
+
+def _no_run() -> "Run":
+    raise LmsiError("this command has no configuration")
 
 
 def _connect(args: argparse.Namespace, last: contextlib.ExitStack) -> None:
@@ -155,7 +185,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         word = message.split("invalid choice: '")[-1].split("'")[0]
-        near = gin_errors.suggestion(word, _COMMANDS) if "invalid choice" in message else ""
+        known = (*_COMMANDS, *commands())
+        near = gin_errors.suggestion(word, known) if "invalid choice" in message else ""
         raise LmsiError(f"{message}{near}; see {self.prog} --help")
 
 
@@ -170,9 +201,9 @@ def _parser() -> _Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"lmsi_jax {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    group = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, (_, text, example) in _COMMANDS.items():
-        command = commands.add_parser(
+        command = group.add_parser(
             name,
             help=text,
             description=f"{text[0].upper()}{text[1:]}. A finished stage is not done again; "
@@ -181,13 +212,30 @@ def _parser() -> _Parser:
             formatter_class=shape,
             allow_abbrev=False,
         )
-        command.add_argument(
-            "config", nargs="?", help="a packaged configuration's name, or the path of a .gin file"
-        )
+        _add_config(command)
         command.add_argument("--coordinator_address", help=argparse.SUPPRESS)
         command.add_argument("--process_count", type=int, help=argparse.SUPPRESS)
         command.add_argument("--process_index", type=int, help=argparse.SUPPRESS)
+    for name, other in commands().items():
+        command = group.add_parser(
+            name,
+            help=other.HELP,
+            description=f"{other.HELP[0].upper()}{other.HELP[1:]}.",
+            epilog=f"{_GIN_HELP if other.TAKES_CONFIG else ''}\nexample:\n"
+            f"  lmsi {name} {other.EXAMPLE}",
+            formatter_class=shape,
+            allow_abbrev=False,
+        )
+        if other.TAKES_CONFIG:
+            _add_config(command)
+        other.add_arguments(command)
     return parser
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "config", nargs="?", help="a packaged configuration's name, or the path of a .gin file"
+    )
 
 
 def _print_error(error: LmsiError) -> None:

@@ -60,13 +60,24 @@ class Exemplar(_Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Question(_Record):
-    """A question with its own prefix. `gold` is None wherever labels must not be seen."""
+    """A question with its own prefix. `gold` is None wherever labels must not be seen.
+
+    `also` are other answers that count as right.
+    """
 
     uid: str
     task: str
     text: str
     kind: Kind
     gold: str | None = None
+    also: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a dictionary of plain JSON values; `also` only where there are such."""
+        row = super().to_json()
+        if not row["also"]:
+            del row["also"]
+        return row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,14 @@ class Questions:
       level: difficulty of procedural tasks, "easy" or "hard".
       train_count: train questions per task.
       test_count: test questions per task.
-      data_dir: folder of local data files, for tasks that read them.
+      data_dir: folder of local data files, for tasks that read them; None: through TFDS, which
+        downloads what it does not have.
+      data_dirs: (task, folder) pairs, where a task's files are elsewhere.
+      exemplars: (task, file) pairs, in place of the exemplars of this project; the layout is that
+        of `lmsi_jax.tasks.exemplars`.
+      overlap: what to do about training questions and exemplars that also stand among the run's
+        test questions (`lmsi_jax.tasks.overlap`): "refuse", "drop" such training questions, or
+        "allow" them.
       seed: fixes which questions are drawn.
     """
 
@@ -34,7 +41,18 @@ class Questions:
     train_count: int = 1000
     test_count: int = 200
     data_dir: str | None = None
+    data_dirs: tuple[tuple[str, str], ...] = ()
+    exemplars: tuple[tuple[str, str], ...] = ()
+    overlap: Literal["refuse", "drop", "allow"] = "refuse"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.overlap not in ("refuse", "drop", "allow"):
+            raise LmsiError(f"Questions.overlap = {self.overlap!r}; use refuse, drop or allow")
+
+    def folder(self, task: str) -> str | None:
+        """The folder of a task's files, None where it has none."""
+        return dict(self.data_dirs).get(task, self.data_dir)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

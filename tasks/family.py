@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Exemplar, Kind, Question
@@ -39,6 +39,12 @@ class Family:
     domain: Domain
     generate: Callable[[random.Random, Level], Exemplar]
     shots: int = 3
+    overlap_words: int = 0  # its questions share their templates' words
+
+    @property
+    def content(self) -> Callable[[str], Sequence[str]]:
+        """A question as a whole."""
+        return lambda text: (text,)
 
     @property
     def levels(self) -> tuple[Level, ...]:

@@ -6,7 +6,7 @@ called, and the loop reads its questions through them, so that SeqIO defines wha
 
 import difflib
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lmsi_jax.errors import LmsiError
@@ -16,11 +16,14 @@ from lmsi_jax.tasks.task import LEVELS, Level, Split, Task, too_few
 
 NAMES: tuple[str, ...] = (
     *("purchases", "legs", "choices", "compare", "claims"),
-    *("travel", "chain_sum", "syllogism", "gsm_symbolic", "gsm8k"),
+    *("travel", "chain_sum", "syllogism", "gsm_symbolic"),
+    *("gsm8k", "svamp", "aqua", "drop_football", "drop_nonfootball", "openbookqa"),
+    *("arc_challenge", "anli_r1", "anli_r2", "anli_r3", "strategyqa", "rte", "mnli_m", "mnli_mm"),
 )
 # The base model's documents are no SeqIO split: worked reasoning is for pre-training alone.
 SPLITS: tuple[Split, ...] = ("train", "test")
-_FIELDS = ("uid", "question", "kind", "answer")
+# "also" has one further answer a line.
+_FIELDS = ("uid", "question", "kind", "answer", "also")
 
 
 def get(name: str, data_dir: str | None = None) -> Task:
@@ -46,16 +49,17 @@ def seqio_name(task: Task, level: Level) -> str:
     return f"lmsi_{task.name}_{level}" if task.levels else f"lmsi_{task.name}"
 
 
-def register(data_dir: str | None = None) -> None:
-    """Adds every task to SeqIO's registry, unless it is there already.
+def register(names: Sequence[str] = NAMES, data_dir: str | None = None) -> None:
+    """Adds tasks to SeqIO's registry, unless they are there already.
 
     Args:
+      names: which.
       data_dir: the folder of the files for tasks that have some; these are added anew, so that the
-        last folder given holds. Without it such a task names the remedy once it is read.
+        last folder given holds. Without it they come through TFDS, where TFDS has them.
     """
     import seqio
 
-    for name in NAMES:
+    for name in names:
         task = get(name, data_dir)
         for seqio_task, level in {seqio_name(task, level): level for level in LEVELS}.items():
             if seqio_task in seqio.TaskRegistry.names():
@@ -96,7 +100,7 @@ def load_questions(
     if count < 1:
         raise LmsiError(f"{count} questions of task {name!r} were asked for; ask for 1 or more")
     task.stream(split, level, seed)  # names a missing folder, whatever folder was registered before
-    register(data_dir)
+    register((name,), data_dir)
     source = seqio.TaskRegistry.get(seqio_name(task, level)).source
     rows = source.get_dataset(split=split, shuffle=False, seed=seed).take(count)
     questions = [_question(task.name, split, row) for row in rows.as_numpy_iterator()]
@@ -106,9 +110,11 @@ def load_questions(
 
 
 def _question(name: str, split: Split, row: Mapping[str, bytes]) -> Question:
-    uid, text, kind, answer = (row[field].decode() for field in _FIELDS)
-    gold = answer if split == "test" else None
-    return Question.from_json({"uid": uid, "task": name, "text": text, "kind": kind, "gold": gold})
+    uid, text, kind, answer, also = (row[field].decode() for field in _FIELDS)
+    question: dict[str, Any] = {"uid": uid, "task": name, "text": text, "kind": kind}
+    if split == "test":
+        question |= {"gold": answer, "also": also.splitlines()}
+    return Question.from_json(question)
 
 
 def _add(seqio_task: str, task: Task, level: Level) -> None:
@@ -141,7 +147,8 @@ def _dataset(task: Task, split: Split, level: Level, seed: int) -> Any:
 
     def rows() -> Iterator[dict[str, str]]:
         for question in task.stream(split, level, seed):
-            row = (question.uid, question.text, question.kind, question.gold or "")
+            labels = (question.gold or "", "\n".join(question.also))
+            row = (question.uid, question.text, question.kind, *labels)
             yield dict(zip(_FIELDS, row, strict=True))
 
     task.stream(split, level, seed)  # an unreadable file is named here, not from within TensorFlow

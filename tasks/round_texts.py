@@ -10,7 +10,7 @@ from etils import epath
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import SEPARATOR, Prompting, build_prompt
-from lmsi_jax.records import Example, Question
+from lmsi_jax.records import Example, Exemplar, Question
 from lmsi_jax.stages.context import embedded_path
 from lmsi_jax.store import ShardStore
 from lmsi_jax.tasks import registry
@@ -66,20 +66,22 @@ def questions(run_dir: epath.PathLike, prompting: Prompting) -> dict[str, dict[s
     found: dict[str, dict[str, Texts]] = {}
     for shard in store.names():
         split, _, task = shard.partition("-")
-        rows = [Question.from_json(row) for row in store.read(shard)]
-        found.setdefault(task, {})[split] = _asked(task, rows, prompting)
+        if split in registry.SPLITS:
+            rows = [Question.from_json(row) for row in store.read(shard)]
+            exemplars = [Exemplar.from_json(row) for row in store.read(f"exemplars-{task}")]
+            found.setdefault(task, {})[split] = _asked(rows, exemplars, prompting)
     if not found:
         raise LmsiError(f"{store.directory} holds no questions; run `lmsi run` into {run_dir}")
     return found
 
 
-def _asked(task: str, rows: Sequence[Question], prompting: Prompting) -> Texts:
-    exemplars = registry.get(task).exemplars()
+def _asked(rows: Sequence[Question], exemplars: Sequence[Exemplar], prompting: Prompting) -> Texts:
     prompts = [build_prompt(row, exemplars, prompting) for row in rows]
     return {
         "prefix": [prefix for prefix, _ in prompts],
         "inputs": [text for _, text in prompts],
         "targets": [row.gold or "" for row in rows],
+        "also": ["\n".join(row.also) for row in rows],
         "uid": [row.uid for row in rows],
         "kind": [row.kind for row in rows],
         "task": [row.task for row in rows],

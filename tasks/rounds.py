@@ -29,6 +29,8 @@ from lmsi_jax.tasks.round_lengths import check_examples, check_prompts
 from lmsi_jax.tasks.round_texts import Texts
 from lmsi_jax.training.optimizers import Optimizer
 
+_LABELS = ("uid", "kind", "task", "answer", "also")
+
 
 def model_config(run_dir: epath.PathLike) -> ModelConfig:
     """Returns the shape of a run's model, from its manifest.
@@ -229,10 +231,10 @@ def _whole(
 
 def _answer(text: Any, example: Mapping[str, Any], is_target: bool = False) -> Question | Path:
     """The question with its gold answer, or the path that was decoded, cut at its stop."""
-    uid, kind, task, gold = (_text(example[name]) for name in ("uid", "kind", "task", "answer"))
+    uid, kind, task, gold, also = (_text(example[name]) for name in _LABELS)
     if is_target:
         row = {"uid": uid, "task": task, "text": "", "kind": kind, "gold": gold}
-        return Question.from_json(row)
+        return Question.from_json({**row, "also": also.splitlines()})
     stop = first_stop(text, STOP_STRINGS)
     return Path(uid=uid, index=0, text=text[:stop], tokens=0, logprob=0.0, finished=True)
 

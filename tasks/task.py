@@ -1,6 +1,6 @@
 """What every task offers, whether its questions are generated or read from files."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol, Self
 
 from lmsi_jax.errors import LmsiError
@@ -20,6 +20,7 @@ class Task(Protocol):
     function of (task, split, level, seed). Only questions of the test split carry their answer.
     `domain` is "in" when the packaged runs train on the task, "out" when they only test on it.
     `levels` is empty when a task has one level only; the argument `level` is then ignored.
+    `overlap_words` and `content` say what counts as the same question elsewhere, see `overlap`.
     """
 
     @property
@@ -32,6 +33,12 @@ class Task(Protocol):
     def shots(self) -> int: ...
     @property
     def levels(self) -> tuple[Level, ...]: ...
+    @property
+    def overlap_words(self) -> int: ...
+
+    @property
+    def content(self) -> Callable[[str], Sequence[str]]:
+        """A question's text -> the parts of it that are no template's."""
 
     def from_folder(self, data_dir: str) -> Self:
         """Returns the same task with its files in `data_dir`; itself when it has no files."""

@@ -216,3 +216,49 @@ def test_quiet_defaults_never_override_the_users(stages, config, monkeypatch):
 
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
     assert os.environ["GRPC_VERBOSITY"] == "ERROR"
+
+
+@pytest.fixture
+def other(monkeypatch):
+    """Puts a command that is no stage beside the others; returns the calls it got."""
+    calls: list[tuple] = []
+    command = types.SimpleNamespace(
+        NAME="weigh",
+        HELP="says what a model weighs",
+        EXAMPLE="DIR --scale=kg",
+        TAKES_CONFIG=False,
+        add_arguments=lambda parser: parser.add_argument("--scale", default="g"),
+        run=lambda args, load: calls.append((args.scale, load)),
+    )
+    monkeypatch.setattr(main, "commands", lambda: {"weigh": command})
+    return command, calls
+
+
+def test_a_command_beside_the_stages_gets_its_own_arguments(other, stages):
+    command, calls = other
+    assert main.main(["weigh", "--scale=kg"]) == 0
+    assert calls[0][0] == "kg" and not stages
+
+
+def test_a_command_without_a_configuration_refuses_gin_flags(other, capsys):
+    assert main.main(["weigh", "--gin.Run.seed=1"]) == 2
+    assert "lmsi weigh takes no gin flags" in capsys.readouterr().err
+
+
+def test_a_command_with_a_configuration_gets_the_run(other, stages, config):
+    command, calls = other
+    command.TAKES_CONFIG = True
+    command.run = lambda args, load: calls.append((args.scale, load()))
+    assert main.main(["weigh", config]) == 0
+    assert calls == [("g", "the run")] and not stages
+
+
+def test_help_lists_a_command_beside_the_stages(other, capsys):
+    with pytest.raises(SystemExit):
+        main.main(["--help"])
+    assert "says what a model weighs" in capsys.readouterr().out
+
+
+def test_a_misspelt_command_is_met_with_the_nearest(other, capsys):
+    assert main.main(["weih"]) == 2
+    assert "weigh" in capsys.readouterr().err

@@ -47,12 +47,10 @@ def score(
     A question without a parsed answer counts as wrong.
     """
     votes = [voting.vote(question, paths[question.uid]) for question in questions]
-    gold = [answers.key(question.gold or "", question.kind) for question in questions]
-    right = [
-        vote.winner is not None and vote.winner == g for vote, g in zip(votes, gold, strict=True)
-    ]
+    gold = [_right_keys(question) for question in questions]
+    right = [vote.winner in g for vote, g in zip(votes, gold, strict=True)]
     total = max(1, sum(vote.total for vote in votes))
-    agree = sum(key == g for vote, g in zip(votes, gold, strict=True) for key in vote.keys if key)
+    agree = sum(key in g for vote, g in zip(votes, gold, strict=True) for key in vote.keys)
     several = prompting == "self_consistency"
     tokens = sum(path.tokens for question in questions for path in paths[question.uid])
     return TaskScore(
@@ -67,3 +65,9 @@ def score(
         single=agree / total,
         mean_tokens=tokens / total,
     )
+
+
+def _right_keys(question: Question) -> set[str]:
+    """The keys that count as right."""
+    keys = (answers.key(label, question.kind) for label in (question.gold or "", *question.also))
+    return {key for key in keys if key is not None}

@@ -12,6 +12,7 @@ from lmsi_jax.prompts import Prompting
 from lmsi_jax.records import Question
 from lmsi_jax.stages.context import Context
 from lmsi_jax.stages.paths import draw_paths, make_job
+from lmsi_jax.stages.questions import read_exemplars
 from lmsi_jax.store import ShardStore
 
 _SCORES = "scores.json"
@@ -57,14 +58,12 @@ def evaluate(context: Context, round_index: int, inputs: dict[str, str]) -> str:
 
 def evaluate_shards(context: Context, round_index: int) -> None:
     """Samples this process' shards of an evaluation."""
-    from lmsi_jax.tasks import registry
-
     asked = list(_asked(context))
     jobs = [
         make_job(
             _job_name(task, prompting),
             questions,
-            registry.get(task).exemplars(),
+            read_exemplars(context, task),
             "cot" if prompting == "self_consistency" else cast(Prompting, prompting),
             _sampling(context, round_index, prompting),
         )

@@ -5,6 +5,7 @@ import dataclasses
 from lmsi_jax import mixing
 from lmsi_jax.records import Example, Question
 from lmsi_jax.stages.context import Context, named
+from lmsi_jax.stages.questions import read_exemplars
 from lmsi_jax.stages.sample import read_paths
 from lmsi_jax.stages.vote import read_votes
 from lmsi_jax.store import ShardStore
@@ -12,8 +13,6 @@ from lmsi_jax.store import ShardStore
 
 def mix(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     """Writes a round's training examples; returns the stage's fingerprint."""
-    from lmsi_jax.tasks import registry
-
     config = context.run.mixing
     stage = context.stage(round_index, "mix", named(config), inputs)
     if context.done(stage):
@@ -24,7 +23,7 @@ def mix(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     store = ShardStore(stage.directory)
     votes = read_votes(context, round_index)
     for task, questions in context.load_questions("train").items():
-        exemplars = registry.get(task).exemplars()
+        exemplars = read_exemplars(context, task)
         paths = read_paths(source, task)
         rows = [
             example
@@ -46,8 +45,8 @@ def _strong(context: Context, task: str, count: int) -> list[Example]:
     from lmsi_jax.tasks import registry
 
     config = context.questions
-    source = registry.get(task, config.data_dir)
-    exemplars = source.exemplars()
+    source = registry.get(task, config.folder(task))
+    exemplars = read_exemplars(context, task)
     rows = source.worked("pretrain", config.level, config.seed)
     examples = []
     for number in range(count):

@@ -1,24 +1,28 @@
-"""Questions: SeqIO tasks -> records; labels stay with the test split."""
+"""Questions: SeqIO tasks -> records; labels stay with the test split, exemplars are kept beside."""
+
+from collections.abc import Mapping
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.progress import Progress
+from lmsi_jax.records import Exemplar, Question
 from lmsi_jax.stages.context import Context, named
 from lmsi_jax.store import ShardStore, Stage
+
+# An error lists so many of the questions that overlap.
+_LISTED = 10
 
 
 def draw(context: Context) -> str:
     """Draws the run's questions once, for all rounds; returns the stage's fingerprint.
 
     Raises:
-      LmsiError: a task does not exist, or there are no questions.
+      LmsiError: a task does not exist, there are no questions, or training questions or exemplars
+        also stand among the test questions.
     """
-    from lmsi_jax.tasks import registry
-
     config = context.questions
     wanted = [("train", name, config.train_count) for name in dict.fromkeys(config.train)]
     wanted += [("test", name, config.test_count) for name in dict.fromkeys(config.test)]
-    for _, name, _ in wanted:
-        registry.get(name)
+    _check_names(context)
     splits = [("sample", config.train), ("eval", config.test)]
     unasked = [stage for stage, names in splits if stage in context.stages and not names]
     if unasked or not wanted or not all(count > 0 for _, _, count in wanted):
@@ -30,12 +34,98 @@ def draw(context: Context) -> str:
         return stage.fingerprint
     store = ShardStore(stage.directory)
     with Progress("questions", len(wanted), unit="tasks") as progress:
-        for split, name, count in wanted:
+        # The test questions first: what overlaps with them is not drawn.
+        for split, name, count in reversed(wanted):
             if store.missing([f"{split}-{name}"]):
-                rows = registry.load_questions(
-                    name, split, config.level, count, config.seed, config.data_dir
-                )
+                rows = _drawn(context, store, split, name, count)
                 store.write(f"{split}-{name}", [row.to_json() for row in rows])
             progress.advance()
+    for name in dict.fromkeys((*config.train, *config.test)):
+        exemplars = _exemplars(context, name)
+        if config.overlap != "allow":
+            remedy = "name another file in Questions.exemplars, or set Questions.overlap"
+            texts = {f"number {n}": row.question for n, row in enumerate(exemplars, 1)}
+            found = _overlapping(context, store, name, texts)
+            _refuse(f"exemplars of {name!r}", found, remedy)
+        store.write(f"exemplars-{name}", [row.to_json() for row in exemplars])
     stage.finish()
     return stage.fingerprint
+
+
+def _check_names(context: Context) -> None:
+    """Raises LmsiError where the configuration names a task that does not exist."""
+    from lmsi_jax.tasks import registry
+
+    config = context.questions
+    named_tasks = [name for name, _ in (*config.data_dirs, *config.exemplars)]
+    for name in (*config.train, *config.test, *named_tasks):
+        registry.get(name)
+
+
+def _drawn(
+    context: Context, store: ShardStore, split: str, name: str, count: int
+) -> list[Question]:
+    """A task's questions; training questions without those that the test questions have."""
+    from lmsi_jax.tasks import registry
+
+    config = context.questions
+    rows = registry.load_questions(
+        name, split, config.level, count, config.seed, config.folder(name)
+    )
+    if split == "test" or config.overlap == "allow":
+        return rows
+    found = _overlapping(context, store, name, {row.uid: row.text for row in rows})
+    if config.overlap == "refuse":
+        remedy = "set Questions.overlap to 'drop' to leave them out"
+        _refuse(f"training questions of {name!r}", found, remedy)
+    return [row for row in rows if row.uid not in found]
+
+
+def _overlapping(
+    context: Context, store: ShardStore, name: str, texts: Mapping[str, str]
+) -> dict[str, str]:
+    """Which questions the run's test questions have too: id -> "id of the test question (how)"."""
+    from lmsi_jax.tasks import overlap, registry
+
+    found: dict[str, str] = {}
+    for tested in dict.fromkeys(context.questions.test):
+        words = min(registry.get(task).overlap_words for task in (name, tested))
+        rows = (Question.from_json(row) for row in store.read(f"test-{tested}"))
+        evaluated = {row.uid: row.text for row in rows}
+        for one in overlap.find(texts, evaluated, words, registry.get(name).content):
+            found.setdefault(one.uid, f"{one.evaluated} ({one.how})")
+    return found
+
+
+def _refuse(what: str, found: Mapping[str, str], remedy: str) -> None:
+    """Raises LmsiError where something was found."""
+    if found:
+        listed = ", ".join(f"{uid} as {other}" for uid, other in list(found.items())[:_LISTED])
+        more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+        raise LmsiError(
+            f"{len(found)} {what} also stand among the test questions: {listed}{more}; {remedy}, "
+            "or to 'allow' to keep them"
+        )
+
+
+def _exemplars(context: Context, name: str) -> tuple[Exemplar, ...]:
+    """A task's exemplars: the configured file's, or its own."""
+    from lmsi_jax.tasks import exemplars, registry
+
+    path = dict(context.questions.exemplars).get(name)
+    if path is None:
+        return registry.get(name).exemplars()
+    found = exemplars.load(path)
+    bare = [row.question for row in found if not row.reasoning]
+    if bare:
+        raise LmsiError(
+            f"the exemplars {path} have no reasoning before the answer of {bare[0][:60]!r}; "
+            "few-shot chain of thought needs it, so give every answer some"
+        )
+    return found
+
+
+def read_exemplars(context: Context, name: str) -> tuple[Exemplar, ...]:
+    """Reads the exemplars that the run uses for a task."""
+    rows = ShardStore(context.output / "questions").read(f"exemplars-{name}")
+    return tuple(Exemplar.from_json(row) for row in rows)

@@ -4,6 +4,7 @@ from lmsi_jax.decoding.generate import read_paths
 from lmsi_jax.records import Path
 from lmsi_jax.stages.context import Context, named
 from lmsi_jax.stages.paths import draw_paths, make_job
+from lmsi_jax.stages.questions import read_exemplars
 from lmsi_jax.store import ShardStore
 
 Paths = dict[str, list[Path]]
@@ -31,11 +32,9 @@ def sample(context: Context, round_index: int, inputs: dict[str, str]) -> str:
 
 def sample_shards(context: Context, round_index: int) -> None:
     """Samples this process' shards of a round."""
-    from lmsi_jax.tasks import registry
-
     questions = context.load_questions("train")
     jobs = [
-        make_job(task, rows, registry.get(task).exemplars(), "cot", context.run.sampling)
+        make_job(task, rows, read_exemplars(context, task), "cot", context.run.sampling)
         for task, rows in questions.items()
     ]
     draw_paths(

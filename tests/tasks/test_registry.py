@@ -10,9 +10,10 @@ import pytest
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.tasks import registry
+from lmsi_jax.tasks.family import Family
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FAMILIES = [name for name in registry.NAMES if name != "gsm8k"]
+FAMILIES = [name for name in registry.NAMES if isinstance(registry.get(name), Family)]
 
 
 @pytest.fixture
@@ -33,8 +34,7 @@ def _registered():
 def test_every_name_has_a_task_of_that_name():
     assert [registry.get(name).name for name in registry.NAMES] == list(registry.NAMES)
     modules = {path.stem for path in (ROOT / "tasks").glob("*.py")}
-    rest = {"__init__", "arithmetic", "documents", "family", "registry", "rounds", "task"}
-    assert modules - rest == set(registry.NAMES)
+    assert set(registry.NAMES) <= modules
 
 
 def test_an_unknown_task_is_named_with_the_nearest():
@@ -71,7 +71,8 @@ def test_registering_again_changes_nothing():
     registry.register()
     assert {name: seqio.TaskRegistry.get(name) for name in _registered()} == tasks
     wanted = {f"lmsi_{name}_{level}" for name in FAMILIES for level in ("easy", "hard")}
-    assert set(tasks) == wanted | {"lmsi_gsm8k"}
+    published = set(registry.NAMES) - set(FAMILIES)
+    assert set(tasks) == wanted | {f"lmsi_{name}" for name in published}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -90,8 +91,6 @@ def test_gsm8k_comes_from_the_folder_that_is_given(gsm8k, tmp_path):
     (other / "test.jsonl").write_text('{"question": "How?", "answer": "#### 7"}')
     (question,) = registry.load_questions("gsm8k", "test", "easy", 1, 1, data_dir=str(other))
     assert question.gold == "7"
-    with pytest.raises(LmsiError, match="set data_dir"):
-        registry.load_questions("gsm8k", "test", "easy", 1, 1)
 
 
 def test_too_few_questions_are_counted(gsm8k):

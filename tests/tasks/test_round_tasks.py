@@ -105,8 +105,10 @@ def asked(tmp_path):
     store = ShardStore(tmp_path / "questions")
     for task in ("purchases", "compare"):
         store.write(f"test-{task}", [row.to_json() for row in rows if row.task == task])
-    prompts = [build_prompt(row, registry.get(row.task).exemplars(), "cot") for row in rows]
-    return tmp_path, prompts
+    exemplars = {task: registry.get(task).exemplars() for task in ("purchases", "compare")}
+    for task, own in exemplars.items():
+        store.write(f"exemplars-{task}", [one.to_json() for one in own])
+    return tmp_path, [build_prompt(row, exemplars[row.task], "cot") for row in rows]
 
 
 def test_lengths_are_those_of_the_longest_prompt_and_of_the_longest_example(

@@ -1,0 +1,96 @@
+"""DROP's rows: a passage with its questions, whose answers are a number, a date or spans.
+
+How an answer is read is told by the question alone, since training questions have no label: "how
+many" and its like ask for a number, everything else for a span.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lmsi_jax import answers
+from lmsi_jax.records import Kind
+from lmsi_jax.tasks.dataset import Item, flat
+
+LAYOUT = '{"passage": "...", "question": "...", "answer": {"number": "2", "date": {}, "spans": []}}'
+ORIGIN = "drop_dataset.zip, drop_dataset_train.json and _dev.json, is at allenai.org/data/drop"
+FILES = {
+    "train": ("drop_dataset_train.json", "train.json"),
+    "test": ("drop_dataset_dev.json", "dev.json"),
+}
+_NUMBER = re.compile(
+    r"\b(?:how (?:many|much|long|old|tall|far)|what (?:is|was|were|are) the (?:total|difference|"
+    r"average|combined|number|percent)|(?:what|which) percent)",
+    re.I,
+)
+_FOOTBALL = re.compile(r"\b(?:touchdown|quarterback|field goal|interception|fumble)s?\b", re.I)
+
+
+def football(row: Mapping[str, Any]) -> Item | None:
+    """Reads a row about football; None for any other."""
+    return _item(row) if _about_football(row) else None
+
+
+def nonfootball(row: Mapping[str, Any]) -> Item | None:
+    """Reads a row that is not about football; None for one that is."""
+    return None if _about_football(row) else _item(row)
+
+
+def pairs(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yields one row for each question of the published file's passage."""
+    if "qa_pairs" not in row:
+        yield row
+        return
+    for pair in row["qa_pairs"]:
+        yield {"key": row["key"], "passage": row["passage"], **pair}
+
+
+def _about_football(row: Mapping[str, Any]) -> bool:
+    """By the published file's key ("nfl_653"), or by the passage's words, for TFDS has no key."""
+    if "key" in row:
+        return str(row["key"]).startswith("nfl")
+    return len(_FOOTBALL.findall(row["passage"])) >= 2
+
+
+def _item(row: Mapping[str, Any]) -> Item:
+    question = flat(row["question"])
+    found = dict.fromkeys(_labels(row))
+    first, *others = found
+    kind: Kind = "number" if _NUMBER.search(question) else "span"
+    if answers.key(first, kind) is None:
+        kind = "span"
+    return Item(
+        question=f"Passage: {flat(row['passage'])}\nQ: {question}",
+        answer=first,
+        also=tuple(others),
+        kind=kind,
+    )
+
+
+def _labels(row: Mapping[str, Any]) -> Iterator[str]:
+    """All answers that count as right, the published one first."""
+    if isinstance(row["answer"], str):  # TFDS
+        yield from (row["answer"], *row["validated_answers"])
+        return
+    validated = row.get("validated_answers") or []
+    for answer in (row["answer"], *(validated if isinstance(validated, list) else [])):
+        yield from _written(answer)
+
+
+def _written(answer: Mapping[str, Any]) -> Iterator[str]:
+    date = answer.get("date") or {}
+    parts = [str(date[name]) for name in ("day", "month", "year") if date.get(name)]
+    if answer.get("number"):
+        yield str(answer["number"])
+    elif parts:
+        yield " ".join(parts)
+    else:
+        yield from _orders(answer["spans"])
+
+
+def _orders(spans: Sequence[str]) -> Iterator[str]:
+    yield ", ".join(spans)
+    if len(spans) > 1:
+        yield f"{', '.join(spans[:-1])} and {spans[-1]}"
+    if len(spans) == 2:
+        yield f"{spans[1]} and {spans[0]}"

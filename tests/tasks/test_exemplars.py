@@ -1,0 +1,86 @@
+"""Files of exemplars: their layout, this project's own, and what is no exemplar."""
+
+import pathlib
+
+import pytest
+
+from lmsi_jax import answers
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.prompts import few_shot_prefix
+from lmsi_jax.records import Exemplar
+from lmsi_jax.tasks import exemplars, registry
+from lmsi_jax.tasks.dataset import Dataset
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PUBLISHED = [name for name in registry.NAMES if isinstance(registry.get(name), Dataset)]
+REAL = next(
+    (p / "shared/data/exemplars" for p in (ROOT.parent, ROOT) if (p / "shared/data").is_dir()), None
+)
+
+
+def test_a_file_is_read_item_by_item():
+    text = (
+        "# A note.\n\nQ: One?\n(a) x (b) y\nA: First.\nThen. The answer is (b).\n\n\n"
+        "Q: Two?\nA: So the answer is 3\n"
+    )
+    assert exemplars.parse(text, "here") == (
+        Exemplar(question="Q: One?\n(a) x (b) y", reasoning="First.\nThen.", answer="(b)"),
+        Exemplar(question="Q: Two?", reasoning="", answer="3"),
+    )
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_task_has_as_many_exemplars_as_the_paper_and_their_prompt_reads_back(name):
+    paper = {"gsm8k": 8, "svamp": 8, "aqua": 4, "openbookqa": 4, "arc_challenge": 4, "rte": 4}
+    paper |= {"drop_football": 3, "drop_nonfootball": 3, "strategyqa": 6}
+    task = registry.get(name)
+    own = task.exemplars()
+    assert len(own) == task.shots == paper.get(name, 6)
+    assert exemplars.parse(few_shot_prefix(own, reasoning=True), "prompt") == own
+    assert all(row.reasoning for row in own)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_answers_of_the_exemplars_are_found_in_their_solutions(name):
+    task = registry.get(name)
+    for row in task.exemplars():
+        kind = "span" if name.startswith("drop") else task.kind
+        path = f" {row.reasoning} The answer is {row.answer}."
+        assert answers.path_key(path, kind) == answers.key(row.answer, kind) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "here holds no exemplars"),
+        ("# Only a note.\n", "here holds no exemplars"),
+        ("Q: One?\nA: The answer is 1.\n\nQ: Two?", "here, item 2 is not a question"),
+        ("Q: One?\nA: It is one.", "here, item 1 is not a question"),
+    ],
+)
+def test_what_is_no_exemplar_is_named(text, message):
+    with pytest.raises(LmsiError, match=message):
+        exemplars.parse(text, "here")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(LmsiError, match="cannot read the exemplars .*none.txt"):
+        exemplars.load(str(tmp_path / "none.txt"))
+
+
+def test_a_name_stands_for_a_file_of_this_project():
+    assert exemplars.load("gsm8k_short") == exemplars.packaged("gsm8k_short")
+
+
+@pytest.mark.skipif(REAL is None, reason="../shared/data is not beside this checkout")
+@pytest.mark.parametrize(
+    ("folder", "count", "kind"),
+    [("GSM8K", 8, "number"), ("AQUA", 8, "choice"), ("StrategyQA", 6, "yes_no")],
+)
+def test_other_peoples_files_are_read(folder, count, kind):
+    rows = exemplars.load(str(REAL / folder / "COT_prompt.txt"))
+    bare = exemplars.load(str(REAL / folder / "standard_prompt.txt"))
+    assert len(rows) == count
+    assert [row.question for row in rows] == [row.question for row in bare]
+    assert all(row.reasoning for row in rows) and not any(row.reasoning for row in bare)
+    assert all(answers.key(row.answer, kind) for row in rows)

@@ -1,0 +1,38 @@
+"""Overlap between training and test questions, against a slow obvious version."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmsi_jax.tasks import overlap
+from lmsi_jax.tasks.overlap import Overlap
+
+WORDS = st.lists(st.sampled_from(["a", "b", "C"]), min_size=1, max_size=9).map(" ".join)
+QUESTIONS = st.lists(WORDS, max_size=4).map(lambda rows: {str(i): r for i, r in enumerate(rows)})
+
+
+@given(QUESTIONS, QUESTIONS, st.integers(0, 4))
+def test_overlaps_are_those_that_comparing_every_pair_finds(questions, evaluated, words):
+    found = {one.uid for one in overlap.find(questions, evaluated, words)}
+
+    def overlaps(a: str, b: str) -> bool:
+        a, b = a.lower(), b.lower()
+        starts = range(len(a.split()) - words + 1)
+        runs = [" ".join(a.split()[i : i + words]) for i in starts] if words else []
+        return a == b or any(f" {run} " in f" {b} " for run in runs)
+
+    wanted = {u for u, a in questions.items() if any(overlaps(a, b) for b in evaluated.values())}
+    assert found == wanted
+
+
+def test_capitals_punctuation_and_spaces_do_not_count():
+    found = overlap.find({"x": "How many, really?"}, {"y": "how  MANY really"}, 0)
+    assert found == [Overlap("x", "y", "the same question")]
+
+
+def test_a_run_of_equal_words_is_found_within_the_content_alone():
+    a, b = "one two three\nA TEMPLATE HERE", "zero one two three\nA TEMPLATE HERE"
+    assert overlap.find({"x": a}, {"y": b}, 3) == [Overlap("x", "y", "3 equal words in a row")]
+    c, d = "one two three\nA TEMPLATE HERE", "one three two\nA TEMPLATE HERE"
+    assert overlap.find({"x": c}, {"y": d}, 3)
+    assert not overlap.find({"x": c}, {"y": d}, 3, lambda text: text.splitlines()[:1])
+    assert not overlap.find({"x": "one two\nthree"}, {"y": "one two three four"}, 3, str.splitlines)
