@@ -23,11 +23,11 @@ from lmsi_jax.evaluation.evaluate import score
 from lmsi_jax.files import read_json
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.tokenizer import open_tokenizer
-from lmsi_jax.prompts import SEPARATOR, STOP_STRINGS, Prompting, build_prompt
-from lmsi_jax.records import Example, Exemplar, Path, Question
-from lmsi_jax.stages.context import embedded_path
-from lmsi_jax.store import ShardStore
-from lmsi_jax.tasks import registry
+from lmsi_jax.prompts import STOP_STRINGS, Prompting
+from lmsi_jax.records import Path, Question
+from lmsi_jax.tasks import round_texts
+from lmsi_jax.tasks.round_lengths import check_examples, check_prompts
+from lmsi_jax.tasks.round_texts import Texts
 from lmsi_jax.tasks.vocabularies import (
     Pieces,
     Tokens,
@@ -37,7 +37,6 @@ from lmsi_jax.tasks.vocabularies import (
 )
 from lmsi_jax.training.optimizers import Optimizer
 
-Texts = Mapping[str, Sequence[Any]]
 _LABELS = ("uid", "kind", "task", "answer", "also")
 
 
@@ -50,23 +49,17 @@ def model_config(run_dir: epath.PathLike) -> ModelConfig:
     manifest = epath.Path(run_dir) / "manifest.json"
     if not manifest.exists():
         raise LmsiError(f"{run_dir} holds no run; set RUN_DIR to the output_dir of `lmsi run`")
-    model: dict[str, Any] = read_json(manifest)["model"]
-    model["windows"] = tuple(model["windows"])
-    return ModelConfig(**model)
+    return ModelConfig.from_json(read_json(manifest)["model"])
 
 
 def vocabulary(tokenizer: str = "embedded", limit: int | None = None) -> Pieces | Tokens:
     """Returns the vocabulary of `Run.tokenizer`; `limit`: most tokens of a text that is decoded."""
-    return open_t5x_vocabulary(_file(tokenizer), limit)
+    return open_t5x_vocabulary(round_texts.tokenizer_path(tokenizer), limit)
 
 
 def first_id(tokenizer: str = "embedded") -> int:
     """The id that T5X has for the model's id 0: `T5XDecoder.first_id`, see `vocabularies`."""
-    return id_shift(open_tokenizer(_file(tokenizer)))
-
-
-def _file(tokenizer: str) -> str:
-    return str(embedded_path("tokenizer.model")) if tokenizer == "embedded" else tokenizer
+    return id_shift(open_tokenizer(round_texts.tokenizer_path(tokenizer)))
 
 
 def optimizer(settings: Optimizer, steps: int) -> Any:
@@ -91,28 +84,12 @@ def mixture(
     Raises:
       LmsiError: the round has no examples of a source whose rate is above 0.
     """
-    store = ShardStore(epath.Path(run_dir) / f"round_{round_index}" / "mix")
-    rates = {"weak": 1.0 - strong_rate, "strong": strong_rate}
     parts = []
-    for source, rate in rates.items():
-        if rate > 0:
-            shards = [name for name in store.names() if name.startswith(f"{source}-")]
-            rows = [Example.from_json(row) for name in shards for row in store.read(name)]
-            if not rows:
-                raise LmsiError(
-                    f"{store.directory} holds no {source} examples; finish `lmsi mix`, or change "
-                    "mixture.strong_rate or mixture.round_index"
-                )
-            columns: Texts = {
-                "prefix": [row.prefix for row in rows],
-                "inputs": [row.inputs for row in rows],
-                # As in the trainer: learning the separator ends a path.
-                "targets": [row.targets + SEPARATOR for row in rows],
-                "weight": [row.weight for row in rows],
-            }
-            name = f"lmsi_round_{source}"
-            _add(name, {"train": columns}, vocabulary(tokenizer), weighted=True)
-            parts.append((name, rate))
+    for source, (texts, rate) in round_texts.examples(run_dir, round_index, strong_rate).items():
+        name = f"lmsi_round_{source}"
+        fitting = functools.partial(_fitting, name, texts, tokenizer)
+        _add(name, {"train": texts}, vocabulary(tokenizer), fitting, weighted=True)
+        parts.append((name, rate))
     return _mix("lmsi_round", parts)
 
 
@@ -135,27 +112,17 @@ def questions(
     Raises:
       LmsiError: the folder has no questions.
     """
-    store = ShardStore(epath.Path(run_dir) / "questions")
-    by_task: dict[str, dict[str, list[Question]]] = {}
-    for shard in store.names():
-        split, _, task = shard.partition("-")
-        if split not in registry.SPLITS:
-            continue
-        rows = [Question.from_json(row) for row in store.read(shard)]
-        by_task.setdefault(task, {})[split] = rows
-    if not by_task:
-        raise LmsiError(f"{store.directory} holds no questions; run `lmsi run` into {run_dir}")
+    by_task = round_texts.questions(run_dir, prompting)
     pieces = vocabulary(tokenizer, max_new_tokens)
-    names = {}
+    names = {task: f"lmsi_{task}_{prompting}" for task in by_task}
     for task, splits in by_task.items():
-        names[task] = f"lmsi_{task}_{prompting}"
-        exemplars = [Exemplar.from_json(row) for row in store.read(f"exemplars-{task}")]
-        columns = {split: _asked(rows, exemplars, prompting) for split, rows in splits.items()}
-        _add(names[task], columns, pieces, metrics=[functools.partial(_accuracy, prompting)])
+        whole = functools.partial(_whole, names[task], tuple(splits.values()), tokenizer)
+        _add(names[task], splits, pieces, whole, metrics=[functools.partial(_accuracy, prompting)])
     # A mixture has the splits that all its tasks have.
     tested = [(name, 1.0) for task, name in names.items() if "test" in by_task[task]]
     trained = [(name, 1.0) for task, name in names.items() if "train" in by_task[task]]
-    _mix(f"lmsi_train_{prompting}", trained)
+    if trained:
+        _mix(f"lmsi_train_{prompting}", trained)
     return _mix(f"lmsi_test_{prompting}", tested)
 
 
@@ -164,23 +131,11 @@ def train_questions(**settings: Any) -> str:
     return questions(**settings).replace("lmsi_test_", "lmsi_train_")
 
 
-def _asked(rows: Sequence[Question], exemplars: Sequence[Exemplar], prompting: Prompting) -> Texts:
-    prompts = [build_prompt(row, exemplars, prompting) for row in rows]
-    return {
-        "prefix": [prefix for prefix, _ in prompts],
-        "inputs": [text for _, text in prompts],
-        "targets": [row.gold or "" for row in rows],
-        "also": ["\n".join(row.also) for row in rows],
-        "uid": [row.uid for row in rows],
-        "kind": [row.kind for row in rows],
-        "task": [row.task for row in rows],
-    }
-
-
 def _add(
     name: str,
     splits: Mapping[str, Texts],
     pieces: Pieces | Tokens,
+    checked: Callable[..., tf.data.Dataset],
     *,
     weighted: bool = False,
     metrics: Sequence[Callable[..., Any]] = (),
@@ -202,7 +157,7 @@ def _add(
     seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(dataset, splits=list(splits), num_input_examples=counts),
-        preprocessors=[_tokenize, _fitting if weighted else _whole],
+        preprocessors=[_tokenize, checked],
         output_features=features,
         postprocess_fn=_answer if metrics else None,
         metric_fns=list(metrics),
@@ -230,31 +185,37 @@ def _tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, Any]) -> t
     return dataset.map(one, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _fitting(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None) -> Any:
+def _fitting(
+    name: str,
+    texts: Texts,
+    tokenizer: str,
+    dataset: tf.data.Dataset,
+    sequence_length: Mapping[str, int] | None,
+) -> tf.data.Dataset:
     """Leaves out examples that are too long, as our trainer does; SeqIO would cut them."""
-    limits = {name: (sequence_length or {}).get(name) for name in ("inputs", "targets")}
+    if sequence_length is None:
+        return dataset
+    check_examples(name, texts, tokenizer, sequence_length)
+    limits = {key: sequence_length[key] for key in ("inputs", "targets")}
 
     def fits(row: Mapping[str, Any]) -> tf.Tensor:
         """Whether the example is kept."""
-        checks = [tf.size(row[k]) <= limit for k, limit in limits.items() if limit is not None]
-        return tf.reduce_all(tf.stack([tf.constant(True), *checks]))
+        return tf.reduce_all([tf.size(row[key]) <= limit for key, limit in limits.items()])
 
     return dataset.filter(fits)
 
 
-def _whole(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | None) -> Any:
+def _whole(
+    name: str,
+    splits: Sequence[Texts],
+    tokenizer: str,
+    dataset: tf.data.Dataset,
+    sequence_length: Mapping[str, int] | None,
+) -> tf.data.Dataset:
     """Fails at a prompt that is too long: cut, it would have lost its question."""
-    limit = (sequence_length or {}).get("inputs")
-
-    def checked(row: dict[str, Any]) -> dict[str, Any]:
-        """The example, unchanged."""
-        text = f"a prompt has more than {limit} tokens; raise TASK_FEATURE_LENGTHS['inputs']"
-        with tf.control_dependencies(
-            [tf.debugging.assert_less_equal(tf.size(row["inputs"]), limit, text)]
-        ):
-            return {**row, "inputs": tf.identity(row["inputs"])}
-
-    return dataset if limit is None else dataset.map(checked)
+    for texts in splits if sequence_length else ():
+        check_prompts(name, texts, tokenizer, sequence_length)
+    return dataset
 
 
 def _answer(text: Any, example: Mapping[str, Any], is_target: bool = False) -> Question | Path:

@@ -52,6 +52,8 @@ class ModelConfig:
         and its products with weights).
       scan_layers: whether training runs the layers as a loop over their stacked weights, so that
         compilation takes no longer with depth; parameters and checkpoints stay by layer.
+      query_block: queries that attention takes at once in training; 0: as the code sees fit, by
+        shapes alone.
 
     Raises:
       ValueError: sizes that do not fit each other, a choice that does not exist, a window or a cap
@@ -84,6 +86,7 @@ class ModelConfig:
     scale_embeddings: bool = False
     remat: Literal["none", "layer", "dots"] = "none"
     scan_layers: bool = False
+    query_block: int = 0
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

@@ -108,7 +108,10 @@ def _sampling(context: Context, round_index: int, prompting: str) -> Sampling:
         after = evaluation.temperature_after if round_index else evaluation.temperature
         # Accuracy is of the vote on all paths; the report says what early stop would do to it.
         return dataclasses.replace(sampling, paths=evaluation.paths, temperature=after, **_NEVER)
-    tokens = sampling.max_new_tokens
-    if prompting in ("standard", "zero_shot_direct"):
-        tokens = min(tokens, _DIRECT_TOKENS)
+    tokens = new_tokens(prompting, sampling.max_new_tokens)
     return dataclasses.replace(sampling, paths=1, temperature=0.0, max_new_tokens=tokens, **_NEVER)
+
+
+def new_tokens(prompting: str, limit: int) -> int:
+    """Returns how many tokens a greedy path gets; `limit`: `Sampling.max_new_tokens`."""
+    return min(limit, _DIRECT_TOKENS) if prompting in ("standard", "zero_shot_direct") else limit

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.params import Params
-from lmsi_jax.training.packed import laid_out
+from lmsi_jax.training.packed import laid_out, with_angles
 
 Objective = Callable[[Params, dict[str, jax.Array]], tuple[jax.Array, Any]]
 """(what is differentiated, one microbatch) -> a sum to minimise, and sums to report."""
@@ -41,7 +41,8 @@ def by_parameters(
     config: ModelConfig, params: Params, objective: Objective, batch: Any
 ) -> tuple[Any, Params]:
     """`accumulated` with regard to the parameters, which are laid out once for all microbatches."""
-    sums, grads = accumulated(objective, laid_out(config, params), batch)
+    weights = laid_out(config, params)
+    sums, grads = accumulated(objective, weights, with_angles(config, weights, batch))
     wide = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), params)
     (of_params,) = jax.linear_transpose(lambda p: laid_out(config, p), wide)(grads)
     return sums, of_params

@@ -67,7 +67,7 @@ def packed_attention(
     segments: jax.Array,
     positions: jax.Array,
     shared: Cache | None,
-    block: int | None = None,
+    block: int = 0,
 ) -> Attend:
     """Returns the `attend` callback for rows with segments [B, T] behind a shared prefix.
 
@@ -76,9 +76,9 @@ def packed_attention(
       segments: example number of each token, 0 for padding.
       positions: [B, T] position of each token, counted from the start of the shared prefix.
       shared: cache of the one prefix that all rows see, or None.
-      block: queries per block; None for what suits the devices.
+      block: queries per block; 0: `ModelConfig.query_block`, or what suits the devices.
     """
-    size = block or (_MESH_BLOCK if on_mesh() else _BLOCK)
+    size = block or config.query_block or (_MESH_BLOCK if on_mesh() else _BLOCK)
     softcap = config.attention_softcap
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

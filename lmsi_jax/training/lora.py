@@ -19,7 +19,7 @@ from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.params import Params
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.accumulation import Objective, accumulated
-from lmsi_jax.training.packed import laid_out
+from lmsi_jax.training.packed import laid_out, with_angles
 
 _MATRICES = ("query", "key", "value", "attention_out", "gate", "up", "down")
 
@@ -122,6 +122,7 @@ def by_adapters(
     def adapted(own: Params, one: Any) -> tuple[jax.Array, Any]:
         return objective(beside(lora, weights, own), one)
 
+    batch = with_angles(config, beside(lora, weights, adapters), batch)
     return accumulated(adapted, adapters, batch)
 
 

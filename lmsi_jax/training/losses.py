@@ -137,8 +137,7 @@ def token_losses(
     """
     scores = token_scores(config, params, batch)
     log_z = jax.nn.logsumexp(scores, axis=-1)
-    target = jnp.take_along_axis(scores, batch["tokens"][:, 1:, None], axis=-1)[..., 0]
-    entropy = log_z - target
+    entropy = log_z - _picked(scores, batch["tokens"][:, 1:])
     total = entropy
     if loss.label_smoothing:
         total = _smoothed(loss, scores, log_z, entropy)
@@ -149,6 +148,24 @@ def token_losses(
         total += loss.z_loss * log_z**2
     ahead = ((0, 0), (1, 0))
     return jnp.pad(total, ahead), jnp.pad(entropy, ahead)
+
+
+@jax.custom_vjp
+def _picked(scores: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The tokens' own scores: [..., V] and [...] -> [...]."""
+    return jnp.take_along_axis(scores, tokens[..., None], axis=-1)[..., 0]
+
+
+def _picked_backward(
+    kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, None]:
+    scores, tokens = kept
+    hit = jnp.arange(scores.shape[-1]) == tokens[..., None]
+    return jnp.where(hit, gradient[..., None], 0.0), None
+
+
+# JAX would scatter into zeros and add them to the softmax: three more passes over all scores.
+_picked.defvjp(lambda scores, tokens: (_picked(scores, tokens), (scores, tokens)), _picked_backward)
 
 
 def _smoothed(loss: Loss, scores: jax.Array, log_z: jax.Array, entropy: jax.Array) -> jax.Array:

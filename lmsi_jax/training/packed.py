@@ -9,6 +9,7 @@ stay apart: joined, a matrix would have to be shuffled among the devices that ho
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from lmsi_jax.models.norms import norm
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.positions import angles_of
 from lmsi_jax.models.weights import fuse, split_weights
+from lmsi_jax.training import columns
 from lmsi_jax.training.attention import packed_attention
 
 # The prefix (None without one) and the rows on their way through the layers.
@@ -40,8 +42,49 @@ def laid_out(config: ModelConfig, params: Params) -> Params:
     return split_weights(config, params) if on_mesh() else fuse(config, params)
 
 
+def _upright(config: ModelConfig, weights: Params) -> bool:
+    """Whether rows go through `columns.block`."""
+    return not on_mesh() and columns.suits(config, weights)
+
+
+def with_angles(config: ModelConfig, weights: Params, batch: dict[str, Any]) -> dict[str, Any]:
+    """Adds the rotary angles of the rows' positions, as the layers take them.
+
+    Who runs several microbatches in a loop adds them before it: inside, XLA takes the cosines anew
+    for every head and layer.
+
+    Args:
+      config: the model's shape.
+      weights: `laid_out`'s.
+      batch: one or several microbatches.
+    """
+    angles = angles_of(config, batch["positions"])
+    upright = _upright(config, weights)
+    return batch | {"angles": columns.turned(angles[0]) if upright else angles}
+
+
+def regrouped(batch: dict[str, Any], rows: int) -> dict[str, Any]:
+    """Cuts microbatches that share no prefix into ones of at most `rows` rows, for less memory.
+
+    The sums over all of them stay what they were.
+    """
+    whole = batch["tokens"].shape[1]
+    size = max(count for count in range(1, min(rows, whole) + 1) if whole % count == 0)
+    if batch["prefix"].shape[1] or size == whole:
+        return batch
+    parts = whole // size
+
+    def cut(array: jax.Array) -> jax.Array:
+        """[M, B, ...] -> [M * parts, size, ...]; a prefix is repeated."""
+        if array.ndim < 3:
+            return jnp.repeat(array, parts, axis=0)
+        return array.reshape(-1, size, *array.shape[2:])
+
+    return jax.tree.map(cut, batch)
+
+
 def packed_states(
-    config: ModelConfig, params: Params, batch: dict[str, jax.Array]
+    config: ModelConfig, params: Params, batch: dict[str, Any]
 ) -> tuple[Params, jax.Array]:
     """Runs the model over one microbatch.
 
@@ -54,15 +97,21 @@ def packed_states(
       The weights as `decoder.logits` takes them, and the rows' normalised states [B, T, D].
     """
     weights = laid_out(config, params)
+    upright = _upright(config, weights)
+    if "angles" not in batch:
+        batch = with_angles(config, weights, batch)
     prefix = embed(config, weights, batch["prefix"])[None] if batch["prefix"].shape[0] else None
-    states = (prefix, embed(config, weights, batch["tokens"]))
-    layers = [_layer(config, batch, layer) for layer in range(len(config.windows))]
+    rows = embed(config, weights, batch["tokens"])
+    states = (prefix, jnp.moveaxis(rows, -1, 0) if upright else rows)
+    layers = [_layer(config, batch, layer, upright) for layer in range(len(config.windows))]
     every = [weights[f"layer_{layer}"] for layer in range(config.num_layers)]
     _, rows = (_scanned if config.scan_layers else _in_turn)(layers, every, states)
+    if upright:
+        rows = jnp.moveaxis(rows, 0, -1)
     return weights, norm(config, weights["final_norm"], rows)
 
 
-def _layer(config: ModelConfig, batch: dict[str, jax.Array], layer: int) -> _Layer:
+def _layer(config: ModelConfig, batch: dict[str, Any], layer: int, upright: bool) -> _Layer:
     """Returns what a layer does whose place in the pattern of windows is `layer`."""
     length = batch["prefix_length"][None]
     places = jnp.arange(batch["prefix"].shape[0])[None]
@@ -72,9 +121,14 @@ def _layer(config: ModelConfig, batch: dict[str, jax.Array], layer: int) -> _Lay
         shared = None
         if prefix is not None:
             prefix, shared = _prefix_layer(config, p, layer, prefix, places, length)
-        attend = packed_attention(config, batch["segments"], batch["positions"], shared)
-        angles = angles_of(config, batch["positions"])
-        rows = block(config, p, layer, rows, angles, attend)
+        if upright:
+            before = None
+            if shared is not None:
+                before = shared.keys[layer][0], shared.values[layer][0], length[0]
+            rows = columns.block(config, p, rows, batch["angles"], batch["segments"], before)
+        else:
+            attend = packed_attention(config, batch["segments"], batch["positions"], shared)
+            rows = block(config, p, layer, rows, batch["angles"], attend)
         if on_mesh():
             rows = jax.lax.with_sharding_constraint(rows, PartitionSpec("data"))
         return prefix, rows
@@ -99,7 +153,7 @@ def _prefix_layer(
 ) -> tuple[jax.Array, Cache]:
     """A layer over the prefix [1, P, D]; returns its output, and its keys and values."""
     # In one block on a mesh: each device takes its share of the queries.
-    at_once = prefix.shape[1] if on_mesh() else None
+    at_once = prefix.shape[1] if on_mesh() else 0
     real = (places < length[:, None]).astype(jnp.int32)
     own = packed_attention(config, real, places, None, at_once)
     made: list[tuple[jax.Array, jax.Array]] = []

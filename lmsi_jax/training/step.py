@@ -19,6 +19,7 @@ from lmsi_jax.training import losses, preferences
 from lmsi_jax.training.accumulation import by_parameters
 from lmsi_jax.training.lora import adapter_specs, by_adapters, fresh_adapters, merged
 from lmsi_jax.training.losses import weighted_sums
+from lmsi_jax.training.packed import regrouped
 from lmsi_jax.training.placement import (
     everywhere,
     following,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from lmsi_jax.training.trainer import Training
 
 Arrays = dict[str, jax.Array]
+_TOKENS = 512
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
@@ -90,6 +92,8 @@ def _gradient(
             return pair_sums(config, weights, one, groups, preference)
         return weighted_sums(config, weights, one, groups, training.loss, teacher)
 
+    if mesh_of(training) is None and preference is None:
+        batch = regrouped(batch, _rows_at_once(training))
     with within(training):
         rounded = narrow(training, params)
         if training.lora is None:
@@ -106,6 +110,14 @@ def _gradient(
         name: getattr(of_pairs, name)
         for name in ("loss", "by_group", "accuracy", "margin", "pairs")
     }, gradient
+
+
+def _rows_at_once(training: "Training") -> int:
+    """How many rows without a prefix are computed at once: by shapes and kind of device alone."""
+    if training.rows_at_once:
+        return training.rows_at_once
+    # More gain nothing on a CPU, and leave its caches.
+    return max(1, _TOKENS // training.length) if jax.default_backend() == "cpu" else training.rows
 
 
 def _kept(config: ModelConfig, training: "Training", params: Params, state: Any) -> Any:

@@ -43,6 +43,9 @@ class Training:
       rows: packed sequences behind each prefix.
       length: tokens per packed sequence.
       prefix_length: most tokens of a few-shot prompt.
+      rows_at_once: rows that are computed at once on one device, where none share a prompt
+        (`prefix_length=0`); 0: about 512 tokens on a CPU, all rows elsewhere. It changes the order
+        of sums alone.
       log_every: steps per line of metrics.
       save_every: steps between checkpoints (the last step is always saved).
       strong_rate: share of strong (human) examples in the mixture, where a run has some.
@@ -71,6 +74,7 @@ class Training:
     rows: int = 8
     length: int = 256
     prefix_length: int = 384
+    rows_at_once: int = 0
     log_every: int = 10
     save_every: int = 1000
     strong_rate: float = 0.0
@@ -90,6 +94,7 @@ class Training:
     def __post_init__(self) -> None:
         least_one = ("steps", "microbatches", "rows", "length", "log_every", "save_every")
         checks = {name: getattr(self, name) >= 1 for name in (*least_one, "data", "model")}
+        checks["rows_at_once"] = self.rows_at_once >= 0
         checks["prefix_length"] = self.prefix_length >= 0
         checks["compute_dtype"] = self.compute_dtype in ("float32", "bfloat16")
         checks["strong_rate"] = 0 <= self.strong_rate <= 1

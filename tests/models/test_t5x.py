@@ -12,7 +12,7 @@ from flax.core import freeze, unfreeze
 from path_scores import sharp_params
 
 from lmsi_jax.models import t5x_stand_ins
-from lmsi_jax.models.decoder import Decoder
+from lmsi_jax.models.decoder import Decoder, init_params
 from lmsi_jax.training import packing
 from lmsi_jax.training.attention import packed_attention
 from lmsi_jax.training.checkpoints import Checkpoints, load_params
@@ -24,8 +24,8 @@ if reason := t5x_stand_ins.missing():
     pytest.skip(reason, allow_module_level=True)
 
 import seqio
+from t5x import adafactor, models, optimizers, partitioning, utils
 from t5x import checkpoints as t5x_checkpoints
-from t5x import models, optimizers, partitioning, utils
 from t5x import trainer as t5x_trainer
 
 from lmsi_jax.models.t5x import T5XDecoder
@@ -190,9 +190,10 @@ def _features(batch):
 class _T5X:
     """T5X's trainer on the batches that ours meets."""
 
-    def __init__(self, config, params, folder):
-        transformation = TRAINING.optimizer.transformation(TRAINING.steps)
-        model = _model(config, optimizers.OptaxWrapper(transformation))
+    def __init__(self, config, params, folder, settings=TRAINING.optimizer, own=None):
+        """`own`: an optimiser of T5X's in place of ours in its wrapper."""
+        ours = optimizers.OptaxWrapper(settings.transformation(TRAINING.steps))
+        model = _model(config, own or ours)
         stream = packing.batches(_rows(), TRAINING.shape)
         self.batches = [_features(next(stream)) for _ in range(TRAINING.steps)]
         self.partitioner = partitioning.PjitPartitioner(num_partitions=1)
@@ -213,7 +214,8 @@ class _T5X:
             summary_dir=None,
             train_state_axes=made.train_state_axes,
             rng=jax.random.PRNGKey(0),
-            learning_rate_fn=lambda step: 0.0,  # Optax has its own
+            # Optax has its own; T5X's optimisers get theirs from here.
+            learning_rate_fn=settings.schedule(TRAINING.steps),
             num_microbatches=None,
         )
         self.folder = str(folder)
@@ -258,6 +260,21 @@ def test_losses_of_20_steps_follow_t5xs_trainer(ours, tmp_path, micro_config, mi
     losses = _T5X(micro_config, micro_params, tmp_path).train(1, 20)
     assert losses[-1] < losses[0] - 0.3
     np.testing.assert_allclose(ours[1], losses, atol=1e-4)
+
+
+def test_losses_with_adafactor_follow_t5xs_own_adafactor(tmp_path, micro_config):
+    sizes = {"embed_dim": 128, "num_heads": 4, "num_kv_heads": 4, "head_dim": 32, "mlp_dim": 160}
+    config = dataclasses.replace(micro_config, **sizes)  # both factor from 128 on
+    params = init_params(config, jax.random.key(0))
+    optimizer = dataclasses.replace(
+        TRAINING.optimizer, name="adafactor", learning_rate=0.05, weight_decay=0.0, clip=0.0
+    )
+    train(config, dataclasses.replace(TRAINING, optimizer=optimizer), params, _rows(), tmp_path)
+    ours = [line["loss"] for line in read_metrics(tmp_path)]
+    theirs = adafactor.Adafactor(learning_rate=None, decay_rate=0.8, clipping_threshold=1.0)
+    losses = _T5X(config, params, tmp_path / "theirs", optimizer, theirs).train(1, 20)
+    assert losses[-1] < losses[0] - 0.3
+    np.testing.assert_allclose(ours, losses, atol=1e-4)
 
 
 def test_t5x_goes_on_from_our_checkpoint_with_its_optimiser(

@@ -1,5 +1,6 @@
 """T5X's own train, infer and eval on a finished run, through the packaged gin files."""
 
+import functools
 import json
 import os
 import pathlib
@@ -11,8 +12,10 @@ import pytest
 from lmsi_jax import answers
 from lmsi_jax.decoding.generate import read_paths
 from lmsi_jax.evaluation.evaluate import score
+from lmsi_jax.main import main
 from lmsi_jax.models import t5x_stand_ins
 from lmsi_jax.records import Question
+from lmsi_jax.stages.context import embedded_path
 from lmsi_jax.store import ShardStore
 from lmsi_jax.training.checkpoints import load_params
 
@@ -23,22 +26,22 @@ pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
+def _t5x(command, file, **macros):
+    """Runs a command of T5X's."""
+    words = [f"--gin.{name}={value!r}" for name, value in macros.items()]
+    subprocess.run(
+        [sys.executable, "-m", "lmsi_jax.models.t5x_stand_ins", command]
+        + [f"--gin_file=t5x/{file}.gin", *words],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    )
+
+
 @pytest.fixture
 def t5x(copy, tokenizer_path):
     """Runs a command of T5X's on a copy of the finished run."""
-
-    def run(command, file, **macros):
-        values = {"RUN_DIR": str(copy), "TOKENIZER": tokenizer_path, **macros}
-        words = [f"--gin.{name}={value!r}" for name, value in values.items()]
-        subprocess.run(
-            [sys.executable, "-m", "lmsi_jax.models.t5x_stand_ins", command]
-            + [f"--gin_file=t5x/{file}.gin", *words],
-            check=True,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-        )
-
-    return run
+    return functools.partial(_t5x, RUN_DIR=str(copy), TOKENIZER=tokenizer_path)
 
 
 def _half_right(run):
@@ -61,8 +64,6 @@ def test_t5xs_eval_gives_the_metrics_of_our_own(t5x, copy, tmp_path):
         "eval",
         CHECKPOINT_PATH=str(copy / "round_1" / "train" / "checkpoint_4"),
         EVAL_OUTPUT_DIR=str(tmp_path / "eval"),
-        TASK_FEATURE_LENGTHS={"inputs": 1000, "targets": 20},
-        MAX_NEW_TOKENS=12,  # as the run; the 8 more that T5X decodes do not count
     )
     file = tmp_path / "eval" / "inference_eval" / "lmsi_purchases_cot-metrics.jsonl"
     found = json.loads(file.read_text().splitlines()[-1])
@@ -77,7 +78,6 @@ def test_t5xs_infer_samples_paths_of_the_train_questions(t5x, copy, tmp_path):
         "infer",
         CHECKPOINT_PATH=str(copy / "round_1" / "train" / "checkpoint_4"),
         INFER_OUTPUT_DIR=str(tmp_path / "paths"),
-        TASK_FEATURE_LENGTHS={"inputs": 1000, "targets": 12},
         NUM_DECODES=3,
     )
     (file,) = (tmp_path / "paths").glob("lmsi_purchases_cot-*-of-00001")
@@ -96,12 +96,41 @@ def test_t5xs_train_fine_tunes_on_a_round_and_we_read_what_it_saves(
         "finetune",
         MODEL_DIR=str(tmp_path / "model"),
         INITIAL_CHECKPOINT_PATH=f"{speaking_checkpoint}/checkpoint_7",
-        TASK_FEATURE_LENGTHS={"inputs": 500, "targets": 112},
         TRAIN_STEPS_RELATIVE=2,
         EVAL_PERIOD=2,
         BATCH_SIZE=2,
-        MAX_NEW_TOKENS=12,
     )
     params = load_params(tmp_path / "model" / "checkpoint_9", speaking_params)
     assert (params["embedding"] != speaking_params["embedding"]).any()
     assert (tmp_path / "model" / "inference_eval" / "lmsi_purchases_cot-metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("prompting", ["cot", "standard"])
+def test_t5xs_eval_of_the_embedded_model_gives_the_accuracies_of_lmsi_eval(tmp_path, prompting):
+    tasks = ("purchases", "choices", "compare", "claims")
+    settings = {
+        "Run.output_dir": str(tmp_path / "run"),
+        "Questions.train": (),
+        "Questions.test": tasks,
+        "Questions.test_count": 8,
+        "Evaluation.promptings": (prompting,),
+        "Decoding.lanes": 32,
+    }
+    words = [f"--gin.{name}={value!r}" for name, value in settings.items()]
+    assert main(["eval", "quickstart", *words]) == 0
+    _t5x(
+        "eval",
+        "eval",
+        RUN_DIR=str(tmp_path / "run"),
+        CHECKPOINT_PATH=str(embedded_path("checkpoint_2400")),
+        EVAL_OUTPUT_DIR=str(tmp_path / "eval"),
+        PROMPTING=prompting,
+    )
+    wanted = json.loads((tmp_path / "run" / "round_0" / "eval" / "scores.json").read_text())
+    assert len(wanted) == len(tasks) and any(sum(one["correct"]) for one in wanted)
+    for one in wanted:
+        name = f"lmsi_{one['task']}_{prompting}-metrics.jsonl"
+        file = tmp_path / "eval" / "inference_eval" / name
+        found = json.loads(file.read_text().splitlines()[-1])
+        assert found["accuracy"] == pytest.approx(sum(one["correct"]) / 8)
+        assert found["parsed"] == pytest.approx(one["parsed"])

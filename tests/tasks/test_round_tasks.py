@@ -1,14 +1,17 @@
 """A round's examples for T5X: each example's weight reaches its target tokens, packed or not."""
 
+import json
+
 import numpy as np
 import pytest
 import seqio
 import tensorflow as tf
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.records import Example
+from lmsi_jax.prompts import build_prompt
+from lmsi_jax.records import Example, Question
 from lmsi_jax.store import ShardStore
-from lmsi_jax.tasks import rounds
+from lmsi_jax.tasks import registry, round_lengths, rounds
 
 WEIGHTS = (0.25, 3.0, 0.0, 1.7)
 
@@ -36,11 +39,11 @@ def run(tmp_path):
     return tmp_path
 
 
-def _batches(name, pack):
+def _batches(name, pack, lengths=None):
     return list(
         seqio.get_dataset(
             name,
-            {"inputs": 64, "targets": 64},
+            lengths or {"inputs": 64, "targets": 64},
             dataset_split="train",
             feature_converter=rounds.WeightedConverter(pack=pack),
             shuffle=False,
@@ -89,3 +92,63 @@ def test_a_folder_without_a_run_is_named(tmp_path):
         rounds.model_config(tmp_path)
     with pytest.raises(LmsiError, match="holds no questions"):
         rounds.questions(tmp_path)
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """A folder with a run's questions; and the longest prompt in tokens."""
+    rows = [
+        Question(uid=f"{task}{i}", task=task, text="Has Ann more? " * i, kind=kind, gold="yes")
+        for task, kind in (("purchases", "number"), ("compare", "yes_no"))
+        for i in (1, 3, 2)
+    ]
+    store = ShardStore(tmp_path / "questions")
+    for task in ("purchases", "compare"):
+        store.write(f"test-{task}", [row.to_json() for row in rows if row.task == task])
+    exemplars = {task: registry.get(task).exemplars() for task in ("purchases", "compare")}
+    for task, own in exemplars.items():
+        store.write(f"exemplars-{task}", [one.to_json() for one in own])
+    return tmp_path, [build_prompt(row, exemplars[row.task], "cot") for row in rows]
+
+
+def test_lengths_are_those_of_the_longest_prompt_and_of_the_longest_example(
+    run, asked, tokenizer, tokenizer_path
+):
+    folder, prompts = asked
+    size = max(len(tokenizer.encode(a)) + len(tokenizer.encode(b)) for a, b in prompts)
+    found = round_lengths.of_questions(folder, tokenizer_path, "cot", 17)
+    assert found == {"inputs": size, "targets": 17}
+    rows = _examples("weak")
+    assert round_lengths.of_examples(run, tokenizer=tokenizer_path) == {
+        "inputs": max(len(tokenizer.encode(r.prefix) + tokenizer.encode(r.inputs)) for r in rows),
+        "targets": len(tokenizer.encode(" The answer is 7.\n\n")),
+    }
+
+
+def test_a_prompt_that_does_not_fit_is_an_error_that_names_the_remedy(asked, tokenizer_path):
+    folder, _ = asked
+    name = rounds.questions(folder, tokenizer=tokenizer_path)
+    lengths = round_lengths.of_questions(folder, tokenizer_path)
+    mixture = seqio.get_mixture_or_task(name)
+    for task in mixture.tasks:
+        assert len(list(task.get_dataset(lengths, "test", shuffle=False, num_epochs=1))) == 3
+    lengths["inputs"] -= 1
+    with pytest.raises(LmsiError, match=r"the longest prompt has \d+ tokens.*unset"):
+        mixture.get_dataset(lengths, "test", shuffle=False, num_epochs=1)
+
+
+def test_lengths_that_no_example_fits_are_refused(run, tokenizer_path):
+    name = rounds.mixture(run, tokenizer=tokenizer_path)
+    with pytest.raises(LmsiError, match="no example fits TASK_FEATURE_LENGTHS"):
+        _batches(name, pack=True, lengths={"inputs": 64, "targets": 3})
+
+
+def test_new_tokens_are_those_of_the_runs_evaluation(tmp_path):
+    with pytest.raises(LmsiError, match="set MAX_NEW_TOKENS"):
+        round_lengths.new_tokens(tmp_path)
+    folder = tmp_path / "round_0" / "eval"
+    folder.mkdir(parents=True)
+    record = {"config": {"Sampling": {"max_new_tokens": 90}}}
+    (folder / "config.json").write_text(json.dumps(record))
+    assert round_lengths.new_tokens(tmp_path) == 90
+    assert round_lengths.new_tokens(tmp_path, "standard") == 32
