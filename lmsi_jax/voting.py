@@ -30,10 +30,14 @@ class Voting:
         al. 2025, section 3, response probability).
       temperature: of the softmax; near 0 the surest path decides, at infinity each path counts
         the same.
+      conclusions: whether a path that marks no answer votes for what it concludes with
+        (`answers.conclusions`). A strong model's conclusions are as good as its marked answers, a
+        weak model's are worse: docs/answers.md has figures. The paper reads marked answers alone.
     """
 
     weights: Weights = "none"
     temperature: float = 1.0
+    conclusions: bool = True
 
     def __post_init__(self) -> None:
         if self.weights not in get_args(Weights):
@@ -70,7 +74,13 @@ def _relative(logs: Sequence[float]) -> list[float]:
     return [math.exp(log - most) if log > -math.inf else 0.0 for log in logs]
 
 
-def vote(question: Question, paths: Sequence[Path], weights: Sequence[float] | None = None) -> Vote:
+def vote(
+    question: Question,
+    paths: Sequence[Path],
+    weights: Sequence[float] | None = None,
+    *,
+    conclusions: bool = True,
+) -> Vote:
     """Counts the paths' answers, or adds up their weights.
 
     Unparsed paths never vote, and stay in the confidence's denominator with their weight. Answers
@@ -82,6 +92,7 @@ def vote(question: Question, paths: Sequence[Path], weights: Sequence[float] | N
       paths: its sampled paths, in any order.
       weights: of each path, in the order of `paths`, from `weigh` or any other scorer; 0 or more.
         None: one path one vote.
+      conclusions: see `Voting`.
 
     Returns:
       The vote; without any parsed path the winner is None and nothing is kept.
@@ -91,9 +102,7 @@ def vote(question: Question, paths: Sequence[Path], weights: Sequence[float] | N
         not a number, or weights that are negative, infinite or not one for each path.
     """
     ordered, weighed = _checked(question, paths, weights)
-    options = answers.options_of(question)
-    kind = question.kind
-    keys = tuple([answers.path_key(p.text, kind, options, finished=p.finished) for p in ordered])
+    keys = tuple(path_keys(question, ordered, conclusions))
     sums = _sums(keys, weighed)
     winner, tied = _winner(sums, ordered, keys)
     agree = [p.index for p, k in zip(ordered, keys, strict=True) if k == winner]
@@ -111,6 +120,17 @@ def vote(question: Question, paths: Sequence[Path], weights: Sequence[float] | N
         entropy=entropy(sums.values()),
         weights=weighed,
     )
+
+
+def path_keys(
+    question: Question, paths: Iterable[Path], conclusions: bool = True
+) -> list[str | None]:
+    """Returns each path's answer as the vote reads it, None where it has none."""
+    options, kind = answers.options_of(question), question.kind
+    return [
+        answers.path_key(path.text, kind, options, finished=path.finished and conclusions)
+        for path in paths
+    ]
 
 
 def margin(vote: Vote) -> float:

@@ -324,3 +324,15 @@ def test_the_winner_of_the_first_weighed_paths_is_that_of_a_vote_on_them(paths, 
     vote = voting.vote(QUESTION, paths, weights)
     first = voting.vote(QUESTION, paths[:count], weights[:count] if weights else None)
     assert voting.winner_of_first(vote, paths, count) == first.winner
+
+
+def test_a_path_that_marks_no_answer_votes_only_where_conclusions_are_read():
+    question = Question(uid="q", task="t", text="Q: How many?", kind="number")
+    texts = (" The answer is 4.", " So she has 5 apples.", " So she has 5 apples.")
+    paths = [
+        Path(uid="q", index=i, text=text, tokens=5, logprob=-1.0, finished=True)
+        for i, text in enumerate(texts)
+    ]
+    assert voting.vote(question, paths).winner == "5"
+    marked = voting.vote(question, paths, conclusions=False)
+    assert (marked.winner, marked.keys, marked.parsed) == ("4", ("4", None, None), 1)

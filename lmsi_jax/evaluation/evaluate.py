@@ -61,7 +61,7 @@ def score(
     several = prompting == "self_consistency"
     ordered = [paths[question.uid] for question in questions]
     votes = [
-        voting.vote(question, own, voting.weigh(own, weights))
+        voting.vote(question, own, voting.weigh(own, weights), conclusions=weights.conclusions)
         for question, own in zip(questions, ordered, strict=True)
     ]
     gold = [right_keys(question) for question in questions]

@@ -4,17 +4,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
-from lmsi_jax.answers import options_of, path_key
 from lmsi_jax.decoding.engine import Stats
 from lmsi_jax.decoding.generate import Job, generate, prepare
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.progress import Progress
 from lmsi_jax.prompts import Prompting, build_prompt
 from lmsi_jax.records import Exemplar, Path, Question
+from lmsi_jax.run import Run
 from lmsi_jax.signals import Terminated, deferred
 from lmsi_jax.stages.context import Context
 from lmsi_jax.store import ShardStore
-from lmsi_jax.voting import settled
+from lmsi_jax.voting import path_keys, settled
 
 
 def make_job(
@@ -86,34 +86,27 @@ def draw_paths(
             round_index=round_index,
             watcher=Meter(bar, questions),
             leave=leave,
-            settled=early_stop(context.run.sampling, questions),
+            settled=early_stop(context.run, questions),
         )
 
 
 def early_stop(
-    sampling: Sampling, questions: Mapping[str, Question]
+    run: Run, questions: Mapping[str, Question]
 ) -> Callable[[str, Sequence[Path]], bool] | None:
     """Returns the rule by which a question needs no more paths, None where it is off.
 
     Adaptive-Consistency (Aggarwal et al. 2023); jobs whose own `Sampling.early_stop` is None never
     ask it.
     """
-    if sampling.early_stop is None:
+    if run.sampling.early_stop is None:
         return None
-    threshold = sampling.early_stop
+    threshold, conclusions = run.sampling.early_stop, run.voting.conclusions
 
     def rule(uid: str, paths: Sequence[Path]) -> bool:
         """Whether the question's paths so far settle its vote."""
-        return settled(_keys(questions[uid], paths), threshold)
+        return settled(path_keys(questions[uid], paths, conclusions), threshold)
 
     return rule
-
-
-def _keys(question: Question, paths: Sequence[Path]) -> list[str | None]:
-    """The paths' answers as the vote reads them."""
-    options = options_of(question)
-    kind = question.kind
-    return [path_key(path.text, kind, options, finished=path.finished) for path in paths]
 
 
 class Meter:
@@ -137,7 +130,7 @@ class Meter:
 
     def question(self, uid: str, paths: Sequence[Path]) -> None:
         """Takes a complete question."""
-        keys = _keys(self._questions[uid], paths)
+        keys = path_keys(self._questions[uid], paths)
         self._answers += len(keys)
         self._parsed += sum(key is not None for key in keys)
         self._bar.advance(1, amount=0, note=self._note())

@@ -26,7 +26,9 @@ def vote(context: Context, round_index: int, inputs: dict[str, str]) -> str:
 
 def cast_vote(context: Context, question: Question, paths: Sequence[Path]) -> Vote:
     """Votes as the run's `Voting` says."""
-    return voting.vote(question, paths, voting.weigh(paths, context.run.voting))
+    rule = context.run.voting
+    weights = voting.weigh(paths, rule)
+    return voting.vote(question, paths, weights, conclusions=rule.conclusions)
 
 
 def read_votes(context: Context, round_index: int) -> dict[str, list[Vote]]:
