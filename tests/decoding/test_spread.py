@@ -76,7 +76,7 @@ config = dataclasses.replace(
     config, block="sequential", post_norms=True, qk_norm=True, tied_embeddings=False,
     biases=("query", "key", "value", "gate", "down"),
 )
-params = init_params(config, jax.random.key(0))
+params = init_params(config, jax.random.key(1))
 {inspect.getsource(_settled)}
 {inspect.getsource(_limit)}
 sampling = Sampling(paths=6, temperature=1.0, max_new_tokens=8, stop=(), early_stop=0.95,
