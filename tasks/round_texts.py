@@ -69,19 +69,21 @@ def questions(run_dir: epath.PathLike, prompting: Prompting) -> dict[str, dict[s
         if split in registry.SPLITS:
             rows = [Question.from_json(row) for row in store.read(shard)]
             exemplars = [Exemplar.from_json(row) for row in store.read(f"exemplars-{task}")]
-            found.setdefault(task, {})[split] = _asked(rows, exemplars, prompting)
+            found.setdefault(task, {})[split] = asked(rows, exemplars, prompting)
     if not found:
         raise LmsiError(f"{store.directory} holds no questions; run `lmsi run` into {run_dir}")
     return found
 
 
-def _asked(rows: Sequence[Question], exemplars: Sequence[Exemplar], prompting: Prompting) -> Texts:
+def asked(rows: Sequence[Question], exemplars: Sequence[Exemplar], prompting: Prompting) -> Texts:
+    """Returns the columns of questions as prompts."""
     prompts = [build_prompt(row, exemplars, prompting) for row in rows]
     return {
         "prefix": [prefix for prefix, _ in prompts],
         "inputs": [text for _, text in prompts],
         "targets": [row.gold or "" for row in rows],
         "also": ["\n".join(row.also) for row in rows],
+        "question": [row.text for row in rows],
         "uid": [row.uid for row in rows],
         "kind": [row.kind for row in rows],
         "task": [row.task for row in rows],

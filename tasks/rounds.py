@@ -17,27 +17,23 @@ import seqio
 import tensorflow as tf
 from etils import epath
 
-from lmsi_jax.decoding.stops import first_stop
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.evaluation.evaluate import score
 from lmsi_jax.files import read_json
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.tokenizer import open_tokenizer
-from lmsi_jax.prompts import STOP_STRINGS, Prompting
-from lmsi_jax.records import Path, Question
-from lmsi_jax.tasks import round_texts
+from lmsi_jax.prompts import Prompting
+from lmsi_jax.tasks import prompted, round_texts
 from lmsi_jax.tasks.round_lengths import check_examples, check_prompts
 from lmsi_jax.tasks.round_texts import Texts
 from lmsi_jax.tasks.vocabularies import (
     Pieces,
     Tokens,
-    encode_prompt,
     id_shift,
     open_t5x_vocabulary,
 )
 from lmsi_jax.training.optimizers import Optimizer
 
-_LABELS = ("uid", "kind", "task", "answer", "also")
+_Splits = dict[str, Callable[[], Texts]]
 
 
 def model_config(run_dir: epath.PathLike) -> ModelConfig:
@@ -88,9 +84,10 @@ def mixture(
     for source, (texts, rate) in round_texts.examples(run_dir, round_index, strong_rate).items():
         name = f"lmsi_round_{source}"
         fitting = functools.partial(_fitting, name, texts, tokenizer)
-        _add(name, {"train": texts}, vocabulary(tokenizer), fitting, weighted=True)
+        texts_of: _Splits = {"train": functools.partial(dict, texts)}
+        prompted.add(name, texts_of, vocabulary(tokenizer), fitting, weighted=True)
         parts.append((name, rate))
-    return _mix("lmsi_round", parts)
+    return prompted.mix("lmsi_round", parts)
 
 
 def questions(
@@ -114,75 +111,22 @@ def questions(
     """
     by_task = round_texts.questions(run_dir, prompting)
     pieces = vocabulary(tokenizer, max_new_tokens)
-    names = {task: f"lmsi_{task}_{prompting}" for task in by_task}
+    names = {task: f"lmsi_run_{task}_{prompting}" for task in by_task}
     for task, splits in by_task.items():
         whole = functools.partial(_whole, names[task], tuple(splits.values()), tokenizer)
-        _add(names[task], splits, pieces, whole, metrics=[functools.partial(_accuracy, prompting)])
+        texts_of: _Splits = {s: functools.partial(dict, texts) for s, texts in splits.items()}
+        prompted.add(names[task], texts_of, pieces, whole, asked=prompting)
     # A mixture has the splits that all its tasks have.
     tested = [(name, 1.0) for task, name in names.items() if "test" in by_task[task]]
     trained = [(name, 1.0) for task, name in names.items() if "train" in by_task[task]]
     if trained:
-        _mix(f"lmsi_train_{prompting}", trained)
-    return _mix(f"lmsi_test_{prompting}", tested)
+        prompted.mix(f"lmsi_run_train_{prompting}", trained)
+    return prompted.mix(f"lmsi_run_test_{prompting}", tested)
 
 
 def train_questions(**settings: Any) -> str:
     """Like `questions`, and returns the mixture of the tasks that have a split "train"."""
-    return questions(**settings).replace("lmsi_test_", "lmsi_train_")
-
-
-def _add(
-    name: str,
-    splits: Mapping[str, Texts],
-    pieces: Pieces | Tokens,
-    checked: Callable[..., tf.data.Dataset],
-    *,
-    weighted: bool = False,
-    metrics: Sequence[Callable[..., Any]] = (),
-) -> None:
-    """Registers a task anew; the last registration of a name holds."""
-    if name in seqio.TaskRegistry.names():
-        seqio.TaskRegistry.remove(name)
-
-    def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
-        del shuffle_files, seed  # already in memory; SeqIO shuffles it
-        return tf.data.Dataset.from_tensor_slices(dict(splits[split]))
-
-    text = seqio.Feature(pieces, add_eos=False)
-    features = {"inputs": text, "targets": text}
-    if weighted:
-        number = seqio.PassThroughVocabulary(size=0)
-        features["weight"] = seqio.Feature(number, add_eos=False, dtype=tf.float32, rank=0)
-    counts = {split: len(columns["inputs"]) for split, columns in splits.items()}
-    seqio.TaskRegistry.add(
-        name,
-        source=seqio.FunctionDataSource(dataset, splits=list(splits), num_input_examples=counts),
-        preprocessors=[_tokenize, checked],
-        output_features=features,
-        postprocess_fn=_answer if metrics else None,
-        metric_fns=list(metrics),
-    )
-
-
-def _mix(name: str, parts: Sequence[tuple[str, float]]) -> str:
-    if name in seqio.MixtureRegistry.names():
-        seqio.MixtureRegistry.remove(name)
-    seqio.MixtureRegistry.add(name, list(parts))
-    return name
-
-
-def _tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, Any]) -> tf.data.Dataset:
-    """Encodes prefix, inputs and targets apart, as our trainer and engine do."""
-    vocabulary = output_features["inputs"].vocabulary
-
-    def one(row: dict[str, Any]) -> dict[str, Any]:
-        """Encodes one example's texts."""
-        own = {name: value for name, value in row.items() if name != "prefix"}
-        inputs = tf.concat(encode_prompt(vocabulary, row["prefix"], row["inputs"]), axis=0)
-        targets = vocabulary.encode_tf(row["targets"])
-        return {**own, "inputs": inputs, "targets": targets, "answer": row["targets"]}
-
-    return dataset.map(one, num_parallel_calls=tf.data.AUTOTUNE)
+    return questions(**settings).replace("lmsi_run_test_", "lmsi_run_train_")
 
 
 def _fitting(
@@ -216,29 +160,6 @@ def _whole(
     for texts in splits if sequence_length else ():
         check_prompts(name, texts, tokenizer, sequence_length)
     return dataset
-
-
-def _answer(text: Any, example: Mapping[str, Any], is_target: bool = False) -> Question | Path:
-    """The question with its gold answer, or the path that was decoded, cut at its stop."""
-    uid, kind, task, gold, also = (_text(example[name]) for name in _LABELS)
-    if is_target:
-        row = {"uid": uid, "task": task, "text": "", "kind": kind, "gold": gold}
-        return Question.from_json({**row, "also": also.splitlines()})
-    stop = first_stop(text, STOP_STRINGS)
-    return Path(uid=uid, index=0, text=text[:stop], tokens=0, logprob=0.0, finished=True)
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _accuracy(
-    prompting: str, targets: Sequence[Question], predictions: Sequence[Path]
-) -> dict[str, float]:
-    """What `lmsi eval` reports of a task: shares of right and of parsed answers."""
-    paths = {path.uid: [path] for path in predictions}
-    found = score(targets, paths, prompting, temperature=0.0)
-    return {"accuracy": sum(found.correct) / len(found.correct), "parsed": found.parsed}
 
 
 class WeightedConverter(seqio.PrefixLMFeatureConverter):

@@ -1,0 +1,97 @@
+"""The tasks in four promptings: what they ask, what they score, through SeqIO's own evaluator."""
+
+import json
+
+import pytest
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.prompts import PROMPTINGS, build_prompt
+from lmsi_jax.tasks import registry
+
+seqio = pytest.importorskip("seqio")
+from lmsi_jax.tasks import suite  # noqa: E402  imports TensorFlow
+
+_SVAMP = [
+    {"Body": f"Ann has {n} pens and gets 2", "Question": "How many?", "Answer": n + 2.0}
+    for n in range(5)
+]
+_AQUA = [
+    {"question": "Which?", "options": ["A)ice", "B)a nail"], "correct": "B"},
+    {"question": "What?", "options": ["A)one", "B)two"], "correct": "A"},
+]
+
+
+@pytest.fixture
+def folders(tmp_path):
+    (tmp_path / "SVAMP.json").write_text(json.dumps(_SVAMP))
+    (tmp_path / "test.json").write_text("\n".join(map(json.dumps, _AQUA)))
+    return {"svamp": str(tmp_path), "aqua": str(tmp_path)}
+
+
+def _examples(name, split="test"):
+    mixture = seqio.get_mixture_or_task(name)
+    dataset = mixture.get_dataset(None, split, shuffle=False, num_epochs=1)
+    return list(dataset.as_numpy_iterator())
+
+
+@pytest.mark.parametrize("prompting", PROMPTINGS)
+def test_a_prompt_is_that_of_the_engine(folders, prompting, tokenizer_path):
+    suite.register(("svamp",), tokenizer=tokenizer_path, data_dirs=folders, max_new_tokens=10_000)
+    task = registry.get("svamp", folders["svamp"])
+    questions = task.questions("test", "hard", 5, 0)
+    vocabulary = seqio.get_mixture_or_task(f"lmsi_svamp_{prompting}").output_features["inputs"]
+    wanted = ["".join(build_prompt(q, task.exemplars(), prompting)) for q in questions]
+    found = [
+        vocabulary.vocabulary.decode(row["inputs"].tolist())
+        for row in _examples(f"lmsi_svamp_{prompting}")
+    ]
+    assert [text.split() for text in found] == [text.split() for text in wanted]
+
+
+def test_registering_again_has_the_same_effect(folders):
+    first = suite.register(("svamp", "aqua"), data_dirs=folders)
+    assert suite.register(("svamp", "aqua"), data_dirs=folders) == first
+    tasks = {f"lmsi_{name}_{p}" for name in ("svamp", "aqua") for p in PROMPTINGS}
+    assert set(first) == tasks | {f"lmsi_out_of_domain_{p}" for p in PROMPTINGS}
+
+
+def test_a_mixture_holds_the_tasks_of_its_domain(folders):
+    name = suite.mixture("out", "cot", names=("svamp", "aqua", "gsm8k"), data_dirs=folders)
+    assert {task.name for task in seqio.get_mixture_or_task(name).tasks} == {
+        "lmsi_svamp_cot",
+        "lmsi_aqua_cot",
+    }
+
+
+def test_registering_reads_no_question():
+    suite.register(data_dirs=dict.fromkeys(suite.PUBLISHED, "/nowhere"))
+
+
+def test_seqios_evaluator_scores_answers_by_letter_and_by_text(folders, tmp_path):
+    suite.register(("aqua",), ("zero_shot_cot",), data_dirs=folders)
+    said = {"Which?": " It rusts. The answer is a nail.", "What?": " So the answer is (b)."}
+
+    def predict(dataset, *_):
+        rows = list(dataset.as_numpy_iterator())
+        task = seqio.get_mixture_or_task("lmsi_aqua_zero_shot_cot")
+        vocabulary = task.output_features["targets"].vocabulary
+        asked = [vocabulary.decode(row["encoder_input_tokens"].tolist()) for _, row in rows]
+        answers = [next(said[q] for q in said if q in text) for text in asked]
+        ids = [(*vocabulary.encode(text), *[0] * 32)[:32] for text in answers]
+        return [(index, one) for (index, _), one in zip(rows, ids, strict=True)]
+
+    evaluator = seqio.Evaluator(
+        mixture_or_task_name="lmsi_aqua_zero_shot_cot",
+        feature_converter=seqio.EncDecFeatureConverter(pack=False),
+        eval_split="test",
+        sequence_length={"inputs": 256, "targets": 32},
+    )
+    metrics, _ = evaluator.evaluate(compute_metrics=True, predict_fn=predict)
+    assert metrics.result()["lmsi_aqua_zero_shot_cot"] == {"accuracy": 0.5, "parsed": 1.0}
+
+
+def test_a_prompt_that_does_not_fit_is_refused_when_its_split_is_read(folders):
+    suite.register(("svamp",), ("cot",), data_dirs=folders)
+    task = seqio.get_mixture_or_task("lmsi_svamp_cot")
+    with pytest.raises(LmsiError, match="lmsi_svamp_cot: the longest prompt has .* raise it"):
+        task.get_dataset({"inputs": 64, "targets": 8}, "test", shuffle=False)
