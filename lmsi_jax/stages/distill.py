@@ -8,6 +8,7 @@ has the shape of a run of one round, so each part is a stage of its own and can 
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -287,7 +288,7 @@ def print_table(result: dict[str, Any]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     heads = ("tasks", "prompting", "n", "teacher", "student", "student, distilled", "gain [95 %]")
     for name in (*heads, "p"):
-        table.add_column(name)
+        table.add_column(Text(name))
     for row in result["means"]:
         gain = row["gain"]
         cells = [
@@ -299,7 +300,7 @@ def print_table(result: dict[str, Any]) -> None:
             p_value(gain["p"]),
         ]
         table.add_row(*map(Text, cells))  # as they are: rich would read "[95 %]" as markup
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(_sizes(result), markup=False)
     console.print(table)
 
