@@ -5,7 +5,15 @@ import gin
 from lmsi_jax.decoding.layout import Decoding
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.run import Distillation, Evaluation, Mixing, Pretraining, Questions, Run
+from lmsi_jax.run import (
+    Distillation,
+    Evaluation,
+    Generation,
+    Mixing,
+    Pretraining,
+    Questions,
+    Run,
+)
 from lmsi_jax.selection.diversity import StopRules
 from lmsi_jax.training.lora import Lora
 from lmsi_jax.training.losses import Loss
@@ -13,7 +21,7 @@ from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.trainer import Training
 
 _CLASSES = (
-    *(Run, Questions, ModelConfig, Decoding, Sampling, Mixing),
+    *(Run, Questions, Generation, ModelConfig, Decoding, Sampling, Mixing),
     *(Training, Optimizer, Lora, Loss, Evaluation, StopRules, Pretraining, Distillation),
 )
 

@@ -1,35 +1,54 @@
-"""Mixing: votes and paths -> training examples in the four formats; strong ones where asked for."""
+"""Mixing: votes and paths -> training examples in the four formats; strong ones where asked for.
+
+Where paths were sampled with generated prompts, each stands in the few-shot formats behind the
+prompt that it was sampled with.
+"""
 
 import dataclasses
+from collections.abc import Sequence
 
 from lmsi_jax import mixing
-from lmsi_jax.records import Example, Question
+from lmsi_jax.generation.exemplars import FewShot, prompt_of
+from lmsi_jax.records import Example, Exemplar, Path, Question
 from lmsi_jax.stages.context import Context, named
+from lmsi_jax.stages.generate import new_questions, training_questions
+from lmsi_jax.stages.prompts import read_prompts
 from lmsi_jax.stages.questions import read_exemplars
-from lmsi_jax.stages.sample import read_paths
+from lmsi_jax.stages.sample import read_task
 from lmsi_jax.stages.vote import read_votes
 from lmsi_jax.store import ShardStore
 
 
 def mix(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     """Writes a round's training examples; returns the stage's fingerprint."""
-    config = context.run.mixing
-    stage = context.stage(round_index, "mix", named(config), inputs)
+    config, generation = context.run.mixing, context.run.generation
+    own = {"min_confidence": generation.min_confidence}
+    settings = {**named(config), **({"Generation": own} if generation.questions else {})}
+    stage = context.stage(round_index, "mix", settings, inputs)
     if context.done(stage):
         return stage.fingerprint
     switches = dataclasses.asdict(config)
     strong_count = switches.pop("strong_count")
-    source = ShardStore(context.folder(round_index, "sample"))
+    sure = switches.pop("min_confidence")
+    surer = max(sure, generation.min_confidence)
     store = ShardStore(stage.directory)
     votes = read_votes(context, round_index)
-    for task, questions in context.load_questions("train").items():
+    new = {row.uid for rows in new_questions(context, round_index).values() for row in rows}
+    for task, questions in training_questions(context, round_index).items():
         exemplars = read_exemplars(context, task)
-        paths = read_paths(source, task)
+        made = read_prompts(context, round_index, task)
+        paths = read_task(context, round_index, task)
         rows = [
             example
             for question, vote in zip(questions, votes[task], strict=True)
             for example in mixing.examples(
-                question, paths[question.uid], vote, exemplars, **switches
+                question,
+                paths[question.uid],
+                vote,
+                exemplars,
+                own=_own(made, paths[question.uid]),
+                min_confidence=surer if question.uid in new else sure,
+                **switches,
             )
         ]
         store.write(f"weak-{task}", [row.to_json() for row in rows])
@@ -38,6 +57,13 @@ def mix(context: Context, round_index: int, inputs: dict[str, str]) -> str:
             store.write(f"strong-{task}", [row.to_json() for row in strong])
     stage.finish()
     return stage.fingerprint
+
+
+def _own(made: Sequence[FewShot], paths: Sequence[Path]) -> dict[int, tuple[Exemplar, ...]]:
+    """The exemplars of each path's own prompt, by the path's index; {} without such prompts."""
+    if not made:
+        return {}
+    return {path.index: made[prompt_of(path.uid, path.index, made)].exemplars for path in paths}
 
 
 def _strong(context: Context, task: str, count: int) -> list[Example]:

@@ -1,9 +1,16 @@
-"""Sampling: questions -> paths, in shards that several processes share."""
+"""Sampling: questions -> paths, in shards that several processes share.
 
-from lmsi_jax.decoding.generate import read_paths
-from lmsi_jax.records import Path
+A task's shards are called by its name; with generated prompts there is a job for each of them,
+`TASK-prompt003`, and `TASK-prompt003-standing-in` for the questions that the prompt before shows.
+"""
+
+from lmsi_jax.decoding.generate import Job, read_paths
+from lmsi_jax.generation.exemplars import FewShot, Group, groups
+from lmsi_jax.records import Path, Question
 from lmsi_jax.stages.context import Context, named
+from lmsi_jax.stages.generate import training_questions
 from lmsi_jax.stages.paths import draw_paths, make_job
+from lmsi_jax.stages.prompts import read_prompts
 from lmsi_jax.stages.questions import read_exemplars
 from lmsi_jax.store import ShardStore
 
@@ -32,10 +39,9 @@ def sample(context: Context, round_index: int, inputs: dict[str, str]) -> str:
 
 def sample_shards(context: Context, round_index: int) -> None:
     """Samples this process' shards of a round."""
-    questions = context.load_questions("train")
+    questions = training_questions(context, round_index)
     jobs = [
-        make_job(task, rows, read_exemplars(context, task), "cot", context.run.sampling)
-        for task, rows in questions.items()
+        job for task, rows in questions.items() for job in _jobs(context, round_index, task, rows)
     ]
     draw_paths(
         context,
@@ -50,8 +56,42 @@ def sample_shards(context: Context, round_index: int) -> None:
 
 def read_round(context: Context, round_index: int) -> Paths:
     """Reads all paths of a round by question uid."""
-    store = ShardStore(context.folder(round_index, "sample"))
     paths: Paths = {}
-    for task in context.load_questions("train"):
-        paths |= read_paths(store, task)
+    for task in dict.fromkeys(context.questions.train):
+        paths |= read_task(context, round_index, task)
     return paths
+
+
+def read_task(context: Context, round_index: int, task: str) -> Paths:
+    """Reads a task's paths of a round by question uid, in index order."""
+    store = ShardStore(context.folder(round_index, "sample"))
+    made = read_prompts(context, round_index, task)
+    if not made:
+        return read_paths(store, task)
+    paths: Paths = {}
+    names = (_name(task, n, standing_in) for n in range(len(made)) for standing_in in (False, True))
+    for name in names:
+        for uid, rows in read_paths(store, name).items():
+            paths.setdefault(uid, []).extend(rows)
+    return {uid: sorted(rows, key=lambda path: path.index) for uid, rows in paths.items()}
+
+
+def _jobs(context: Context, round_index: int, task: str, rows: list[Question]) -> list[Job]:
+    """One job with the task's exemplars, or one for each group of paths and its prompt."""
+    sampling = context.run.sampling
+    made = read_prompts(context, round_index, task)
+    if not made:
+        return [make_job(task, rows, read_exemplars(context, task), "cot", sampling)]
+    by_uid = {row.uid: row for row in rows}
+
+    def job(group: Group, prompt: FewShot) -> Job:
+        """The paths of one group."""
+        name = _name(task, group.prompt, group.standing_in)
+        some = [by_uid[uid] for uid in group.uids]
+        return make_job(name, some, prompt.exemplars, "cot", sampling, group.numbers)
+
+    return [job(one, made[one.prompt]) for one in groups(list(by_uid), sampling.paths, made)]
+
+
+def _name(task: str, prompt: int, standing_in: bool) -> str:
+    return f"{task}-prompt{prompt:03d}{'-standing-in' if standing_in else ''}"
