@@ -48,7 +48,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task")
-    for name, default in (("train", 40), ("test", 100), ("paths", 40)):
+    for name, default in (("train", 40), ("test", 100), ("paths", 40), ("prompts", 20)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--output", default="runs/bench_generated")
     return parser.parse_args()
@@ -62,6 +62,7 @@ def _run(args: argparse.Namespace) -> Run:
         "Questions.train_count": str(args.train),
         "Questions.test_count": str(args.test),
         "Generation.questions": str(args.train),
+        "Generation.prompts": str(args.prompts),
         "Sampling.paths": str(args.paths),
     }
     bindings = tuple(gin_edge.Binding(name=name, value=value) for name, value in changes.items())

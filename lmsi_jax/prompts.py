@@ -63,12 +63,13 @@ def question_prompt(question_text: str, zero_shot_cot: bool = False) -> str:
     return f"{question_text.rstrip()}\nA:{trigger}"
 
 
-def question_list(texts: Sequence[str]) -> str:
+def question_list(texts: Sequence[str], opening: str = "") -> str:
     """Returns questions without answers, each followed by the separating blank line.
 
-    A model goes on with a new question (question generation, LMSI, section 3.3).
+    A model goes on with a new question (question generation, LMSI, section 3.3); `opening` are its
+    first characters, "" where the model writes these too.
     """
-    return "".join(f"{text.rstrip()}{SEPARATOR}" for text in texts)
+    return "".join(f"{text.rstrip()}{SEPARATOR}" for text in texts) + opening
 
 
 def build_prompt(

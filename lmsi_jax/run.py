@@ -64,6 +64,8 @@ class Generation:
       use: whether they are sampled "beside" the real ones or "instead" of them.
       min_confidence: new questions with a less sure vote give no examples.
       shown: real questions that a prompt for new ones shows.
+      opening: whether such a prompt ends in the word that begins a question ("Q:", "Premise:"), for
+        models that would rather answer than go on with a list (the paper: no).
       continuations: new questions that are sampled behind each such prompt.
       tries: sampled questions for each one that is wanted: most repeat others or are malformed.
       temperature: theirs.
@@ -77,6 +79,7 @@ class Generation:
     use: Literal["beside", "instead"] = "beside"
     min_confidence: float = 0.5
     shown: int = 5
+    opening: bool = False
     continuations: int = 8
     tries: float = 3.0
     temperature: float = 0.7

@@ -10,6 +10,7 @@ No instruction and no answers; what stands behind the bar is the model's. Only i
 read, and it has to look like a question of the task, as the real ones show it.
 """
 
+import collections
 import dataclasses
 import hashlib
 import random
@@ -82,6 +83,12 @@ class Shape:
         )
 
 
+def opening(texts: Sequence[str]) -> str:
+    """Returns the word that begins most of the questions, "Q:" or "Premise:"."""
+    found = collections.Counter(_opening(text) for text in texts)
+    return min(found, key=lambda word: (-found[word], word))
+
+
 def first_item(text: str, finished: bool) -> str | None:
     """Returns the first question that a model wrote, None where it is cut or empty.
 
@@ -96,9 +103,16 @@ def first_item(text: str, finished: bool) -> str | None:
     return written[: min(ends, default=len(written))].rstrip() or None
 
 
-def parse(text: str, finished: bool, shape: Shape) -> str | None:
-    """Returns the new question, None where what the model wrote is malformed."""
-    item = first_item(text, finished)
+def parse(text: str, finished: bool, shape: Shape, opening: str = "") -> str | None:
+    """Returns the new question, None where what the model wrote is malformed.
+
+    Args:
+      text: what it wrote.
+      finished: whether it came to an end by itself.
+      shape: the task's.
+      opening: the question's first characters, where they stood in the prompt.
+    """
+    item = first_item(f"{opening} {text.lstrip()}" if opening else text, finished)
     return item if item is not None and shape.fits(item) else None
 
 

@@ -6,7 +6,7 @@ round_R/generate/written-TASK-00000-of-00002    what the model wrote behind list
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lmsi_jax.decoding.generate import Job, read_paths
 from lmsi_jax.decoding.sampling import Sampling
@@ -105,9 +105,10 @@ def _job(context: Context, round_index: int, task: str, real: list[Question]) ->
     settings, seed = context.run.generation, context.run.seed
     lists = math.ceil(settings.questions * settings.tries / settings.continuations)
     texts = [question.text for question in real]
+    begins = _opening(context, texts)
     prompts = {
         f"{task}-list-{number:05d}": question_list(
-            generation.shown(texts, settings.shown, (seed, round_index, task, number))
+            generation.shown(texts, settings.shown, (seed, round_index, task, number)), begins
         )
         for number in range(lists)
     }
@@ -120,6 +121,11 @@ def _job(context: Context, round_index: int, task: str, real: list[Question]) ->
     return Job(name=f"written-{task}", prefix="", questions=prompts, sampling=sampling)
 
 
+def _opening(context: Context, texts: Sequence[str]) -> str:
+    """How each new question begins in the prompt; "" where the model writes that itself."""
+    return generation.opening(texts) if context.run.generation.opening else ""
+
+
 def _sift(
     context: Context, real: list[Question], written: Mapping[str, list[Path]]
 ) -> tuple[list[Question], Counts]:
@@ -127,13 +133,13 @@ def _sift(
     from lmsi_jax.tasks import overlap, registry
 
     task = registry.get(real[0].task)
-    shape = generation.Shape.of([question.text for question in real])
+    known = {row.uid: row.text for row in real}
+    shape, begins = generation.Shape.of([*known.values()]), _opening(context, [*known.values()])
     paths = [path for uid in sorted(written) for path in written[uid]]
-    parsed = [generation.parse(path.text, path.finished, shape) for path in paths]
+    parsed = [generation.parse(path.text, path.finished, shape, begins) for path in paths]
     formed = [text for text in parsed if text is not None]
     rows = [generation.question(task.name, task.kind, text) for text in dict.fromkeys(formed)]
     texts = {row.uid: row.text for row in rows}
-    known = {row.uid: row.text for row in real}
     seen = {one.uid for one in overlap.find(texts, known, task.overlap_words, task.content)}
     tested = overlapping(context, task.name, texts).keys() - seen
     fresh = {uid: text for uid, text in texts.items() if uid not in seen | tested}

@@ -95,6 +95,14 @@ def test_a_family_s_other_questions_have_the_shape_of_some_of_them(name):
     assert not any(shape.fits(text[: len(text) // 3]) for text in others)
 
 
+def test_an_opening_in_the_prompt_belongs_to_the_question():
+    assert questions.opening([*REAL, "Premise: Ann has a hat."]) == "Q:"
+    assert question_list(["Q: One?"], "Q:") == "Q: One?\n\nQ:"
+    for text in (LIKE[2:], LIKE[3:]):  # with its space or without it
+        assert parse(f"{text}\n\nQ: More?", True, Shape.of(REAL), "Q:") == LIKE
+        assert parse(text, True, Shape.of(REAL)) is None
+
+
 def test_uids_follow_from_task_and_text_alone():
     one = questions.question("t", "number", LIKE)
     assert one == questions.question("t", "number", LIKE) and one.gold is None
