@@ -113,7 +113,7 @@ def _prompts(context: Context, task: str) -> dict[str, Any]:
     draw_paths(
         context,
         [job for way in _WAYS for job in jobs[way]],
-        {question.uid: question.kind for question in questions},
+        by_uid,
         folder,
         model=0,
         round_index=1,
@@ -132,7 +132,7 @@ def _right(store: ShardStore, jobs: list[Job], questions: list[Question]) -> dic
     found: dict[str, list[int]] = {"first": [], "all": []}
     for question in questions:
         assert question.gold is not None
-        gold = answers.key(question.gold, question.kind)
+        gold = answers.key(question.gold, question.kind, answers.options_of(question))
         vote = voting.vote(question, paths[question.uid])
         first = voting.winner_of_first(vote, paths[question.uid], _FIRST)
         found["first"].append(int(first == gold))

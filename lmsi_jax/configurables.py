@@ -19,9 +19,10 @@ from lmsi_jax.training.lora import Lora
 from lmsi_jax.training.losses import Loss
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.trainer import Training
+from lmsi_jax.voting import Voting
 
 _CLASSES = (
-    *(Run, Questions, Generation, ModelConfig, Decoding, Sampling, Mixing),
+    *(Run, Questions, Generation, ModelConfig, Decoding, Sampling, Voting, Mixing),
     *(Training, Optimizer, Lora, Loss, Evaluation, StopRules, Pretraining, Distillation),
 )
 

@@ -164,12 +164,24 @@ def _parsed(question: Question, paths: Sequence[Path]) -> list[_Kept]:
 def _parsed_by_index(question: Question, paths: Sequence[Path]) -> dict[int, _Kept]:
     """Each path of the question that has an answer, by its index."""
     own = [path for path in paths if path.uid == question.uid]
-    found = [(path, answers.find(path.text, question.kind)) for path in own]
+    options = answers.options_of(question)
+    found = [
+        (path, answers.find(path.text, question.kind, options, finished=path.finished))
+        for path in own
+    ]
     return {
-        path.index: _Kept(path.index, path.text[: hit.end].strip(), hit.answer, hit.key)
+        path.index: _Kept(
+            path.index, _ending(path.text[: hit.end].strip(), hit), hit.answer, hit.key
+        )
         for path, hit in found
         if hit is not None and hit.key is not None
     }
+
+
+def _ending(solution: str, found: answers.Found) -> str:
+    """The solution, with the answer sentence where the path has no mark of its own."""
+    sentence = prompts.answer_sentence(found.answer)
+    return solution if found.marked else f"{solution} {sentence}"
 
 
 def _most_frequent(surfaces: Sequence[str]) -> str:

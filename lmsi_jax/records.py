@@ -113,7 +113,8 @@ class Vote(_Record):
     winning key (None when nothing parsed). `kept` are the indices of the paths that agree with it.
     `confidence` is agreeing paths over all paths, unparsed ones included (LMSI, section 3.1).
     `tied` lists every key that shared the highest count, the winner too, when there was more than
-    one. `entropy` is that of the parsed answers' distribution, in nats.
+    one. `entropy` is that of the parsed answers' distribution, in nats. Where paths were weighed,
+    `weights` holds each path's, and "count" and "over all paths" are sums of weights.
     """
 
     uid: str
@@ -126,6 +127,14 @@ class Vote(_Record):
     total: int
     tied: tuple[str, ...]
     entropy: float
+    weights: tuple[float, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a dictionary of plain JSON values; `weights` only where paths were weighed."""
+        row = super().to_json()
+        if row["weights"] is None:
+            del row["weights"]
+        return row
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

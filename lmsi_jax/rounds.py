@@ -24,7 +24,7 @@ from lmsi_jax.stages.generate import generate, generate_shards
 from lmsi_jax.stages.mix import mix
 from lmsi_jax.stages.prompts import make_prompts, prompt_shards
 from lmsi_jax.stages.questions import draw
-from lmsi_jax.stages.report import report
+from lmsi_jax.stages.report import report, report_evaluation
 from lmsi_jax.stages.sample import read_round, sample, sample_shards
 from lmsi_jax.stages.vote import read_votes, vote
 
@@ -50,6 +50,8 @@ def execute(run: Run, stages: tuple[str, ...], command: str, config_text: str) -
     Raises:
       LmsiError: what the user can mend.
     """
+    if run.evaluation.checkpoints:
+        run = _compared(run, stages)
     context = Context(run, frozenset(stages))
     with context.processes.joined():
         if context.processes.index == 0:
@@ -70,10 +72,34 @@ def _lead(context: Context, stages: tuple[str, ...], command: str, config_text: 
     if "distill" in stages:
         _distill(context, command, config_text)
         return
-    if stages != ("report",):
+    if context.run.evaluation.checkpoints:
+        _compare(context, command, config_text)
+    elif stages != ("report",):
         _run_rounds(context, command, config_text)
     if "report" in stages:
         report(context, command, config_text)
+    elif stages == ("eval",):
+        report_evaluation(context, command, config_text)
+
+
+def _compared(run: Run, stages: tuple[str, ...]) -> Run:
+    """The run whose "rounds" are the given checkpoints, the first of them the base."""
+    first, *others = run.evaluation.checkpoints
+    if stages != ("eval",):
+        raise LmsiError(
+            "Evaluation.checkpoints is for `lmsi eval` alone; set it to () for other commands"
+        )
+    return dataclasses.replace(run, init_checkpoint=first, rounds=max(1, len(others)))
+
+
+def _compare(context: Context, command: str, config_text: str) -> None:
+    """Evaluates the given checkpoints on the same questions, with the same noise for all."""
+    questions = draw(context)
+    count = len(context.run.evaluation.checkpoints)
+    models = {f"checkpoint {i}": context.fingerprint(i) for i in range(count)}
+    for index, model in enumerate(models.values()):
+        _evaluate(context, index, model, questions)
+    _describe(context, command, config_text, {"questions": questions, **models})
 
 
 def _distill(context: Context, command: str, config_text: str) -> None:

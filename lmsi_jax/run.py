@@ -12,6 +12,7 @@ from lmsi_jax.prompts import PROMPTINGS
 from lmsi_jax.records import FORMATS, Format
 from lmsi_jax.selection.diversity import StopRules
 from lmsi_jax.training.trainer import Training
+from lmsi_jax.voting import Voting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,6 +150,8 @@ class Evaluation:
       temperature: theirs, for the base model.
       temperature_after: theirs, for a fine-tuned model (the paper: 1.2).
       vote_count: test questions per task that self-consistency is measured on; None for all.
+      checkpoints: for `lmsi eval` alone: checkpoint folders to compare, the first one is "before";
+        () for the run's own models.
     """
 
     promptings: tuple[str, ...] = ("standard", "cot", "zero_shot_cot", "self_consistency")
@@ -156,6 +159,7 @@ class Evaluation:
     temperature: float = 0.7
     temperature_after: float = 1.2
     vote_count: int | None = None
+    checkpoints: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known = (*PROMPTINGS, "self_consistency")
@@ -222,7 +226,8 @@ class Run:
       decoding: the decode engine's layout.
       questions_per_shard: questions in one file of paths; a killed process samples its open files
         again.
-      questions, generation, sampling, mixing, training, evaluation, stop_rules: one stage each.
+      questions, generation, sampling, voting, mixing, training, evaluation, stop_rules: one stage
+        each.
       pretraining: only for `lmsi pretrain`.
       distillation: only for `lmsi distill`.
     """
@@ -232,6 +237,7 @@ class Run:
     questions: Questions | None = None
     generation: Generation = Generation()
     sampling: Sampling = Sampling()
+    voting: Voting = Voting()
     mixing: Mixing = Mixing()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()

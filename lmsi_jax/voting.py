@@ -1,61 +1,155 @@
-"""The majority vote over a question's paths (LMSI, section 3.1; Wang et al. 2022, section 2).
+"""The vote over a question's paths (LMSI, section 3.1; Wang et al. 2022, section 2).
 
-Pure functions of the paths as a set: the order in which they come never matters.
+Pure functions of the paths as a set: the order in which they come never matters. A path has one
+vote (LMSI, the default), or a weight: see `Voting`.
 """
 
 import collections
-import itertools
+import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from typing import Literal, get_args
 
 from lmsi_jax import answers
+from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Path, Question, Vote
 
+Weights = Literal["none", "logprob", "normalised_logprob", "softmax"]
 
-def vote(question: Question, paths: Sequence[Path]) -> Vote:
-    """Counts the paths' answers, one path one vote.
 
-    Unparsed paths never vote and stay in the confidence's denominator. Equal counts are listed in
-    `tied` and broken by the summed log-probability of their paths, then by the smaller key.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Voting:
+    """How much a path's vote counts. Log-probabilities are the model's own, at temperature 1.
+
+    Attributes:
+      weights: "none": each path counts 1 (LMSI). "logprob": its probability, relative to that of
+        the question's likeliest path. "normalised_logprob": its probability per token, the
+        geometric mean (both: Wang et al. 2022, table 1, weighted sums). "softmax": the softmax over
+        the question's paths of the probability per token, over `temperature` (CISC, Taubenfeld et
+        al. 2025, section 3, response probability).
+      temperature: of the softmax; near 0 the surest path decides, at infinity each path counts
+        the same.
+      conclusions: whether a path that marks no answer votes for what it concludes with
+        (`answers.conclusions`). A strong model's conclusions are as good as its marked answers, a
+        weak model's are worse: docs/answers.md has figures. The paper reads marked answers alone.
+    """
+
+    weights: Weights = "none"
+    temperature: float = 1.0
+    conclusions: bool = True
+
+    def __post_init__(self) -> None:
+        if self.weights not in get_args(Weights):
+            names = ", ".join(get_args(Weights))
+            raise LmsiError(f"Voting.weights = {self.weights!r}; choose from {names}")
+        if not self.temperature > 0:
+            raise LmsiError(f"Voting.temperature = {self.temperature}; use a number above 0")
+
+
+EQUAL = Voting()
+"""One path, one vote."""
+
+
+def weigh(paths: Sequence[Path], voting: Voting) -> list[float] | None:
+    """Returns the weight of each path, in [0, 1]; None where each path counts 1.
+
+    A path that is exp(-745) times as likely as the likeliest weighs 0.
+    """
+    if voting.weights == "none" or not paths:
+        return None
+    if voting.weights == "logprob":
+        return _relative([path.logprob for path in paths])
+    per_token = [math.exp(min(0.0, path.logprob / max(1, path.tokens))) for path in paths]
+    if voting.weights == "normalised_logprob":
+        return per_token
+    relative = _relative([p / voting.temperature for p in per_token])
+    total = math.fsum(relative)
+    return [weight / total for weight in relative]
+
+
+def _relative(logs: Sequence[float]) -> list[float]:
+    """exp of each, divided by the largest."""
+    most = max(logs)
+    return [math.exp(log - most) if log > -math.inf else 0.0 for log in logs]
+
+
+def vote(
+    question: Question,
+    paths: Sequence[Path],
+    weights: Sequence[float] | None = None,
+    *,
+    conclusions: bool = True,
+) -> Vote:
+    """Counts the paths' answers, or adds up their weights.
+
+    Unparsed paths never vote, and stay in the confidence's denominator with their weight. Answers
+    with equal sums are listed in `tied`; a tie goes to the larger summed log-probability of the
+    answer's paths, then to the smaller key.
 
     Args:
       question: what was asked; its `gold` is not looked at.
       paths: its sampled paths, in any order.
+      weights: of each path, in the order of `paths`, from `weigh` or any other scorer; 0 or more.
+        None: one path one vote.
+      conclusions: see `Voting`.
 
     Returns:
       The vote; without any parsed path the winner is None and nothing is kept.
 
     Raises:
-      ValueError: a path of another question, an index that comes twice, or a log-probability that
-        is not a number.
+      ValueError: a path of another question, an index that comes twice, a log-probability that is
+        not a number, or weights that are negative, infinite or not one for each path.
     """
-    ordered = _checked(question, paths)
-    keys = tuple(answers.path_key(path.text, question.kind) for path in ordered)
-    counts = collections.Counter(k for k in keys if k is not None)
-    winner, tied = _winner(counts, ordered, keys)
-    kept = tuple(
-        p.index for p, k in zip(ordered, keys, strict=True) if k is not None and k == winner
-    )
+    ordered, weighed = _checked(question, paths, weights)
+    keys = tuple(path_keys(question, ordered, conclusions))
+    sums = _sums(keys, weighed)
+    winner, tied = _winner(sums, ordered, keys)
+    agree = [p.index for p, k in zip(ordered, keys, strict=True) if k == winner]
+    total = len(ordered) if weighed is None else math.fsum(weighed)
     return Vote(
         uid=question.uid,
         task=question.task,
         winner=winner,
         keys=keys,
-        kept=kept,
-        confidence=len(kept) / len(ordered) if ordered else 0.0,
-        parsed=counts.total(),
+        kept=tuple(agree) if winner is not None else (),
+        confidence=min(1.0, sums[winner] / total) if winner is not None and total else 0.0,
+        parsed=len(keys) - keys.count(None),
         total=len(ordered),
         tied=tied,
-        entropy=entropy(counts.values()),
+        entropy=entropy(sums.values()),
+        weights=weighed,
     )
 
 
-def entropy(counts: Iterable[int]) -> float:
-    """Returns the entropy (nats) of the distribution that positive counts give; 0.0 for none."""
-    counts = list(counts)
-    total = sum(counts)
-    return math.fsum(n / total * math.log(total / n) for n in counts)
+def path_keys(
+    question: Question, paths: Iterable[Path], conclusions: bool = True
+) -> list[str | None]:
+    """Returns each path's answer as the vote reads it, None where it has none."""
+    options, kind = answers.options_of(question), question.kind
+    return [
+        answers.path_key(path.text, kind, options, finished=path.finished and conclusions)
+        for path in paths
+    ]
+
+
+def margin(vote: Vote) -> float:
+    """Returns the winner's share minus that of the next answer, of all votes or weights, in [0, 1].
+
+    Unparsed paths stay in the denominator; 0.0 for a tie and without a winner.
+    """
+    sums = sorted(_sums(vote.keys, vote.weights).values(), reverse=True)
+    total = vote.total if vote.weights is None else math.fsum(vote.weights)
+    first, second = (*sums, 0, 0)[:2]
+    return (first - second) / total if total else 0.0
+
+
+def entropy(counts: Iterable[float]) -> float:
+    """Returns the entropy (nats) of the distribution that counts or weights give; 0.0 for none."""
+    counts = [n for n in counts if n > 0]
+    total = math.fsum(counts)
+    shares = [n / total for n in counts]
+    return math.fsum(-share * math.log(share) for share in shares if share > 0) + 0.0
 
 
 def adaptive_stop(a: int, b: int, threshold: float = 0.95) -> bool:
@@ -129,34 +223,60 @@ def winner_of_first(vote: Vote, paths: Iterable[Path], count: int) -> str | None
     if len(ordered) != vote.total:
         raise ValueError(f"{vote.uid!r}: a vote over {vote.total} paths, {len(ordered)} are given")
     keys = vote.keys[:count]
-    return _winner(collections.Counter(k for k in keys if k is not None), ordered[:count], keys)[0]
+    weights = vote.weights[:count] if vote.weights is not None else None
+    return _winner(_sums(keys, weights), ordered[:count], keys)[0]
 
 
-def _checked(question: Question, paths: Sequence[Path]) -> list[Path]:
-    """The paths in the order of their indices."""
-    ordered = sorted(paths, key=lambda path: path.index)
+def _checked(
+    question: Question, paths: Sequence[Path], weights: Sequence[float] | None
+) -> tuple[list[Path], tuple[float, ...] | None]:
+    """The paths in the order of their indices, and their weights."""
+    if weights is not None and len(weights) != len(paths):
+        raise ValueError(f"question {question.uid!r}: {len(weights)} weights, {len(paths)} paths")
+    indices = [path.index for path in paths]
+    order = sorted(range(len(paths)), key=indices.__getitem__)
+    ordered = [paths[i] for i in order]
     for path in ordered:
         if path.uid != question.uid:
             raise ValueError(f"a path of question {path.uid!r} cannot vote on {question.uid!r}")
         if math.isnan(path.logprob):
             raise ValueError(f"path {path.index} of question {path.uid!r} has no log-probability")
-    for path, following in itertools.pairwise(ordered):
-        if path.index == following.index:
-            raise ValueError(f"question {path.uid!r} has path {path.index} twice")
-    return ordered
+    if len(set(indices)) < len(indices):
+        twice = next(i for i, count in collections.Counter(indices).items() if count > 1)
+        raise ValueError(f"question {question.uid!r} has path {twice} twice")
+    if weights is None:
+        return ordered, None
+    if bad := [weight for weight in weights if not 0 <= weight < math.inf]:
+        raise ValueError(f"question {question.uid!r}: {bad[0]} is no weight; use 0 or more")
+    return ordered, tuple(float(weights[i]) for i in order)
+
+
+def _sums(keys: Sequence[str | None], weights: Sequence[float] | None) -> Mapping[str, float]:
+    """Votes or weight of each answer."""
+    if weights is None:
+        counts: dict[str, float] = {}
+        for key in keys:
+            if key is not None:
+                counts[key] = counts.get(key, 0) + 1
+        return counts
+    given: dict[str, list[float]] = collections.defaultdict(list)
+    for key, weight in zip(keys, weights, strict=True):
+        if key is not None:
+            given[key].append(weight)
+    # fsum is exact before it rounds, so the order of the paths cannot move the last bit.
+    return {key: math.fsum(of_key) for key, of_key in given.items()}
 
 
 def _winner(
-    counts: collections.Counter[str], paths: Sequence[Path], keys: Sequence[str | None]
+    sums: Mapping[str, float], paths: Sequence[Path], keys: Sequence[str | None]
 ) -> tuple[str | None, tuple[str, ...]]:
-    """The winning key, and the keys that share its count when there are several."""
-    if not counts:
+    """The winning key, and the keys that share its sum when there are several."""
+    if not sums:
         return None, ()
-    most = max(counts.values())
-    leaders = sorted(k for k, n in counts.items() if n == most)
+    most = max(sums.values())
+    leaders = sorted(k for k, n in sums.items() if n == most)
     if len(leaders) == 1:
         return leaders[0], ()
-    # fsum is exact before it rounds, so the order of the paths cannot move the last bit.
     mass = {
         leader: math.fsum(p.logprob for p, k in zip(paths, keys, strict=True) if k == leader)
         for leader in leaders

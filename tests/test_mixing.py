@@ -176,3 +176,16 @@ def test_few_shot_rows_stand_behind_the_prompt_that_the_path_was_sampled_with(me
 
 def test_a_path_without_a_prompt_of_its_own_stands_behind_the_task_s():
     assert written(own={}) == written() == written(own={99: ()})
+
+
+def test_a_path_that_marks_no_answer_gets_the_answer_sentence():
+    (row, *_) = written(paths_of(" So 4 + 5 = 9 apples."), formats=["few_shot_cot"])
+    assert row.targets == " So 4 + 5 = 9 apples. The answer is 9."
+
+
+def test_an_option_named_by_its_text_is_kept_with_its_letters():
+    asked = Question(uid="q", task="t", text="Q: Who? (a) Ann (b) Ben", kind="choice")
+    paths = paths_of(" The answer is Ben.", " The answer is (b).", " The answer is (a).")
+    vote = voting.vote(asked, paths)
+    rows = mixing.examples(asked, paths, vote, EXEMPLARS, formats=["zero_shot_cot"])
+    assert [row.targets for row in rows] == [" The answer is Ben.", " The answer is (b)."]

@@ -1,6 +1,7 @@
 """Votes: counted against collections.Counter, stopped against scipy's beta distribution."""
 
 import collections
+import json
 import math
 import random
 
@@ -11,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsi_jax import voting
-from lmsi_jax.records import Path, Question
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.records import Path, Question, Vote
 
 QUESTION = Question(uid="q", task="sums", text="Q: 1 + 1?", kind="number", gold="2")
 
@@ -198,3 +200,139 @@ def test_a_vote_over_other_paths_has_no_winner_of_the_first():
 def test_fewer_paths_after_an_early_stop_are_their_own_denominator():
     stopped = voting.vote(QUESTION, paths_of("2", "2", None, "2"))
     assert (stopped.total, stopped.parsed, stopped.confidence) == (4, 3, 0.75)
+
+
+WEIGHTS = ("none", "logprob", "normalised_logprob", "softmax")
+rules = st.builds(
+    voting.Voting, weights=st.sampled_from(WEIGHTS), temperature=st.sampled_from([0.1, 1.0, 10.0])
+)
+
+
+def _weight(path, paths, rule):
+    """Each rule by its formula, in exact or wide arithmetic."""
+    per_token = math.exp(path.logprob / path.tokens)
+    if rule.weights == "none":
+        return 1.0
+    if rule.weights == "logprob":
+        return math.exp(path.logprob - max(p.logprob for p in paths))
+    if rule.weights == "normalised_logprob":
+        return per_token
+    scores = [math.exp(p.logprob / p.tokens) / rule.temperature for p in paths]
+    return math.exp(per_token / rule.temperature) / math.fsum(map(math.exp, scores))
+
+
+@given(some_paths, rules)
+def test_weights_are_those_of_the_formulas(paths, rule):
+    weights = voting.weigh(paths, rule)
+    if rule.weights == "none" or not paths:
+        assert weights is None
+        return
+    assert weights == pytest.approx([_weight(p, paths, rule) for p in paths], abs=1e-12)
+    assert all(0 <= weight <= 1 for weight in weights)
+    if rule.weights == "softmax":
+        assert math.fsum(weights) == pytest.approx(1)
+
+
+@given(some_paths, rules, st.randoms(use_true_random=False))
+def test_order_never_matters_to_weighed_votes(paths, rule, shuffler):
+    vote = voting.vote(QUESTION, paths, voting.weigh(paths, rule))
+    shuffler.shuffle(paths)
+    again = voting.vote(QUESTION, paths, voting.weigh(paths, rule))
+    assert again == vote
+
+
+@given(some_paths, st.lists(st.floats(0, 1e6), min_size=12, max_size=12))
+def test_a_weighed_vote_is_the_largest_sum_over_all_weights(paths, weights):
+    weights = weights[: len(paths)]
+    vote = voting.vote(QUESTION, paths, weights)
+    keys = [voting.answers.path_key(path.text, "number") for path in paths]
+    sums = {k: math.fsum(w for w, j in zip(weights, keys, strict=True) if j == k) for k in keys}
+    total = math.fsum(weights)
+    parsed = {k: s for k, s in sums.items() if k is not None}
+    if not parsed:
+        assert vote.winner is None and vote.confidence == 0 and voting.margin(vote) == 0
+        return
+    assert parsed[vote.winner] == max(parsed.values())
+    assert vote.kept == tuple(i for i, k in enumerate(keys) if k == vote.winner)
+    assert vote.confidence == pytest.approx(parsed[vote.winner] / total if total else 0)
+    first, second = (*sorted(parsed.values(), reverse=True), 0)[:2]
+    assert voting.margin(vote) == pytest.approx((first - second) / total if total else 0)
+    shares = [s for s in parsed.values() if s > 0]
+    assert vote.entropy == pytest.approx(scipy.stats.entropy(shares) if shares else 0, abs=1e-9)
+    assert (vote.parsed, vote.total) == (len(paths) - keys.count(None), len(paths))
+
+
+@given(some_paths)
+def test_equal_weights_are_the_majority(paths):
+    plain, weighed = voting.vote(QUESTION, paths), voting.vote(QUESTION, paths, [0.5] * len(paths))
+    for name in ("winner", "keys", "kept", "tied", "parsed", "total"):
+        assert getattr(weighed, name) == getattr(plain, name)
+    assert weighed.confidence == pytest.approx(plain.confidence)
+    assert weighed.entropy == pytest.approx(plain.entropy)
+
+
+def test_a_likely_path_outvotes_more_paths_where_weights_say_so():
+    paths = [path(0, "1", -0.1), path(1, "2", -50.0), path(2, "2", -60.0)]
+    for weights in ("logprob", "normalised_logprob"):
+        rule = voting.Voting(weights=weights)
+        assert voting.vote(QUESTION, paths, voting.weigh(paths, rule)).winner == "1"
+    sharp, flat = (voting.Voting(weights="softmax", temperature=t) for t in (0.01, 100))
+    assert voting.vote(QUESTION, paths, voting.weigh(paths, sharp)).winner == "1"
+    assert voting.vote(QUESTION, paths, voting.weigh(paths, flat)).winner == "2"
+
+
+def test_unparsed_weight_stays_in_the_denominator():
+    vote = voting.vote(QUESTION, paths_of("2", None), [1.0, 3.0])
+    assert (vote.winner, vote.confidence, voting.margin(vote)) == ("2", 0.25, 0.25)
+
+
+def test_weights_of_zero_leave_a_tie_and_no_confidence():
+    vote = voting.vote(QUESTION, paths_of("2", "3", None), [0.0, 0.0, 1.0])
+    assert vote.tied == ("2", "3") and vote.winner == "2" and vote.confidence == 0.0
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [1.0, math.inf], [1.0, math.nan]])
+def test_bad_weights_are_refused(weights):
+    with pytest.raises(ValueError, match="weight"):
+        voting.vote(QUESTION, paths_of("1", "2"), weights)
+
+
+@pytest.mark.parametrize("bad", [{"weights": "best"}, {"weights": "softmax", "temperature": 0.0}])
+def test_a_rule_that_does_not_exist_is_named(bad):
+    with pytest.raises(LmsiError, match=r"Voting\.(weights|temperature)"):
+        voting.Voting(**bad)
+
+
+def test_weights_are_recorded_only_where_there_are_some():
+    plain = voting.vote(QUESTION, paths_of("2", "3"))
+    weighed = voting.vote(QUESTION, paths_of("2", "3"), [0.25, 0.5])
+    assert "weights" not in plain.to_json()
+    for vote in (plain, weighed):
+        assert Vote.from_json(json.loads(json.dumps(vote.to_json()))) == vote
+    assert weighed.weights == (0.25, 0.5)
+
+
+def test_an_option_named_by_its_text_votes_for_its_letter():
+    asked = Question(uid="q", task="t", text="Q: Who? (a) Ann (b) Ben", kind="choice")
+    vote = voting.vote(asked, paths_of("Ben", "(b)", "(a)", "(c)"))
+    assert vote.winner == "b" and vote.keys == ("b", "b", "a", None)
+
+
+@given(some_paths, rules, st.integers(0, 12))
+def test_the_winner_of_the_first_weighed_paths_is_that_of_a_vote_on_them(paths, rule, count):
+    weights = voting.weigh(paths, rule)
+    vote = voting.vote(QUESTION, paths, weights)
+    first = voting.vote(QUESTION, paths[:count], weights[:count] if weights else None)
+    assert voting.winner_of_first(vote, paths, count) == first.winner
+
+
+def test_a_path_that_marks_no_answer_votes_only_where_conclusions_are_read():
+    question = Question(uid="q", task="t", text="Q: How many?", kind="number")
+    texts = (" The answer is 4.", " So she has 5 apples.", " So she has 5 apples.")
+    paths = [
+        Path(uid="q", index=i, text=text, tokens=5, logprob=-1.0, finished=True)
+        for i, text in enumerate(texts)
+    ]
+    assert voting.vote(question, paths).winner == "5"
+    marked = voting.vote(question, paths, conclusions=False)
+    assert (marked.winner, marked.keys, marked.parsed) == ("4", ("4", None, None), 1)

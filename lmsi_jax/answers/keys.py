@@ -4,26 +4,36 @@ import functools
 import re
 import string
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from lmsi_jax.answers.dates import date_key
 from lmsi_jax.answers.numbers import number_key
 from lmsi_jax.answers.plain import plain
+from lmsi_jax.answers.words import number_in_words
 from lmsi_jax.records import Kind
 
 MAX_ANSWER = 300
 
 
-def key(answer: str, kind: Kind) -> str | None:
+def key(answer: str, kind: Kind, options: Sequence[str] = ()) -> str | None:
     """Returns the canonical key of an answer or a gold label, or None when it is not of this kind.
 
     Percent signs, currencies and units are dropped ("50%" is "50", as benchmarks label it); exact
     fractions are kept, so "0.33" is not "1/3".
+
+    Args:
+      answer: as written.
+      kind: what the question asks for.
+      options: texts of the question's options (a), (b), ..., for a choice: then the text of one of
+        them has its letter's key, and a letter that is none of them has no key.
 
     Raises:
       ValueError: an unknown kind.
     """
     if kind not in _KEYS:
         raise ValueError(f"unknown answer kind {kind!r}; the kinds are {', '.join(_KEYS)}")
+    if options and kind == "choice":
+        return _cached_option_key(answer[:MAX_ANSWER], tuple(options))
     return _cached_key(answer[:MAX_ANSWER], kind)
 
 
@@ -42,6 +52,33 @@ def _choice_key(answer: str) -> str | None:
     letters = set(_BRACKETED.findall(text))
     return letters.pop() if len(letters) == 1 and not text.startswith("not ") else None
 
+
+def _option_key(answer: str, options: tuple[str, ...]) -> str | None:
+    """The letter that is named, else that of the only option with this text or this number."""
+    letter = _choice_key(answer)
+    if letter is not None:
+        return letter if letter <= chr(ord("a") + len(options) - 1) else None
+    for normal in (_option_span, number_key):
+        wanted = normal(answer)
+        normals = _normal_options(options, normal)
+        if wanted is not None and normals.count(wanted) == 1:
+            return chr(ord("a") + normals.index(wanted))
+    return None
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _normal_options(
+    options: tuple[str, ...], normal: Callable[[str], str | None]
+) -> tuple[str | None, ...]:
+    return tuple(normal(option[:MAX_ANSWER]) for option in options)
+
+
+def _option_span(text: str) -> str | None:
+    span = _span_key(text)
+    return "none of these" if span and _NONE_OF_THESE.fullmatch(span) else span
+
+
+_NONE_OF_THESE = re.compile(r"(?:answer is )?none of (?:these|those|above)(?: \w+)?")
 
 _DECISIONS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 _NLI_DECISIONS = _DECISIONS | {
@@ -91,12 +128,22 @@ _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " ") | dict.fromk
 
 def _span_key(answer: str) -> str | None:
     """Lower case, no articles, no punctuation, plain spaces, numbers in their shortest form."""
+    if alone := _alone(plain(answer)):
+        return alone
     # Taking punctuation out can leave a number ("0..0" -> "00"): again until nothing changes, so
     # that a key is its own key. Each time the text gets shorter, so this ends.
     key = _span_key_once(answer)
     while key and (shorter := _span_key_once(key)) != key and len(shorter or "") < len(key):
         key = shorter
     return key
+
+
+def _alone(answer: str) -> str | None:
+    """The key of an answer that is nothing but a date, or a number in words."""
+    if date := date_key(answer):
+        return date
+    number = number_in_words(answer.strip(" .\"'*"))
+    return str(number[0]) if number and not number[1] else None
 
 
 def _span_key_once(answer: str) -> str | None:
@@ -129,3 +176,8 @@ _KEYS: dict[str, Callable[[str], str | None]] = {
 def _cached_key(answer: str, kind: str) -> str | None:
     """Most paths of a question repeat a few answers, so most keys are looked up."""
     return _KEYS[kind](answer)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _cached_option_key(answer: str, options: tuple[str, ...]) -> str | None:
+    return _option_key(answer, options)

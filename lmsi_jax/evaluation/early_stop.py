@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from lmsi_jax import answers, voting
+from lmsi_jax import voting
+from lmsi_jax.evaluation.evaluate import right_keys
 from lmsi_jax.records import Path, Question, Vote
 
 
@@ -61,5 +62,5 @@ def replay(
 def _right(questions: Sequence[Question], winners: Sequence[str | None]) -> tuple[int, ...]:
     if any(question.gold is None for question in questions):
         return ()
-    gold = [answers.key(question.gold or "", question.kind) for question in questions]
-    return tuple(int(w is not None and w == g) for w, g in zip(winners, gold, strict=True))
+    gold = [right_keys(question) for question in questions]
+    return tuple(int(w in g) for w, g in zip(winners, gold, strict=True))

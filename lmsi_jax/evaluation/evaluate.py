@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from lmsi_jax import answers, voting
+from lmsi_jax.evaluation.curves import Point, curve
 from lmsi_jax.records import Path, Question
+from lmsi_jax.voting import EQUAL, Voting
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,7 @@ class TaskScore:
       tied: questions whose vote was tied.
       single: accuracy of one path, averaged over all paths.
       mean_tokens: tokens per path.
+      curve: majority@k and pass@k of self-consistency, for k = 1, 2, 4, ... and all paths.
     """
 
     task: str
@@ -34,6 +37,7 @@ class TaskScore:
     tied: int
     single: float
     mean_tokens: float
+    curve: tuple[Point, ...] = ()
 
 
 def score(
@@ -41,18 +45,30 @@ def score(
     paths: Mapping[str, Sequence[Path]],
     prompting: str,
     temperature: float,
+    weights: Voting = EQUAL,
 ) -> TaskScore:
     """Votes on each question's paths (one path is its own vote) and compares with the gold answer.
 
     A question without a parsed answer counts as wrong.
+
+    Args:
+      questions: of one task, with gold answers.
+      paths: of each question, by uid.
+      prompting: how they were asked.
+      temperature: at which they were answered.
+      weights: how much a path's vote counts.
     """
-    votes = [voting.vote(question, paths[question.uid]) for question in questions]
-    gold = [_right_keys(question) for question in questions]
+    several = prompting == "self_consistency"
+    ordered = [paths[question.uid] for question in questions]
+    votes = [
+        voting.vote(question, own, voting.weigh(own, weights), conclusions=weights.conclusions)
+        for question, own in zip(questions, ordered, strict=True)
+    ]
+    gold = [right_keys(question) for question in questions]
     right = [vote.winner in g for vote, g in zip(votes, gold, strict=True)]
     total = max(1, sum(vote.total for vote in votes))
     agree = sum(key in g for vote, g in zip(votes, gold, strict=True) for key in vote.keys)
-    several = prompting == "self_consistency"
-    tokens = sum(path.tokens for question in questions for path in paths[question.uid])
+    tokens = sum(path.tokens for own in ordered for path in own)
     return TaskScore(
         task=questions[0].task,
         prompting=prompting,
@@ -64,10 +80,13 @@ def score(
         tied=sum(bool(vote.tied) for vote in votes),
         single=agree / total,
         mean_tokens=tokens / total,
+        curve=tuple(curve(ordered, votes, gold)) if several else (),
     )
 
 
-def _right_keys(question: Question) -> set[str]:
-    """The keys that count as right."""
-    keys = (answers.key(label, question.kind) for label in (question.gold or "", *question.also))
+def right_keys(question: Question) -> set[str]:
+    """Returns the keys that count as right."""
+    options = answers.options_of(question)
+    labels = (question.gold or "", *question.also)
+    keys = (answers.key(label, question.kind, options) for label in labels)
     return {key for key in keys if key is not None}

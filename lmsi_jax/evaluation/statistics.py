@@ -104,6 +104,28 @@ def macro_difference(differences: Sequence[Difference]) -> Difference:
     return Difference(mean, mean - below, mean + above)
 
 
+def bootstrap(
+    values: Sequence[float], seed: int, level: float = 0.95, resamples: int = 2000
+) -> tuple[float, float]:
+    """Returns the percentile bootstrap interval of a mean (Efron 1979); (0, 1) without values.
+
+    Args:
+      values: one for each question, in [0, 1].
+      seed: of the resamples; the same values and seed give the same interval.
+      level: covered share.
+      resamples: how many.
+    """
+    if not values:
+        return 0.0, 1.0
+    import numpy as np
+
+    array = np.asarray(values, float)
+    drawn = np.random.default_rng(seed).integers(0, len(array), (resamples, len(array)))
+    tail = (1 - level) / 2
+    low, high = np.quantile(array[drawn].mean(axis=1), (tail, 1 - tail))
+    return float(low), float(high)
+
+
 def _table(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int, int, int]:
     """How many questions were right both times, only after, only before, and never."""
     if len(before) != len(after):

@@ -57,7 +57,8 @@ def exemplar(question: Question, path: Path) -> Exemplar | None:
 
     It has to reason first, and to end in "The answer is ..." with an answer of the question's kind.
     """
-    found = answers.find(path.text, question.kind)
+    options = answers.options_of(question)
+    found = answers.find(path.text, question.kind, options, finished=path.finished)
     if found is None or found.key is None:
         return None
     solution = path.text[: found.end].strip()

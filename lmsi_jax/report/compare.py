@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from lmsi_jax.evaluation.statistics import (
     Difference,
@@ -29,13 +29,19 @@ Verdict = Literal["rose", "fell", "no clear change"]
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """A share of right answers with its 95 % interval, over n questions of one or more tasks."""
+    """A share of right answers with its 95 % interval, over n questions of one or more tasks.
+
+    `unparsed` is the share of paths without a readable answer, `tied` that of questions whose vote
+    was tied; means over the tasks.
+    """
 
     share: float
     low: float
     high: float
     n: int
     tasks: int
+    unparsed: float
+    tied: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +111,36 @@ def of_domain(summary: Summary, domain: Domain) -> list[Comparison]:
     return [comparison for comparison in found if comparison.by_round]
 
 
+def as_rows(summary: Summary, models: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Returns every accuracy and change as plain JSON, one row for each task and prompting.
+
+    Args:
+      summary: the run's.
+      models: what its rounds are called; () for "base", "round 1", ...
+    """
+    last = max(rounds_measured(summary), default=0)
+    names = models or [round_name(number).lower() for number in range(last + 1)]
+    return [
+        {
+            "task": task["name"],
+            "prompting": found.prompting,
+            "accuracy": [
+                {"model": names[number], **dataclasses.asdict(accuracy)}
+                for number, accuracy in found.by_round.items()
+            ],
+            "change": dataclasses.asdict(found.change) if found.change else None,
+            "curves": {
+                names[number]: row["curve"]
+                for number in found.by_round
+                if (row := _find(summary, task["name"], found.prompting, number))
+                and row.get("curve")
+            },
+        }
+        for task in summary["tasks"]
+        for found in of_task(summary, task["name"])
+    ]
+
+
 def headline(summary: Summary) -> tuple[Domain, Comparison] | None:
     """Returns what the page opens with: CoT in-domain, or the next best that has a change."""
     order: Sequence[Prompting] = ("cot", "zero_shot_cot", "standard", "self_consistency")
@@ -167,7 +203,13 @@ def _mean(rows: Sequence[Evaluation]) -> Accuracy | None:
     # A mean of independent shares has the interval of a mean of independent differences. That of
     # one share is taken as it is: nothing is lost to rounding.
     mean = shares[0] if len(shares) == 1 else macro_difference(shares)
-    return Accuracy(*mean, sum(len(row["correct"]) for row in rows), len(rows))
+    return Accuracy(
+        *mean,
+        n=sum(len(row["correct"]) for row in rows),
+        tasks=len(rows),
+        unparsed=1 - math.fsum(row["parsed"] for row in rows) / len(rows),
+        tied=math.fsum(row["tied"] / len(row["correct"]) for row in rows) / len(rows),
+    )
 
 
 def _pairs(

@@ -6,7 +6,7 @@ Accuracies are never stored, only 0/1 per question: intervals and paired tests n
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypedDict, cast, get_args, get_origin
+from typing import Any, Literal, NotRequired, TypedDict, cast, get_args, get_origin
 
 from lmsi_jax.errors import LmsiError
 
@@ -37,6 +37,21 @@ class Task(TypedDict):
     test_questions: int
 
 
+class CurvePoint(TypedDict):
+    """Accuracy of k paths, from all that were sampled, with 95 % bootstrap intervals."""
+
+    k: int
+    majority: float
+    majority_low: float
+    majority_high: float
+    majority_error: float
+    """Standard error that random subsets leave in `majority`; 0 where all were looked at."""
+    passed: float
+    """Pass@k: one of the k paths is right."""
+    passed_low: float
+    passed_high: float
+
+
 class Evaluation(TypedDict):
     """One model on one task with one prompting; at most one for each (round, task, prompting)."""
 
@@ -57,6 +72,8 @@ class Evaluation(TypedDict):
     """Mean length of a path."""
     confidence: list[float]
     """Of each question's vote, in [0, 1], in the order of `correct`; empty without a vote."""
+    curve: NotRequired[list[CurvePoint]]
+    """Majority@k and pass@k of a vote, k rising."""
 
 
 class TaskVotes(TypedDict):
@@ -346,6 +363,8 @@ def _check_fields(value: Any, hint: Any, place: str) -> None:
             _fail(place, f"only the fields {', '.join(hints)}", name)
     for name, kind in hints.items():
         if name not in value:
+            if name in hint.__optional_keys__:
+                continue
             _fail(place, f"a field {name!r}", sorted(value))
         _check(value[name], kind, f"{place}.{name}")
 

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lmsi_jax.report import compare, early_stop
+from lmsi_jax.report import compare, curves, early_stop
 from lmsi_jax.report.accuracy import DOMAINS, headline_words
-from lmsi_jax.report.markup import DASH, p_value, points, whole
-from lmsi_jax.report.summary import Summary, validate
+from lmsi_jax.report.markup import DASH, p_value, percent, points, whole
+from lmsi_jax.report.summary import Evaluation, Summary, validate
 
 _SHORT = {
     "standard": "standard",
@@ -19,6 +19,8 @@ _SHORT = {
     "zero_shot_cot": "zero-shot CoT",
     "self_consistency": "self-consistency",
 }
+_WIDE = 150
+"""From so many columns on there is room for the accuracies' intervals."""
 _STYLES = {"rose": "bold green", "fell": "bold red", "no clear change": ""}
 
 
@@ -40,24 +42,79 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         for alarm in row["alarms"]:
             console.print(Text(f"Alarm in round {row['round']}: {alarm}", style="yellow"))
     if compare.rounds_measured(checked):
-        console.print(_table(checked))
+        console.print(_table(checked, _names(checked), console.width >= _WIDE))
+        console.print(_legend())
     for sentence in early_stop.sentences(checked):
         console.print(Text(sentence))
 
 
-def _table(summary: Summary) -> Table:
+def print_evaluation(
+    summary: dict[str, Any], console: Console, names: tuple[str, str] | None = None
+) -> None:
+    """Prints accuracy by task and prompting, and the votes' accuracy by the number of paths.
+
+    Args:
+      summary: as `lmsi_jax.report.summary.Summary` describes it.
+      console: where to print; intervals of accuracies need 150 columns.
+      names: what the first and the last model are called; None: the base and its last round.
+
+    Raises:
+      LmsiError: the summary is not one.
+    """
+    checked = validate(summary)
+    if not compare.rounds_measured(checked):
+        console.print(Text("Nothing has been evaluated yet"))
+        return
+    shown = names or _names(checked)
+    console.print(_table(checked, shown, console.width >= _WIDE))
+    console.print(_legend())
+    if rows := curves.with_curves(checked):
+        console.print(_paths_table(checked, rows, shown))
+
+
+def _names(summary: Summary) -> tuple[str, str]:
+    return "base", f"round {compare.rounds_measured(summary)[-1]}"
+
+
+def _legend() -> Text:
+    return Text(
+        "unparsed: paths without a readable answer; tied: questions with a tied vote; both of the "
+        "last model",
+        style="dim",
+    )
+
+
+def _table(summary: Summary, names: tuple[str, str], wide: bool) -> Table:
     """Text cells alone: rich would read "[41.2, 54.9]" in a string as markup."""
     last = compare.rounds_measured(summary)[-1]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("task")
     table.add_column("prompting")
-    for name in ("n", "base", *([f"round {last}", "change [95 %]", "p"] if last else [])):
+    after = [names[1], "change [95 %]", "p"] if last else []
+    for name in ("n", names[0], *after, "unparsed", "tied"):
         table.add_column(name, justify="right", no_wrap=True)
     for title, rows in _groups(summary):
         for i, comparison in enumerate(rows):
-            table.add_row(Text("" if i else title), *_cells(comparison, last))
+            table.add_row(Text("" if i else title), *_cells(comparison, last, wide))
         if rows:
             table.add_section()
+    return table
+
+
+def _paths_table(summary: Summary, rows: list[Evaluation], names: tuple[str, str]) -> Table:
+    """Majority@k and pass@k of the first and the last model, means over tasks."""
+    measured = compare.rounds_measured(summary)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("paths, mean over tasks")
+    ends = [r for r in sorted({measured[0], measured[-1]}) if any(e["round"] == r for e in rows)]
+    by_end = {end: curves.means([e for e in rows if e["round"] == end]) for end in ends}
+    for k in sorted({k for curve in by_end.values() for k, _, _ in curve}):
+        table.add_column(f"k = {k}", justify="right", no_wrap=True)
+    for end, curve in by_end.items():
+        name = names[0] if end == 0 else names[1]
+        for label, place in (("majority@k", 1), ("pass@k", 2)):
+            cells = [Text(f"{100 * point[place]:.1f}") for point in curve]
+            table.add_row(Text(f"{name}, {label}"), *cells)
     return table
 
 
@@ -71,14 +128,20 @@ def _groups(summary: Summary) -> Iterator[tuple[str, list[compare.Comparison]]]:
             yield f"mean, {name}", compare.of_domain(summary, domain)
 
 
-def _cells(comparison: compare.Comparison, last: int) -> Iterator[Text]:
+def _cells(comparison: compare.Comparison, last: int, wide: bool) -> Iterator[Text]:
     yield Text(_SHORT[comparison.prompting])
     yield Text("/".join(whole(n) for n in sorted({a.n for a in comparison.by_round.values()})))
-    yield _accuracy(comparison.by_round.get(0))
-    if not last:
-        return
-    yield _accuracy(comparison.by_round.get(last))
-    change = comparison.change
+    yield _accuracy(comparison.by_round.get(0), wide)
+    if last:
+        yield _accuracy(comparison.by_round.get(last), wide)
+        yield from _change(comparison.change)
+    measured = comparison.by_round.get(last)
+    yield Text(DASH if measured is None else percent(measured.unparsed))
+    votes = comparison.prompting == "self_consistency"
+    yield Text(percent(measured.tied) if measured is not None and votes else DASH)
+
+
+def _change(change: compare.Change | None) -> Iterator[Text]:
     if change is None:
         yield from (Text(DASH), Text(DASH))
         return
@@ -87,5 +150,9 @@ def _cells(comparison: compare.Comparison, last: int) -> Iterator[Text]:
     yield Text(p_value(change.p))
 
 
-def _accuracy(accuracy: compare.Accuracy | None) -> Text:
-    return Text(DASH if accuracy is None else f"{100 * accuracy.share:.1f}")
+def _accuracy(accuracy: compare.Accuracy | None, wide: bool) -> Text:
+    if accuracy is None:
+        return Text(DASH)
+    share = Text(f"{100 * accuracy.share:.1f}")
+    interval = f" [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
+    return share.append(interval, "dim") if wide else share

@@ -27,6 +27,11 @@ def embedded_path(name: str) -> epath.Path:
     return path
 
 
+def _checkpoint(name: epath.PathLike) -> epath.Path:
+    """The `checkpoint_N` folder that a configuration names."""
+    return checkpoints.find(embedded_path("") if name == "embedded" else name)
+
+
 class NotReady(LmsiError):
     """A stage that was not asked for has not been run yet."""
 
@@ -94,14 +99,17 @@ class Context:
     @functools.cached_property
     def base_folder(self) -> epath.Path:
         """The base model's `checkpoint_N` folder."""
-        name = self.run.init_checkpoint
-        return checkpoints.find(embedded_path("") if name == "embedded" else name)
+        return _checkpoint(self.run.init_checkpoint)
 
     @functools.cached_property
     def base_fingerprint(self) -> str:
         """What identifies the base model and its tokenizer: their files' hashes."""
+        return self.fingerprint(0)
+
+    def fingerprint(self, round_index: int) -> str:
+        """Returns what identifies the model that a round ended with, and its tokenizer."""
         vocabulary = file_sha256(self.tokenizer.path)
-        return f"{checkpoints.digest(self.params(0))[:32]}{vocabulary[:32]}"
+        return f"{checkpoints.digest(self.params(round_index))[:32]}{vocabulary[:32]}"
 
     @functools.cached_property
     def shapes(self) -> Any:
@@ -113,10 +121,11 @@ class Context:
         if not round_index and self.run.init_checkpoint == "fresh":
             return fresh_params(self.run.model, self.run.seed)
         if self._params is None or self._params[0] != round_index:
-            trained = self.folder(round_index, "train")
-            folder = checkpoints.find(trained) if round_index else self.base_folder
+            given = self.run.evaluation.checkpoints  # compared ones stand for rounds
+            trained = given[round_index] if given else self.folder(round_index, "train")
+            folder = _checkpoint(trained) if round_index else self.base_folder
             params = checkpoints.load_params(folder, self.shapes)
-            if round_index or (folder.parent / "digest.json").exists():
+            if (round_index and not given) or (folder.parent / "digest.json").exists():
                 _check_digest(folder, params)
             self._params = (round_index, params)
         return self._params[1]

@@ -4,14 +4,13 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lmsi_jax import voting
 from lmsi_jax.decoding.generate import read_paths
 from lmsi_jax.evaluation.early_stop import replay
 from lmsi_jax.files import read_json
 from lmsi_jax.stages.context import Context
 from lmsi_jax.stages.generate import training_questions
 from lmsi_jax.stages.sample import read_task
-from lmsi_jax.stages.vote import read_votes
+from lmsi_jax.stages.vote import cast_vote, read_votes
 from lmsi_jax.store import ShardStore
 
 _USUAL = 0.95
@@ -70,7 +69,7 @@ def _tests(context: Context, round_index: int, rule: _Rule) -> Iterator[_Set]:
         asked = [question for question in questions if question.uid in paths]
         if not asked:
             continue
-        votes = [voting.vote(question, paths[question.uid]) for question in asked]
+        votes = [cast_vote(context, question, paths[question.uid]) for question in asked]
         found = replay(asked, votes, paths, rule.threshold, rule.every)
         m = max(vote.total for vote in votes)
         yield _set("test", round_index, task, m, **dataclasses.asdict(found))

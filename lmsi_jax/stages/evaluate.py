@@ -10,7 +10,7 @@ from lmsi_jax.evaluation.evaluate import score
 from lmsi_jax.files import read_json, write_json
 from lmsi_jax.prompts import Prompting
 from lmsi_jax.records import Question
-from lmsi_jax.stages.context import Context
+from lmsi_jax.stages.context import Context, named
 from lmsi_jax.stages.paths import draw_paths, make_job
 from lmsi_jax.stages.questions import read_exemplars
 from lmsi_jax.store import ShardStore
@@ -26,9 +26,11 @@ def evaluate(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     """Evaluates the model that a round ended with; returns the stage's fingerprint."""
     run = context.run
     evaluation = dataclasses.asdict(run.evaluation)
+    del evaluation["checkpoints"]  # the model's fingerprint is among the inputs
     del evaluation["temperature" if round_index else "temperature_after"]  # the other one's
     config = {
         "Evaluation": evaluation,
+        **named(run.voting),
         **context.decoding_settings,
         "Sampling": {
             name: value
@@ -48,6 +50,7 @@ def evaluate(context: Context, round_index: int, inputs: dict[str, str]) -> str:
             read_paths(store, _job_name(task, prompting)),
             prompting,
             _sampling(context, round_index, prompting).temperature,
+            run.voting,
         )
         for task, prompting, asked in _asked(context)
     ]
@@ -73,7 +76,7 @@ def evaluate_shards(context: Context, round_index: int) -> None:
     draw_paths(
         context,
         jobs,
-        {question.uid: question.kind for _, _, questions in asked for question in questions},
+        {question.uid: question for _, _, questions in asked for question in questions},
         context.folder(round_index, "eval"),
         model=round_index,
         round_index=round_index,

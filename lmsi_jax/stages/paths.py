@@ -5,17 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
-from lmsi_jax.answers import path_key
 from lmsi_jax.decoding.engine import Stats
 from lmsi_jax.decoding.generate import Job, generate, prepare
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.progress import Progress
 from lmsi_jax.prompts import Prompting, build_prompt
-from lmsi_jax.records import Exemplar, Kind, Path, Question
+from lmsi_jax.records import Exemplar, Path, Question
+from lmsi_jax.run import Run
 from lmsi_jax.signals import Terminated, deferred
 from lmsi_jax.stages.context import Context
 from lmsi_jax.store import ShardStore
-from lmsi_jax.voting import settled
+from lmsi_jax.voting import path_keys, settled
 
 
 def make_job(
@@ -41,7 +41,7 @@ def make_job(
 def draw_paths(
     context: Context,
     jobs: Sequence[Job],
-    kinds: Mapping[str, Kind],
+    questions: Mapping[str, Question],
     directory: epath.Path,
     *,
     model: int,
@@ -53,7 +53,7 @@ def draw_paths(
     Args:
       context: the run.
       jobs: what to sample.
-      kinds: each question's kind of answer, by uid; none for texts that are no answers.
+      questions: all of the jobs' questions, by uid; none for texts that ask for no answer.
       directory: where the shards go.
       model: the round whose model samples; 0 is the base.
       round_index: enters the noise.
@@ -91,27 +91,27 @@ def draw_paths(
             store,
             seed=context.run.seed,
             round_index=round_index,
-            watcher=Meter(bar, kinds),
+            watcher=Meter(bar, questions),
             leave=leave,
-            settled=early_stop(context.run.sampling, kinds),
+            settled=early_stop(context.run, questions),
         )
 
 
 def early_stop(
-    sampling: Sampling, kinds: Mapping[str, Kind]
+    run: Run, questions: Mapping[str, Question]
 ) -> Callable[[str, Sequence[Path]], bool] | None:
     """Returns the rule by which a question needs no more paths, None where it is off.
 
     Adaptive-Consistency (Aggarwal et al. 2023); jobs whose own `Sampling.early_stop` is None never
     ask it.
     """
-    if sampling.early_stop is None:
+    if run.sampling.early_stop is None:
         return None
-    threshold = sampling.early_stop
+    threshold, conclusions = run.sampling.early_stop, run.voting.conclusions
 
     def rule(uid: str, paths: Sequence[Path]) -> bool:
         """Whether the question's paths so far settle its vote."""
-        return settled([path_key(path.text, kinds[uid]) for path in paths], threshold)
+        return settled(path_keys(questions[uid], paths, conclusions), threshold)
 
     return rule
 
@@ -121,11 +121,11 @@ class Meter:
 
     Args:
       bar: the progress; it shows questions, tokens/s and the time left by itself.
-      kinds: each question's kind of answer, by uid.
+      questions: all of the jobs' questions, by uid.
     """
 
-    def __init__(self, bar: Progress, kinds: Mapping[str, Kind]):
-        self._bar, self._kinds = bar, kinds
+    def __init__(self, bar: Progress, questions: Mapping[str, Question]):
+        self._bar, self._questions = bar, questions
         self._stats: Stats | None = None
         self._answers = self._parsed = 0
 
@@ -137,10 +137,10 @@ class Meter:
 
     def question(self, uid: str, paths: Sequence[Path]) -> None:
         """Takes a complete question."""
-        if uid in self._kinds:
-            kind = self._kinds[uid]
-            self._answers += len(paths)
-            self._parsed += sum(path_key(path.text, kind) is not None for path in paths)
+        if uid in self._questions:
+            keys = path_keys(self._questions[uid], paths)
+            self._answers += len(keys)
+            self._parsed += sum(key is not None for key in keys)
         self._bar.advance(1, amount=0, note=self._note())
 
     def _note(self) -> str:

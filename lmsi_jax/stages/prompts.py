@@ -52,7 +52,7 @@ def prompt_shards(context: Context, round_index: int) -> None:
     draw_paths(
         context,
         [_job(context, round_index, task, questions) for task, questions in by_task.items()],
-        {question.uid: question.kind for rows in by_task.values() for question in rows},
+        {question.uid: question for rows in by_task.values() for question in rows},
         context.folder(round_index, "prompts"),
         model=round_index - 1,
         round_index=round_index,

@@ -17,24 +17,27 @@ from lmsi_jax.stages.early_stop import early_stop
 from lmsi_jax.stages.evaluate import read_scores
 from lmsi_jax.stages.mix import read_examples
 from lmsi_jax.stages.sample import read_round
-from lmsi_jax.stages.vote import read_votes
+from lmsi_jax.stages.vote import cast_vote, read_votes
 from lmsi_jax.store import ShardStore
 from lmsi_jax.training.metrics import read_metrics
 
 _PACKAGES = ("lmsi_jax", "jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "numpy")
+_EVALUATION = "eval.json"
 _SHOWN_PER_TASK = 2
 _SHOWN_PATHS = 8
 
 
 def report(context: Context, command: str, config_text: str) -> None:
-    """Writes report.json and report.html, and prints the table.
+    """Writes report.json, report.html and eval.json, and prints the table.
 
     Raises:
       NotReady: nothing has been evaluated or voted on yet.
     """
     from rich.console import Console
 
+    from lmsi_jax.report.compare import as_rows
     from lmsi_jax.report.page import render
+    from lmsi_jax.report.summary import validate
     from lmsi_jax.report.terminal import print_summary
 
     written = context.output / "config.gin"
@@ -42,9 +45,29 @@ def report(context: Context, command: str, config_text: str) -> None:
         config_text = written.read_text()  # what the stages ran with, whatever is given now
     summary = summarise(context, command, config_text)
     write_json(context.output / "report.json", summary)
+    write_json(context.output / _EVALUATION, as_rows(validate(summary)))
     write_bytes(context.output / "report.html", render(summary).encode())
     print_summary(summary, Console(file=sys.stdout))
     print(f"report: {context.output / 'report.html'}")
+
+
+def report_evaluation(context: Context, command: str, config_text: str) -> None:
+    """Writes eval.json and prints the table of `lmsi eval`."""
+    from rich.console import Console
+
+    from lmsi_jax.report.compare import as_rows
+    from lmsi_jax.report.summary import validate
+    from lmsi_jax.report.terminal import print_evaluation
+
+    summary = validate(summarise(context, command, config_text))
+    given = context.run.evaluation.checkpoints
+    write_json(context.output / _EVALUATION, as_rows(summary, given))
+    width = None if sys.stdout.isatty() else 160
+    names = ("before", "after") if given else None
+    print_evaluation(dict(summary), Console(file=sys.stdout, width=width), names)
+    for name, checkpoint in zip(names or (), given[:1] + given[-1:], strict=False):
+        print(f"{name}: {checkpoint}")
+    print(f"table: {context.output / _EVALUATION}")
 
 
 def summarise(context: Context, command: str, config_text: str) -> dict[str, Any]:
@@ -184,15 +207,13 @@ def _task_votes(votes: Sequence[Vote], paths: dict[str, list[Path]]) -> dict[str
 
 def _examples(context: Context, round_index: int) -> list[dict[str, Any]]:
     """A few labelled test questions of each task with their paths, votes and gold answers."""
-    from lmsi_jax import voting
-
     store = ShardStore(context.folder(round_index, "eval"))
     shown = []
     for task, questions in context.load_questions("test").items():
         name = f"{task}-self_consistency"
         paths = read_paths(store, name) or read_paths(store, f"{task}-cot")
         for question in [q for q in questions if q.uid in paths][:_SHOWN_PER_TASK]:
-            vote = voting.vote(question, paths[question.uid])
+            vote = cast_vote(context, question, paths[question.uid])
             shown.append(_shown(question, vote, paths[question.uid]))
     return shown
 

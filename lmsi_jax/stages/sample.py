@@ -46,7 +46,7 @@ def sample_shards(context: Context, round_index: int) -> None:
     draw_paths(
         context,
         jobs,
-        {question.uid: question.kind for rows in questions.values() for question in rows},
+        {question.uid: question for rows in questions.values() for question in rows},
         context.folder(round_index, "sample"),
         model=round_index - 1,
         round_index=round_index,

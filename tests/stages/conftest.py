@@ -45,6 +45,7 @@ _PARTS = {
     "questions": "Questions",
     "decoding": "Decoding",
     "sampling": "Sampling",
+    "voting": "Voting",
     "mixing": "Mixing",
     "training": "Training",
     "evaluation": "Evaluation",

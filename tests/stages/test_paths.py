@@ -4,8 +4,12 @@ import io
 
 from lmsi_jax.decoding.engine import Stats
 from lmsi_jax.progress import Progress
-from lmsi_jax.records import Path
+from lmsi_jax.records import Path, Question
 from lmsi_jax.stages.paths import Meter
+
+
+def _question(uid, kind):
+    return Question(uid=uid, task="t", text="Q: ?", kind=kind)
 
 
 def _paths(uid, *texts):
@@ -21,7 +25,7 @@ def test_a_person_sees_questions_speeds_busy_lanes_parsed_answers_and_the_time_l
         "round 1: sampling", 50, unit="questions", rate_unit="tokens", initial=10,
         stream=io.StringIO(), clock=lambda: now[0],
     )  # fmt: skip
-    meter = Meter(bar, {"a": "number", "b": "yes_no"})
+    meter = Meter(bar, {"a": _question("a", "number"), "b": _question("b", "yes_no")})
     now[0] = 8.0
     meter.chunk(Stats(paths=3, tokens=400, lane_steps=500))
     now[0] = 10.0

@@ -1,0 +1,163 @@
+"""Throughput of reading answers and voting on one core: python -m bench.vote
+
+Extract + key + vote over real chain-of-thought texts where `../shared/data/model_samples` is there,
+else over synthetic ones; every text is read anew, only keys of equal answers are looked up. Beside
+it, where they are installed: lm-evaluation-harness's own GSM8K filters (strict and flexible, regex
+and take_first), which extract a string without a canonical key or a vote, and math-verify's parse.
+Prints one JSON object: paths a second, the best of a few passes, and how many answers were found.
+"""
+
+import argparse
+import gzip
+import importlib.metadata
+import json
+import pathlib
+import platform
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lmsi_jax import answers, voting
+from lmsi_jax.records import Kind, Path, Question
+
+SAMPLES = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "model_samples"
+KINDS: dict[str, Kind] = {"GSM8K": "number", "AQUA": "choice", "StrategyQA": "yes_no"}
+
+
+def real(name: str) -> list[tuple[Question, list[Path]]]:
+    """Returns each question of a set with one path of each model."""
+    gold = {row["id"]: row for row in _rows(SAMPLES / name / "gold.jsonl")}
+    by_id: dict[Any, list[Path]] = {uid: [] for uid in gold}
+    for index, file in enumerate(sorted((SAMPLES / name).glob("*_COT.jsonl.gz"))):
+        for row in _rows(file):
+            by_id[row["id"]].append(_path(str(row["id"]), index, row["completion"]))
+    return [
+        (Question(uid=str(uid), task=name, text=row["question"], kind=KINDS[name]), by_id[uid])
+        for uid, row in gold.items()
+    ]
+
+
+def synthetic(questions: int, paths: int) -> list[tuple[Question, list[Path]]]:
+    """Returns sums in words, 300 characters a path, with a few answers a question."""
+    draw = random.Random(0)
+    made = []
+    for number in range(questions):
+        uid, right = str(number), draw.randint(10, 5000)
+        rows = []
+        for index in range(paths):
+            answer = right if draw.random() < 0.6 else right + draw.randint(-20, 20)
+            steps = [
+                f"{draw.randint(2, 99)} * {draw.randint(2, 9)} is {answer}." for _ in range(15)
+            ]
+            text = f" First {' Then '.join(steps)} The answer is ${answer:,}."
+            rows.append(_path(uid, index, text))
+        made.append((Question(uid=uid, task="synthetic", text="Q: ?", kind="number"), rows))
+    return made
+
+
+def rate(work: Callable[[], int], paths: int, passes: int) -> dict[str, float]:
+    """Returns paths a second in the best pass, and the share of answers found."""
+    best, found = float("inf"), 0
+    for _ in range(passes):
+        begin = time.perf_counter()
+        found = work()
+        best = min(best, time.perf_counter() - begin)
+    return {"paths_per_second": round(paths / best), "found": round(found / paths, 4)}
+
+
+def measure(rows: Sequence[tuple[Question, list[Path]]], passes: int) -> dict[str, Any]:
+    """Returns the rates of all that is installed on one set of questions."""
+    texts = [path.text for _, paths in rows for path in paths]
+    n = len(texts)
+    kind = rows[0][0].kind
+
+    def read() -> int:
+        return sum(
+            answers.path_key(path.text, kind, answers.options_of(question)) is not None
+            for question, paths in rows
+            for path in paths
+        )
+
+    def vote() -> int:
+        return sum(voting.vote(question, paths).parsed for question, paths in rows)
+
+    result: dict[str, Any] = {
+        "paths": n,
+        "characters_per_path": round(sum(map(len, texts)) / n),
+        "lmsi_jax extract + key": rate(read, n, passes),
+        "lmsi_jax extract + key + vote": rate(vote, n, passes),
+    }
+    if kind == "number":
+        result |= {name: rate(work, n, passes) for name, work in _lm_eval(texts).items()}
+        if math_verify := _math_verify(texts[:2000]):
+            result["math-verify parse"] = rate(math_verify, min(n, 2000), 1)
+    return result
+
+
+def _lm_eval(texts: Sequence[str]) -> dict[str, Callable[[], int]]:
+    """lm-evaluation-harness's filters of GSM8K, as its installed task file configures them."""
+    try:
+        import lm_eval
+        import yaml
+        from lm_eval.filters.extraction import RegexFilter
+        from lm_eval.filters.selection import TakeFirstFilter
+    except ImportError:
+        return {}
+    task = pathlib.Path(lm_eval.__file__).parent / "tasks" / "gsm8k" / "gsm8k-cot.yaml"
+    works = {}
+    for pipeline in yaml.safe_load(task.read_text())["filter_list"]:
+        arguments = {k: v for k, v in pipeline["filter"][0].items() if k != "function"}
+        works[f"lm-eval {pipeline['name']}"] = _filtered(
+            RegexFilter(**arguments), TakeFirstFilter(), texts
+        )
+    return works
+
+
+def _filtered(regex: Any, first: Any, texts: Sequence[str]) -> Callable[[], int]:
+    def work() -> int:
+        found = first.apply(regex.apply([[text] for text in texts], []), [])
+        return sum(answer != regex.fallback for answer in found)
+
+    return work
+
+
+def _math_verify(texts: Sequence[str]) -> Callable[[], int] | None:
+    try:
+        from math_verify import parse
+    except ImportError:
+        return None
+    # Without its timeout, which is a signal to the main thread for each text.
+    return lambda: sum(bool(parse(text, parsing_timeout=None)) for text in texts)
+
+
+def _path(uid: str, index: int, text: str) -> Path:
+    return Path(uid=uid, index=index, text=text, tokens=1, logprob=-1.0, finished=True)
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    path = path if path.exists() else path.with_name(path.name + ".gz")
+    data = path.read_bytes()
+    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--passes", type=int, default=5)
+    options = parser.parse_args()
+    sets = {name: real(name) for name in KINDS} if SAMPLES.is_dir() else {}
+    sets["synthetic"] = synthetic(400, 32)
+    versions = {}
+    for package in ("lm_eval", "math-verify"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    made = {name: measure(rows, options.passes) for name, rows in sets.items()}
+    print(json.dumps({"python": platform.python_version(), "versions": versions, **made}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

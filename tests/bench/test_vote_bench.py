@@ -1,0 +1,11 @@
+"""The voting benchmark reads what it makes."""
+
+from bench import vote
+
+
+def test_all_synthetic_answers_are_read_and_counted() -> None:
+    rows = vote.synthetic(3, 4)
+    found = vote.measure(rows, passes=1)
+    assert found["paths"] == 12
+    for name in ("lmsi_jax extract + key", "lmsi_jax extract + key + vote"):
+        assert found[name]["found"] == 1.0 and found[name]["paths_per_second"] > 0
