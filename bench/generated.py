@@ -4,9 +4,10 @@
 
 Runs the stages generate, prompts, sample, vote and mix of `generated.gin` on the task; then asks
 its test questions in three ways, with "Let's think step by step.", behind the generated prompts,
-and behind the task's own exemplars, and votes on the first 10 and on all paths of each. Prints, for
+and behind the task's own exemplars, and votes on the first 10 and on all paths of each. Prints the
 new questions, how many were well formed and how sure the votes are; for prompts, accuracies and
-paired intervals. As its last line, JSON with the same numbers. Takes up the same folder again.
+paired intervals of the change against the first way, in points. As its last line, JSON with these
+numbers. Takes up the same folder again.
 """
 
 import argparse
@@ -72,7 +73,9 @@ def _run(args: argparse.Namespace) -> Run:
 
 def _new(context: Context, task: str) -> dict[str, Any]:
     """Counts of new questions, and the confidence of the votes on real and new ones."""
-    new = {question.uid for question in new_questions(context, 1)[task]}
+    asked = new_questions(context, 1)[task]
+    new = {question.uid for question in asked}
+    print("\n".join(question.text for question in asked))
     votes = read_votes(context, 1)[task]
     sure: dict[str, list[float]] = {"real": [], "new": []}
     for vote in votes:
