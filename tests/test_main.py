@@ -66,7 +66,9 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("command", "wanted"),
     [
-        ("run", ("sample", "vote", "mix", "train", "eval", "report")),
+        ("run", ("generate", "prompts", "sample", "vote", "mix", "train", "eval", "report")),
+        ("generate", ("generate",)),
+        ("prompts", ("prompts",)),
         ("sample", ("sample",)),
         ("vote", ("vote",)),
         ("mix", ("mix",)),
