@@ -13,8 +13,8 @@ import re
 import sys
 
 from lmsi_jax import answers
+from lmsi_jax.decoding.generate import read_paths
 from lmsi_jax.records import Path, Question, Vote
-from lmsi_jax.stages.sample import read_paths
 from lmsi_jax.store import ShardStore
 
 _STEP = re.compile(r"((?:-?\d+ [+-] )+\d+) = ")

@@ -6,7 +6,15 @@ from lmsi_jax.decoding.layout import Decoding
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.rope import LinearScaling, Llama3Scaling, YarnScaling
-from lmsi_jax.run import Distillation, Evaluation, Mixing, Pretraining, Questions, Run
+from lmsi_jax.run import (
+    Distillation,
+    Evaluation,
+    Generation,
+    Mixing,
+    Pretraining,
+    Questions,
+    Run,
+)
 from lmsi_jax.selection.diversity import StopRules
 from lmsi_jax.training.lora import Lora
 from lmsi_jax.training.losses import Loss
@@ -16,7 +24,7 @@ from lmsi_jax.training.trainer import Training
 from lmsi_jax.voting import Voting
 
 _CLASSES = (
-    *(Run, Questions, ModelConfig, Decoding, Sampling, Voting, Mixing),
+    *(Run, Questions, Generation, ModelConfig, Decoding, Sampling, Voting, Mixing),
     *(LinearScaling, Llama3Scaling, YarnScaling),
     *(Training, Optimizer, Lora, Loss, Preference),
     *(Evaluation, StopRules, Pretraining, Distillation),

@@ -22,11 +22,17 @@ from lmsi_jax.signals import Terminated, leaving
 if TYPE_CHECKING:
     from lmsi_jax.run import Run
 
-STAGES = ("sample", "vote", "mix", "score", "train", "eval", "report")
+STAGES = ("generate", "prompts", "sample", "vote", "mix", "score", "train", "eval", "report")
 
 # command: (its stages, one line of help, an example's arguments)
 _COMMANDS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "run": (STAGES, "the whole loop: every stage of every round", "quickstart"),
+    "generate": (("generate",), "real questions -> the model's own, where asked for", "generated"),
+    "prompts": (
+        ("prompts",),
+        "zero-shot answers -> few-shot prompts, where asked for",
+        "generated",
+    ),
     "sample": (("sample",), "questions -> reasoning paths", "quickstart --gin.Sampling.paths=8"),
     "vote": (("vote",), "paths -> the majority's answer and its confidence", "quickstart"),
     "mix": (("mix",), "votes -> training examples in the four formats", "quickstart"),

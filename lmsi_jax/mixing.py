@@ -14,8 +14,8 @@ Pairs, to prefer one continuation over another, are written in the same formats.
 """
 
 import collections
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 from lmsi_jax import answers, prompts
 from lmsi_jax.errors import LmsiError
@@ -34,8 +34,19 @@ from lmsi_jax.selection.pairs import pair
 
 Normalise = Literal["question", "path"]
 Keep = Literal["majority", "parsed"]
-Rows = list[tuple[str, float]]
-"""(target, weight) of each row of one format."""
+Prompt = tuple[str, str]
+"""(prefix, inputs) as `prompts.build_prompt` returns them."""
+Rows = list[tuple[tuple[Prompt, str], float]]
+"""((prompt, target), weight) of each row of one format."""
+
+
+class _Kept(NamedTuple):
+    """A path: its index, its text up to the answer sentence, its answer as written, its key."""
+
+    number: int
+    text: str
+    surface: str
+    key: str
 
 
 def examples(
@@ -44,6 +55,7 @@ def examples(
     vote: Vote,
     exemplars: Sequence[Exemplar],
     *,
+    own: Mapping[int, Sequence[Exemplar]] | None = None,
     formats: Sequence[Format] = FORMATS,
     keep: Keep = "majority",
     merge_equal: bool = True,
@@ -58,6 +70,7 @@ def examples(
       paths: its paths, in any order.
       vote: the vote over these paths.
       exemplars: the task's few-shot exemplars.
+      own: exemplars that a path, by its index, was sampled with instead: it stands behind them.
       formats: which formats to write, in this order.
       keep: the paths that agree with the "majority"; or every "parsed" path, with its own answer in
         the direct formats: a control, which shows what the vote adds.
@@ -82,19 +95,24 @@ def examples(
     agree = keep == "majority"
     kept = _agreeing(question, paths, vote) if agree else _parsed(question, paths)
     if cap is not None:
-        first = set(list(dict.fromkeys(text for text, _ in kept))[:cap])
-        kept = [(text, surface) for text, surface in kept if text in first]
-    surfaces = [surface for _, surface in kept]
+        first = set(list(dict.fromkeys(path.text for path in kept))[:cap])
+        kept = [path for path in kept if path.text in first]
+    surfaces = [path.surface for path in kept]
     answer = [_most_frequent(surfaces)] * len(kept) if agree else surfaces
     targets = {
-        False: [text for text, _ in kept],
+        False: [path.text for path in kept],
         True: [prompts.answer_sentence(surface) for surface in answer],
     }
+    shown = [(own or {}).get(path.number, exemplars) for path in kept]
     unit = 1 / len(kept) if normalise == "question" else 1.0
     return [
-        _example(question, exemplars, name, "weak", target, weight)
+        _example(question, prompt, name, "weak", target, weight)
         for name in formats
-        for target, weight in _rows(targets[_is_direct(name)], unit, merge_equal)
+        for (prompt, target), weight in _rows(
+            list(zip(_prompts(question, shown, name), targets[_is_direct(name)], strict=True)),
+            unit,
+            merge_equal,
+        )
     ]
 
 
@@ -132,7 +150,7 @@ def strong_examples(
     return [
         _example(
             question,
-            exemplars,
+            _prompts(question, [exemplars], name)[0],
             name,
             "strong",
             prompts.solution("" if _is_direct(name) else worked.reasoning, worked.answer),
@@ -168,7 +186,8 @@ def vote_pairs(
     if found is None:
         return []
     parsed = _parsed_by_index(question, paths)
-    chosen, rejected = (parsed[index][:2] for index in (found.chosen, found.rejected))
+    sides = [parsed[index] for index in (found.chosen, found.rejected)]
+    chosen, rejected = ((one.text, one.surface) for one in sides)
     return _pairs(question, exemplars, formats, chosen, rejected, found.weight)
 
 
@@ -196,8 +215,8 @@ def given_pairs(
     own = _parsed_by_index(question, [path]).get(path.index)
     if own is None and not path.finished:
         return []
-    text, surface = (path.text.strip(), None) if own is None else own[:2]
-    return _pairs(question, exemplars, formats, given, (text, surface), 1.0)
+    side = (path.text.strip(), None) if own is None else (own.text, own.surface)
+    return _pairs(question, exemplars, formats, given, side, 1.0)
 
 
 def _pairs(
@@ -239,22 +258,22 @@ def _target(name: Format, solution: str, surface: str | None) -> str | None:
     return None if surface is None else prompts.answer_sentence(surface)
 
 
-def _agreeing(question: Question, paths: Sequence[Path], vote: Vote) -> list[tuple[str, str]]:
+def _agreeing(question: Question, paths: Sequence[Path], vote: Vote) -> list[_Kept]:
     """The vote's kept paths, cut after the answer sentence, and their answers as written."""
     parsed = _parsed_by_index(question, paths)
     for index in vote.kept:
-        if index not in parsed or parsed[index][2] != vote.winner:
+        if index not in parsed or parsed[index].key != vote.winner:
             raise ValueError(f"path {index} of question {question.uid!r} is not the one that voted")
-    return [parsed[index][:2] for index in sorted(vote.kept)]
+    return [parsed[index] for index in sorted(vote.kept)]
 
 
-def _parsed(question: Question, paths: Sequence[Path]) -> list[tuple[str, str]]:
+def _parsed(question: Question, paths: Sequence[Path]) -> list[_Kept]:
     """All paths with an answer, cut after the answer sentence, and their answers as written."""
-    return [found[:2] for _, found in sorted(_parsed_by_index(question, paths).items())]
+    return [found for _, found in sorted(_parsed_by_index(question, paths).items())]
 
 
-def _parsed_by_index(question: Question, paths: Sequence[Path]) -> dict[int, tuple[str, str, str]]:
-    """(solution, answer, key) of each path of the question that has an answer."""
+def _parsed_by_index(question: Question, paths: Sequence[Path]) -> dict[int, _Kept]:
+    """Each path of the question that has an answer, by its index."""
     own = [path for path in paths if path.uid == question.uid]
     options = answers.options_of(question)
     found = [
@@ -262,7 +281,9 @@ def _parsed_by_index(question: Question, paths: Sequence[Path]) -> dict[int, tup
         for path in own
     ]
     return {
-        path.index: (_ending(path.text[: hit.end].strip(), hit), hit.answer, hit.key)
+        path.index: _Kept(
+            path.index, _ending(path.text[: hit.end].strip(), hit), hit.answer, hit.key
+        )
         for path, hit in found
         if hit is not None and hit.key is not None
     }
@@ -280,27 +301,34 @@ def _most_frequent(surfaces: Sequence[str]) -> str:
     return min(counts, key=lambda surface: (-counts[surface], surface))
 
 
-def _rows(targets: Sequence[str], unit: float, merge_equal: bool) -> Rows:
+def _rows(rows: Sequence[tuple[Prompt, str]], unit: float, merge_equal: bool) -> Rows:
     if not merge_equal:
-        return [(target, unit) for target in targets]
+        return [(row, unit) for row in rows]
     # A Counter keeps the order of first appearance, which is the order of the indices.
-    return [(target, count * unit) for target, count in collections.Counter(targets).items()]
+    return [(row, count * unit) for row, count in collections.Counter(rows).items()]
 
 
 def _is_direct(name: Format) -> bool:
     return name in ("few_shot_direct", "zero_shot_direct")
 
 
+def _prompts(question: Question, shown: Sequence[Sequence[Exemplar]], name: Format) -> list[Prompt]:
+    """The prompt behind each of several lists of exemplars; the same list is written once."""
+    prompting = prompts.PROMPTING_OF_FORMAT[name]
+    written = {id(one): one for one in shown}
+    built = {at: prompts.build_prompt(question, one, prompting) for at, one in written.items()}
+    return [built[id(one)] for one in shown]
+
+
 def _example(
     question: Question,
-    exemplars: Sequence[Exemplar],
+    prompt: Prompt,
     name: Format,
     source: Source,
     target: str,
     weight: float,
 ) -> Example:
-    prompting = prompts.PROMPTING_OF_FORMAT[name]
-    prefix, inputs = prompts.build_prompt(question, exemplars, prompting)
+    prefix, inputs = prompt
     return Example(
         uid=question.uid,
         task=question.task,

@@ -20,6 +20,8 @@ STEP_BY_STEP = "Let's think step by step."
 SEPARATOR = "\n\n"
 # What ends a path: the end of its item, or a new question where a model forgets the blank line.
 STOP_STRINGS: tuple[str, ...] = (SEPARATOR, "\nQ:", "\nPremise:")
+# What ends a question that a model writes: the same, or its answer.
+QUESTION_STOPS: tuple[str, ...] = (*STOP_STRINGS, "\nA:")
 
 Prompting = Literal["standard", "cot", "zero_shot_cot", "zero_shot_direct"]
 PROMPTINGS: tuple[Prompting, ...] = get_args(Prompting)
@@ -59,6 +61,15 @@ def question_prompt(question_text: str, zero_shot_cot: bool = False) -> str:
     """Returns the question and "A:", on request with the trigger of Kojima et al. 2022."""
     trigger = f" {STEP_BY_STEP}" if zero_shot_cot else ""
     return f"{question_text.rstrip()}\nA:{trigger}"
+
+
+def question_list(texts: Sequence[str], opening: str = "") -> str:
+    """Returns questions without answers, each followed by the separating blank line.
+
+    A model goes on with a new question (question generation, LMSI, section 3.3); `opening` are its
+    first characters, "" where the model writes these too.
+    """
+    return "".join(f"{text.rstrip()}{SEPARATOR}" for text in texts) + opening
 
 
 def build_prompt(

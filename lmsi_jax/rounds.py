@@ -1,9 +1,11 @@
 """The loop over stages and rounds. Every stage is idempotent: what is finished is not done again.
 
-    questions -> [sample -> vote -> mix -> train -> eval] x rounds, after an eval of the base model
+    questions -> [generate -> prompts -> sample -> vote -> mix -> train -> eval] x rounds,
+                 after an eval of the base model
 
-With several processes, process 0 does all this, and the others help it to sample, to evaluate and,
-where its own devices are too few for `Training`'s mesh, to train.
+`generate` and `prompts` are there where `Generation` asks for them. With several processes, process
+0 does all this, and the others help it to generate, to sample, to evaluate and, where its own
+devices are too few for `Training`'s mesh, to train.
 
 A stage's identity is its configuration and the fingerprints of what it reads, so a change is
 noticed wherever it matters and nowhere else.
@@ -19,7 +21,9 @@ from lmsi_jax.selection.diversity import alarms, measure
 from lmsi_jax.stages.context import Context, NotReady
 from lmsi_jax.stages.evaluate import evaluate, evaluate_shards
 from lmsi_jax.stages.finetune import finetune, train_round
+from lmsi_jax.stages.generate import generate, generate_shards
 from lmsi_jax.stages.mix import mix
+from lmsi_jax.stages.prompts import make_prompts, prompt_shards
 from lmsi_jax.stages.questions import draw
 from lmsi_jax.stages.report import report, report_evaluation
 from lmsi_jax.stages.sample import read_round, sample, sample_shards
@@ -40,6 +44,8 @@ def _train_base(context: Context, _: int) -> None:
 
 # What the leader orders, and what carries it out.
 _HELP = {
+    "generate": generate_shards,
+    "prompts": prompt_shards,
     "sample": sample_shards,
     "eval": evaluate_shards,
     "train": _train_round,
@@ -52,8 +58,8 @@ def execute(run: Run, stages: tuple[str, ...], command: str, config_text: str) -
 
     Args:
       run: the configuration.
-      stages: of "sample", "vote", "mix", "score", "train", "eval", "report"; or ("pretrain",); with
-        "distill" the run is a student's.
+      stages: of "generate", "prompts", "sample", "vote", "mix", "score", "train", "eval", "report";
+        or ("pretrain",); with "distill" the run is a student's.
       command: the command line, for the manifest and the report.
       config_text: the operative gin configuration.
 
@@ -125,6 +131,9 @@ def _distill(context: Context, command: str, config_text: str) -> None:
 
 
 def _run_rounds(context: Context, command: str, config_text: str) -> None:
+    for stage, wanted in (("generate", "questions"), ("prompts", "prompts")):
+        if context.stages == {stage} and not getattr(context.run.generation, wanted):
+            raise LmsiError(f"Generation.{wanted} = 0 asks for none; set it, as generated.gin does")
     questions = draw(context)
     base = context.base_fingerprint
     hashes = {"questions": questions, "base": base}
@@ -147,7 +156,13 @@ def _run_rounds(context: Context, command: str, config_text: str) -> None:
 
 def _one_round(context: Context, index: int, model: str, questions: str) -> str:
     """Runs one round; returns the new model's fingerprint."""
-    sampled = sample(context, index, {"model": model, "questions": questions})
+    generation = context.run.generation
+    inputs = {"model": model, "questions": questions}
+    if generation.questions:
+        inputs["generate"] = generate(context, index, dict(inputs))
+    if generation.prompts:
+        inputs["prompts"] = make_prompts(context, index, dict(inputs))
+    sampled = sample(context, index, inputs)
     voted = vote(context, index, {"sample": sampled})
     mixed = mix(context, index, {"vote": voted})
     trained = finetune(context, index, {"mix": mixed, "model": model})

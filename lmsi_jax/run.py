@@ -57,6 +57,60 @@ class Questions:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What the model makes itself before each round's sampling (LMSI, section 3.3).
+
+    Attributes:
+      questions: most new questions of each train task; 0 for none.
+      use: whether they are sampled "beside" the real ones or "instead" of them.
+      min_confidence: new questions with a less sure vote give no examples.
+      shown: real questions that a prompt for new ones shows.
+      opening: whether such a prompt ends in the word that begins a question ("Q:", "Premise:"), for
+        models that would rather answer than go on with a list (the paper: no).
+      continuations: new questions that are sampled behind each such prompt.
+      tries: sampled questions for each one that is wanted: most repeat others or are malformed.
+      temperature: theirs.
+      max_new_tokens: a new question is cut, and dropped, after this many tokens.
+      prompts: few-shot prompts of each task, made of the model's own zero-shot answers, over which
+        a question's paths are spread; 2 or more (the paper: 20), or 0 for the task's exemplars.
+      shots: exemplars in each of them.
+    """
+
+    questions: int = 0
+    use: Literal["beside", "instead"] = "beside"
+    min_confidence: float = 0.5
+    shown: int = 5
+    opening: bool = False
+    continuations: int = 8
+    tries: float = 3.0
+    temperature: float = 0.7
+    max_new_tokens: int = 128
+    prompts: int = 0
+    shots: int = 4
+
+    def __post_init__(self) -> None:
+        if self.use not in ("beside", "instead"):
+            raise LmsiError(f"Generation.use = {self.use!r}; use 'beside' or 'instead'")
+        if not 0 <= self.min_confidence <= 1:
+            raise LmsiError(
+                f"Generation.min_confidence = {self.min_confidence}; use a share, 0 to 1"
+            )
+        least = {"questions": 0, "shown": 1, "continuations": 1, "tries": 1, "shots": 1}
+        for name, minimum in {**least, "prompts": 0, "max_new_tokens": 1}.items():
+            if getattr(self, name) < minimum:
+                raise LmsiError(f"Generation.{name} = {getattr(self, name)}; at least {minimum}")
+        if self.temperature <= 0:
+            raise LmsiError(
+                f"Generation.temperature = {self.temperature}; above 0, so that questions differ"
+            )
+        if self.prompts == 1:
+            raise LmsiError(
+                "Generation.prompts = 1: a question is never asked with a prompt that shows it, so "
+                "2 or more are needed; or 0 for the task's own exemplars"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixing:
     """How kept paths become training rows (see `mixing.examples`).
 
@@ -173,7 +227,8 @@ class Run:
       decoding: the decode engine's layout.
       questions_per_shard: questions in one file of paths; a killed process samples its open files
         again.
-      questions, sampling, voting, mixing, training, evaluation, stop_rules: one stage each.
+      questions, generation, sampling, voting, mixing, training, evaluation, stop_rules: one stage
+        each.
       pretraining: only for `lmsi pretrain`.
       distillation: only for `lmsi distill`.
     """
@@ -181,6 +236,7 @@ class Run:
     output_dir: str
     model: ModelConfig
     questions: Questions | None = None
+    generation: Generation = Generation()
     sampling: Sampling = Sampling()
     voting: Voting = Voting()
     mixing: Mixing = Mixing()
@@ -205,6 +261,11 @@ class Run:
             raise LmsiError(f"Run.rounds = {self.rounds}; at least 1")
         if self.questions_per_shard < 1:
             raise LmsiError(f"Run.questions_per_shard = {self.questions_per_shard}; at least 1")
+        if self.generation.prompts and self.sampling.early_stop is not None:
+            raise LmsiError(
+                "Sampling.early_stop judges a question by paths of one prompt; with "
+                "Generation.prompts set it to None"
+            )
         if self.start_from not in ("base", "last"):
             raise LmsiError(f"Run.start_from = {self.start_from!r}; use 'base' or 'last'")
         self._check_preference()
@@ -215,6 +276,17 @@ class Run:
             return
         if self.distillation is not None:
             raise LmsiError("a student learns no pairs: bind Training.preference to None")
+        if self.generation.prompts:
+            raise LmsiError(
+                "both members of a pair stand behind one prompt, and Generation.prompts spreads a "
+                "question's paths over several; set Generation.prompts to 0, or bind "
+                "Training.preference to None"
+            )
+        if preference.form == "spin" and self.generation.questions:
+            raise LmsiError(
+                "Preference.form = 'spin' learns from given solutions alone; set "
+                "Generation.questions to 0"
+            )
         if preference.form == "spin" and not given:
             raise LmsiError(
                 "Preference.form = 'spin' sets given solutions against the model's own; set "

@@ -51,6 +51,28 @@ def find(
     return found
 
 
+def distinct(
+    questions: Mapping[str, str], words: int, content: Content = lambda text: (text,)
+) -> list[str]:
+    """Returns the ids of those that overlap with none before them that was returned.
+
+    Args:
+      questions: id -> text, in the order in which they are preferred.
+      words: as in `find`.
+      content: as in `find`.
+    """
+    whole: set[tuple[str, ...]] = set()
+    runs: set[tuple[str, ...]] = set()
+    kept = []
+    for uid, text in questions.items():
+        own = _runs(text, words, content)
+        if _words(text) not in whole and runs.isdisjoint(own):
+            whole.add(_words(text))
+            runs.update(own)
+            kept.append(uid)
+    return kept
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(_WORD.findall(text.casefold()))
 

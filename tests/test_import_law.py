@@ -1,7 +1,7 @@
 """The import law: who may know of what. Read from the syntax trees, so no import is run.
 
-records <- prompts, answers <- voting, selection, mixing use the standard library alone and touch no
-files; JAX, TensorFlow and gin have their rooms; nobody imports `rounds` or `main`.
+records <- prompts, answers <- voting, generation, selection, mixing use the standard library alone
+and touch no files; JAX, TensorFlow and gin have their rooms; nobody imports `rounds` or `main`.
 """
 
 import ast
@@ -20,6 +20,7 @@ PURE = {
     "prompts": {"records", "errors"},
     "answers": {"records", "errors", "answers"},
     "voting": {"records", "errors", "prompts", "answers"},
+    "generation": {"records", "errors", "prompts", "answers"},
     "selection": {"records", "errors", "prompts", "answers", "voting", "selection"},
     "mixing": {"records", "errors", "prompts", "answers", "voting", "selection"},
 }

@@ -66,7 +66,12 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("command", "wanted"),
     [
-        ("run", ("sample", "vote", "mix", "score", "train", "eval", "report")),
+        (
+            "run",
+            ("generate", "prompts", "sample", "vote", "mix", "score", "train", "eval", "report"),
+        ),
+        ("generate", ("generate",)),
+        ("prompts", ("prompts",)),
         ("sample", ("sample",)),
         ("vote", ("vote",)),
         ("mix", ("mix",)),

@@ -151,6 +151,33 @@ def test_mistakes_are_named():
         mixing.examples(other, PATHS, vote, EXEMPLARS)
 
 
+@pytest.mark.parametrize("merge", [True, False])
+def test_few_shot_rows_stand_behind_the_prompt_that_the_path_was_sampled_with(merge):
+    others = [
+        (Exemplar(question=f"Q: {n}?", reasoning=f"Just {n}.", answer=str(n)),) for n in range(2)
+    ]
+    paths = paths_of(A, A, A, B)
+    own = {path.index: others[path.index % 2] for path in paths}
+    examples = written(paths, own=own, merge_equal=merge, normalise="path")
+    wanted = collections.Counter()
+    for path in paths:
+        for name in FORMATS:
+            prompting = prompts.PROMPTING_OF_FORMAT[name]
+            prompt = prompts.build_prompt(QUESTION, own[path.index], prompting)
+            direct = name in ("few_shot_direct", "zero_shot_direct")
+            wanted[name, *prompt, " The answer is 9." if direct else path.text] += 1.0
+    found = collections.Counter()
+    for row in examples:
+        found[row.format, row.prefix, row.inputs, row.targets] += row.weight
+    assert found == wanted
+    rows = [row for row in examples if row.format == "few_shot_cot"]
+    assert len(rows) == (3 if merge else 4)
+
+
+def test_a_path_without_a_prompt_of_its_own_stands_behind_the_task_s():
+    assert written(own={}) == written() == written(own={99: ()})
+
+
 def test_a_path_that_marks_no_answer_gets_the_answer_sentence():
     (row, *_) = written(paths_of(" So 4 + 5 = 9 apples."), formats=["few_shot_cot"])
     assert row.targets == " So 4 + 5 = 9 apples. The answer is 9."

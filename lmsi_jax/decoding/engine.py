@@ -101,6 +101,7 @@ class Engine:
         round_index: int,
         settled: Settled | None = None,
         limit: Limit | None = None,
+        numbers: Sequence[int] | None = None,
         watch: Watch | None = None,
     ) -> Iterator[tuple[str, list[Path]]]:
         """Samples the paths of questions that share a task prompt.
@@ -114,6 +115,8 @@ class Engine:
           settled: whether a question needs no more paths, given those it has, in index order;
             asked after every `sampling.early_stop_every` paths where `sampling.early_stop` is set.
           limit: most tokens of path k of a uid; `sampling.max_new_tokens` for all by default.
+          numbers: the numbers of the paths to sample, rising, `sampling.paths` of them; 0, 1,
+            2, ... by default. The noise of path k is the same whichever others are sampled with it.
           watch: told after every chunk what has been done.
 
         Yields:
@@ -122,7 +125,10 @@ class Engine:
         Raises:
           LmsiError: a prompt and `max_new_tokens` do not fit the model's context; nothing has been
             sampled then.
+          ValueError: `numbers` are not `sampling.paths` rising ones.
         """
+        if numbers is not None:
+            _check_numbers(numbers, sampling.paths)
         encode = self.tokenizer.encode
         prompt = encode_first(self.tokenizer, prefix) if prefix else []
         first = [] if prefix else [*self.tokenizer.start_ids]
@@ -138,7 +144,8 @@ class Engine:
         stats = Stats()
         for bucket, some in sorted(buckets.items()):
             stream = Stream(
-                self._device, stops, shared, some, bucket, sampling, noise, settled, limit
+                *(self._device, stops, shared, some, bucket, sampling, noise),
+                *(settled, limit, numbers),
             )
             while not stream.done:
                 complete, counts = stream.step()
@@ -165,3 +172,9 @@ class Engine:
                 cache = prefill_prompt(self.config, device.spread, device.weights, batch, lengths)
             self._prompt = prefix, cache
         return self._prompt[1]
+
+
+def _check_numbers(numbers: Sequence[int], paths: int) -> None:
+    """Raises ValueError where they are not so many rising numbers of paths."""
+    if len(numbers) != paths or list(numbers) != sorted(set(numbers)) or min(numbers) < 0:
+        raise ValueError(f"{list(numbers)} are not {paths} rising numbers of paths")

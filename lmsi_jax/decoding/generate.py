@@ -35,12 +35,15 @@ class Job:
       prefix: the task prompt, "" for none.
       questions: text by uid.
       sampling: how paths are drawn.
+      numbers: the numbers of the paths, where they are not 0, 1, 2, ...: the paths of a question
+        may be spread over several jobs with different prompts.
     """
 
     name: str
     prefix: str
     questions: Mapping[str, str]
     sampling: Sampling
+    numbers: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,6 +189,7 @@ def generate(
             seed=seed,
             round_index=round_index,
             settled=settled,
+            numbers=work.job.numbers,
             watch=totals.add,
         ):
             shards.add(uid, paths)

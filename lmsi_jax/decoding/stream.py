@@ -62,6 +62,7 @@ class Stream:
       noise: (seed, round).
       settled: see `Engine.run`.
       limit: see `Engine.run`.
+      numbers: see `Engine.run`; the scheduler counts places from 0, and place i is path numbers[i].
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Stream:
         noise: tuple[int, int],
         settled: Settled | None,
         limit: Limit | None,
+        numbers: Sequence[int] | None = None,
     ):
         self._device, self._stops, self._shared = device, stops, shared
         self._uids = [uid for uid, _ in questions]
@@ -82,6 +84,7 @@ class Stream:
         self._words = np.array([uid_words(uid) for uid in self._uids], np.uint32)
         self._sampling, self._noise, self._bucket = sampling, noise, bucket
         self._settled, self._limit = settled, limit
+        self._numbers = np.arange(sampling.paths) if numbers is None else np.asarray(numbers)
         self._plan = plan(device.decoding, sampling)
         self._depth = -(-sampling.max_new_tokens // self._plan.page)  # most pages of a path
         self._done: list[dict[int, Path]] = [{} for _ in questions]
@@ -146,7 +149,7 @@ class Stream:
         scores = np.asarray(path.logprobs[: ending.used], np.float64)
         self._done[path.question][path.index] = Path(
             uid=self._uids[path.question],
-            index=path.index,
+            index=int(self._numbers[path.index]),
             text=ending.text,
             tokens=ending.used,
             logprob=round(float(scores.sum()), 4),
@@ -156,7 +159,9 @@ class Stream:
 
     def _most(self, question: int, index: int) -> int:
         most = self._sampling.max_new_tokens
-        return most if self._limit is None else min(most, self._limit(self._uids[question], index))
+        if self._limit is None:
+            return most
+        return min(most, self._limit(self._uids[question], int(self._numbers[index])))
 
     def _is_settled(self, question: int, count: int) -> bool:
         if self._settled is None:
@@ -329,5 +334,5 @@ class Stream:
 
     def _rows(self, arrays: Arrays) -> Rows:
         words, index = arrays.pop("words"), arrays.pop("index")
-        noise = keys_of_words(*self._noise, words, index.astype(np.uint32))
+        noise = keys_of_words(*self._noise, words, self._numbers[index].astype(np.uint32))
         return Rows(noise=noise, **arrays)  # type: ignore[arg-type]

@@ -101,6 +101,33 @@ class Sources(TypedDict):
     strong: int
 
 
+class NewQuestions(TypedDict):
+    """What became of the new questions that the model wrote for one task in one round."""
+
+    written: int
+    """All; each is of one of the next five."""
+    malformed: int
+    duplicates: int
+    """Of each other, or of real training questions."""
+    overlapping: int
+    """With a test question of the run."""
+    surplus: int
+    new: int
+    mean_confidence: float
+    """Of the votes on them; 0 for none."""
+    confident: int
+    """Those with a vote sure enough to give training rows."""
+
+
+class NewPrompts(TypedDict):
+    """The few-shot prompts that were made of zero-shot answers for one task in one round."""
+
+    asked: int
+    usable: int
+    """Answers that can be exemplars."""
+    prompts: int
+
+
 class Round(TypedDict):
     """One round of sampling, voting and fine-tuning. Counts are of the whole round."""
 
@@ -130,6 +157,10 @@ class Round(TypedDict):
     mean_entropy: float
     """Of the parsed answers on a question, in nats."""
     votes_by_task: dict[str, TaskVotes]
+    generated: dict[str, NewQuestions]
+    """By task; empty where all questions are real."""
+    prompts: dict[str, NewPrompts]
+    """By task; empty where the tasks' own exemplars were used."""
     examples: dict[str, FormatRows]
     """Training rows by format."""
     sources: Sources

@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lmsi_jax.decoding.generate import read_paths
 from lmsi_jax.evaluation.early_stop import replay
 from lmsi_jax.files import read_json
 from lmsi_jax.stages.context import Context
-from lmsi_jax.stages.sample import read_paths
+from lmsi_jax.stages.generate import training_questions
+from lmsi_jax.stages.sample import read_task
 from lmsi_jax.stages.vote import cast_vote, read_votes
 from lmsi_jax.store import ShardStore
 
@@ -75,15 +77,14 @@ def _tests(context: Context, round_index: int, rule: _Rule) -> Iterator[_Set]:
 
 def _trains(context: Context, round_index: int, rule: _Rule) -> Iterator[_Set]:
     """Train questions; where the rule was on, only how many paths they really got."""
-    store = ShardStore(context.folder(round_index, "sample"))
     by_task = read_votes(context, round_index)
-    for task, questions in context.load_questions("train").items():
+    for task, questions in training_questions(context, round_index).items():
         votes = by_task[task]
         if rule.on:
             taken = [vote.total for vote in votes]
             yield _set("train", round_index, task, rule.paths, taken)
         else:
-            paths = read_paths(store, task)
+            paths = read_task(context, round_index, task)
             found = replay(questions, votes, paths, rule.threshold, rule.every)
             yield _set("train", round_index, task, rule.paths, **dataclasses.asdict(found))
 

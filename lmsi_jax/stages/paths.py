@@ -1,5 +1,6 @@
 """Jobs -> paths on disk, for sampling and evaluation: the engine, a person's view, and leaving."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
@@ -23,12 +24,18 @@ def make_job(
     exemplars: Sequence[Exemplar],
     prompting: Prompting,
     sampling: Sampling,
+    numbers: tuple[int, ...] | None = None,
 ) -> Job:
-    """Returns the job of one task's questions under one prompting; `name` begins its shards'."""
+    """Returns the job of one task's questions under one prompting; `name` begins its shards'.
+
+    With `numbers` it samples the paths of these numbers instead of the first `sampling.paths`.
+    """
+    if numbers is not None:
+        sampling = dataclasses.replace(sampling, paths=len(numbers))
     prompts = {q.uid: build_prompt(q, exemplars, prompting) for q in questions}
     prefix = next(iter(prompts.values()))[0] if prompts else ""
     texts = {uid: text for uid, (_, text) in prompts.items()}
-    return Job(name=name, prefix=prefix, questions=texts, sampling=sampling)
+    return Job(name=name, prefix=prefix, questions=texts, sampling=sampling, numbers=numbers)
 
 
 def draw_paths(
@@ -46,7 +53,7 @@ def draw_paths(
     Args:
       context: the run.
       jobs: what to sample.
-      questions: all of the jobs' questions, by uid.
+      questions: all of the jobs' questions, by uid; none for texts that ask for no answer.
       directory: where the shards go.
       model: the round whose model samples; 0 is the base.
       round_index: enters the noise.
@@ -130,9 +137,10 @@ class Meter:
 
     def question(self, uid: str, paths: Sequence[Path]) -> None:
         """Takes a complete question."""
-        keys = path_keys(self._questions[uid], paths)
-        self._answers += len(keys)
-        self._parsed += sum(key is not None for key in keys)
+        if uid in self._questions:
+            keys = path_keys(self._questions[uid], paths)
+            self._answers += len(keys)
+            self._parsed += sum(key is not None for key in keys)
         self._bar.advance(1, amount=0, note=self._note())
 
     def _note(self) -> str:

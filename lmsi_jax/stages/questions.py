@@ -46,7 +46,7 @@ def draw(context: Context) -> str:
         if config.overlap != "allow":
             remedy = "name another file in Questions.exemplars, or set Questions.overlap"
             texts = {f"number {n}": row.question for n, row in enumerate(exemplars, 1)}
-            found = _overlapping(context, store, name, texts)
+            found = overlapping(context, name, texts)
             _refuse(f"exemplars of {name!r}", found, remedy)
         store.write(f"exemplars-{name}", [row.to_json() for row in exemplars])
     stage.finish()
@@ -93,19 +93,27 @@ def _drawn(
     )
     if split == "test" or config.overlap == "allow":
         return rows
-    found = _overlapping(context, store, name, {row.uid: row.text for row in rows})
+    found = overlapping(context, name, {row.uid: row.text for row in rows})
     if config.overlap == "refuse":
         remedy = "set Questions.overlap to 'drop' to leave them out"
         _refuse(f"training questions of {name!r}", found, remedy)
     return [row for row in rows if row.uid not in found]
 
 
-def _overlapping(
-    context: Context, store: ShardStore, name: str, texts: Mapping[str, str]
-) -> dict[str, str]:
-    """Which questions the run's test questions have too: id -> "id of the test question (how)"."""
+def overlapping(context: Context, name: str, texts: Mapping[str, str]) -> dict[str, str]:
+    """Returns which questions the run's test questions have too.
+
+    Args:
+      context: the run; its test questions are drawn.
+      name: the task.
+      texts: id -> text.
+
+    Returns:
+      id -> "id of the test question (how they overlap)".
+    """
     from lmsi_jax.tasks import overlap, registry
 
+    store = ShardStore(context.output / "questions")
     found: dict[str, str] = {}
     for tested in dict.fromkeys(context.questions.test):
         words = min(registry.get(task).overlap_words for task in (name, tested))

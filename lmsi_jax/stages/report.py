@@ -7,15 +7,17 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from lmsi_jax.decoding.generate import read_paths
 from lmsi_jax.files import read_json, write_bytes, write_json
 from lmsi_jax.records import FORMATS, Example, ExamplePair, Path, Question, Vote
 from lmsi_jax.selection.diversity import alarms, measure
+from lmsi_jax.stages import generate, prompts
 from lmsi_jax.stages.context import Context, NotReady
 from lmsi_jax.stages.distill import notes
 from lmsi_jax.stages.early_stop import early_stop
 from lmsi_jax.stages.evaluate import read_scores
 from lmsi_jax.stages.mix import read_examples, read_pairs
-from lmsi_jax.stages.sample import read_paths, read_round
+from lmsi_jax.stages.sample import read_round
 from lmsi_jax.stages.vote import cast_vote, read_votes
 from lmsi_jax.store import ShardStore
 from lmsi_jax.training.metrics import read_metrics
@@ -24,6 +26,7 @@ _PACKAGES = ("lmsi_jax", "jax", "flax", "optax", "orbax-checkpoint", "seqio", "t
 _EVALUATION = "eval.json"
 _SHOWN_PER_TASK = 2
 _SHOWN_PATHS = 8
+_TIMED = ("generate", "prompts", "sample", "vote", "mix", "score", "train", "eval")
 
 
 def report(context: Context, command: str, config_text: str) -> None:
@@ -134,7 +137,7 @@ def _round(context: Context, index: int) -> dict[str, Any]:
     diversity = measure(votes, paths)
     seconds = {
         stage: float(read_json(context.folder(index, stage) / "stage.json")["seconds"])
-        for stage in ("sample", "vote", "mix", "score", "train", "eval")
+        for stage in _TIMED
         if _finished(context, index, stage)
     }
     metrics = read_metrics(context.folder(index, "train"))
@@ -164,6 +167,8 @@ def _round(context: Context, index: int) -> dict[str, Any]:
         "mean_confidence": diversity.mean_confidence,
         "mean_entropy": diversity.mean_entropy,
         "votes_by_task": {task: _task_votes(rows, paths) for task, rows in by_task.items()},
+        "generated": _generated(context, index, votes),
+        "prompts": prompts.read_counts(context, index),
         "examples": {
             name: {
                 "rows": sum(row.format == name for row in rows),
@@ -178,6 +183,24 @@ def _round(context: Context, index: int) -> dict[str, Any]:
         "train": metrics,
         "alarms": alarms(diversity, context.run.stop_rules),
     }
+
+
+def _generated(context: Context, index: int, votes: Sequence[Vote]) -> dict[str, Any]:
+    """What became of a round's new questions, and how sure the votes on them are."""
+    by_uid = {vote.uid: vote.confidence for vote in votes}
+    run, preference = context.run, context.run.training.preference
+    own = run.mixing.min_confidence if preference is None else preference.threshold
+    least = max(run.generation.min_confidence, own)
+    found = {}
+    new = generate.new_questions(context, index)
+    for task, counts in generate.read_counts(context, index).items():
+        sure = [by_uid[question.uid] for question in new[task]]
+        found[task] = {
+            **counts,
+            "mean_confidence": sum(sure) / max(1, len(sure)),
+            "confident": sum(one >= least for one in sure),
+        }
+    return found
 
 
 def _task_votes(votes: Sequence[Vote], paths: dict[str, list[Path]]) -> dict[str, Any]:

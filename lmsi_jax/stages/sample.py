@@ -1,11 +1,19 @@
-"""Sampling: questions -> paths, in shards that several processes share."""
+"""Sampling: questions -> paths, in shards that several processes share.
+
+A task's shards are called by its name; with generated prompts there is a job for each of them,
+`TASK-prompt003`, and `TASK-prompt003-standing-in` for the questions that the prompt before shows.
+`strong-TASK` has the model's own path on each question with a given solution, where pairs need it.
+"""
 
 import dataclasses
 
-from lmsi_jax.decoding.generate import read_paths
-from lmsi_jax.records import Path
+from lmsi_jax.decoding.generate import Job, read_paths
+from lmsi_jax.generation.exemplars import FewShot, Group, groups
+from lmsi_jax.records import Path, Question
 from lmsi_jax.stages.context import Context, named
+from lmsi_jax.stages.generate import training_questions
 from lmsi_jax.stages.paths import draw_paths, make_job
+from lmsi_jax.stages.prompts import read_prompts
 from lmsi_jax.stages.questions import read_exemplars, worked_questions
 from lmsi_jax.store import ShardStore
 
@@ -32,22 +40,19 @@ def sample(context: Context, round_index: int, inputs: dict[str, str]) -> str:
 
 def sample_shards(context: Context, round_index: int) -> None:
     """Samples this process' shards of a round."""
-    sampling = context.run.sampling
-    train = context.load_questions("train")
-    asked = [(task, task, rows, sampling) for task, rows in train.items()]
-    if _plays(context):
-        one = dataclasses.replace(sampling, paths=1, early_stop=None)
-        for task in train:
-            given = [question for question, _ in worked_questions(context, task)]
-            asked.append((f"strong-{task}", task, given, one))
+    by_task = training_questions(context, round_index)
+    asked = [question for rows in by_task.values() for question in rows]
     jobs = [
-        make_job(name, rows, read_exemplars(context, task), "cot", how)
-        for name, task, rows, how in asked
+        job for task, rows in by_task.items() for job in _jobs(context, round_index, task, rows)
     ]
+    if _plays(context):
+        given = {task: [row for row, _ in worked_questions(context, task)] for task in by_task}
+        asked += [question for rows in given.values() for question in rows]
+        jobs += [_given_job(context, task, rows) for task, rows in given.items()]
     draw_paths(
         context,
         jobs,
-        {question.uid: question for _, _, rows, _ in asked for question in rows},
+        {question.uid: question for question in asked},
         context.folder(round_index, "sample"),
         model=round_index - 1,
         round_index=round_index,
@@ -63,8 +68,57 @@ def _plays(context: Context) -> bool:
 
 def read_round(context: Context, round_index: int) -> Paths:
     """Reads all paths of a round by question uid."""
-    store = ShardStore(context.folder(round_index, "sample"))
     paths: Paths = {}
-    for task in context.load_questions("train"):
-        paths |= read_paths(store, task)
+    for task in dict.fromkeys(context.questions.train):
+        paths |= read_task(context, round_index, task)
     return paths
+
+
+def read_task(context: Context, round_index: int, task: str) -> Paths:
+    """Reads a task's paths of a round by question uid, in index order."""
+    store = ShardStore(context.folder(round_index, "sample"))
+    made = read_prompts(context, round_index, task)
+    if not made:
+        return read_paths(store, task)
+    paths: Paths = {}
+    names = (_name(task, n, standing_in) for n in range(len(made)) for standing_in in (False, True))
+    for name in names:
+        for uid, rows in read_paths(store, name).items():
+            paths.setdefault(uid, []).extend(rows)
+    return {uid: sorted(rows, key=lambda path: path.index) for uid, rows in paths.items()}
+
+
+def read_given(context: Context, round_index: int, task: str) -> Paths:
+    """Reads the model's own path on each question with a given solution, by uid."""
+    return read_paths(ShardStore(context.folder(round_index, "sample")), _given_name(task))
+
+
+def _jobs(context: Context, round_index: int, task: str, rows: list[Question]) -> list[Job]:
+    """One job with the task's exemplars, or one for each group of paths and its prompt."""
+    sampling = context.run.sampling
+    made = read_prompts(context, round_index, task)
+    if not made:
+        return [make_job(task, rows, read_exemplars(context, task), "cot", sampling)]
+    by_uid = {row.uid: row for row in rows}
+
+    def job(group: Group, prompt: FewShot) -> Job:
+        """The paths of one group."""
+        name = _name(task, group.prompt, group.standing_in)
+        some = [by_uid[uid] for uid in group.uids]
+        return make_job(name, some, prompt.exemplars, "cot", sampling, group.numbers)
+
+    return [job(one, made[one.prompt]) for one in groups(list(by_uid), sampling.paths, made)]
+
+
+def _given_job(context: Context, task: str, rows: list[Question]) -> Job:
+    """One path of each question with a given solution."""
+    one = dataclasses.replace(context.run.sampling, paths=1, early_stop=None)
+    return make_job(_given_name(task), rows, read_exemplars(context, task), "cot", one)
+
+
+def _given_name(task: str) -> str:
+    return f"strong-{task}"
+
+
+def _name(task: str, prompt: int, standing_in: bool) -> str:
+    return f"{task}-prompt{prompt:03d}{'-standing-in' if standing_in else ''}"

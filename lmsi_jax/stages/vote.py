@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from lmsi_jax import voting
 from lmsi_jax.records import Path, Question, Vote
 from lmsi_jax.stages.context import Context, named
-from lmsi_jax.stages.sample import read_paths
+from lmsi_jax.stages.generate import training_questions
+from lmsi_jax.stages.sample import read_task
 from lmsi_jax.store import ShardStore
 
 
@@ -14,10 +15,9 @@ def vote(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     stage = context.stage(round_index, "vote", named(context.run.voting), inputs)
     if context.done(stage):
         return stage.fingerprint
-    source = ShardStore(context.folder(round_index, "sample"))
     store = ShardStore(stage.directory)
-    for task, questions in context.load_questions("train").items():
-        paths = read_paths(source, task)
+    for task, questions in training_questions(context, round_index).items():
+        paths = read_task(context, round_index, task)
         votes = [cast_vote(context, question, paths[question.uid]) for question in questions]
         store.write(task, [row.to_json() for row in votes])
     stage.finish()

@@ -288,3 +288,36 @@ def test_a_tokenizer_larger_than_the_model_is_refused(micro_config, micro_params
 def test_a_layout_out_of_range_is_refused(bad):
     with pytest.raises(LmsiError, match=next(iter(bad))):
         Decoding(**bad)
+
+
+def test_paths_that_are_sampled_in_several_goes_are_those_that_are_sampled_together(engine):
+    seven = dataclasses.replace(FREE, paths=7)
+    whole = _run(engine, MANY, seven)
+    split: dict[str, list] = {uid: [] for uid in whole}
+    for first in range(3):
+        numbers = range(first, 7, 3)
+        sampling = dataclasses.replace(FREE, paths=len(numbers))
+        for uid, paths in _run(engine, MANY, sampling, numbers=numbers).items():
+            assert [path.index for path in paths] == list(numbers)
+            split[uid] += paths
+    for uid, paths in split.items():
+        paths = sorted(paths, key=lambda path: path.index)
+        assert [(p.index, p.text) for p in paths] == [(p.index, p.text) for p in whole[uid]]
+
+
+def test_a_path_has_its_number_s_noise_whatever_its_prompt_is(engine):
+    """So hot that every token is as likely as any other: what comes is the noise alone."""
+    hot = dataclasses.replace(FREE, paths=4, temperature=1e12)
+    whole = _run(engine, QUESTIONS, hot)
+    numbers = {PREFIX: (0, 2), "Q: 5?\nA: So. The answer is 5.\n\n": (1, 3)}
+    for prefix, some in numbers.items():
+        half = dataclasses.replace(hot, paths=2)
+        for uid, paths in _run(engine, QUESTIONS, half, prefix, numbers=some).items():
+            assert [p.text for p in paths] == [whole[uid][k].text for k in some]
+    assert len({path.text for paths in whole.values() for path in paths}) == 8
+
+
+@pytest.mark.parametrize("numbers", [(0, 1), (0, 2, 1), (0, 1, 1), (-1, 0, 1)])
+def test_numbers_that_are_not_as_many_rising_ones_as_paths_are_refused(engine, numbers):
+    with pytest.raises(ValueError, match="are not 3 rising numbers of paths"):
+        _run(engine, QUESTIONS, numbers=numbers)

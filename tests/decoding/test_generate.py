@@ -1,5 +1,6 @@
 """Questions -> shards: the plan, who makes what, what survives; the engine here costs nothing."""
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -35,12 +36,16 @@ class PureEngine:
     def prompt_tokens(self, text):
         return len(text)
 
-    def run(self, prefix, questions, sampling, *, seed, round_index, settled=None, watch=None):
+    def run(
+        self, prefix, questions, sampling, *,
+        seed, round_index, settled=None, numbers=None, watch=None,
+    ):  # fmt: skip
+        numbers = range(3) if numbers is None else numbers
         self.runs.append([uid for uid, _ in questions])
         questions = list(questions)
         random.Random(self.order).shuffle(questions)
         for done, (uid, text) in enumerate(questions, start=1):
-            yield uid, [_path(seed, round_index, uid, prefix + text, k) for k in range(3)]
+            yield uid, [_path(seed, round_index, uid, prefix + text, k) for k in numbers]
             watch(Stats(3 * done, 12 * done, 20 * done))
 
 
@@ -189,6 +194,16 @@ def test_a_jobs_missing_shards_go_through_one_run_of_the_engine(tmp_path):
     engine = PureEngine()
     works = _make(tmp_path / "fresh", engine=engine)
     assert engine.runs == [] and [(w.total, w.left) for w in works] == [(10, 0), (3, 0), (7, 0)]
+
+
+def test_a_job_with_numbers_has_the_paths_of_these_numbers_and_they_are_the_same(whole, tmp_path):
+    some = dataclasses.replace(JOBS[0], numbers=(1, 2))
+    _make(tmp_path, [some])
+    wanted = [row for name in whole if name[:2] == "a-" for row in _rows(whole[name])]
+    found = [
+        path.to_json() for own in read_paths(ShardStore(tmp_path), "a").values() for path in own
+    ]
+    assert found == [row for row in wanted if row["index"] in (1, 2)]
 
 
 # --- leaving, and being thrown out ----------------------------------------------------------------

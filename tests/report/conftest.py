@@ -111,6 +111,8 @@ def training_round(draw, number):
         "mean_confidence": 0.58 + 0.05 * number,
         "mean_entropy": 1.12 - 0.12 * number,
         "votes_by_task": votes,
+        "generated": {},
+        "prompts": {},
         "examples": {
             "few_shot_cot": {"rows": 17900, "weight": float(kept)},
             "few_shot_direct": {"rows": 1993, "weight": float(kept)},

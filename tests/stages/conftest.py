@@ -54,16 +54,32 @@ _PARTS = {
 
 
 @pytest.fixture(scope="session")
-def speaking_params(micro_config, micro_params, tokenizer_path):
-    """A chain of tokens as weights: the MLP of layer 0 turns each piece into the next one."""
+def speaker(micro_config, micro_params, tokenizer_path):
+    """Returns what makes weights of a chain of tokens: after piece i comes piece following[i]."""
+
+    def make(pieces, following):
+        return _speaking(micro_config, micro_params, tokenizer_path, pieces, following)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def speaking_params(speaker):
+    states = len(_PIECES) - 1
+    # The last piece, a line feed, follows itself.
+    return speaker(_PIECES[:states], [*range(1, states), states - 1])
+
+
+def _speaking(micro_config, micro_params, tokenizer_path, made_of, following):
+    """The MLP of layer 0 turns each piece into the next one."""
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_file=tokenizer_path)
     rng = np.random.default_rng(0)
-    size, states = micro_config.embed_dim, len(_PIECES) - 1
+    size, states = micro_config.embed_dim, len(made_of)
     embedding = np.zeros((micro_config.vocab_size, size), np.float32)
     embedding[:, states + 5 :] = rng.normal(size=(len(embedding), size - states - 5)) * 0.3
-    for state, pieces in enumerate(_PIECES[:states]):
+    for state, pieces in enumerate(made_of):
         several = pieces.isdigit()
         for number, piece in enumerate(pieces if several else [pieces]):
             row = embedding[processor.piece_to_id(piece)]
@@ -74,7 +90,6 @@ def speaking_params(micro_config, micro_params, tokenizer_path):
     layer = {name: np.array(value) for name, value in micro_params["layer_0"].items()}
     for name in ("gate", "up", "down", "attention_out"):
         layer[name] *= 0.0
-    following = [*range(1, states), states - 1]  # the last piece, a line feed, follows itself
     for state, after in enumerate(following):
         layer["gate"][state, state] = layer["up"][state, state] = 1.0
         layer["down"][state, after] = 10.0

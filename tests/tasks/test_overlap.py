@@ -36,3 +36,12 @@ def test_a_run_of_equal_words_is_found_within_the_content_alone():
     assert overlap.find({"x": c}, {"y": d}, 3)
     assert not overlap.find({"x": c}, {"y": d}, 3, lambda text: text.splitlines()[:1])
     assert not overlap.find({"x": "one two\nthree"}, {"y": "one two three four"}, 3, str.splitlines)
+
+
+@given(QUESTIONS, st.integers(0, 4))
+def test_the_distinct_ones_are_those_that_overlap_with_no_kept_one_before_them(questions, words):
+    kept: dict[str, str] = {}
+    for uid, text in questions.items():
+        if not overlap.find({uid: text}, kept, words):
+            kept[uid] = text
+    assert overlap.distinct(questions, words) == list(kept)

@@ -1,0 +1,161 @@
+"""What the model's own questions and prompts are worth, on one task.
+
+    python bench/generated.py purchases --train=40 --test=100 --paths=40 --output=runs/bench
+
+Runs the stages generate, prompts, sample, vote and mix of `generated.gin` on the task; then asks
+its test questions in three ways, with "Let's think step by step.", behind the generated prompts,
+and behind the task's own exemplars, and votes on the first 10 and on all paths of each. Prints the
+new questions, how many were well formed and how sure the votes are; for prompts, accuracies and
+paired intervals of the change against the first way, in points. As its last line, JSON with these
+numbers. Takes up the same folder again.
+"""
+
+import argparse
+import dataclasses
+import json
+from typing import Any
+
+from lmsi_jax import answers, gin_edge, voting
+from lmsi_jax.configurables import load_run
+from lmsi_jax.decoding.generate import Job, read_paths
+from lmsi_jax.evaluation.statistics import paired_difference
+from lmsi_jax.generation.exemplars import groups
+from lmsi_jax.records import Path, Question
+from lmsi_jax.rounds import execute
+from lmsi_jax.run import Run
+from lmsi_jax.stages.context import Context
+from lmsi_jax.stages.generate import new_questions, read_counts
+from lmsi_jax.stages.paths import draw_paths, make_job
+from lmsi_jax.stages.prompts import read_prompts
+from lmsi_jax.stages.questions import read_exemplars
+from lmsi_jax.stages.vote import read_votes
+from lmsi_jax.store import ShardStore
+
+_STAGES = ("generate", "prompts", "sample", "vote", "mix")
+_WAYS = ("step_by_step", "generated", "packaged")
+_FIRST = 10
+
+
+def main() -> None:
+    """Runs the stages, asks the test questions and prints what came out."""
+    args = _arguments()
+    run = _run(args)
+    execute(run, _STAGES, "bench/generated.py", gin_edge.operative_config())
+    context = Context(run, frozenset(_STAGES))
+    found = {"questions": _new(context, args.task), "prompts": _prompts(context, args.task)}
+    print(json.dumps(found))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task")
+    for name, default in (("train", 40), ("test", 100), ("paths", 40), ("prompts", 20)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--output", default="runs/bench_generated")
+    return parser.parse_args()
+
+
+def _run(args: argparse.Namespace) -> Run:
+    changes = {
+        "Run.output_dir": args.output,
+        "Questions.train": f"('{args.task}',)",
+        "Questions.test": f"('{args.task}',)",
+        "Questions.train_count": str(args.train),
+        "Questions.test_count": str(args.test),
+        "Generation.questions": str(args.train),
+        "Generation.prompts": str(args.prompts),
+        "Sampling.paths": str(args.paths),
+    }
+    bindings = tuple(gin_edge.Binding(name=name, value=value) for name, value in changes.items())
+    gin_edge.load("generated", gin_edge.GinArgs(bindings=bindings))
+    return load_run()
+
+
+def _new(context: Context, task: str) -> dict[str, Any]:
+    """Counts of new questions, and the confidence of the votes on real and new ones."""
+    asked = new_questions(context, 1)[task]
+    new = {question.uid for question in asked}
+    print("\n".join(question.text for question in asked))
+    votes = read_votes(context, 1)[task]
+    sure: dict[str, list[float]] = {"real": [], "new": []}
+    for vote in votes:
+        sure["new" if vote.uid in new else "real"].append(vote.confidence)
+    least = context.run.generation.min_confidence
+    found: dict[str, Any] = read_counts(context, 1)[task]
+    for name, values in sure.items():
+        found[f"{name}_confidence"] = round(sum(values) / max(1, len(values)), 3)
+        found[f"{name}_sure"] = sum(value >= least for value in values)
+    for name, value in found.items():
+        print(f"{name:20} {value}")
+    return found
+
+
+def _prompts(context: Context, task: str) -> dict[str, Any]:
+    """Accuracies of the votes under three promptings, on the same test questions and noise."""
+    questions = context.load_questions("test")[task]
+    made = read_prompts(context, 1, task)
+    sampling = dataclasses.replace(context.run.sampling)
+    by_uid = {question.uid: question for question in questions}
+    own = read_exemplars(context, task)
+    jobs: dict[str, list[Job]] = {
+        "step_by_step": [make_job("step_by_step", questions, (), "zero_shot_cot", sampling)],
+        "generated": [
+            make_job(
+                f"generated-{group.prompt}",
+                [by_uid[uid] for uid in group.uids],
+                made[group.prompt].exemplars,
+                "cot",
+                sampling,
+                group.numbers,
+            )
+            for group in groups(list(by_uid), sampling.paths, made)
+        ],
+        "packaged": [make_job("packaged", questions, own, "cot", sampling)],
+    }
+    folder = context.output / "compared"
+    draw_paths(
+        context,
+        [job for way in _WAYS for job in jobs[way]],
+        by_uid,
+        folder,
+        model=0,
+        round_index=1,
+        label="comparison",
+    )
+    right = {way: _right(ShardStore(folder), jobs[way], questions) for way in _WAYS}
+    return _table(right)
+
+
+def _right(store: ShardStore, jobs: list[Job], questions: list[Question]) -> dict[str, list[int]]:
+    """Whether the vote on each question is right: on the first paths, and on all."""
+    paths: dict[str, list[Path]] = {}
+    for job in jobs:
+        for uid, rows in read_paths(store, job.name).items():
+            paths.setdefault(uid, []).extend(rows)
+    found: dict[str, list[int]] = {"first": [], "all": []}
+    for question in questions:
+        assert question.gold is not None
+        gold = answers.key(question.gold, question.kind, answers.options_of(question))
+        vote = voting.vote(question, paths[question.uid])
+        first = voting.winner_of_first(vote, paths[question.uid], _FIRST)
+        found["first"].append(int(first == gold))
+        found["all"].append(int(vote.winner == gold))
+    return found
+
+
+def _table(right: dict[str, dict[str, list[int]]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for size in ("first", "all"):
+        for way in _WAYS:
+            hits = right[way][size]
+            row: dict[str, Any] = {"percent": round(100 * sum(hits) / len(hits), 1)}
+            if way != "step_by_step":
+                change = paired_difference(right["step_by_step"][size], hits)
+                row["points"] = [round(100 * x, 1) for x in (change.low, change.high)]
+            found[f"{way}, {size}"] = row
+            print(f"{way:14} {size:6} {row}")
+    return found
+
+
+if __name__ == "__main__":
+    main()
