@@ -30,7 +30,7 @@ def packages() -> dict[str, str]:
     return found
 
 
-HF = ["safetensors>=0.7", "tokenizers>=0.22"]
+HF = ["ml_dtypes>=0.4", "safetensors>=0.7", "tokenizers>=0.22"]
 MATH = ["math-verify>=0.7"]
 
 setup(

@@ -138,6 +138,7 @@ def test_a_mesh_gives_the_paths_of_one_device(runs, number, temperature):
     _assert_same_paths(runs[0][temperature], runs[number][temperature])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(1, len(_POOLS)))
 @pytest.mark.parametrize("name", ["all", "early", "cut"])
 def test_pools_that_grow_give_the_paths_of_a_large_one(pools, number, name):
@@ -146,6 +147,7 @@ def test_pools_that_grow_give_the_paths_of_a_large_one(pools, number, name):
     _assert_same_paths(pools[0][name], pools[number][name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(_POOLS)))
 def test_early_stop_on_a_mesh_follows_the_rule_path_by_path(pools, number):
     counts = []
