@@ -22,14 +22,14 @@ from lmsi_jax.signals import Terminated, leaving
 if TYPE_CHECKING:
     from lmsi_jax.run import Run
 
-STAGES = ("sample", "vote", "mix", "score", "train", "eval", "report")
+STAGES = ("sample", "vote", "path_scores", "mix", "score", "train", "eval", "report")
 
 # command: (its stages, one line of help, an example's arguments)
 _COMMANDS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "run": (STAGES, "the whole loop: every stage of every round", "quickstart"),
     "sample": (("sample",), "questions -> reasoning paths", "quickstart --gin.Sampling.paths=8"),
     "vote": (("vote",), "paths -> the majority's answer and its confidence", "quickstart"),
-    "mix": (("mix",), "votes -> training examples in the four formats", "quickstart"),
+    "mix": (("path_scores", "mix"), "votes -> training examples in the four formats", "quickstart"),
     "train": (("score", "train"), "examples -> a fine-tuned model", "quickstart"),
     "eval": (("eval",), "accuracy before and after, per prompting and task", "quickstart"),
     "report": (("report",), "the table and report.html of what is there", "quickstart"),

@@ -14,10 +14,10 @@ Pairs, to prefer one continuation over another, are written in the same formats.
 """
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from lmsi_jax import answers, prompts
+from lmsi_jax import answers, prompts, voting
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import (
     FORMATS,
@@ -31,10 +31,11 @@ from lmsi_jax.records import (
     Vote,
 )
 from lmsi_jax.selection.pairs import pair
+from lmsi_jax.selection.rows import Row
 
 Normalise = Literal["question", "path"]
 Keep = Literal["majority", "parsed"]
-Rows = list[tuple[str, float]]
+Targets = list[tuple[str, float]]
 """(target, weight) of each row of one format."""
 
 
@@ -50,6 +51,7 @@ def examples(
     cap: int | None = None,
     min_confidence: float = 0.0,
     normalise: Normalise = "question",
+    weights: Mapping[int, float] | None = None,
 ) -> list[Example]:
     """Writes a question's kept paths as weak training examples.
 
@@ -66,6 +68,8 @@ def examples(
       min_confidence: below this confidence the question gives no examples.
       normalise: "path" gives each kept path weight 1 in each format, as the paper does; "question"
         scales each question's rows of a format to the sum 1.
+      weights: factors of the kept paths' weights by path index, after `normalise`; paths without
+        one are left out (see `lmsi_jax.selection`). None: all have 1.
 
     Returns:
       The examples by format, then by path index; none when no path was kept.
@@ -80,21 +84,66 @@ def examples(
     if vote.winner is None or vote.confidence < min_confidence:
         return []
     agree = keep == "majority"
-    kept = _agreeing(question, paths, vote) if agree else _parsed(question, paths)
+    kept = rows(question, paths, vote, keep)
+    if weights is not None:
+        kept = [row for row in kept if row.path.index in weights]
     if cap is not None:
-        first = set(list(dict.fromkeys(text for text, _ in kept))[:cap])
-        kept = [(text, surface) for text, surface in kept if text in first]
-    surfaces = [surface for _, surface in kept]
+        first = set(list(dict.fromkeys(row.solution for row in kept))[:cap])
+        kept = [row for row in kept if row.solution in first]
+    if not kept:
+        return []
+    surfaces = [row.answer for row in kept]
     answer = [_most_frequent(surfaces)] * len(kept) if agree else surfaces
     targets = {
-        False: [text for text, _ in kept],
+        False: [row.solution for row in kept],
         True: [prompts.answer_sentence(surface) for surface in answer],
     }
     unit = 1 / len(kept) if normalise == "question" else 1.0
+    own = [1.0 if weights is None else weights[row.path.index] for row in kept]
     return [
-        _example(question, exemplars, name, "weak", target, weight)
+        _example(question, exemplars, name, "weak", target, weight * unit)
         for name in formats
-        for target, weight in _rows(targets[_is_direct(name)], unit, merge_equal)
+        for target, weight in _targets(targets[_is_direct(name)], own, merge_equal)
+    ]
+
+
+def rows(
+    question: Question, paths: Sequence[Path], vote: Vote, keep: Keep = "majority"
+) -> list[Row]:
+    """Returns a question's paths that training may learn, by index, for filters to judge.
+
+    Args:
+      question: what was asked.
+      paths: its paths, in any order.
+      vote: the vote over these paths.
+      keep: see `examples`.
+
+    Raises:
+      ValueError: a kept path is missing or of another question.
+    """
+    if vote.winner is None:
+        return []
+    parsed = _parsed_by_index(question, paths)
+    by_index = {path.index: path for path in paths if path.uid == question.uid}
+    if keep == "majority":
+        for index in vote.kept:
+            if index not in parsed or parsed[index][2] != vote.winner:
+                raise ValueError(
+                    f"path {index} of question {question.uid!r} is not the one that voted"
+                )
+    right = voting.right_keys(question)
+    chosen = vote.kept if keep == "majority" else parsed
+    return [
+        Row(
+            question=question,
+            vote=vote,
+            path=by_index[index],
+            solution=parsed[index][0],
+            answer=parsed[index][1],
+            key=parsed[index][2],
+            right=parsed[index][2] in right if right else None,
+        )
+        for index in sorted(chosen)
     ]
 
 
@@ -239,20 +288,6 @@ def _target(name: Format, solution: str, surface: str | None) -> str | None:
     return None if surface is None else prompts.answer_sentence(surface)
 
 
-def _agreeing(question: Question, paths: Sequence[Path], vote: Vote) -> list[tuple[str, str]]:
-    """The vote's kept paths, cut after the answer sentence, and their answers as written."""
-    parsed = _parsed_by_index(question, paths)
-    for index in vote.kept:
-        if index not in parsed or parsed[index][2] != vote.winner:
-            raise ValueError(f"path {index} of question {question.uid!r} is not the one that voted")
-    return [parsed[index][:2] for index in sorted(vote.kept)]
-
-
-def _parsed(question: Question, paths: Sequence[Path]) -> list[tuple[str, str]]:
-    """All paths with an answer, cut after the answer sentence, and their answers as written."""
-    return [found[:2] for _, found in sorted(_parsed_by_index(question, paths).items())]
-
-
 def _parsed_by_index(question: Question, paths: Sequence[Path]) -> dict[int, tuple[str, str, str]]:
     """(solution, answer, key) of each path of the question that has an answer."""
     own = [path for path in paths if path.uid == question.uid]
@@ -280,11 +315,14 @@ def _most_frequent(surfaces: Sequence[str]) -> str:
     return min(counts, key=lambda surface: (-counts[surface], surface))
 
 
-def _rows(targets: Sequence[str], unit: float, merge_equal: bool) -> Rows:
+def _targets(targets: Sequence[str], weights: Sequence[float], merge_equal: bool) -> Targets:
     if not merge_equal:
-        return [(target, unit) for target in targets]
-    # A Counter keeps the order of first appearance, which is the order of the indices.
-    return [(target, count * unit) for target, count in collections.Counter(targets).items()]
+        return list(zip(targets, weights, strict=True))
+    # A dictionary keeps the order of first appearance, which is the order of the indices.
+    merged: dict[str, float] = {}
+    for target, weight in zip(targets, weights, strict=True):
+        merged[target] = merged.get(target, 0.0) + weight
+    return list(merged.items())
 
 
 def _is_direct(name: Format) -> bool:

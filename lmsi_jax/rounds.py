@@ -2,6 +2,8 @@
 
     questions -> [sample -> vote -> mix -> train -> eval] x rounds, after an eval of the base model
 
+Between vote and mix the voted paths are scored, where `Mixing.selection` has filters that want it.
+
 With several processes, process 0 does all this, and the others help it to sample, to evaluate and,
 where its own devices are too few for `Training`'s mesh, to train.
 
@@ -20,6 +22,7 @@ from lmsi_jax.stages.context import Context, NotReady
 from lmsi_jax.stages.evaluate import evaluate, evaluate_shards
 from lmsi_jax.stages.finetune import finetune, train_round
 from lmsi_jax.stages.mix import mix
+from lmsi_jax.stages.path_scores import path_scores, score_shards
 from lmsi_jax.stages.questions import draw
 from lmsi_jax.stages.report import report, report_evaluation
 from lmsi_jax.stages.sample import read_round, sample, sample_shards
@@ -41,6 +44,7 @@ def _train_base(context: Context, _: int) -> None:
 # What the leader orders, and what carries it out.
 _HELP = {
     "sample": sample_shards,
+    "path_scores": score_shards,
     "eval": evaluate_shards,
     "train": _train_round,
     "pretrain": _train_base,
@@ -52,8 +56,8 @@ def execute(run: Run, stages: tuple[str, ...], command: str, config_text: str) -
 
     Args:
       run: the configuration.
-      stages: of "sample", "vote", "mix", "score", "train", "eval", "report"; or ("pretrain",); with
-        "distill" the run is a student's.
+      stages: of "sample", "vote", "path_scores", "mix", "score", "train", "eval", "report"; or
+        ("pretrain",); with "distill" the run is a student's.
       command: the command line, for the manifest and the report.
       config_text: the operative gin configuration.
 
@@ -149,7 +153,8 @@ def _one_round(context: Context, index: int, model: str, questions: str) -> str:
     """Runs one round; returns the new model's fingerprint."""
     sampled = sample(context, index, {"model": model, "questions": questions})
     voted = vote(context, index, {"sample": sampled})
-    mixed = mix(context, index, {"vote": voted})
+    scores = path_scores(context, index, {"vote": voted, "model": model})
+    mixed = mix(context, index, {"vote": voted, **scores})
     trained = finetune(context, index, {"mix": mixed, "model": model})
     _evaluate(context, index, trained, questions)
     return trained

@@ -133,6 +133,14 @@ def path_keys(
     ]
 
 
+def right_keys(question: Question) -> set[str]:
+    """Returns the keys that count as right."""
+    options = answers.options_of(question)
+    labels = (question.gold or "", *question.also)
+    keys = (answers.key(label, question.kind, options) for label in labels)
+    return {key for key in keys if key is not None}
+
+
 def margin(vote: Vote) -> float:
     """Returns the winner's share minus that of the next answer, of all votes or weights, in [0, 1].
 

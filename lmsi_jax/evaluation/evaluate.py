@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from lmsi_jax import answers, voting
+from lmsi_jax import voting
 from lmsi_jax.evaluation.curves import Point, curve
 from lmsi_jax.records import Path, Question
-from lmsi_jax.voting import EQUAL, Voting
+from lmsi_jax.voting import EQUAL, Voting, right_keys
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,11 +82,3 @@ def score(
         mean_tokens=tokens / total,
         curve=tuple(curve(ordered, votes, gold)) if several else (),
     )
-
-
-def right_keys(question: Question) -> set[str]:
-    """Returns the keys that count as right."""
-    options = answers.options_of(question)
-    labels = (question.gold or "", *question.also)
-    keys = (answers.key(label, question.kind, options) for label in labels)
-    return {key for key in keys if key is not None}

@@ -9,7 +9,10 @@ from typing import Any
 
 from lmsi_jax import mixing
 from lmsi_jax.records import Example, ExamplePair, Exemplar, Path, Question, Vote
+from lmsi_jax.run import Mixing
+from lmsi_jax.selection.funnel import Selection, Step, select
 from lmsi_jax.stages.context import Context, named
+from lmsi_jax.stages.path_scores import read_scored_rows
 from lmsi_jax.stages.questions import read_exemplars, worked_questions
 from lmsi_jax.stages.sample import read_paths
 from lmsi_jax.stages.vote import read_votes
@@ -20,7 +23,7 @@ from lmsi_jax.training.preferences import Preference
 def mix(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     """Writes a round's training examples; returns the stage's fingerprint."""
     run = context.run
-    settings = {**named(run.mixing), **_pair_settings(run.training.preference)}
+    settings = {**_settings(run.mixing), **_pair_settings(run.training.preference)}
     stage = context.stage(round_index, "mix", settings, inputs)
     if context.done(stage):
         return stage.fingerprint
@@ -34,7 +37,7 @@ def mix(context: Context, round_index: int, inputs: dict[str, str]) -> str:
             (question, paths[question.uid], vote)
             for question, vote in zip(questions, votes[task], strict=True)
         ]
-        for name, rows in _shards(context, task, asked, exemplars, source).items():
+        for name, rows in _shards(context, round_index, task, asked, exemplars).items():
             store.write(f"{name}-{task}", [row.to_json() for row in rows])
     stage.finish()
     return stage.fingerprint
@@ -49,22 +52,44 @@ def _pair_settings(preference: Preference | None) -> dict[str, Any]:
     return {"Preference": own}
 
 
+def _settings(mixing: Mixing) -> dict[str, Any]:
+    """The configuration, each filter with its name."""
+    own = dataclasses.asdict(mixing)
+    return {"Mixing": own | {"selection": [named(one) for one in mixing.selection]}}
+
+
 def _shards(
     context: Context,
+    round_index: int,
     task: str,
     asked: Sequence[tuple[Question, list[Path], Vote]],
     exemplars: Sequence[Exemplar],
-    source: ShardStore,
-) -> dict[str, Sequence[Example | ExamplePair]]:
+) -> dict[str, Sequence[Example | ExamplePair | Step]]:
     """A task's rows by where they come from."""
     run, preference = context.run, context.run.training.preference
     formats = run.mixing.formats
     if preference is None:
-        switches = dataclasses.asdict(run.mixing)
-        strong_count = switches.pop("strong_count")
-        weak = [row for one in asked for row in mixing.examples(*one, exemplars, **switches)]
-        shards: dict[str, Sequence[Example | ExamplePair]] = {"weak": weak}
-        if strong_count:
+        shards: dict[str, Sequence[Example | ExamplePair | Step]] = {}
+        weights = None
+        if run.mixing.filters:
+            chosen = _selected(context, round_index, task)
+            weights, shards["funnel"] = _by_question(chosen), chosen.steps
+        shards["weak"] = [
+            row
+            for question, paths, vote in asked
+            for row in mixing.examples(
+                question,
+                paths,
+                vote,
+                exemplars,
+                formats=formats,
+                keep=run.mixing.keep,
+                merge_equal=run.mixing.merge_equal,
+                normalise=run.mixing.normalise,
+                weights=None if weights is None else weights.get(question.uid, {}),
+            )
+        ]
+        if run.mixing.strong_count:
             shards["strong"] = _strong(context, task, exemplars)
         return shards
     if preference.form == "scpo":
@@ -74,12 +99,26 @@ def _shards(
             for one in asked
         ]
     else:
-        own = read_paths(source, f"strong-{task}")
+        own = read_paths(ShardStore(context.folder(round_index, "sample")), f"strong-{task}")
         found = [
             mixing.given_pairs(question, worked, own[question.uid][0], exemplars, formats)
             for question, worked in worked_questions(context, task)
         ]
     return {"pairs": [row for rows in found for row in rows]}
+
+
+def _selected(context: Context, round_index: int, task: str) -> Selection:
+    """What the filters leave of a task's voted paths."""
+    rows, facts = read_scored_rows(context, round_index, task)
+    return select(rows, context.run.mixing.filters, facts)
+
+
+def _by_question(chosen: Selection) -> dict[str, dict[int, float]]:
+    """The weights that are left, by question and path index."""
+    weights: dict[str, dict[int, float]] = {}
+    for row, weight in zip(chosen.rows, chosen.weights, strict=True):
+        weights.setdefault(row.question.uid, {})[row.path.index] = weight
+    return weights
 
 
 def _strong(context: Context, task: str, exemplars: Sequence[Exemplar]) -> list[Example]:
@@ -100,6 +139,15 @@ def read_examples(context: Context, round_index: int) -> dict[str, list[Example]
         if (source := name.split("-")[0]) in by_source:
             by_source[source] += [Example.from_json(row) for row in store.read(name)]
     return by_source
+
+
+def read_funnel(context: Context, round_index: int) -> list[dict[str, Any]]:
+    """Reads what each filter left of each task, in their order; [] where there was no filter."""
+    store = ShardStore(context.folder(round_index, "mix"))
+    names = [name for name in store.names() if name.startswith("funnel-")]
+    return [
+        {"task": name.removeprefix("funnel-"), **row} for name in names for row in store.read(name)
+    ]
 
 
 def read_pairs(context: Context, round_index: int) -> list[ExamplePair]:

@@ -14,7 +14,7 @@ from lmsi_jax.stages.context import Context, NotReady
 from lmsi_jax.stages.distill import notes
 from lmsi_jax.stages.early_stop import early_stop
 from lmsi_jax.stages.evaluate import read_scores
-from lmsi_jax.stages.mix import read_examples, read_pairs
+from lmsi_jax.stages.mix import read_examples, read_funnel, read_pairs
 from lmsi_jax.stages.sample import read_paths, read_round
 from lmsi_jax.stages.vote import cast_vote, read_votes
 from lmsi_jax.store import ShardStore
@@ -134,7 +134,7 @@ def _round(context: Context, index: int) -> dict[str, Any]:
     diversity = measure(votes, paths)
     seconds = {
         stage: float(read_json(context.folder(index, stage) / "stage.json")["seconds"])
-        for stage in ("sample", "vote", "mix", "score", "train", "eval")
+        for stage in ("sample", "vote", "path_scores", "mix", "score", "train", "eval")
         if _finished(context, index, stage)
     }
     metrics = read_metrics(context.folder(index, "train"))
@@ -175,6 +175,7 @@ def _round(context: Context, index: int) -> dict[str, Any]:
             "weak": len(examples.get("weak", [])) + len(pairs),
             "strong": len(examples.get("strong", [])),
         },
+        "funnel": read_funnel(context, index) if _finished(context, index, "mix") else [],
         "train": metrics,
         "alarms": alarms(diversity, context.run.stop_rules),
     }
