@@ -10,8 +10,9 @@ from lmsi_jax.selection.rows import KEPT, Facts, Row, Verdict
 
 Form = Literal["equations", "text"]
 
-_NUMBER = r"[-+]?[$€£]?\d[\d,]*(?:\.\d+)?%?"
-_OPERAND = rf"[(\s]*{_NUMBER}[)\s]*"
+# Every repetition is bounded, so that the time is linear in the length of the text.
+_NUMBER = r"[-+]?[$€£]?\d[\d,]{0,30}(?:\.\d{1,30})?%?"
+_OPERAND = rf"[(\s]{{0,4}}{_NUMBER}[)\s]{{0,4}}"
 _EQUATION = re.compile(rf"{_OPERAND}(?:[-+*/x×÷]{_OPERAND}){{0,20}}={_OPERAND}")
 _SIGNS = str.maketrans({"x": "*", "×": "*", "÷": "/"})
 _WORD = re.compile(r"\w+(?:[.,]\d+)*|[-+*/=<>]")

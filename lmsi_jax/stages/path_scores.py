@@ -18,16 +18,11 @@ from lmsi_jax import mixing
 from lmsi_jax.decoding.generate import Job, read_paths
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.tokenizer import FileTokenizer, encode_first
-from lmsi_jax.progress import Progress
-from lmsi_jax.prompts import build_prompt, question_prompt, solution
-from lmsi_jax.records import Exemplar, Question
+from lmsi_jax.records import Question
 from lmsi_jax.selection.funnel import select
 from lmsi_jax.selection.rating import rating_prompt, read_rating
 from lmsi_jax.selection.rows import (
-    ALONE_LOSS,
     LOSS,
-    QUESTION_LOSS,
     RANK,
     RATING,
     STRONG_LOSSES,
@@ -36,15 +31,13 @@ from lmsi_jax.selection.rows import (
 )
 from lmsi_jax.stages import rankers
 from lmsi_jax.stages.context import Context, named
+from lmsi_jax.stages.path_losses import LOSSES, score_losses
 from lmsi_jax.stages.paths import draw_paths
-from lmsi_jax.stages.questions import read_exemplars, worked_questions
 from lmsi_jax.stages.vote import read_votes
-from lmsi_jax.store import ShardStore, shard_names
-from lmsi_jax.training import packing, placement, scoring
+from lmsi_jax.store import ShardStore
+from lmsi_jax.training import placement
 
 NAME = "path_scores"
-_ROWS = 256  # a shard's rows are packed together, so their number enters the bits of the sums
-_LOSSES = (LOSS, QUESTION_LOSS, ALONE_LOSS)
 _RATE = Sampling(paths=1, temperature=0.0, max_new_tokens=8)
 
 
@@ -60,7 +53,7 @@ def path_scores(context: Context, round_index: int, inputs: dict[str, str]) -> d
     needs = _needs(context)
     if not needs:
         return {}
-    if needs & {*_LOSSES, STRONG_LOSSES}:
+    if needs & {*LOSSES, STRONG_LOSSES}:
         inputs = inputs | {"base": context.base_fingerprint}
     stage = context.stage(round_index, NAME, _settings(context), inputs)
     if not context.done(stage):
@@ -79,8 +72,11 @@ def path_scores(context: Context, round_index: int, inputs: dict[str, str]) -> d
 def score_shards(context: Context, round_index: int) -> None:
     """Scores this process' shards of a round."""
     needs = _needs(context)
-    if needs & {*_LOSSES, STRONG_LOSSES}:
-        _score_losses(context, round_index)
+    if needs & {*LOSSES, STRONG_LOSSES}:
+        folder, label = context.folder(round_index, NAME), f"round {round_index}: scoring paths"
+        tasks = context.load_questions("train")
+        rows = {task: _to_score(context, round_index, task) for task in tasks}
+        score_losses(context, folder, rows, needs, label)
     if RATING in needs:
         _rate(context, round_index)
 
@@ -172,93 +168,6 @@ def _to_score(context: Context, round_index: int, task: str) -> list[Row]:
     names = {(row.question.uid, row.solution) for row in chosen}
     every = _first(_rows(context, round_index, task))
     return [row for name, row in every.items() if name in names]
-
-
-def _score_losses(context: Context, round_index: int) -> None:
-    store = ShardStore(context.folder(round_index, NAME))
-    index, count = context.processes.share
-    shards = list(_loss_shards(context, round_index))
-    own = [shard for number, shard in enumerate(shards) if number % count == index]
-    missing = set(store.missing(name for name, _, _ in own))
-    if not missing:
-        return
-    run = context.run
-    params = placement.spread(run.model, run.training, context.params(0))
-    scorer = scoring.Scorer(config=run.model, params=params, training=run.training)
-    label = f"round {round_index}: scoring paths"
-    with Progress(label, len(own), unit="shards", initial=len(own) - len(missing)) as bar:
-        for name, task, rows in own:
-            if name in missing:
-                store.write(name, _losses(context, scorer, task, rows))
-                bar.advance()
-
-
-_Solved = tuple[dict[str, Any], Question, str, tuple[str, ...]]
-"""What identifies a solution in the store, its question, its text, and which losses it gets."""
-
-
-def _loss_shards(context: Context, round_index: int) -> Iterator[tuple[str, str, list[_Solved]]]:
-    """Yields (shard, task, solutions), the same in every process."""
-    needs = _needs(context)
-    wanted = tuple(name for name in _LOSSES if name in needs)
-    for task in context.load_questions("train"):
-        rows: list[_Solved] = [
-            ({"uid": row.path.uid, "index": row.path.index}, row.question, row.solution, wanted)
-            for row in _to_score(context, round_index, task)
-        ]
-        parts = [rows[at : at + _ROWS] for at in range(0, len(rows), _ROWS)]
-        for number, part in zip(shard_names(len(parts)), parts, strict=True):
-            if wanted:
-                yield f"loss-{task}-{number}", task, part
-        if STRONG_LOSSES in needs:
-            given = worked_questions(context, task)
-            yield (
-                f"strong-{task}",
-                task,
-                [
-                    ({"uid": question.uid}, question, _solved(worked), (LOSS,))
-                    for question, worked in given
-                ],
-            )
-
-
-def _solved(worked: Exemplar) -> str:
-    return solution(worked.reasoning, worked.answer)
-
-
-def _losses(
-    context: Context, scorer: scoring.Scorer, task: str, solved: Sequence[_Solved]
-) -> list[dict[str, Any]]:
-    """A shard's rows: each with the losses that there is room to compute."""
-    exemplars = read_exemplars(context, task)
-    rows, places = [], []
-    for at, (_, question, text, wanted) in enumerate(solved):
-        for name in wanted:
-            prompt = _prompt(name, question, exemplars)
-            rows.append(_tokenised(context.tokenizer, *prompt, text))
-            places.append((at, name))
-    made: list[dict[str, Any]] = [dict(identity) for identity, _, _, _ in solved]
-    for (at, name), loss in zip(places, scorer.losses(rows), strict=True):
-        if loss is not None:
-            made[at][name] = loss
-    return made
-
-
-def _prompt(name: str, question: Question, exemplars: Sequence[Exemplar]) -> tuple[str, str]:
-    """(prefix, inputs) before a solution; see `selection.rows`."""
-    if name == LOSS:
-        return build_prompt(question, exemplars, "cot")
-    return "", question_prompt(question.text) if name == QUESTION_LOSS else "A:"
-
-
-def _tokenised(tokenizer: FileTokenizer, prefix: str, inputs: str, text: str) -> packing.Row:
-    """The solution's tokens alone have weight, and nothing follows them.
-
-    Texts are encoded apart, as training and decoding do.
-    """
-    before = encode_first(tokenizer, prefix) if prefix else []
-    asked = tokenizer.encode(inputs) if prefix else encode_first(tokenizer, inputs)
-    return packing.weighted_row(before, asked, tokenizer.encode(f" {text}"), 1.0)
 
 
 def _rate(context: Context, round_index: int) -> None:
