@@ -66,10 +66,10 @@ def test_version(capsys):
 @pytest.mark.parametrize(
     ("command", "wanted"),
     [
-        ("run", ("sample", "vote", "mix", "score", "train", "eval", "report")),
+        ("run", ("sample", "vote", "path_scores", "mix", "score", "train", "eval", "report")),
         ("sample", ("sample",)),
         ("vote", ("vote",)),
-        ("mix", ("mix",)),
+        ("mix", ("path_scores", "mix")),
         ("train", ("score", "train")),
         ("eval", ("eval",)),
         ("report", ("report",)),

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from lmsi_jax import voting
 from lmsi_jax.records import Path, Question, Vote
+from lmsi_jax.stages import rankers
 from lmsi_jax.stages.context import Context, named
 from lmsi_jax.stages.sample import read_paths
 from lmsi_jax.store import ShardStore
@@ -27,8 +28,16 @@ def vote(context: Context, round_index: int, inputs: dict[str, str]) -> str:
 def cast_vote(context: Context, question: Question, paths: Sequence[Path]) -> Vote:
     """Votes as the run's `Voting` says."""
     rule = context.run.voting
-    weights = voting.weigh(paths, rule)
-    return voting.vote(question, paths, weights, conclusions=rule.conclusions)
+    return voting.cast(question, paths, rule, rank_paths(rule, question, paths))
+
+
+def rank_paths(
+    rule: voting.Voting, question: Question, paths: Sequence[Path]
+) -> list[float] | None:
+    """Asks a rule's ranker about each path; None where the rule has no use for one."""
+    if not rule.ranks or rule.ranker is None:
+        return None
+    return [rankers.rank(rule.ranker, question, path) for path in paths]
 
 
 def read_votes(context: Context, round_index: int) -> dict[str, list[Vote]]:

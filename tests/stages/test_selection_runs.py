@@ -214,3 +214,19 @@ def test_given_solutions_only_validate_where_their_rate_is_zero(selected):
     assert given and solution("", "1")[:13] == "The answer is"
     metrics = (selected / "round_1/train/metrics.jsonl").read_text()
     assert "strong" not in metrics
+
+
+def test_a_ranker_weighs_votes_of_train_and_test_questions(gin_file, tmp_path, monkeypatch):
+    (tmp_path / "micro_voter.py").write_text(
+        "def sevens(question, path):\n    return 1.0 if '7' in path.text else 0.25\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    changes = {
+        "Voting.weights": "ranker",
+        "Voting.ties": "ranker",
+        "Voting.ranker": "micro_voter:sevens",
+        "Training.steps": 1,
+    }
+    assert main(_words(gin_file, "run", tmp_path / "run", changes)) == 0
+    votes = shard_rows(tmp_path / "run" / "round_1" / "vote", Vote)
+    assert {weight for vote in votes for weight in vote.weights} <= {1.0, 0.25}
