@@ -15,7 +15,12 @@ from lmsi_jax.run import (
     Questions,
     Run,
 )
+from lmsi_jax.selection.confidence import AnswerEntropy, Cap, MinConfidence
+from lmsi_jax.selection.difficulty import Difficulty
+from lmsi_jax.selection.distinct import DistinctReasoning
 from lmsi_jax.selection.diversity import StopRules
+from lmsi_jax.selection.importance import DistributionShift, ImportanceWeights
+from lmsi_jax.selection.ranking import InstructionFollowing, Ranked, SelfRating
 from lmsi_jax.training.lora import Lora
 from lmsi_jax.training.losses import Loss
 from lmsi_jax.training.optimizers import Optimizer
@@ -26,6 +31,8 @@ from lmsi_jax.voting import Voting
 _CLASSES = (
     *(Run, Questions, Generation, ModelConfig, Decoding, Sampling, Voting, Mixing),
     *(LinearScaling, Llama3Scaling, YarnScaling),
+    *(MinConfidence, Cap, AnswerEntropy, DistinctReasoning, DistributionShift, ImportanceWeights),
+    *(SelfRating, Ranked, InstructionFollowing, Difficulty),
     *(Training, Optimizer, Lora, Loss, Preference),
     *(Evaluation, StopRules, Pretraining, Distillation),
 )

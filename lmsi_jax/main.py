@@ -22,7 +22,10 @@ from lmsi_jax.signals import Terminated, leaving
 if TYPE_CHECKING:
     from lmsi_jax.run import Run
 
-STAGES = ("generate", "prompts", "sample", "vote", "mix", "score", "train", "eval", "report")
+STAGES = (
+    *("generate", "prompts", "sample", "vote", "path_scores"),
+    *("mix", "score", "train", "eval", "report"),
+)
 
 # command: (its stages, one line of help, an example's arguments)
 _COMMANDS: dict[str, tuple[tuple[str, ...], str, str]] = {
@@ -35,7 +38,7 @@ _COMMANDS: dict[str, tuple[tuple[str, ...], str, str]] = {
     ),
     "sample": (("sample",), "questions -> reasoning paths", "quickstart --gin.Sampling.paths=8"),
     "vote": (("vote",), "paths -> the majority's answer and its confidence", "quickstart"),
-    "mix": (("mix",), "votes -> training examples in the four formats", "quickstart"),
+    "mix": (("path_scores", "mix"), "votes -> training examples in the four formats", "quickstart"),
     "train": (("score", "train"), "examples -> a fine-tuned model", "quickstart"),
     "eval": (("eval",), "accuracy before and after, per prompting and task", "quickstart"),
     "report": (("report",), "the table and report.html of what is there", "quickstart"),

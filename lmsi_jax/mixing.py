@@ -15,9 +15,9 @@ Pairs, to prefer one continuation over another, are written in the same formats.
 
 import collections
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
-from lmsi_jax import answers, prompts
+from lmsi_jax import answers, prompts, voting
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import (
     FORMATS,
@@ -31,22 +31,14 @@ from lmsi_jax.records import (
     Vote,
 )
 from lmsi_jax.selection.pairs import pair
+from lmsi_jax.selection.rows import Row
 
 Normalise = Literal["question", "path"]
 Keep = Literal["majority", "parsed"]
 Prompt = tuple[str, str]
 """(prefix, inputs) as `prompts.build_prompt` returns them."""
-Rows = list[tuple[tuple[Prompt, str], float]]
-"""((prompt, target), weight) of each row of one format."""
-
-
-class _Kept(NamedTuple):
-    """A path: its index, its text up to the answer sentence, its answer as written, its key."""
-
-    number: int
-    text: str
-    surface: str
-    key: str
+Learnt = tuple[Prompt, str]
+"""(prompt, target) of a row."""
 
 
 def examples(
@@ -62,6 +54,7 @@ def examples(
     cap: int | None = None,
     min_confidence: float = 0.0,
     normalise: Normalise = "question",
+    weights: Mapping[int, float] | None = None,
 ) -> list[Example]:
     """Writes a question's kept paths as weak training examples.
 
@@ -79,6 +72,8 @@ def examples(
       min_confidence: below this confidence the question gives no examples.
       normalise: "path" gives each kept path weight 1 in each format, as the paper does; "question"
         scales each question's rows of a format to the sum 1.
+      weights: factors of the kept paths' weights by path index, after `normalise`; paths without
+        one are left out (see `lmsi_jax.selection`). None: all have 1.
 
     Returns:
       The examples by format, then by path index; none when no path was kept.
@@ -93,26 +88,71 @@ def examples(
     if vote.winner is None or vote.confidence < min_confidence:
         return []
     agree = keep == "majority"
-    kept = _agreeing(question, paths, vote) if agree else _parsed(question, paths)
+    kept = rows(question, paths, vote, keep)
+    if weights is not None:
+        kept = [row for row in kept if row.path.index in weights]
     if cap is not None:
-        first = set(list(dict.fromkeys(path.text for path in kept))[:cap])
-        kept = [path for path in kept if path.text in first]
-    surfaces = [path.surface for path in kept]
+        first = set(list(dict.fromkeys(row.solution for row in kept))[:cap])
+        kept = [row for row in kept if row.solution in first]
+    if not kept:
+        return []
+    surfaces = [row.answer for row in kept]
     answer = [_most_frequent(surfaces)] * len(kept) if agree else surfaces
     targets = {
-        False: [path.text for path in kept],
+        False: [row.solution for row in kept],
         True: [prompts.answer_sentence(surface) for surface in answer],
     }
-    shown = [(own or {}).get(path.number, exemplars) for path in kept]
+    shown = [(own or {}).get(row.path.index, exemplars) for row in kept]
     unit = 1 / len(kept) if normalise == "question" else 1.0
+    factors = [1.0 if weights is None else weights[row.path.index] for row in kept]
     return [
-        _example(question, prompt, name, "weak", target, weight)
+        _example(question, prompt, name, "weak", target, weight * unit)
         for name in formats
-        for (prompt, target), weight in _rows(
+        for (prompt, target), weight in _weighed(
             list(zip(_prompts(question, shown, name), targets[_is_direct(name)], strict=True)),
-            unit,
+            factors,
             merge_equal,
         )
+    ]
+
+
+def rows(
+    question: Question, paths: Sequence[Path], vote: Vote, keep: Keep = "majority"
+) -> list[Row]:
+    """Returns a question's paths that training may learn, by index, for filters to judge.
+
+    Args:
+      question: what was asked.
+      paths: its paths, in any order.
+      vote: the vote over these paths.
+      keep: see `examples`.
+
+    Raises:
+      ValueError: a kept path is missing or of another question.
+    """
+    if vote.winner is None:
+        return []
+    parsed = _parsed_by_index(question, paths)
+    by_index = {path.index: path for path in paths if path.uid == question.uid}
+    if keep == "majority":
+        for index in vote.kept:
+            if index not in parsed or parsed[index][2] != vote.winner:
+                raise ValueError(
+                    f"path {index} of question {question.uid!r} is not the one that voted"
+                )
+    right = voting.right_keys(question)
+    chosen = vote.kept if keep == "majority" else parsed
+    return [
+        Row(
+            question=question,
+            vote=vote,
+            path=by_index[index],
+            solution=parsed[index][0],
+            answer=parsed[index][1],
+            key=parsed[index][2],
+            right=parsed[index][2] in right if right else None,
+        )
+        for index in sorted(chosen)
     ]
 
 
@@ -186,8 +226,7 @@ def vote_pairs(
     if found is None:
         return []
     parsed = _parsed_by_index(question, paths)
-    sides = [parsed[index] for index in (found.chosen, found.rejected)]
-    chosen, rejected = ((one.text, one.surface) for one in sides)
+    chosen, rejected = (parsed[index][:2] for index in (found.chosen, found.rejected))
     return _pairs(question, exemplars, formats, chosen, rejected, found.weight)
 
 
@@ -215,8 +254,8 @@ def given_pairs(
     own = _parsed_by_index(question, [path]).get(path.index)
     if own is None and not path.finished:
         return []
-    side = (path.text.strip(), None) if own is None else (own.text, own.surface)
-    return _pairs(question, exemplars, formats, given, side, 1.0)
+    text, surface = (path.text.strip(), None) if own is None else own[:2]
+    return _pairs(question, exemplars, formats, given, (text, surface), 1.0)
 
 
 def _pairs(
@@ -258,22 +297,8 @@ def _target(name: Format, solution: str, surface: str | None) -> str | None:
     return None if surface is None else prompts.answer_sentence(surface)
 
 
-def _agreeing(question: Question, paths: Sequence[Path], vote: Vote) -> list[_Kept]:
-    """The vote's kept paths, cut after the answer sentence, and their answers as written."""
-    parsed = _parsed_by_index(question, paths)
-    for index in vote.kept:
-        if index not in parsed or parsed[index].key != vote.winner:
-            raise ValueError(f"path {index} of question {question.uid!r} is not the one that voted")
-    return [parsed[index] for index in sorted(vote.kept)]
-
-
-def _parsed(question: Question, paths: Sequence[Path]) -> list[_Kept]:
-    """All paths with an answer, cut after the answer sentence, and their answers as written."""
-    return [found for _, found in sorted(_parsed_by_index(question, paths).items())]
-
-
-def _parsed_by_index(question: Question, paths: Sequence[Path]) -> dict[int, _Kept]:
-    """Each path of the question that has an answer, by its index."""
+def _parsed_by_index(question: Question, paths: Sequence[Path]) -> dict[int, tuple[str, str, str]]:
+    """(solution, answer, key) of each path of the question that has an answer."""
     own = [path for path in paths if path.uid == question.uid]
     options = answers.options_of(question)
     found = [
@@ -281,9 +306,7 @@ def _parsed_by_index(question: Question, paths: Sequence[Path]) -> dict[int, _Ke
         for path in own
     ]
     return {
-        path.index: _Kept(
-            path.index, _ending(path.text[: hit.end].strip(), hit), hit.answer, hit.key
-        )
+        path.index: (_ending(path.text[: hit.end].strip(), hit), hit.answer, hit.key)
         for path, hit in found
         if hit is not None and hit.key is not None
     }
@@ -301,11 +324,17 @@ def _most_frequent(surfaces: Sequence[str]) -> str:
     return min(counts, key=lambda surface: (-counts[surface], surface))
 
 
-def _rows(rows: Sequence[tuple[Prompt, str]], unit: float, merge_equal: bool) -> Rows:
+def _weighed(
+    learnt: Sequence[Learnt], factors: Sequence[float], merge_equal: bool
+) -> list[tuple[Learnt, float]]:
+    """Rows of one format with their weights; equal ones, where asked for, as one row."""
     if not merge_equal:
-        return [(row, unit) for row in rows]
-    # A Counter keeps the order of first appearance, which is the order of the indices.
-    return [(row, count * unit) for row, count in collections.Counter(rows).items()]
+        return list(zip(learnt, factors, strict=True))
+    # A dictionary keeps the order of first appearance, which is the order of the indices.
+    merged: dict[Learnt, float] = {}
+    for row, factor in zip(learnt, factors, strict=True):
+        merged[row] = merged.get(row, 0.0) + factor
+    return list(merged.items())
 
 
 def _is_direct(name: Format) -> bool:

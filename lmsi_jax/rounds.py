@@ -3,9 +3,10 @@
     questions -> [generate -> prompts -> sample -> vote -> mix -> train -> eval] x rounds,
                  after an eval of the base model
 
-`generate` and `prompts` are there where `Generation` asks for them. With several processes, process
-0 does all this, and the others help it to generate, to sample, to evaluate and, where its own
-devices are too few for `Training`'s mesh, to train.
+`generate` and `prompts` are there where `Generation` asks for them. Between vote and mix the voted
+paths are scored, where `Mixing.selection` has filters that want it. With several processes, process
+0 does all this, and the others help it to generate, to sample, to score paths, to evaluate and,
+where its own devices are too few for `Training`'s mesh, to train.
 
 A stage's identity is its configuration and the fingerprints of what it reads, so a change is
 noticed wherever it matters and nowhere else.
@@ -23,6 +24,7 @@ from lmsi_jax.stages.evaluate import evaluate, evaluate_shards
 from lmsi_jax.stages.finetune import finetune, train_round
 from lmsi_jax.stages.generate import generate, generate_shards
 from lmsi_jax.stages.mix import mix
+from lmsi_jax.stages.path_scores import path_scores, score_shards
 from lmsi_jax.stages.prompts import make_prompts, prompt_shards
 from lmsi_jax.stages.questions import draw
 from lmsi_jax.stages.report import report, report_evaluation
@@ -47,6 +49,7 @@ _HELP = {
     "generate": generate_shards,
     "prompts": prompt_shards,
     "sample": sample_shards,
+    "path_scores": score_shards,
     "eval": evaluate_shards,
     "train": _train_round,
     "pretrain": _train_base,
@@ -58,8 +61,7 @@ def execute(run: Run, stages: tuple[str, ...], command: str, config_text: str) -
 
     Args:
       run: the configuration.
-      stages: of "generate", "prompts", "sample", "vote", "mix", "score", "train", "eval", "report";
-        or ("pretrain",); with "distill" the run is a student's.
+      stages: of `main.STAGES`; or ("pretrain",); with "distill" the run is a student's.
       command: the command line, for the manifest and the report.
       config_text: the operative gin configuration.
 
@@ -164,7 +166,8 @@ def _one_round(context: Context, index: int, model: str, questions: str) -> str:
         inputs["prompts"] = make_prompts(context, index, dict(inputs))
     sampled = sample(context, index, inputs)
     voted = vote(context, index, {"sample": sampled})
-    mixed = mix(context, index, {"vote": voted})
+    scores = path_scores(context, index, {"vote": voted, "model": model})
+    mixed = mix(context, index, {"vote": voted, **scores})
     trained = finetune(context, index, {"mix": mixed, "model": model})
     _evaluate(context, index, trained, questions)
     return trained

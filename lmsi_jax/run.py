@@ -10,7 +10,9 @@ from lmsi_jax.mixing import check_switches
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.prompts import PROMPTINGS
 from lmsi_jax.records import FORMATS, Format
+from lmsi_jax.selection.confidence import Cap, MinConfidence
 from lmsi_jax.selection.diversity import StopRules
+from lmsi_jax.selection.rows import STRONG_LOSSES, Filter
 from lmsi_jax.training.trainer import Training
 from lmsi_jax.voting import Voting
 
@@ -121,7 +123,10 @@ class Mixing:
       cap: most distinct paths kept per question; None for all.
       min_confidence: questions with a less sure vote are left out.
       normalise: "path" weighs each kept path equally, "question" each question.
-      strong_count: labelled worked questions per train task to mix in (0: none, the paper).
+      strong_count: labelled worked questions per train task to mix in (0: none, the paper). Where
+        `Training.strong_rate` is 0 they only serve filters as a validation set.
+      selection: filters and weights of `lmsi_jax.selection`, in their order; () for all voted
+        paths (LMSI). `min_confidence` is looked at before them, `cap` after them.
     """
 
     formats: tuple[Format, ...] = FORMATS
@@ -131,6 +136,14 @@ class Mixing:
     min_confidence: float = 0.0
     normalise: Literal["path", "question"] = "path"
     strong_count: int = 0
+    selection: tuple[Filter, ...] = ()
+
+    @property
+    def filters(self) -> tuple[Filter, ...]:
+        """All filters, in their order."""
+        first = [MinConfidence(confidence=self.min_confidence)] if self.min_confidence else []
+        last = [Cap(paths=self.cap)] if self.cap is not None else []
+        return (*first, *self.selection, *last)
 
     def __post_init__(self) -> None:
         check_switches(self.formats, self.keep, self.cap, self.normalise)
@@ -138,6 +151,13 @@ class Mixing:
             raise LmsiError(f"Mixing.min_confidence = {self.min_confidence}; use a share, 0 to 1")
         if self.strong_count < 0:
             raise LmsiError(f"Mixing.strong_count = {self.strong_count}; use 0 or more")
+        for one in self.selection:
+            if STRONG_LOSSES in one.needs and not self.strong_count:
+                name = type(one).__name__
+                raise LmsiError(
+                    f"{name}.validation = 'strong' wants given solutions: set Mixing.strong_count "
+                    f"(50 to 100 are enough), or {name}.validation = 'confident'"
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -274,6 +294,11 @@ class Run:
         preference, given = self.training.preference, self.mixing.strong_count
         if preference is None:
             return
+        if self.mixing.selection:
+            raise LmsiError(
+                "Mixing.selection is about single paths, Training.preference about pairs; set "
+                "Mixing.selection = ()"
+            )
         if self.distillation is not None:
             raise LmsiError("a student learns no pairs: bind Training.preference to None")
         if self.generation.prompts:

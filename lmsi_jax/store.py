@@ -144,8 +144,9 @@ class Stage:
     ):
         self.directory = epath.Path(directory)
         self.name = name
-        # Through JSON and back, so that a tuple equals the list that is read again.
-        self.config: dict[str, Any] = json.loads(json.dumps(dict(config)))
+        # Through JSON and back, so that all of it is as it is read again: a tuple as a list, and
+        # names sorted, also those of dictionaries in a list.
+        self.config: dict[str, Any] = json.loads(json.dumps(dict(config), sort_keys=True))
         self.inputs = dict(inputs or {})
         self._started = time.monotonic()
 

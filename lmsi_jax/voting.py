@@ -15,7 +15,8 @@ from lmsi_jax import answers
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Path, Question, Vote
 
-Weights = Literal["none", "logprob", "normalised_logprob", "softmax"]
+Weights = Literal["none", "logprob", "normalised_logprob", "softmax", "ranker"]
+Ties = Literal["logprob", "ranker"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,22 +28,37 @@ class Voting:
         the question's likeliest path. "normalised_logprob": its probability per token, the
         geometric mean (both: Wang et al. 2022, table 1, weighted sums). "softmax": the softmax over
         the question's paths of the probability per token, over `temperature` (CISC, Taubenfeld et
-        al. 2025, section 3, response probability).
+        al. 2025, section 3, response probability). "ranker": what `ranker` says, 0 or more.
       temperature: of the softmax; near 0 the surest path decides, at infinity each path counts
         the same.
       conclusions: whether a path that marks no answer votes for what it concludes with
         (`answers.conclusions`). A strong model's conclusions are as good as its marked answers, a
         weak model's are worse: docs/answers.md has figures. The paper reads marked answers alone.
+      ties: what a tie goes by: the summed "logprob" of the answer's paths, or the "ranker"'s best
+        score of one of them, then the log-probability.
+      ranker: "module:function" of a `Question` and a `Path` that gives a number, the higher the
+        better; None without one.
     """
 
     weights: Weights = "none"
     temperature: float = 1.0
     conclusions: bool = True
+    ties: Ties = "logprob"
+    ranker: str | None = None
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the ranker is asked."""
+        return "ranker" in (self.weights, self.ties)
 
     def __post_init__(self) -> None:
         if self.weights not in get_args(Weights):
             names = ", ".join(get_args(Weights))
             raise LmsiError(f"Voting.weights = {self.weights!r}; choose from {names}")
+        if self.ties not in get_args(Ties):
+            raise LmsiError(f"Voting.ties = {self.ties!r}; use 'logprob' or 'ranker'")
+        if self.ranks and not self.ranker:
+            raise LmsiError("set Voting.ranker to 'module:function', or weigh without a ranker")
         if not self.temperature > 0:
             raise LmsiError(f"Voting.temperature = {self.temperature}; use a number above 0")
 
@@ -51,13 +67,27 @@ EQUAL = Voting()
 """One path, one vote."""
 
 
-def weigh(paths: Sequence[Path], voting: Voting) -> list[float] | None:
-    """Returns the weight of each path, in [0, 1]; None where each path counts 1.
+def weigh(
+    paths: Sequence[Path], voting: Voting, ranks: Sequence[float] | None = None
+) -> list[float] | None:
+    """Returns the weight of each path, in [0, 1] or a ranker's; None where each path counts 1.
 
     A path that is exp(-745) times as likely as the likeliest weighs 0.
+
+    Args:
+      paths: of a question.
+      voting: the rule.
+      ranks: what its ranker says of each path; None where it is not asked.
+
+    Raises:
+      ValueError: the ranker is to be asked, and was not.
     """
     if voting.weights == "none" or not paths:
         return None
+    if voting.weights == "ranker":
+        if ranks is None:
+            raise ValueError("Voting.weights = 'ranker' wants what the ranker says of each path")
+        return list(ranks)
     if voting.weights == "logprob":
         return _relative([path.logprob for path in paths])
     per_token = [math.exp(min(0.0, path.logprob / max(1, path.tokens))) for path in paths]
@@ -80,6 +110,7 @@ def vote(
     weights: Sequence[float] | None = None,
     *,
     conclusions: bool = True,
+    ranks: Sequence[float] | None = None,
 ) -> Vote:
     """Counts the paths' answers, or adds up their weights.
 
@@ -93,6 +124,8 @@ def vote(
       weights: of each path, in the order of `paths`, from `weigh` or any other scorer; 0 or more.
         None: one path one vote.
       conclusions: see `Voting`.
+      ranks: a ranker's score of each path, in the order of `paths`: a tie goes by the best one of
+        an answer first. None: ties go by log-probability.
 
     Returns:
       The vote; without any parsed path the winner is None and nothing is kept.
@@ -104,7 +137,8 @@ def vote(
     ordered, weighed = _checked(question, paths, weights)
     keys = tuple(path_keys(question, ordered, conclusions))
     sums = _sums(keys, weighed)
-    winner, tied = _winner(sums, ordered, keys)
+    by_index = {p.index: r for p, r in zip(paths, ranks or (), strict=ranks is not None)}
+    winner, tied = _winner(sums, ordered, keys, by_index)
     agree = [p.index for p, k in zip(ordered, keys, strict=True) if k == winner]
     total = len(ordered) if weighed is None else math.fsum(weighed)
     return Vote(
@@ -122,6 +156,19 @@ def vote(
     )
 
 
+def cast(
+    question: Question, paths: Sequence[Path], voting: Voting, ranks: Sequence[float] | None = None
+) -> Vote:
+    """Votes by a rule; `ranks` are what its ranker says of each path, where it has one."""
+    return vote(
+        question,
+        paths,
+        weigh(paths, voting, ranks),
+        conclusions=voting.conclusions,
+        ranks=ranks if voting.ties == "ranker" else None,
+    )
+
+
 def path_keys(
     question: Question, paths: Iterable[Path], conclusions: bool = True
 ) -> list[str | None]:
@@ -131,6 +178,14 @@ def path_keys(
         answers.path_key(path.text, kind, options, finished=path.finished and conclusions)
         for path in paths
     ]
+
+
+def right_keys(question: Question) -> set[str]:
+    """Returns the keys that count as right."""
+    options = answers.options_of(question)
+    labels = (question.gold or "", *question.also)
+    keys = (answers.key(label, question.kind, options) for label in labels)
+    return {key for key in keys if key is not None}
 
 
 def margin(vote: Vote) -> float:
@@ -209,7 +264,7 @@ def paths_needed(keys: Sequence[str | None], threshold: float = 0.95, every: int
 
 
 def winner_of_first(vote: Vote, paths: Iterable[Path], count: int) -> str | None:
-    """Returns the winner among a question's first `count` paths, as `vote` would find it.
+    """Returns the winner among a question's first `count` paths, as `vote` without ranks finds it.
 
     Args:
       vote: the vote over all of `paths`.
@@ -224,7 +279,7 @@ def winner_of_first(vote: Vote, paths: Iterable[Path], count: int) -> str | None
         raise ValueError(f"{vote.uid!r}: a vote over {vote.total} paths, {len(ordered)} are given")
     keys = vote.keys[:count]
     weights = vote.weights[:count] if vote.weights is not None else None
-    return _winner(_sums(keys, weights), ordered[:count], keys)[0]
+    return _winner(_sums(keys, weights), ordered[:count], keys, {})[0]
 
 
 def _checked(
@@ -268,7 +323,10 @@ def _sums(keys: Sequence[str | None], weights: Sequence[float] | None) -> Mappin
 
 
 def _winner(
-    sums: Mapping[str, float], paths: Sequence[Path], keys: Sequence[str | None]
+    sums: Mapping[str, float],
+    paths: Sequence[Path],
+    keys: Sequence[str | None],
+    ranks: Mapping[int, float],
 ) -> tuple[str | None, tuple[str, ...]]:
     """The winning key, and the keys that share its sum when there are several."""
     if not sums:
@@ -277,9 +335,15 @@ def _winner(
     leaders = sorted(k for k, n in sums.items() if n == most)
     if len(leaders) == 1:
         return leaders[0], ()
-    mass = {
-        leader: math.fsum(p.logprob for p, k in zip(paths, keys, strict=True) if k == leader)
-        for leader in leaders
-    }
+    mass = {leader: _mass(leader, paths, keys, ranks) for leader in leaders}
     # max takes the first of equals, and leaders are sorted: the smaller key.
     return max(leaders, key=mass.__getitem__), tuple(leaders)
+
+
+def _mass(
+    leader: str, paths: Sequence[Path], keys: Sequence[str | None], ranks: Mapping[int, float]
+) -> tuple[float, float]:
+    """What a tie goes by: the best rank of an answer's paths, their summed log-probability."""
+    own = [path for path, key in zip(paths, keys, strict=True) if key == leader]
+    best = max(ranks.get(path.index, 0.0) for path in own)
+    return best, math.fsum(path.logprob for path in own)

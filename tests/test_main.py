@@ -68,13 +68,16 @@ def test_version(capsys):
     [
         (
             "run",
-            ("generate", "prompts", "sample", "vote", "mix", "score", "train", "eval", "report"),
+            (
+                *("generate", "prompts", "sample", "vote", "path_scores"),
+                *("mix", "score", "train", "eval", "report"),
+            ),
         ),
         ("generate", ("generate",)),
         ("prompts", ("prompts",)),
         ("sample", ("sample",)),
         ("vote", ("vote",)),
-        ("mix", ("mix",)),
+        ("mix", ("path_scores", "mix")),
         ("train", ("score", "train")),
         ("eval", ("eval",)),
         ("report", ("report",)),

@@ -336,3 +336,36 @@ def test_a_path_that_marks_no_answer_votes_only_where_conclusions_are_read():
     assert voting.vote(question, paths).winner == "5"
     marked = voting.vote(question, paths, conclusions=False)
     assert (marked.winner, marked.keys, marked.parsed) == ("4", ("4", None, None), 1)
+
+
+# --- a ranker -------------------------------------------------------------------------------------
+
+
+def _ranked(texts, ranks, **rule):
+    question = Question(uid="q", task="t", text="Q: ?", kind="number")
+    paths = [
+        Path(uid="q", index=i, text=text, tokens=3, logprob=-1.0 - i, finished=True)
+        for i, text in enumerate(texts)
+    ]
+    return voting.cast(question, paths, voting.Voting(ranker="m:f", **rule), ranks)
+
+
+def test_a_ranker_weighs_votes():
+    texts = ["The answer is 1.", "The answer is 1.", "The answer is 2."]
+    found = _ranked(texts, [0.2, 0.3, 0.9], weights="ranker")
+    assert found.winner == "2" and found.weights == (0.2, 0.3, 0.9)
+    assert found.confidence == pytest.approx(0.9 / 1.4)
+
+
+def test_a_ranker_breaks_ties_and_only_those():
+    texts = ["The answer is 1.", "The answer is 2."]
+    assert _ranked(texts, [0.1, 0.2]).winner == "1"  # by log-probability
+    assert _ranked(texts, [0.1, 0.2], ties="ranker").winner == "2"
+    assert _ranked([*texts, texts[0]], [0.1, 0.2, 0.0], ties="ranker").winner == "1"
+
+
+def test_without_a_ranker_its_votes_are_refused():
+    with pytest.raises(LmsiError, match="set Voting.ranker"):
+        voting.Voting(weights="ranker")
+    with pytest.raises(ValueError, match="what the ranker says"):
+        _ranked(["The answer is 1."], None, weights="ranker")

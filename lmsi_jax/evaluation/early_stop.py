@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from lmsi_jax import voting
-from lmsi_jax.evaluation.evaluate import right_keys
 from lmsi_jax.records import Path, Question, Vote
 
 
@@ -62,5 +61,5 @@ def replay(
 def _right(questions: Sequence[Question], winners: Sequence[str | None]) -> tuple[int, ...]:
     if any(question.gold is None for question in questions):
         return ()
-    gold = [right_keys(question) for question in questions]
+    gold = [voting.right_keys(question) for question in questions]
     return tuple(int(w in g) for w, g in zip(winners, gold, strict=True))

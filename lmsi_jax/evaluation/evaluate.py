@@ -1,12 +1,15 @@
 """Scores paths against gold answers. PURE: records in, numbers out."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from lmsi_jax import answers, voting
+from lmsi_jax import voting
 from lmsi_jax.evaluation.curves import Point, curve
 from lmsi_jax.records import Path, Question
-from lmsi_jax.voting import EQUAL, Voting
+from lmsi_jax.voting import EQUAL, Voting, right_keys
+
+Ranks = Callable[[Question, Sequence[Path]], list[float] | None]
+"""A ranker's score of each of a question's paths."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,7 @@ def score(
     prompting: str,
     temperature: float,
     weights: Voting = EQUAL,
+    ranks: Ranks | None = None,
 ) -> TaskScore:
     """Votes on each question's paths (one path is its own vote) and compares with the gold answer.
 
@@ -57,11 +61,12 @@ def score(
       prompting: how they were asked.
       temperature: at which they were answered.
       weights: how much a path's vote counts.
+      ranks: what the ranker of `weights` says of a question's paths, where it has one.
     """
     several = prompting == "self_consistency"
     ordered = [paths[question.uid] for question in questions]
     votes = [
-        voting.vote(question, own, voting.weigh(own, weights), conclusions=weights.conclusions)
+        voting.cast(question, own, weights, ranks(question, own) if ranks else None)
         for question, own in zip(questions, ordered, strict=True)
     ]
     gold = [right_keys(question) for question in questions]
@@ -82,11 +87,3 @@ def score(
         mean_tokens=tokens / total,
         curve=tuple(curve(ordered, votes, gold)) if several else (),
     )
-
-
-def right_keys(question: Question) -> set[str]:
-    """Returns the keys that count as right."""
-    options = answers.options_of(question)
-    labels = (question.gold or "", *question.also)
-    keys = (answers.key(label, question.kind, options) for label in labels)
-    return {key for key in keys if key is not None}

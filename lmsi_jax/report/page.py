@@ -94,7 +94,7 @@ def _sections(summary: Summary) -> Iterator[tuple[str, str, Html]]:
 
 def _votes(summary: Summary) -> Html:
     rounds = summary["rounds"]
-    parts: list[Callable[..., Html]] = [votes.funnel, votes.by_task]
+    parts: list[Callable[..., Html]] = [votes.funnel, votes.selection, votes.by_task]
     mix = [element("h3", "Mix of formats"), votes.format_mix(rounds)]
     return joined([*(part(rounds) for part in parts), *mix])
 

@@ -128,6 +128,25 @@ class NewPrompts(TypedDict):
     prompts: int
 
 
+class FilterStep(TypedDict):
+    """What a filter of `Mixing.selection` left of a task's voted paths."""
+
+    task: str
+    filter: str
+    rows: int
+    """That came in."""
+    kept: int
+    questions: int
+    """That still have rows."""
+    weight: float
+    """Sum of the weights that are left."""
+    dropped: dict[str, int]
+    """Rows by reason."""
+    right: int
+    wrong: int
+    """Kept rows whose answer is known to be right, or wrong; 0 without gold answers."""
+
+
 class Round(TypedDict):
     """One round of sampling, voting and fine-tuning. Counts are of the whole round."""
 
@@ -164,6 +183,8 @@ class Round(TypedDict):
     examples: dict[str, FormatRows]
     """Training rows by format."""
     sources: Sources
+    funnel: NotRequired[list[FilterStep]]
+    """By task, then in the filters' order; empty without filters."""
     train: list[dict[str, float]]
     """One dictionary for each logged step: step, loss, learning_rate, grad_norm,
     tokens_per_second, and loss/<format>."""

@@ -19,7 +19,7 @@ from lmsi_jax.report.markup import (
     whole,
     with_share,
 )
-from lmsi_jax.report.summary import Round, SampledPath, ShownQuestion, Summary
+from lmsi_jax.report.summary import FilterStep, Round, SampledPath, ShownQuestion, Summary
 
 FORMAT_NAMES = {
     "few_shot_cot": "Few-shot chain of thought",
@@ -76,6 +76,38 @@ def by_task(rounds: Sequence[Round]) -> Html:
         "that reach the vote’s answer, mean over questions. Empty: no path was parsed."
     )
     return _by_round(head, rows, rounds, caption)
+
+
+def selection(rounds: Sequence[Round]) -> Html:
+    """Returns what each filter left of the voted paths; nothing where there was none."""
+    steps = [(row, step) for row in rounds for step in row.get("funnel", [])]
+    if not steps:
+        return Html("")
+    known = any(step["right"] + step["wrong"] for _, step in steps)
+    rows = []
+    for row, step in steps:
+        cells = [
+            f"{step['filter']}, {step['task']}",
+            round_name(row["round"]),
+            whole(step["rows"]),
+            _kept(step),
+            whole(step["questions"]),
+            decimal(step["weight"], 1),
+            "; ".join(f"{reason}: {whole(n)}" for reason, n in step["dropped"].items()) or DASH,
+        ]
+        right = with_share(step["right"], step["right"] + step["wrong"])
+        rows.append([*cells, right] if known else cells)
+    head = ["Filter, task", "Selected in", "Paths in", "Kept", "Questions", "Weight", "Why dropped"]
+    caption = (
+        "Filters of the voted paths, in their order. Questions: those that still have paths. "
+        "Weight: sum of the kept paths’ factors in the loss."
+    )
+    return _by_round([*head, "Right"] if known else head, rows, rounds, caption)
+
+
+def _kept(step: FilterStep) -> Html:
+    share = step["kept"] / step["rows"] if step["rows"] else 0.0
+    return bar(share, with_share(step["kept"], step["rows"]))
 
 
 def format_mix(rounds: Sequence[Round]) -> Html:

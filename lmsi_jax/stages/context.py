@@ -23,6 +23,7 @@ from lmsi_jax.training.placement import placed, spans
 from lmsi_jax.training.trainer import Training
 
 _DIGEST = "digest.json"
+_COMMAND = {"path_scores": "mix", "score": "train"}  # stages without a command of their own
 
 
 def embedded_path(name: str) -> epath.Path:
@@ -201,9 +202,10 @@ class Context:
           LmsiError: its folder holds the stage of another configuration.
         """
         if stage.name not in self.stages and not (stage.directory / "stage.json").exists():
+            command = _COMMAND.get(stage.name, stage.name)
             raise NotReady(
                 f"the stage {stage.name!r} in {stage.directory} is not finished; run `lmsi "
-                f"{stage.name}` with the same configuration first, or `lmsi run` for all"
+                f"{command}` with the same configuration first, or `lmsi run` for all"
             )
         self.worked |= stage.name in self.stages
         return stage.begin() == "done"

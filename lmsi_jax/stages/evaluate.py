@@ -1,6 +1,7 @@
 """Evaluation: a round's model on the test questions, for each prompting."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -13,6 +14,7 @@ from lmsi_jax.records import Question
 from lmsi_jax.stages.context import Context, named
 from lmsi_jax.stages.paths import draw_paths, make_job
 from lmsi_jax.stages.questions import read_exemplars
+from lmsi_jax.stages.vote import rank_paths, vote_settings
 from lmsi_jax.store import ShardStore
 
 _SCORES = "scores.json"
@@ -30,7 +32,7 @@ def evaluate(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     del evaluation["temperature" if round_index else "temperature_after"]  # the other one's
     config = {
         "Evaluation": evaluation,
-        **named(run.voting),
+        **vote_settings(run.voting),
         **context.decoding_settings,
         "Sampling": {
             name: value
@@ -51,6 +53,7 @@ def evaluate(context: Context, round_index: int, inputs: dict[str, str]) -> str:
             prompting,
             _sampling(context, round_index, prompting).temperature,
             run.voting,
+            functools.partial(rank_paths, run.voting),
         )
         for task, prompting, asked in _asked(context)
     ]

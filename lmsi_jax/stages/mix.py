@@ -10,17 +10,19 @@ from typing import Any
 
 from lmsi_jax import mixing
 from lmsi_jax.generation.exemplars import FewShot, prompt_of
-from lmsi_jax.records import Example, ExamplePair, Exemplar, Path, Question, Vote
+from lmsi_jax.records import Example, ExamplePair, Exemplar, Path
 from lmsi_jax.run import Run
+from lmsi_jax.selection.funnel import Selection, Step, select
 from lmsi_jax.stages.context import Context, named
-from lmsi_jax.stages.generate import new_questions, training_questions
+from lmsi_jax.stages.path_scores import read_scored_rows
 from lmsi_jax.stages.prompts import read_prompts
 from lmsi_jax.stages.questions import read_exemplars, worked_questions
-from lmsi_jax.stages.sample import read_given, read_task
-from lmsi_jax.stages.vote import read_votes
+from lmsi_jax.stages.sample import read_given
+from lmsi_jax.stages.vote import Voted, read_voted
 from lmsi_jax.store import ShardStore
 
-_Voted = tuple[Question, list[Path], Vote]
+Weights = dict[str, dict[int, float]]
+"""What filters left: a weight by question and path index."""
 
 
 def mix(context: Context, round_index: int, inputs: dict[str, str]) -> str:
@@ -29,7 +31,7 @@ def mix(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     if context.done(stage):
         return stage.fingerprint
     store = ShardStore(stage.directory)
-    for task, voted in _voted(context, round_index).items():
+    for task, voted in read_voted(context, round_index).items():
         for name, rows in _shards(context, round_index, task, voted).items():
             store.write(f"{name}-{task}", [row.to_json() for row in rows])
     stage.finish()
@@ -38,7 +40,12 @@ def mix(context: Context, round_index: int, inputs: dict[str, str]) -> str:
 
 def _settings(run: Run) -> dict[str, Any]:
     """What the rows depend on, beside what the stages before depend on."""
-    settings, preference = named(run.mixing), run.training.preference
+    own, preference = dataclasses.asdict(run.mixing), run.training.preference
+    if run.mixing.selection:
+        own["selection"] = [named(one) for one in run.mixing.selection]
+    else:
+        del own["selection"]
+    settings: dict[str, Any] = {"Mixing": own}
     if run.generation.questions:
         settings["Generation"] = {"min_confidence": run.generation.min_confidence}
     if preference is not None:
@@ -48,40 +55,30 @@ def _settings(run: Run) -> dict[str, Any]:
     return settings
 
 
-def _voted(context: Context, round_index: int) -> dict[str, list[_Voted]]:
-    """Questions, paths and votes by task, without new questions whose vote is not sure enough."""
-    votes, new = read_votes(context, round_index), new_questions(context, round_index)
-    least = context.run.generation.min_confidence
-    found = {}
-    for task, questions in training_questions(context, round_index).items():
-        uids, paths = {row.uid for row in new[task]}, read_task(context, round_index, task)
-        found[task] = [
-            (question, paths[question.uid], vote)
-            for question, vote in zip(questions, votes[task], strict=True)
-            if question.uid not in uids or vote.confidence >= least
-        ]
-    return found
-
-
 def _shards(
-    context: Context, round_index: int, task: str, voted: Sequence[_Voted]
-) -> dict[str, Sequence[Example | ExamplePair]]:
-    """A task's rows by where they come from."""
+    context: Context, round_index: int, task: str, voted: Sequence[Voted]
+) -> dict[str, Sequence[Example | ExamplePair | Step]]:
+    """A task's rows by where they come from, and what filters left."""
     exemplars = read_exemplars(context, task)
     if context.run.training.preference is not None:
         return {"pairs": _pairs(context, round_index, task, voted, exemplars)}
+    shards: dict[str, Sequence[Example | ExamplePair | Step]] = {}
+    weights = None
+    if context.run.mixing.filters:
+        chosen = _selected(context, round_index, task, voted)
+        weights, shards["funnel"] = _by_question(chosen), chosen.steps
     made = read_prompts(context, round_index, task)
-    weak = _weak(context, voted, exemplars, made)
-    if not context.run.mixing.strong_count:
-        return {"weak": weak}
-    return {"weak": weak, "strong": _strong(context, task, exemplars)}
+    shards["weak"] = _weak(context, voted, exemplars, made, weights)
+    if context.run.mixing.strong_count:
+        shards["strong"] = _strong(context, task, exemplars)
+    return shards
 
 
 def _pairs(
     context: Context,
     round_index: int,
     task: str,
-    voted: Sequence[_Voted],
+    voted: Sequence[Voted],
     exemplars: Sequence[Exemplar],
 ) -> list[ExamplePair]:
     """A task's pairs: from its votes, or of given solutions and the model's own paths."""
@@ -104,18 +101,30 @@ def _pairs(
 
 def _weak(
     context: Context,
-    voted: Sequence[_Voted],
+    voted: Sequence[Voted],
     exemplars: Sequence[Exemplar],
     made: Sequence[FewShot],
+    weights: Weights | None,
 ) -> list[Example]:
-    """The kept paths of a task's questions, each behind the prompt that it was sampled with."""
-    switches = dataclasses.asdict(context.run.mixing)
-    del switches["strong_count"]
+    """The kept paths of a task's questions, each behind the prompt that it was sampled with.
+
+    Where there are filters, they have done what `min_confidence` and `cap` say.
+    """
+    switches = context.run.mixing
     return [
         example
         for question, paths, vote in voted
         for example in mixing.examples(
-            question, paths, vote, exemplars, own=_own(made, paths), **switches
+            question,
+            paths,
+            vote,
+            exemplars,
+            own=_own(made, paths),
+            formats=switches.formats,
+            keep=switches.keep,
+            merge_equal=switches.merge_equal,
+            normalise=switches.normalise,
+            weights=None if weights is None else weights.get(question.uid, {}),
         )
     ]
 
@@ -125,6 +134,20 @@ def _own(made: Sequence[FewShot], paths: Sequence[Path]) -> dict[int, tuple[Exem
     if not made:
         return {}
     return {path.index: made[prompt_of(path.uid, path.index, made)].exemplars for path in paths}
+
+
+def _selected(context: Context, round_index: int, task: str, voted: Sequence[Voted]) -> Selection:
+    """What the filters leave of a task's voted paths."""
+    rows, facts = read_scored_rows(context, round_index, task, voted)
+    return select(rows, context.run.mixing.filters, facts)
+
+
+def _by_question(chosen: Selection) -> Weights:
+    """The weights that are left."""
+    weights: Weights = {}
+    for row, weight in zip(chosen.rows, chosen.weights, strict=True):
+        weights.setdefault(row.question.uid, {})[row.path.index] = weight
+    return weights
 
 
 def _strong(context: Context, task: str, exemplars: Sequence[Exemplar]) -> list[Example]:
@@ -145,6 +168,15 @@ def read_examples(context: Context, round_index: int) -> dict[str, list[Example]
         if (source := name.split("-")[0]) in by_source:
             by_source[source] += [Example.from_json(row) for row in store.read(name)]
     return by_source
+
+
+def read_funnel(context: Context, round_index: int) -> list[dict[str, Any]]:
+    """Reads what each filter left of each task, in their order; [] where there was no filter."""
+    store = ShardStore(context.folder(round_index, "mix"))
+    names = [name for name in store.names() if name.startswith("funnel-")]
+    return [
+        {"task": name.removeprefix("funnel-"), **row} for name in names for row in store.read(name)
+    ]
 
 
 def read_pairs(context: Context, round_index: int) -> list[ExamplePair]:

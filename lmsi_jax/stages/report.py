@@ -16,7 +16,7 @@ from lmsi_jax.stages.context import Context, NotReady
 from lmsi_jax.stages.distill import notes
 from lmsi_jax.stages.early_stop import early_stop
 from lmsi_jax.stages.evaluate import read_scores
-from lmsi_jax.stages.mix import read_examples, read_pairs
+from lmsi_jax.stages.mix import read_examples, read_funnel, read_pairs
 from lmsi_jax.stages.sample import read_round
 from lmsi_jax.stages.vote import cast_vote, read_votes
 from lmsi_jax.store import ShardStore
@@ -26,7 +26,10 @@ _PACKAGES = ("lmsi_jax", "jax", "flax", "optax", "orbax-checkpoint", "seqio", "t
 _EVALUATION = "eval.json"
 _SHOWN_PER_TASK = 2
 _SHOWN_PATHS = 8
-_TIMED = ("generate", "prompts", "sample", "vote", "mix", "score", "train", "eval")
+_TIMED = (
+    *("generate", "prompts", "sample", "vote", "path_scores"),
+    *("mix", "score", "train", "eval"),
+)
 
 
 def report(context: Context, command: str, config_text: str) -> None:
@@ -180,6 +183,7 @@ def _round(context: Context, index: int) -> dict[str, Any]:
             "weak": len(examples.get("weak", [])) + len(pairs),
             "strong": len(examples.get("strong", [])),
         },
+        "funnel": read_funnel(context, index) if _finished(context, index, "mix") else [],
         "train": metrics,
         "alarms": alarms(diversity, context.run.stop_rules),
     }

@@ -1,18 +1,22 @@
 """Voting: paths -> votes, one shard per task."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from lmsi_jax import voting
 from lmsi_jax.records import Path, Question, Vote
+from lmsi_jax.stages import rankers
 from lmsi_jax.stages.context import Context, named
-from lmsi_jax.stages.generate import training_questions
+from lmsi_jax.stages.generate import new_questions, training_questions
 from lmsi_jax.stages.sample import read_task
 from lmsi_jax.store import ShardStore
+
+Voted = tuple[Question, list[Path], Vote]
 
 
 def vote(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     """Votes on every train question of a round; returns the stage's fingerprint."""
-    stage = context.stage(round_index, "vote", named(context.run.voting), inputs)
+    stage = context.stage(round_index, "vote", vote_settings(context.run.voting), inputs)
     if context.done(stage):
         return stage.fingerprint
     store = ShardStore(stage.directory)
@@ -24,14 +28,49 @@ def vote(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     return stage.fingerprint
 
 
+def vote_settings(rule: voting.Voting) -> dict[str, Any]:
+    """What votes depend on, for a stage's record: the ranker only where it is asked."""
+    settings = named(rule)
+    if not rule.ranks:
+        del settings["Voting"]["ties"], settings["Voting"]["ranker"]
+    return settings
+
+
 def cast_vote(context: Context, question: Question, paths: Sequence[Path]) -> Vote:
     """Votes as the run's `Voting` says."""
     rule = context.run.voting
-    weights = voting.weigh(paths, rule)
-    return voting.vote(question, paths, weights, conclusions=rule.conclusions)
+    return voting.cast(question, paths, rule, rank_paths(rule, question, paths))
+
+
+def rank_paths(
+    rule: voting.Voting, question: Question, paths: Sequence[Path]
+) -> list[float] | None:
+    """Asks a rule's ranker about each path; None where the rule has no use for one."""
+    if not rule.ranks or rule.ranker is None:
+        return None
+    return [rankers.rank(rule.ranker, question, path) for path in paths]
 
 
 def read_votes(context: Context, round_index: int) -> dict[str, list[Vote]]:
     """Reads a round's votes by task."""
     store = ShardStore(context.folder(round_index, "vote"))
     return {name: [Vote.from_json(row) for row in store.read(name)] for name in store.names()}
+
+
+def read_voted(context: Context, round_index: int) -> dict[str, list[Voted]]:
+    """Reads what training may learn from, by task.
+
+    Returns:
+      Questions, paths and votes, without new questions whose vote is not sure enough.
+    """
+    votes, new = read_votes(context, round_index), new_questions(context, round_index)
+    least = context.run.generation.min_confidence
+    found = {}
+    for task, questions in training_questions(context, round_index).items():
+        uids, paths = {row.uid for row in new[task]}, read_task(context, round_index, task)
+        found[task] = [
+            (question, paths[question.uid], vote)
+            for question, vote in zip(questions, votes[task], strict=True)
+            if question.uid not in uids or vote.confidence >= least
+        ]
+    return found

@@ -1,7 +1,8 @@
 """What another model says of training rows, computed once and kept with them.
 
 Of a teacher: its most probable tokens at each target. Of the model that training on pairs starts
-from: the log-probabilities of both members. Each row's numbers are those that it has alone.
+from: the log-probabilities of both members. Of the base model, for selection: the mean loss. Each
+row's numbers are those that it has alone.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ import numpy as np
 
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.params import Params
-from lmsi_jax.training.losses import Arrays, token_scores
+from lmsi_jax.training.losses import Arrays, token_losses, token_scores
 from lmsi_jax.training.packing import Batch, Row, Shape, fits, microbatches
 from lmsi_jax.training.placement import fed, within
 from lmsi_jax.training.preferences import Members, members, pair_groups
@@ -44,6 +45,11 @@ def top_k_logprobs(
     logprobs, ids = jax.lax.top_k(jax.nn.log_softmax(token_scores(config, params, batch)), k)
     ahead = ((0, 0), (1, 0), (0, 0))
     return jnp.pad(ids, ahead), jnp.pad(logprobs, ahead, constant_values=-jnp.inf)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _entropies(config: ModelConfig, params: Params, batch: Arrays) -> jax.Array:
+    return token_losses(config, params, batch)[1]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -108,6 +114,32 @@ def with_reference(
     return [scored[number] for number in range(len(rows))]
 
 
+def mean_losses(
+    config: ModelConfig, params: Params, rows: Sequence[Row], shape: Shape, place: Place = _here
+) -> list[float]:
+    """Returns each row's mean cross entropy over its target tokens, in nats, in their order.
+
+    Args:
+      config: the model's shape.
+      params: its parameter tree.
+      rows: tokenised examples; tokens of weight 0 (question, exemplars) do not count.
+      shape: the batch shape to score in.
+      place: puts a microbatch where the model is.
+
+    Raises:
+      ValueError: a row has no room in the shape, or no target that something predicts.
+    """
+    if bare := [number for number, row in enumerate(rows) if not len(_targets(row))]:
+        raise ValueError(f"row {bare[0]} has no target token that something predicts")
+    found: dict[int, float] = {}
+    for batch in microbatches(_numbered(rows), shape):
+        entropies = np.asarray(_entropies(config, params, place(batch)), np.float64)
+        for at, where in _places(batch["segments"]):
+            number = int(batch["groups"][at][where][0])
+            found[number] = float(entropies[at, where][_targets(rows[number])].mean())
+    return [found[number] for number in range(len(rows))]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scorer:
     """A model that scores rows as a run's training wants them.
@@ -140,6 +172,16 @@ class Scorer:
                 found = with_top_k(model, chosen, shape, shape.top_k, self._place)
         made = {n: _record(row) for n, row in zip(fitting, found, strict=True)}
         return [made.get(number, {}) for number in range(len(rows))]
+
+    def losses(self, rows: Sequence[Row]) -> list[float | None]:
+        """Returns `mean_losses` to 1e-6; None of rows without room or without a target."""
+        room = dataclasses.replace(self.training.shape, top_k=0)
+        chosen = [n for n, row in enumerate(rows) if fits(row, room) and len(_targets(row))]
+        some = [rows[number] for number in chosen]
+        with within(self.training):
+            found = mean_losses(self.config, self.params, some, room, self._place)
+        made = {n: round(loss, 6) for n, loss in zip(chosen, found, strict=True)}
+        return [made.get(number) for number in range(len(rows))]
 
     def _place(self, batch: Batch) -> Arrays:
         stacked = fed(self.training, {name: value[None] for name, value in batch.items()})

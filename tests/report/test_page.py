@@ -480,3 +480,26 @@ def test_losses_by_source_are_shown_where_there_are_several(summary):
     page = render(summary)
     assert page.count(f"<h3>{name}") == len(summary["rounds"])
     assert "strong (human)" in page and "weak (own paths)" in page
+
+
+def test_the_filters_of_a_round_are_shown_and_escaped(summary):
+    step = {
+        "task": "shopping",
+        "filter": "Distribution<Shift>",
+        "rows": 200,
+        "kept": 160,
+        "questions": 44,
+        "weight": 160.0,
+        "dropped": {"the shift is large": 40},
+        "right": 0,
+        "wrong": 0,
+    }
+    summary["rounds"][0]["funnel"] = [step]
+    (row,) = [r for r in read(render(validate(summary))).rows if "Distribution<Shift>" in r[0]]
+    assert (
+        row[0] == "Distribution<Shift>, shopping" and row[1] == "200" and row[2] == "160 80.0\xa0%"
+    )
+    assert row[-1] == "the shift is large: 40"
+    summary["rounds"][0]["funnel"] = [{**step, "right": 120, "wrong": 40}]
+    (row,) = [r for r in read(render(validate(summary))).rows if "Distribution<Shift>" in r[0]]
+    assert row[-1] == "120 75.0\xa0%"

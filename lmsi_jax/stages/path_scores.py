@@ -1,0 +1,216 @@
+"""Path scores: what filters want to know of the voted paths, where they ask for it.
+
+    loss-TASK-NNNNN-of-MMMMM     mean losses of solutions under the base model
+    strong-TASK                  the same of given solutions: a validation set
+    rating-TASK-NNNNN-of-MMMMM   what the model that sampled them says when it is asked to rate them
+    rank-TASK                    what rankers say
+
+Equal solutions of a question, behind the same prompt, are scored once, and what filters drop that
+need no score not at all. Shards are complete or absent, so this goes on where it was; several
+processes share them.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lmsi_jax import mixing
+from lmsi_jax.decoding.generate import Job, read_paths
+from lmsi_jax.decoding.sampling import Sampling
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.generation.exemplars import FewShot, prompt_of
+from lmsi_jax.records import Question
+from lmsi_jax.selection.funnel import select
+from lmsi_jax.selection.rating import rating_prompt, read_rating
+from lmsi_jax.selection.rows import (
+    LOSS,
+    RANK,
+    RATING,
+    STRONG_LOSSES,
+    Facts,
+    Row,
+)
+from lmsi_jax.stages import rankers
+from lmsi_jax.stages.context import Context, named
+from lmsi_jax.stages.path_losses import LOSSES, score_losses
+from lmsi_jax.stages.paths import draw_paths
+from lmsi_jax.stages.prompts import read_prompts
+from lmsi_jax.stages.vote import Voted, read_voted
+from lmsi_jax.store import ShardStore
+from lmsi_jax.training import placement
+
+NAME = "path_scores"
+_RATE = Sampling(paths=1, temperature=0.0, max_new_tokens=8)
+
+
+def path_scores(context: Context, round_index: int, inputs: dict[str, str]) -> dict[str, str]:
+    """Scores a round's voted paths.
+
+    Returns:
+      The stage's fingerprint as an input of the mix stage; {} where no filter asks for scores.
+
+    Raises:
+      LmsiError: the training mesh is larger than a process, which scores its own shards alone.
+    """
+    needs = _needs(context)
+    if not needs:
+        return {}
+    if needs & {*LOSSES, STRONG_LOSSES}:
+        inputs = inputs | {"base": context.base_fingerprint}
+    stage = context.stage(round_index, NAME, _settings(context), inputs)
+    if not context.done(stage):
+        if placement.spans(context.run.training):
+            raise LmsiError(
+                "each process scores paths by itself; choose Training.data and Training.model that "
+                "its own devices suffice for"
+            )
+        with context.processes.together(NAME, round_index):
+            score_shards(context, round_index)
+        _rank(context, round_index)
+        stage.finish()
+    return {NAME: stage.fingerprint}
+
+
+def score_shards(context: Context, round_index: int) -> None:
+    """Scores this process' shards of a round."""
+    needs = _needs(context)
+    if needs & {*LOSSES, STRONG_LOSSES}:
+        score_losses(context, round_index, _to_score(context, round_index), needs)
+    if RATING in needs:
+        _rate(context, round_index)
+
+
+def read_scored_rows(
+    context: Context, round_index: int, task: str, voted: Sequence[Voted]
+) -> tuple[list[Row], Facts]:
+    """Returns a task's voted paths with their scores, and what filters know beside."""
+    store, needs = ShardStore(context.folder(round_index, NAME)), _needs(context)
+    rows = _rows(context, voted)
+    made = read_prompts(context, round_index, task)
+    known: dict[tuple[str, int], dict[str, float]] = {}
+    for row in _stored(store, task, needs):
+        scores = {name: value for name, value in row.items() if name not in ("uid", "index")}
+        known.setdefault((row["uid"], row["index"]), {}).update(scores)
+    first = _first(rows, made)
+    rows = [
+        dataclasses.replace(row, scores=known.get(first[_scored_as(row, made)].name, {}))
+        for row in rows
+    ]
+    if STRONG_LOSSES not in needs:
+        return rows, Facts()
+    given = [row[LOSS] for row in store.read(f"strong-{task}") if LOSS in row]
+    return rows, Facts(strong_losses=tuple(given))
+
+
+def _stored(store: ShardStore, task: str, needs: frozenset[str]) -> Iterator[dict[str, Any]]:
+    """What is stored of a task's solutions: uid, index and scores."""
+    for name in store.names():
+        if name.startswith(f"loss-{task}-") or name == f"rank-{task}":
+            yield from store.read(name)
+    if RATING in needs:
+        for name, (path,) in read_paths(store, f"rating-{task}").items():
+            uid, _, index = name.rpartition("/")
+            rating = read_rating(path.text)
+            if rating is not None:
+                yield {"uid": uid, "index": int(index), RATING: rating}
+
+
+def _needs(context: Context) -> frozenset[str]:
+    """All scores that the run's filters read."""
+    none = frozenset[str]()
+    return none.union(*(one.needs for one in context.run.mixing.selection))
+
+
+def _settings(context: Context) -> dict[str, Any]:
+    """What the scores, and of which paths there are some, depend on."""
+    run = context.run
+    names = ("rows", "length", "prefix_length", "data", "model")
+    settings: dict[str, Any] = {
+        "needs": sorted(_needs(context)),
+        "before": [named(one) for one in _unscored(context)],
+        "Mixing": {"keep": run.mixing.keep},
+        "Training": {name: getattr(run.training, name) for name in names},
+    }
+    if STRONG_LOSSES in _needs(context):
+        settings["Mixing"]["strong_count"] = run.mixing.strong_count
+    if run.generation.questions:
+        settings["Generation"] = {"min_confidence": run.generation.min_confidence}
+    if RATING in _needs(context):
+        settings |= context.decoding_settings
+    return settings
+
+
+def _unscored(context: Context) -> list[Any]:
+    """The filters before the first one that reads a score."""
+    return list(itertools.takewhile(lambda one: not one.needs, context.run.mixing.filters))
+
+
+def _rows(context: Context, voted: Sequence[Voted]) -> list[Row]:
+    """A task's voted paths, without scores."""
+    return [row for one in voted for row in mixing.rows(*one, context.run.mixing.keep)]
+
+
+_Name = tuple[str, str, int]
+
+
+def _scored_as(row: Row, made: Sequence[FewShot]) -> _Name:
+    """What rows that are scored once have in common: question, solution, prompt."""
+    uid = row.question.uid
+    return uid, row.solution, prompt_of(uid, row.path.index, made) if made else 0
+
+
+def _first(rows: Sequence[Row], made: Sequence[FewShot]) -> dict[_Name, Row]:
+    """The first of each question's equal solutions behind one prompt."""
+    first: dict[_Name, Row] = {}
+    for row in rows:
+        first.setdefault(_scored_as(row, made), row)
+    return first
+
+
+def _to_score(context: Context, round_index: int) -> dict[str, list[Row]]:
+    """Different solutions that the filters without scores leave, by task."""
+    found = {}
+    for task, voted in read_voted(context, round_index).items():
+        rows = _rows(context, voted)
+        made = read_prompts(context, round_index, task)
+        chosen = select(rows, _unscored(context)).rows
+        names = {_scored_as(row, made) for row in chosen}
+        found[task] = [row for name, row in _first(rows, made).items() if name in names]
+    return found
+
+
+def _rate(context: Context, round_index: int) -> None:
+    jobs: list[Job] = []
+    questions: dict[str, Question] = {}
+    for task, rows in _to_score(context, round_index).items():
+        asked = {f"{row.path.uid}/{row.path.index}": row for row in rows}
+        texts = {n: rating_prompt(row.question.text, row.solution) for n, row in asked.items()}
+        questions |= {n: dataclasses.replace(row.question, uid=n) for n, row in asked.items()}
+        if texts:
+            jobs.append(Job(name=f"rating-{task}", prefix="", questions=texts, sampling=_RATE))
+    draw_paths(
+        context,
+        jobs,
+        questions,
+        context.folder(round_index, NAME),
+        model=round_index - 1,
+        round_index=round_index,
+        label=f"round {round_index}: rating",
+    )
+
+
+def _rank(context: Context, round_index: int) -> None:
+    """Asks the rankers, in the leading process alone: they are not ours to divide."""
+    names = sorted(n.removeprefix(RANK) for n in _needs(context) if n.startswith(RANK))
+    store = ShardStore(context.folder(round_index, NAME))
+    for task, rows in _to_score(context, round_index).items() if names else ():
+        if store.missing([f"rank-{task}"]):
+            store.write(
+                f"rank-{task}",
+                [
+                    {"uid": row.path.uid, "index": row.path.index}
+                    | {RANK + name: rankers.rank(name, row.question, row.path) for name in names}
+                    for row in rows
+                ],
+            )
