@@ -174,6 +174,23 @@ def test_few_shot_rows_stand_behind_the_prompt_that_the_path_was_sampled_with(me
     assert len(rows) == (3 if merge else 4)
 
 
+def test_weights_of_equal_rows_add_up_where_their_prompts_are_equal_too():
+    others = [
+        (Exemplar(question=f"Q: {n}?", reasoning=f"Just {n}.", answer=str(n)),) for n in range(2)
+    ]
+    paths = paths_of(A, A, A, B)
+    own = {path.index: others[path.index % 2] for path in paths}
+    weights = {0: 0.5, 1: 0.25, 2: 2.0}
+    rows = written(
+        paths, own=own, weights=weights, normalise="path", formats=["few_shot_cot", "zero_shot_cot"]
+    )
+    few = {row.prefix: row.weight for row in rows if row.format == "few_shot_cot"}
+    assert few == {
+        prompts.few_shot_prefix(one, True): w for one, w in zip(others, (2.5, 0.25), strict=True)
+    }
+    assert [row.weight for row in rows if row.format == "zero_shot_cot"] == [2.75]
+
+
 def test_a_path_without_a_prompt_of_its_own_stands_behind_the_task_s():
     assert written(own={}) == written() == written(own={99: ()})
 

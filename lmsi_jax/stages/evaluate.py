@@ -11,7 +11,7 @@ from lmsi_jax.evaluation.evaluate import score
 from lmsi_jax.files import read_json, write_json
 from lmsi_jax.prompts import Prompting
 from lmsi_jax.records import Question
-from lmsi_jax.stages.context import Context, named
+from lmsi_jax.stages.context import Context
 from lmsi_jax.stages.paths import draw_paths, make_job
 from lmsi_jax.stages.questions import read_exemplars
 from lmsi_jax.stages.vote import rank_paths, vote_settings

@@ -98,7 +98,7 @@ def gin_of_two(tmp_path_factory, gin_text, speaker):
 
 def _words(command, gin, output, **changes):
     changed = {"Run.output_dir": str(output), **changes}
-    written = {n: v if str(v).startswith("@") else repr(v) for n, v in changed.items()}
+    written = {n: v if "@" in str(v) else repr(v) for n, v in changed.items()}
     return [command, gin, *(f"--gin.{name}={value}" for name, value in written.items())]
 
 
@@ -180,6 +180,60 @@ def test_a_question_without_a_sure_vote_gives_rows_only_where_it_is_real(
     trained = {example.uid for example in shard_rows(copy / "round_1" / "mix", Example)}
     wanted = {u for u, v in votes.items() if "generated" not in u or v.confidence == 1.0}
     assert trained == wanted != set(votes)
+
+
+_FILTERS = {
+    "Mixing.selection": "(@DistributionShift(), @ImportanceWeights())",
+    "DistributionShift.validation": "confident",
+    "DistributionShift.surest": 0.5,
+    "ImportanceWeights.validation": "confident",
+    "ImportanceWeights.surest": 0.5,
+    "Generation.min_confidence": 0.5,
+    "Mixing.formats": ("few_shot_cot",),
+    "Training.length": 256,
+}
+
+
+def test_a_path_is_scored_and_weighed_behind_its_own_prompt(own, gin_of_two, tmp_path):
+    from reference_decoder import reference_logits
+    from reference_losses import log_softmax
+
+    copy = pathlib.Path(shutil.copytree(own, tmp_path / "copy"))
+    for stage in ("mix", "train", "eval"):
+        shutil.rmtree(copy / "round_1" / stage)
+    assert main(_words("mix", gin_of_two, copy, **_FILTERS)) == 0
+    context = _context(gin_of_two, copy)
+    made, params = prompt_stage.read_prompts(context, 1, "gsm8k"), context.params(0)
+    votes = {vote.uid: vote for vote in shard_rows(copy / "round_1" / "vote", Vote)}
+    trained = {u for u, v in votes.items() if "generated" not in u or v.confidence >= 0.5}
+    paths = {(p.uid, p.index): p for p in shard_rows(copy / "round_1" / "sample", Path)}
+    questions = {q.uid: q for q in generate.training_questions(context, 1)["gsm8k"]}
+    scored = _shard(copy, "path_scores", "loss-gsm8k-00000-of-00001")
+    names = {(r["uid"], r["index"]) for r in scored}
+    alike = {
+        (uid, paths[uid, i].text, prompt_of(uid, i, made))
+        for uid in trained
+        for i in votes[uid].kept
+    }
+    assert len(names) == len(alike) and {uid for uid, _ in names} == trained != set(votes)
+    encode = context.tokenizer.encode
+    for row in scored:
+        path = paths[row["uid"], row["index"]]
+        exemplars = made[prompt_of(path.uid, path.index, made)].exemplars
+        prefix, inputs = prompts.build_prompt(questions[path.uid], exemplars, "cot")
+        before, after = encode(prefix) + encode(inputs), encode(f" {path.text.strip()}")
+        scores = reference_logits(context.run.model, params, [*before, *after])
+        places = range(len(before) - 1, len(before) + len(after) - 1)
+        losses = [-log_softmax(scores[p])[t] for p, t in zip(places, after, strict=True)]
+        assert row["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4, abs=2e-6)
+    steps = _shard(copy, "mix", "funnel-gsm8k")
+    assert steps[0]["rows"] == sum(len(votes[uid].kept) for uid in trained)
+    weights = [row["weight"] for row in _shard(copy, "mix", "weak-gsm8k")]
+    assert sum(weights) == pytest.approx(steps[-1]["weight"])
+
+
+def _shard(run, stage, name):
+    return generate.ShardStore(run / "round_1" / stage).read(name)
 
 
 def _context(gin, output):
