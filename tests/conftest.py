@@ -23,6 +23,14 @@ _LINES = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forgotten_programs():
+    """Lets a module's compiled programs go: a process may map 65,530 areas of memory on Linux, a
+    program takes several, and XLA crashes without one."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def tokenizer_path(tmp_path_factory):
     """A SentencePiece model with bytes as fallback, trained on four lines."""
