@@ -158,6 +158,7 @@ def test_early_stop_on_a_mesh_follows_the_rule_path_by_path(pools, number):
     assert set(counts) == {2, 4, 6}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(_POOLS)))
 def test_limits_on_a_mesh_hold_for_each_path(pools, number):
     for uid, paths in pools[number]["cut"].items():

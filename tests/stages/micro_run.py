@@ -29,8 +29,10 @@ def snapshot(folder):
 
 
 def shard_rows(folder, record):
-    """All rows of a stage's shards, as records."""
-    return [record.from_json(row) for row in ShardStore(folder).read_all()]
+    """All rows of a stage's shards, as records; questions without the exemplars beside them."""
+    store = ShardStore(folder)
+    names = [name for name in store.names() if not name.startswith("exemplars-")]
+    return [record.from_json(row) for name in names for row in store.read(name)]
 
 
 def other_tokenizer(size):

@@ -29,7 +29,7 @@ from lmsi_jax.main import main
         ({"Questions.test_count": 0}, "there are no questions"),
         ({"Questions.train": ()}, "there are no questions"),
         ({"Questions.test": ()}, "there are no questions"),
-        ({"Questions.train": ("gsm8k",)}, "data_dir"),
+        ({"Questions.train": ("aqua",)}, "data_dir"),
         ({"Run.init_checkpoint": "/nowhere"}, "no checkpoint in /nowhere"),
         ({"Run.tokenizer": "/nowhere.model"}, "/nowhere.model is not a readable SentencePiece"),
         ({"Run.tokenizer": "/"}, "/ is a folder without tokenizer.json or tokenizer.model"),

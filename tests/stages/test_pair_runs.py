@@ -132,6 +132,7 @@ def test_the_report_counts_pairs_as_the_models_own_rows(scpo):
     assert row["train"] == _metrics(scpo) and "score" in row["seconds"]
 
 
+@pytest.mark.slow
 def test_spin_sets_given_solutions_against_the_models_own(words, tmp_path, micro_params):
     run = tmp_path / "run"
     assert main(words("run", run, SPIN)) == 0

@@ -9,7 +9,6 @@ from micro_run import contents, shard_rows, snapshot
 from lmsi_jax.decoding.engine import Engine
 from lmsi_jax.records import Example, Path, Question, Vote
 from lmsi_jax.stages import finetune
-from lmsi_jax.store import ShardStore
 from lmsi_jax.training import checkpoints
 
 STAGES = ("sample", "vote", "mix", "train", "eval", "report")
@@ -49,9 +48,7 @@ def test_only_parsed_answers_are_kept_and_empty_votes_are_empty(finished):
 
 
 def test_the_loop_never_sees_a_label(finished):
-    store = ShardStore(finished / "questions")
-    names = [name for name in store.names() if not name.startswith("exemplars-")]
-    questions = [Question.from_json(row) for name in names for row in store.read(name)]
+    questions = shard_rows(finished / "questions", Question)
     tests = {q.uid for q in questions if q.gold is not None}
     assert len(tests) == 4 and len(questions) == 12
     trained = {e.uid for e in shard_rows(finished / "round_1" / "mix", Example)}

@@ -23,6 +23,8 @@ from lmsi_jax.training.packing import batches, weighted_row
 from lmsi_jax.training.step import start, train_step
 from lmsi_jax.training.trainer import Training
 
+pytestmark = pytest.mark.slow
+
 sizes = ModelConfig(vocab_size=160, num_layers=4, embed_dim=32, num_heads=8, num_kv_heads=4,
                     head_dim=8, mlp_dim=48, scan_layers=True, remat="layer")
 rng = np.random.default_rng(0)

@@ -24,6 +24,8 @@ from lmsi_jax.training.preferences import Preference
 from lmsi_jax.training.scoring import Scored, Scorer
 from lmsi_jax.training.teacher import Teacher
 
+pytestmark = pytest.mark.slow
+
 config = ModelConfig(vocab_size=160, num_layers=1, embed_dim=32, num_heads=4, num_kv_heads=2,
                      head_dim=8, mlp_dim=48)
 params = init_params(config, jax.random.key(0))

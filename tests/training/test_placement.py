@@ -180,6 +180,7 @@ def test_other_meshes_spread_and_compile_as_they_should(more):
     assert [run["moments"] for run in facts[:: len(_CASES)]] == [8, 2, 8]
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_device_does(runs, tmp_path):
     """Each has four devices, and feeds the rows of those."""
     cases = _CASES[:1]
