@@ -132,6 +132,7 @@ def _assert_same_paths(one, mesh):
             assert near == pytest.approx(logprob, abs=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(1, len(_MESHES)))
 @pytest.mark.parametrize("temperature", ["0.0", "1.0"])
 def test_a_mesh_gives_the_paths_of_one_device(runs, number, temperature):

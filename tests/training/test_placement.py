@@ -141,6 +141,7 @@ def _assert_same(one, other, before):
     assert off < 1e-3 * way
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(_CASES)))
 def test_a_mesh_gives_losses_and_parameters_of_one_device(runs, case):
     facts, trees = runs
