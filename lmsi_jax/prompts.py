@@ -33,6 +33,11 @@ PROMPTING_OF_FORMAT: dict[Format, Prompting] = {
 }
 
 
+def is_direct(prompting: str) -> bool:
+    """Whether the answer is asked for at once, without reasoning."""
+    return prompting in ("standard", "zero_shot_direct")
+
+
 def answer_sentence(answer: str) -> str:
     """Returns the sentence that ends every solution."""
     return f"The answer is {answer}."

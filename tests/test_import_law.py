@@ -1,7 +1,8 @@
 """The import law: who may know of what. Read from the syntax trees, so no import is run.
 
-records <- prompts, answers <- voting, generation, selection, mixing use the standard library alone
-and touch no files; JAX, TensorFlow and gin have their rooms; nobody imports `rounds` or `main`.
+records <- prompts, answers <- voting, generation, selection <- solutions <- mixing, pairing use the
+standard library alone and touch no files; JAX, TensorFlow and gin have their rooms; nobody imports
+`rounds` or `main`.
 """
 
 import ast
@@ -22,7 +23,9 @@ PURE = {
     "voting": {"records", "errors", "prompts", "answers"},
     "generation": {"records", "errors", "prompts", "answers"},
     "selection": {"records", "errors", "prompts", "answers", "voting", "selection"},
-    "mixing": {"records", "errors", "prompts", "answers", "voting", "selection"},
+    "solutions": {"records", "errors", "prompts", "answers", "voting", "selection"},
+    "mixing": {"records", "errors", "prompts", "selection", "solutions"},
+    "pairing": {"records", "errors", "prompts", "selection", "solutions"},
 }
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "clu"}
 # "processes": the processes of a run are those of jax.distributed.

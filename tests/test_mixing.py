@@ -10,6 +10,9 @@ from hypothesis import strategies as st
 from lmsi_jax import mixing, prompts, voting
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import FORMATS, Exemplar, Path, Question
+from lmsi_jax.run import Mixing
+from lmsi_jax.selection.funnel import select
+from lmsi_jax.solutions import voted_rows
 
 EXEMPLARS = (Exemplar(question="Q: What is 1 + 1?", reasoning="One and one are 2.", answer="2"),)
 QUESTION = Question(uid="q", task="sums", text="Q: What is 4 + 5?", kind="number")
@@ -29,8 +32,15 @@ UNPARSED = " 4 + 5 is 9."
 PATHS = paths_of(A, WRONG, B, A + "\nI am sure.", UNPARSED, " 9. The answer is 9.")
 
 
-def written(paths=PATHS, **switches):
-    return mixing.examples(QUESTION, paths, voting.vote(QUESTION, paths), EXEMPLARS, **switches)
+def written(paths=PATHS, question=QUESTION, weights=None, cap=None, min_confidence=0.0, **switches):
+    """Examples of a question's paths, by the same functions as the stage `mix`."""
+    vote, keep = voting.vote(question, paths), switches.get("keep", "majority")
+    rows = voted_rows(question, paths, vote, keep)
+    chosen = select(rows, Mixing(cap=cap, min_confidence=min_confidence).filters).rows
+    if weights is None:
+        weights = {row.path.index: 1.0 for row in chosen}
+    weighed = [(row, weights[row.path.index]) for row in chosen if row.path.index in weights]
+    return mixing.examples(question, weighed, EXEMPLARS, **switches)
 
 
 def by_format(examples):
@@ -140,15 +150,22 @@ def test_strong_examples_come_from_the_given_solution():
 
 
 def test_mistakes_are_named():
-    for switches in ({"formats": ["cot"]}, {"cap": 0}, {"normalise": "none"}):
+    for switches in ({"formats": ("cot",)}, {"cap": 0}, {"normalise": "none"}, {"keep": "all"}):
         with pytest.raises(LmsiError):
-            written(**switches)
+            Mixing(**switches)
     vote = voting.vote(QUESTION, PATHS)
     with pytest.raises(ValueError, match="path 2 of question 'q' is not the one that voted"):
-        mixing.examples(QUESTION, PATHS[:2], vote, EXEMPLARS)
+        voted_rows(QUESTION, PATHS[:2], vote)
     other = Question(uid="other", task="sums", text="Q: ?", kind="number")
     with pytest.raises(ValueError, match="not on question 'other'"):
-        mixing.examples(other, PATHS, vote, EXEMPLARS)
+        voted_rows(other, PATHS, vote)
+
+
+def test_a_path_that_did_not_vote_is_not_learnt_without_the_vote_either():
+    paths = paths_of(A, " So 4 + 5 = 9 apples.")
+    for conclusions, count in ((True, 2), (False, 1)):
+        vote = voting.vote(QUESTION, paths, conclusions=conclusions)
+        assert len(voted_rows(QUESTION, paths, vote, "parsed")) == count
 
 
 @pytest.mark.parametrize("merge", [True, False])
@@ -203,6 +220,5 @@ def test_a_path_that_marks_no_answer_gets_the_answer_sentence():
 def test_an_option_named_by_its_text_is_kept_with_its_letters():
     asked = Question(uid="q", task="t", text="Q: Who? (a) Ann (b) Ben", kind="choice")
     paths = paths_of(" The answer is Ben.", " The answer is (b).", " The answer is (a).")
-    vote = voting.vote(asked, paths)
-    rows = mixing.examples(asked, paths, vote, EXEMPLARS, formats=["zero_shot_cot"])
+    rows = written(paths, asked, formats=["zero_shot_cot"])
     assert [row.targets for row in rows] == [" The answer is Ben.", " The answer is (b)."]

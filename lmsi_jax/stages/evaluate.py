@@ -9,7 +9,7 @@ from lmsi_jax.decoding.generate import read_paths
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.evaluation.evaluate import score
 from lmsi_jax.files import read_json, write_json
-from lmsi_jax.prompts import Prompting
+from lmsi_jax.prompts import Prompting, is_direct
 from lmsi_jax.records import Question
 from lmsi_jax.stages.context import Context
 from lmsi_jax.stages.paths import draw_paths, make_job
@@ -117,4 +117,4 @@ def _sampling(context: Context, round_index: int, prompting: str) -> Sampling:
 
 def new_tokens(prompting: str, limit: int) -> int:
     """Returns how many tokens a greedy path gets; `limit`: `Sampling.max_new_tokens`."""
-    return min(limit, _DIRECT_TOKENS) if prompting in ("standard", "zero_shot_direct") else limit
+    return min(limit, _DIRECT_TOKENS) if is_direct(prompting) else limit

@@ -8,11 +8,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from lmsi_jax import mixing
+from lmsi_jax import mixing, pairing
 from lmsi_jax.generation.exemplars import FewShot, prompt_of
-from lmsi_jax.records import Example, ExamplePair, Exemplar, Path
+from lmsi_jax.records import Example, ExamplePair, Exemplar
 from lmsi_jax.run import Run
 from lmsi_jax.selection.funnel import Selection, Step, select
+from lmsi_jax.selection.rows import Row
 from lmsi_jax.stages.context import Context, named
 from lmsi_jax.stages.path_scores import read_scored_rows
 from lmsi_jax.stages.prompts import read_prompts
@@ -20,9 +21,6 @@ from lmsi_jax.stages.questions import read_exemplars, worked_questions
 from lmsi_jax.stages.sample import read_given
 from lmsi_jax.stages.vote import Voted, read_voted
 from lmsi_jax.store import ShardStore
-
-Weights = dict[str, dict[int, float]]
-"""What filters left: a weight by question and path index."""
 
 
 def mix(context: Context, round_index: int, inputs: dict[str, str]) -> str:
@@ -62,13 +60,14 @@ def _shards(
     exemplars = read_exemplars(context, task)
     if context.run.training.preference is not None:
         return {"pairs": _pairs(context, round_index, task, voted, exemplars)}
-    shards: dict[str, Sequence[Example | ExamplePair | Step]] = {}
-    weights = None
-    if context.run.mixing.filters:
-        chosen = _selected(context, round_index, task, voted)
-        weights, shards["funnel"] = _by_question(chosen), chosen.steps
+    rows, facts = read_scored_rows(context, round_index, task, voted)
+    chosen = select(rows, context.run.mixing.filters, facts)
     made = read_prompts(context, round_index, task)
-    shards["weak"] = _weak(context, voted, exemplars, made, weights)
+    shards: dict[str, Sequence[Example | ExamplePair | Step]] = {
+        "weak": _weak(context, chosen, exemplars, made)
+    }
+    if chosen.steps:
+        shards["funnel"] = chosen.steps
     if context.run.mixing.strong_count:
         shards["strong"] = _strong(context, task, exemplars)
     return shards
@@ -87,67 +86,50 @@ def _pairs(
     if preference.form == "scpo":
         threshold = preference.threshold
         found = [
-            mixing.vote_pairs(*one, exemplars, formats=formats, threshold=threshold)
+            pairing.vote_pairs(*one, exemplars, formats=formats, threshold=threshold)
             for one in voted
         ]
     else:
         own = read_given(context, round_index, task)
         found = [
-            mixing.given_pairs(question, worked, own[question.uid][0], exemplars, formats)
+            pairing.given_pairs(question, worked, own[question.uid][0], exemplars, formats)
             for question, worked in worked_questions(context, task)
         ]
     return [row for rows in found for row in rows]
 
 
 def _weak(
-    context: Context,
-    voted: Sequence[Voted],
-    exemplars: Sequence[Exemplar],
-    made: Sequence[FewShot],
-    weights: Weights | None,
+    context: Context, chosen: Selection, exemplars: Sequence[Exemplar], made: Sequence[FewShot]
 ) -> list[Example]:
-    """The kept paths of a task's questions, each behind the prompt that it was sampled with.
-
-    Where there are filters, they have done what `min_confidence` and `cap` say.
-    """
+    """The chosen paths of a task's questions, each behind the prompt that it was sampled with."""
+    by_question: dict[str, list[tuple[Row, float]]] = {}
+    for row, weight in zip(chosen.rows, chosen.weights, strict=True):
+        by_question.setdefault(row.question.uid, []).append((row, weight))
     switches = context.run.mixing
     return [
         example
-        for question, paths, vote in voted
+        for rows in by_question.values()
         for example in mixing.examples(
-            question,
-            paths,
-            vote,
+            rows[0][0].question,
+            rows,
             exemplars,
-            own=_own(made, paths),
+            own=_own(made, rows),
             formats=switches.formats,
             keep=switches.keep,
             merge_equal=switches.merge_equal,
             normalise=switches.normalise,
-            weights=None if weights is None else weights.get(question.uid, {}),
         )
     ]
 
 
-def _own(made: Sequence[FewShot], paths: Sequence[Path]) -> dict[int, tuple[Exemplar, ...]]:
+def _own(
+    made: Sequence[FewShot], rows: Sequence[tuple[Row, float]]
+) -> dict[int, tuple[Exemplar, ...]]:
     """The exemplars of each path's own prompt, by the path's index; {} without such prompts."""
     if not made:
         return {}
+    paths = [row.path for row, _ in rows]
     return {path.index: made[prompt_of(path.uid, path.index, made)].exemplars for path in paths}
-
-
-def _selected(context: Context, round_index: int, task: str, voted: Sequence[Voted]) -> Selection:
-    """What the filters leave of a task's voted paths."""
-    rows, facts = read_scored_rows(context, round_index, task, voted)
-    return select(rows, context.run.mixing.filters, facts)
-
-
-def _by_question(chosen: Selection) -> Weights:
-    """The weights that are left."""
-    weights: Weights = {}
-    for row, weight in zip(chosen.rows, chosen.weights, strict=True):
-        weights.setdefault(row.question.uid, {})[row.path.index] = weight
-    return weights
 
 
 def _strong(context: Context, task: str, exemplars: Sequence[Exemplar]) -> list[Example]:

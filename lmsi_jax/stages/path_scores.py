@@ -15,7 +15,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lmsi_jax import mixing
 from lmsi_jax.decoding.generate import Job, read_paths
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.errors import LmsiError
@@ -31,6 +30,7 @@ from lmsi_jax.selection.rows import (
     Facts,
     Row,
 )
+from lmsi_jax.solutions import voted_rows
 from lmsi_jax.stages import rankers
 from lmsi_jax.stages.context import Context, named
 from lmsi_jax.stages.path_losses import LOSSES, score_losses
@@ -148,7 +148,7 @@ def _unscored(context: Context) -> list[Any]:
 
 def _rows(context: Context, voted: Sequence[Voted]) -> list[Row]:
     """A task's voted paths, without scores."""
-    return [row for one in voted for row in mixing.rows(*one, context.run.mixing.keep)]
+    return [row for one in voted for row in voted_rows(*one, context.run.mixing.keep)]
 
 
 _Name = tuple[str, str, int]

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from selection_rows import LOSSES, exact_count, kept, row
 
-from lmsi_jax import mixing, voting
+from lmsi_jax import voting
 from lmsi_jax.models.decoder import fresh_params
 from lmsi_jax.records import Path, Question
 from lmsi_jax.selection.importance import DistributionShift, ImportanceWeights, importance, shift
 from lmsi_jax.selection.rows import Facts
+from lmsi_jax.solutions import voted_rows
 from lmsi_jax.training.losses import step_losses, token_losses
 from lmsi_jax.training.packing import Shape, batches, weighted_row
 from lmsi_jax.training.scoring import mean_losses
@@ -104,7 +105,7 @@ def test_different_numbers_never_vote_together(one, other):
     ]
     found = voting.vote(question, paths)
     assert found.kept == (0, 2) and len(set(found.keys)) == 2
-    assert [r.answer for r in mixing.rows(question, paths, found)] == [one, one]
+    assert [r.answer for r in voted_rows(question, paths, found)] == [one, one]
 
 
 # 6. The weighted loss was a mean over padding too, and not over the weights.
