@@ -20,6 +20,12 @@ NAMES: tuple[str, ...] = (
     *("gsm8k", "svamp", "aqua", "drop_football", "drop_nonfootball", "openbookqa"),
     *("arc_challenge", "anli_r1", "anli_r2", "anli_r3", "strategyqa", "rte", "mnli_m", "mnli_mm"),
 )
+# A data set of several tasks has one module.
+_MODULES = {
+    **dict.fromkeys(("drop_football", "drop_nonfootball"), "drop"),
+    **dict.fromkeys(("anli_r1", "anli_r2", "anli_r3"), "anli"),
+    **dict.fromkeys(("mnli_m", "mnli_mm"), "mnli"),
+}
 # The base model's documents are no SeqIO split: worked reasoning is for pre-training alone.
 SPLITS: tuple[Split, ...] = ("train", "test")
 # "also" has one further answer a line.
@@ -40,7 +46,9 @@ def get(name: str, data_dir: str | None = None) -> Task:
         near = difflib.get_close_matches(str(name), NAMES, n=1, cutoff=0.5)
         meant = f"did you mean {near[0]!r}? " if near else ""
         raise LmsiError(f"there is no task {name!r}; {meant}the tasks are {', '.join(NAMES)}")
-    task: Task = importlib.import_module(f"lmsi_jax.tasks.{name}").TASK
+    module = importlib.import_module(f"lmsi_jax.tasks.{_MODULES.get(name, name)}")
+    tasks: Sequence[Task] = module.TASKS if name in _MODULES else (module.TASK,)
+    task = next(one for one in tasks if one.name == name)
     return task.from_folder(data_dir) if data_dir else task
 
 

@@ -1,4 +1,8 @@
-"""DROP's rows: a passage with its questions, whose answers are a number, a date or spans.
+"""DROP, football and the rest (Dua et al. 2019, arXiv 1903.00161; numbers and spans, in domain).
+
+Passage: The Mariners kicked field goals of 23 and 41 yards. The Foxes did not score.
+Q: How many yards was the longest field goal?
+A: According to the passage, the field goals were 23 and 41 yards long. The answer is 41 yards.
 
 How an answer is read is told by the question alone, since training questions have no label: "how
 many" and its like ask for a number, everything else for a span.
@@ -10,11 +14,13 @@ from typing import Any
 
 from lmsi_jax import answers
 from lmsi_jax.records import Kind
-from lmsi_jax.tasks.dataset import Item, flat
+from lmsi_jax.tasks.dataset import Dataset, Item, flat
 
-LAYOUT = '{"passage": "...", "question": "...", "answer": {"number": "2", "date": {}, "spans": []}}'
-ORIGIN = "drop_dataset.zip, drop_dataset_train.json and _dev.json, is at allenai.org/data/drop"
-FILES = {
+_LAYOUT = (
+    '{"passage": "...", "question": "...", "answer": {"number": "2", "date": {}, "spans": []}}'
+)
+_ORIGIN = "drop_dataset.zip, drop_dataset_train.json and _dev.json, is at allenai.org/data/drop"
+_FILES = {
     "train": ("drop_dataset_train.json", "train.json"),
     "test": ("drop_dataset_dev.json", "dev.json"),
 }
@@ -26,17 +32,7 @@ _NUMBER = re.compile(
 _FOOTBALL = re.compile(r"\b(?:touchdown|quarterback|field goal|interception|fumble)s?\b", re.I)
 
 
-def football(row: Mapping[str, Any]) -> Item | None:
-    """Reads a row about football; None for any other."""
-    return _item(row) if _about_football(row) else None
-
-
-def nonfootball(row: Mapping[str, Any]) -> Item | None:
-    """Reads a row that is not about football; None for one that is."""
-    return None if _about_football(row) else _item(row)
-
-
-def pairs(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _pairs(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Yields one row for each question of the published file's passage."""
     if "qa_pairs" not in row:
         yield row
@@ -94,3 +90,30 @@ def _orders(spans: Sequence[str]) -> Iterator[str]:
         yield f"{', '.join(spans[:-1])} and {spans[-1]}"
     if len(spans) == 2:
         yield f"{spans[1]} and {spans[0]}"
+
+
+def _half(name: str, about_football: bool) -> Dataset:
+    """The questions on passages about football, or all others: each half has its own prompt."""
+
+    def parse(row: Mapping[str, Any]) -> Item | None:
+        """Reads a row of this half; None for one of the other."""
+        return _item(row) if _about_football(row) == about_football else None
+
+    return Dataset(
+        name=name,
+        kind="span",
+        domain="in",
+        parse=parse,
+        expand=_pairs,
+        content=str.splitlines,
+        layout=_LAYOUT,
+        origin=_ORIGIN,
+        file_names=_FILES,
+        tfds={"train": "drop:train", "test": "drop:dev"},
+        exemplar_file=name,
+        shots=3,
+        folder="drop",
+    )
+
+
+TASKS = (_half("drop_football", True), _half("drop_nonfootball", False))
