@@ -20,7 +20,7 @@ PURE = {
     "records": {"records", "errors"},
     "prompts": {"records", "errors"},
     "answers": {"records", "errors", "answers"},
-    "voting": {"records", "errors", "prompts", "answers"},
+    "voting": {"records", "errors", "prompts", "answers", "voting"},
     "generation": {"records", "errors", "prompts", "answers"},
     "selection": {"records", "errors", "prompts", "answers", "voting", "selection"},
     "solutions": {"records", "errors", "prompts", "answers", "voting", "selection"},

@@ -11,7 +11,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsi_jax import voting
+from lmsi_jax import answers, voting
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Path, Question, Vote
 
@@ -245,7 +245,7 @@ def test_order_never_matters_to_weighed_votes(paths, rule, shuffler):
 def test_a_weighed_vote_is_the_largest_sum_over_all_weights(paths, weights):
     weights = weights[: len(paths)]
     vote = voting.vote(QUESTION, paths, weights)
-    keys = [voting.answers.path_key(path.text, "number") for path in paths]
+    keys = [answers.path_key(path.text, "number") for path in paths]
     sums = {k: math.fsum(w for w, j in zip(weights, keys, strict=True) if j == k) for k in keys}
     total = math.fsum(weights)
     parsed = {k: s for k, s in sums.items() if k is not None}

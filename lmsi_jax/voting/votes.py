@@ -1,107 +1,12 @@
-"""The vote over a question's paths (LMSI, section 3.1; Wang et al. 2022, section 2).
-
-Pure functions of the paths as a set: the order in which they come never matters. A path has one
-vote (LMSI, the default), or a weight: see `Voting`.
-"""
+"""Paths in, a vote out."""
 
 import collections
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
-from typing import Literal, get_args
 
 from lmsi_jax import answers
-from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Path, Question, Vote
-
-Weights = Literal["none", "logprob", "normalised_logprob", "softmax", "ranker"]
-Ties = Literal["logprob", "ranker"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Voting:
-    """How much a path's vote counts. Log-probabilities are the model's own, at temperature 1.
-
-    Attributes:
-      weights: "none": each path counts 1 (LMSI). "logprob": its probability, relative to that of
-        the question's likeliest path. "normalised_logprob": its probability per token, the
-        geometric mean (both: Wang et al. 2022, table 1, weighted sums). "softmax": the softmax over
-        the question's paths of the probability per token, over `temperature` (CISC, Taubenfeld et
-        al. 2025, section 3, response probability). "ranker": what `ranker` says, 0 or more.
-      temperature: of the softmax; near 0 the surest path decides, at infinity each path counts
-        the same.
-      conclusions: whether a path that marks no answer votes for what it concludes with
-        (`answers.conclusions`). A strong model's conclusions are as good as its marked answers, a
-        weak model's are worse: docs/answers.md has figures. The paper reads marked answers alone.
-      ties: what a tie goes by: the summed "logprob" of the answer's paths, or the "ranker"'s best
-        score of one of them, then the log-probability.
-      ranker: "module:function" of a `Question` and a `Path` that gives a number, the higher the
-        better; None without one.
-    """
-
-    weights: Weights = "none"
-    temperature: float = 1.0
-    conclusions: bool = True
-    ties: Ties = "logprob"
-    ranker: str | None = None
-
-    @property
-    def ranks(self) -> bool:
-        """Whether the ranker is asked."""
-        return "ranker" in (self.weights, self.ties)
-
-    def __post_init__(self) -> None:
-        if self.weights not in get_args(Weights):
-            names = ", ".join(get_args(Weights))
-            raise LmsiError(f"Voting.weights = {self.weights!r}; choose from {names}")
-        if self.ties not in get_args(Ties):
-            raise LmsiError(f"Voting.ties = {self.ties!r}; use 'logprob' or 'ranker'")
-        if self.ranks and not self.ranker:
-            raise LmsiError("set Voting.ranker to 'module:function', or weigh without a ranker")
-        if not self.temperature > 0:
-            raise LmsiError(f"Voting.temperature = {self.temperature}; use a number above 0")
-
-
-EQUAL = Voting()
-"""One path, one vote."""
-
-
-def weigh(
-    paths: Sequence[Path], voting: Voting, ranks: Sequence[float] | None = None
-) -> list[float] | None:
-    """Returns the weight of each path, in [0, 1] or a ranker's; None where each path counts 1.
-
-    A path that is exp(-745) times as likely as the likeliest weighs 0.
-
-    Args:
-      paths: of a question.
-      voting: the rule.
-      ranks: what its ranker says of each path; None where it is not asked.
-
-    Raises:
-      ValueError: the ranker is to be asked, and was not.
-    """
-    if voting.weights == "none" or not paths:
-        return None
-    if voting.weights == "ranker":
-        if ranks is None:
-            raise ValueError("Voting.weights = 'ranker' wants what the ranker says of each path")
-        return list(ranks)
-    if voting.weights == "logprob":
-        return _relative([path.logprob for path in paths])
-    per_token = [math.exp(min(0.0, path.logprob / max(1, path.tokens))) for path in paths]
-    if voting.weights == "normalised_logprob":
-        return per_token
-    relative = _relative([p / voting.temperature for p in per_token])
-    total = math.fsum(relative)
-    return [weight / total for weight in relative]
-
-
-def _relative(logs: Sequence[float]) -> list[float]:
-    """exp of each, divided by the largest."""
-    most = max(logs)
-    return [math.exp(log - most) if log > -math.inf else 0.0 for log in logs]
+from lmsi_jax.voting.weights import Voting, weigh
 
 
 def vote(
@@ -205,62 +110,6 @@ def entropy(counts: Iterable[float]) -> float:
     total = math.fsum(counts)
     shares = [n / total for n in counts]
     return math.fsum(-share * math.log(share) for share in shares if share > 0) + 0.0
-
-
-def adaptive_stop(a: int, b: int, threshold: float = 0.95) -> bool:
-    """Whether the leading answer will stay ahead with at least this probability.
-
-    The Beta criterion of Adaptive-Consistency (Aggarwal et al. 2023, section 3): under a uniform
-    prior, P(p > 1/2 | a, b) = 1 - I_0.5(a + 1, b + 1). That is P(Binomial(a + b + 1, 1/2) <= a),
-    so it is computed exactly.
-
-    Args:
-      a: votes of the leading answer.
-      b: votes of the second answer.
-      threshold: wanted probability, in [0, 1].
-
-    Raises:
-      ValueError: negative votes.
-    """
-    if a < 0 or b < 0:
-        raise ValueError(f"votes cannot be negative: {a}, {b}")
-    tosses = a + b + 1
-    heads = sum(math.comb(tosses, j) for j in range(a + 1))
-    return Fraction(heads, 2**tosses) >= Fraction(threshold)
-
-
-def settled(keys: Iterable[str | None], threshold: float = 0.95) -> bool:
-    """Whether the two leading answers among these keys meet `adaptive_stop`.
-
-    Args:
-      keys: canonical answers of a question's first paths, in any order; None: unparsed, no vote.
-      threshold: wanted probability; above 0.5, no votes at all settle nothing.
-    """
-    votes = sorted(collections.Counter(k for k in keys if k is not None).values(), reverse=True)
-    a, b = (*votes, 0, 0)[:2]
-    return adaptive_stop(a, b, threshold)
-
-
-def paths_needed(keys: Sequence[str | None], threshold: float = 0.95, every: int = 4) -> int:
-    """How many of a question's paths Adaptive-Consistency samples (Aggarwal et al. 2023).
-
-    A function of the keys in index order alone: when a path ended and where it ran do not matter.
-
-    Args:
-      keys: canonical answers of the question's paths in index order; None: unparsed, no vote.
-      threshold: wanted probability that the leading answer stays ahead, in (0.5, 1).
-      every: the rule is looked at after this many paths, twice as many, and so on.
-
-    Returns:
-      The first multiple of `every` whose first paths are `settled`; `len(keys)` when there is none.
-
-    Raises:
-      ValueError: `every` is not positive.
-    """
-    if every < 1:
-        raise ValueError(f"the rule cannot be looked at every {every} paths")
-    looks = range(every, len(keys), every)
-    return next((n for n in looks if settled(keys[:n], threshold)), len(keys))
 
 
 def winner_of_first(vote: Vote, paths: Iterable[Path], count: int) -> str | None:
