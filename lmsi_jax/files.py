@@ -1,18 +1,24 @@
-"""Files that are written whole or not at all; local or gs://."""
+"""Files that are written whole or not at all, local or gs://; whole folders likewise, local."""
 
+import contextlib
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import pathlib
+import shutil
+import tempfile
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
 from lmsi_jax.errors import LmsiError
 
-TEMPORARY = ".tmp"  # how the name of an unfinished file ends; it begins with a full stop
+TEMPORARY = ".tmp"  # ends the name of what is unfinished; it begins with a full stop
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -50,6 +56,56 @@ def _replace(path: epath.Path, data: bytes) -> None:
         os.fsync(folder)  # a rename survives a power cut only once the folder itself is on disk
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a folder of another name, which becomes `out` if all goes well, else is removed.
+
+    What killed processes left of the same `out` is removed first.
+
+    Raises:
+      LmsiError: `out` is there already, or cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise LmsiError(f"{out} is there already; remove it, or name another folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _clear(out)
+        made = tempfile.mkdtemp(prefix=f".{out.name}.", suffix=TEMPORARY, dir=out.parent)
+        try:
+            with _held(made):
+                os.chmod(made, 0o755)
+                yield pathlib.Path(made)
+                os.replace(made, out)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)  # nothing is there where all went well
+    except OSError as error:
+        raise cannot("write", out, error) from error
+
+
+def _clear(out: pathlib.Path) -> None:
+    """Removes the unfinished folders of `out` that no process is writing."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*{TEMPORARY}"):
+        if left.is_dir():
+            with _held(left) as mine:
+                if mine:
+                    shutil.rmtree(left)
+
+
+@contextlib.contextmanager
+def _held(folder: epath.PathLike) -> Iterator[bool]:
+    """Locks a folder and says whether that went well; the lock ends with the process, if killed."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another process has it, or the file system has no locks
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
 
 
 def cannot(verb: str, path: epath.PathLike, error: OSError) -> LmsiError:

@@ -46,22 +46,29 @@ _LLAMA3_ROPE = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
+    "original_max_position_embeddings": 32,
 }
-_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 _LINEAR = {"rope_type": "linear", "factor": 8.0}
 _GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 9}
 
+# Windows, and the lengths that positions are stretched from, are shorter than tests' sequences.
 # name: (transformers' configuration class, its arguments, the tokenizer's kind)
 MODELS = {
     "llama": (
         "LlamaConfig",
-        {"rope_theta": 5e5, "rope_scaling": _LLAMA3_ROPE, "tie_word_embeddings": False},
+        {
+            **{"rope_theta": 1e4, "rope_scaling": _LLAMA3_ROPE, "rms_norm_eps": 1e-5},
+            "tie_word_embeddings": False,
+        },
         "llama",
     ),
     "llama-biased": (
         "LlamaConfig",
-        {"attention_bias": True, "mlp_bias": True, "head_dim": 16, "tie_word_embeddings": True},
+        {
+            **{"attention_bias": True, "mlp_bias": True, "head_dim": 16},
+            **{"rope_theta": 1e4, "rope_scaling": _YARN, "tie_word_embeddings": True},
+        },
         "llama",
     ),
     "qwen2.5": (
@@ -79,7 +86,11 @@ MODELS = {
         {"head_dim": 16, "rope_theta": 1e6, "tie_word_embeddings": True},
         "qwen",
     ),
-    "gemma2": ("Gemma2Config", {**_GEMMA, "attn_logit_softcapping": 5.0}, "gemma"),
+    "gemma2": (
+        "Gemma2Config",
+        {**_GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
+        "gemma",
+    ),
     "gemma3": (
         "Gemma3TextConfig",
         {**_GEMMA, "rope_scaling": _LINEAR, "num_hidden_layers": 7},
@@ -180,9 +191,13 @@ def make(name, folder, dtype=None, shard_size="5GB", seed=0):
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
-        for parameter in model.parameters():  # norms and biases too: ones and zeros hide mistakes
+        for key, parameter in model.named_parameters():
+            # Norms and biases too: ones and zeros hide mistakes.
             scale = 0.3 if parameter.ndim == 1 else 0.15
             parameter.add_(torch.randn(parameter.shape) * scale)
+            # Else Gemma's scaled embeddings outweigh all layers, and greedy paths repeat one token.
+            if tokenizer == "gemma" and "layernorm" in key and "post_" in key:
+                parameter.add_(2.0)
     model = model.to(dtype or torch.float32).eval()
     model.save_pretrained(folder, max_shard_size=shard_size)
     return model

@@ -129,6 +129,7 @@ def _times(entry: str, computations: dict[str, list[Instruction]]) -> tuple[dict
     unknown = 0
 
     def visit(name: str, factor: int) -> None:
+        """Counts a computation that is run `factor` times more, and those that it runs."""
         nonlocal unknown
         times[name] += factor
         for one in computations.get(name, ()):

@@ -138,6 +138,7 @@ def decode_arguments(
         )
 
     def cache(sequences: int, places: int) -> Cache:
+        """Keys and values of all layers, and how many places of each sequence are filled."""
         layers = [cached(sequences, places) for _ in range(config.num_layers)]
         counts: Any = jax.ShapeDtypeStruct(
             (groups * sequences,), jnp.int32, sharding=lanes_sharding(spread)

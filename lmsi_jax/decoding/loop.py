@@ -107,6 +107,7 @@ def seat_questions(
         lengths: jax.Array,
         slots: jax.Array,
     ) -> Cache:
+        """`seat_questions` of one device group."""
         new = prefill(config, whole(config, spread, weights), tokens, lengths, shared)
         return jax.tree.map(
             lambda old, fresh: old.at[slots].set(fresh.astype(old.dtype), mode="drop"),
@@ -205,6 +206,7 @@ def _chunk(
     blank = jnp.zeros((count, steps))
 
     def body(step: jax.Array, state: tuple) -> tuple:
+        """Reads each row's token, writes its key and value, draws the next token."""
         token, keys, values, tokens, logprobs = state
         keys, values = list(keys), list(values)
         attend = _attention(config, shared, questions, pool, table, rows, keys, values, step)

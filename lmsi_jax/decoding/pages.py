@@ -93,6 +93,7 @@ def moved(
     """
 
     def move(i: jax.Array, arrays: list[jax.Array]) -> list[jax.Array]:
+        """The i-th copy, in all arrays."""
         pages = [jax.lax.dynamic_index_in_dim(a, begin[i]) for a in source]
         return [
             jax.lax.dynamic_update_index_in_dim(a, page, end[i], 0)
@@ -232,6 +233,7 @@ def written(
         local = page - s * size
 
         def write(i: jax.Array, arrays: Any, order: Any = order, local: Any = local) -> Any:
+            """The entries of the i-th row that writes here, in all layers."""
             row = order[i]
             at = (local[row], 0, offset[row], 0)
             entries = [jax.lax.dynamic_index_in_dim(a, row) for a in (*keys, *values)]

@@ -11,7 +11,7 @@ from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.rope import LinearScaling, Llama3Scaling, YarnScaling
 
 # They change memory and time of training, not the model.
-_TRAINING = {"remat": "none", "scan_layers": False}
+_TRAINING = {"remat": "none", "scan_layers": False, "query_block": 0}
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:

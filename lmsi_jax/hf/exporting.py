@@ -12,9 +12,9 @@ import numpy as np
 from etils import epath
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.files import write_json
+from lmsi_jax.files import new_folder, write_json
 from lmsi_jax.hf.config_out import hf_config
-from lmsi_jax.hf.importing import TOKENIZER_FILES, Dtype, new_folder
+from lmsi_jax.hf.importing import TOKENIZER_FILES, Dtype
 from lmsi_jax.hf.names import Tensor, tensors
 from lmsi_jax.hf.shards import write_shards
 from lmsi_jax.models.config import ModelConfig

@@ -7,19 +7,16 @@
 One tensor is in memory at a time. OUT appears when all of it is there.
 """
 
-import contextlib
 import dataclasses
 import functools
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.files import cannot, read_json
+from lmsi_jax.files import new_folder, read_json
 from lmsi_jax.hf.config_in import model_config
 from lmsi_jax.hf.names import Tensor, tensors
 from lmsi_jax.hf.shards import DTYPES, Shards
@@ -28,7 +25,6 @@ from lmsi_jax.models.tokenizer import SENTENCEPIECE, TOKENIZER_JSON, open_tokeni
 from lmsi_jax.training import streaming
 
 Dtype = Literal["keep", "float32", "bfloat16"]
-DTYPE_NAMES = ("keep", "float32", "bfloat16")
 # What transformers reads beside a tokenizer; generation_config.json says where texts end.
 TOKENIZER_FILES = (
     *(TOKENIZER_JSON, SENTENCEPIECE, "tokenizer_config.json", "special_tokens_map.json"),
@@ -69,29 +65,6 @@ def import_model(source: Path, out: Path, dtype: Dtype = "keep") -> ModelConfig:
         streaming.save(made, 0, _tree(shards, wanted, dtype))
         (made / "model.gin").write_text(gin_text(config, source, out))
     return config
-
-
-@contextlib.contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """Gives a folder of another name, which becomes `out` if all goes well, else is removed.
-
-    Raises:
-      LmsiError: `out` is there already, or cannot be written.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise LmsiError(f"{out} is there already; remove it, or name another folder")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-        try:
-            made.chmod(0o755)
-            yield made
-            made.replace(out)
-        except BaseException:
-            shutil.rmtree(made, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise cannot("write", out, error) from error
 
 
 def _check(source: Path, shards: Shards, wanted: list[Tensor], config: ModelConfig) -> None:

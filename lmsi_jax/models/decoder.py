@@ -20,7 +20,7 @@ from flax.linen import partitioning
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.mlp import gated
 from lmsi_jax.models.norms import norm
-from lmsi_jax.models.params import Array, Params, layer_arrays, scale, table
+from lmsi_jax.models.params import Array, Params, arrays
 from lmsi_jax.models.positions import Angles, angles_of, layer_angles, rotate
 from lmsi_jax.models.products import soft_cap, wide_matmul
 from lmsi_jax.models.weights import fuse, projected, summed_outputs, times
@@ -136,13 +136,10 @@ class Decoder(nn.Module):
     def __call__(self, tokens: jax.Array, positions: jax.Array, attend: Attend) -> jax.Array:
         """tokens, positions [B, T] -> logits [B, T, V]."""
         c = self.config
-        params: Params = {"embedding": _declared("embedding", table(c))}
-        if not c.tied_embeddings:
-            params["lm_head"] = _declared("lm_head", table(c))
-        final = {"scale": scale(c, c.embed_dim, "embed")}
-        params["final_norm"] = _Arrays(final, name="final_norm")()
-        for layer in range(c.num_layers):
-            params[f"layer_{layer}"] = _Arrays(layer_arrays(c), name=f"layer_{layer}")()
+        params: Params = {
+            name: _declared(name, one) if isinstance(one, Array) else _Arrays(one, name=name)()
+            for name, one in arrays(c).items()
+        }
         fused = fuse(c, params)
         states = hidden_states(c, fused, tokens, angles_of(c, positions), attend)
         return logits(c, fused, states)
@@ -181,4 +178,4 @@ def fresh_params(config: ModelConfig, seed: int) -> Params:
 
 def parameter_shapes(config: ModelConfig) -> Params:
     """Returns the parameter tree with shapes and types in place of arrays."""
-    return jax.eval_shape(lambda: fresh_params(config, 0))
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float32), arrays(config))

@@ -28,19 +28,32 @@ class Array:
     constant: float = 0.0
 
 
-def table(config: ModelConfig) -> Array:
+def arrays(config: ModelConfig) -> dict[str, Array | dict[str, Array]]:
+    """The parameter tree, with what each array is in place of the array.
+
+    Within a level the order is that of the arrays' random keys.
+    """
+    made: dict[str, Array | dict[str, Array]] = {"embedding": _table(config)}
+    if not config.tied_embeddings:
+        made["lm_head"] = _table(config)
+    made["final_norm"] = {"scale": _scale(config, config.embed_dim, "embed")}
+    layers = {f"layer_{layer}": _layer(config) for layer in range(config.num_layers)}
+    return made | layers
+
+
+def _table(config: ModelConfig) -> Array:
     """The embeddings, or the table that scores tokens: [V, D]."""
     shape = (config.vocab_size, config.embed_dim)
     return Array(shape, ("vocab", "embed"), deviation=config.embed_dim**-0.5)
 
 
-def scale(config: ModelConfig, width: int, axis: str) -> Array:
+def _scale(config: ModelConfig, width: int, axis: str) -> Array:
     """A norm's weight, which begins by changing nothing."""
     return Array((width,), (axis,), constant=0.0 if config.norm_plus_one else 1.0)
 
 
-def layer_arrays(config: ModelConfig) -> dict[str, Array]:
-    """A layer's arrays by name; matrices are [in, out]. The order is that of their random keys."""
+def _layer(config: ModelConfig) -> dict[str, Array]:
+    """A layer's arrays by name; matrices are [in, out]."""
     matrices = _matrices(config)
     biases = {
         f"{name}_bias": Array(matrix.shape[1:], matrix.axes[1:])
@@ -77,8 +90,8 @@ def _norms(config: ModelConfig) -> dict[str, Array]:
     names = ["norm"] if config.block == "parallel" else ["attention_norm", "mlp_norm"]
     if config.post_norms:
         names += ["attention_post_norm", "mlp_post_norm"]
-    norms = {name: scale(config, config.embed_dim, "embed") for name in names}
+    norms = {name: _scale(config, config.embed_dim, "embed") for name in names}
     if config.qk_norm:
         for name in ("query_norm", "key_norm"):
-            norms[name] = scale(config, config.head_dim, "head_dim")
+            norms[name] = _scale(config, config.head_dim, "head_dim")
     return norms

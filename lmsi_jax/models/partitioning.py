@@ -8,12 +8,11 @@ used (Rajbhandari et al. 2020).
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import Decoder
+from lmsi_jax.models.params import arrays
 
 # Logical axis -> mesh axis. "embed" is spread over "data" with fsdp alone.
 RULES = {
@@ -28,18 +27,7 @@ RULES = {
 
 def logical_axes(config: ModelConfig) -> Any:
     """Returns the parameter tree with the names of each array's axes in place of the array."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    variables = jax.eval_shape(
-        lambda: Decoder(config).init(jax.random.key(0), tokens, tokens, lambda layer, q, k, v: q)
-    )
-
-    def named(tree: Any) -> Any:
-        return {
-            name.removesuffix("_axes"): named(value) if isinstance(value, dict) else value.names
-            for name, value in tree.items()
-        }
-
-    return named(variables["params_axes"])
+    return jax.tree.map(lambda array: array.axes, arrays(config))
 
 
 def weight_specs(config: ModelConfig, model: int = 1, data: int = 1, fsdp: bool = False) -> Any:

@@ -33,7 +33,8 @@ def _fails(name: str) -> bool:
     """Whether a package is absent or does not import with the installed JAX."""
     try:
         importlib.import_module(name)
-    except Exception:  # whatever stops it would stop T5X too
+    # Importing runs the package's own code, which may raise anything; it would stop T5X too.
+    except Exception:
         for loaded in [m for m in sys.modules if m.split(".")[0] == name.split(".")[0]]:
             del sys.modules[loaded]
         return True

@@ -139,7 +139,7 @@ def _parsed(path: str, data: bytes) -> Any:
         ) from None
     try:
         return tokenizers.Tokenizer.from_str(data.decode())
-    # The library raises Exception itself for what it cannot parse.
+    # The library raises Exception itself, no subclass, for what it cannot parse.
     except Exception as error:
         raise LmsiError(f"{path} is not a readable tokenizer.json: {error}") from error
 

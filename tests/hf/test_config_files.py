@@ -101,6 +101,12 @@ def test_the_way_back_and_the_gin_file_say_the_same_model(tmp_path, name):
     assert _loaded(tmp_path, gin_text(config, tmp_path, tmp_path)) == config
 
 
+def test_how_a_model_is_trained_does_not_concern_its_config_file():
+    config = model_config(_LLAMA)
+    trained = dataclasses.replace(config, remat="layer", scan_layers=True, query_block=64)
+    assert hf_config(trained) == hf_config(config)
+
+
 def test_the_keys_of_transformers_5_are_read_like_those_of_4():
     rope = {"rope_type": "default", "rope_theta": 1000000}
     new = {k: v for k, v in _GEMMA3.items() if "rope" not in k and k != "sliding_window_pattern"}

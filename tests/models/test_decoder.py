@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from families import FAMILIES, of_family
+from flax import traverse_util
 from path_scores import sharp_params
 from reference_decoder import reference_logits
 
@@ -20,6 +21,7 @@ from lmsi_jax.models.decoder import (
     logits,
     parameter_shapes,
 )
+from lmsi_jax.models.partitioning import logical_axes
 from lmsi_jax.models.positions import angles_of
 from lmsi_jax.models.weights import fuse, split_weights, turned
 from lmsi_jax.training.attention import packed_attention
@@ -148,14 +150,21 @@ def test_norms_and_biases_begin_by_changing_nothing(micro_config, family):
             assert set(np.unique(array)) == {0.0 if name.endswith("_bias") else neutral}
 
 
-def test_parameters_carry_t5x_axis_names(micro_config):
+@pytest.mark.parametrize("family", ["palm", *FAMILIES])
+def test_shapes_and_axes_are_those_that_flax_declares(micro_config, family):
+    config = micro_config if family == "palm" else of_family(micro_config, family)
     tokens = jnp.zeros((1, 1), jnp.int32)
-    variables = Decoder(micro_config).init(
-        jax.random.key(0), tokens, tokens, lambda layer, q, k, v: q
+    declared = jax.eval_shape(
+        lambda: Decoder(config).init(jax.random.key(0), tokens, tokens, lambda layer, q, k, v: q)
     )
-    axes = variables["params_axes"]
-    assert tuple(axes["embedding_axes"].names) == ("vocab", "embed")
-    assert tuple(axes["layer_0"]["up_axes"].names) == ("embed", "mlp")
+    assert parameter_shapes(config) == declared["params"]
+    ours = traverse_util.flatten_dict(logical_axes(config))
+    theirs = traverse_util.flatten_dict(declared["params_axes"])
+    assert ours == {
+        (*first, last.removesuffix("_axes")): value.names
+        for (*first, last), value in theirs.items()
+    }
+    assert ours["embedding",] == ("vocab", "embed") and ours["layer_0", "up"] == ("embed", "mlp")
 
 
 def test_prefilled_caches_hold_the_keys_of_each_real_position(micro_config, micro_params):

@@ -40,6 +40,16 @@ def test_it_is_the_model_that_its_log_describes(params):
     assert digest(params) == log["params_sha256"]
 
 
+def test_its_configuration_is_the_packaged_recipe(config):
+    runs = []
+    for name in (str(embedded_path("config.gin")), "pretrain"):
+        gin_edge.load(name, gin_edge.GinArgs())
+        runs.append(load_run())
+    own, recipe = runs
+    assert own.pretraining == recipe.pretraining and own.seed == recipe.seed
+    assert own.model == recipe.model == config
+
+
 def test_checkpoint_and_tokenizer_take_at_most_12_megabytes():
     def size(folder):
         return sum(size(p) if p.is_dir() else p.stat().length for p in folder.iterdir())
