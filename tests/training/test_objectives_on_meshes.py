@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Trains two steps on each objective, on one device and on the mesh, through `trainer.train`.
 _SCRIPT = """
@@ -23,8 +25,6 @@ from lmsi_jax.training.packing import pair_row, weighted_row
 from lmsi_jax.training.preferences import Preference
 from lmsi_jax.training.scoring import Scored, Scorer
 from lmsi_jax.training.teacher import Teacher
-
-pytestmark = pytest.mark.slow
 
 config = ModelConfig(vocab_size=160, num_layers=1, embed_dim=32, num_heads=4, num_kv_heads=2,
                      head_dim=8, mlp_dim=48)
