@@ -15,8 +15,8 @@ from bench.steps import Steps
 from lmsi_jax.models.decoder import fresh_params
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.packing import Batch
+from lmsi_jax.training.settings import Training
 from lmsi_jax.training.step import start, train_step
-from lmsi_jax.training.trainer import Training
 
 
 def packed(tokens: np.ndarray, parts: int) -> Batch:

@@ -26,8 +26,9 @@ from lmsi_jax.training.losses import averaged, step_losses, weighted_sums
 from lmsi_jax.training.metrics import read_metrics
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.packing import batches, weighted_row
+from lmsi_jax.training.settings import Training
 from lmsi_jax.training.step import result, start, state_shapes, train_step
-from lmsi_jax.training.trainer import Training, train
+from lmsi_jax.training.trainer import train
 
 LORA = Lora(rank=3, alpha=6.0, targets=("value", "query", "down"))
 TRAINING = Training(
