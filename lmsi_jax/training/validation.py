@@ -102,8 +102,7 @@ def _sums(
         return sums.cross_entropy, batch["weights"].sum()
 
     with placement.within(training):
-        narrow = jax.tree.map(lambda leaf: leaf.astype(training.compute_dtype), params)
-        weights = laid_out(config, narrow)
+        weights = laid_out(config, placement.narrow(training, params))
         entropies, totals = jax.lax.map(one, batch)
         return placement.everywhere(training, (entropies.sum(), totals.sum()))
 
