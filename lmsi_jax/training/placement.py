@@ -95,9 +95,16 @@ def param_specs(config: ModelConfig, training: Training) -> Any:
 
 
 def spread(config: ModelConfig, training: Training, params: Any) -> Any:
-    """Places a model's parameters on the run's mesh, whichever model it is; as they are without."""
-    mesh = mesh_of(training)
-    return params if mesh is None else placed(params, on_mesh(mesh, param_specs(config, training)))
+    """Places a model's parameters on the run's mesh, whichever model it is.
+
+    What lies there already is not copied, and on one device nothing is: it is not to be donated.
+    """
+    where = weights_on_mesh(config, training)
+
+    def put(leaf: Any, sharding: NamedSharding) -> Any:
+        return leaf if getattr(leaf, "sharding", None) == sharding else _put(leaf, sharding)
+
+    return params if where is None else jax.tree.map(put, params, where)
 
 
 def narrow(training: Training, params: Any) -> Any:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -65,23 +65,11 @@ def train(
       Terminated: SIGTERM came, to any of the processes; the step it came in, or with several
         processes the one after it, is finished and saved.
     """
-    spans = placement.spans(training)
-    if spans:
+    if placement.spans(training):
         meet()
-    checkpoints = Checkpoints(
-        directory,
-        training.keep,
-        keep_best=training.keep_best,
-        best=training.best_metric,
-        mode=training.best_mode,
-        background=True,
-        together=spans,
-    )
+    checkpoints = _checkpoints(training, directory)
     begin = where_to_begin(checkpoints, config, training, params)
-    steps = Steps(rows, training.shape, begin.position)
-    if begin.position is None:  # fresh, or T5X's checkpoint, which does not say what was read
-        for _ in range(begin.step):
-            steps.next()
+    steps = _steps(training, rows, begin)
     bar = _bar(training, name, begin.step)
     # The order matters: leaving by SIGTERM waits for what is being saved.
     with deferred(training.deadline_seconds) as requested, contextlib.closing(checkpoints), bar:
@@ -101,10 +89,36 @@ def train(
                 teacher=None if teacher is None else _with_us(training, teacher),
                 validation=Validation(config, training, held_out),
             )
-            if not spans:
-                return loop.run(begin, Agreement(None, requested))
-            meet()
-            return loop.run(begin, Agreement(placement.mesh_of(training), requested))
+            return loop.run(begin, _agreement(training, requested))
+
+
+def _checkpoints(training: Training, directory: epath.PathLike) -> Checkpoints:
+    return Checkpoints(
+        directory,
+        training.keep,
+        keep_best=training.keep_best,
+        best=training.best_metric,
+        mode=training.best_mode,
+        background=True,
+        together=placement.spans(training),
+    )
+
+
+def _steps(training: Training, rows: Iterable[packing.Row], begin: Begin) -> Steps:
+    """The batches that are left."""
+    steps = Steps(rows, training.shape, begin.position)
+    if begin.position is None:  # fresh, or T5X's checkpoint, which does not say what was read
+        for _ in range(begin.step):
+            steps.next()
+    return steps
+
+
+def _agreement(training: Training, requested: Callable[[], bool]) -> Agreement:
+    """With the processes that train together, once all of them are here; else with nobody."""
+    if not placement.spans(training):
+        return Agreement(None, requested)
+    meet()
+    return Agreement(placement.mesh_of(training), requested)
 
 
 def _leads(training: Training) -> bool:
@@ -121,11 +135,8 @@ def _bar(training: Training, name: str, done: int) -> Progress:
 
 def _with_us(training: Training, teacher: Teacher) -> Teacher:
     """The teacher on the mesh that the student is on."""
-    where = placement.weights_on_mesh(teacher.config, training)
-    there = jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), teacher.params)
-    if where is None or there == where:
-        return teacher
-    return dataclasses.replace(teacher, params=placement.placed(teacher.params, where))
+    params = placement.spread(teacher.config, training, teacher.params)
+    return dataclasses.replace(teacher, params=params)
 
 
 def _log(
