@@ -121,7 +121,8 @@ def _compare(context: Context, command: str, config_text: str) -> None:
 
 
 def _distill(context: Context, command: str, config_text: str) -> None:
-    from lmsi_jax.stages.distill import RESULT, distill, open_teacher, print_table
+    from lmsi_jax.report.distillation import RESULT, print_table
+    from lmsi_jax.stages.distill import distill, open_teacher
 
     open_teacher(context)  # before any work: its run may be missing
     questions = draw(context)

@@ -8,7 +8,6 @@ has the shape of a run of one round, so each part is a stage of its own and can 
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from lmsi_jax.files import read_json, write_json
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import parameter_shapes
 from lmsi_jax.report.compare import change
-from lmsi_jax.report.markup import p_value
+from lmsi_jax.report.distillation import RESULT, SIDES
 from lmsi_jax.run import Distillation
 from lmsi_jax.stages.context import Context
 from lmsi_jax.stages.evaluate import evaluate, read_scores
@@ -30,10 +29,7 @@ from lmsi_jax.training import checkpoints
 from lmsi_jax.training.placement import weights_on_mesh
 from lmsi_jax.training.teacher import Teacher
 
-RESULT = "distillation.json"
 _SCORES = "round_0/eval/scores.json"
-SIDES = ("teacher_before", "student_before", "student_after")
-_TITLES = {"in": "trained", "out": "others"}
 
 
 class TeacherRun:
@@ -276,53 +272,3 @@ def _mean(tasks: Sequence[Sequence[int]]) -> Difference:
 
 def _percent(share: float) -> float:
     return round(100 * share, 2)
-
-
-def print_table(result: dict[str, Any]) -> None:
-    """Prints the paper's table: means over the tasks, inside and outside of training."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    heads = ("tasks", "prompting", "n", "teacher", "student", "student, distilled", "gain [95 %]")
-    for name in (*heads, "p"):
-        table.add_column(Text(name))
-    for row in result["means"]:
-        gain = row["gain"]
-        cells = [
-            f"{_TITLES[row['domain']]} ({row['tasks']})",
-            row["prompting"],
-            str(row["n"]),
-            *(f"{row[side]:.1f}" for side in SIDES),
-            f"{gain['difference']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]",
-            p_value(gain["p"]),
-        ]
-        table.add_row(*map(Text, cells))  # as they are: rich would read "[95 %]" as markup
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    console.print(_sizes(result), markup=False)
-    console.print(table)
-
-
-def _sizes(result: dict[str, Any]) -> str:
-    sizes = [f"{result[side]['parameters']:,} parameters" for side in ("teacher", "student")]
-    return f"teacher {sizes[0]}, student {sizes[1]}; percent right"
-
-
-def notes(output: epath.Path) -> list[str]:
-    """Returns what a report says of a student's run: the table in words; [] of other runs."""
-    if not (output / RESULT).exists():
-        return []
-    result = read_json(output / RESULT)
-    folder, number = result["teacher"]["folder"], result["teacher"]["round"]
-    said = [f"Distilled from round {number} of {folder}: {_sizes(result)}."]
-    for row in result["means"]:
-        gain = row["gain"]
-        said.append(
-            f"{_TITLES[row['domain']]}, {row['prompting']}: teacher {row['teacher_before']:.1f}, "
-            f"student {row['student_before']:.1f}, distilled {row['student_after']:.1f} "
-            f"({gain['difference']:+.1f} points, 95 % {gain['low']:+.1f} to {gain['high']:+.1f}, "
-            f"p {p_value(gain['p'])})."
-        )
-    return said
