@@ -54,8 +54,8 @@ def where_to_begin(
     """
     step = checkpoints.latest or 0
     if not step:
-        params = _own(config, training, base)
-        return Begin(step=0, params=params, state=fresh_state(config, training, params))
+        params, state = start(config, training, base)
+        return Begin(step=0, params=params, state=state)
     shapes = parameter_shapes(config)
     state_like, where = state_shapes(training, shapes), shardings(config, training, shapes)
     # With adapters what was saved is the merged model: their run goes on from the base itself.
@@ -65,6 +65,12 @@ def where_to_begin(
     position = checkpoints.position(step)
     window = position.pop("window") if position else ()
     return Begin(step=step, params=params, state=state, position=position, window=window)
+
+
+def start(config: ModelConfig, training: Training, base: Params | Load) -> tuple[Params, Any]:
+    """Returns a run's params and state where it begins, placed; the base survives."""
+    params = _own(config, training, base)
+    return params, fresh_state(config, training, params)
 
 
 def _own(config: ModelConfig, training: Training, base: Params | Load) -> Params:

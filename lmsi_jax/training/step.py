@@ -10,7 +10,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from lmsi_jax.models.config import ModelConfig
@@ -27,7 +26,6 @@ from lmsi_jax.training.placement import (
     narrow,
     on_mesh,
     param_specs,
-    placed,
     within,
 )
 from lmsi_jax.training.preferences import pair_sums
@@ -50,7 +48,7 @@ def train_step(
 ) -> tuple[Params, Any, Arrays]:
     """One optimiser step; returns new parameters, optimiser state and metrics.
 
-    All three lie where `start` and `placement.fed` put params, state and batch.
+    All three lie where `beginning.start` and `placement.fed` put params, state and batch.
     """
     metrics, gradient = _gradient(config, training, groups, params, state, batch, teacher)
     optimizer = training.optimizer.transformation(training.steps)
@@ -168,13 +166,6 @@ def shardings(config: ModelConfig, training: Training, params: Params) -> Any:
         return None
     state = state_shapes(training, params)
     return on_mesh(mesh, _specs(config, training, params, state))
-
-
-def start(config: ModelConfig, training: Training, params: Params) -> tuple[Params, Any]:
-    """Returns a run's params and state where it begins, placed; the caller's arrays survive."""
-    where = shardings(config, training, params)
-    own = jax.tree.map(jnp.array, params) if where is None else placed(params, where[0])
-    return own, fresh_state(config, training, own)
 
 
 def fresh_state(config: ModelConfig, training: Training, params: Params) -> Any:

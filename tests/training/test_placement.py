@@ -34,7 +34,8 @@ from lmsi_jax.training import placement
 from lmsi_jax.training.lora import Lora
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.packing import batches, weighted_row
-from lmsi_jax.training.step import result, start, train_step
+from lmsi_jax.training.beginning import start
+from lmsi_jax.training.step import result, train_step
 from lmsi_jax.training.settings import Training
 
 out, meshes, cases, address, count, index = sys.argv[1:]
