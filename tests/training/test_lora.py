@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from step_losses import step_losses
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.decoder import hidden_states, logits, parameter_shapes
@@ -23,7 +24,7 @@ from lmsi_jax.training.lora import (
     fresh_adapters,
     merged,
 )
-from lmsi_jax.training.losses import averaged, step_losses, weighted_sums
+from lmsi_jax.training.losses import averaged, weighted_sums
 from lmsi_jax.training.metrics import read_metrics
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.packing import batches, weighted_row
