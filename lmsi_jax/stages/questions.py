@@ -39,7 +39,7 @@ def draw(context: Context) -> str:
         # The test questions first: what overlaps with them is not drawn.
         for split, name, count in reversed(wanted):
             if store.missing([f"{split}-{name}"]):
-                rows = _drawn(context, store, split, name, count)
+                rows = _drawn(context, split, name, count)
                 store.write(f"{split}-{name}", [row.to_json() for row in rows])
             progress.advance()
     for name in dict.fromkeys((*config.train, *config.test)):
@@ -82,9 +82,7 @@ def _check_names(context: Context) -> None:
         registry.get(name)
 
 
-def _drawn(
-    context: Context, store: ShardStore, split: str, name: str, count: int
-) -> list[Question]:
+def _drawn(context: Context, split: str, name: str, count: int) -> list[Question]:
     """A task's questions; training questions without those that the test questions have."""
     from lmsi_jax.tasks import registry
 
