@@ -25,7 +25,7 @@ from lmsi_jax.training.lora import Lora
 from lmsi_jax.training.losses import Loss
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.preferences import Preference
-from lmsi_jax.training.trainer import Training
+from lmsi_jax.training.settings import Training
 from lmsi_jax.voting import Voting
 
 _CLASSES = (

@@ -48,7 +48,7 @@ def _replace(path: epath.Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # whatever ends this, a signal too: half a file is to be gone
         pathlib.Path(temporary).unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)

@@ -144,7 +144,7 @@ def load(config: str | None, args: GinArgs) -> None:
                 with gin_errors.readable(binding.flag):
                     gin.parse_config(f"{binding.name} = {_value(binding)}")
         gin_errors.check_config([binding.name for binding in args.bindings])
-    except BaseException:
+    except BaseException:  # whatever ends this: half a configuration is never used
         gin.clear_config()
         raise
 

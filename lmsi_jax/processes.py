@@ -127,7 +127,7 @@ class Processes:
         watch.start()
         try:
             yield
-        except BaseException as error:
+        except BaseException as error:  # a signal or a bug too: the others wait for this process
             cause = self._cause(error)
             self._left(cause)
             if cause is error:

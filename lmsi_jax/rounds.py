@@ -29,12 +29,11 @@ from lmsi_jax.stages.prompts import make_prompts, prompt_shards
 from lmsi_jax.stages.questions import draw
 from lmsi_jax.stages.report import report, report_evaluation
 from lmsi_jax.stages.sample import read_round, sample, sample_shards
+from lmsi_jax.stages.teacher_run import open_teacher, teacher_loader
 from lmsi_jax.stages.vote import read_votes, vote
 
 
 def _train_round(context: Context, index: int) -> None:
-    from lmsi_jax.stages.distill import teacher_loader
-
     train_round(context, index, teacher_loader(context))
 
 
@@ -121,7 +120,8 @@ def _compare(context: Context, command: str, config_text: str) -> None:
 
 
 def _distill(context: Context, command: str, config_text: str) -> None:
-    from lmsi_jax.stages.distill import RESULT, distill, open_teacher, print_table
+    from lmsi_jax.report.distillation import RESULT, print_table
+    from lmsi_jax.stages.distill import distill
 
     open_teacher(context)  # before any work: its run may be missing
     questions = draw(context)

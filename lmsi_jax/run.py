@@ -13,7 +13,7 @@ from lmsi_jax.records import FORMATS, Format
 from lmsi_jax.selection.confidence import Cap, MinConfidence
 from lmsi_jax.selection.diversity import StopRules
 from lmsi_jax.selection.rows import STRONG_LOSSES, Filter
-from lmsi_jax.training.trainer import Training
+from lmsi_jax.training.settings import Training
 from lmsi_jax.voting import Voting
 
 

@@ -204,7 +204,7 @@ def _in_threads(*works):
     def run(number, work):
         try:
             results[number] = work()
-        except BaseException as error:
+        except BaseException as error:  # KeyboardInterrupt is among what is to be raised
             results[number] = error
 
     threads = [threading.Thread(target=run, args=pair) for pair in enumerate(works)]

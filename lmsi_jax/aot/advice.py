@@ -2,7 +2,7 @@
 
 from lmsi_jax.decoding.layout import Decoding
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.training.trainer import Training
+from lmsi_jax.training.settings import Training
 
 
 def for_training(config: ModelConfig, training: Training) -> list[str]:

@@ -8,7 +8,7 @@ from lmsi_jax.aot.topologies import Chip
 from lmsi_jax.decoding.layout import Decoding, plan, question_bucket
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.training.trainer import Training
+from lmsi_jax.training.settings import Training
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,8 @@ from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import parameter_shapes
 from lmsi_jax.models.mesh import offered
 from lmsi_jax.training.placement import mesh_of, on_mesh
+from lmsi_jax.training.settings import Training
 from lmsi_jax.training.step import shardings, state_shapes, train_step
-from lmsi_jax.training.trainer import Training
 
 GROUPS = 4  # of metrics: the formats that a round's examples have
 

@@ -20,7 +20,7 @@ from lmsi_jax.run import Questions, Run
 from lmsi_jax.store import ShardStore, Stage
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.placement import placed, spans
-from lmsi_jax.training.trainer import Training
+from lmsi_jax.training.settings import Training
 
 _DIGEST = "digest.json"
 _COMMAND = {"path_scores": "mix", "score": "train"}  # stages without a command of their own

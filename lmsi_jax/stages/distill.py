@@ -6,122 +6,20 @@ The student is the run's model, of any size and with any tokenizer: examples are
 has the shape of a run of one round, so each part is a stage of its own and can be interrupted.
 """
 
-import dataclasses
-import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from etils import epath
-
-from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.statistics import Difference, macro_difference, wilson
 from lmsi_jax.files import read_json, write_json
-from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import parameter_shapes
 from lmsi_jax.report.compare import change
-from lmsi_jax.report.markup import p_value
-from lmsi_jax.run import Distillation
+from lmsi_jax.report.distillation import RESULT, SIDES
 from lmsi_jax.stages.context import Context
 from lmsi_jax.stages.evaluate import evaluate, read_scores
-from lmsi_jax.stages.finetune import LoadTeacher, finetune
+from lmsi_jax.stages.finetune import finetune
+from lmsi_jax.stages.teacher_run import TeacherRun, open_teacher, teacher_loader
 from lmsi_jax.store import ShardStore
-from lmsi_jax.training import checkpoints
-from lmsi_jax.training.placement import weights_on_mesh
-from lmsi_jax.training.teacher import Teacher
 
-RESULT = "distillation.json"
 _SCORES = "round_0/eval/scores.json"
-SIDES = ("teacher_before", "student_before", "student_after")
-_TITLES = {"in": "trained", "out": "others"}
-
-
-class TeacherRun:
-    """A finished run, as the student's run reads it.
-
-    Args:
-      config: which run and round.
-
-    Raises:
-      LmsiError: there is no such run, or what is needed of it is not finished.
-    """
-
-    def __init__(self, config: Distillation):
-        self.folder = epath.Path(config.teacher_dir)
-        if not (self.folder / "questions" / "stage.json").exists():
-            raise LmsiError(
-                f"{self.folder} holds no run; set Distillation.teacher_dir to the output_dir of a "
-                "finished `lmsi run`"
-            )
-        self.round = config.round or self._last_round()
-        if not (self.folder / "manifest.json").exists():
-            raise LmsiError(f"{self.folder}/manifest.json is missing; repeat the teacher's run")
-        self.manifest = read_json(self.folder / "manifest.json")
-        self.mix = self._finished(f"round_{self.round}/mix", "mix")
-        self._finished("round_0/eval", "eval")
-
-    def _last_round(self) -> int:
-        rounds = [int(child.name[6:]) for child in self.folder.iterdir() if _is_round(child.name)]
-        done = [r for r in rounds if (self.folder / f"round_{r}/mix/stage.json").exists()]
-        return max(done, default=1)
-
-    def _finished(self, name: str, command: str) -> dict[str, Any]:
-        """The record of a finished stage."""
-        record = self.folder / name / "stage.json"
-        if not record.exists():
-            raise LmsiError(
-                f"the teacher's {self.folder / name} is not finished; finish it with "
-                f"`lmsi {command}`, or choose another Distillation.round"
-            )
-        return read_json(record)
-
-    def check_same_questions(self, context: Context) -> None:
-        """Raises LmsiError where the student would answer other questions than the teacher did."""
-        theirs = dict(read_json(self.folder / "questions" / "stage.json")["config"]["Questions"])
-        ours = json.loads(json.dumps(dataclasses.asdict(context.questions)))
-        for name in ("test", "test_count", "level", "seed"):
-            if ours[name] != theirs[name]:
-                raise LmsiError(
-                    f"Questions.{name} is {ours[name]!r}, the teacher's run has {theirs[name]!r}; "
-                    "set it the same, so that both answer the same questions"
-                )
-
-    @property
-    def config(self) -> ModelConfig:
-        """The teacher's shape."""
-        model = self.manifest["model"]
-        return ModelConfig.from_json(model)
-
-    @property
-    def trained(self) -> str:
-        """What identifies the model that the round ended with.
-
-        Raises:
-          LmsiError: its training is not finished.
-        """
-        return self._finished(f"round_{self.round}/train", "train")["fingerprint"]
-
-    def model(self, context: Context) -> Teacher:
-        """Loads the model that the round ended with.
-
-        Raises:
-          LmsiError: the student has another tokenizer, or the checkpoint is missing.
-        """
-        if self.manifest["hashes"]["base"][32:] != context.tokenizer.fingerprint[:32]:
-            raise LmsiError(
-                "the student has another tokenizer than the teacher: their probabilities cannot be "
-                "compared; use Loss.distillation = 'sequence'"
-            )
-        folder = checkpoints.find(self.folder / f"round_{self.round}" / "train")
-        training, where = context.run.training, None
-        if training.loss.distillation == "model":  # "top_k" is scored by each process for itself
-            where = weights_on_mesh(self.config, training)
-        params = checkpoints.load_params(folder, parameter_shapes(self.config), where)
-        return Teacher(config=self.config, params=params)
-
-
-def _is_round(name: str) -> bool:
-    return name.startswith("round_") and name[6:].isdigit()
 
 
 def distill(context: Context, questions: str) -> dict[str, Any]:
@@ -161,30 +59,6 @@ def distill(context: Context, questions: str) -> dict[str, Any]:
     }
     write_json(context.output / RESULT, result)
     return result
-
-
-def teacher_loader(context: Context) -> LoadTeacher | None:
-    """Returns what loads the teacher's model, where the student's loss wants one."""
-    sequence = context.run.training.loss.distillation == "sequence"
-    if sequence or "distill" not in context.stages:
-        return None
-    return lambda: open_teacher(context).model(context)
-
-
-def open_teacher(context: Context) -> TeacherRun:
-    """Opens the teacher's run, before anything is done.
-
-    Raises:
-      LmsiError: as `distill`.
-    """
-    config = context.run.distillation
-    if config is None:
-        raise LmsiError(
-            "Run.distillation is not set; bind it to @Distillation() as distill_tiny.gin does"
-        )
-    teacher = TeacherRun(config)
-    teacher.check_same_questions(context)
-    return teacher
 
 
 def _take_examples(context: Context, teacher: TeacherRun) -> str:
@@ -276,53 +150,3 @@ def _mean(tasks: Sequence[Sequence[int]]) -> Difference:
 
 def _percent(share: float) -> float:
     return round(100 * share, 2)
-
-
-def print_table(result: dict[str, Any]) -> None:
-    """Prints the paper's table: means over the tasks, inside and outside of training."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    heads = ("tasks", "prompting", "n", "teacher", "student", "student, distilled", "gain [95 %]")
-    for name in (*heads, "p"):
-        table.add_column(Text(name))
-    for row in result["means"]:
-        gain = row["gain"]
-        cells = [
-            f"{_TITLES[row['domain']]} ({row['tasks']})",
-            row["prompting"],
-            str(row["n"]),
-            *(f"{row[side]:.1f}" for side in SIDES),
-            f"{gain['difference']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]",
-            p_value(gain["p"]),
-        ]
-        table.add_row(*map(Text, cells))  # as they are: rich would read "[95 %]" as markup
-    console = Console(width=None if sys.stdout.isatty() else 150)
-    console.print(_sizes(result), markup=False)
-    console.print(table)
-
-
-def _sizes(result: dict[str, Any]) -> str:
-    sizes = [f"{result[side]['parameters']:,} parameters" for side in ("teacher", "student")]
-    return f"teacher {sizes[0]}, student {sizes[1]}; percent right"
-
-
-def notes(output: epath.Path) -> list[str]:
-    """Returns what a report says of a student's run: the table in words; [] of other runs."""
-    if not (output / RESULT).exists():
-        return []
-    result = read_json(output / RESULT)
-    folder, number = result["teacher"]["folder"], result["teacher"]["round"]
-    said = [f"Distilled from round {number} of {folder}: {_sizes(result)}."]
-    for row in result["means"]:
-        gain = row["gain"]
-        said.append(
-            f"{_TITLES[row['domain']]}, {row['prompting']}: teacher {row['teacher_before']:.1f}, "
-            f"student {row['student_before']:.1f}, distilled {row['student_after']:.1f} "
-            f"({gain['difference']:+.1f} points, 95 % {gain['low']:+.1f} to {gain['high']:+.1f}, "
-            f"p {p_value(gain['p'])})."
-        )
-    return said

@@ -17,9 +17,10 @@ from lmsi_jax.training.lora import Lora, export_adapters
 from lmsi_jax.training.packing import Row, check
 from lmsi_jax.training.peft import check_installed, write_peft
 from lmsi_jax.training.reading import Rows
+from lmsi_jax.training.settings import Training
 from lmsi_jax.training.step import state_shapes
 from lmsi_jax.training.teacher import Teacher
-from lmsi_jax.training.trainer import Training, train
+from lmsi_jax.training.trainer import train
 
 LoadTeacher = Callable[[], Teacher]
 

@@ -19,7 +19,6 @@ from lmsi_jax.training import checkpoints
 from lmsi_jax.training.packing import Row
 from lmsi_jax.training.placement import spans
 from lmsi_jax.training.trainer import train
-from lmsi_jax.training.validation import check_none
 
 Document = list[tuple[str, str]]
 _FINAL = "params"
@@ -57,7 +56,7 @@ def train_base(context: Context) -> None:
     run, directory = context.run, context.folder(0, "pretrain")
     config = run.pretraining
     assert config is not None
-    check_none(config.training, "pre-training")
+    config.training.check_nothing_held_out("pre-training")
     params = train(
         run.model,
         config.training,

@@ -24,7 +24,8 @@ def draw(context: Context) -> str:
     wanted = [("train", name, config.train_count) for name in dict.fromkeys(config.train)]
     wanted += [("test", name, config.test_count) for name in dict.fromkeys(config.test)]
     _check_names(context)
-    splits = [("sample", config.train), ("eval", config.test)]
+    splits = [(stage, config.train) for stage in ("generate", "prompts", "sample")]
+    splits.append(("eval", config.test))
     unasked = [stage for stage, names in splits if stage in context.stages and not names]
     if unasked or not wanted or not all(count > 0 for _, _, count in wanted):
         raise LmsiError(
@@ -38,7 +39,7 @@ def draw(context: Context) -> str:
         # The test questions first: what overlaps with them is not drawn.
         for split, name, count in reversed(wanted):
             if store.missing([f"{split}-{name}"]):
-                rows = _drawn(context, store, split, name, count)
+                rows = _drawn(context, split, name, count)
                 store.write(f"{split}-{name}", [row.to_json() for row in rows])
             progress.advance()
     for name in dict.fromkeys((*config.train, *config.test)):
@@ -81,9 +82,7 @@ def _check_names(context: Context) -> None:
         registry.get(name)
 
 
-def _drawn(
-    context: Context, store: ShardStore, split: str, name: str, count: int
-) -> list[Question]:
+def _drawn(context: Context, split: str, name: str, count: int) -> list[Question]:
     """A task's questions; training questions without those that the test questions have."""
     from lmsi_jax.tasks import registry
 
@@ -97,7 +96,13 @@ def _drawn(
     if config.overlap == "refuse":
         remedy = "set Questions.overlap to 'drop' to leave them out"
         _refuse(f"training questions of {name!r}", found, remedy)
-    return [row for row in rows if row.uid not in found]
+    left = [row for row in rows if row.uid not in found]
+    if not left:
+        raise LmsiError(
+            f"all {len(rows)} training questions of {name!r} also stand among the test questions; "
+            "leave the task out of Questions.train, or raise Questions.train_count"
+        )
+    return left
 
 
 def overlapping(context: Context, name: str, texts: Mapping[str, str]) -> dict[str, str]:

@@ -10,10 +10,10 @@ from typing import Any
 from lmsi_jax.decoding.generate import read_paths
 from lmsi_jax.files import read_json, write_bytes, write_json
 from lmsi_jax.records import FORMATS, Example, ExamplePair, Path, Question, Vote
+from lmsi_jax.report.distillation import RESULT, sentences
 from lmsi_jax.selection.diversity import alarms, measure
 from lmsi_jax.stages import generate, prompts
 from lmsi_jax.stages.context import Context, NotReady
-from lmsi_jax.stages.distill import notes
 from lmsi_jax.stages.early_stop import early_stop
 from lmsi_jax.stages.evaluate import read_scores
 from lmsi_jax.stages.mix import read_examples, read_funnel, read_pairs
@@ -111,8 +111,14 @@ def summarise(context: Context, command: str, config_text: str) -> dict[str, Any
         "rounds": [_round(context, r) for r in voted],
         "early_stop": early_stop(context, evaluated, voted),
         "examples": _examples(context, evaluated[-1]) if evaluated else [],
-        "notes": notes(context.output),
+        "notes": _notes(context),
     }
+
+
+def _notes(context: Context) -> list[str]:
+    """What there is to say of a student's run; [] of other runs."""
+    result = context.output / RESULT
+    return sentences(read_json(result)) if result.exists() else []
 
 
 def _finished(context: Context, round_index: int, stage: str) -> bool:

@@ -6,6 +6,7 @@ A task's shards are called by its name; with generated prompts there is a job fo
 """
 
 import dataclasses
+from typing import Any
 
 from lmsi_jax.decoding.generate import Job, read_paths
 from lmsi_jax.generation.exemplars import FewShot, Group, groups
@@ -26,16 +27,24 @@ def sample(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     Returns:
       The stage's fingerprint.
     """
-    settings = {**named(context.run.sampling), **context.decoding_settings}
-    if _plays(context):
-        settings |= {"Mixing": {"strong_count": context.run.mixing.strong_count}}
-    stage = context.stage(round_index, "sample", settings, inputs)
+    stage = context.stage(round_index, "sample", _settings(context), inputs)
     if context.done(stage):
         return stage.fingerprint
     with context.processes.together("sample", round_index):
         sample_shards(context, round_index)
     stage.finish()
     return stage.fingerprint
+
+
+def _settings(context: Context) -> dict[str, Any]:
+    """What the paths, and of which questions there are some, depend on."""
+    run = context.run
+    settings = {**named(run.sampling), **context.decoding_settings}
+    if run.sampling.early_stop is not None:  # it counts votes
+        settings["Voting"] = {"conclusions": run.voting.conclusions}
+    if _plays(context):
+        settings["Mixing"] = {"strong_count": run.mixing.strong_count}
+    return settings
 
 
 def sample_shards(context: Context, round_index: int) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,8 @@ from lmsi_jax.models.decoder import parameter_shapes
 from lmsi_jax.models.params import Params
 from lmsi_jax.training.checkpoints import Checkpoints
 from lmsi_jax.training.placement import placed, weights_on_mesh
+from lmsi_jax.training.settings import Training
 from lmsi_jax.training.step import fresh_state, shardings, state_shapes
-
-if TYPE_CHECKING:
-    from lmsi_jax.training.trainer import Training
 
 Load = Callable[[Any], Params]
 """Loads parameters, onto a tree of shardings or, where that is None, as a whole."""
@@ -41,7 +39,7 @@ class Begin:
 
 
 def where_to_begin(
-    checkpoints: Checkpoints, config: ModelConfig, training: "Training", base: Params | Load
+    checkpoints: Checkpoints, config: ModelConfig, training: Training, base: Params | Load
 ) -> Begin:
     """Takes up the newest checkpoint, read straight to its place; or begins at the base.
 
@@ -56,8 +54,8 @@ def where_to_begin(
     """
     step = checkpoints.latest or 0
     if not step:
-        params = _own(config, training, base)
-        return Begin(step=0, params=params, state=fresh_state(config, training, params))
+        params, state = start(config, training, base)
+        return Begin(step=0, params=params, state=state)
     shapes = parameter_shapes(config)
     state_like, where = state_shapes(training, shapes), shardings(config, training, shapes)
     # With adapters what was saved is the merged model: their run goes on from the base itself.
@@ -69,7 +67,13 @@ def where_to_begin(
     return Begin(step=step, params=params, state=state, position=position, window=window)
 
 
-def _own(config: ModelConfig, training: "Training", base: Params | Load) -> Params:
+def start(config: ModelConfig, training: Training, base: Params | Load) -> tuple[Params, Any]:
+    """Returns a run's params and state where it begins, placed; the base survives."""
+    params = _own(config, training, base)
+    return params, fresh_state(config, training, params)
+
+
+def _own(config: ModelConfig, training: Training, base: Params | Load) -> Params:
     """The base, placed, and nobody else's."""
     where = weights_on_mesh(config, training)
     if where is None:

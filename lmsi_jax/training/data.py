@@ -113,6 +113,7 @@ def _row(row: Mapping[str, Any]) -> Row:
     """Row of an example, or of a pair where it has a rejected text."""
 
     def made(targets: str) -> Row:
+        """Row with one of its texts behind the question."""
         return weighted_row(
             row["prefix"].tolist(),
             row["inputs"].tolist(),

@@ -15,7 +15,6 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import logits
 from lmsi_jax.models.params import Params
-from lmsi_jax.training.accumulation import by_parameters
 from lmsi_jax.training.packed import packed_states
 from lmsi_jax.training.teacher import (
     Teacher,
@@ -218,41 +217,3 @@ def averaged(sums: Sums, gradient: Params) -> tuple[Sums, Params]:
         sums.total / weight, sums.cross_entropy / weight, sums.by_group / sums.weights, sums.weights
     )
     return means, jax.tree.map(lambda g: g / weight, gradient)
-
-
-def step_losses(
-    config: ModelConfig,
-    params: Params,
-    batch: Arrays,
-    groups: int,
-    loss: Loss = Loss(),
-    teacher: Teacher | None = None,
-) -> tuple[Sums, Params]:
-    """Losses and gradient of a whole step, one microbatch at a time.
-
-    Returns:
-      The weighted means over all target tokens (by group NaN where a group has no weight), and the
-      gradient of the optimised one, all float32. Accumulation is exact: sums are divided by the
-      total weight at the end, and float32 where the parameters are narrower.
-    """
-
-    def objective(weights: Params, one: Arrays) -> tuple[jax.Array, Sums]:
-        return weighted_sums(config, weights, one, groups, loss, teacher)
-
-    return averaged(*by_parameters(config, params, objective, batch))
-
-
-def loss_and_gradient(
-    config: ModelConfig,
-    params: Params,
-    batch: Arrays,
-    groups: int,
-    loss: Loss = Loss(),
-    teacher: Teacher | None = None,
-) -> tuple[jax.Array, Params, jax.Array]:
-    """The cross entropy of a step, the optimised loss' gradient, and the cross entropy by group.
-
-    See `step_losses`, which also gives the optimised loss.
-    """
-    means, gradient = step_losses(config, params, batch, groups, loss, teacher)
-    return means.cross_entropy, gradient, means.by_group

@@ -117,6 +117,7 @@ def _layer(config: ModelConfig, batch: dict[str, Any], layer: int, upright: bool
     places = jnp.arange(batch["prefix"].shape[0])[None]
 
     def run(p: Params, states: _States) -> _States:
+        """The layer with weights p: states before it -> states after it."""
         prefix, rows = states
         shared = None
         if prefix is not None:

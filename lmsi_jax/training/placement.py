@@ -8,7 +8,7 @@ found (GSPMD); the numbers are those of one device, up to the order of sums.
 import contextlib
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,12 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.mesh import local_devices, make_mesh
 from lmsi_jax.models.partitioning import weight_specs
-
-if TYPE_CHECKING:
-    from lmsi_jax.training.trainer import Training
+from lmsi_jax.training.settings import Training
 
 _EVERYWHERE = PartitionSpec()
 
 
-def mesh_of(training: "Training") -> Mesh | None:
+def mesh_of(training: Training) -> Mesh | None:
     """Returns the devices of a run as a mesh; None for one device.
 
     A mesh that this process' devices suffice for is made of them, a larger one of all processes'.
@@ -53,13 +51,13 @@ def _mesh(data: int, model: int, devices: tuple[jax.Device, ...]) -> Mesh | None
     return make_mesh(devices, data, model)
 
 
-def spans(training: "Training") -> bool:
+def spans(training: Training) -> bool:
     """Whether the mesh is made of several processes' devices: then all of them train together."""
     mesh = mesh_of(training)
     return mesh is not None and not NamedSharding(mesh, _EVERYWHERE).is_fully_addressable
 
 
-def machines(training: "Training") -> int:
+def machines(training: Training) -> int:
     """The mesh's rate over one device's; a process' virtual CPU devices count as one."""
     mesh = mesh_of(training)
     if mesh is None:
@@ -69,7 +67,7 @@ def machines(training: "Training") -> int:
     return mesh.size
 
 
-def within(training: "Training") -> contextlib.AbstractContextManager[Any]:
+def within(training: Training) -> contextlib.AbstractContextManager[Any]:
     """Around what is traced for the mesh; does nothing for one device."""
     mesh = mesh_of(training)
     if mesh is None:
@@ -77,7 +75,7 @@ def within(training: "Training") -> contextlib.AbstractContextManager[Any]:
     return use_abstract_mesh(mesh.abstract_mesh)
 
 
-def everywhere(training: "Training", tree: Any) -> Any:
+def everywhere(training: Training, tree: Any) -> Any:
     """Within a compiled function: every device gets the whole of a tree's arrays."""
     mesh = mesh_of(training)
     if mesh is None:
@@ -85,24 +83,31 @@ def everywhere(training: "Training", tree: Any) -> Any:
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, _EVERYWHERE))
 
 
-def weights_on_mesh(config: ModelConfig, training: "Training") -> Any:
+def weights_on_mesh(config: ModelConfig, training: Training) -> Any:
     """Returns the parameter tree with shardings in place of arrays; None on one device."""
     mesh = mesh_of(training)
     return None if mesh is None else on_mesh(mesh, param_specs(config, training))
 
 
-def param_specs(config: ModelConfig, training: "Training") -> Any:
+def param_specs(config: ModelConfig, training: Training) -> Any:
     """Returns the parameter tree with `PartitionSpec`s in place of arrays."""
     return weight_specs(config, training.model, training.data, fsdp=training.fsdp)
 
 
-def spread(config: ModelConfig, training: "Training", params: Any) -> Any:
-    """Places a model's parameters on the run's mesh, whichever model it is; as they are without."""
-    mesh = mesh_of(training)
-    return params if mesh is None else placed(params, on_mesh(mesh, param_specs(config, training)))
+def spread(config: ModelConfig, training: Training, params: Any) -> Any:
+    """Places a model's parameters on the run's mesh, whichever model it is.
+
+    What lies there already is not copied, and on one device nothing is: it is not to be donated.
+    """
+    where = weights_on_mesh(config, training)
+
+    def put(leaf: Any, sharding: NamedSharding) -> Any:
+        return leaf if getattr(leaf, "sharding", None) == sharding else _put(leaf, sharding)
+
+    return params if where is None else jax.tree.map(put, params, where)
 
 
-def narrow(training: "Training", params: Any) -> Any:
+def narrow(training: Training, params: Any) -> Any:
     """Rounds parameters to the type of the computation."""
     return jax.tree.map(lambda leaf: leaf.astype(training.compute_dtype), params)
 
@@ -180,7 +185,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
-def fed(training: "Training", batch: dict[str, np.ndarray]) -> dict[str, Any]:
+def fed(training: Training, batch: dict[str, np.ndarray]) -> dict[str, Any]:
     """Places a step's batch: rows over "data", prefixes everywhere.
 
     All processes read the same stream, and each hands over the rows of its own devices.
@@ -214,12 +219,3 @@ def _gathered(leaf: Any) -> Any:
 @functools.cache
 def _everywhere(mesh: Any) -> Callable[[jax.Array], jax.Array]:
     return jax.jit(lambda leaf: leaf, out_shardings=NamedSharding(mesh, _EVERYWHERE))
-
-
-def check_rows(data: int, rows: int) -> None:
-    """Raises LmsiError where the rows of a microbatch cannot be shared by `data` devices."""
-    if rows % data:
-        raise LmsiError(
-            f"Training.rows = {rows} do not divide among Training.data = {data}; make rows a "
-            "multiple of it"
-        )

@@ -8,7 +8,7 @@ row's numbers are those that it has alone.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,15 +16,13 @@ import numpy as np
 
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.params import Params
+from lmsi_jax.training.data import Examples
 from lmsi_jax.training.losses import Arrays, token_losses, token_scores
 from lmsi_jax.training.packing import Batch, Row, Shape, fits, microbatches
 from lmsi_jax.training.placement import fed, within
 from lmsi_jax.training.preferences import Members, members, pair_groups
+from lmsi_jax.training.settings import Training
 from lmsi_jax.training.teacher import Teacher
-
-if TYPE_CHECKING:
-    from lmsi_jax.training.data import Examples
-    from lmsi_jax.training.trainer import Training
 
 Place = Callable[[Batch], Any]
 """Puts a microbatch where the model is, see `placement.fed`."""
@@ -152,7 +150,7 @@ class Scorer:
 
     config: ModelConfig
     params: Params
-    training: "Training"
+    training: Training
 
     def records(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """Returns what is stored of each row, as JSON values; {} of rows without room.
@@ -210,7 +208,7 @@ class Scored:
       records: by example.
     """
 
-    def __init__(self, source: "Examples", records: Sequence[Mapping[str, Any]]):
+    def __init__(self, source: Examples, records: Sequence[Mapping[str, Any]]):
         self._source = source
         self._known = [_arrays(record) for record in records]
 

@@ -7,10 +7,9 @@ that a LoRA run goes on from, the base aside.
 """
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from lmsi_jax.models.config import ModelConfig
@@ -27,14 +26,11 @@ from lmsi_jax.training.placement import (
     narrow,
     on_mesh,
     param_specs,
-    placed,
     within,
 )
 from lmsi_jax.training.preferences import pair_sums
+from lmsi_jax.training.settings import Training
 from lmsi_jax.training.teacher import Teacher
-
-if TYPE_CHECKING:
-    from lmsi_jax.training.trainer import Training
 
 Arrays = dict[str, jax.Array]
 _TOKENS = 512
@@ -43,7 +39,7 @@ _TOKENS = 512
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
 def train_step(
     config: ModelConfig,
-    training: "Training",
+    training: Training,
     groups: int,
     params: Params,
     state: Any,
@@ -52,7 +48,7 @@ def train_step(
 ) -> tuple[Params, Any, Arrays]:
     """One optimiser step; returns new parameters, optimiser state and metrics.
 
-    All three lie where `start` and `placement.fed` put params, state and batch.
+    All three lie where `beginning.start` and `placement.fed` put params, state and batch.
     """
     metrics, gradient = _gradient(config, training, groups, params, state, batch, teacher)
     optimizer = training.optimizer.transformation(training.steps)
@@ -73,7 +69,7 @@ def train_step(
 
 def _gradient(
     config: ModelConfig,
-    training: "Training",
+    training: Training,
     groups: int,
     params: Params,
     state: Any,
@@ -112,7 +108,7 @@ def _gradient(
     }, gradient
 
 
-def _rows_at_once(training: "Training") -> int:
+def _rows_at_once(training: Training) -> int:
     """How many rows without a prefix are computed at once: by shapes and kind of device alone."""
     if training.rows_at_once:
         return training.rows_at_once
@@ -120,7 +116,7 @@ def _rows_at_once(training: "Training") -> int:
     return max(1, _TOKENS // training.length) if jax.default_backend() == "cpu" else training.rows
 
 
-def _kept(config: ModelConfig, training: "Training", params: Params, state: Any) -> Any:
+def _kept(config: ModelConfig, training: Training, params: Params, state: Any) -> Any:
     """Lets parameters and state lie where they lay."""
     mesh = mesh_of(training)
     if mesh is None:
@@ -129,7 +125,7 @@ def _kept(config: ModelConfig, training: "Training", params: Params, state: Any)
     return jax.lax.with_sharding_constraint((params, state), on_mesh(mesh, specs))
 
 
-def _specs(config: ModelConfig, training: "Training", params: Params, state: Any) -> Any:
+def _specs(config: ModelConfig, training: Training, params: Params, state: Any) -> Any:
     """(params, state) with `PartitionSpec`s in place of arrays."""
     specs = param_specs(config, training)
     if training.lora is None:
@@ -139,7 +135,7 @@ def _specs(config: ModelConfig, training: "Training", params: Params, state: Any
     return specs, {"adapters": own, "optimizer": inner}
 
 
-def _fresh_state(training: "Training", params: Params) -> Any:
+def _fresh_state(training: Training, params: Params) -> Any:
     optimizer = training.optimizer.transformation(training.steps)
     if training.lora is None:
         return optimizer.init(params)
@@ -147,7 +143,7 @@ def _fresh_state(training: "Training", params: Params) -> Any:
     return {"adapters": adapters, "optimizer": optimizer.init(adapters)}
 
 
-def state_shapes(training: "Training", params: Params) -> Any:
+def state_shapes(training: Training, params: Params) -> Any:
     """Returns a run's state with shapes in place of arrays.
 
     Args:
@@ -157,7 +153,7 @@ def state_shapes(training: "Training", params: Params) -> Any:
     return jax.eval_shape(functools.partial(_fresh_state, training), params)
 
 
-def shardings(config: ModelConfig, training: "Training", params: Params) -> Any:
+def shardings(config: ModelConfig, training: Training, params: Params) -> Any:
     """Returns (params, state) with shardings in place of arrays; None on one device.
 
     Args:
@@ -172,14 +168,7 @@ def shardings(config: ModelConfig, training: "Training", params: Params) -> Any:
     return on_mesh(mesh, _specs(config, training, params, state))
 
 
-def start(config: ModelConfig, training: "Training", params: Params) -> tuple[Params, Any]:
-    """Returns a run's params and state where it begins, placed; the caller's arrays survive."""
-    where = shardings(config, training, params)
-    own = jax.tree.map(jnp.array, params) if where is None else placed(params, where[0])
-    return own, fresh_state(config, training, own)
-
-
-def fresh_state(config: ModelConfig, training: "Training", params: Params) -> Any:
+def fresh_state(config: ModelConfig, training: Training, params: Params) -> Any:
     """Returns a run's state where it begins, placed.
 
     Args:
@@ -192,7 +181,7 @@ def fresh_state(config: ModelConfig, training: "Training", params: Params) -> An
     return make(params) if where is None else jax.jit(make, out_shardings=where[1])(params)
 
 
-def result(training: "Training", params: Params, state: Any) -> Params:
+def result(training: Training, params: Params, state: Any) -> Params:
     """Returns the plain model that a run has reached, placed as its params are."""
     if training.lora is None:
         return params

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -20,11 +19,8 @@ from lmsi_jax.records import Example
 from lmsi_jax.training import packing, placement
 from lmsi_jax.training.losses import weighted_sums
 from lmsi_jax.training.packed import laid_out
+from lmsi_jax.training.settings import Training
 
-if TYPE_CHECKING:
-    from lmsi_jax.training.trainer import Training
-
-VALIDATION = "validation_loss"
 Sources = dict[str, list[Example]]
 
 
@@ -74,7 +70,7 @@ class Validation:
       rows: what is held out; they are kept in the host's memory, packed.
     """
 
-    def __init__(self, config: ModelConfig, training: "Training", rows: Iterable[packing.Row]):
+    def __init__(self, config: ModelConfig, training: Training, rows: Iterable[packing.Row]):
         self._config, self._training = config, training
         shape = dataclasses.replace(training.shape, top_k=0)
         self._batches = list(_stacked(packing.microbatches(rows, shape), shape.microbatches))
@@ -97,7 +93,7 @@ class Validation:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _sums(
-    config: ModelConfig, training: "Training", params: Params, batch: dict[str, jax.Array]
+    config: ModelConfig, training: Training, params: Params, batch: dict[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted cross entropy and weights of a step's batch."""
 
@@ -106,8 +102,7 @@ def _sums(
         return sums.cross_entropy, batch["weights"].sum()
 
     with placement.within(training):
-        narrow = jax.tree.map(lambda leaf: leaf.astype(training.compute_dtype), params)
-        weights = laid_out(config, narrow)
+        weights = laid_out(config, placement.narrow(training, params))
         entropies, totals = jax.lax.map(one, batch)
         return placement.everywhere(training, (entropies.sum(), totals.sum()))
 
@@ -119,9 +114,3 @@ def _stacked(microbatches: Iterable[packing.Batch], count: int) -> Iterable[pack
         empty = {name: np.zeros_like(array) for name, array in found[0].items()}
         found += [empty] * (-len(found) % count)
     return packing.stacked(found, count)
-
-
-def check_none(training: "Training", what: str) -> None:
-    """Raises LmsiError where examples are to be held out of what has none to spare."""
-    if training.validation_count:
-        raise LmsiError(f"{what} holds nothing out; set Training.validation_count to 0")

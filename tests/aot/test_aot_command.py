@@ -16,7 +16,7 @@ from lmsi_jax.decoding.layout import Decoding
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.training.optimizers import Optimizer
-from lmsi_jax.training.trainer import Training
+from lmsi_jax.training.settings import Training
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None

@@ -14,8 +14,8 @@ from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import init_params
 from lmsi_jax.models.tokenizer import SentencePiece
 from lmsi_jax.training import packing
-from lmsi_jax.training.step import start
-from lmsi_jax.training.trainer import Training
+from lmsi_jax.training.beginning import start
+from lmsi_jax.training.settings import Training
 
 _CONFIG = ModelConfig(
     vocab_size=320, num_layers=2, embed_dim=24, num_heads=4, num_kv_heads=2, head_dim=6,

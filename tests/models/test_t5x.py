@@ -18,7 +18,8 @@ from lmsi_jax.training.attention import packed_attention
 from lmsi_jax.training.checkpoints import Checkpoints, load_params
 from lmsi_jax.training.metrics import read_metrics
 from lmsi_jax.training.optimizers import Optimizer
-from lmsi_jax.training.trainer import Training, train
+from lmsi_jax.training.settings import Training
+from lmsi_jax.training.trainer import train
 
 if reason := t5x_stand_ins.missing():
     pytest.skip(reason, allow_module_level=True)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from selection_rows import LOSSES, exact_count, kept, row
+from step_losses import step_losses
 
 from lmsi_jax import voting
 from lmsi_jax.models.decoder import fresh_params
@@ -14,7 +15,7 @@ from lmsi_jax.records import Path, Question
 from lmsi_jax.selection.importance import DistributionShift, ImportanceWeights, importance, shift
 from lmsi_jax.selection.rows import Facts
 from lmsi_jax.solutions import voted_rows
-from lmsi_jax.training.losses import step_losses, token_losses
+from lmsi_jax.training.losses import token_losses
 from lmsi_jax.training.packing import Shape, batches, weighted_row
 from lmsi_jax.training.scoring import mean_losses
 

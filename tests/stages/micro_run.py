@@ -2,9 +2,15 @@
 
 import io
 import json
+import os
 import pathlib
+import signal
+import subprocess
+import sys
 
 from lmsi_jax.store import ShardStore
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def contents(folder):
@@ -20,6 +26,19 @@ def contents(folder):
         row = json.loads(stage.read_text())
         found[stage.relative_to(folder).as_posix()] = (row["fingerprint"], row["outputs"])
     return found
+
+
+def killed(code, arguments):
+    """Runs a program that dies by SIGKILL before its end."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
 
 
 def snapshot(folder):

@@ -12,7 +12,7 @@ from lmsi_jax.main import main
 from lmsi_jax.records import Example
 from lmsi_jax.run import Distillation
 from lmsi_jax.stages import score
-from lmsi_jax.stages.distill import TeacherRun
+from lmsi_jax.stages.teacher_run import TeacherRun
 from lmsi_jax.store import ShardStore
 
 STUDENT = {

@@ -30,6 +30,7 @@ def stopped(copy):
     folder = copy / "round_1" / "sample"
     record = json.loads((folder / "stage.json").read_text())
     record["config"]["Sampling"] |= {"early_stop": 0.8, "early_stop_every": 2}
+    record["config"]["Voting"] = {"conclusions": True}
     for name in ("config.json", "stage.json"):
         (folder / name).unlink()
     stage = Stage(folder, "sample", record["config"], record["inputs"])
@@ -46,6 +47,15 @@ def stopped(copy):
     for name in ("vote", "mix", "train", "eval"):
         shutil.rmtree(copy / "round_1" / name)
     return copy
+
+
+def test_where_votes_stop_sampling_the_paths_depend_on_what_votes(stopped, lmsi):
+    code, _, error = lmsi("sample", stopped, {**ON, "Voting.conclusions": False})
+    assert code == 2 and "Voting.conclusions was True, is now False" in error
+
+
+def test_without_early_stop_the_paths_do_not_depend_on_what_votes(copy, lmsi):
+    assert lmsi("sample", copy, {"Voting.conclusions": False})[0] == 0
 
 
 def test_a_question_s_total_is_the_number_of_its_paths(stopped, lmsi):

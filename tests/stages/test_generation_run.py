@@ -5,16 +5,12 @@ without "Q:". So with real questions of that shape what comes out can be told be
 """
 
 import json
-import os
 import pathlib
 import re
 import shutil
-import signal
-import subprocess
-import sys
 
 import pytest
-from micro_run import contents, shard_rows
+from micro_run import contents, killed, shard_rows
 
 from lmsi_jax import files, gin_edge, prompts
 from lmsi_jax.configurables import load_run
@@ -27,7 +23,6 @@ from lmsi_jax.stages import prompts as prompt_stage
 from lmsi_jax.stages.context import Context
 from lmsi_jax.training import checkpoints
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PIECES = (":", "▁ha", "Th", "e", "▁an", "sw", "er", "▁is", "▁", "12347", ".", "\n", "Q")
 _DIGITS = {"train": "15680", "test": "29"}
 _SETTINGS = {
@@ -294,17 +289,7 @@ def test_an_interrupt_before_any_shard_and_the_run_goes_on(
 @pytest.mark.parametrize("count", [4, 6, 8, 11, 15])
 def test_killed_after_any_shard_the_run_goes_on_to_the_same_bytes(own, gin_of_two, tmp_path, count):
     words = _words("run", gin_of_two, tmp_path / "run")
-    code = _DYING.format(trigger=_TRIGGER, count=count)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    killed(_DYING.format(trigger=_TRIGGER, count=count), words)
     assert main(words) == 0
     assert contents(tmp_path / "run") == contents(own)
 

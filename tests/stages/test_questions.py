@@ -49,6 +49,20 @@ def test_a_task_is_read_from_its_own_folder(tmp_path, files):
     assert {row.gold for row in context.load_questions("test")["gsm8k"]} == {"5"}
 
 
+@pytest.mark.parametrize("stage", ["generate", "prompts", "sample"])
+def test_what_asks_training_questions_is_refused_without_any(tmp_path, files, stage):
+    context = _context(tmp_path, stages=(stage,), train=(), data_dir=str(files))
+    with pytest.raises(LmsiError, match=r"there are no questions: set Questions\.train"):
+        draw(context)
+
+
+def test_a_task_of_which_nothing_is_left_is_refused_and_named(tmp_path, files):
+    context = _context(tmp_path, data_dir=str(files), overlap="drop")
+    (files / "train.jsonl").write_text((files / "test.jsonl").read_text())
+    with pytest.raises(LmsiError, match="all 2 training questions of 'gsm8k' also stand among"):
+        draw(context)
+
+
 def test_a_training_question_of_the_test_is_refused_and_named(tmp_path, files):
     context = _context(tmp_path, data_dir=str(files))
     with pytest.raises(

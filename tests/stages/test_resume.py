@@ -2,19 +2,15 @@
 
 import errno
 import os
-import pathlib
 import signal
-import subprocess
-import sys
 
 import pytest
-from micro_run import contents, snapshot
+from micro_run import contents, killed, snapshot
 
 from lmsi_jax import files
 from lmsi_jax.main import main
 from lmsi_jax.training import checkpoints
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Runs the command, and dies by SIGKILL right after the N-th call of something has returned.
 _DYING = """
 import os, signal, sys
@@ -33,17 +29,7 @@ main(sys.argv[1:])
 
 
 def _killed(arguments, module, name, count):
-    code = _DYING.format(module=module, name=name, count=count)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    killed(_DYING.format(module=module, name=name, count=count), arguments)
 
 
 def test_killed_between_two_checkpoints_it_goes_on_to_the_same_bytes(

@@ -17,6 +17,7 @@ from lmsi_jax.signals import Terminated, leaving
 from lmsi_jax.training import checkpoints, trainer
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.packing import weighted_row
+from lmsi_jax.training.settings import Training
 
 CONFIG = ModelConfig(
     vocab_size=64,
@@ -54,7 +55,7 @@ def rows():
 
 def run(folder, held_out=(), **changes):
     """Trains, or goes on; returns the parameters."""
-    training = trainer.Training(**{**SETTINGS, **changes})
+    training = Training(**{**SETTINGS, **changes})
     params = init_params(CONFIG, jax.random.key(0))
     return trainer.train(CONFIG, training, params, rows(), folder, groups=GROUPS, held_out=held_out)
 
@@ -64,7 +65,7 @@ def outcome(folder):
     folder = pathlib.Path(folder)
     made = checkpoints.Checkpoints(folder, SETTINGS["keep"])
     params = init_params(CONFIG, jax.random.key(0))
-    training = trainer.Training(**SETTINGS)
+    training = Training(**SETTINGS)
     blank = training.optimizer.transformation(training.steps).init(params)
     params, state = made.restore(training.steps, params, blank)
     return {

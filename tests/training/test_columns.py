@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from step_losses import loss_and_gradient
 
 from lmsi_jax.decoding.prefix import Cache
 from lmsi_jax.models.decoder import block, init_params
@@ -14,7 +15,7 @@ from lmsi_jax.models.positions import angles_of
 from lmsi_jax.models.weights import fuse
 from lmsi_jax.training import columns
 from lmsi_jax.training.attention import packed_attention
-from lmsi_jax.training.losses import Loss, loss_and_gradient, token_losses
+from lmsi_jax.training.losses import Loss, token_losses
 from lmsi_jax.training.packed import regrouped
 from lmsi_jax.training.packing import Shape, batches, weighted_row
 

@@ -20,8 +20,9 @@ from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.training import placement
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.packing import batches, weighted_row
-from lmsi_jax.training.step import start, train_step
-from lmsi_jax.training.trainer import Training
+from lmsi_jax.training.beginning import start
+from lmsi_jax.training.step import train_step
+from lmsi_jax.training.settings import Training
 
 pytestmark = pytest.mark.slow
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from step_losses import step_losses
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.decoder import hidden_states, logits, parameter_shapes
@@ -15,6 +16,7 @@ from lmsi_jax.models.positions import angles_of
 from lmsi_jax.models.weights import fuse, split_weights
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.attention import packed_attention
+from lmsi_jax.training.beginning import start
 from lmsi_jax.training.lora import (
     Lora,
     by_adapters,
@@ -22,12 +24,13 @@ from lmsi_jax.training.lora import (
     fresh_adapters,
     merged,
 )
-from lmsi_jax.training.losses import averaged, step_losses, weighted_sums
+from lmsi_jax.training.losses import averaged, weighted_sums
 from lmsi_jax.training.metrics import read_metrics
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.packing import batches, weighted_row
-from lmsi_jax.training.step import result, start, state_shapes, train_step
-from lmsi_jax.training.trainer import Training, train
+from lmsi_jax.training.settings import Training
+from lmsi_jax.training.step import result, state_shapes, train_step
+from lmsi_jax.training.trainer import train
 
 LORA = Lora(rank=3, alpha=6.0, targets=("value", "query", "down"))
 TRAINING = Training(

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_losses as reference
+from step_losses import loss_and_gradient, step_losses
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.decoder import init_params
-from lmsi_jax.training.losses import Loss, loss_and_gradient, step_losses, token_scores
+from lmsi_jax.training.losses import Loss, token_scores
 from lmsi_jax.training.packing import Shape, batches, microbatches, weighted_row
 from lmsi_jax.training.scoring import with_top_k
 from lmsi_jax.training.teacher import Teacher

@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Trains two steps on each objective, on one device and on the mesh, through `trainer.train`.
 _SCRIPT = """
@@ -22,9 +24,8 @@ from lmsi_jax.training.metrics import read_metrics
 from lmsi_jax.training.packing import pair_row, weighted_row
 from lmsi_jax.training.preferences import Preference
 from lmsi_jax.training.scoring import Scored, Scorer
+from lmsi_jax.training.settings import Training
 from lmsi_jax.training.teacher import Teacher
-
-pytestmark = pytest.mark.slow
 
 config = ModelConfig(vocab_size=160, num_layers=1, embed_dim=32, num_heads=4, num_kv_heads=2,
                      head_dim=8, mlp_dim=48)
@@ -35,8 +36,8 @@ draw = lambda n: rng.integers(3, 160, n).tolist()
 few = [weighted_row((), draw(3), draw(4), 1.0) for _ in range(24)]
 twos = [pair_row(a, b) for a, b in zip(few, few[1:])]
 number = lambda rows: [dataclasses.replace(r, example=i) for i, r in enumerate(rows)]
-base = trainer.Training(steps=2, microbatches=1, rows=4, length=24, prefix_length=0, log_every=1,
-                        save_every=2)
+base = Training(steps=2, microbatches=1, rows=4, length=24, prefix_length=0, log_every=1,
+                save_every=2)
 cases = {
     "model": (dataclasses.replace(base, loss=Loss(distillation="model")), number(few)),
     "top_k": (dataclasses.replace(base, loss=Loss(distillation="top_k", top_k=3)), number(few)),

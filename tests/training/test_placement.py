@@ -17,7 +17,7 @@ from lmsi_jax.models.decoder import parameter_shapes
 from lmsi_jax.models.partitioning import weight_specs
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.placement import following, mesh_of
-from lmsi_jax.training.trainer import Training
+from lmsi_jax.training.settings import Training
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _MESHES = ((1, 1, False), (2, 4, True))
@@ -34,8 +34,9 @@ from lmsi_jax.training import placement
 from lmsi_jax.training.lora import Lora
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.packing import batches, weighted_row
-from lmsi_jax.training.step import result, start, train_step
-from lmsi_jax.training.trainer import Training
+from lmsi_jax.training.beginning import start
+from lmsi_jax.training.step import result, train_step
+from lmsi_jax.training.settings import Training
 
 out, meshes, cases, address, count, index = sys.argv[1:]
 if int(count) > 1:

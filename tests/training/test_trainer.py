@@ -12,7 +12,8 @@ from lmsi_jax.training import checkpoints
 from lmsi_jax.training.metrics import read_metrics
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.packing import weighted_row
-from lmsi_jax.training.trainer import Training, train
+from lmsi_jax.training.settings import Training
+from lmsi_jax.training.trainer import train
 
 TRAINING = Training(
     steps=6,

@@ -14,7 +14,7 @@ from lmsi_jax.records import Example
 from lmsi_jax.training import trainer
 from lmsi_jax.training.checkpoints import Checkpoints
 from lmsi_jax.training.metrics import read_metrics
-from lmsi_jax.training.trainer import Training
+from lmsi_jax.training.settings import Training
 from lmsi_jax.training.validation import Validation, split
 
 
