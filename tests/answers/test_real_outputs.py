@@ -8,15 +8,13 @@ import pathlib
 import re
 
 import pytest
+from shared_data import DATA, needed
 
 from lmsi_jax import answers, voting
 from lmsi_jax.records import Path, Question
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-DATA = ROOT.parent / "shared" / "data"
-pytestmark = pytest.mark.skipif(
-    not (DATA / "model_samples").is_dir(), reason=f"no real model outputs at {DATA}"
-)
+pytestmark = needed("model_samples")
 KIND_OF = {"GSM8K": "number", "AQUA": "choice", "StrategyQA": "yes_no"}
 MODELS = ("code001", "code002", "gpt-3.5-turbo", "gpt4", "text002", "text003")
 

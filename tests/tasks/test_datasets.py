@@ -3,19 +3,15 @@
 import contextlib
 import gzip
 import json
-import pathlib
 
 import pytest
+from shared_data import DATA, needed
 
 from lmsi_jax import answers
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.tasks import registry
 from lmsi_jax.tasks.dataset import Dataset
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-SHARED = next(
-    (p / "shared/data" for p in (ROOT.parent, ROOT) if (p / "shared/data").is_dir()), None
-)
 PUBLISHED = [name for name in registry.NAMES if isinstance(registry.get(name), Dataset)]
 _NLI_QUESTION = (
     'Premise:\n"It is  wet."\nBased on this premise, can we conclude the hypothesis "It rained." is'
@@ -220,10 +216,10 @@ REAL = [
 ]
 
 
-@pytest.mark.skipif(SHARED is None, reason="../shared/data is not beside this checkout")
+@needed()
 @pytest.mark.parametrize(("name", "folder", "counts"), REAL)
 def test_real_files_are_read_whole_and_their_labels_have_keys(name, folder, counts):
-    task = registry.get(name, str(SHARED / folder))
+    task = registry.get(name, str(DATA / folder))
     for split, count in counts.items():
         rows = list(task.stream(split, "hard", 0))
         assert len(rows) == count
@@ -233,9 +229,9 @@ def test_real_files_are_read_whole_and_their_labels_have_keys(name, folder, coun
             assert not any(row.gold for row in rows)
 
 
-@pytest.mark.skipif(SHARED is None, reason="../shared/data is not beside this checkout")
+@needed()
 def test_real_drop_passages_are_told_apart(tmp_path):
-    text = (SHARED / "drop" / "drop_sample.json").read_text()
+    text = (DATA / "drop" / "drop_sample.json").read_text()
     (tmp_path / "drop_dataset_dev.json").write_text(text)
     counts = {
         name: len(list(registry.get(name, str(tmp_path)).stream("test", "hard", 0)))

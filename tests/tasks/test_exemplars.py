@@ -1,8 +1,7 @@
 """Files of exemplars: their layout, this project's own, and what is no exemplar."""
 
-import pathlib
-
 import pytest
+from shared_data import DATA, needed
 
 from lmsi_jax import answers
 from lmsi_jax.errors import LmsiError
@@ -11,11 +10,8 @@ from lmsi_jax.records import Exemplar
 from lmsi_jax.tasks import exemplars, registry
 from lmsi_jax.tasks.dataset import Dataset
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 PUBLISHED = [name for name in registry.NAMES if isinstance(registry.get(name), Dataset)]
-REAL = next(
-    (p / "shared/data/exemplars" for p in (ROOT.parent, ROOT) if (p / "shared/data").is_dir()), None
-)
+REAL = DATA / "exemplars"
 
 
 def test_a_file_is_read_item_by_item():
@@ -72,7 +68,7 @@ def test_a_name_stands_for_a_file_of_this_project():
     assert exemplars.load("gsm8k_short") == exemplars.packaged("gsm8k_short")
 
 
-@pytest.mark.skipif(REAL is None, reason="../shared/data is not beside this checkout")
+@needed("exemplars")
 @pytest.mark.parametrize(
     ("folder", "count", "kind"),
     [("GSM8K", 8, "number"), ("AQUA", 8, "choice"), ("StrategyQA", 6, "yes_no")],

@@ -3,19 +3,17 @@
 import gzip
 import itertools
 import json
-import pathlib
 import re
 
 import pytest
+from shared_data import DATA, needed
 
 from lmsi_jax import answers
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.tasks import exemplars
 from lmsi_jax.tasks.gsm8k import TASK, one_line
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-_PLACES = [place / "shared" / "data" / "gsm8k" for place in (ROOT.parent, ROOT)]
-REAL = next((place for place in _PLACES if place.is_dir()), _PLACES[0])
+REAL = DATA / "gsm8k"
 ROWS = [
     {"question": "Ada has 2 jars.  How many?", "answer": "She has 1+1=<<1+1=2>>2\nSo two.\n#### 2"},
     {
@@ -152,7 +150,7 @@ def test_what_is_worked_out_in_the_exemplars_is_right():
     assert equations > 15
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the GSM8K files are not beside this checkout")
+@needed("gsm8k")
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_the_real_files_parse_and_their_gold_answers_have_keys(split):
     task = TASK.from_folder(str(REAL))

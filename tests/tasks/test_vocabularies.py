@@ -1,6 +1,5 @@
 """Tokenizers as SeqIO vocabularies: real SentencePiece models, tokenizer.json, the id 0."""
 
-import pathlib
 import unicodedata
 
 import pytest
@@ -8,6 +7,7 @@ import seqio
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared_data import DATA
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.tokenizer import open_tokenizer
@@ -19,7 +19,7 @@ from lmsi_jax.tasks.vocabularies import (
     open_vocabulary,
 )
 
-REAL = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data" / "sentencepiece"
+REAL = DATA / "sentencepiece"
 MODELS = ("sentencepiece.model", "google_sentencepiece_test_model.model")
 TEXTS = st.text(st.sampled_from("aeinost RTS.,'\u00e9\ufb01\u2460"), max_size=30)
 
