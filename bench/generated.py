@@ -11,7 +11,6 @@ numbers. Takes up the same folder again.
 """
 
 import argparse
-import dataclasses
 import json
 from typing import Any
 
@@ -94,7 +93,7 @@ def _prompts(context: Context, task: str) -> dict[str, Any]:
     """Accuracies of the votes under three promptings, on the same test questions and noise."""
     questions = context.load_questions("test")[task]
     made = read_prompts(context, 1, task)
-    sampling = dataclasses.replace(context.run.sampling)
+    sampling = context.run.sampling
     by_uid = {question.uid: question for question in questions}
     own = read_exemplars(context, task)
     jobs: dict[str, list[Job]] = {

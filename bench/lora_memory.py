@@ -5,7 +5,7 @@
 Arguments are parameters, optimiser state and batch; temporaries are activations and gradients.
 """
 
-from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.models.config import MATRICES, ModelConfig
 from lmsi_jax.models.decoder import parameter_shapes
 from lmsi_jax.training.lora import Lora
 from lmsi_jax.training.packing import batches, weighted_row
@@ -15,11 +15,10 @@ from lmsi_jax.training.step import state_shapes, train_step
 CONFIG = ModelConfig(
     vocab_size=8192, num_layers=4, embed_dim=512, num_heads=8, head_dim=64, mlp_dim=2048
 )
-_EVERY = ("query", "key", "value", "attention_out", "gate", "up", "down")
 ADAPTERS = {
     "none": None,
     "query, value": Lora(),
-    "every matrix": Lora(targets=_EVERY),
+    "every matrix": Lora(targets=MATRICES),
 }
 
 

@@ -28,8 +28,6 @@ def _cells(found: dict[str, Any], name: str) -> list[str]:
     program, memory = found[name], found["chip"]["memory"] / _GIB
     if not program["fits"]:
         return ["does not fit", f"{memory:.1f}", "", "", "", "", program["refusal"]]
-    received = sum(traffic["bytes"] for traffic in program["collectives"].values()) / 1e9
-    times = {key: program["roofline"][key] for key in ("compute", "memory", "links")}
     floor = program["roofline"]["floor"]
     if name == "train":
         gives = f"{program['tokens'] / floor:,.0f} tokens/s"
@@ -37,7 +35,7 @@ def _cells(found: dict[str, Any], name: str) -> list[str]:
         gives = f"{program['rate']['questions_per_hour']:,.0f} questions/h"
     return [
         f"{program['peak'] / _GIB:.1f}", f"{memory:.1f}", f"{program['flops']:.2e}",
-        f"{received:.2f}", f"{floor:.3g}", max(times, key=lambda key: times[key]), gives,
+        f"{program['received'] / 1e9:.2f}", f"{floor:.3g}", program["roofline"]["bound"], gives,
     ]  # fmt: skip
 
 

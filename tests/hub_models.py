@@ -46,20 +46,21 @@ _LLAMA3_ROPE = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
+    "original_max_position_embeddings": 64,
 }
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 _LINEAR = {"rope_type": "linear", "factor": 8.0}
 _GEMMA = {"head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 9}
 
-# Windows, and the lengths that positions are stretched from, are shorter than tests' sequences.
+# Windows are shorter than the sequences of tests. Of the stretched frequencies some stay, some are
+# divided, and of Llama 3's, and of YaRN's with heads of 16, one is interpolated.
 # name: (transformers' configuration class, its arguments, the tokenizer's kind)
 MODELS = {
     "llama": (
         "LlamaConfig",
         {
-            **{"rope_theta": 1e4, "rope_scaling": _LLAMA3_ROPE, "rms_norm_eps": 1e-5},
-            "tie_word_embeddings": False,
+            **{"rope_theta": 5e5, "rope_scaling": _LLAMA3_ROPE, "head_dim": 16},
+            **{"rms_norm_eps": 1e-5, "tie_word_embeddings": False},
         },
         "llama",
     ),

@@ -10,7 +10,6 @@ from lmsi_jax.aot.compiling import Compiled, compiled
 from lmsi_jax.aot.programs import Lengths, sample_program, train_program
 from lmsi_jax.aot.topologies import Chip, chip_of, chips_in, devices_of, slice_of
 from lmsi_jax.decoding.layout import plan
-from lmsi_jax.files import write_json
 from lmsi_jax.run import Run
 
 _GIB = 2**30
@@ -75,7 +74,7 @@ def _training(
     say(_work(program, roofline))
     say(f"  useful      {100 * useful:.0f} % of the FLOPs are the model's 6 per weight and token; "
         f"at the floor {tokens / roofline.floor:,.0f} tokens/s")  # fmt: skip
-    found["roofline"] = dataclasses.asdict(roofline) | {"floor": roofline.floor}
+    found["roofline"] = _times(roofline)
     return found | {"tokens": tokens, "useful_flops": useful}
 
 
@@ -106,15 +105,19 @@ def _sampling(
     say(f"  questions   {rate.questions_per_hour:,.0f} an hour at most, on {rate.copies} such "
         f"meshes: {rate.paths} paths x {rate.tokens} tokens, {100 * occupancy:.0f} % of the lanes "
         f"busy, prompt {lengths.prompt} and question {lengths.question} tokens")  # fmt: skip
-    found["roofline"] = dataclasses.asdict(roofline) | {"floor": roofline.floor}
+    found["roofline"] = _times(roofline)
     return found | {"rate": dataclasses.asdict(rate)}
+
+
+def _times(roofline: estimates.Roofline) -> dict[str, Any]:
+    return dataclasses.asdict(roofline) | {"floor": roofline.floor, "bound": roofline.bound}
 
 
 def _figures(program: Compiled) -> dict[str, Any]:
     """A program's own figures; how long it took to compile is no property of it."""
     found = dataclasses.asdict(program)
     del found["compile_seconds"]
-    return found | {"peak": program.peak}
+    return found | {"peak": program.peak, "received": program.received}
 
 
 def _refused(program: Compiled, advice: list[str], say: Callable[[str], None]) -> dict[str, Any]:
@@ -153,8 +156,3 @@ def _work(program: Compiled, roofline: estimates.Roofline) -> str:
         f"{program.compile_seconds:.0f} s to compile"
     )
     return "\n".join(lines)
-
-
-def write(found: dict[str, Any], path: str) -> None:
-    """Writes the figures as JSON; the same ones whenever the same programs are compiled."""
-    write_json(path, found)

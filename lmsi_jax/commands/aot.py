@@ -59,8 +59,9 @@ def run(args: argparse.Namespace, load: Callable[[], "Run"]) -> None:
     os.environ.update(_ALONE)  # before JAX is imported
     from lmsi_jax.aot import report
     from lmsi_jax.aot.programs import Lengths
+    from lmsi_jax.files import write_json
 
     lengths = Lengths(prompt=args.prompt_tokens, question=args.question_tokens)
     found = report.check(load(), args.topology, what, lengths, args.occupancy, print)
     if args.json:
-        report.write(found, args.json)
+        write_json(args.json, found)

@@ -51,16 +51,13 @@ def run(args: argparse.Namespace, load: Callable[[], "Run"]) -> None:
     del load
     size = parse_size(args.max_shard_size)
     from lmsi_jax.hf.exporting import export_model
-    from lmsi_jax.stages.context import embedded_path
+    from lmsi_jax.stages.context import Context
 
     config = _config_of(args.checkpoint, args.run)
-    tokenizer = config.tokenizer
-    if tokenizer == "embedded":
-        tokenizer = str(embedded_path("tokenizer.model"))
     export_model(
         args.checkpoint,
         config.model,
-        tokenizer,
+        Context(config, frozenset()).tokenizer_path,
         args.out,
         dtype=args.dtype,
         max_shard_bytes=size,

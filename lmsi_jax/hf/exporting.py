@@ -7,21 +7,18 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from etils import epath
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.files import new_folder, write_json
 from lmsi_jax.hf.config_out import hf_config
-from lmsi_jax.hf.importing import TOKENIZER_FILES, Dtype
+from lmsi_jax.hf.importing import TOKENIZER_FILES
 from lmsi_jax.hf.names import Tensor, tensors
-from lmsi_jax.hf.shards import write_shards
+from lmsi_jax.hf.shards import Dtype, cast, write_shards
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.tokenizer import FileTokenizer, open_tokenizer
 from lmsi_jax.training.streaming import Saved
-
-_TYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
 def export_model(
@@ -52,7 +49,7 @@ def export_model(
     wanted = tensors(config)
     _check(saved, wanted)
     opened = open_tokenizer(tokenizer)
-    kinds = {saved.dtypes[t.path] if dtype == "keep" else _TYPES[dtype] for t in wanted}
+    kinds = {cast(saved.dtypes[tensor.path], dtype) for tensor in wanted}
     widest = max(kinds, key=lambda kind: kind.itemsize)
     with new_folder(out) as made:
         write_json(made / "config.json", raw | _ids(opened) | {"torch_dtype": widest.name})
@@ -87,7 +84,7 @@ def _check(saved: Saved, wanted: list[Tensor]) -> None:
 
 
 def _part(saved: Saved, tensor: Tensor, dtype: Dtype) -> Any:
-    kind = saved.dtypes[tensor.path] if dtype == "keep" else _TYPES[dtype]
+    kind = cast(saved.dtypes[tensor.path], dtype)
     return tensor.name, tensor.shape, kind, functools.partial(_read, saved, tensor, kind)
 
 

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +19,11 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.files import new_folder, read_json
 from lmsi_jax.hf.config_in import model_config
 from lmsi_jax.hf.names import Tensor, tensors
-from lmsi_jax.hf.shards import DTYPES, Shards
+from lmsi_jax.hf.shards import DTYPES, Dtype, Shards, cast
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.tokenizer import SENTENCEPIECE, TOKENIZER_JSON, open_tokenizer
 from lmsi_jax.training import streaming
 
-Dtype = Literal["keep", "float32", "bfloat16"]
 # What transformers reads beside a tokenizer; generation_config.json says where texts end.
 TOKENIZER_FILES = (
     *(TOKENIZER_JSON, SENTENCEPIECE, "tokenizer_config.json", "special_tokens_map.json"),
@@ -129,8 +128,7 @@ def _check_tied(source: Path, shards: Shards) -> None:
 def _tree(shards: Shards, wanted: list[Tensor], dtype: Dtype) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for tensor in wanted:
-        own = DTYPES[shards.dtypes[tensor.name]]
-        kind = own if dtype == "keep" else DTYPES["F32" if dtype == "float32" else "BF16"]
+        kind = cast(DTYPES[shards.dtypes[tensor.name]], dtype)
         level = tree
         for key in tensor.path[:-1]:
             level = level.setdefault(key, {})

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -22,8 +22,15 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "F32": np.dtype(np.float32),
 }
+Dtype = Literal["keep", "float32", "bfloat16"]
+_CASTS = {"float32": DTYPES["F32"], "bfloat16": DTYPES["BF16"]}
 _SLICE_BYTES = 1 << 26
 _AGAIN = "download or copy it again"
+
+
+def cast(own: np.dtype, dtype: Dtype) -> np.dtype:
+    """Returns the type that a tensor of type `own` is converted to."""
+    return _CASTS.get(dtype, own)
 
 
 class Shards:
