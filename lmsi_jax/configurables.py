@@ -4,12 +4,12 @@ import gin
 
 from lmsi_jax.decoding.layout import Decoding
 from lmsi_jax.decoding.sampling import Sampling
+from lmsi_jax.generation.settings import Generation
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.rope import LinearScaling, Llama3Scaling, YarnScaling
 from lmsi_jax.run import (
     Distillation,
     Evaluation,
-    Generation,
     Mixing,
     Pretraining,
     Questions,

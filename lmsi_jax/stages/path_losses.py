@@ -1,22 +1,22 @@
 """Losses of solutions under the base model, in shards that several processes share."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lmsi_jax.generation.exemplars import FewShot, prompt_of
 from lmsi_jax.models.tokenizer import Tokenizer, encode_first
-from lmsi_jax.progress import Progress
 from lmsi_jax.prompts import build_prompt, question_prompt, solution
 from lmsi_jax.records import Exemplar, Question
 from lmsi_jax.selection.rows import ALONE_LOSS, LOSS, QUESTION_LOSS, STRONG_LOSSES, Row
 from lmsi_jax.stages.context import Context
 from lmsi_jax.stages.prompts import read_prompts
 from lmsi_jax.stages.questions import read_exemplars, worked_questions
+from lmsi_jax.stages.scored_shards import ROWS, write_missing
 from lmsi_jax.store import ShardStore, shard_names
-from lmsi_jax.training import packing, placement, scoring
+from lmsi_jax.training import packing, scoring
 
 LOSSES = (LOSS, QUESTION_LOSS, ALONE_LOSS)
-_ROWS = 256  # a shard's rows are packed together, so their number enters the bits of the sums
 
 
 def score_losses(
@@ -40,18 +40,15 @@ def score_losses(
     index, count = context.processes.share
     shards = list(_loss_shards(context, round_index, rows, needs))
     own = [shard for number, shard in enumerate(shards) if number % count == index]
-    missing = set(store.missing(name for name, _ in own))
-    if not missing:
-        return
-    run = context.run
-    params = placement.spread(run.model, run.training, context.params(0))
-    scorer = scoring.Scorer(config=run.model, params=params, training=run.training)
-    label = f"round {round_index}: scoring paths"
-    with Progress(label, len(own), unit="shards", initial=len(own) - len(missing)) as bar:
-        for name, solved in own:
-            if name in missing:
-                store.write(name, _losses(context, scorer, solved))
-                bar.advance()
+
+    def load() -> Callable[[Sequence[_Solved]], list[dict[str, Any]]]:
+        """Loads the base model; returns what computes a shard's losses with it."""
+        run = context.run
+        scorer = scoring.Scorer.of(run.model, context.params(0), run.training)
+        return functools.partial(_losses, context, scorer)
+
+    names, solved = [name for name, _ in own], [some for _, some in own]
+    write_missing(store, names, solved, load, f"round {round_index}: scoring paths")
 
 
 class _Solved(NamedTuple):
@@ -74,7 +71,7 @@ def _loss_shards(
         if wanted:
             made = read_prompts(context, round_index, task)
             solved = [_of_row(row, made, exemplars, wanted) for row in own]
-            parts = [solved[at : at + _ROWS] for at in range(0, len(solved), _ROWS)]
+            parts = [solved[at : at + ROWS] for at in range(0, len(solved), ROWS)]
             for number, part in zip(shard_names(len(parts)), parts, strict=True):
                 yield f"loss-{task}-{number}", part
         if STRONG_LOSSES in needs:

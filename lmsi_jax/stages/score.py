@@ -6,19 +6,17 @@ complete or absent, so this goes on where it was. Training reads them whatever o
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.progress import Progress
 from lmsi_jax.stages.context import Context
+from lmsi_jax.stages.scored_shards import ROWS, write_missing
 from lmsi_jax.store import ShardStore, shard_names
 from lmsi_jax.training import placement, scoring
 from lmsi_jax.training.data import Examples
 from lmsi_jax.training.packing import Row
 from lmsi_jax.training.teacher import Teacher
-
-_ROWS = 256  # a shard's rows are packed together, so their number enters the bits of the sums
 
 
 def score(
@@ -49,7 +47,19 @@ def score(
             "pairs and a teacher's top_k are scored by process 0 alone; choose Training.data and "
             "Training.model that its own devices suffice for"
         )
-    _score_shards(context, round_index, examples, load(), ShardStore(stage.directory))
+
+    def load_scorer() -> Callable[[Sequence[Row]], list[dict[str, Any]]]:
+        """Loads the model; returns what scores rows with it."""
+        model = load()
+        return scoring.Scorer.of(model.config, model.params, context.run.training).records
+
+    write_missing(
+        ShardStore(stage.directory),
+        _names(examples),
+        _chunks(examples),
+        load_scorer,
+        f"round {round_index}: scoring",
+    )
     stage.finish()
 
 
@@ -66,7 +76,7 @@ def read_scored(context: Context, round_index: int, examples: Examples) -> scori
 
 
 def _names(examples: Examples) -> tuple[str, ...]:
-    return shard_names(-(-examples.count // _ROWS))
+    return shard_names(-(-examples.count // ROWS))
 
 
 def _settings(context: Context) -> dict[str, Any]:
@@ -83,28 +93,7 @@ def _settings(context: Context) -> dict[str, Any]:
     return own
 
 
-def _score_shards(
-    context: Context,
-    round_index: int,
-    examples: Examples,
-    model: Teacher,
-    store: ShardStore,
-) -> None:
-    training, names = context.run.training, _names(examples)
-    params = placement.spread(model.config, training, model.params)
-    if training.preference is not None:
-        params = placement.narrow(training, params)  # margins begin at 0: as training computes
-    scorer = scoring.Scorer(config=model.config, params=params, training=training)
-    missing = set(store.missing(names))
-    done = len(names) - len(missing)
-    with Progress(f"round {round_index}: scoring", len(names), unit="shards", initial=done) as bar:
-        for name, rows in zip(names, _chunks(examples), strict=True):
-            if name in missing:
-                store.write(name, scorer.records(rows))
-                bar.advance()
-
-
 def _chunks(examples: Examples) -> Iterator[list[Row]]:
     rows = examples.in_order()
-    while some := list(itertools.islice(rows, _ROWS)):
+    while some := list(itertools.islice(rows, ROWS)):
         yield some

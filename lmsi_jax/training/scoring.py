@@ -19,7 +19,7 @@ from lmsi_jax.models.params import Params
 from lmsi_jax.training.data import Examples
 from lmsi_jax.training.losses import Arrays, token_losses, token_scores
 from lmsi_jax.training.packing import Batch, Row, Shape, fits, microbatches
-from lmsi_jax.training.placement import fed, within
+from lmsi_jax.training.placement import fed, narrow, spread, within
 from lmsi_jax.training.preferences import Members, members, pair_groups
 from lmsi_jax.training.settings import Training
 from lmsi_jax.training.teacher import Teacher
@@ -151,6 +151,17 @@ class Scorer:
     config: ModelConfig
     params: Params
     training: Training
+
+    @classmethod
+    def of(cls, config: ModelConfig, params: Params, training: Training) -> "Scorer":
+        """Places a model on the run's mesh; for pairs, rounded as training computes.
+
+        Their margins begin at 0 then.
+        """
+        params = spread(config, training, params)
+        if training.preference is not None:
+            params = narrow(training, params)
+        return cls(config=config, params=params, training=training)
 
     def records(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         """Returns what is stored of each row, as JSON values; {} of rows without room.

@@ -155,7 +155,7 @@ def test_the_teachers_tokens_are_stored_once_and_scoring_goes_on_where_it_was(
     distill, tmp_path, monkeypatch
 ):
     """Killed after its second shard; a whole run scores to the same bytes."""
-    monkeypatch.setattr(score, "_ROWS", 4)
+    monkeypatch.setattr(score, "ROWS", 4)
     changes = {"Loss.distillation": "top_k", "Loss.top_k": 3}
     assert distill(tmp_path / "whole", changes)[0] == 0
     whole = ShardStore(tmp_path / "whole" / "round_1" / "score")
