@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _FAMILIES = ("qwen2", "gemma3")
 _SCRIPT = """
@@ -23,8 +25,6 @@ from lmsi_jax.training.packing import batches, weighted_row
 from lmsi_jax.training.beginning import start
 from lmsi_jax.training.step import train_step
 from lmsi_jax.training.settings import Training
-
-pytestmark = pytest.mark.slow
 
 sizes = ModelConfig(vocab_size=160, num_layers=4, embed_dim=32, num_heads=8, num_kv_heads=4,
                     head_dim=8, mlp_dim=48, scan_layers=True, remat="layer")
