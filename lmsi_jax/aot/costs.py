@@ -148,20 +148,47 @@ def _times(entry: str, computations: dict[str, list[Instruction]]) -> tuple[dict
 def _trips(loop: Instruction, computations: dict[str, list[Instruction]]) -> int | None:
     """How often a loop turns: as XLA notes, or as its condition `counter < constant` says.
 
-    Counters begin at 0 and rise by 1, as those of `jax.lax.scan` and `fori_loop(0, n)` do.
+    Counters begin at 0, as those of `jax.lax.scan` and `fori_loop(0, n)` do.
     """
     known = _TRIPS.search(loop.attributes)
     if known:
         return int(known[1])
-    name = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
-    body = {one.name: one for one in computations.get(name[1] if name else "", ())}
-    tests = [one for one in body.values() if one.operation == "compare"]
+    condition = _named("condition", loop, computations)
+    tests = [one for one in condition.values() if one.operation == "compare"]
     if len(tests) != 1 or "direction=LT" not in tests[0].attributes:
         return None
-    limit = body.get(tests[0].operands[-1])
-    if limit is None or limit.operation != "constant":
+    counter, limit = (condition.get(name) for name in tests[0].operands)
+    if counter is None or limit is None or limit.operation != "constant":
         return None
-    return int(limit.literal)
+    place = re.search(r"index=(\d+)", counter.attributes)
+    rise = _rise(_named("body", loop, computations), int(place[1])) if place else 1
+    return -(-int(limit.literal) // rise)
+
+
+def _named(
+    role: str, loop: Instruction, computations: dict[str, list[Instruction]]
+) -> dict[str, Instruction]:
+    """A loop's "condition" or "body", by the names of its instructions."""
+    name = re.search(rf"{role}=%?([\w.\-]+)", loop.attributes)
+    return {one.name: one for one in computations.get(name[1] if name else "", ())}
+
+
+def _rise(body: dict[str, Instruction], place: int) -> int:
+    """By how much a turn raises the counter, number `place` of a loop's state.
+
+    XLA unrolls the loops that it cuts a product into, and then takes two turns in one. 1 where the
+    body adds no constants to it.
+    """
+    *_, end = body.values()
+    one, rise = body.get(end.operands[place]), 0
+    while one is not None and one.operation == "add":
+        terms = [body[name] for name in one.operands]
+        constants = [int(term.literal) for term in terms if term.operation == "constant"]
+        if len(constants) != 1:
+            return 1
+        rise += constants[0]
+        (one,) = (term for term in terms if term.operation != "constant")
+    return rise or 1
 
 
 def _called(one: Instruction) -> Iterator[str]:

@@ -17,7 +17,7 @@ class Chip:
     """One chip's figures.
 
     Attributes:
-      memory: bytes of HBM.
+      memory: bytes of HBM that XLA gives a program, somewhat less or more than the round figure.
       flops: peak bfloat16 FLOP/s.
       bandwidth: of the HBM, bytes a second.
       links: bytes a second that the chip can take in from its neighbours, over all links together:
@@ -40,19 +40,19 @@ class Chip:
 _DOCS = "https://cloud.google.com/tpu/docs/"
 CHIPS = {
     "v4": Chip(
-        memory=32 * 2**30, flops=275e12, bandwidth=1200e9, links=300e9, clock=1.05e9,
+        memory=int(30.75 * 2**30), flops=275e12, bandwidth=1200e9, links=300e9, clock=1.05e9,
         per_host=4, source=_DOCS + "v4",
     ),
     "v5e": Chip(
-        memory=16 * 10**9, flops=197e12, bandwidth=819e9, links=200e9, clock=1.5e9,
+        memory=int(15.75 * 2**30), flops=197e12, bandwidth=819e9, links=200e9, clock=1.5e9,
         per_host=4, source=_DOCS + "v5e",
     ),
     "v5p": Chip(
-        memory=95 * 2**30, flops=459e12, bandwidth=2765e9, links=600e9, clock=1.75e9,
+        memory=int(95.74 * 2**30), flops=459e12, bandwidth=2765e9, links=600e9, clock=1.75e9,
         per_host=4, source=_DOCS + "v5p",
     ),
     "v6e": Chip(
-        memory=32 * 10**9, flops=918e12, bandwidth=1638e9, links=400e9, clock=1.75e9,
+        memory=int(31.25 * 2**30), flops=918e12, bandwidth=1638e9, links=400e9, clock=1.75e9,
         per_host=4, source=_DOCS + "v6e",
     ),
 }  # fmt: skip

@@ -4,8 +4,9 @@ Each layer takes the prefix and the rows forward together, so that its keys and 
 where they are made: nothing of a layer outlives it but its output. That lets a layer be computed
 anew on the backward pass (`ModelConfig.remat`) or be one turn of a loop (`scan_layers`).
 
-On a mesh (`jax.sharding.use_abstract_mesh` around this) rows lie over "data", and the projections
-stay apart: joined, a matrix would have to be shuffled among the devices that hold parts of each.
+On a mesh (`jax.sharding.use_abstract_mesh` around this) rows lie over "data", prefix and rows are
+one array (`joint`), and the projections stay apart: joined, a matrix would have to be shuffled
+among the devices that hold parts of each.
 """
 
 from collections.abc import Callable
@@ -22,14 +23,12 @@ from lmsi_jax.models.norms import norm
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.positions import angles_of
 from lmsi_jax.models.weights import fuse, split_weights
-from lmsi_jax.training import columns
+from lmsi_jax.training import columns, joint
 from lmsi_jax.training.attention import packed_attention
 
 # The prefix (None without one) and the rows on their way through the layers.
 _States = tuple[jax.Array | None, jax.Array]
-# Keys and values [1, P, G, K] with all places on each device; heads lie where they lie.
-_ALL_PLACES = PartitionSpec(None, None, PartitionSpec.UNCONSTRAINED, None)
-_Layer = Callable[[Params, _States], _States]
+_Layer = Callable[[Params, Any], Any]
 
 
 def laid_out(config: ModelConfig, params: Params) -> Params:
@@ -97,18 +96,41 @@ def packed_states(
       The weights as `decoder.logits` takes them, and the rows' normalised states [B, T, D].
     """
     weights = laid_out(config, params)
-    upright = _upright(config, weights)
     if "angles" not in batch:
         batch = with_angles(config, weights, batch)
+    every = [weights[f"layer_{layer}"] for layer in range(config.num_layers)]
+    rows = (_joined if joint.suits(batch) else _apart)(config, weights, every, batch)
+    return weights, norm(config, weights["final_norm"], rows)
+
+
+def _joined(
+    config: ModelConfig, weights: Params, every: list[Params], batch: dict[str, Any]
+) -> jax.Array:
+    """The rows' states [B, T, D] behind all layers, prefix and rows in one array."""
+    sizes = joint.joint_of(batch)
+    angles = joint.joint_angles(config, sizes, batch)
+    states = embed(config, weights, sizes.join(batch["tokens"], batch["prefix"]))
+    layers = [
+        _remat(config, joint.joint_layer(config, sizes, batch, angles, layer))
+        for layer in range(len(config.windows))
+    ]
+    return sizes.rows_of(_through(config, layers, every, states))
+
+
+def _apart(
+    config: ModelConfig, weights: Params, every: list[Params], batch: dict[str, Any]
+) -> jax.Array:
+    """The rows' states [B, T, D] behind all layers, prefix and rows in an array each."""
+    upright = _upright(config, weights)
     prefix = embed(config, weights, batch["prefix"])[None] if batch["prefix"].shape[0] else None
     rows = embed(config, weights, batch["tokens"])
     states = (prefix, jnp.moveaxis(rows, -1, 0) if upright else rows)
-    layers = [_layer(config, batch, layer, upright) for layer in range(len(config.windows))]
-    every = [weights[f"layer_{layer}"] for layer in range(config.num_layers)]
-    _, rows = (_scanned if config.scan_layers else _in_turn)(layers, every, states)
-    if upright:
-        rows = jnp.moveaxis(rows, 0, -1)
-    return weights, norm(config, weights["final_norm"], rows)
+    layers = [
+        _remat(config, _layer(config, batch, layer, upright))
+        for layer in range(len(config.windows))
+    ]
+    _, rows = _through(config, layers, every, states)
+    return jnp.moveaxis(rows, 0, -1) if upright else rows
 
 
 def _layer(config: ModelConfig, batch: dict[str, Any], layer: int, upright: bool) -> _Layer:
@@ -134,13 +156,6 @@ def _layer(config: ModelConfig, batch: dict[str, Any], layer: int, upright: bool
             rows = jax.lax.with_sharding_constraint(rows, PartitionSpec("data"))
         return prefix, rows
 
-    policies = jax.checkpoint_policies
-    again = not config.scan_layers  # XLA cannot join what a loop computes with what it did before
-    if config.remat == "layer":
-        return jax.checkpoint(run, prevent_cse=again)
-    if config.remat == "dots":
-        kept = policies.dots_with_no_batch_dims_saveable
-        return jax.checkpoint(run, prevent_cse=again, policy=kept)
     return run
 
 
@@ -153,34 +168,45 @@ def _prefix_layer(
     length: jax.Array,
 ) -> tuple[jax.Array, Cache]:
     """A layer over the prefix [1, P, D]; returns its output, and its keys and values."""
-    # In one block on a mesh: each device takes its share of the queries.
-    at_once = prefix.shape[1] if on_mesh() else 0
     real = (places < length[:, None]).astype(jnp.int32)
-    own = packed_attention(config, real, places, None, at_once)
+    own = packed_attention(config, real, places, None)
     made: list[tuple[jax.Array, jax.Array]] = []
 
     def attend(at: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        if on_mesh():  # every row sees all of them
-            k, v = (jax.lax.with_sharding_constraint(a, _ALL_PLACES) for a in (k, v))
         made.append((k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)))
         return own(at, q, k, v)
 
     prefix = block(config, p, layer, prefix, angles_of(config, places), attend)
-    if on_mesh():
-        prefix = jax.lax.with_sharding_constraint(prefix, PartitionSpec(None, "data"))
     ((keys, values),) = made
     # Whatever layer is asked for, it is this one.
     return prefix, Cache([keys] * (layer + 1), [values] * (layer + 1), length)
 
 
-def _in_turn(layers: list[_Layer], weights: list[Params], states: _States) -> _States:
+def _remat(config: ModelConfig, run: _Layer) -> _Layer:
+    """The layer, computed anew on the backward pass as `ModelConfig.remat` says."""
+    policies = jax.checkpoint_policies
+    again = not config.scan_layers  # XLA cannot join what a loop computes with what it did before
+    if config.remat == "layer":
+        return jax.checkpoint(run, prevent_cse=again)
+    if config.remat == "dots":
+        kept = policies.dots_with_no_batch_dims_saveable
+        return jax.checkpoint(run, prevent_cse=again, policy=kept)
+    return run
+
+
+def _through(config: ModelConfig, layers: list[_Layer], every: list[Params], states: Any) -> Any:
+    """All layers, one after the other."""
+    return (_scanned if config.scan_layers else _in_turn)(layers, every, states)
+
+
+def _in_turn(layers: list[_Layer], weights: list[Params], states: Any) -> Any:
     """Layer after layer, each compiled on its own."""
     for number, p in enumerate(weights):
         states = layers[number % len(layers)](p, states)
     return states
 
 
-def _scanned(layers: list[_Layer], weights: list[Params], states: _States) -> _States:
+def _scanned(layers: list[_Layer], weights: list[Params], states: Any) -> Any:
     """A loop whose turn is one period of windows, compiled once; what is left over in turn."""
     period = len(layers)
     turns = len(weights) // period
@@ -190,7 +216,7 @@ def _scanned(layers: list[_Layer], weights: list[Params], states: _States) -> _S
         for place in range(period)
     ]
 
-    def turn(states: _States, own: list[Params]) -> tuple[_States, None]:
+    def turn(states: Any, own: list[Params]) -> tuple[Any, None]:
         return _in_turn(layers, own, states), None
 
     if turns:

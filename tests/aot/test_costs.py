@@ -40,6 +40,17 @@ def test_a_loop_whose_end_is_computed_counts_once_and_is_reported():
     assert (found.unknown_loops, found.flops) == (1, 2 * 3 * 8 * 4)
 
 
+def test_a_loop_that_takes_several_turns_in_one_turns_less_often():
+    raised = """  %one = s32[] constant(1)
+  %two = s32[] constant(2)
+  %turn.2 = s32[] get-tuple-element(%state.2), index=0
+  %half = s32[] add(%turn.2, %one)
+  %turn.3 = s32[] add(%two, %half)
+  ROOT %next = (s32[], bf16[3,8]{1,0}) tuple(%turn.3, %rows.1)"""
+    (end,) = (line for line in _LOOP.splitlines() if "ROOT %next" in line)
+    assert read(_LOOP.replace(end, raised)).flops == 2 * 2 * 3 * 8 * 4  # 0, 3, and 6 is no more
+
+
 def test_pieces_of_one_collective_count_once():
     lines = _LOOP.splitlines()
     (gather,) = (line for line in lines if "all-gather(" in line)
