@@ -50,11 +50,11 @@ def of_chunk(program: Compiled, chip: Chip, steps: int) -> Roofline:
 def of_step(program: Compiled, chip: Chip, config: ModelConfig, training: Training) -> Roofline:
     """Of an optimiser step.
 
-    Per microbatch the gathered weights are read forward, again with remat, and twice backward
-    (for states and for weights), in the type of the computation; once a step parameters, gradient
-    and state are read and written in float32.
+    Per microbatch the gathered weights are read forward, again where remat keeps no products, and
+    twice backward (for states and for weights), in the type of the computation; once a step
+    parameters, gradient and state are read and written in float32.
     """
-    uses = 3 if config.remat == "none" else 4
+    uses = 4 if config.remat == "layer" else 3
     width = 2 if training.compute_dtype == "bfloat16" else 4
     weights = config.parameter_count / training.model * width
     return Roofline(
