@@ -7,25 +7,49 @@ only where there is one candidate; a text that stops in mid-sentence has none.
 import re
 from collections.abc import Sequence
 
-from lmsi_jax.answers.keys import key
+from lmsi_jax.answers.keys import CANNOT_TELL, key
+from lmsi_jax.answers.plain import without_bold
 from lmsi_jax.answers.sentences import last_sentence
 from lmsi_jax.records import Kind
 
 _TAIL = 600
 """Characters at the end of a solution that are looked at."""
-_CLOSED = re.compile(r"[.!。]['\")\]*$”’]{0,4}$")
+_CLOSED = re.compile(r"(?:[.!。]['\")\]*$”’]{0,4}|\*\*)$")
+_END_OF_DISPLAY = re.compile(r"\s{0,4}(?:\$\$|\\\])$")
+# "I hope this helps!" belongs to no solution.
+_FAREWELL = re.compile(
+    r"(?:\n|(?<=[.!?*] ))(?:I hope|Hope (?:this|that)|(?:Please )?(?:let me know|feel free)"
+    r"|If you (?:have|need|want|would))\b[^\n]{0,200}$",
+    re.IGNORECASE,
+)
 _CALCULATOR = re.compile(r"<<[^<>]{0,80}>>")
+_FULL_HOUR = re.compile(r"(?<![0-9:])([0-9]{1,2}):00(?![0-9:])")
 _NUMERAL = re.compile(
-    r"(?<![\w^.,/{+*×-])(?<![+*×/^-] )[-−]?[$€£]?[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?"
-    r"(?:%|[a-z]{2,4})?(?![\w^/}]|[.,][0-9])"
+    r"(?<![\w^.,/{+*×-])(?<![+*×/^-] )(?<![0-9]:)[-−]?[$€£]?[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?"
+    r"(?:%|[a-z]{2,4})?(?![\w^/}]|[.,:][0-9])"
 )
 _RESULT = re.compile(
     r"[=≈]\s{0,4}([-−]?[$€£]?[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?)"
     r"(?:%|[a-z]{2,4})?(?![\w^/])"
 )
+# "86 glasses and 42 plates"
+_LIST = re.compile(r"([0-9]+)[^0-9.;:]{1,40}?(?:,|\band)\s[$€£]?([0-9]+)")
 _BRACKETED = re.compile(r"(?<![A-Za-z0-9])\([A-Ja-j]\)")
+_NAMED = re.compile(
+    r"\b(?:option|choice) ([A-J])\b"
+    r"|(?:\b(?:choose|pick|select|with|is)|it['’]s) ([A-J])(?=[.,:;!*]|$)"
+    r"|\b([B-HJ]) is (?:the )?(?:correct|right|best)\b"
+)
 _DECISION = re.compile(r"(?:\W{0,4})(yes|no|true|false)(?=[,.!:;*—–]|\s-|$)", re.IGNORECASE)
-_SO = re.compile(r"\s{0,4}(?:so|thus|therefore|hence|in conclusion),?\s{1,4}", re.IGNORECASE)
+_SO = re.compile(
+    r"\W{0,4}(?:so|thus|therefore|hence|in conclusion),?\s{1,4}(?:[a-z]{2,16}ly,?\s{1,4})?",
+    re.IGNORECASE,
+)
+_STATEMENT = re.compile(
+    r"(?:the|this) (?:statement|claim|hypothesis|conclusion) is (?:[a-z]{2,16}ly )?"
+    r"(true|false|entailed|contradicted|neutral|undetermined)\b",
+    re.IGNORECASE,
+)
 _SHORT = 40
 
 Concluded = tuple[str, str, int]
@@ -33,9 +57,11 @@ Concluded = tuple[str, str, int]
 
 
 def conclusion(
-    text: str, begin: int, stop: int, kind: Kind, options: Sequence[str]
+    text: str, begin: int, stop: int, kind: Kind, options: Sequence[str], *, drawn: bool = False
 ) -> Concluded | None:
     """Returns what the solution `text[begin:stop]` concludes with, None where it is not plain.
+
+    With `drawn`, only a last sentence counts that opens with "so", "thus", "therefore", ...
 
     | kind        | read                                                                          |
     |-------------|-------------------------------------------------------------------------------|
@@ -43,21 +69,32 @@ def conclusion(
     |             | (yes_no, nli: "Yes" and "No" need a mark behind them, as below)               |
     | number      | of a closed last sentence: what follows its last "="; without one, its only   |
     |             | number, or of several the one that the solution's last "=" gave               |
-    | choice      | the only bracketed letter of a closed last sentence                           |
-    | yes_no, nli | "Yes, ..." or "No, ..." at the beginning; "So, no." at the end                |
+    | choice      | the only letter that a closed last sentence brackets or names ("option C");   |
+    |             | with options, also the option that has its number                             |
+    | yes_no, nli | "Yes, ..." or "No, ..." at the beginning; at the end "So, no." or "So the     |
+    |             | statement is false."; nli: that it is not possible to tell                    |
     """
     if kind == "span":
         return None
     end = begin + len(text[begin:stop].rstrip())
-    decides = kind in ("yes_no", "nli")
-    answer = _decision(text[begin : min(end, begin + _SHORT)]) if decides else None
-    if answer is None:
-        answer = _last(text[max(begin, end - _TAIL) : end], kind)
-    if answer is None:
-        answer = _whole(text[begin:end].strip(), kind, options)
+    tail = text[max(begin, end - _TAIL) : end]
+    if farewell := _FAREWELL.search(tail):
+        tail = tail[: farewell.start()].rstrip()
+        end = max(begin, end - _TAIL) + len(tail)
+    candidates = [] if drawn else [_opening(text[begin : min(end, begin + _SHORT)], kind)]
+    candidates.append(_last(tail, kind, options, drawn))
+    if not drawn:
+        candidates.append(_whole(text[begin:end].strip(), kind, options))
+    answer = next((candidate for candidate in candidates if candidate is not None), None)
+    if answer is not None and answer not in text[begin:end]:
+        answer = answer.lstrip("$€£")  # "$<<9*2=18>>18"
     found = key(answer, kind, options) if answer else None
     there = answer is not None and answer in text[begin:end]
     return (answer, found, end) if answer and there and found is not None else None
+
+
+def _opening(text: str, kind: Kind) -> str | None:
+    return _decision(text) if kind in ("yes_no", "nli") else None
 
 
 def _whole(solution: str, kind: Kind, options: Sequence[str]) -> str | None:
@@ -70,24 +107,32 @@ def _whole(solution: str, kind: Kind, options: Sequence[str]) -> str | None:
     return solution if found is not None and not decided else None
 
 
-def _last(tail: str, kind: Kind) -> str | None:
+def _last(tail: str, kind: Kind, options: Sequence[str], drawn: bool) -> str | None:
     """The candidate in a closed last sentence."""
-    if not _CLOSED.search(tail[-8:]):
+    if display := _END_OF_DISPLAY.search(tail):
+        tail = tail[: display.start()]
+    elif not _CLOSED.search(tail[-8:]):
         return None
     begin = last_sentence(tail, kind)
     sentence = tail[begin:]
     if sentence.strip() in tail[:begin]:
         return None  # a model that repeats itself has not concluded
-    if kind == "number":
-        return _last_number(_CALCULATOR.sub("", tail), _CALCULATOR.sub("", sentence))
-    if kind == "choice":
-        letters = _BRACKETED.findall(sentence)
-        return letters[0] if len({letter.lower() for letter in letters}) == 1 else None
     so = _SO.match(sentence)
-    return _decision(sentence[so.end() :]) if so else None
+    if drawn and not so:
+        return None
+    if kind == "number":
+        return _last_number(tail, begin)
+    if kind == "choice":
+        named = (match[match.lastindex or 0] for match in _NAMED.finditer(sentence))
+        letters = _BRACKETED.findall(sentence) or list(named)
+        if not letters and options:
+            return _last_number(tail, begin)
+        return letters[0] if len({letter.lower() for letter in letters}) == 1 else None
+    return _last_decision(sentence, so.end() if so else None, kind)
 
 
-def _last_number(tail: str, sentence: str) -> str | None:
+def _last_number(tail: str, begin: int) -> str | None:
+    before, sentence = (_unset(part) for part in (tail[:begin], tail[begin:]))
     if "=" in sentence or "≈" in sentence:
         own = _RESULT.findall(sentence)
         last = max(sentence.rfind("="), sentence.rfind("≈"))
@@ -96,9 +141,24 @@ def _last_number(tail: str, sentence: str) -> str | None:
     keys = [key(numeral, "number") for numeral in numerals]
     if len(set(keys)) == 1:
         return numerals[0]
-    results = _RESULT.findall(tail)
+    results = _RESULT.findall(before)
     result = key(results[-1], "number") if results else None
-    return numerals[keys.index(result)] if result in keys else None
+    listed = {key(numeral, "number") for pair in _LIST.findall(sentence) for numeral in pair}
+    return numerals[keys.index(result)] if result in keys and result not in listed else None
+
+
+def _unset(text: str) -> str:
+    """The text without bold letters, calculators' notes and the minutes of full hours."""
+    return _FULL_HOUR.sub(r"\1", without_bold(_CALCULATOR.sub("", text)))
+
+
+def _last_decision(sentence: str, so: int | None, kind: Kind) -> str | None:
+    if kind == "nli" and (match := CANNOT_TELL.search(sentence)):
+        return match[0]
+    if so is None:
+        return None
+    statement = _STATEMENT.match(sentence, so)
+    return statement[1] if statement else _decision(sentence[so:])
 
 
 def _decision(text: str) -> str | None:

@@ -39,5 +39,10 @@ def _abbreviated(text: str, point: int, kind: Kind) -> bool:
     if not text[point - 1 : point].isalpha():
         return False
     word = text[max(0, point - 8) : point].rpartition(" ")[2].rpartition(".")[2]
-    initial = kind == "span" and len(word) == 1 and word.isupper()
+    behind = text[point + 1 : point + 3]
+    if word.lower() == "no":
+        return behind[:1] == " " and behind[1:].isdigit()
+    initial = len(word) == 1 and word.isupper()
+    # "J. K. Rowling"; "B. photosynthesis", but not "B. It is the largest."
+    initial = initial and (kind == "span" or (kind == "choice" and behind[1:].islower()))
     return initial or word.lower() in _ABBREVIATIONS
