@@ -32,6 +32,21 @@ _RESULT = re.compile(
     r"[=≈]\s{0,4}([-−]?[$€£]?[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?)"
     r"(?:%|[a-z]{2,4})?(?![\w^/])"
 )
+# "= $0.25, which is 25 cents" says it in the wanted unit; "= 60 inches, or 5 feet" leaves it open.
+_AGAIN = re.compile(
+    r",? (?:(or)|which (?:is|equals)(?: equal to| equivalent to| about| approximately)?)"
+    r" ([$€£]?[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?)(?![\w^/]|[.,:][0-9])"
+    r"(?! (?:more|less|fewer|times|higher|lower)\b)"
+)
+# Without a step, a sentence that draws nothing tells what is given.
+_STEP = re.compile(
+    r"[=≈]|[0-9] [*×x+÷/-] [$€£]?[0-9]|\b(?:plus|minus|times|divided|multipl|subtract|add)"
+)
+_DRAWN = re.compile(
+    r"\b(?:so|thus|therefore|hence|then|now|total|altogether|together|final|finally|must|means?"
+    r"|left|remains?|remaining|average|result)\b",
+    re.IGNORECASE,
+)
 # "86 glasses and 42 plates"
 _LIST = re.compile(r"([0-9]+)[^0-9.;:]{1,40}?(?:,|\band)\s[$€£]?([0-9]+)")
 _BRACKETED = re.compile(r"(?<![A-Za-z0-9])\([A-Ja-j]\)")
@@ -134,13 +149,16 @@ def _last(tail: str, kind: Kind, options: Sequence[str], drawn: bool) -> str | N
 def _last_number(tail: str, begin: int) -> str | None:
     before, sentence = (_unset(part) for part in (tail[:begin], tail[begin:]))
     if "=" in sentence or "≈" in sentence:
-        own = _RESULT.findall(sentence)
-        last = max(sentence.rfind("="), sentence.rfind("≈"))
-        return own[-1] if own and _RESULT.match(sentence, last) else None
+        own = _RESULT.match(sentence, max(sentence.rfind("="), sentence.rfind("≈")))
+        again = _AGAIN.search(sentence, own.end()) if own else None
+        if again:
+            return None if again[1] else again[2]
+        return own[1] if own else None
     numerals = _NUMERAL.findall(sentence)
     keys = [key(numeral, "number") for numeral in numerals]
     if len(set(keys)) == 1:
-        return numerals[0]
+        drawn = not before.strip() or _STEP.search(before) or _DRAWN.search(sentence)
+        return numerals[0] if drawn else None
     results = _RESULT.findall(before)
     result = key(results[-1], "number") if results else None
     listed = {key(numeral, "number") for pair in _LIST.findall(sentence) for numeral in pair}

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 _GAP = r"(?:[\s:：*_]|\$\$|\\\[){0,8}(?:(?<=\n)[-•][ ])?"
 _ANSWER_IS = re.compile(
     r"answer(?:\s{1,4}to\s{1,4}(?:this|the|your)\s{1,4}(?:question|problem))?"
-    r"\s{1,4}(?:is|(?:would|must|should|will)\s{1,4}be)\b"
+    r"\s{1,4}is\b"
     rf"(?!\s{{1,4}}(?:not(?! enough)|as follows|below|correct|incorrect)\b){_GAP}"
 )
 # "if the answer is 40" answers nothing.
@@ -41,6 +41,7 @@ _LABELS = tuple(
         r"####[ \t]{0,4}",
         rf"answer[ \t*_]{{0,4}}:{_GAP}",
         rf"answer\s?={_GAP}",
+        rf"answer\s(?:would|must|should)\sbe\b(?!\s(?:not|an?|in)\b){_GAP}",
         r"answer(?:(?<=final answer)|(?<=\nanswer)|(?<=\*answer)|(?<=# answer))"
         rf"[ \t*_]{{0,4}}\n{_GAP}",
         rf"ans(?<![a-z]ans)\s?[:.=]{_GAP}",

@@ -107,7 +107,14 @@ def _unclear_lead(lead: str, rest: str) -> bool:
     several = len(words) > 2 and any(c.isdigit() for c in rest)
     share = words[:1] != [] and words[0] in NUMBER_WORDS and "of" in words[1:3]
     glued = bool(lead) and (lead[-1].isalnum() or lead[-1] in ".,")
-    return "not" in words or several or share or glued or any(c in "+*/^<>×÷±" for c in lead)
+    return (
+        "not" in words
+        or "than" in words
+        or several
+        or share
+        or glued
+        or any(c in "+*/^<>×÷±" for c in lead)
+    )
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
