@@ -15,13 +15,12 @@ from lmsi_jax.records import Kind
 _TAIL = 600
 """Characters at the end of a solution that are looked at."""
 _CLOSED = re.compile(r"(?:[.!。]['\")\]*$”’]{0,4}|\*\*)$")
-_END_OF_DISPLAY = re.compile(r"\s{0,4}(?:\$\$|\\\])$")
 # "I hope this helps!" belongs to no solution.
 _FAREWELL = re.compile(
-    r"(?:\n|(?<=[.!?*] ))(?:I hope|Hope (?:this|that)|(?:Please )?(?:let me know|feel free)"
-    r"|If you (?:have|need|want|would))\b[^\n]{0,200}$",
-    re.IGNORECASE,
+    r"(?:\n|(?<=[.!?*] ))(?:(?:I h|H)ope (?:this|that)|(?:Please )?(?:[Ll]et me know|[Ff]eel free)"
+    r"|If you (?:have|need|want|would))\b[^\n]{0,200}$"
 )
+_FAREWELLS = ("ope th", "et me know", "eel free", "If you ")
 _CALCULATOR = re.compile(r"<<[^<>]{0,80}>>")
 _FULL_HOUR = re.compile(r"(?<![0-9:])([0-9]{1,2}):00(?![0-9:])")
 _NUMERAL = re.compile(
@@ -40,7 +39,7 @@ _AGAIN = re.compile(
 )
 # Without a step, a sentence that draws nothing tells what is given.
 _STEP = re.compile(
-    r"[=≈]|[0-9] [*×x+÷/-] [$€£]?[0-9]|\b(?:plus|minus|times|divided|multipl|subtract|add)"
+    r"≈|[0-9] [*×x+÷/-] [$€£]?[0-9]|\b(?:plus|minus|times|divided|multipl|subtract|add)"
 )
 _DRAWN = re.compile(
     r"\b(?:so|thus|therefore|hence|then|now|total|altogether|together|final|finally|must|means?"
@@ -50,10 +49,11 @@ _DRAWN = re.compile(
 # "86 glasses and 42 plates"
 _LIST = re.compile(r"([0-9]+)[^0-9.;:]{1,40}?(?:,|\band)\s[$€£]?([0-9]+)")
 _BRACKETED = re.compile(r"(?<![A-Za-z0-9])\([A-Ja-j]\)")
+# "option C", "I choose C.", "C is correct"; by the letter first, which is quick to look for.
 _NAMED = re.compile(
-    r"\b(?:option|choice) ([A-J])\b"
-    r"|(?:\b(?:choose|pick|select|with|is)|it['’]s) ([A-J])(?=[.,:;!*]|$)"
-    r"|\b([B-HJ]) is (?:the )?(?:correct|right|best)\b"
+    r"[A-J](?:(?:(?<=ption .)|(?<=hoice .))\b"
+    r"|(?:(?<=hoose .)|(?<=pick .)|(?<=select .)|(?<=with .)|(?<= is .)|(?<=it.s .))(?=[.,:;!*]|$)"
+    r"|(?<= [B-HJ])(?= is (?:the )?(?:correct|right|best)\b))"
 )
 _DECISION = re.compile(r"(?:\W{0,4})(yes|no|true|false)(?=[,.!:;*—–]|\s-|$)", re.IGNORECASE)
 _SO = re.compile(
@@ -92,15 +92,14 @@ def conclusion(
     if kind == "span":
         return None
     end = begin + len(text[begin:stop].rstrip())
-    tail = text[max(begin, end - _TAIL) : end]
-    if farewell := _FAREWELL.search(tail):
-        tail = tail[: farewell.start()].rstrip()
+    decides = kind in ("yes_no", "nli") and not drawn
+    answer = _decision(text[begin : min(end, begin + _SHORT)]) if decides else None
+    if answer is None:
+        tail = _without_farewell(text[max(begin, end - _TAIL) : end])
         end = max(begin, end - _TAIL) + len(tail)
-    candidates = [] if drawn else [_opening(text[begin : min(end, begin + _SHORT)], kind)]
-    candidates.append(_last(tail, kind, options, drawn))
-    if not drawn:
-        candidates.append(_whole(text[begin:end].strip(), kind, options))
-    answer = next((candidate for candidate in candidates if candidate is not None), None)
+        answer = _last(tail, kind, options, drawn)
+    if answer is None and not drawn:
+        answer = _whole(text[begin:end].strip(), kind, options)
     if answer is not None and answer not in text[begin:end]:
         answer = answer.lstrip("$€£")  # "$<<9*2=18>>18"
     found = key(answer, kind, options) if answer else None
@@ -108,8 +107,11 @@ def conclusion(
     return (answer, found, end) if answer and there and found is not None else None
 
 
-def _opening(text: str, kind: Kind) -> str | None:
-    return _decision(text) if kind in ("yes_no", "nli") else None
+def _without_farewell(tail: str) -> str:
+    if not any(words in tail for words in _FAREWELLS):
+        return tail
+    farewell = _FAREWELL.search(tail)
+    return tail[: farewell.start()].rstrip() if farewell else tail
 
 
 def _whole(solution: str, kind: Kind, options: Sequence[str]) -> str | None:
@@ -124,8 +126,8 @@ def _whole(solution: str, kind: Kind, options: Sequence[str]) -> str | None:
 
 def _last(tail: str, kind: Kind, options: Sequence[str], drawn: bool) -> str | None:
     """The candidate in a closed last sentence."""
-    if display := _END_OF_DISPLAY.search(tail):
-        tail = tail[: display.start()]
+    if tail.endswith(("$$", "\\]")):
+        tail = tail[:-2].rstrip()
     elif not _CLOSED.search(tail[-8:]):
         return None
     begin = last_sentence(tail, kind)
@@ -138,8 +140,7 @@ def _last(tail: str, kind: Kind, options: Sequence[str], drawn: bool) -> str | N
     if kind == "number":
         return _last_number(tail, begin)
     if kind == "choice":
-        named = (match[match.lastindex or 0] for match in _NAMED.finditer(sentence))
-        letters = _BRACKETED.findall(sentence) or list(named)
+        letters = _BRACKETED.findall(sentence) or _NAMED.findall(sentence)
         if not letters and options:
             return _last_number(tail, begin)
         return letters[0] if len({letter.lower() for letter in letters}) == 1 else None
@@ -157,7 +158,8 @@ def _last_number(tail: str, begin: int) -> str | None:
     numerals = _NUMERAL.findall(sentence)
     keys = [key(numeral, "number") for numeral in numerals]
     if len(set(keys)) == 1:
-        drawn = not before.strip() or _STEP.search(before) or _DRAWN.search(sentence)
+        steps = "=" in before or _STEP.search(before)
+        drawn = steps or not before.strip() or _DRAWN.search(sentence)
         return numerals[0] if drawn else None
     results = _RESULT.findall(before)
     result = key(results[-1], "number") if results else None
@@ -167,7 +169,9 @@ def _last_number(tail: str, begin: int) -> str | None:
 
 def _unset(text: str) -> str:
     """The text without bold letters, calculators' notes and the minutes of full hours."""
-    return _FULL_HOUR.sub(r"\1", without_bold(_CALCULATOR.sub("", text)))
+    text = _CALCULATOR.sub("", text) if "<<" in text else text
+    text = _FULL_HOUR.sub(r"\1", text) if ":00" in text else text
+    return without_bold(text)
 
 
 def _last_decision(sentence: str, so: int | None, kind: Kind) -> str | None:

@@ -75,8 +75,9 @@ def find(
             if found is None or found.answer.endswith(":"):
                 continue
             if found.key is not None:
-                solved = starts is marks.labels and kind == "number"
-                return (_solved(text, found, stop) if solved else None) or found
+                if starts is marks.labels and kind == "number":
+                    return _solved(text, found, stop) or found
+                return found
             if unread is None:
                 unread, introduces = found, starts is marks.labels and not _shown(text, start)
                 stop = stop if introduces else _paragraph(text, found.end, stop)
@@ -126,7 +127,9 @@ def _read(
     """The answer sentence that begins at `start`; with `comma`, one stands before fractions."""
     window = text[start : min(stop, start + MAX_ANSWER)]
     length, end = sentence_length(window, kind)
-    answer = window[:length].partition("</answer>")[0].strip().strip("*_ ")
+    answer = window[:length].strip().strip("*_ ")
+    if "<" in answer:
+        answer = answer.partition("</answer>")[0].strip()
     if not answer:
         return None
     written = _COMMA.sub(r"\1.\2", answer, count=1) if comma else answer

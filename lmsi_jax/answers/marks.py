@@ -8,57 +8,61 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 
+
+def _compiled(*marks: tuple[str, str]) -> tuple[tuple[str, ...], tuple[re.Pattern[str], ...]]:
+    """The words that marks begin with, and the patterns."""
+    words = tuple(word for word, _ in marks)
+    return words, tuple(re.compile(re.escape(word) + rest) for word, rest in marks)
+
+
 # What may stand between a mark and its answer: markdown, display mathematics, a bullet.
 _GAP = r"(?:[\s:：*_]|\$\$|\\\[){0,8}(?:(?<=\n)[-•][ ])?"
+# "If the answer is 40" answers nothing.
+_CONDITIONS = ("if", "whether", "suppose", "suppose that", "assume", "assume that", "assuming")
 _ANSWER_IS = re.compile(
-    r"answer(?:\s{1,4}to\s{1,4}(?:this|the|your)\s{1,4}(?:question|problem))?"
-    r"\s{1,4}is\b"
+    "answer"
+    + "".join(f"(?<!{word} the answer)" for word in _CONDITIONS)
+    + r"(?:\s{1,4}to\s{1,4}(?:this|the|your)\s{1,4}(?:question|problem))?\s{1,4}is\b"
     rf"(?!\s{{1,4}}(?:not(?! enough)|as follows|below|correct|incorrect)\b){_GAP}"
 )
-# "if the answer is 40" answers nothing.
-_CONDITION = re.compile(
-    r"\b(?:if|whether|suppose|assume|assuming)\s(?:that\s)?(?:the|our|my|your)\s(?:\w{1,8}\s)?$"
-)
-_CONDITION_LENGTH = 32
 # The answer sentences of MGSM's exemplars (Shi et al. 2022, arXiv 2210.03057) and the labels of
-# these languages, read where there is no English sentence.
-_FOREIGN = tuple(
-    re.compile(mark + _GAP)
-    for mark in (
-        *(
-            r"respuesta(?: es\b|\s?:)",
-            r"réponse(?: est\b|\s?:)",
-            r"antwort(?: ist\b| lautet\b|\s?:)",
-        ),
-        *(r"ответ\s?[—–:-]", r"答案[是为:：]", r"答え(?:は|[:：])", r"jibu ni\b"),
-        *(r"risposta(?: è\b|\s?:)", r"resposta(?: é\b|\s?:)"),
-    )
+# these languages, read where there is no English sentence. Here and below: a word, what follows it.
+_FOREIGN_WORDS, _FOREIGN = _compiled(
+    ("respuesta", r"(?: es\b|\s?:)" + _GAP),
+    ("réponse", r"(?: est\b|\s?:)" + _GAP),
+    ("antwort", r"(?: ist\b| lautet\b|\s?:)" + _GAP),
+    ("ответ", r"\s?[—–:-]" + _GAP),
+    ("答案", r"[是为:：]" + _GAP),
+    ("答え", r"(?:は|[:：])" + _GAP),
+    ("jibu ni", r"\b" + _GAP),
+    ("risposta", r"(?: è\b|\s?:)" + _GAP),
+    ("resposta", r"(?: é\b|\s?:)" + _GAP),
 )
 # Other ways to mark a final answer, read where no sentence above carries one.
-_LABELS = tuple(
-    re.compile(label)
-    for label in (
-        r"####[ \t]{0,4}",
-        rf"answer[ \t*_]{{0,4}}:{_GAP}",
-        rf"answer\s?={_GAP}",
-        rf"answer\s(?:would|must|should)\sbe\b(?!\s(?:not|an?|in)\b){_GAP}",
-        r"answer(?:(?<=final answer)|(?<=\nanswer)|(?<=\*answer)|(?<=# answer))"
+_LABEL_WORDS, _LABELS = _compiled(
+    ("####", r"[ \t]{0,4}"),
+    ("answer", rf"(?:[ \t*_]{{0,4}}:|\s?=){_GAP}"),
+    ("answer", rf"\s(?:would|must|should)\sbe\b(?!\s(?:not|an?|in)\b){_GAP}"),
+    (
+        "answer",
+        r"(?:(?<=final answer)|(?<=\nanswer)|(?<=\*answer)|(?<=# answer))"
         rf"[ \t*_]{{0,4}}\n{_GAP}",
-        rf"ans(?<![a-z]ans)\s?[:.=]{_GAP}",
-        r"<answer>\s{0,8}",
-        rf"\na[ \t]{{0,4}}:{_GAP}",
-        r"\\boxed[ \t]{0,4}(?=\{)",
-        r"\\fbox[ \t]{0,4}(?=\{)",
-        rf"option\s?(?:is\b|:){_GAP}",
-        rf"choice\s?(?:is\b|:){_GAP}",
-        rf"label[ \t*_]{{0,4}}:{_GAP}",
-    )
+    ),
+    ("ans", rf"(?<![a-z]ans)\s?[:.=]{_GAP}"),
+    ("<answer>", r"\s{0,8}"),
+    ("\na", rf"[ \t]{{0,4}}:{_GAP}"),
+    ("\\boxed", r"[ \t]{0,4}(?=\{)"),
+    ("\\fbox", r"[ \t]{0,4}(?=\{)"),
+    ("option", rf"\s?(?:is\b|:){_GAP}"),
+    ("choice", rf"\s?(?:is\b|:){_GAP}"),
+    ("label", rf"[ \t*_]{{0,4}}:{_GAP}"),
 )
 _FIRST_LABEL = re.compile(rf"a[ \t]{{0,4}}:{_GAP}")
 
+_QUESTION_WORDS = ("Q", "Premise", "Problem", "Exercise", "Instruction", "Human", "User")
 _NEXT_QUESTION = re.compile(
     r"(?:^|(?<=[.!?]))[ \t]{0,8}(?:#{1,6}[ \t]{1,4}|\*{1,2})?"
-    r"(?:Q|Question|Premise|Problem|Exercise|Instruction|Human|User)[ \t]{0,4}[0-9]{0,3}:"
+    rf"(?:{'|'.join(_QUESTION_WORDS)}|Question)[ \t]{{0,4}}[0-9]{{0,3}}:"
     r"|^#{1,6}[ \t]{1,4}(?:Question|Problem|Instruction|Input)\b"
     r"|<\|(?:im_end|eot_id|endoftext|end|return|user)\|>|</s>|<end_of_turn>|<start_of_turn>|<eos>"
     r"|\[INST\]",
@@ -71,20 +75,18 @@ _THOUGHTS = (("<think>", "</think>"), ("<|channel|>analysis", "<|channel|>final<
 
 def sentences(lowered: str, begin: int, stop: int) -> Iterator[int]:
     """Where an answer begins behind "the answer is", in order."""
-    for match in _ANSWER_IS.finditer(lowered, begin, stop):
-        if not _CONDITION.search(lowered, max(0, match.start() - _CONDITION_LENGTH), match.start()):
-            yield match.end()
+    return (match.end() for match in _ANSWER_IS.finditer(lowered, begin, stop))
 
 
 def foreign(lowered: str, begin: int, stop: int) -> Iterator[int]:
     """The same in other languages."""
-    return _in_order(_FOREIGN, lowered, begin, stop)
+    return _in_order(_FOREIGN_WORDS, _FOREIGN, lowered, begin, stop)
 
 
 def labels(lowered: str, begin: int, stop: int) -> Iterator[int]:
     """Where an answer begins behind a label, in order."""
     first = _FIRST_LABEL.match(lowered, begin, stop)
-    others = _in_order(_LABELS, lowered, begin, stop)
+    others = _in_order(_LABEL_WORDS, _LABELS, lowered, begin, stop)
     return itertools.chain([first.end()], others) if first else others
 
 
@@ -106,14 +108,17 @@ def first_solution(text: str) -> tuple[int, int]:
 
 def _may_go_on(text: str) -> bool:
     """Whether `_NEXT_QUESTION` can match: plain searches are many times faster than it."""
-    return (
-        ("Q" in text or "<" in text or "Premise" in text or "Problem" in text)
-        or ("Human" in text or "User" in text or "Instruction" in text)
-        or ("# Input" in text or "Exercise" in text or "[INST]" in text)
-    )
+    if "<" in text or "# " in text or "[INST]" in text:
+        return True
+    return ":" in text and any(word in text for word in _QUESTION_WORDS)
 
 
 def _in_order(
-    patterns: Sequence[re.Pattern[str]], lowered: str, begin: int, stop: int
+    words: Sequence[str],
+    patterns: Sequence[re.Pattern[str]],
+    lowered: str,
+    begin: int,
+    stop: int,
 ) -> Iterator[int]:
-    return iter(sorted(m.end() for p in patterns for m in p.finditer(lowered, begin, stop)))
+    there = [p for word, p in zip(words, patterns, strict=True) if word in lowered]
+    return iter(sorted(m.end() for p in there for m in p.finditer(lowered, begin, stop)))

@@ -38,11 +38,10 @@ def _abbreviated(text: str, point: int, kind: Kind) -> bool:
     """Whether the point at `point` belongs to an abbreviation."""
     if not text[point - 1 : point].isalpha():
         return False
-    word = text[max(0, point - 8) : point].rpartition(" ")[2].rpartition(".")[2]
-    behind = text[point + 1 : point + 3]
-    if word.lower() == "no":
-        return behind[:1] == " " and behind[1:].isdigit()
-    initial = len(word) == 1 and word.isupper()
-    # "J. K. Rowling"; "B. photosynthesis", but not "B. It is the largest."
-    initial = initial and (kind == "span" or (kind == "choice" and behind[1:].islower()))
-    return initial or word.lower() in _ABBREVIATIONS
+    word = text[max(0, point - 8) : point].rpartition(" ")[2].rpartition(".")[2].lower()
+    if len(word) == 1 and kind in ("span", "choice") and text[point - 1].isupper():
+        # "J. K. Rowling"; "B. photosynthesis", but not "B. It is the largest."
+        return kind == "span" or text[point + 2 : point + 3].islower()
+    if word == "no":
+        return text[point + 1 : point + 2] == " " and text[point + 2 : point + 3].isdigit()
+    return word in _ABBREVIATIONS
