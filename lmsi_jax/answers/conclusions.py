@@ -55,7 +55,21 @@ _NAMED = re.compile(
     r"|(?:(?<=hoose .)|(?<=pick .)|(?<=select .)|(?<=with .)|(?<= is .)|(?<=it.s .))(?=[.,:;!*]|$)"
     r"|(?<= [B-HJ])(?= is (?:the )?(?:correct|right|best)\b))"
 )
-_DECISION = re.compile(r"(?:\W{0,4})(yes|no|true|false)(?=[,.!:;*—–]|\s-|$)", re.IGNORECASE)
+# "B. Photosynthesis", then why; not a list of all options.
+_OPENING_LETTER = re.compile(r"\W{0,4}(?:option )?(?:\(([A-J])\)|([A-J])[.):])", re.IGNORECASE)
+_LINE_OF_OPTION = re.compile(r"\n\W{0,6}(?:option )?\(?([A-J])[.):]", re.IGNORECASE)
+_CORRECT = re.compile(r"\b(?:correct|right|best|answer|fits)\b")
+_DECISION = re.compile(r"\W{0,4}(yes|no|true|false)(?=[,.!:;*—–\n]|\s-|$)", re.IGNORECASE)
+_NLI_DECISION = re.compile(
+    r"\W{0,4}(yes|no|true|false|entailment|contradiction|neutral)(?=[,.!:;*—–\n]|\s-|$)",
+    re.IGNORECASE,
+)
+# "The premise contradicts the hypothesis."
+_RELATION = re.compile(
+    r"\b(?:is|as)(?: an?)? \W{0,3}(entailment|contradiction|neutral)\b|\b(entails|contradicts)\b",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(r"\b(?:not|neither|nor|cannot)\b|n['’]t\b")
 _SO = re.compile(
     r"\W{0,4}(?:so|thus|therefore|hence|in conclusion),?\s{1,4}(?:[a-z]{2,16}ly,?\s{1,4})?",
     re.IGNORECASE,
@@ -65,6 +79,7 @@ _STATEMENT = re.compile(
     r"(true|false|entailed|contradicted|neutral|undetermined)\b",
     re.IGNORECASE,
 )
+_BARE = re.compile(r"(?:[a-zA-Z] ?= ?)?[-−$€£\\*+.]{0,4}\s?[0-9({]")
 _SHORT = 40
 
 Concluded = tuple[str, str, int]
@@ -85,21 +100,26 @@ def conclusion(
     | number      | of a closed last sentence: what follows its last "="; without one, its only   |
     |             | number, or of several the one that the solution's last "=" gave               |
     | choice      | the only letter that a closed last sentence brackets or names ("option C");   |
-    |             | with options, also the option that has its number                             |
+    |             | with options, also the option that has its number; "B. ..." at the beginning  |
     | yes_no, nli | "Yes, ..." or "No, ..." at the beginning; at the end "So, no." or "So the     |
-    |             | statement is false."; nli: that it is not possible to tell                    |
+    |             | statement is false."; nli: also "Neutral. ...", "The premise entails it.", and|
+    |             | that it is not possible to tell                                               |
     """
     if kind == "span":
         return None
     end = begin + len(text[begin:stop].rstrip())
-    decides = kind in ("yes_no", "nli") and not drawn
-    answer = _decision(text[begin : min(end, begin + _SHORT)]) if decides else None
+    answer = None
+    if kind in ("yes_no", "nli") and not drawn:
+        answer = _decision(text[begin : min(end, begin + _SHORT)], kind)
     if answer is None:
         tail = _without_farewell(text[max(begin, end - _TAIL) : end])
         end = max(begin, end - _TAIL) + len(tail)
         answer = _last(tail, kind, options, drawn)
     if answer is None and not drawn:
         answer = _whole(text[begin:end].strip(), kind, options)
+        answer = (
+            _opening_letter(text, begin, end) if answer is None and kind == "choice" else answer
+        )
     if answer is not None and answer not in text[begin:end]:
         answer = answer.lstrip("$€£")  # "$<<9*2=18>>18"
     found = key(answer, kind, options) if answer else None
@@ -117,11 +137,20 @@ def _without_farewell(tail: str) -> str:
 def _whole(solution: str, kind: Kind, options: Sequence[str]) -> str | None:
     if len(solution) > _SHORT or "\n" in solution:
         return None
-    if kind == "number" and not re.match(r"[-−$€£\\*+.]{0,4}\s?[0-9({]", solution):
+    if kind == "number" and not _BARE.match(solution):
         return None
     found = key(solution, kind, options)
     decided = kind in ("yes_no", "nli") and found != "unknown"
     return solution if found is not None and not decided else None
+
+
+def _opening_letter(text: str, begin: int, end: int) -> str | None:
+    first = _OPENING_LETTER.match(text, begin, end)
+    if not first:
+        return None
+    letter = first[1] or first[2]
+    others = _LINE_OF_OPTION.findall(text, first.end(), end)
+    return letter if all(other.lower() == letter.lower() for other in others) else None
 
 
 def _last(tail: str, kind: Kind, options: Sequence[str], drawn: bool) -> str | None:
@@ -143,6 +172,8 @@ def _last(tail: str, kind: Kind, options: Sequence[str], drawn: bool) -> str | N
         letters = _BRACKETED.findall(sentence) or _NAMED.findall(sentence)
         if not letters and options:
             return _last_number(tail, begin)
+        if _OPENING_LETTER.match(sentence) and _LINE_OF_OPTION.search("\n" + tail[:begin]):
+            letters = letters if _CORRECT.search(sentence) else []  # the options, gone through
         return letters[0] if len({letter.lower() for letter in letters}) == 1 else None
     return _last_decision(sentence, so.end() if so else None, kind)
 
@@ -175,14 +206,17 @@ def _unset(text: str) -> str:
 
 
 def _last_decision(sentence: str, so: int | None, kind: Kind) -> str | None:
-    if kind == "nli" and (match := CANNOT_TELL.search(sentence)):
-        return match[0]
+    if kind == "nli":
+        if match := CANNOT_TELL.search(sentence):
+            return match[0]
+        if (relation := _RELATION.search(sentence)) and not _DENIED.search(sentence):
+            return relation[1] or relation[2]
     if so is None:
         return None
     statement = _STATEMENT.match(sentence, so)
-    return statement[1] if statement else _decision(sentence[so:])
+    return statement[1] if statement else _decision(sentence[so:], kind)
 
 
-def _decision(text: str) -> str | None:
-    match = _DECISION.match(text)
+def _decision(text: str, kind: Kind) -> str | None:
+    match = (_NLI_DECISION if kind == "nli" else _DECISION).match(text)
     return match[1] if match else None

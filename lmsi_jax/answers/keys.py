@@ -102,8 +102,8 @@ _NONE_OF_THESE = re.compile(r"(?:answer is )?none of (?:these|those|above)(?: \w
 
 _DECISIONS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 _NLI_DECISIONS = _DECISIONS | {
-    "entailment": "yes",
-    "contradiction": "no",
+    **dict.fromkeys(("entailment", "entailed", "entails"), "yes"),
+    **dict.fromkeys(("contradiction", "contradicted", "contradicts"), "no"),
     "neutral": "unknown",
     "unknown": "unknown",
     "maybe": "unknown",

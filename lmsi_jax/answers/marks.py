@@ -41,7 +41,8 @@ _FOREIGN_WORDS, _FOREIGN = _compiled(
 # Other ways to mark a final answer, read where no sentence above carries one.
 _LABEL_WORDS, _LABELS = _compiled(
     ("####", r"[ \t]{0,4}"),
-    ("answer", rf"(?:[ \t*_]{{0,4}}:|\s?=){_GAP}"),
+    # also {"answer": 18} and "Answer (in dollars): 18"
+    ("answer", rf"(?:[ \t*_\"]{{0,4}}(?:\(\w{{1,8}} ?\w{{0,8}}\))?\*{{0,2}}:|\s?=){_GAP}"),
     ("answer", rf"\s(?:would|must|should)\sbe\b(?!\s(?:not|an?|in)\b){_GAP}"),
     (
         "answer",

@@ -26,7 +26,7 @@ _NUMBER = re.compile(
     rf" ?/ ?(?P<bottom>{_DIGITS}))?"
 )
 _MALFORMED = re.compile(
-    r"[.,:'’][0-9]|\s*[+*×÷^=<>]|\s?!|\s*-\s*[0-9($]|\s*/\s?[0-9($]|\s?x\s?[0-9(]"
+    r"[.,:'’][0-9]|\s:\s?[0-9]|\s*[+*×÷^=<>]|\s?!|\s*-\s*[0-9($]|\s*/\s?[0-9($]|\s?x\s?[0-9(]"
     r"|[xyzn]\b|\s+\$?[0-9]|_[0-9]|[eE][+-]?[0-9]"
     # a difference, unless the dash goes on in plain words: "12 - that is, a dozen"
     r"|\s+-\s(?!(?:a|an|as|because|exactly|i\.e|it|just|she|he|since|so|that|the|they|this|we|which)\b)"
