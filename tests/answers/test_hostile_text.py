@@ -111,6 +111,27 @@ UNITS += [
 ]
 
 
+UNITS += [
+    '"answer": ',
+    "answer would be ",
+    "ans: ",
+    "if the answer is 9. ",
+    "\n(B)",
+    "option C ",
+    "[",
+]
+UNITS += [
+    "I hope this ",
+    "3 and a half ",
+    "twelve ",
+    "5 feet ",
+    "1, which is 2",
+    "no. 1",
+    "ly ",
+    "= 1 or ",
+]
+
+
 @pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_characters_looked_at_closely_grow_with_the_text(unit, kind, monkeypatch):
