@@ -101,7 +101,7 @@ def _error(capsys, *words: str) -> str:
 
 
 def test_mistakes_are_named_with_exit_code_2(capsys, stages, config, monkeypatch):
-    monkeypatch.setattr(gin_edge, "packaged_configs", lambda: ("quickstart",))
+    monkeypatch.setattr(gin_edge, "packaged_configs", lambda kind: ("quickstart",))
     assert "did you mean quickstart?" in _error(capsys, "run", "quikstart")
     assert "which configuration? lmsi run NAME (quickstart)" in _error(capsys, "run")
     assert "did you mean sample?" in _error(capsys, "sampel", config)

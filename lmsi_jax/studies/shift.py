@@ -91,7 +91,10 @@ def bin_name(low: float, high: float) -> str:
 
 def _bin(runs: Sequence[Sequence[Weighed]], low: float, high: float) -> dict[str, Any]:
     """Rows of a bin and their share of right ones: mean over the seeds that have some."""
-    inside = [[row for row in own if low <= row.weight < high] for own in runs]
+    inside = [
+        [row for row in own if low <= row.weight < high or row.weight == high == math.inf]
+        for own in runs
+    ]
     some = [own for own in inside if own]
     share = None
     if some:

@@ -15,7 +15,7 @@ _CONFIG |= {"head_dim": 4, "mlp_dim": 16, "max_length": 64}
 
 
 def _write(folder, rounds):
-    """A run's folder as far as a table reads it; rounds: number -> (task, prompting) -> outcomes."""
+    """A run's folder as far as a table reads it: number -> (task, prompting) -> outcomes."""
     (folder / "questions").mkdir(parents=True)
     stage = {"config": {"Questions": {"train": ["legs", "choices"]}}}
     (folder / "questions" / "stage.json").write_text(json.dumps(stage))
