@@ -29,7 +29,8 @@ PURE = {
 }
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "clu"}
 # "processes": the processes of a run are those of jax.distributed.
-JAX_ROOMS = {"decoding", "models", "training", "evaluation", "hf", "aot", "processes"}
+# "programs": those that JAX has compiled.
+JAX_ROOMS = {"decoding", "models", "training", "evaluation", "hf", "aot", "processes", "programs"}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
 GIN_ROOMS = {"main", "configurables", "gin_edge", "gin_errors"}
 FILES = {

@@ -119,7 +119,11 @@ def _accuracy(result: Result) -> tuple[list[str], list[list[str]]]:
     head += ["paper"] if papers else []
     cells = []
     for row in rows:
-        own = [row["label"], PROMPTING_NAMES[_prompting(row)], _TASKS[row["domain"]]]
+        own = [
+            row["label"],
+            PROMPTING_NAMES[_prompting(row)],
+            _TASKS.get(row["domain"], row["domain"]),
+        ]
         if extra:
             own.insert(1, str(row["round"]) if measure == "rounds" else whole(row["parameters"]))
         own += [_share(row["before"][0]), _share(row["after"][0]), _change(row["change"])]

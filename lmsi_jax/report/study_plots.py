@@ -33,6 +33,8 @@ def _rounds(result: Result) -> Iterable[Html]:
     for prompting, rows in _by_prompting(result["rows"]).items():
         lines: dict[str, list[Row]] = {}
         for row in rows:
+            if row["domain"] not in ("in", "out"):
+                continue
             name = row["label"] + ("" if row["domain"] == "in" else ", others")
             lines.setdefault(name, []).append(row)
         drawn = [

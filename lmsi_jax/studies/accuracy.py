@@ -1,7 +1,7 @@
 """Accuracy before and after, of each variant, on the same questions, over seeds.
 
-A row is a variant, a round, a prompting, and the trained tasks or the others. All shares are means
-over tasks, each counting alike. Questions are paired within a seed; intervals are those of
+A row is a variant, a round, a prompting, and the trained tasks, the others, or one task. Shares of
+several are means over tasks, each counting alike. Questions are paired within a seed; intervals are those of
 `evaluation.statistics.over_seeds`.
 """
 
@@ -44,7 +44,7 @@ def _variant(
     last = max(run.last for run in runs)
     paper = dict(variant.paper)
     for prompting in runs[0].promptings:
-        for domain in _DOMAINS:
+        for domain in (*_DOMAINS, *(runs[0].tasks if study.by_task else ())):
             if not runs[0].outcomes(0, prompting, domain):
                 continue
             for number in range(1, last + 1) if study.measure == "rounds" else [last]:

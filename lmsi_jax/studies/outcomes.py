@@ -38,15 +38,20 @@ class Evaluated:
         rows = [{row["prompting"]: None for row in own} for own in self.scores.values()]
         return tuple(name for name in rows[0] if all(name in own for own in rows))
 
-    def outcomes(self, number: int, prompting: str, domain: str) -> Outcomes:
-        """Returns a round's outcomes on the trained tasks ("in") or the others ("out").
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """All tasks that the base was measured on."""
+        return tuple(dict.fromkeys(row["task"] for row in self.scores[0]))
+
+    def outcomes(self, number: int, prompting: str, group: str) -> Outcomes:
+        """Returns a round's outcomes on the trained tasks ("in"), the others ("out"), or one task.
 
         Of a round that stop rules left out: those of the model that the run ended with.
         """
         return {
             row["task"]: row["correct"]
             for row in self.rows(number, prompting)
-            if (row["task"] in self.trained) == (domain == "in")
+            if group in (row["task"], "in" if row["task"] in self.trained else "out")
         }
 
     def rows(self, number: int, prompting: str) -> list[dict[str, Any]]:

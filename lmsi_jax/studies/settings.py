@@ -65,6 +65,7 @@ class Study:
       against: whether it is the reference "after" its rounds or "before" them.
       measure: what the table is of: "accuracy", the same by "rounds" or by the base's "sizes", the
         vote's by the number of "paths", or the share of right rows by distribution "shift".
+      by_task: whether the table has each task beside the means over tasks.
       seeds: each fixes questions, noise and training order.
       seconds: what the runs of a seed share and the first of them does, as `Variant.seconds`.
       output_dir: holds the studies' folders; a run's is OUTPUT_DIR/STUDY/VARIANT/seedN.
@@ -77,6 +78,7 @@ class Study:
     reference: str = ""
     against: Literal["before", "after"] = "after"
     measure: Measure = "accuracy"
+    by_task: bool = False
     seeds: tuple[int, ...] = (0, 1, 2)
     seconds: float = 0.0
     output_dir: str = "runs/studies"

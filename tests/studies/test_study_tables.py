@@ -1,5 +1,6 @@
 """What a study's numbers are made of, against NumPy and SciPy."""
 
+import dataclasses
 import itertools
 import json
 
@@ -100,6 +101,19 @@ def test_an_interval_is_students_unless_the_questions_alone_give_more(drawn):
         assert (row["change"]["low"], row["change"]["high"]) == pytest.approx((low, high))
         return
     pytest.fail("no such row")
+
+
+def test_single_tasks_stand_beside_their_mean_where_they_are_asked_for(drawn):
+    study, scores = drawn
+    study = dataclasses.replace(study, by_task=True, measure="accuracy")
+    rows = {(r["variant"], r["domain"]): r for r in accuracy.rows(study, study.seeds)}
+    assert [domain for name, domain in rows if name == "a"] == [
+        *("in", "out"),
+        *("legs", "choices", "travel"),
+    ]
+    wanted = np.mean([scores["a", seed][2]["legs", "cot"].mean() for seed in study.seeds])
+    assert rows["a", "legs"]["after"][0] == pytest.approx(wanted)
+    assert rows["a", "travel"]["change"] == rows["a", "out"]["change"]  # the only other task
 
 
 def test_other_questions_are_not_compared():
