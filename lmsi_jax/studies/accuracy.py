@@ -1,8 +1,8 @@
 """Accuracy before and after, of each variant, on the same questions, over seeds.
 
 A row is a variant, a round, a prompting, and the trained tasks, the others, or one task. Shares of
-several are means over tasks, each counting alike. Questions are paired within a seed; intervals are those of
-`evaluation.statistics.over_seeds`.
+several are means over tasks, each counting alike. Questions are paired within a seed; intervals are
+those of `evaluation.statistics.over_seeds`.
 """
 
 from collections.abc import Iterator, Sequence
