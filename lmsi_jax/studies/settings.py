@@ -93,6 +93,13 @@ class Study:
             raise LmsiError(
                 f"Study.reference = {self.reference!r} is none of its variants: {', '.join(names)}"
             )
+        measured = ("mix",) if self.measure == "shift" else ("run", "distill")
+        for variant in self.variants:
+            if variant.shown and variant.command not in measured:
+                raise LmsiError(
+                    f"variant {variant.name!r} leaves nothing for a table of {self.measure!r}: set "
+                    f"its command to {' or '.join(measured)}, or shown to False"
+                )
         if "://" in self.output_dir:
             raise LmsiError("a study shares stages by copying local folders; choose a local one")
 

@@ -187,6 +187,8 @@ def test_a_changed_setting_is_named_and_not_mixed_with_what_is_there(again, caps
         (["--gin.all/Variant.bindings=('Run.rounds',)"], "'Run.rounds' has no value"),
         (["--gin.all/Variant.bindings=('Run.round = 2',)"], "did you mean rounds"),
         (["--gin.all/Variant.name='a b'"], "use letters, digits"),
+        (["--gin.all/Variant.command='mix'"], "'all' leaves nothing for a table"),
+        (["--gin.Study.output_dir='gs://bucket/studies'"], "choose a local one"),
         (["--table"], "no seed is finished yet"),
     ],
 )
@@ -196,6 +198,17 @@ def test_what_a_person_can_mend_is_said_in_a_line(words, message, gin_file, tmp_
     error = " ".join(capsys.readouterr().err.split())
     assert message in error and len(error) < 400
     assert not list((tmp_path / "studies").glob("*/*/*/*"))
+
+
+def test_a_misspelt_study_is_met_with_the_nearest_and_not_with_a_run(capsys):
+    assert main(["study", "fromats"]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "did you mean formats?" in error and "iwsi" not in error
+
+
+def test_stages_are_shared_between_local_folders_alone(lmsi, tmp_path):
+    code, _, error = lmsi("run", tmp_path / "run", {"Run.reuse": ("gs://bucket/run",)})
+    assert code == 2 and "Run.reuse copies between local folders" in error
 
 
 @pytest.mark.parametrize("name", gin_edge.packaged_configs("studies"))
