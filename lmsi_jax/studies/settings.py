@@ -25,8 +25,8 @@ class Variant:
         "distill" a student's.
       each_seed: whether there is a run for each seed, or one for all.
       shown: whether the study's table has it; what only prepares others is not shown.
-      seconds: what one of its runs takes, what it shares with runs before it left out; measured on
-        two idle cores, for the time that the study says it will take.
+      seconds: what one of its runs is expected to take on two idle cores, what it shares with runs
+        before it left out. The study says what is left by them, and by the pace of its runs so far.
       paper: what a paper found, as (prompting, text) pairs, to stand in the table.
     """
 
