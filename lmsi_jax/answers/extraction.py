@@ -67,6 +67,10 @@ def find(
     """Like `extract`, with the answer's key and its end; `finished` as of `path_key`."""
     begin, stop = marks.first_solution(text)
     lowered = _lower(text)
+    if (final := marks.final(lowered, begin, stop)) is not None:
+        found = _read(text, final, stop, kind, options, False)
+        if found and found.key is not None:  # what follows its paragraph is another solution
+            stop = _paragraph(text, found.end, stop)
     unread, introduces = None, False  # a label may introduce a solution: "Answer: Let's see."
     for starts in (marks.sentences, marks.foreign, marks.labels):
         for start in starts(lowered, begin, stop):

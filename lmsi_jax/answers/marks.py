@@ -17,6 +17,8 @@ def _compiled(*marks: tuple[str, str]) -> tuple[tuple[str, ...], tuple[re.Patter
 
 # What may stand between a mark and its answer: markdown, display mathematics, a bullet.
 _GAP = r"(?:[\s:：*_]|\$\$|\\\[){0,8}(?:(?<=\n)[-•][ ])?"
+# "#### Step 1" and "#### 1. Eggs" are headings.
+_NO_HEADING = r"(?![ \t]{0,4}\*{0,2}(?:step|part|case|method|[0-9]{1,2}[.):]\s?\*{0,2}[a-z]))"
 # "If the answer is 40" answers nothing.
 _CONDITIONS = ("if", "whether", "suppose", "suppose that", "assume", "assume that", "assuming")
 _ANSWER_IS = re.compile(
@@ -40,7 +42,7 @@ _FOREIGN_WORDS, _FOREIGN = _compiled(
 )
 # Other ways to mark a final answer, read where no sentence above carries one.
 _LABEL_WORDS, _LABELS = _compiled(
-    ("####", r"[ \t]{0,4}"),
+    ("####", _NO_HEADING + r"[ \t]{0,4}"),
     # also {"answer": 18} and "Answer (in dollars): 18"
     ("answer", rf"(?:[ \t*_\"]{{0,4}}(?:\(\w{{1,8}} ?\w{{0,8}}\))?\*{{0,2}}:|\s?=){_GAP}"),
     ("answer", rf"\s(?:would|must|should)\sbe\b(?!\s(?:not|an?|in)\b){_GAP}"),
@@ -57,6 +59,10 @@ _LABEL_WORDS, _LABELS = _compiled(
     ("option", rf"\s?(?:is\b|:){_GAP}"),
     ("choice", rf"\s?(?:is\b|:){_GAP}"),
     ("label", rf"[ \t*_]{{0,4}}:{_GAP}"),
+)
+# Labels that no step of a solution has.
+_FINAL = re.compile(
+    rf"####{_NO_HEADING}[ \t]{{0,4}}(?=-?\$?[0-9])|final answer[ \t*_]{{0,4}}:{_GAP}|<answer>"
 )
 _FIRST_LABEL = re.compile(rf"a[ \t]{{0,4}}:{_GAP}")
 
@@ -76,6 +82,14 @@ _THOUGHTS = (("<think>", "</think>"), ("<|channel|>analysis", "<|channel|>final<
 def sentences(lowered: str, begin: int, stop: int) -> Iterator[int]:
     """Where an answer begins behind "the answer is", in order."""
     return (match.end() for match in _ANSWER_IS.finditer(lowered, begin, stop))
+
+
+def final(lowered: str, begin: int, stop: int) -> int | None:
+    """Where an answer begins behind the first label that says it is final."""
+    if "####" in lowered or "final answer" in lowered or "<answer>" in lowered:
+        match = _FINAL.search(lowered, begin, stop)
+        return match.end() if match else None
+    return None
 
 
 def foreign(lowered: str, begin: int, stop: int) -> Iterator[int]:
