@@ -128,13 +128,14 @@ def check_config(flags: Sequence[str]) -> None:
     from gin import config
 
     used: set[str] = set()
+    required = []
     for key, bindings in config._CONFIG.items():
         for arg, value in bindings.items():
             name = _binding_name(key, arg)
             for reference in _references(value):
                 if reference == "%gin.REQUIRED":
-                    raise LmsiError(f"{name} is required and not set; add --gin.{name}=VALUE")
-                if reference[0] == "%" and not _is_set(reference[1:]):
+                    required.append(name)
+                elif reference[0] == "%" and not _is_set(reference[1:]):
                     macro = reference[1:]
                     raise LmsiError(
                         f"{name} uses %{macro}, which is not set{suggestion(macro, _macros())}; "
@@ -142,6 +143,10 @@ def check_config(flags: Sequence[str]) -> None:
                     )
                 used.add(reference[1:])
             _check_type(key[1], arg, value, name)
+    if required:
+        are = "is" if len(required) == 1 else "are"
+        flags_to_add = " ".join(f"--gin.{name}=VALUE" for name in required)
+        raise LmsiError(f"{', '.join(required)} {are} required and not set; add {flags_to_add}")
     for flag in flags:
         if (flag, "gin.macro") in config._CONFIG and flag not in used:
             near = suggestion(flag, [*used, *_binding_names()])
