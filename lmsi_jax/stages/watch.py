@@ -22,6 +22,7 @@ from lmsi_jax.watch import Alarm, Figures, Scored, alarms, measure
 Source = Literal["train", "test"]
 """Train: the votes that the round learnt, of the model before it. Test: the round's own model."""
 
+SOURCES: tuple[Source, ...] = ("train", "test")
 _FILE = "watch.json"
 _READ = ("sample", "vote", "mix", "eval")
 _FIELDS = sorted(field.name for one in (Figures, Scored) for field in dataclasses.fields(one))
@@ -44,7 +45,8 @@ def read_watched(context: Context, round_index: int) -> dict[Source, Watched]:
         stored = {"of": of, "figures": _measured(context, round_index, of)}
         if stored["figures"]:
             write_json(path, stored)
-    return {source: _from_json(row) for source, row in stored["figures"].items()}
+    figures = stored["figures"]
+    return {source: _from_json(figures[source]) for source in SOURCES if source in figures}
 
 
 def watch_alarms(context: Context, round_index: int) -> list[Alarm]:
