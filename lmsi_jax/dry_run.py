@@ -55,8 +55,8 @@ def dry_run(run: Run, stages: tuple[str, ...]) -> None:
         for line in lines:
             print(f"{title}: {line}")
     if found.to_set or found.wrong:
-        counted = len(found.to_set), len(found.wrong)
-        raise LmsiError("this would not run: {} to set, {} wrong; see above".format(*counted))
+        to_set, wrong = len(found.to_set), len(found.wrong)
+        raise LmsiError(f"this would not run: {to_set} to set, {wrong} wrong; see above")
     print("nothing is wrong as far as it can be seen; nothing was run")
 
 
@@ -74,6 +74,7 @@ def look(run: Run, stages: tuple[str, ...]) -> Findings:
     to_set = [f"{name} = {value!r}" for name, value in parameters(run).items() if _open(value)]
     named = dict(_places(run, stages))
     unseen = [f"{name} = {place}" for name, place in named.items() if "://" in place]
+    unseen += _through_tfds(run)
     here = {name: place for name, place in named.items() if "://" not in place}
     missing = [
         f"{name} = {place}: there is no such file or folder"
@@ -88,13 +89,13 @@ _OF_MODEL = ("tokenizer", "init_checkpoint")
 
 
 def _parameters(part: Any, scope: str) -> Iterator[tuple[str, Any]]:
-    part_of_two = isinstance(part, Pretraining)
+    within = "pretraining/" if isinstance(part, Pretraining) else scope
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         inner = value if isinstance(value, tuple) and value else (value,)
         if all(map(_is_part, inner)):
             for one in inner:
-                yield from _parameters(one, "pretraining/" if part_of_two else scope)
+                yield from _parameters(one, within)
         else:
             yield f"{scope}{type(part).__name__}.{field.name}", value
 
@@ -122,6 +123,19 @@ def _places(run: Run, stages: tuple[str, ...]) -> Iterator[tuple[str, str]]:
             yield f"Questions.data_dirs, {task}", folder
     if "distill" in stages and run.distillation is not None:
         yield "Distillation.teacher_dir", run.distillation.teacher_dir
+
+
+def _through_tfds(run: Run) -> Iterator[str]:
+    """Data sets that are not read from a folder."""
+    from lmsi_jax.tasks import registry
+    from lmsi_jax.tasks.dataset import Dataset
+
+    questions = run.questions
+    if questions is None:
+        return
+    for name in sorted({*questions.train, *questions.test} & {*registry.NAMES}):
+        if isinstance(registry.get(name), Dataset) and not questions.folder(name):
+            yield f"{name}: Questions.data_dir is not set, so its files come through TFDS"
 
 
 def _wrong(run: Run, stages: tuple[str, ...], check_model: bool) -> Iterator[str]:

@@ -142,6 +142,12 @@ def test_a_filled_bucket_leaves_nothing_to_set_and_says_what_was_not_looked_at(d
     assert _said(lines, "not looked at") == BUCKET - {"Run.output_dir"}
 
 
+def test_files_that_are_to_come_through_tfds_are_named(dry):
+    code, lines, _ = dry("quickstart", "--gin.Questions.test=('gsm8k', 'legs')")
+    said = [line for line in lines if line.startswith("not looked at: ")]
+    assert code == 0 and len(said) == 1 and "gsm8k: Questions.data_dir is not set" in said[0]
+
+
 @pytest.mark.parametrize(
     ("flags", "wrong"),
     [

@@ -5,7 +5,8 @@ rises while its accuracy falls, answers and words differ less and less, pass@m f
 paths get better, paths get short, easy questions crowd out hard ones. Pure functions of records.
 """
 
-from lmsi_jax.watch.alarms import NAMES, Alarm, Watch, alarms
+from lmsi_jax.watch.alarms import Alarm, alarms
 from lmsi_jax.watch.figures import EASY, Figures, Scored, measure
+from lmsi_jax.watch.settings import NAMES, Watch
 
 __all__ = ["EASY", "NAMES", "Alarm", "Figures", "Scored", "Watch", "alarms", "measure"]

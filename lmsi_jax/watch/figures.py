@@ -92,7 +92,7 @@ def measure(
         paths=len(flat),
         confidence=_mean([vote.confidence for vote in votes]),
         entropy=_mean([relative_entropy(vote) for vote in votes]),
-        distinct=_distinct([[path.text for path in paths[vote.uid]] for vote in votes]),
+        distinct=_distinct([path.text for path in paths[vote.uid]] for vote in votes),
         length=_mean([path.tokens for path in flat]),
         unparsed=1 - sum(vote.parsed for vote in votes) / len(flat) if flat else 0.0,
         easy=len(easy) / max(1, len(votes)),
@@ -108,16 +108,27 @@ def distinct_n(texts: Iterable[str], n: int) -> float | None:
 
     A word is a run of letters and digits, or a single other character.
     """
+    return _distinct_n([_WORD.findall(text) for text in texts], n)
+
+
+def _distinct_n(texts: Iterable[Sequence[str]], n: int) -> float | None:
+    """The same of texts in words."""
     grams: list[tuple[str, ...]] = []
-    for text in texts:
-        words = _WORD.findall(text)
+    for words in texts:
         grams += zip(*(words[i:] for i in range(n)), strict=False)
     return len(set(grams)) / len(grams) if grams else None
 
 
-def _distinct(questions: Sequence[Sequence[str]]) -> tuple[float, ...]:
-    found = ([distinct_n(texts, n) for texts in questions] for n in range(1, LONGEST + 1))
-    return tuple(_mean([share for share in shares if share is not None]) for shares in found)
+def _distinct(questions: Iterable[Sequence[str]]) -> tuple[float, ...]:
+    """Means over questions for n = 1 to `LONGEST`; questions without n-grams are left out."""
+    found: list[list[float]] = [[] for _ in range(LONGEST)]
+    for texts in questions:
+        words = [_WORD.findall(text) for text in texts]
+        for n, shares in enumerate(found, start=1):
+            share = _distinct_n(words, n)
+            if share is not None:
+                shares.append(share)
+    return tuple(map(_mean, found))
 
 
 def _learnt(

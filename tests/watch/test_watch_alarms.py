@@ -136,6 +136,7 @@ def test_the_base_model_is_called_that():
         ({"stop": ("entropie",)}, "Watch.stop has 'entropie'; choose from surer, gap, passed"),
         ({"kept": (0.5,)}, "Watch.kept = (0.5,); two numbers of 0 or more"),
         ({"longer": (-1.0, 2.0)}, "two numbers of 0 or more"),
+        ({"gap": -0.1}, "Watch.gap = -0.1; 0 (off) or more"),
     ],
 )
 def test_a_wrong_setting_is_named(changes, message):
