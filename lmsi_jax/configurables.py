@@ -21,12 +21,14 @@ from lmsi_jax.selection.distinct import DistinctReasoning
 from lmsi_jax.selection.diversity import StopRules
 from lmsi_jax.selection.importance import DistributionShift, ImportanceWeights
 from lmsi_jax.selection.ranking import InstructionFollowing, Ranked, SelfRating
+from lmsi_jax.studies.settings import Study, Variant
 from lmsi_jax.training.lora import Lora
 from lmsi_jax.training.losses import Loss
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.preferences import Preference
 from lmsi_jax.training.settings import Training
 from lmsi_jax.voting import Voting
+from lmsi_jax.watch import Watch
 
 _CLASSES = (
     *(Run, Questions, Generation, ModelConfig, Decoding, Sampling, Voting, Mixing),
@@ -34,7 +36,8 @@ _CLASSES = (
     *(MinConfidence, Cap, AnswerEntropy, DistinctReasoning, DistributionShift, ImportanceWeights),
     *(SelfRating, Ranked, InstructionFollowing, Difficulty),
     *(Training, Optimizer, Lora, Loss, Preference),
-    *(Evaluation, StopRules, Pretraining, Distillation),
+    *(Evaluation, StopRules, Watch, Pretraining, Distillation),
+    *(Study, Variant),
 )
 
 
@@ -44,6 +47,11 @@ def _register() -> dict[str, type]:
 
 
 _CONFIGURABLE = _register()
+
+
+def load_study() -> Study:
+    """Builds the study that the parsed gin files and bindings describe."""
+    return _CONFIGURABLE["Study"]()
 
 
 def load_run() -> Run:
