@@ -6,6 +6,7 @@ All of them see one folder, with what they read and write. They talk through the
     lmsi/order/3    {"stage": "sample", "round": 1}    the leader's third order
     lmsi/done/3/2                                      process 2 has carried it out
     lmsi/left/2     ["failed", "the disk is full"]     process 2 is gone, and why
+    lmsi_found/4/1  ["a-00000-of-00002"]               what 4 found, for those it works with
 
 When one of them leaves, the others follow: a run goes on with all of its processes or not at all.
 In each of them a thread looks out for that, and tells the main thread by SIGTERM, so that every
@@ -21,13 +22,13 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.signals import Terminated
 
-_ROOT = "lmsi"
+_ROOT, _FOUND = "lmsi", "lmsi_found"
 _POLL = 0.2  # seconds between two looks at the store while waiting
 _WATCH = 1.0  # and while working
 # Seconds to follow one that failed, and one that was told to leave: that may save a checkpoint.
@@ -103,7 +104,7 @@ class Processes:
         self._client: Any = state.client
         self.index = state.process_id if state.client is not None else 0
         self.count = state.num_processes if state.client is not None else 1
-        self._orders = 0
+        self._orders = self._found = 0
 
     @property
     def share(self) -> tuple[int, int]:
@@ -173,6 +174,29 @@ class Processes:
             else:
                 time.sleep(_POLL)
 
+    def found(self, members: Sequence[int], find: Callable[[], Sequence[str]]) -> Sequence[str]:
+        """What the first of some processes finds; the others, which do the same, take its word.
+
+        A folder need not look the same to all machines at the same time, nor to one that looks
+        while another one mends it.
+
+        Raises:
+          LmsiError: another process failed.
+          Terminated: another process was terminated.
+        """
+        if len(members) == 1:
+            return find()
+        self._found += 1
+        key = f"{members[0]}/{self._found}"
+        if self.index == members[0]:
+            names = find()
+            self._put(key, json.dumps(list(names)), _FOUND)
+            return names
+        while (said := self._look(_FOUND).get(key)) is None:
+            self._follow()
+            time.sleep(_POLL)
+        return list(json.loads(said))
+
     def _cause(self, error: BaseException) -> BaseException:
         """What is behind an error of this process: that another one left, or the error itself."""
         import jax
@@ -217,18 +241,18 @@ class Processes:
                 return _Follower(f"process {who} failed: {why}")
         return None
 
-    def _look(self) -> dict[str, str]:
+    def _look(self, root: str = _ROOT) -> dict[str, str]:
         """Reads the store."""
         import jax
 
         try:
-            found = self._client.key_value_dir_get(f"{_ROOT}/")
+            found = self._client.key_value_dir_get(f"{root}/")
         except jax.errors.JaxRuntimeError as error:
             raise LmsiError(
                 "process 0 is gone without a word; repeat the command in every process, it goes "
                 "on where it was"
             ) from error
-        return {key.removeprefix(f"{_ROOT}/"): value for key, value in found}
+        return {key.removeprefix(f"{root}/"): value for key, value in found}
 
     def _left(self, error: BaseException | None) -> None:
         """Writes down how this process ended, unless it follows another that failed."""
@@ -243,10 +267,10 @@ class Processes:
             how, why = "failed", str(error) or type(error).__name__
         self._put(f"left/{self.index}", json.dumps([how, why]))
 
-    def _put(self, key: str, value: str) -> None:
+    def _put(self, key: str, value: str, root: str = _ROOT) -> None:
         # Where the store is gone this process is leaving, or will see it with the next look.
         with contextlib.suppress(RuntimeError):
-            self._client.key_value_set(f"{_ROOT}/{key}", value)
+            self._client.key_value_set(f"{root}/{key}", value)
 
     def _refuse_strangers(self) -> None:
         """On a TPU pod every worker knows of the others, even if nobody connected them."""

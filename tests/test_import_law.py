@@ -28,8 +28,8 @@ PURE = {
     "pairing": {"records", "errors", "prompts", "selection", "solutions"},
 }
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "clu"}
-# "processes": the processes of a run are those of jax.distributed.
-JAX_ROOMS = {"decoding", "models", "training", "evaluation", "hf", "aot", "processes"}
+# "processes", "agreement": the processes of a run are those of jax.distributed, and its meshes'.
+JAX_ROOMS = {"decoding", "models", "training", "evaluation", "hf", "aot", "processes", "agreement"}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
 GIN_ROOMS = {"main", "configurables", "gin_edge", "gin_errors"}
 FILES = {

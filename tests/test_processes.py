@@ -57,7 +57,7 @@ def sample(order):
         def leave():
             if requested():
                 raise signals.Terminated
-        works = g.prepare(engine, jobs, store, size=2, max_length=256, share=them.share)
+        works = g.prepare(engine, jobs, store.missing, size=2, max_length=256, share=them.share)
         g.generate(engine, works, store, seed=1, round_index=order["round"], watcher=Watcher(),
                    leave=leave)
 

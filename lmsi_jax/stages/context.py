@@ -9,6 +9,8 @@ from typing import Any
 from etils import epath
 
 from lmsi_jax.decoding.engine import Engine
+from lmsi_jax.decoding.spread import make_spread, param_shardings
+from lmsi_jax.decoding.teams import Team, team_here
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.files import read_json, write_json
 from lmsi_jax.models.decoder import fresh_params, parameter_shapes
@@ -135,13 +137,14 @@ class Context:
         """The parameter tree's shapes."""
         return parameter_shapes(self.run.model)
 
-    def params(self, round_index: int, shardings: Any = None) -> Params:
+    def params(self, round_index: int, shardings: Any = None, dtype: str = "float32") -> Params:
         """Loads the model that a round ended with; round 0 is the base.
 
         Args:
           round_index: the round.
           shardings: None loads it as a whole, and keeps it for the next caller; a tree of
             `jax.sharding.Sharding` reads it to its place, for the caller alone.
+          dtype: of what is read to its place.
 
         Raises:
           LmsiError: it is not there, of another shape, or was altered.
@@ -155,7 +158,8 @@ class Context:
         if shardings is not None:
             if recorded and self.processes.index == 0:
                 _check_digest(folder, checkpoints.stored_digest(folder, self.shapes))
-            return checkpoints.load_params(folder, self.shapes, shardings)
+            like = parameter_shapes(self.run.model, dtype)
+            return checkpoints.load_params(folder, like, shardings)
         if self._params is None or self._params[0] != round_index:
             params = checkpoints.load_params(folder, self.shapes)
             if recorded:
@@ -176,10 +180,26 @@ class Context:
             return contextlib.nullcontext()
         return self.processes.together(stage, round_index)
 
+    @functools.cached_property
+    def team(self) -> Team:
+        """The processes that this one samples with.
+
+        Raises:
+          LmsiError: `Decoding`'s mesh fits neither one process nor several.
+        """
+        return team_here(self.run.decoding.data, self.run.decoding.model)
+
     def engine(self, round_index: int) -> Engine:
-        """Returns an engine over the model that a round ended with."""
-        params = self.params(round_index)
-        return Engine(self.run.model, params, self.tokenizer, self.run.decoding)
+        """Returns an engine over the model that a round ended with.
+
+        On a mesh the model is read straight to its place, in the type that it is decoded in: no
+        process and no device ever holds all of it.
+        """
+        run, layout = self.run, self.run.decoding
+        spread = make_spread(layout.data, layout.model, layout.fsdp)
+        shardings = param_shardings(run.model, spread)
+        params = self.params(round_index, shardings, layout.dtype)
+        return Engine(run.model, params, self.tokenizer, layout)
 
     def load_questions(self, split: str) -> dict[str, list[Question]]:
         """Reads the questions of a split by task, from the questions stage's shards."""
