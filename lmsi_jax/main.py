@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
       argv: the arguments after `lmsi`; those of the process by default.
     Returns:
-      The exit code: 0; 2 for what the user can mend; 130 when interrupted, 143 when terminated.
+      The exit code: 0; 2 for what the user can mend, 75 where another process is gone; 130 when
+      interrupted, 143 when terminated.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     with contextlib.ExitStack() as last:  # what is left to do once the message is out
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _execute(words, as_command=argv is None, last=last)
         except LmsiError as error:
             _print_error(error)
-            return 2
+            return error.exit_code
         except KeyboardInterrupt:
             print("\ninterrupted; the same command goes on where it was", file=sys.stderr)
             return 130

@@ -5,7 +5,8 @@ All of them see one folder, with what they read and write. They talk through the
 
     lmsi/order/3    {"stage": "sample", "round": 1}    the leader's third order
     lmsi/done/3/2                                      process 2 has carried it out
-    lmsi/left/2     ["failed", "the disk is full"]     process 2 is gone, and why
+    lmsi/left/2     ["failed", "the disk is full"]     process 2 is gone, and why; "broken" where
+                                                       that is no mistake of the user's
     lmsi_found/4/1  ["a-00000-of-00002"]               what 4 found, for those it works with
 
 When one of them leaves, the others follow: a run goes on with all of its processes or not at all.
@@ -25,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.errors import LmsiError, TryAgain
 from lmsi_jax.signals import Terminated
 
 _ROOT, _FOUND = "lmsi", "lmsi_found"
@@ -49,7 +50,8 @@ def connect(address: str, count: int | None, index: int | None) -> None:
       index: which of them this is.
 
     Raises:
-      LmsiError: they do not find each other.
+      TryAgain: they do not find each other; one of them may be late.
+      LmsiError: the arguments are wrong.
     """
     import jax
 
@@ -62,7 +64,8 @@ def connect(address: str, count: int | None, index: int | None) -> None:
         jax.local_devices()
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
-        raise LmsiError(
+        kind = LmsiError if isinstance(error, ValueError) else TryAgain
+        raise kind(
             f"the processes do not find each other ({reason}); start all of them with the same "
             "--coordinator_address and --process_count, each with its own --process_index"
         ) from error
@@ -81,12 +84,18 @@ class _Follower(LmsiError):
     """Another process failed; it has said so itself."""
 
 
+class _Stranded(_Follower, TryAgain):
+    """Another process broke down, or lost one itself."""
+
+    exit_code = TryAgain.exit_code
+
+
 def _leave_now(reason: BaseException) -> None:
     """Ends this process, whatever its main thread waits for."""
     failed = isinstance(reason, _Follower)
     os.write(2, f"lmsi: error: {reason}\n".encode() if failed else b"terminated\n")
     disconnect()  # or the others would wait for this one
-    os._exit(2 if failed else 128 + signal.SIGTERM)
+    os._exit(reason.exit_code if isinstance(reason, LmsiError) else 128 + signal.SIGTERM)
 
 
 class Processes:
@@ -116,7 +125,7 @@ class Processes:
         """Around all that a process does: leaves when another left, and tells when this one does.
 
         Raises:
-          LmsiError: another process failed.
+          LmsiError: another process failed; `TryAgain` where that was no mistake of the user's.
           Terminated: it was terminated, or this one was.
           KeyboardInterrupt: likewise.
         """
@@ -205,7 +214,7 @@ class Processes:
             return self._reason() or error
         if isinstance(error, jax.errors.JaxRuntimeError) and _GONE.search(str(error)):
             said = str(error).strip().splitlines()[0][:200]
-            return self._reason() or LmsiError(
+            return self._reason() or TryAgain(
                 f"another process is gone without a word, or does not keep up ({said}); repeat the "
                 "command in every process, it goes on where it was"
             )
@@ -237,8 +246,9 @@ class Processes:
                 return Terminated()
             if how == "interrupted":
                 return KeyboardInterrupt()
-            if how == "failed" and who != str(self.index):
-                return _Follower(f"process {who} failed: {why}")
+            if how in ("failed", "broken") and who != str(self.index):
+                kind = _Follower if how == "failed" else _Stranded
+                return kind(f"process {who} failed: {why}")
         return None
 
     def _look(self, root: str = _ROOT) -> dict[str, str]:
@@ -248,7 +258,7 @@ class Processes:
         try:
             found = self._client.key_value_dir_get(f"{root}/")
         except jax.errors.JaxRuntimeError as error:
-            raise LmsiError(
+            raise TryAgain(
                 "process 0 is gone without a word; repeat the command in every process, it goes "
                 "on where it was"
             ) from error
@@ -264,7 +274,8 @@ class Processes:
         elif isinstance(error, KeyboardInterrupt):
             how = "interrupted"
         elif error is not None:
-            how, why = "failed", str(error) or type(error).__name__
+            mistake = isinstance(error, LmsiError) and not isinstance(error, TryAgain)
+            how, why = "failed" if mistake else "broken", str(error) or type(error).__name__
         self._put(f"left/{self.index}", json.dumps([how, why]))
 
     def _put(self, key: str, value: str, root: str = _ROOT) -> None:
