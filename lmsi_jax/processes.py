@@ -7,7 +7,7 @@ All of them see one folder, with what they read and write. They talk through the
     lmsi/done/3/2                                      process 2 has carried it out
     lmsi/left/2     ["failed", "the disk is full"]     process 2 is gone, and why; "broken" where
                                                        that is no mistake of the user's
-    lmsi_found/4/1  ["a-00000-of-00002"]               what 4 found, for those it works with
+    lmsi_found/4-7/1    ["a-00000-of-00002"]           what 4 found, for itself and 5 to 7
 
 When one of them leaves, the others follow: a run goes on with all of its processes or not at all.
 In each of them a thread looks out for that, and tells the main thread by SIGTERM, so that every
@@ -23,6 +23,7 @@ import re
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -113,7 +114,8 @@ class Processes:
         self._client: Any = state.client
         self.index = state.process_id if state.client is not None else 0
         self.count = state.num_processes if state.client is not None else 1
-        self._orders = self._found = 0
+        self._orders = 0
+        self._found: Counter[str] = Counter()
 
     @property
     def share(self) -> tuple[int, int]:
@@ -195,8 +197,9 @@ class Processes:
         """
         if len(members) == 1:
             return find()
-        self._found += 1
-        key = f"{members[0]}/{self._found}"
+        who = f"{members[0]}-{members[-1]}"
+        self._found[who] += 1
+        key = f"{who}/{self._found[who]}"
         if self.index == members[0]:
             names = find()
             self._put(key, json.dumps(list(names)), _FOUND)

@@ -24,16 +24,18 @@ class Team:
       index: the team's number.
       count: how many teams the run has.
       members: the numbers of its processes, consecutive.
+      process: that of the one that looks.
     """
 
     index: int = 0
     count: int = 1
     members: range = range(1)
+    process: int = 0
 
     @property
-    def first(self) -> int:
-        """The process that looks for shards and writes them."""
-        return self.members[0]
+    def first(self) -> bool:
+        """Whether this is the process that looks for shards and writes them."""
+        return self.process == self.members[0]
 
     @property
     def several(self) -> bool:
@@ -56,7 +58,7 @@ def team_of(data: int, model: int, devices: Sequence[int], process: int) -> Team
     """
     wanted, own, count = data * model, min(devices), len(devices)
     if wanted <= own:
-        return Team(process, count, range(process, process + 1))
+        return Team(process, count, range(process, process + 1), process)
     needs = f"Decoding.data = {data} and Decoding.model = {model} need {wanted} devices"
     if wanted > sum(devices):
         all_of_them = f", all {count} processes {sum(devices)} together" if count > 1 else ""
@@ -82,7 +84,7 @@ def team_of(data: int, model: int, devices: Sequence[int], process: int) -> Team
             f"{' or '.join(str(own * n) for n in fitting)} devices"
         )
     index = process // size
-    return Team(index, count // size, range(index * size, (index + 1) * size))
+    return Team(index, count // size, range(index * size, (index + 1) * size), process)
 
 
 def team_here(data: int, model: int) -> Team:

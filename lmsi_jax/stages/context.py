@@ -60,6 +60,7 @@ class Context:
         self.output = epath.Path(run.output_dir)
         self.processes = Processes()
         self._params: tuple[int, Params] | None = None
+        self._checked: set[epath.Path] = set()
 
     def folder(self, round_index: int, stage: str) -> epath.Path:
         """Returns `output_dir/round_R/STAGE`; round 0 is the base model."""
@@ -156,8 +157,8 @@ class Context:
         ours = round_index and not self.run.evaluation.checkpoints
         recorded = bool(ours) or (folder.parent / _DIGEST).exists()
         if shardings is not None:
-            if recorded and self.processes.index == 0:
-                _check_digest(folder, checkpoints.stored_digest(folder, self.shapes))
+            if recorded:
+                self._check_stored(folder, shardings)
             like = parameter_shapes(self.run.model, dtype)
             return checkpoints.load_params(folder, like, shardings)
         if self._params is None or self._params[0] != round_index:
@@ -166,6 +167,17 @@ class Context:
                 _check_digest(folder, checkpoints.digest(params))
             self._params = (round_index, params)
         return self._params[1]
+
+    def _check_stored(self, folder: epath.Path, shardings: Any) -> None:
+        """Process 0 looks, once, whether a checkpoint was altered; who reads it with it waits."""
+
+        def check() -> tuple[str, ...]:
+            if self.processes.index == 0 and folder not in self._checked:
+                _check_digest(folder, checkpoints.stored_digest(folder, self.shapes))
+                self._checked.add(folder)
+            return ()
+
+        self.processes.found(sorted(checkpoints.holders(shardings)), check)
 
     def write_digest(self, directory: epath.Path, folder: epath.Path) -> None:
         """Writes into `directory` the digest of the newest checkpoint in `folder`."""
@@ -185,9 +197,16 @@ class Context:
         """The processes that this one samples with.
 
         Raises:
-          LmsiError: `Decoding`'s mesh fits neither one process nor several.
+          LmsiError: `Decoding`'s mesh fits neither one process nor several, or the processes are
+            numbered otherwise than their devices.
         """
-        return team_here(self.run.decoding.data, self.run.decoding.model)
+        team = team_here(self.run.decoding.data, self.run.decoding.model)
+        if team.several and team.process != self.processes.index:
+            raise LmsiError(
+                f"process {self.processes.index} has the devices of process {team.process}; number "
+                "the processes as their machines are, or leave that to --coordinator_address=auto"
+            )
+        return team
 
     def engine(self, round_index: int) -> Engine:
         """Returns an engine over the model that a round ended with.

@@ -79,8 +79,7 @@ def draw_paths(
         max_length=context.run.model.max_length,
         share=(team.index, team.count),
     )
-    writes = context.processes.index == team.first
-    bar = _bar(label + _said(team, context.processes.count), works, shown=writes)
+    bar = _bar(label + _said(team, context.processes.count), works, shown=team.first)
     if engine.shared is not None:
         meet(engine.shared)
     with deferred() as requested, bar:
@@ -94,7 +93,7 @@ def draw_paths(
         generate(
             engine,
             works,
-            store if writes else None,
+            store if team.first else None,
             seed=context.run.seed,
             round_index=round_index,
             watcher=Meter(bar, questions),
@@ -117,8 +116,9 @@ def _said(team: Team, count: int) -> str:
     """Whose part of the work it is, where there are several processes."""
     if count == 1:
         return ""
-    first, last = team.first, team.members[-1]
-    return f", process{f'es {first} to {last}' if team.several else f' {first}'} of {count}"
+    if team.several:
+        return f", processes {team.members[0]} to {team.members[-1]} of {count}"
+    return f", process {team.process} of {count}"
 
 
 def _agreement(engine: Engine, requested: Callable[[], bool]) -> Agreement:

@@ -1,5 +1,6 @@
 """Which processes hold one engine: arithmetic on numbers of processes and devices."""
 
+import dataclasses
 import re
 
 import jax
@@ -16,7 +17,8 @@ from lmsi_jax.models.mesh import make_mesh
 def test_palm_540b_on_a_v5p_slice_has_32_teams_of_four_machines():
     teams = [team_of(1, 16, [4] * 128, process) for process in range(128)]
     assert {team.count for team in teams} == {32}
-    assert teams[6] == Team(1, 32, range(4, 8)) and teams[6].first == 4
+    assert teams[6] == Team(1, 32, range(4, 8), 6)
+    assert [team.process for team in teams if team.first] == list(range(0, 128, 4))
     assert [team.index for team in teams] == [process // 4 for process in range(128)]
 
 
@@ -30,15 +32,17 @@ def test_every_process_is_in_one_team_whose_members_agree_and_have_the_mesh(own,
     ]
     for process, team in enumerate(teams):
         assert process in team.members and len(team.members) == size
-        assert all(teams[member] == team for member in team.members)
-        assert team.several == (size > 1) and team.first == min(team.members)
+        for member in team.members:
+            assert teams[member] == dataclasses.replace(team, process=member)
+        assert team.several == (size > 1)
+        assert team.first == (process == min(team.members))
     assert sorted({team.index for team in teams}) == list(range(count))
 
 
 @given(wanted=st.integers(1, 4), devices=st.lists(st.integers(4, 8), min_size=1, max_size=5))
 def test_a_mesh_that_every_process_suffices_for_is_each_one_s_own(wanted, devices):
     for process in range(len(devices)):
-        alone = Team(process, len(devices), range(process, process + 1))
+        alone = Team(process, len(devices), range(process, process + 1), process)
         assert team_of(wanted, 1, devices, process) == alone
 
 

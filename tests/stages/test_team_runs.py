@@ -29,8 +29,19 @@ paths.Meter.chunk = slow
 """
 
 
+# This process draws with another seed.
+_OTHER = """
+from lmsi_jax.stages import paths
+generate = paths.generate
+paths.generate = lambda *args, seed, **more: generate(*args, seed=seed + 1, **more)
+"""
+
+
 def _mesh(data, model):
-    return {"Decoding.data": data, "Decoding.model": model, "Sampling.token_logprobs": True}
+    """Settings: four shards of one task, on a mesh."""
+    questions = {"Questions.train": ("purchases",), "Questions.train_count": 8}
+    mesh = {"Decoding.data": data, "Decoding.model": model, "Decoding.lanes": 8 // data}
+    return questions | mesh | {"Sampling.token_logprobs": True}
 
 
 def _bytes(folder):
@@ -142,6 +153,13 @@ def test_sigterm_to_one_of_them_lets_both_leave_behind_the_same_chunk(
     codes, errors = together(words("sample", folder, _mesh(1, 2)), 2, compiled=compiled)
     assert codes == [0, 0], errors
     assert _bytes(folder) == whole
+
+
+def test_processes_that_draw_different_tokens_refuse_to_go_on(words, compiled, tmp_path):
+    command = words("sample", tmp_path / "run", _mesh(1, 2))
+    codes, errors = together(command, 2, {1: _OTHER}, compiled=compiled)
+    assert codes == [2, 2], errors
+    assert all("have drawn different tokens" in " ".join(error.split()) for error in errors)
 
 
 def test_a_whole_run_of_two_processes_on_one_mesh_is_that_of_one(words, compiled, tmp_path):

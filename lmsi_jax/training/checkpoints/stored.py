@@ -1,7 +1,7 @@
 """Reads checkpoints: whole, in part, or straight onto a mesh; and takes their digests."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -154,7 +154,7 @@ def read(folder: epath.Path, like: Any, places: Any) -> Any:
       LmsiError: it is no such checkpoint, incomplete, or of another model or optimiser.
     """
     where = {} if places is None else named(places)
-    handler, metadata = opened(folder, _holders(where.values()))
+    handler, metadata = opened(folder, holders(where))
     wanted = named(like)
     check_match(folder, wanted, named(metadata))
     how = {name: _restoring(where.get(name), leaf.dtype) for name, leaf in wanted.items()}
@@ -176,9 +176,9 @@ def _restoring(place: Any, dtype: Any) -> ocp.RestoreArgs:
     return ocp.ArrayRestoreArgs(sharding=place, dtype=dtype)
 
 
-def _holders(places: Iterable[Any]) -> Members:
+def holders(shardings: Any) -> Members:
     """The processes that have a part of what is read to these places; this one where none is."""
-    devices = {device for place in places for device in place.device_set}
+    devices = {device for place in jax.tree.leaves(shardings) for device in place.device_set}
     return frozenset(device.process_index for device in devices) or members(together=False)
 
 
