@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lmsi_jax import __version__, gin_edge, gin_errors
 from lmsi_jax.commands import Command, commands
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.errors import LmsiError, TryAgain
 from lmsi_jax.signals import Terminated, leaving
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             _execute(words, as_command=argv is None, last=last)
         except LmsiError as error:
             _print_error(error)
+            if isinstance(error, TryAgain):
+                _abandon(error.exit_code)
             return error.exit_code
         except KeyboardInterrupt:
             print("\ninterrupted; the same command goes on where it was", file=sys.stderr)
@@ -154,6 +156,13 @@ def _connect(args: argparse.Namespace, last: contextlib.ExitStack) -> None:
 
     processes.connect(args.coordinator_address, args.process_count, args.process_index)
     last.callback(processes.disconnect)
+
+
+def _abandon(code: int) -> None:
+    """Leaves the run's other processes behind, where this one was connected to some."""
+    from lmsi_jax import processes
+
+    processes.abandon(code)
 
 
 def _check_processes(args: argparse.Namespace) -> None:

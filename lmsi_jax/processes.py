@@ -21,6 +21,7 @@ import json
 import os
 import re
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -81,6 +82,22 @@ def disconnect() -> None:
         jax.distributed.shutdown()
 
 
+def abandon(code: int) -> None:
+    """Ends this process without leave of the others, one of which is gone; nothing in a single one.
+
+    JAX would wait for that one as long as its heartbeat takes, and end this process its own way.
+    """
+    from jax._src import distributed
+
+    if distributed.global_state.client is None:
+        return
+    if distributed.global_state.process_id == 0:
+        time.sleep(3 * _WATCH)  # the others look here why it leaves
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 class _Follower(LmsiError):
     """Another process failed; it has said so itself."""
 
@@ -95,7 +112,8 @@ def _leave_now(reason: BaseException) -> None:
     """Ends this process, whatever its main thread waits for."""
     failed = isinstance(reason, _Follower)
     os.write(2, f"lmsi: error: {reason}\n".encode() if failed else b"terminated\n")
-    disconnect()  # or the others would wait for this one
+    if not isinstance(reason, TryAgain):
+        disconnect()  # or the others would wait for this one
     os._exit(reason.exit_code if isinstance(reason, LmsiError) else 128 + signal.SIGTERM)
 
 

@@ -124,14 +124,13 @@ def _going(words, folder, count, compiled):
 def test_killed_and_taken_up_by_another_number_of_processes_the_bytes_are_the_same(
     alone, compiled, words, tmp_path, who
 ):
-    """The one that is left says that another is gone, with an exit code of its own."""
+    """Who is left ends too, by itself or by JAX's heartbeat, and never as after a mistake."""
     folder, whole = tmp_path / "run", _bytes(alone(1, 2))
     processes = _going(words, folder, 2, compiled)
     processes[who].kill()
     codes, errors = ended(processes)
-    assert codes[who] == -signal.SIGKILL and codes[1 - who] != 0, errors
-    if who == 1:  # process 0 takes JAX's own service with it
-        assert codes[0] == 75 and "another process is gone" in " ".join(errors[0].split()), errors
+    assert codes[who] == -signal.SIGKILL, errors
+    assert codes[1 - who] in (75, -signal.SIGABRT), errors
     stand = _bytes(folder)
     assert stand and set(stand) < set(whole)
     command = words("sample", folder, _mesh(1, 2))
