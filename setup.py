@@ -67,6 +67,7 @@ setup(
         "orbax-checkpoint>=0.11.20",
         "reasoning-gym>=0.1.23",
         "rich>=13.7",
+        "scipy>=1.14",
         "sentencepiece>=0.2",
         "seqio>=0.0.20",
         "tensorboard>=2.18",  # CLU's metric writers import it without declaring it
@@ -87,7 +88,6 @@ setup(
             "pytest>=8.2",
             "pytest-xdist>=3.6",
             "ruff>=0.8",
-            "scipy>=1.14",
             "setuptools>=77",
         ],
     },

@@ -27,10 +27,10 @@ KINDS: dict[str, Kind] = {"GSM8K": "number", "AQUA": "choice", "StrategyQA": "ye
 
 def real(name: str) -> list[tuple[Question, list[Path]]]:
     """Returns each question of a set with one path of each model."""
-    gold = {row["id"]: row for row in _rows(SAMPLES / name / "gold.jsonl")}
+    gold = {row["id"]: row for row in rows_of(SAMPLES / name / "gold.jsonl")}
     by_id: dict[Any, list[Path]] = {uid: [] for uid in gold}
     for index, file in enumerate(sorted((SAMPLES / name).glob("*_COT.jsonl.gz"))):
-        for row in _rows(file):
+        for row in rows_of(file):
             by_id[row["id"]].append(_path(str(row["id"]), index, row["completion"]))
     return [
         (Question(uid=str(uid), task=name, text=row["question"], kind=KINDS[name]), by_id[uid])
@@ -135,7 +135,8 @@ def _path(uid: str, index: int, text: str) -> Path:
     return Path(uid=uid, index=index, text=text, tokens=1, logprob=-1.0, finished=True)
 
 
-def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
+def rows_of(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the rows of a file of JSON lines, or of its compressed copy."""
     path = path if path.exists() else path.with_name(path.name + ".gz")
     data = path.read_bytes()
     text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()

@@ -21,6 +21,7 @@ from lmsi_jax.selection.distinct import DistinctReasoning
 from lmsi_jax.selection.diversity import StopRules
 from lmsi_jax.selection.importance import DistributionShift, ImportanceWeights
 from lmsi_jax.selection.ranking import InstructionFollowing, Ranked, SelfRating
+from lmsi_jax.studies.settings import Study, Variant
 from lmsi_jax.training.lora import Lora
 from lmsi_jax.training.losses import Loss
 from lmsi_jax.training.optimizers import Optimizer
@@ -35,6 +36,7 @@ _CLASSES = (
     *(SelfRating, Ranked, InstructionFollowing, Difficulty),
     *(Training, Optimizer, Lora, Loss, Preference),
     *(Evaluation, StopRules, Pretraining, Distillation),
+    *(Study, Variant),
 )
 
 
@@ -44,6 +46,11 @@ def _register() -> dict[str, type]:
 
 
 _CONFIGURABLE = _register()
+
+
+def load_study() -> Study:
+    """Builds the study that the parsed gin files and bindings describe."""
+    return _CONFIGURABLE["Study"]()
 
 
 def load_run() -> Run:

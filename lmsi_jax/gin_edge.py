@@ -90,16 +90,26 @@ def _binding(text: str, word: str) -> Binding:
     return Binding(name=name.strip(), value=value.strip())
 
 
-def packaged_configs() -> tuple[str, ...]:
-    """Returns the names that `lmsi run NAME` finds."""
-    names = {path.stem for root in _packaged_roots() for path in (root / "runs").glob("*.gin")}
+def with_bindings(args: GinArgs, lines: Sequence[str]) -> GinArgs:
+    """Returns flags with further bindings after their own, each a line "NAME = VALUE".
+
+    Raises:
+      LmsiError: one has no name or no value.
+    """
+    more = tuple(_binding(line, line) for line in lines)
+    return dataclasses.replace(args, bindings=(*args.bindings, *more))
+
+
+def packaged_configs(kind: str = "runs") -> tuple[str, ...]:
+    """Returns the names that `lmsi run NAME` finds; of kind "studies", those of `lmsi study`."""
+    names = {path.stem for root in _packaged_roots() for path in (root / kind).glob("*.gin")}
     return tuple(sorted(names))
 
 
-def find_config(name: str, search_paths: Sequence[str] = ()) -> str:
+def find_config(name: str, search_paths: Sequence[str] = (), kind: str = "runs") -> str:
     """Returns the gin file that a configuration's name or path stands for.
 
-    A path to a file comes first, then `NAME.gin` and `runs/NAME.gin` in the search paths and in the
+    A path to a file comes first, then `NAME.gin` and `KIND/NAME.gin` in the search paths and in the
     packaged `gin_configs`.
 
     Raises:
@@ -109,10 +119,10 @@ def find_config(name: str, search_paths: Sequence[str] = ()) -> str:
         return name
     file = name if name.endswith(".gin") else f"{name}.gin"
     roots = [*map(pathlib.Path, search_paths), *_packaged_roots()]
-    for path in (root / folder / file for root in roots for folder in ("", "runs")):
+    for path in (root / folder / file for root in roots for folder in ("", kind)):
         if path.is_file():
             return os.fspath(path)
-    names = packaged_configs()
+    names = packaged_configs(kind)
     raise LmsiError(
         f"there is no configuration {name!r}{gin_errors.suggestion(name, names)}. "
         f"Packaged: {', '.join(names) or 'none'}; or give the path of a .gin file"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from lmsi_jax import __version__, gin_edge, gin_errors
-from lmsi_jax.commands import Command, commands
+from lmsi_jax.commands import Command, Load, commands
 from lmsi_jax.errors import LmsiError, TryAgain
 from lmsi_jax.signals import Terminated, leaving
 
@@ -100,8 +100,9 @@ def _execute(words: list[str], as_command: bool, last: contextlib.ExitStack) -> 
         parser.print_help()
         return
     other = commands().get(args.command)
-    if other is None or other.TAKES_CONFIG:
-        _check_config(args.command, args.config, gin_args)
+    kind = "runs" if other is None else other.CONFIGS
+    if kind:
+        _check_config(args, gin_args, kind)
     if other is None:
         _check_processes(args)
     for name, value in _QUIET.items():
@@ -116,7 +117,7 @@ def _execute(words: list[str], as_command: bool, last: contextlib.ExitStack) -> 
     from lmsi_jax.rounds import execute
 
     with _configured(args.config, gin_args) as load:
-        run = load()
+        run = load(())
         stages = _COMMANDS[args.command][0]
         command = shlex.join(["lmsi", *words])
         if args.coordinator_address is not None:
@@ -126,19 +127,28 @@ def _execute(words: list[str], as_command: bool, last: contextlib.ExitStack) -> 
 
 
 @contextlib.contextmanager
-def _configured(config: str | None, gin_args: gin_edge.GinArgs) -> Iterator[Callable[[], "Run"]]:
+def _configured(config: str | None, gin_args: gin_edge.GinArgs) -> Iterator[Load]:
     """Reads gin's files and flags; gives what builds the `Run` that they describe."""
     from lmsi_jax.configurables import load_run
 
+    def load(bindings: Sequence[str]) -> "Run":
+        """Builds it; with further bindings all is read anew, and they come last."""
+        if bindings:
+            gin_edge.load(config, gin_edge.with_bindings(gin_args, bindings))
+        return _build(load_run)
+
     gin_edge.load(config, gin_args)
     with gin_errors.readable_calls():
-        yield lambda: _build(load_run)
+        yield load
 
 
 def _use(command: Command, args: argparse.Namespace, gin_args: gin_edge.GinArgs) -> None:
     """Carries out a command that is no stage of a run."""
-    if command.TAKES_CONFIG:
-        with _configured(args.config, gin_args) as load:
+    if command.CONFIGS:
+        config = args.config and gin_edge.find_config(
+            args.config, gin_args.search_paths, command.CONFIGS
+        )
+        with _configured(config, gin_args) as load:
             command.run(args, load)
         return
     if gin_args != gin_edge.GinArgs():
@@ -146,7 +156,8 @@ def _use(command: Command, args: argparse.Namespace, gin_args: gin_edge.GinArgs)
     command.run(args, _no_run)
 
 
-def _no_run() -> "Run":
+def _no_run(bindings: Sequence[str]) -> "Run":
+    del bindings
     raise LmsiError("this command has no configuration")
 
 
@@ -190,13 +201,13 @@ def _build(load_run: Callable[[], "Run"]) -> "Run":
         raise LmsiError(str(error).strip().splitlines()[0]) from None
 
 
-def _check_config(command: str, config: str | None, gin_args: gin_edge.GinArgs) -> None:
+def _check_config(args: argparse.Namespace, gin_args: gin_edge.GinArgs, kind: str) -> None:
     """Finds what is wrong with the configuration's name before the slow imports."""
-    if config is not None:
-        gin_edge.find_config(config, gin_args.search_paths)
+    if args.config is not None:
+        gin_edge.find_config(args.config, gin_args.search_paths, kind)
     elif not (gin_args.files or gin_args.bindings):
-        names = ", ".join(gin_edge.packaged_configs()) or "none packaged"
-        raise LmsiError(f"which configuration? lmsi {command} NAME ({names}) or --gin_file=F")
+        names = ", ".join(gin_edge.packaged_configs(kind)) or "none packaged"
+        raise LmsiError(f"which configuration? lmsi {args.command} NAME ({names}) or --gin_file=F")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -240,12 +251,11 @@ def _parser() -> _Parser:
             name,
             help=other.HELP,
             description=f"{other.HELP[0].upper()}{other.HELP[1:]}.",
-            epilog=f"{_GIN_HELP if other.TAKES_CONFIG else ''}\nexample:\n"
-            f"  lmsi {name} {other.EXAMPLE}",
+            epilog=f"{_GIN_HELP if other.CONFIGS else ''}\nexample:\n  lmsi {name} {other.EXAMPLE}",
             formatter_class=shape,
             allow_abbrev=False,
         )
-        if other.TAKES_CONFIG:
+        if other.CONFIGS:
             _add_config(command)
         other.add_arguments(command)
     return parser

@@ -194,6 +194,8 @@ class Run:
       decoding: the decode engine's layout.
       questions_per_shard: questions in one file of paths; a killed process samples its open files
         again.
+      reuse: folders of other runs; a stage that one of them has finished with the same settings
+        and inputs is copied, not computed again.
       questions, generation, sampling, voting, mixing, training, evaluation, stop_rules: one stage
         each.
       pretraining: only for `lmsi pretrain`.
@@ -220,6 +222,7 @@ class Run:
     tokenizer: str = "embedded"
     decoding: Decoding = Decoding()
     questions_per_shard: int = 64
+    reuse: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**31:
@@ -233,6 +236,8 @@ class Run:
                 "Sampling.early_stop judges a question by paths of one prompt; with "
                 "Generation.prompts set it to None"
             )
+        if self.reuse and any("://" in folder for folder in (self.output_dir, *self.reuse)):
+            raise LmsiError("Run.reuse copies between local folders; set it to ()")
         if self.start_from not in ("base", "last"):
             raise LmsiError(f"Run.start_from = {self.start_from!r}; use 'base' or 'last'")
         self._check_preference()

@@ -1,6 +1,7 @@
 """A micro model and a tokenizer that tests share; nothing here needs a network."""
 
 import io
+import os
 
 import hypothesis
 import jax
@@ -21,6 +22,21 @@ _LINES = [
     "Premise: Ben has some hats. Yes or no? (a) 1 (b) 2",
     "Let's think step by step. The answer is it is not possible to tell.",
 ]
+
+
+def pytest_configure(config):
+    """Keeps compiled programs in pytest's cache: most of the time of most tests is XLA's compiler,
+    and modules, workers, subprocesses and the next run compile the same programs."""
+    if (cache := getattr(config, "cache", None)) is None:
+        return
+    settings = {
+        "jax_compilation_cache_dir": str(cache.mkdir("jax")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)  # for subprocesses
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -101,7 +101,7 @@ def _error(capsys, *words: str) -> str:
 
 
 def test_mistakes_are_named_with_exit_code_2(capsys, stages, config, monkeypatch):
-    monkeypatch.setattr(gin_edge, "packaged_configs", lambda: ("quickstart",))
+    monkeypatch.setattr(gin_edge, "packaged_configs", lambda kind: ("quickstart",))
     assert "did you mean quickstart?" in _error(capsys, "run", "quikstart")
     assert "which configuration? lmsi run NAME (quickstart)" in _error(capsys, "run")
     assert "did you mean sample?" in _error(capsys, "sampel", config)
@@ -234,7 +234,7 @@ def other(monkeypatch):
         NAME="weigh",
         HELP="says what a model weighs",
         EXAMPLE="DIR --scale=kg",
-        TAKES_CONFIG=False,
+        CONFIGS="",
         add_arguments=lambda parser: parser.add_argument("--scale", default="g"),
         run=lambda args, load: calls.append((args.scale, load)),
     )
@@ -255,8 +255,8 @@ def test_a_command_without_a_configuration_refuses_gin_flags(other, capsys):
 
 def test_a_command_with_a_configuration_gets_the_run(other, stages, config):
     command, calls = other
-    command.TAKES_CONFIG = True
-    command.run = lambda args, load: calls.append((args.scale, load()))
+    command.CONFIGS = "runs"
+    command.run = lambda args, load: calls.append((args.scale, load(())))
     assert main.main(["weigh", config]) == 0
     assert calls == [("g", "the run")] and not stages
 

@@ -108,8 +108,10 @@ import importlib.util, sys
 import lmsi_jax, lmsi_jax.gin_configs, lmsi_jax.tasks
 from lmsi_jax import gin_edge, main
 assert importlib.util.find_spec("tasks") is None and importlib.util.find_spec("gin_configs") is None
-for name in gin_edge.packaged_configs():
-    gin_edge.find_config(name)
+for kind in ("runs", "studies"):
+    assert gin_edge.packaged_configs(kind)
+    for name in gin_edge.packaged_configs(kind):
+        gin_edge.find_config(name, kind=kind)
 print(lmsi_jax.__file__, *gin_edge.packaged_configs())
 """
 

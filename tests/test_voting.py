@@ -95,6 +95,8 @@ def test_the_vote_is_the_count_of_the_keys(paths):
     leaders = sorted(k for k in counts if counts[k] == most)
     assert vote.tied == (tuple(leaders) if len(leaders) > 1 else ())
     assert vote.entropy == pytest.approx(scipy.stats.entropy(list(counts.values())), abs=1e-12)
+    first, second = (*sorted(counts.values(), reverse=True), 0)[:2]
+    assert voting.margin(vote) == pytest.approx((first - second) / len(paths))
 
 
 def test_paths_that_cannot_vote_are_refused():

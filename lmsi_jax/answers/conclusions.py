@@ -7,25 +7,79 @@ only where there is one candidate; a text that stops in mid-sentence has none.
 import re
 from collections.abc import Sequence
 
-from lmsi_jax.answers.keys import key
+from lmsi_jax.answers.keys import CANNOT_TELL, key
+from lmsi_jax.answers.plain import without_bold
 from lmsi_jax.answers.sentences import last_sentence
 from lmsi_jax.records import Kind
 
 _TAIL = 600
 """Characters at the end of a solution that are looked at."""
-_CLOSED = re.compile(r"[.!。]['\")\]*$”’]{0,4}$")
+_CLOSED = re.compile(r"(?:[.!。]['\")\]*$”’]{0,4}|\*\*)$")
+# "I hope this helps!" belongs to no solution.
+_FAREWELL = re.compile(
+    r"(?:\n|(?<=[.!?*] ))(?:(?:I h|H)ope (?:this|that)|(?:Please )?(?:[Ll]et me know|[Ff]eel free)"
+    r"|If you (?:have|need|want|would))\b[^\n]{0,200}$"
+)
+_FAREWELLS = ("ope th", "et me know", "eel free", "If you ")
 _CALCULATOR = re.compile(r"<<[^<>]{0,80}>>")
+_FULL_HOUR = re.compile(r"(?<![0-9:])([0-9]{1,2}):00(?![0-9:])")
 _NUMERAL = re.compile(
-    r"(?<![\w^.,/{+*×-])(?<![+*×/^-] )[-−]?[$€£]?[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?"
-    r"(?:%|[a-z]{2,4})?(?![\w^/}]|[.,][0-9])"
+    r"(?<![\w^.,/{+*×-])(?<![+*×/^-] )(?<![0-9]:)[-−]?[$€£]?[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?"
+    r"(?:%|[a-z]{2,4})?(?![\w^/}]|[.,:][0-9])"
 )
 _RESULT = re.compile(
     r"[=≈]\s{0,4}([-−]?[$€£]?[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?)"
     r"(?:%|[a-z]{2,4})?(?![\w^/])"
 )
+# "= $0.25, which is 25 cents" says it in the wanted unit; "= 60 inches, or 5 feet" leaves it open.
+_AGAIN = re.compile(
+    r",? (?:(or)|which (?:is|equals)(?: equal to| equivalent to| about| approximately)?)"
+    r" ([$€£]?[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?)(?![\w^/]|[.,:][0-9])"
+    r"(?! (?:more|less|fewer|times|higher|lower)\b)"
+)
+# Without a step, a sentence that draws nothing tells what is given.
+_STEP = re.compile(
+    r"≈|[0-9] [*×x+÷/-] [$€£]?[0-9]|\b(?:plus|minus|times|divided|multipl|subtract|add)"
+)
+_DRAWN = re.compile(
+    r"\b(?:so|thus|therefore|hence|then|now|total|altogether|together|final|finally|must|means?"
+    r"|left|remains?|remaining|average|result)\b",
+    re.IGNORECASE,
+)
+# "86 glasses and 42 plates"
+_LIST = re.compile(r"([0-9]+)[^0-9.;:]{1,40}?(?:,|\band)\s[$€£]?([0-9]+)")
 _BRACKETED = re.compile(r"(?<![A-Za-z0-9])\([A-Ja-j]\)")
-_DECISION = re.compile(r"(?:\W{0,4})(yes|no|true|false)(?=[,.!:;*—–]|\s-|$)", re.IGNORECASE)
-_SO = re.compile(r"\s{0,4}(?:so|thus|therefore|hence|in conclusion),?\s{1,4}", re.IGNORECASE)
+# "option C", "I choose C.", "C is correct"; by the letter first, which is quick to look for.
+_NAMED = re.compile(
+    r"[A-J](?:(?:(?<=ption .)|(?<=hoice .))\b"
+    r"|(?:(?<=hoose .)|(?<=pick .)|(?<=select .)|(?<=with .)|(?<= is .)|(?<=it.s .))(?=[.,:;!*]|$)"
+    r"|(?<= [B-HJ])(?= is (?:the )?(?:correct|right|best)\b))"
+)
+# "B. Photosynthesis", then why; not a list of all options.
+_OPENING_LETTER = re.compile(r"\W{0,4}(?:option )?(?:\(([A-J])\)|([A-J])[.):])", re.IGNORECASE)
+_LINE_OF_OPTION = re.compile(r"\n\W{0,6}(?:option )?\(?([A-J])[.):]", re.IGNORECASE)
+_CORRECT = re.compile(r"\b(?:correct|right|best|answer|fits)\b")
+_DECISION = re.compile(r"\W{0,4}(yes|no|true|false)(?=[,.!:;*—–\n]|\s-|$)", re.IGNORECASE)
+_NLI_DECISION = re.compile(
+    r"\W{0,4}(yes|no|true|false|entailment|contradiction|neutral)(?=[,.!:;*—–\n]|\s-|$)",
+    re.IGNORECASE,
+)
+# "The premise contradicts the hypothesis."
+_RELATION = re.compile(
+    r"\b(?:is|as)(?: an?)? \W{0,3}(entailment|contradiction|neutral)\b|\b(entails|contradicts)\b",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(r"\b(?:not|neither|nor|cannot)\b|n['’]t\b")
+_SO = re.compile(
+    r"\W{0,4}(?:so|thus|therefore|hence|in conclusion),?\s{1,4}(?:[a-z]{2,16}ly,?\s{1,4})?",
+    re.IGNORECASE,
+)
+_STATEMENT = re.compile(
+    r"(?:the|this) (?:statement|claim|hypothesis|conclusion) is (?:[a-z]{2,16}ly )?"
+    r"(true|false|entailed|contradicted|neutral|undetermined)\b",
+    re.IGNORECASE,
+)
+_BARE = re.compile(r"(?:[a-zA-Z] ?= ?)?[-−$€£\\*+.]{0,4}\s?[0-9({]")
 _SHORT = 40
 
 Concluded = tuple[str, str, int]
@@ -33,9 +87,11 @@ Concluded = tuple[str, str, int]
 
 
 def conclusion(
-    text: str, begin: int, stop: int, kind: Kind, options: Sequence[str]
+    text: str, begin: int, stop: int, kind: Kind, options: Sequence[str], *, drawn: bool = False
 ) -> Concluded | None:
     """Returns what the solution `text[begin:stop]` concludes with, None where it is not plain.
+
+    With `drawn`, only a last sentence counts that opens with "so", "thus", "therefore", ...
 
     | kind        | read                                                                          |
     |-------------|-------------------------------------------------------------------------------|
@@ -43,64 +99,124 @@ def conclusion(
     |             | (yes_no, nli: "Yes" and "No" need a mark behind them, as below)               |
     | number      | of a closed last sentence: what follows its last "="; without one, its only   |
     |             | number, or of several the one that the solution's last "=" gave               |
-    | choice      | the only bracketed letter of a closed last sentence                           |
-    | yes_no, nli | "Yes, ..." or "No, ..." at the beginning; "So, no." at the end                |
+    | choice      | the only letter that a closed last sentence brackets or names ("option C");   |
+    |             | with options, also the option that has its number; "B. ..." at the beginning  |
+    | yes_no, nli | "Yes, ..." or "No, ..." at the beginning; at the end "So, no." or "So the     |
+    |             | statement is false."; nli: also "Neutral. ...", "The premise entails it.", and|
+    |             | that it is not possible to tell                                               |
     """
     if kind == "span":
         return None
     end = begin + len(text[begin:stop].rstrip())
-    decides = kind in ("yes_no", "nli")
-    answer = _decision(text[begin : min(end, begin + _SHORT)]) if decides else None
+    answer = None
+    if kind in ("yes_no", "nli") and not drawn:
+        answer = _decision(text[begin : min(end, begin + _SHORT)], kind)
     if answer is None:
-        answer = _last(text[max(begin, end - _TAIL) : end], kind)
-    if answer is None:
+        tail = _without_farewell(text[max(begin, end - _TAIL) : end])
+        end = max(begin, end - _TAIL) + len(tail)
+        answer = _last(tail, kind, options, drawn)
+    if answer is None and not drawn:
         answer = _whole(text[begin:end].strip(), kind, options)
+        answer = (
+            _opening_letter(text, begin, end) if answer is None and kind == "choice" else answer
+        )
+    if answer is not None and answer not in text[begin:end]:
+        answer = answer.lstrip("$€£")  # "$<<9*2=18>>18"
     found = key(answer, kind, options) if answer else None
     there = answer is not None and answer in text[begin:end]
     return (answer, found, end) if answer and there and found is not None else None
 
 
+def _without_farewell(tail: str) -> str:
+    if not any(words in tail for words in _FAREWELLS):
+        return tail
+    farewell = _FAREWELL.search(tail)
+    return tail[: farewell.start()].rstrip() if farewell else tail
+
+
 def _whole(solution: str, kind: Kind, options: Sequence[str]) -> str | None:
     if len(solution) > _SHORT or "\n" in solution:
         return None
-    if kind == "number" and not re.match(r"[-−$€£\\*+.]{0,4}\s?[0-9({]", solution):
+    if kind == "number" and not _BARE.match(solution):
         return None
     found = key(solution, kind, options)
     decided = kind in ("yes_no", "nli") and found != "unknown"
     return solution if found is not None and not decided else None
 
 
-def _last(tail: str, kind: Kind) -> str | None:
+def _opening_letter(text: str, begin: int, end: int) -> str | None:
+    first = _OPENING_LETTER.match(text, begin, end)
+    if not first:
+        return None
+    letter = first[1] or first[2]
+    others = _LINE_OF_OPTION.findall(text, first.end(), end)
+    return letter if all(other.lower() == letter.lower() for other in others) else None
+
+
+def _last(tail: str, kind: Kind, options: Sequence[str], drawn: bool) -> str | None:
     """The candidate in a closed last sentence."""
-    if not _CLOSED.search(tail[-8:]):
+    if tail.endswith(("$$", "\\]")):
+        tail = tail[:-2].rstrip()
+    elif not _CLOSED.search(tail[-8:]):
         return None
     begin = last_sentence(tail, kind)
     sentence = tail[begin:]
     if sentence.strip() in tail[:begin]:
         return None  # a model that repeats itself has not concluded
-    if kind == "number":
-        return _last_number(_CALCULATOR.sub("", tail), _CALCULATOR.sub("", sentence))
-    if kind == "choice":
-        letters = _BRACKETED.findall(sentence)
-        return letters[0] if len({letter.lower() for letter in letters}) == 1 else None
     so = _SO.match(sentence)
-    return _decision(sentence[so.end() :]) if so else None
+    if drawn and not so:
+        return None
+    if kind == "number":
+        return _last_number(tail, begin)
+    if kind == "choice":
+        letters = _BRACKETED.findall(sentence) or _NAMED.findall(sentence)
+        if not letters and options:
+            return _last_number(tail, begin)
+        if _OPENING_LETTER.match(sentence) and _LINE_OF_OPTION.search("\n" + tail[:begin]):
+            letters = letters if _CORRECT.search(sentence) else []  # the options, gone through
+        return letters[0] if len({letter.lower() for letter in letters}) == 1 else None
+    return _last_decision(sentence, so.end() if so else None, kind)
 
 
-def _last_number(tail: str, sentence: str) -> str | None:
+def _last_number(tail: str, begin: int) -> str | None:
+    before, sentence = (_unset(part) for part in (tail[:begin], tail[begin:]))
     if "=" in sentence or "≈" in sentence:
-        own = _RESULT.findall(sentence)
-        last = max(sentence.rfind("="), sentence.rfind("≈"))
-        return own[-1] if own and _RESULT.match(sentence, last) else None
+        own = _RESULT.match(sentence, max(sentence.rfind("="), sentence.rfind("≈")))
+        again = _AGAIN.search(sentence, own.end()) if own else None
+        if again:
+            return None if again[1] else again[2]
+        return own[1] if own else None
     numerals = _NUMERAL.findall(sentence)
     keys = [key(numeral, "number") for numeral in numerals]
     if len(set(keys)) == 1:
-        return numerals[0]
-    results = _RESULT.findall(tail)
+        steps = "=" in before or _STEP.search(before)
+        drawn = steps or not before.strip() or _DRAWN.search(sentence)
+        return numerals[0] if drawn else None
+    results = _RESULT.findall(before)
     result = key(results[-1], "number") if results else None
-    return numerals[keys.index(result)] if result in keys else None
+    listed = {key(numeral, "number") for pair in _LIST.findall(sentence) for numeral in pair}
+    return numerals[keys.index(result)] if result in keys and result not in listed else None
 
 
-def _decision(text: str) -> str | None:
-    match = _DECISION.match(text)
+def _unset(text: str) -> str:
+    """The text without bold letters, calculators' notes and the minutes of full hours."""
+    text = _CALCULATOR.sub("", text) if "<<" in text else text
+    text = _FULL_HOUR.sub(r"\1", text) if ":00" in text else text
+    return without_bold(text)
+
+
+def _last_decision(sentence: str, so: int | None, kind: Kind) -> str | None:
+    if kind == "nli":
+        if match := CANNOT_TELL.search(sentence):
+            return match[0]
+        if (relation := _RELATION.search(sentence)) and not _DENIED.search(sentence):
+            return relation[1] or relation[2]
+    if so is None:
+        return None
+    statement = _STATEMENT.match(sentence, so)
+    return statement[1] if statement else _decision(sentence[so:], kind)
+
+
+def _decision(text: str, kind: Kind) -> str | None:
+    match = (_NLI_DECISION if kind == "nli" else _DECISION).match(text)
     return match[1] if match else None

@@ -1,58 +1,19 @@
 """Where the final answer stands in what a model wrote."""
 
-import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from lmsi_jax.answers import marks
 from lmsi_jax.answers.conclusions import conclusion
 from lmsi_jax.answers.keys import MAX_ANSWER, key
 from lmsi_jax.answers.sentences import sentence_length
 from lmsi_jax.records import Kind
 
 BLANK_LINE = "\n\n"
-
-# What may stand between a marker and its answer: markdown, display mathematics, a bullet.
-_GAP = r"(?:[\s:*_]|\$\$|\\\[){0,8}(?:(?<=\n)[-•][ ])?"
-# Each pattern begins with a literal, which the regular-expression engine looks for at the speed of
-# `str.find`; all run over the text in lower case.
-_ANSWER_IS = re.compile(rf"answer(?:\s{{1,4}}is\b(?!\s{{1,4}}not\b)|\s?=){_GAP}")
-# The answer sentences of MGSM's exemplars (Shi et al. 2022, arXiv 2210.03057), read where there is
-# no English one.
-_FOREIGN = tuple(
-    re.compile(marker + _GAP)
-    for marker in (
-        *(r"respuesta es\b", r"réponse est\b", r"antwort (?:ist|lautet)\b", r"ответ\s?[—–:-]"),
-        *(r"答案[是为:：]", r"答えは", r"jibu ni\b", r"risposta è\b", r"resposta é\b"),
-    )
-)
-# There a comma stands before a fraction.
+# Behind a mark of another language a comma stands before a fraction.
 _COMMA = re.compile(r"([^0-9]{0,4}[0-9]{1,9}),([0-9]{1,2}(?![0-9]))")
-# Other ways to mark a final answer, read where no sentence above carries one.
-_LABELS = tuple(
-    re.compile(label)
-    for label in (
-        r"####[ \t]{0,4}",
-        rf"answer[ \t*_]{{0,4}}:{_GAP}",
-        rf"final answer[ \t*_]{{0,4}}\n{_GAP}",
-        rf"\na[ \t]{{0,4}}:{_GAP}",
-        r"\\boxed[ \t]{0,4}(?=\{)",
-        r"\\fbox[ \t]{0,4}(?=\{)",
-        rf"option\s?is\b{_GAP}",
-        rf"choice\s?is\b{_GAP}",
-    )
-)
-_FIRST_LABEL = re.compile(rf"a[ \t]{{0,4}}:{_GAP}")
-
-_NEXT_QUESTION = re.compile(
-    r"(?:^|(?<=[.!?]))[ \t]{0,8}(?:#{1,6}[ \t]{1,4})?"
-    r"(?:Q|Question|Premise|Problem|Instruction|Human|User)[ \t]{0,4}[0-9]{0,3}:"
-    r"|^#{1,6}[ \t]{1,4}(?:Question|Problem|Instruction|Input)\b"
-    r"|<\|(?:im_end|eot_id|endoftext|end|return)\|>|</s>|<end_of_turn>|<eos>",
-    re.MULTILINE,
-)
-# A reasoning model's answer stands behind its thoughts.
-_THOUGHTS = (("<think>", "</think>"), ("<|channel|>analysis", "<|channel|>final<|message|>"))
+_TWO_WORDS = re.compile(r"[A-Za-z'’]{1,20},? [A-Za-z'’]{1,20}\b")
 
 
 class Found(NamedTuple):
@@ -104,51 +65,56 @@ def find(
     text: str, kind: Kind, options: Sequence[str] = (), *, finished: bool = True
 ) -> Found | None:
     """Like `extract`, with the answer's key and its end; `finished` as of `path_key`."""
-    begin, stop = _first_solution(text)
+    begin, stop = marks.first_solution(text)
     lowered = _lower(text)
-    unread = None
-    for markers in (_sentences, _foreign, _labels):
-        for start in markers(lowered, begin, stop):
-            comma = kind == "number" and markers is _foreign
+    if (final := marks.final(lowered, begin, stop)) is not None:
+        found = _read(text, final, stop, kind, options, False)
+        if found and found.key is not None:  # what follows its paragraph is another solution
+            stop = _paragraph(text, found.end, stop)
+    unread, introduces = None, False  # a label may introduce a solution: "Answer: Let's see."
+    for starts in (marks.sentences, marks.foreign, marks.labels):
+        for start in starts(lowered, begin, stop):
+            comma = kind == "number" and starts is marks.foreign
             found = _read(text, start, stop, kind, options, comma) if start <= stop else None
             if found is None or found.answer.endswith(":"):
                 continue
             if found.key is not None:
+                if starts is marks.labels and kind == "number":
+                    return _solved(text, found, stop) or found
                 return found
             if unread is None:
-                unread = found
-                blank_line = text.find(BLANK_LINE, found.end)
-                stop = stop if blank_line < 0 else min(stop, blank_line)
-        if unread:
+                unread, introduces = found, starts is marks.labels and not _shown(text, start)
+                stop = stop if introduces else _paragraph(text, found.end, stop)
+        if unread and not introduces:
             return unread
     if not finished and stop == len(text):
+        return unread
+    drawn = unread is not None and kind != "number"
+    concluded = conclusion(text, begin, stop, kind, options, drawn=drawn)
+    return Found(*concluded, marked=False) if concluded else unread
+
+
+def _shown(text: str, start: int) -> bool:
+    """Whether an answer stands in a box or behind ####, which no solution does."""
+    return text.startswith("{", start) or "#" in text[max(0, start - 5) : start]
+
+
+def _solved(text: str, found: Found, stop: int) -> Found | None:
+    """What a paragraph concludes with that is a solution behind a label, not an answer.
+
+    "A: Janet has 16 eggs. She eats 3. So she sells 16 - 3 = 13." does not answer 16.
+    """
+    if not _TWO_WORDS.match(found.answer):
         return None
-    concluded = conclusion(text, begin, stop, kind, options)
+    stop = _paragraph(text, found.end, stop)
+    concluded = conclusion(text, found.end, stop, "number", (), drawn=True)
     return Found(*concluded, marked=False) if concluded else None
 
 
-def _first_solution(text: str) -> tuple[int, int]:
-    """Where the first solution begins and ends; an empty one where thoughts have no end."""
-    begin, stop = 0, len(text)
-    if "<" in text:
-        for opening, closing in _THOUGHTS:
-            if (closed := text.find(closing)) >= 0:
-                begin = closed + len(closing)
-            elif opening in text:
-                return 0, 0
-    if _may_go_on(text):
-        next_question = _NEXT_QUESTION.search(text, begin)
-        stop = next_question.start() if next_question else stop
-    return begin, stop
-
-
-def _may_go_on(text: str) -> bool:
-    """Whether `_NEXT_QUESTION` can match: plain searches are many times faster than it."""
-    return (
-        ("Q" in text or "<" in text or "Premise" in text or "Problem" in text)
-        or ("Human" in text or "User" in text or "Instruction" in text)
-        or "# Input" in text
-    )
+def _paragraph(text: str, begin: int, stop: int) -> int:
+    """Where the paragraph ends that `begin` stands in."""
+    blank_line = text.find(BLANK_LINE, begin, stop)
+    return stop if blank_line < 0 else blank_line
 
 
 def _lower(text: str) -> str:
@@ -159,29 +125,6 @@ def _lower(text: str) -> str:
     return "".join(c if len(c.lower()) > 1 else c.lower() for c in text)
 
 
-def _sentences(lowered: str, begin: int, stop: int) -> Iterator[int]:
-    """Where an answer begins behind "the answer is", in order."""
-    return (match.end() for match in _ANSWER_IS.finditer(lowered, begin, stop))
-
-
-def _foreign(lowered: str, begin: int, stop: int) -> Iterator[int]:
-    """The same in other languages."""
-    return _in_order(_FOREIGN, lowered, begin, stop)
-
-
-def _labels(lowered: str, begin: int, stop: int) -> Iterator[int]:
-    """Where an answer begins behind a label, in order."""
-    first = _FIRST_LABEL.match(lowered, begin, stop)
-    others = _in_order(_LABELS, lowered, begin, stop)
-    return itertools.chain([first.end()], others) if first else others
-
-
-def _in_order(
-    patterns: Sequence[re.Pattern[str]], lowered: str, begin: int, stop: int
-) -> Iterator[int]:
-    return iter(sorted(m.end() for p in patterns for m in p.finditer(lowered, begin, stop)))
-
-
 def _read(
     text: str, start: int, stop: int, kind: Kind, options: Sequence[str], comma: bool
 ) -> Found | None:
@@ -189,6 +132,8 @@ def _read(
     window = text[start : min(stop, start + MAX_ANSWER)]
     length, end = sentence_length(window, kind)
     answer = window[:length].strip().strip("*_ ")
+    if "<" in answer:
+        answer = answer.partition("</answer>")[0].strip()
     if not answer:
         return None
     written = _COMMA.sub(r"\1.\2", answer, count=1) if comma else answer

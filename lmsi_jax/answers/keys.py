@@ -38,32 +38,52 @@ def key(answer: str, kind: Kind, options: Sequence[str] = ()) -> str | None:
 
 
 _LETTER = re.compile(
-    r"(?:the |option |choice |answer |letter )*(?:\(([a-j])\)|([a-j])(?=\W|$)(?!['’(]| [a-z]|-))"
+    r"(?:(?:the|option|choice|answer|letter) )*(?:\(([a-j])\)|([a-j])(?=\W|$)(?!['’(]|-))",
+    re.IGNORECASE,
 )
+# What may stand behind a letter without a mark between; "a" and "I" are words, too.
+_REASON = re.compile(r" (?:because|since|as|is|which|due|and|or|not)\b")
 _BRACKETED = re.compile(r"(?<![a-z0-9])\(([a-j])\)")
-_ANOTHER = re.compile(r"[ ,]*(?:and|or|&|/)\s*(?:option |choice )?(?:\([a-j]\)|[a-j](?:\W|$))")
+_ANOTHER = re.compile(
+    r"[ ,]*(?:and|or|&|/)\s*(?:option |choice )?(?:\([a-j]\)|[a-j](?:\W|$))"
+    r"|, ?(?:\([a-j]\)|[a-j](?=[,.;)]|$))"
+)
 
 
 def _choice_key(answer: str) -> str | None:
-    text = plain(answer).lower().strip(" *_\"'`$")
-    match = _LETTER.match(text)
-    if match:
-        return None if _ANOTHER.match(text, match.end()) else match[1] or match[2]
+    written = plain(answer).strip(" *_\"'`$")
+    text = written.lower()
+    match = _LETTER.match(written)
+    if match and (match[1] or _stands_alone(match[2], text, match.end())):
+        return None if _ANOTHER.match(text, match.end()) else match[match.lastindex or 0].lower()
     letters = set(_BRACKETED.findall(text))
     return letters.pop() if len(letters) == 1 and not text.startswith("not ") else None
+
+
+def _stands_alone(letter: str, text: str, end: int) -> bool:
+    """Whether a bare letter is an option's name, not a word or a part of one."""
+    if not (text[end : end + 1] == " " and text[end + 1 : end + 2].isalpha()):
+        return True
+    return letter in "BCDEFGHJ" or _REASON.match(text, end) is not None
 
 
 def _option_key(answer: str, options: tuple[str, ...]) -> str | None:
     """The letter that is named, else that of the only option with this text or this number."""
     letter = _choice_key(answer)
-    if letter is not None:
-        return letter if letter <= chr(ord("a") + len(options) - 1) else None
-    for normal in (_option_span, number_key):
-        wanted = normal(answer)
-        normals = _normal_options(options, normal)
-        if wanted is not None and normals.count(wanted) == 1:
-            return chr(ord("a") + normals.index(wanted))
-    return None
+    known = letter if letter and letter <= chr(ord("a") + len(options) - 1) else None
+    if letter and (len(answer) < 4 or answer.startswith("(")):
+        return known
+    by_text = _only_option(answer, options, _option_span)  # "E. coli" may be one of them
+    return by_text or (known if letter else _only_option(answer, options, number_key))
+
+
+def _only_option(
+    answer: str, options: tuple[str, ...], normal: Callable[[str], str | None]
+) -> str | None:
+    """The letter of the only option that is equal to the answer in a normal form."""
+    wanted, normals = normal(answer), _normal_options(options, normal)
+    once = wanted is not None and normals.count(wanted) == 1
+    return chr(ord("a") + normals.index(wanted)) if once else None
 
 
 @functools.lru_cache(maxsize=1 << 12)
@@ -82,8 +102,8 @@ _NONE_OF_THESE = re.compile(r"(?:answer is )?none of (?:these|those|above)(?: \w
 
 _DECISIONS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
 _NLI_DECISIONS = _DECISIONS | {
-    "entailment": "yes",
-    "contradiction": "no",
+    **dict.fromkeys(("entailment", "entailed", "entails"), "yes"),
+    **dict.fromkeys(("contradiction", "contradicted", "contradicts"), "no"),
     "neutral": "unknown",
     "unknown": "unknown",
     "maybe": "unknown",
@@ -92,35 +112,61 @@ _NLI_DECISIONS = _DECISIONS | {
     "inconclusive": "unknown",
     "undetermined": "unknown",
 }
-_CANNOT_TELL = re.compile(
-    r"\b(?:not possible|impossible|unable|cannot|can not|can ?t|can't)(?: be)?"
-    r" (?:to )?(?:tell|say|know|known|determine|determined|conclude|decide)\b"
+CANNOT_TELL = re.compile(
+    r"\b(?:(?:not possible|impossible|unable|cannot|can not|can ?t|can['’]t)(?: be)?"
+    r" (?:to )?(?:tell|say|know|known|determine|determined|conclude|decide)"
+    r"|(?:not enough|insufficient) (?:information|evidence))\b",
+    re.IGNORECASE,
 )
-_HEDGES = {"most", "very", "probably", "likely", "definitely", "clearly", "simply", "that"}
+# Words before a decision, besides adverbs in -ly.
+_HEDGES = frozenset(
+    (
+        *("most", "very", "quite", "almost", "that", "still", "also", "indeed", "just", "a", "an"),
+        *("the", "clear", "definite", "definitive", "firm", "resounding", "strong", "simple"),
+    )
+)
 
 
 def _yes_no_key(answer: str) -> str | None:
-    return _decision(answer, _DECISIONS)
+    return _decision(_words(answer), _DECISIONS)
 
 
 def _nli_key(answer: str) -> str | None:
-    if _CANNOT_TELL.search(answer.lower().replace("’", "'")):
-        return "unknown"
-    return _decision(answer, _NLI_DECISIONS)
+    words = _words(answer)
+    if match := CANNOT_TELL.search(answer):
+        # "no, we cannot conclude it" says no; "it is not possible to tell" is NLI's third option.
+        denied = words[0] == "no" and match[0].lower().endswith(("conclude", "determine"))
+        return "no" if denied else "unknown"
+    return _decision(words, _NLI_DECISIONS)
 
 
-def _decision(answer: str, decisions: dict[str, str]) -> str | None:
-    """The decision that the answer opens with; None when it names two ("yes or no")."""
-    words = re.findall(r"[a-z]+", answer.lower())
-    while words and words[0] in _HEDGES:
-        words = words[1:]
-    if not words or words[0] not in decisions:
+def _words(answer: str) -> list[str]:
+    set_in_type = "\\" in answer or "<" in answer
+    return re.findall(r"[a-z]+", (plain(answer) if set_in_type else answer).lower())
+
+
+def _decision(words: list[str], decisions: dict[str, str]) -> str | None:
+    """The decision that an answer opens with; None when it names two ("yes or no")."""
+    first = _unhedged(words)
+    if first and first[0] == "not" and len(first) == 1 and len(words) > 1:
+        return decisions["no"]  # "probably not"
+    if not first or first[0] not in decisions:
         return None
-    second = words[2:3] if words[1:2] in (["or"], ["and"]) else words[1:2]
-    other = decisions.get(second[0]) if second else None
-    return decisions[words[0]] if other in (None, decisions[words[0]]) else None
+    rest = _unhedged(first[2:]) if first[1:2] in (["or"], ["and"]) else first[1:]
+    other = decisions.get(rest[0]) if rest else None
+    return decisions[first[0]] if other in (None, decisions[first[0]]) else None
 
 
+def _unhedged(words: list[str]) -> list[str]:
+    """The words without the hedges that they begin with."""
+    hedges = 0
+    while hedges < len(words) and (words[hedges] in _HEDGES or words[hedges].endswith("ly")):
+        hedges += 1
+    return words[hedges:]
+
+
+# "Paris, which is the capital of France"
+_ASIDE = re.compile(r"(?<=\w), (?:which|because|since|who|where)\b.*", re.DOTALL)
 _ARTICLES = frozenset(("a", "an", "the"))
 _SPAN_NUMBER = re.compile(r"(-?)((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?)(?:\.([0-9]+))?")
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " ") | dict.fromkeys("'’.", ""))
@@ -128,6 +174,7 @@ _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " ") | dict.fromk
 
 def _span_key(answer: str) -> str | None:
     """Lower case, no articles, no punctuation, plain spaces, numbers in their shortest form."""
+    answer = _ASIDE.split(answer, maxsplit=1)[0] or answer
     if alone := _alone(plain(answer)):
         return alone
     # Taking punctuation out can leave a number ("0..0" -> "00"): again until nothing changes, so
@@ -143,7 +190,8 @@ def _alone(answer: str) -> str | None:
     if date := date_key(answer):
         return date
     number = number_in_words(answer.strip(" .\"'*"))
-    return str(number[0]) if number and not number[1] else None
+    whole = number is not None and not number[1] and number[0].denominator == 1
+    return str(number[0]) if number and whole else None
 
 
 def _span_key_once(answer: str) -> str | None:

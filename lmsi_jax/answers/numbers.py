@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 
 from lmsi_jax.answers.plain import plain
-from lmsi_jax.answers.words import SCALES, number_in_words
+from lmsi_jax.answers.words import NUMBER_WORDS, SCALES, number_in_words
 
 MAX_DIGITS = 100
 
@@ -26,13 +26,23 @@ _NUMBER = re.compile(
     rf" ?/ ?(?P<bottom>{_DIGITS}))?"
 )
 _MALFORMED = re.compile(
-    r"[.,:][0-9]|\s*[+*×÷^=<>]|\s?!|\s*-\s*[0-9($]|\s+-\s|\s*/\s?[0-9($]|\s?x\s?[0-9(]"
+    r"[.,:'’][0-9]|\s:\s?[0-9]|\s*[+*×÷^=<>]|\s?!|\s*-\s*[0-9($]|\s*/\s?[0-9($]|\s?x\s?[0-9(]"
     r"|[xyzn]\b|\s+\$?[0-9]|_[0-9]|[eE][+-]?[0-9]"
+    # a difference, unless the dash goes on in plain words: "12 - that is, a dozen"
+    r"|\s+-\s(?!(?:a|an|as|because|exactly|i\.e|it|just|she|he|since|so|that|the|they|this|we|which)\b)"
+    r"|\s+(?:times|plus|minus|divided by|multiplied by|to)\s+-?\$?[0-9]"
+    # 5 feet 6 inches
+    r"|\s*(?:feet|foot|ft|hours?|hrs?|minutes?|mins?|pounds?|lbs?|years?|months?|weeks?|days?)\.?,?\s+[0-9]"
 )
 _LIST = re.compile(r"[^0-9]{0,60}?(?:,|&|\band|\bor)\s*-?\$?[0-9]")
 _SCALE = re.compile(r"\s*(thousand|million|billion|trillion)\b")
 _SHORT_SCALE = re.compile(r"([kKMB])\b")
 _SHORT_SCALES = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
+# "12, because x = 3" is 12.
+_REASON = re.compile(r"(?<=\w)[,;]?\s(?:because|since|as|where|when|if|given)\b")
+_FULL_HOUR = re.compile(r"(?<![0-9:])([0-9]{1,2}):00(?![0-9:])")
+_AND_A_PART = re.compile(r"(?<=[0-9]) and (?:a|one) (half|third|quarter)\b")
+_PARTS = {"half": " 1/2", "third": " 1/3", "quarter": " 1/4"}
 _TAIL_IN_BRACKETS = re.compile(r"(?<=[\w%])\s*\([^()]*\)\W{0,3}$")
 # Points between thousands where nothing else can be meant: 1.234,50 and 1.234.567.
 _POINTS = re.compile(
@@ -51,9 +61,26 @@ def number_key(answer: str) -> str | None:
     if answer.isascii() and answer.isdigit() and len(answer) <= MAX_DIGITS:
         return answer.lstrip("0") or "0"
     text = _TAIL_IN_BRACKETS.sub("", plain(answer).lstrip(" *_\"'#`:+"))
-    text = re.split("[=≈]", text)[-1].strip()
+    if "=" not in text and "≈" not in text:
+        return _side_key(text.strip())
+    reason = _REASON.search(text)
+    sides = re.split("[=≈]", text[: reason.start()] if reason else text)
+    found = _side_key(sides[-1].strip())
+    if found is None and len(sides) > 1:  # 12 = 3 * 4
+        found = _side_key(sides[0].strip())
+    if found is None and reason:  # "since x = 12, 12"
+        found = _side_key(re.split("[=≈]", text)[-1].strip())
+    return found
+
+
+def _side_key(text: str) -> str | None:
+    """The key of a text without an equals sign."""
     text = re.sub(r"^(?:minus|negative) (?=\$?[0-9])", "-", text, flags=re.IGNORECASE)
     text = re.sub(r"^rs\.? ?(?=[0-9])", "$", text, flags=re.IGNORECASE)
+    if ":00" in text:
+        text = _FULL_HOUR.sub(r"\1", text)
+    if " and " in text:
+        text = _AND_A_PART.sub(lambda m: _PARTS[m[1]], text)
     text = _with_points(text) if "," in text or text.count(".") > 1 else text
     match = next((m for m in _NUMBER.finditer(text) if any(c.isdigit() for c in m.group())), None)
     if match is None:
@@ -78,8 +105,16 @@ def _unclear_lead(lead: str, rest: str) -> bool:
     """Whether the words before the number deny it, calculate with it or share it with another."""
     words = lead.lower().split()
     several = len(words) > 2 and any(c.isdigit() for c in rest)
+    share = words[:1] != [] and words[0] in NUMBER_WORDS and "of" in words[1:3]
     glued = bool(lead) and (lead[-1].isalnum() or lead[-1] in ".,")
-    return "not" in words or several or glued or any(c in "+*/^<>×÷±" for c in lead)
+    return (
+        "not" in words
+        or "than" in words
+        or several
+        or share
+        or glued
+        or any(c in "+*/^<>×÷±" for c in lead)
+    )
 
 
 def _value(match: re.Match[str]) -> Fraction | None:

@@ -8,9 +8,19 @@ def plain(answer: str) -> str:
     """The answer without LaTeX, markdown and typographic forms of digits, signs and spaces."""
     if "\\" in answer or "{" in answer:
         answer = _without_latex(boxed(answer))
-    if "**" in answer:  # bold, unless it is a power
-        answer = re.sub(r"(?<![0-9])\*\*|\*\*(?![0-9])", "", answer)
+    if "<" in answer:
+        answer = _TAG.sub(" ", answer)
+    answer = without_bold(answer)
     return answer if answer.isascii() else "".join(map(_plain_character, answer))
+
+
+def without_bold(text: str) -> str:
+    """The text without markdown's **, unless it is a power's."""
+    return _BOLD.sub("", text) if "**" in text else text
+
+
+_TAG = re.compile(r"</?[a-z]{1,10} ?/?>", re.IGNORECASE)
+_BOLD = re.compile(r"(?<![0-9])\*\*|\*\*(?![0-9])")
 
 
 def boxed(answer: str) -> str:
@@ -34,6 +44,8 @@ def boxed(answer: str) -> str:
 def _plain_character(character: str) -> str:
     if character.isascii():
         return character
+    if "\uff01" <= character <= "\uff5e":  # full width
+        return chr(ord(character) - 0xFEE0)
     category = unicodedata.category(character)
     if category == "Nd":
         return str(unicodedata.digit(character))
@@ -45,8 +57,14 @@ def _plain_character(character: str) -> str:
         return "-"
     if character in "√∛π∞±":
         return "^"  # what these make is no fraction
+    if category == "Cf":
+        return ""  # marks of direction, zero-width spaces
+    if character in _ASCII:
+        return _ASCII[character]
     return "$" if category == "Sc" else " " if category == "Zs" else character
 
+
+_ASCII = {"·": "*", "⋅": "*", "∙": "*", "٫": ".", "٬": ",", "٪": "%"}
 
 # Commands that set type, and change nothing.
 _TYPESETTING = (

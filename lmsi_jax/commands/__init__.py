@@ -3,20 +3,25 @@
 Such a module is imported for `lmsi --help`, so it imports nothing heavy before it runs. It has:
 
   NAME, HELP, EXAMPLE   the command, one line about it, an example's arguments
-  TAKES_CONFIG          whether its first argument is a run's configuration, with gin flags
+  CONFIGS               the folder of gin_configs whose files its first argument names, "runs" or
+                        "studies", gin flags beside; "" where it takes none
   add_arguments(parser)
-  run(args, load)       `load` builds the `Run`; it raises LmsiError where TAKES_CONFIG is False
+  run(args, load)       `load` builds the `Run`, with further bindings where it is given some; it
+                        raises LmsiError where CONFIGS is ""
 """
 
 import argparse
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
     from lmsi_jax.run import Run
 
-_MODULES: tuple[str, ...] = ("import_hf", "export_hf", "aot")
+_MODULES: tuple[str, ...] = ("import_hf", "export_hf", "aot", "study")
+
+Load = Callable[[Sequence[str]], "Run"]
+"""Builds the `Run` of the command's configuration with further bindings, each "NAME = VALUE"."""
 
 
 class Command(Protocol):
@@ -25,12 +30,12 @@ class Command(Protocol):
     NAME: str
     HELP: str
     EXAMPLE: str
-    TAKES_CONFIG: bool
+    CONFIGS: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declares the command's own arguments."""
 
-    def run(self, args: argparse.Namespace, load: Callable[[], "Run"]) -> None:
+    def run(self, args: argparse.Namespace, load: Load) -> None:
         """Carries the command out."""
 
 

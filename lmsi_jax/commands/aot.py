@@ -2,18 +2,14 @@
 
 import argparse
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
+from lmsi_jax.commands import Load
 from lmsi_jax.errors import LmsiError
-
-if TYPE_CHECKING:
-    from lmsi_jax.run import Run
 
 NAME = "aot"
 HELP = "compile a run for a TPU topology without a TPU: memory, FLOPs, collectives, time"
 EXAMPLE = "pod_palm_62b --topology=v5p:4x4x4 --what=train --json=palm_62b.json"
-TAKES_CONFIG = True
+CONFIGS = "runs"
 
 _PROGRAMS = ("train", "sample")
 # No TPU is looked for here; libtpu asks no metadata server, and minds no second process.
@@ -42,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, load: Callable[[], "Run"]) -> None:
+def run(args: argparse.Namespace, load: Load) -> None:
     """Compiles, prints, and writes the JSON.
 
     Raises:
@@ -62,6 +58,6 @@ def run(args: argparse.Namespace, load: Callable[[], "Run"]) -> None:
     from lmsi_jax.files import write_json
 
     lengths = Lengths(prompt=args.prompt_tokens, question=args.question_tokens)
-    found = report.check(load(), args.topology, what, lengths, args.occupancy, print)
+    found = report.check(load(()), args.topology, what, lengths, args.occupancy, print)
     if args.json:
         write_json(args.json, found)

@@ -2,10 +2,10 @@
 
 import argparse
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmsi_jax.commands import Load
 from lmsi_jax.errors import LmsiError
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 NAME = "export-hf"
 HELP = "a checkpoint -> safetensors, config.json and tokenizer for Hugging Face's transformers"
 EXAMPLE = "runs/qwen/round_1/train exported/qwen"
-TAKES_CONFIG = False
+CONFIGS = ""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, load: Callable[[], "Run"]) -> None:
+def run(args: argparse.Namespace, load: Load) -> None:
     """Carries the command out.
 
     Raises:

@@ -1,17 +1,14 @@
 """`lmsi import-hf`: a Hugging Face model becomes a checkpoint, a tokenizer and a gin file."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from lmsi_jax.run import Run
+from lmsi_jax.commands import Load
 
 NAME = "import-hf"
 HELP = "a Hugging Face model (safetensors) -> a checkpoint, its tokenizer and model.gin"
 EXAMPLE = "downloads/Qwen2.5-1.5B models/qwen"
-TAKES_CONFIG = False
+CONFIGS = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, load: Callable[[], "Run"]) -> None:
+def run(args: argparse.Namespace, load: Load) -> None:
     """Carries the command out.
 
     Raises:

@@ -104,6 +104,59 @@ def macro_difference(differences: Sequence[Difference]) -> Difference:
     return Difference(mean, mean - below, mean + above)
 
 
+def macro_variance(tasks: Sequence[Sequence[float]]) -> float:
+    """Returns the variance of a mean over tasks of means over questions, each task counting alike.
+
+    Args:
+      tasks: of each task one value a question, such as after minus before; at least one.
+
+    Raises:
+      ValueError: a task without questions.
+    """
+    own = []
+    for values in tasks:
+        n = len(values)
+        if n == 0:
+            raise ValueError("a task without questions")
+        mean = math.fsum(values) / n
+        own.append(math.fsum((value - mean) ** 2 for value in values) / (max(n - 1, 1) * n))
+    return math.fsum(own) / len(own) ** 2
+
+
+def over_seeds(values: Sequence[float], variances: Sequence[float]) -> Difference:
+    """Returns the mean of several seeds' values with its 95 % interval.
+
+    A seed has questions, noise and training order of its own, so the spread of the seeds' values
+    holds what questions and seeds contribute. Few seeds may lie close together by luck: their
+    variance is never taken for less than what their questions alone give them. This is the
+    estimate of two variance components by moments, the seeds' own kept from falling below 0
+    (Searle, Casella and McCulloch 1992, section 3.5), with Student's t:
+
+        mean +- t(0.975, S - 1) sqrt(max(s^2, mean of `variances`) / S)
+
+    Of one seed it is what the questions alone say, with the normal quantile.
+
+    Args:
+      values: one for each seed.
+      variances: what each varies by because of its questions, see `macro_variance`.
+
+    Raises:
+      ValueError: no seeds, or unequal lengths.
+    """
+    n = len(values)
+    if n == 0 or n != len(variances):
+        raise ValueError(f"{n} values of seeds and {len(variances)} variances")
+    mean, within = math.fsum(values) / n, math.fsum(variances) / n
+    if n == 1:
+        half = Z_95 * math.sqrt(within)
+    else:
+        from scipy.special import stdtrit
+
+        spread = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+        half = float(stdtrit(n - 1, 0.975)) * math.sqrt(max(spread, within) / n)
+    return Difference(mean, mean - half, mean + half)
+
+
 def bootstrap(
     values: Sequence[float], seed: int, level: float = 0.95, resamples: int = 2000
 ) -> tuple[float, float]:

@@ -32,11 +32,16 @@ def render(summary: dict[str, Any]) -> str:
         element("nav", *links, aria_label="Contents"),
         element("main", *main),
     )
-    page = element("html", _head(checked), body, lang="en")
+    return document(f"{summary['name']}: LMSI report", body)
+
+
+def document(title: str, body: Html) -> str:
+    """Returns a whole page in the report's style; its file needs nothing beside it."""
+    page = element("html", _head(title), body, lang="en")
     return f"<!doctype html>\n{page}\n"
 
 
-def _head(summary: Summary) -> Html:
+def _head(title: str) -> Html:
     style = importlib.resources.files("lmsi_jax.report").joinpath("page.css")
     return element(
         "head",
@@ -44,7 +49,7 @@ def _head(summary: Summary) -> Html:
         element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{summary['name']}: LMSI report"),
+        element("title", title),
         element("style", Html(style.read_text(encoding="utf-8"))),
     )
 

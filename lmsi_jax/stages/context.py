@@ -19,6 +19,7 @@ from lmsi_jax.models.tokenizer import FileTokenizer, open_tokenizer
 from lmsi_jax.processes import Processes
 from lmsi_jax.records import Question
 from lmsi_jax.run import Questions, Run
+from lmsi_jax.stages.reuse import take_over
 from lmsi_jax.store import ShardStore, Stage
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.placement import placed, spans
@@ -230,8 +231,19 @@ class Context:
         }
 
     def stage(self, round_index: int, name: str, config: Any, inputs: dict[str, str]) -> Stage:
-        """Returns the bookkeeping of one stage of a round."""
-        return Stage(self.folder(round_index, name), name, config, inputs)
+        """Returns the bookkeeping of one stage of a round, taken over where `Run.reuse` has it."""
+        return self._stage(self.folder(round_index, name), name, config, inputs)
+
+    def questions_stage(self) -> Stage:
+        """Returns the bookkeeping of the run's questions, likewise."""
+        return self._stage(self.output / "questions", "questions", named(self.questions), {})
+
+    def _stage(
+        self, directory: epath.Path, name: str, config: Any, inputs: dict[str, str]
+    ) -> Stage:
+        stage = Stage(directory, name, config, inputs)
+        take_over(stage, self.output, self.run.reuse)
+        return stage
 
     def done(self, stage: Stage) -> bool:
         """Whether a stage is finished; if not, it is begun.

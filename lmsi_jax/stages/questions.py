@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.progress import Progress
 from lmsi_jax.records import Exemplar, Question
-from lmsi_jax.stages.context import Context, named
-from lmsi_jax.store import ShardStore, Stage
+from lmsi_jax.stages.context import Context
+from lmsi_jax.store import ShardStore
 
 # An error lists so many of the questions that overlap.
 _LISTED = 10
@@ -31,7 +31,7 @@ def draw(context: Context) -> str:
         raise LmsiError(
             "there are no questions: set Questions.train, Questions.test and their counts above 0"
         )
-    stage = Stage(context.output / "questions", "questions", named(config))
+    stage = context.questions_stage()
     if stage.begin() == "done":
         return stage.fingerprint
     store = ShardStore(stage.directory)

@@ -140,10 +140,11 @@ def _checked(
     indices = [path.index for path in paths]
     order = sorted(range(len(paths)), key=indices.__getitem__)
     ordered = [paths[i] for i in order]
+    uid = question.uid
     for path in ordered:
-        if path.uid != question.uid:
-            raise ValueError(f"a path of question {path.uid!r} cannot vote on {question.uid!r}")
-        if math.isnan(path.logprob):
+        if path.uid != uid:
+            raise ValueError(f"a path of question {path.uid!r} cannot vote on {uid!r}")
+        if path.logprob != path.logprob:  # NaN
             raise ValueError(f"path {path.index} of question {path.uid!r} has no log-probability")
     if len(set(indices)) < len(indices):
         twice = next(i for i, count in collections.Counter(indices).items() if count > 1)

@@ -76,14 +76,15 @@ def _many():
     return _paths([(str(a), float(-draw.integers(1, 9))) for a in answers])
 
 
-def test_random_subsets_come_near_all_of_them_as_their_error_says():
-    paths = _many()
+@pytest.mark.parametrize("paths", [_many(), _paths([("2", -1.0)] + [(None, -1.0)] * 13)])
+def test_random_subsets_come_near_all_of_them_as_their_error_says(paths):
     vote = voting.vote(QUESTION, paths)
     assert math.comb(14, 5) > curves.MOST_SUBSETS
     truth = _by_subsets(paths, None, "2", 5)
     found = [curves.majority_at_k(vote, paths, {"2"}, 5, seed) for seed in range(20)]
     errors = [(share - truth) / math.sqrt(variance) for share, variance in found]
     assert max(map(abs, errors)) < 4 and abs(np.mean(errors)) < 4 / math.sqrt(20)
+    assert 0.5 < np.std(errors) < 2
     assert curves.majority_at_k(vote, paths, {"2"}, 5, 3) == found[3]
 
 

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import scipy.stats
 from hypothesis import given
@@ -102,3 +103,45 @@ def test_what_cannot_be_compared_is_refused():
         statistics.paired_difference([], [])
     with pytest.raises(ValueError, match="no tasks"):
         statistics.macro_difference([])
+
+
+def test_seeds_that_differ_more_than_their_questions_give_students_interval():
+    values = [0.125, 0.133, 0.190]
+    found = statistics.over_seeds(values, [1e-5] * 3)
+    own = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert found == pytest.approx((sum(values) / 3, own.low, own.high))
+
+
+def test_seeds_that_agree_by_luck_are_not_surer_than_their_questions():
+    found = statistics.over_seeds([0.12, 0.12, 0.12], [0.0004, 0.0002, 0.0003])
+    half = scipy.stats.t.ppf(0.975, 2) * (0.0003 / 3) ** 0.5
+    assert found == pytest.approx((0.12, 0.12 - half, 0.12 + half))
+    only = statistics.over_seeds([0.12], [0.0004])
+    assert only.high - only.difference == pytest.approx(1.96 * 0.02, rel=1e-4)
+    for values, variances in (([], []), ([0.1], [0.1, 0.1])):
+        with pytest.raises(ValueError):
+            statistics.over_seeds(values, variances)
+
+
+def test_the_interval_over_seeds_covers_what_it_says():
+    """Three seeds of 200 questions each; seeds differ by themselves too, or not at all."""
+    rng = np.random.default_rng(0)
+    for own in (0.0, 0.05):
+        hits = 0
+        for _ in range(400):
+            truths = 0.4 + own * rng.standard_normal(3)
+            answers = [(rng.random(200) < p).astype(float) for p in truths]
+            found = statistics.over_seeds(
+                [a.mean() for a in answers], [statistics.macro_variance([a]) for a in answers]
+            )
+            hits += found.low <= 0.4 <= found.high
+        assert hits >= 0.93 * 400
+
+
+def test_the_variance_of_a_mean_over_tasks_is_that_of_independent_means():
+    rng = np.random.default_rng(1)
+    tasks = [rng.standard_normal(n) for n in (5, 9)]
+    wanted = sum(task.var(ddof=1) / len(task) for task in tasks) / 4
+    assert statistics.macro_variance([task.tolist() for task in tasks]) == pytest.approx(wanted)
+    with pytest.raises(ValueError):
+        statistics.macro_variance([[1.0], []])

@@ -65,7 +65,7 @@ def test_t5xs_eval_gives_the_metrics_of_our_own(t5x, copy, tmp_path):
         CHECKPOINT_PATH=str(copy / "round_1" / "train" / "checkpoint_4"),
         EVAL_OUTPUT_DIR=str(tmp_path / "eval"),
     )
-    file = tmp_path / "eval" / "inference_eval" / "lmsi_purchases_cot-metrics.jsonl"
+    file = tmp_path / "eval" / "inference_eval" / "lmsi_run_purchases_cot-metrics.jsonl"
     found = json.loads(file.read_text().splitlines()[-1])
     assert wanted.parsed > 0 and sum(wanted.correct) == 2
     assert found["accuracy"] == pytest.approx(sum(wanted.correct) / len(wanted.correct))
@@ -80,7 +80,7 @@ def test_t5xs_infer_samples_paths_of_the_train_questions(t5x, copy, tmp_path):
         INFER_OUTPUT_DIR=str(tmp_path / "paths"),
         NUM_DECODES=3,
     )
-    (file,) = (tmp_path / "paths").glob("lmsi_purchases_cot-*-of-00001")
+    (file,) = (tmp_path / "paths").glob("lmsi_run_purchases_cot-*-of-00001")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(rows) == 4
     texts = {text for row in rows for text in row["prediction"]}
@@ -102,7 +102,7 @@ def test_t5xs_train_fine_tunes_on_a_round_and_we_read_what_it_saves(
     )
     params = load_params(tmp_path / "model" / "checkpoint_9", speaking_params)
     assert (params["embedding"] != speaking_params["embedding"]).any()
-    assert (tmp_path / "model" / "inference_eval" / "lmsi_purchases_cot-metrics.jsonl").exists()
+    assert (tmp_path / "model" / "inference_eval" / "lmsi_run_purchases_cot-metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize("prompting", ["cot", "standard"])
@@ -129,7 +129,7 @@ def test_t5xs_eval_of_the_embedded_model_gives_the_accuracies_of_lmsi_eval(tmp_p
     wanted = json.loads((tmp_path / "run" / "round_0" / "eval" / "scores.json").read_text())
     assert len(wanted) == len(tasks) and any(sum(one["correct"]) for one in wanted)
     for one in wanted:
-        name = f"lmsi_{one['task']}_{prompting}-metrics.jsonl"
+        name = f"lmsi_run_{one['task']}_{prompting}-metrics.jsonl"
         file = tmp_path / "eval" / "inference_eval" / name
         found = json.loads(file.read_text().splitlines()[-1])
         assert found["accuracy"] == pytest.approx(sum(one["correct"]) / 8)

@@ -1,0 +1,135 @@
+"""Where our reading of real outputs is not the published one: python -m bench.readings
+
+Reads `../shared/data`: the six models' texts for GSM8K, AQuA and StrategyQA beside their authors'
+own parse, and GSM8K's labelled model solutions. docs/answers.md has the table of causes.
+
+    python -m bench.readings                                     # causes, counts, who is right
+    python -m bench.readings --set=GSM8K --cause='at the end'    # and the ends of the texts
+"""
+
+import argparse
+import collections
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bench.vote import KINDS, SAMPLES, rows_of
+from lmsi_jax import answers
+from lmsi_jax.records import Question
+
+MODELS = ("code001", "code002", "gpt-3.5-turbo", "gpt4", "text002", "text003")
+
+
+class Reading(NamedTuple):
+    """A text of a model, its authors' parse, and what our parser finds."""
+
+    model: str
+    question: Question
+    text: str
+    theirs: str
+    found: answers.Found | None
+
+    @property
+    def key(self) -> str | None:
+        """What our parser reads."""
+        return self.found.key if self.found else None
+
+    @property
+    def their_key(self) -> str | None:
+        """Their parse as our vote would read it."""
+        return answers.key(self.theirs, self.question.kind)
+
+
+@functools.cache
+def questions(name: str) -> dict[str, Question]:
+    """Returns the questions of a set by id, with gold keys."""
+    kind, asked = KINDS[name], {}
+    for row in rows_of(SAMPLES / name / "gold.jsonl"):
+        gold = answers.key(str(row["answer"]).split("####")[-1].strip(), kind)
+        uid = str(row["id"])
+        asked[uid] = Question(uid=uid, task=name, text=row["question"], kind=kind, gold=gold)
+    return asked
+
+
+@functools.cache
+def readings(name: str, model: str) -> list[Reading]:
+    """Returns what is read from a model's texts for a set, in the order of its file."""
+    read = []
+    for row in rows_of(SAMPLES / name / f"{model}_COT.jsonl"):
+        question, text = questions(name)[str(row["id"])], row["completion"]
+        found = answers.find(text, question.kind, answers.options_of(question))
+        read.append(Reading(model, question, text, str(row["answer"]), found))
+    return read
+
+
+def cause(reading: Reading) -> str | None:
+    """Returns why a reading differs from the authors' parse; None where it does not.
+
+    Their parse splits at "answer is", and is `[invalid]` where what follows is no bare answer.
+    """
+    found, theirs = reading.found, reading.theirs
+    if reading.key == reading.their_key:
+        return None
+    if found is None or found.key is None:
+        return "not read by us"
+    if not found.marked:
+        opens = reading.text.strip(" \n*").startswith(found.answer)
+        decides = reading.question.kind == "yes_no"
+        return "at the beginning" if opens and decides else "at the end"
+    if reading.question.kind == "yes_no":
+        plain = found.answer.lower().startswith(("yes", "no"))
+        return "qualified behind" if plain else "qualified before"
+    if reading.question.kind == "number":
+        return "words around" if theirs == "[invalid]" else "several numbers"
+    return "other mark"
+
+
+def causes(names: Sequence[str]) -> dict[tuple[str, str], tuple[int, int, int]]:
+    """Returns of each set and cause: how many differ, how often we are right, how often they."""
+    apart = collections.defaultdict(list)
+    for reading in (r for name in names for model in MODELS for r in readings(name, model)):
+        if why := cause(reading):
+            gold = reading.question.gold
+            apart[reading.question.task, why].append(
+                (reading.key == gold, reading.their_key == gold)
+            )
+    return {which: (len(rows), *map(sum, zip(*rows, strict=True))) for which, rows in apart.items()}
+
+
+@functools.cache
+def labels() -> list[tuple[bool, bool, str]]:
+    """Returns of GSM8K's labelled solutions: right by our reading, right by the label, the text."""
+    data = SAMPLES.parent / "gsm8k"
+    golds = [
+        answers.key(r["answer"].split("####")[-1], "number") for r in rows_of(data / "test.jsonl")
+    ]
+    solutions = rows_of(data / "example_model_solutions.jsonl")
+    return [
+        (answers.path_key(made["solution"], "number") == gold, made["is_correct"], made["solution"])
+        for gold, row in zip(golds, solutions, strict=True)
+        for made in row.values()
+        if isinstance(made, dict)
+    ]
+
+
+def main() -> None:
+    """Prints counts, or the texts of one cause."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--set", choices=list(KINDS))
+    parser.add_argument("--cause")
+    options = parser.parse_args()
+    names = [options.set] if options.set else list(KINDS)
+    for reading in (r for name in names for model in MODELS for r in readings(name, model)):
+        if options.cause and cause(reading) == options.cause:
+            print(f"{reading.model} {reading.question.uid}: ours {reading.key}, theirs", end=" ")
+            print(f"{reading.theirs[:60]!r}, gold {reading.question.gold}")
+            print(f"    {reading.text.strip()[-300:]}\n")
+    for (name, why), (count, ours, theirs) in causes(names).items():
+        print(f"{name:11}{why:20}{count:5}   right: ours {ours}, theirs {theirs}")
+    apart = [text for ours, label, text in labels() if ours != label]
+    print(f"labelled solutions read otherwise: {len(apart)} of {len(labels())}")
+    print(*(text[-300:] for text in apart), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()

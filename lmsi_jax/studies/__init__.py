@@ -1,0 +1,1 @@
+"""Studies: named variants of a run and several seeds; one table and one plot of what they gave."""
