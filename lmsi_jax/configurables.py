@@ -28,6 +28,7 @@ from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.preferences import Preference
 from lmsi_jax.training.settings import Training
 from lmsi_jax.voting import Voting
+from lmsi_jax.watch import Watch
 
 _CLASSES = (
     *(Run, Questions, Generation, ModelConfig, Decoding, Sampling, Voting, Mixing),
@@ -35,7 +36,7 @@ _CLASSES = (
     *(MinConfidence, Cap, AnswerEntropy, DistinctReasoning, DistributionShift, ImportanceWeights),
     *(SelfRating, Ranked, InstructionFollowing, Difficulty),
     *(Training, Optimizer, Lora, Loss, Preference),
-    *(Evaluation, StopRules, Pretraining, Distillation),
+    *(Evaluation, StopRules, Watch, Pretraining, Distillation),
     *(Study, Variant),
 )
 

@@ -6,12 +6,12 @@ import inspect
 import os
 import re
 import tokenize
-import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.literals import fits, written
 
 _LOCATION = re.compile(r'\n  In (?:file "(?P<file>.*?)",|bindings string),? line (?P<line>\d+)')
 _CALL = re.compile(r"\n  In call to configurable '(?P<name>[^']*)'.*", re.DOTALL)
@@ -128,13 +128,14 @@ def check_config(flags: Sequence[str]) -> None:
     from gin import config
 
     used: set[str] = set()
+    required = []
     for key, bindings in config._CONFIG.items():
         for arg, value in bindings.items():
             name = _binding_name(key, arg)
             for reference in _references(value):
                 if reference == "%gin.REQUIRED":
-                    raise LmsiError(f"{name} is required and not set; add --gin.{name}=VALUE")
-                if reference[0] == "%" and not _is_set(reference[1:]):
+                    required.append(name)
+                elif reference[0] == "%" and not _is_set(reference[1:]):
                     macro = reference[1:]
                     raise LmsiError(
                         f"{name} uses %{macro}, which is not set{suggestion(macro, _macros())}; "
@@ -142,6 +143,10 @@ def check_config(flags: Sequence[str]) -> None:
                     )
                 used.add(reference[1:])
             _check_type(key[1], arg, value, name)
+    if required:
+        are = "is" if len(required) == 1 else "are"
+        flags_to_add = " ".join(f"--gin.{name}=VALUE" for name in required)
+        raise LmsiError(f"{', '.join(required)} {are} required and not set; add {flags_to_add}")
     for flag in flags:
         if (flag, "gin.macro") in config._CONFIG and flag not in used:
             near = suggestion(flag, [*used, *_binding_names()])
@@ -196,35 +201,8 @@ def _check_type(selector: str, arg: str, value: Any, name: str) -> None:
         hints = typing.get_type_hints(wrapped)
     except (NameError, TypeError, AttributeError):
         return  # annotations that only a type checker can read
-    if arg in hints and not _fits(value, hints[arg]):
-        wanted = getattr(hints[arg], "__name__", "")
-        if not wanted or typing.get_origin(hints[arg]) is not None:
-            wanted = str(hints[arg]).replace("typing.", "")
-        raise LmsiError(f"{name} = {value!r} is no {wanted}")
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a literal fits an annotation; what is no plain annotation, or no literal, fits."""
-    from gin import config
-
-    if isinstance(value, config.ConfigurableReference):
-        return True
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, arg) for arg in args)
-    if origin is typing.Literal:
-        return value in args
-    if origin in (tuple, list, Sequence) or hint in (tuple, list):
-        items = [arg for arg in args if arg is not Ellipsis]
-        uniform = len(items) == 1
-        sequence = isinstance(value, (list, tuple))
-        return sequence and (not uniform or all(_fits(item, items[0]) for item in value))
-    if hint is type(None):
-        return value is None
-    if hint in (int, float):
-        number = (int, float) if hint is float else int
-        return isinstance(value, number) and not isinstance(value, bool)
-    return hint not in (str, bool) or isinstance(value, hint)
+    if arg in hints and not fits(value, hints[arg]):
+        raise LmsiError(f"{name} = {value!r} is no {written(hints[arg])}")
 
 
 # --- while configured objects are built -----------------------------------------------------------

@@ -119,6 +119,11 @@ def _execute(words: list[str], as_command: bool, last: contextlib.ExitStack) -> 
     with _configured(args.config, gin_args) as load:
         run = load(())
         stages = _COMMANDS[args.command][0]
+        if args.dry_run:
+            from lmsi_jax.dry_run import dry_run
+
+            dry_run(run, stages)
+            return
         command = shlex.join(["lmsi", *words])
         if args.coordinator_address is not None:
             _connect(args, last)
@@ -243,6 +248,11 @@ def _parser() -> _Parser:
             allow_abbrev=False,
         )
         _add_config(command)
+        command.add_argument(
+            "--dry_run",
+            action="store_true",
+            help="print every parameter, say what is wrong or missing, and run nothing",
+        )
         command.add_argument("--coordinator_address", help=argparse.SUPPRESS)
         command.add_argument("--process_count", type=int, help=argparse.SUPPRESS)
         command.add_argument("--process_index", type=int, help=argparse.SUPPRESS)

@@ -31,6 +31,7 @@ from lmsi_jax.stages.report import report, report_evaluation
 from lmsi_jax.stages.sample import read_round, sample, sample_shards
 from lmsi_jax.stages.teacher_run import open_teacher, teacher_loader
 from lmsi_jax.stages.vote import read_votes, vote
+from lmsi_jax.stages.watch import watch_alarms
 
 
 def _train_round(context: Context, index: int) -> None:
@@ -180,9 +181,15 @@ def _evaluate(context: Context, index: int, model: str, questions: str) -> None:
 
 
 def stop_reasons(context: Context, index: int) -> list[str]:
-    """Why no round should follow round `index`: the stop rules on its votes; [] for none."""
+    """Why no round should follow round `index`; [] for none.
+
+    The stop rules on its votes, and those alarms of the watch that `Watch.stop` names.
+    """
     votes = [vote for rows in read_votes(context, index).values() for vote in rows]
-    return alarms(measure(votes, read_round(context, index)), context.run.stop_rules)
+    found = alarms(measure(votes, read_round(context, index)), context.run.stop_rules)
+    ending = context.run.watch.stop
+    watched = watch_alarms(context, index) if ending else []
+    return found + [words for name, words in watched if name in ending]
 
 
 def _describe(context: Context, command: str, config_text: str, hashes: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from lmsi_jax.by_round import Schedule, check_schedule, in_round
 from lmsi_jax.decoding.layout import Decoding
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.errors import LmsiError
@@ -16,6 +17,7 @@ from lmsi_jax.selection.diversity import StopRules
 from lmsi_jax.selection.rows import STRONG_LOSSES, Filter
 from lmsi_jax.training.settings import Training
 from lmsi_jax.voting import Voting
+from lmsi_jax.watch import Watch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,6 +188,9 @@ class Run:
       output_dir: where everything is written; local or gs://.
       seed: fixes sampling noise and the order of training rows.
       rounds: rounds of self-improvement.
+      by_round: (parameter, values) pairs, such as ('Mixing.min_confidence', (0.0, 0.5)): round r
+        has the r-th value in place of the parameter's own, the last one holds on
+        (`lmsi_jax.by_round.CHANGING` lists which may change).
       start_from: each round trains from the "base" model or from the "last" round's.
       model: the model's shape.
       init_checkpoint: a checkpoint folder, "embedded", or "fresh" for weights drawn from the seed.
@@ -196,8 +201,8 @@ class Run:
         again.
       reuse: folders of other runs; a stage that one of them has finished with the same settings
         and inputs is copied, not computed again.
-      questions, generation, sampling, voting, mixing, training, evaluation, stop_rules: one stage
-        each.
+      questions, generation, sampling, voting, mixing, training, evaluation, stop_rules, watch: one
+        stage, or what looks at one, each.
       pretraining: only for `lmsi pretrain`.
       distillation: only for `lmsi distill`.
     """
@@ -212,11 +217,13 @@ class Run:
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
     stop_rules: StopRules = StopRules()
+    watch: Watch = Watch()
     pretraining: Pretraining | None = None
     distillation: Distillation | None = None
     name: str = "lmsi"
     seed: int = 0
     rounds: int = 1
+    by_round: Schedule = ()
     start_from: Literal["base", "last"] = "base"
     init_checkpoint: str = "embedded"
     tokenizer: str = "embedded"
@@ -241,6 +248,22 @@ class Run:
         if self.start_from not in ("base", "last"):
             raise LmsiError(f"Run.start_from = {self.start_from!r}; use 'base' or 'last'")
         self._check_preference()
+        self._check_strong()
+        check_schedule(self)
+
+    def in_round(self, index: int) -> "Run":
+        """Returns the run as a round (1, 2, ...) sees it: with the values of `by_round`."""
+        return in_round(self, index)
+
+    def _check_strong(self) -> None:
+        """Where a round's examples are its own, strong ones must be there to be mixed in."""
+        training = self.training
+        own = self.distillation is None and self.pretraining is None and training.preference is None
+        if own and training.strong_rate > 0 and not self.mixing.strong_count:
+            raise LmsiError(
+                f"Training.strong_rate = {training.strong_rate} mixes given solutions in: set "
+                "Mixing.strong_count above 0, or Training.strong_rate to 0"
+            )
 
     def _check_preference(self) -> None:
         preference, given = self.training.preference, self.mixing.strong_count

@@ -1,8 +1,8 @@
 """The import law: who may know of what. Read from the syntax trees, so no import is run.
 
-records <- prompts, answers <- voting, generation, selection <- solutions <- mixing, pairing use the
-standard library alone and touch no files; JAX, TensorFlow and gin have their rooms; nobody imports
-`rounds` or `main`.
+records <- prompts, answers <- voting, generation, selection <- solutions <- mixing, pairing and
+selection <- watch use the standard library alone and touch no files; JAX, TensorFlow and gin have
+their rooms; nobody imports `rounds` or `main`.
 """
 
 import ast
@@ -25,6 +25,7 @@ PURE = {
     "selection": {"records", "errors", "prompts", "answers", "voting", "selection"},
     "solutions": {"records", "errors", "prompts", "answers", "voting", "selection"},
     "mixing": {"records", "errors", "prompts", "selection", "solutions"},
+    "watch": {"records", "errors", "selection", "voting"},
     "pairing": {"records", "errors", "prompts", "selection", "solutions"},
 }
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "clu"}

@@ -4,7 +4,7 @@ import importlib.resources
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lmsi_jax.report import accuracy, curves, early_stop, generation, training, votes
+from lmsi_jax.report import accuracy, curves, early_stop, generation, training, votes, watch
 from lmsi_jax.report.compare import rounds_measured
 from lmsi_jax.report.markup import Html, element, joined, several, table, whole
 from lmsi_jax.report.summary import Summary, validate
@@ -85,6 +85,7 @@ def _sections(summary: Summary) -> Iterator[tuple[str, str, Html]]:
         yield "paths", "Accuracy and the number of paths", curves.section(summary)
     if len(rounds) > 1:
         yield "rounds", "Round by round", training.by_round(summary)
+    yield "watch", "Watch against collapse", watch.section(summary)
     if rounds:
         yield "generation", "The model’s own questions and prompts", generation.section(rounds)
         yield "votes", "From paths to training rows", _votes(summary)

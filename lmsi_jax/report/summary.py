@@ -188,8 +188,40 @@ class Round(TypedDict):
     train: list[dict[str, float]]
     """One dictionary for each logged step: step, loss, learning_rate, grad_norm,
     tokens_per_second, and loss/<format>."""
+    values: NotRequired[dict[str, str]]
+    """What `Run.by_round` gave this round, by parameter."""
     alarms: list[str]
-    """Warnings of the stop rules, in words."""
+    """Warnings of the stop rules and of the watch, in words."""
+
+
+class WatchScored(TypedDict):
+    """What gold answers say of the votes: `lmsi_jax.watch.Scored`."""
+
+    questions: int
+    confidence: float
+    majority: float
+    passed: float
+    single: float
+
+
+class WatchRow(TypedDict):
+    """The watch's figures of one round: `lmsi_jax.watch.Figures`."""
+
+    round: int
+    source: Literal["train", "test"]
+    """Train: the votes that the round learnt. Test: the round's own model, 0 the base."""
+    questions: int
+    paths: int
+    confidence: float
+    entropy: float
+    distinct: list[float]
+    length: float
+    unparsed: float
+    easy: float
+    kept: float | None
+    rows: int | None
+    easy_weight: float | None
+    scored: WatchScored | None
 
 
 class EarlyStopSet(TypedDict):
@@ -267,6 +299,8 @@ class Summary(TypedDict):
     tasks: list[Task]
     evals: list[Evaluation]
     rounds: list[Round]
+    watch: NotRequired[list[WatchRow]]
+    """At most one for each (source, round)."""
     early_stop: EarlyStop
     examples: list[ShownQuestion]
     notes: list[str]
@@ -287,6 +321,8 @@ def validate(summary: Any) -> Summary:
     _check_evals(checked)
     _check_early_stop(checked)
     _unique((row["round"] for row in checked["rounds"]), "summary.rounds", "round")
+    watched = ((row["source"], row["round"]) for row in checked.get("watch", []))
+    _unique(watched, "summary.watch", "(source, round)")
     for i, row in enumerate(checked["rounds"]):
         if row["round"] < 1:
             _fail(f"summary.rounds[{i}].round", "1 or more", row["round"])

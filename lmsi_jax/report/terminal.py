@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lmsi_jax.report import compare, curves, early_stop
+from lmsi_jax.report import compare, curves, early_stop, watch
 from lmsi_jax.report.accuracy import DOMAINS, headline_words
 from lmsi_jax.report.markup import DASH, p_value, percent, points, whole
 from lmsi_jax.report.summary import Evaluation, Summary, validate
@@ -44,6 +44,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     if compare.rounds_measured(checked):
         console.print(_table(checked, _names(checked), console.width >= _WIDE))
         console.print(_legend())
+    if rows := watch.rows_by_figure(checked, "train"):
+        console.print(_watch_table(*rows))
     for sentence in early_stop.sentences(checked):
         console.print(Text(sentence))
 
@@ -115,6 +117,16 @@ def _paths_table(summary: Summary, rows: list[Evaluation], names: tuple[str, str
         for label, place in (("majority@k", 1), ("pass@k", 2)):
             cells = [Text(f"{100 * point[place]:.1f}") for point in curve]
             table.add_row(Text(f"{name}, {label}"), *cells)
+    return table
+
+
+def _watch_table(head: list[str], rows: list[list[str]]) -> Table:
+    """The watch's figures of the votes that each round learnt."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(head):
+        table.add_column(Text(name), justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -82,11 +82,27 @@ def by_round(summary: Summary) -> Html:
         f"Started: {starts}. Rising confidence with falling diversity is the sign of a collapse: "
         "the model agrees with itself ever more, whether right or wrong."
     )
-    return joined([element("p", note, cls="note"), element("div", *figures, cls="panels")])
+    return joined(
+        [
+            element("p", note, cls="note"),
+            element("div", *figures, cls="panels"),
+            _values(rows),
+        ]
+    )
+
+
+def _values(rounds: Sequence[Round]) -> Html:
+    """The parameters that change by round; nothing where none does."""
+    names = list(dict.fromkeys(name for row in rounds for name in row.get("values", {})))
+    if not names:
+        return Html("")
+    head = ["Parameter", *(compare.round_name(row["round"]) for row in rounds)]
+    body = [[name, *(row.get("values", {}).get(name, DASH) for row in rounds)] for name in names]
+    return table(head, body, "Run.by_round: what was set differently from round to round.")
 
 
 def alarms(rounds: Sequence[Round]) -> Html:
-    """Returns the warnings of the stop rules, or nothing."""
+    """Returns the warnings of the stop rules and of the watch, or nothing."""
     items = [
         element("li", element("b", compare.round_name(row["round"])), ": ", alarm)
         for row in rounds

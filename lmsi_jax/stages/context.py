@@ -78,6 +78,10 @@ class Context:
             raise LmsiError("Run.questions is not set; bind it to @Questions() in the gin file")
         return self.run.questions
 
+    def run_in(self, round_index: int) -> Run:
+        """Returns the configuration as a round sees it, see `Run.by_round`."""
+        return self.run.in_round(round_index)
+
     @property
     def decoding_settings(self) -> dict[str, Any]:
         """What shapes paths and their shards, for a stage's record."""

@@ -39,9 +39,9 @@ def early_stop(context: Context, evaluated: Sequence[int], voted: Sequence[int])
     Returns:
       `lmsi_jax.report.summary.EarlyStop` as a dictionary.
     """
-    rule = _rule(context, voted)
+    rule = _rule(context, voted[:1])
     tests = [row for r in evaluated for row in _tests(context, r, rule)]
-    trains = [row for r in voted for row in _trains(context, r, rule)]
+    trains = [row for r in voted for row in _trains(context, r, _rule(context, [r]))]
     return {
         "threshold": rule.threshold,
         "every": rule.every,

@@ -42,7 +42,8 @@ def finetune(
     Raises:
       LmsiError: no path was kept in the whole round.
     """
-    run, training = context.run, context.run.training
+    run = context.run_in(round_index)
+    training = run.training
     config = {**named(training), "Run": {"seed": run.seed, "start_from": run.start_from}}
     stage = context.stage(round_index, "train", config, inputs)
     if not checkpoints.present(stage.directory):
@@ -96,7 +97,8 @@ def train_round(
     context: Context, round_index: int, load_teacher: LoadTeacher | None = None
 ) -> None:
     """Trains a round's model to its last checkpoint, in this process' part."""
-    run, training = context.run, context.run.training
+    run = context.run_in(round_index)
+    training = run.training
     examples, held_out = _examples(context, round_index)
     rows: Iterable[Row] = examples
     teacher = None
@@ -123,7 +125,8 @@ def _examples(context: Context, round_index: int) -> tuple[Examples, list[Exampl
     Raises:
       LmsiError: there are none.
     """
-    run, training = context.run, context.run.training
+    run = context.run_in(round_index)
+    training = run.training
     seed, tasks = run.seed * 1000 + round_index, dict(training.task_rates)
     if training.preference is not None:
         pairs = {"pairs": read_pairs(context, round_index)}

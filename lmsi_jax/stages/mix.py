@@ -25,7 +25,7 @@ from lmsi_jax.store import ShardStore
 
 def mix(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     """Writes a round's training examples or pairs; returns the stage's fingerprint."""
-    stage = context.stage(round_index, "mix", _settings(context.run), inputs)
+    stage = context.stage(round_index, "mix", _settings(context.run_in(round_index)), inputs)
     if context.done(stage):
         return stage.fingerprint
     store = ShardStore(stage.directory)
@@ -61,7 +61,7 @@ def _shards(
     if context.run.training.preference is not None:
         return {"pairs": _pairs(context, round_index, task, voted, exemplars)}
     rows, facts = read_scored_rows(context, round_index, task, voted)
-    chosen = select(rows, context.run.mixing.filters, facts)
+    chosen = select(rows, context.run_in(round_index).mixing.filters, facts)
     made = read_prompts(context, round_index, task)
     shards: dict[str, Sequence[Example | ExamplePair | Step]] = {
         "weak": _weak(context, chosen, exemplars, made)
@@ -81,7 +81,8 @@ def _pairs(
     exemplars: Sequence[Exemplar],
 ) -> list[ExamplePair]:
     """A task's pairs: from its votes, or of given solutions and the model's own paths."""
-    formats, preference = context.run.mixing.formats, context.run.training.preference
+    run = context.run_in(round_index)
+    formats, preference = run.mixing.formats, run.training.preference
     assert preference is not None
     if preference.form == "scpo":
         threshold = preference.threshold

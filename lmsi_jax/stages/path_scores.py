@@ -59,7 +59,7 @@ def path_scores(context: Context, round_index: int, inputs: dict[str, str]) -> d
         return {}
     if needs & {*LOSSES, STRONG_LOSSES}:
         inputs = inputs | {"base": context.base_fingerprint}
-    stage = context.stage(round_index, NAME, _settings(context), inputs)
+    stage = context.stage(round_index, NAME, _settings(context, round_index), inputs)
     if not context.done(stage):
         if needs & {*LOSSES, STRONG_LOSSES} and placement.spans(context.run.training):
             raise LmsiError(
@@ -124,13 +124,13 @@ def _needs(context: Context) -> frozenset[str]:
     return none.union(*(one.needs for one in context.run.mixing.selection))
 
 
-def _settings(context: Context) -> dict[str, Any]:
+def _settings(context: Context, round_index: int) -> dict[str, Any]:
     """What the scores, and of which paths there are some, depend on."""
-    run = context.run
+    run = context.run_in(round_index)
     names = ("rows", "length", "prefix_length", "data", "model")
     settings: dict[str, Any] = {
         "needs": sorted(_needs(context)),
-        "before": [named(one) for one in _unscored(context)],
+        "before": [named(one) for one in _unscored(context, round_index)],
         "Mixing": {"keep": run.mixing.keep},
         "Training": {name: getattr(run.training, name) for name in names},
     }
@@ -143,9 +143,10 @@ def _settings(context: Context) -> dict[str, Any]:
     return settings
 
 
-def _unscored(context: Context) -> list[Any]:
+def _unscored(context: Context, round_index: int) -> list[Any]:
     """The filters before the first one that reads a score."""
-    return list(itertools.takewhile(lambda one: not one.needs, context.run.mixing.filters))
+    filters = context.run_in(round_index).mixing.filters
+    return list(itertools.takewhile(lambda one: not one.needs, filters))
 
 
 def _rows(context: Context, voted: Sequence[Voted]) -> list[Row]:
@@ -176,7 +177,7 @@ def _to_score(context: Context, round_index: int) -> dict[str, list[Row]]:
     for task, voted in read_voted(context, round_index).items():
         rows = _rows(context, voted)
         made = read_prompts(context, round_index, task)
-        chosen = select(rows, _unscored(context)).rows
+        chosen = select(rows, _unscored(context, round_index)).rows
         names = {_scored_as(row, made) for row in chosen}
         found[task] = [row for name, row in _first(rows, made).items() if name in names]
     return found

@@ -1,12 +1,14 @@
 """The report: what a run left behind -> a summary -> report.html and a table in the terminal."""
 
 import collections
+import dataclasses
 import datetime
 import importlib.metadata
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from lmsi_jax.by_round import values_in
 from lmsi_jax.decoding.generate import read_paths
 from lmsi_jax.files import read_json, write_bytes, write_json
 from lmsi_jax.records import FORMATS, Example, ExamplePair, Path, Question, Vote
@@ -19,8 +21,10 @@ from lmsi_jax.stages.evaluate import read_scores
 from lmsi_jax.stages.mix import read_examples, read_funnel, read_pairs
 from lmsi_jax.stages.sample import read_round
 from lmsi_jax.stages.vote import cast_vote, read_votes
+from lmsi_jax.stages.watch import read_watched, watch_alarms
 from lmsi_jax.store import ShardStore
 from lmsi_jax.training.metrics import read_metrics
+from lmsi_jax.watch import Figures
 
 _PACKAGES = ("lmsi_jax", "jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "numpy")
 _EVALUATION = "eval.json"
@@ -109,6 +113,7 @@ def summarise(context: Context, command: str, config_text: str) -> dict[str, Any
         "tasks": list(tasks.values()),
         "evals": [_evaluation(r, row) for r in evaluated for row in read_scores(context, r)],
         "rounds": [_round(context, r) for r in voted],
+        "watch": _watched(context, sorted({*evaluated, *voted})),
         "early_stop": early_stop(context, evaluated, voted),
         "examples": _examples(context, evaluated[-1]) if evaluated else [],
         "notes": _notes(context),
@@ -191,14 +196,33 @@ def _round(context: Context, index: int) -> dict[str, Any]:
         },
         "funnel": read_funnel(context, index) if _finished(context, index, "mix") else [],
         "train": metrics,
-        "alarms": alarms(diversity, context.run.stop_rules),
+        "values": {name: repr(value) for name, value in values_in(context.run, index).items()},
+        "alarms": [
+            *alarms(diversity, context.run.stop_rules),
+            *(words for _, words in watch_alarms(context, index)),
+        ],
     }
+
+
+def _watched(context: Context, rounds: Sequence[int]) -> list[dict[str, Any]]:
+    """The watch's figures, one row for each round and source."""
+    return [
+        {"round": index, "source": source, **_jsonable(row.figures)}
+        for index in rounds
+        for source, row in read_watched(context, index).items()
+    ]
+
+
+def _jsonable(figures: Figures) -> dict[str, Any]:
+    row = dataclasses.asdict(figures)
+    return row | {"distinct": list(figures.distinct)}
 
 
 def _generated(context: Context, index: int, votes: Sequence[Vote]) -> dict[str, Any]:
     """What became of a round's new questions, and how sure the votes on them are."""
     by_uid = {vote.uid: vote.confidence for vote in votes}
-    run, preference = context.run, context.run.training.preference
+    run = context.run_in(index)
+    preference = run.training.preference
     own = run.mixing.min_confidence if preference is None else preference.threshold
     least = max(run.generation.min_confidence, own)
     found = {}

@@ -27,7 +27,7 @@ def sample(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     Returns:
       The stage's fingerprint.
     """
-    stage = context.stage(round_index, "sample", _settings(context), inputs)
+    stage = context.stage(round_index, "sample", _settings(context, round_index), inputs)
     if context.done(stage):
         return stage.fingerprint
     with context.processes.together("sample", round_index):
@@ -36,9 +36,9 @@ def sample(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     return stage.fingerprint
 
 
-def _settings(context: Context) -> dict[str, Any]:
+def _settings(context: Context, round_index: int) -> dict[str, Any]:
     """What the paths, and of which questions there are some, depend on."""
-    run = context.run
+    run = context.run_in(round_index)
     settings = {**named(run.sampling), **context.decoding_settings}
     if run.sampling.early_stop is not None:  # it counts votes
         settings["Voting"] = {"conclusions": run.voting.conclusions}
@@ -57,7 +57,7 @@ def sample_shards(context: Context, round_index: int) -> None:
     if _plays(context):
         given = {task: [row for row, _ in worked_questions(context, task)] for task in by_task}
         asked += [question for rows in given.values() for question in rows]
-        jobs += [_given_job(context, task, rows) for task, rows in given.items()]
+        jobs += [_given_job(context, round_index, task, rows) for task, rows in given.items()]
     draw_paths(
         context,
         jobs,
@@ -104,7 +104,7 @@ def read_given(context: Context, round_index: int, task: str) -> Paths:
 
 def _jobs(context: Context, round_index: int, task: str, rows: list[Question]) -> list[Job]:
     """One job with the task's exemplars, or one for each group of paths and its prompt."""
-    sampling = context.run.sampling
+    sampling = context.run_in(round_index).sampling
     made = read_prompts(context, round_index, task)
     if not made:
         return [make_job(task, rows, read_exemplars(context, task), "cot", sampling)]
@@ -119,9 +119,10 @@ def _jobs(context: Context, round_index: int, task: str, rows: list[Question]) -
     return [job(one, made[one.prompt]) for one in groups(list(by_uid), sampling.paths, made)]
 
 
-def _given_job(context: Context, task: str, rows: list[Question]) -> Job:
+def _given_job(context: Context, round_index: int, task: str, rows: list[Question]) -> Job:
     """One path of each question with a given solution."""
-    one = dataclasses.replace(context.run.sampling, paths=1, early_stop=None)
+    sampling = context.run_in(round_index).sampling
+    one = dataclasses.replace(sampling, paths=1, early_stop=None)
     return make_job(_given_name(task), rows, read_exemplars(context, task), "cot", one)
 
 

@@ -39,7 +39,7 @@ def score(
       LmsiError: the disk is full; the model has another vocabulary; or the training mesh is larger
         than this process, which scores alone.
     """
-    stage = context.stage(round_index, "score", _settings(context), inputs)
+    stage = context.stage(round_index, "score", _settings(context, round_index), inputs)
     if context.done(stage):
         return
     if placement.spans(context.run.training):
@@ -79,9 +79,9 @@ def _names(examples: Examples) -> tuple[str, ...]:
     return shard_names(-(-examples.count // ROWS))
 
 
-def _settings(context: Context) -> dict[str, Any]:
+def _settings(context: Context, round_index: int) -> dict[str, Any]:
     """What the numbers, and which of them there are, depend on."""
-    training = context.run.training
+    training = context.run_in(round_index).training
     names = (
         *("rows", "length", "prefix_length", "compute_dtype", "data", "model"),
         *("strong_rate", "task_rates", "validation_count"),

@@ -64,7 +64,7 @@ def read_voted(context: Context, round_index: int) -> dict[str, list[Voted]]:
       Questions, paths and votes, without new questions whose vote is not sure enough.
     """
     votes, new = read_votes(context, round_index), new_questions(context, round_index)
-    least = context.run.generation.min_confidence
+    least = context.run_in(round_index).generation.min_confidence
     found = {}
     for task, questions in training_questions(context, round_index).items():
         uids, paths = {row.uid for row in new[task]}, read_task(context, round_index, task)

@@ -11,6 +11,7 @@ import shutil
 
 import pytest
 from micro_run import contents, killed, shard_rows
+from own_run import TRIGGER, text, write_gin
 
 from lmsi_jax import files, gin_edge, prompts
 from lmsi_jax.configurables import load_run
@@ -21,10 +22,7 @@ from lmsi_jax.records import Example, ExamplePair, Path, Question, Vote
 from lmsi_jax.stages import generate, sample
 from lmsi_jax.stages import prompts as prompt_stage
 from lmsi_jax.stages.context import Context
-from lmsi_jax.training import checkpoints
 
-_PIECES = (":", "▁ha", "Th", "e", "▁an", "sw", "er", "▁is", "▁", "12347", ".", "\n", "Q")
-_DIGITS = {"train": "15680", "test": "29"}
 _SETTINGS = {
     "Questions.train": ("gsm8k",),
     "Questions.test": ("gsm8k",),
@@ -43,8 +41,6 @@ _SETTINGS = {
     "Generation.prompts": 3,
     "Generation.shots": 2,
 }
-# "Let's think step by step." ends in a full stop, behind which the model says nothing.
-_TRIGGER = "Think:"
 _DYING = """
 import os, signal, sys
 from lmsi_jax import prompts, store
@@ -63,32 +59,13 @@ main(sys.argv[1:])
 
 @pytest.fixture(autouse=True)
 def _trigger(monkeypatch):
-    monkeypatch.setattr(prompts, "STEP_BY_STEP", _TRIGGER)
-
-
-def _text(digit):
-    return f"Q: haThe answer is {digit}."
+    monkeypatch.setattr(prompts, "STEP_BY_STEP", TRIGGER)
 
 
 @pytest.fixture(scope="module")
 def gin_of_two(tmp_path_factory, gin_text, speaker):
     """The gin file of a run with both kinds of generation."""
-    folder = tmp_path_factory.mktemp("own")
-    made = checkpoints.Checkpoints(folder / "base")
-    made.save(1, speaker(_PIECES, [*range(1, len(_PIECES)), 0]))
-    made.close()
-    for split, digits in _DIGITS.items():
-        rows = [{"question": _text(digit)[3:], "answer": "So.\n#### 5"} for digit in digits]
-        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    settings = {
-        "Run.init_checkpoint": str(folder / "base"),
-        "Questions.data_dir": str(folder),
-        **_SETTINGS,
-    }
-    lines = [f"{name} = {value!r}" for name, value in settings.items()]
-    path = folder / "own.gin"
-    path.write_text(gin_text + "\n".join([*lines, "Run.generation = @Generation()", ""]))
-    return str(path)
+    return write_gin(tmp_path_factory.mktemp("own"), gin_text, speaker, _SETTINGS)
 
 
 def _words(command, gin, output, **changes):
@@ -102,7 +79,7 @@ def own(tmp_path_factory, gin_of_two):
     """A finished run of one round."""
     output = tmp_path_factory.mktemp("finished_own") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prompts, "STEP_BY_STEP", _TRIGGER)
+        patch.setattr(prompts, "STEP_BY_STEP", TRIGGER)
         assert main(_words("run", gin_of_two, output)) == 0
     return output
 
@@ -125,7 +102,7 @@ def test_new_questions_are_those_that_are_neither_real_nor_of_the_test(own):
     digits = [text[-2] for text in texts if re.fullmatch(r"Q: haThe answer is \d\.", text)]
     assert set(digits) == set("12347")
     wanted = [d for d in dict.fromkeys(digits) if d not in "15680" + "29"]
-    assert [q.text for q in new] == [_text(digit) for digit in wanted]
+    assert [q.text for q in new] == [text(digit) for digit in wanted]
     assert all(q.gold is None and (q.task, q.kind) == ("gsm8k", "number") for q in new)
     parts = {"overlapping": 1, "surplus": 0, "new": 3}
     parts |= {"malformed": len(texts) - len(digits), "duplicates": len(digits) - 4}
@@ -289,7 +266,7 @@ def test_an_interrupt_before_any_shard_and_the_run_goes_on(
 @pytest.mark.parametrize("count", [4, 6, 8, 11, 15])
 def test_killed_after_any_shard_the_run_goes_on_to_the_same_bytes(own, gin_of_two, tmp_path, count):
     words = _words("run", gin_of_two, tmp_path / "run")
-    killed(_DYING.format(trigger=_TRIGGER, count=count), words)
+    killed(_DYING.format(trigger=TRIGGER, count=count), words)
     assert main(words) == 0
     assert contents(tmp_path / "run") == contents(own)
 

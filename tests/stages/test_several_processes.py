@@ -63,7 +63,7 @@ def test_training_on_the_devices_of_two_processes_is_that_of_one(
         changes = {**changes, "Training.validation_count": 2}
         codes, errors = together(words("train", tmp_path / name, changes), count, devices=each)
         assert codes == [0] * count, errors
-        assert ["training" in error for error in errors] == [True, False][:count]
+        assert ["round 1: training" in error for error in errors] == [True, False][:count]
     one, mesh, two = (tmp_path / name / "round_1" / "train" for name in ways)
     np.testing.assert_allclose(_losses(two), _losses(one), rtol=1e-5)
     for name in ("metrics.jsonl", "digest.json"):
