@@ -6,8 +6,9 @@ In the home folder of the user that gcloud logs in as:
     lmsi/run.sh    the run's command
     lmsi/done      is there once it has ended well
 
-A systemd unit called lmsi starts run.sh, also after a reboot, and again whenever it fails: when
-one worker is lost all others leave, so they meet again in the next attempt.
+A systemd unit called lmsi starts run.sh, also after a reboot, and again whenever it fails without a
+mistake of the user's: when one worker is lost all others leave, so they meet again in the next
+attempt.
 """
 
 import shlex
@@ -82,8 +83,10 @@ def _unit(max_restarts: int, stop_seconds: int) -> tuple[str, ...]:
         "User=$(id -un)",
         "WorkingDirectory=$HOME/lmsi",
         "ExecStart=/bin/bash run.sh",
-        # Any failure: a worker whose partner vanished exits with 2, as after a user's mistake.
+        # 2 is a user's mistake, which the next attempt would find again; a worker whose partner is
+        # gone exits with 75.
         "Restart=on-failure",
+        "RestartPreventExitStatus=2",
         "RestartSec=30",
         f"TimeoutStopSec={stop_seconds}",
         "[Install]",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lmsi_jax import __version__, gin_edge, gin_errors
 from lmsi_jax.commands import Command, Load, commands
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.errors import LmsiError, TryAgain
 from lmsi_jax.signals import Terminated, leaving
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
       argv: the arguments after `lmsi`; those of the process by default.
     Returns:
-      The exit code: 0; 2 for what the user can mend; 130 when interrupted, 143 when terminated.
+      The exit code: 0; 2 for what the user can mend, 75 where another process is gone; 130 when
+      interrupted, 143 when terminated.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     with contextlib.ExitStack() as last:  # what is left to do once the message is out
@@ -79,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             _execute(words, as_command=argv is None, last=last)
         except LmsiError as error:
             _print_error(error)
-            return 2
+            if isinstance(error, TryAgain):
+                _abandon(error.exit_code)
+            return error.exit_code
         except KeyboardInterrupt:
             print("\ninterrupted; the same command goes on where it was", file=sys.stderr)
             return 130
@@ -169,6 +172,13 @@ def _connect(args: argparse.Namespace, last: contextlib.ExitStack) -> None:
 
     processes.connect(args.coordinator_address, args.process_count, args.process_index)
     last.callback(processes.disconnect)
+
+
+def _abandon(code: int) -> None:
+    """Leaves the run's other processes behind, where this one was connected to some."""
+    from lmsi_jax import processes
+
+    processes.abandon(code)
 
 
 def _check_processes(args: argparse.Namespace) -> None:

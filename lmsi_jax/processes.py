@@ -5,7 +5,9 @@ All of them see one folder, with what they read and write. They talk through the
 
     lmsi/order/3    {"stage": "sample", "round": 1}    the leader's third order
     lmsi/done/3/2                                      process 2 has carried it out
-    lmsi/left/2     ["failed", "the disk is full"]     process 2 is gone, and why
+    lmsi/left/2     ["failed", "the disk is full"]     process 2 is gone, and why; "broken" where
+                                                       that is no mistake of the user's
+    lmsi_found/4-7/1    ["a-00000-of-00002"]           what 4 found, for itself and 5 to 7
 
 When one of them leaves, the others follow: a run goes on with all of its processes or not at all.
 In each of them a thread looks out for that, and tells the main thread by SIGTERM, so that every
@@ -19,15 +21,17 @@ import json
 import os
 import re
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.errors import LmsiError, TryAgain
 from lmsi_jax.signals import Terminated
 
-_ROOT = "lmsi"
+_ROOT, _FOUND = "lmsi", "lmsi_found"
 _POLL = 0.2  # seconds between two looks at the store while waiting
 _WATCH = 1.0  # and while working
 # Seconds to follow one that failed, and one that was told to leave: that may save a checkpoint.
@@ -48,7 +52,8 @@ def connect(address: str, count: int | None, index: int | None) -> None:
       index: which of them this is.
 
     Raises:
-      LmsiError: they do not find each other.
+      TryAgain: they do not find each other; one of them may be late.
+      LmsiError: the arguments are wrong.
     """
     import jax
 
@@ -61,7 +66,8 @@ def connect(address: str, count: int | None, index: int | None) -> None:
         jax.local_devices()
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
-        raise LmsiError(
+        kind = LmsiError if isinstance(error, ValueError) else TryAgain
+        raise kind(
             f"the processes do not find each other ({reason}); start all of them with the same "
             "--coordinator_address and --process_count, each with its own --process_index"
         ) from error
@@ -76,16 +82,39 @@ def disconnect() -> None:
         jax.distributed.shutdown()
 
 
+def abandon(code: int) -> None:
+    """Ends this process without leave of the others, one of which is gone; nothing in a single one.
+
+    JAX would wait for that one as long as its heartbeat takes, and end this process its own way.
+    """
+    from jax._src import distributed
+
+    if distributed.global_state.client is None:
+        return
+    if distributed.global_state.process_id == 0:
+        time.sleep(3 * _WATCH)  # the others look here why it leaves
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 class _Follower(LmsiError):
     """Another process failed; it has said so itself."""
+
+
+class _Stranded(_Follower, TryAgain):
+    """Another process broke down, or lost one itself."""
+
+    exit_code = TryAgain.exit_code
 
 
 def _leave_now(reason: BaseException) -> None:
     """Ends this process, whatever its main thread waits for."""
     failed = isinstance(reason, _Follower)
     os.write(2, f"lmsi: error: {reason}\n".encode() if failed else b"terminated\n")
-    disconnect()  # or the others would wait for this one
-    os._exit(2 if failed else 128 + signal.SIGTERM)
+    if not isinstance(reason, TryAgain):
+        disconnect()  # or the others would wait for this one
+    os._exit(reason.exit_code if isinstance(reason, LmsiError) else 128 + signal.SIGTERM)
 
 
 class Processes:
@@ -104,6 +133,7 @@ class Processes:
         self.index = state.process_id if state.client is not None else 0
         self.count = state.num_processes if state.client is not None else 1
         self._orders = 0
+        self._found: Counter[str] = Counter()
 
     @property
     def share(self) -> tuple[int, int]:
@@ -115,7 +145,7 @@ class Processes:
         """Around all that a process does: leaves when another left, and tells when this one does.
 
         Raises:
-          LmsiError: another process failed.
+          LmsiError: another process failed; `TryAgain` where that was no mistake of the user's.
           Terminated: it was terminated, or this one was.
           KeyboardInterrupt: likewise.
         """
@@ -173,6 +203,30 @@ class Processes:
             else:
                 time.sleep(_POLL)
 
+    def found(self, members: Sequence[int], find: Callable[[], Sequence[str]]) -> Sequence[str]:
+        """What the first of some processes finds; the others, which do the same, take its word.
+
+        A folder need not look the same to all machines at the same time, nor to one that looks
+        while another one mends it.
+
+        Raises:
+          LmsiError: another process failed.
+          Terminated: another process was terminated.
+        """
+        if len(members) == 1:
+            return find()
+        who = f"{members[0]}-{members[-1]}"
+        self._found[who] += 1
+        key = f"{who}/{self._found[who]}"
+        if self.index == members[0]:
+            names = find()
+            self._put(key, json.dumps(list(names)), _FOUND)
+            return names
+        while (said := self._look(_FOUND).get(key)) is None:
+            self._follow()
+            time.sleep(_POLL)
+        return list(json.loads(said))
+
     def _cause(self, error: BaseException) -> BaseException:
         """What is behind an error of this process: that another one left, or the error itself."""
         import jax
@@ -181,7 +235,7 @@ class Processes:
             return self._reason() or error
         if isinstance(error, jax.errors.JaxRuntimeError) and _GONE.search(str(error)):
             said = str(error).strip().splitlines()[0][:200]
-            return self._reason() or LmsiError(
+            return self._reason() or TryAgain(
                 f"another process is gone without a word, or does not keep up ({said}); repeat the "
                 "command in every process, it goes on where it was"
             )
@@ -213,22 +267,23 @@ class Processes:
                 return Terminated()
             if how == "interrupted":
                 return KeyboardInterrupt()
-            if how == "failed" and who != str(self.index):
-                return _Follower(f"process {who} failed: {why}")
+            if how in ("failed", "broken") and who != str(self.index):
+                kind = _Follower if how == "failed" else _Stranded
+                return kind(f"process {who} failed: {why}")
         return None
 
-    def _look(self) -> dict[str, str]:
+    def _look(self, root: str = _ROOT) -> dict[str, str]:
         """Reads the store."""
         import jax
 
         try:
-            found = self._client.key_value_dir_get(f"{_ROOT}/")
+            found = self._client.key_value_dir_get(f"{root}/")
         except jax.errors.JaxRuntimeError as error:
-            raise LmsiError(
+            raise TryAgain(
                 "process 0 is gone without a word; repeat the command in every process, it goes "
                 "on where it was"
             ) from error
-        return {key.removeprefix(f"{_ROOT}/"): value for key, value in found}
+        return {key.removeprefix(f"{root}/"): value for key, value in found}
 
     def _left(self, error: BaseException | None) -> None:
         """Writes down how this process ended, unless it follows another that failed."""
@@ -240,13 +295,14 @@ class Processes:
         elif isinstance(error, KeyboardInterrupt):
             how = "interrupted"
         elif error is not None:
-            how, why = "failed", str(error) or type(error).__name__
+            mistake = isinstance(error, LmsiError) and not isinstance(error, TryAgain)
+            how, why = "failed" if mistake else "broken", str(error) or type(error).__name__
         self._put(f"left/{self.index}", json.dumps([how, why]))
 
-    def _put(self, key: str, value: str) -> None:
+    def _put(self, key: str, value: str, root: str = _ROOT) -> None:
         # Where the store is gone this process is leaving, or will see it with the next look.
         with contextlib.suppress(RuntimeError):
-            self._client.key_value_set(f"{_ROOT}/{key}", value)
+            self._client.key_value_set(f"{root}/{key}", value)
 
     def _refuse_strangers(self) -> None:
         """On a TPU pod every worker knows of the others, even if nobody connected them."""

@@ -29,9 +29,12 @@ PURE = {
     "pairing": {"records", "errors", "prompts", "selection", "solutions"},
 }
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "clu"}
-# "processes": the processes of a run are those of jax.distributed.
+# "processes", "agreement": the processes of a run are those of jax.distributed, and its meshes'.
 # "programs": those that JAX has compiled.
-JAX_ROOMS = {"decoding", "models", "training", "evaluation", "hf", "aot", "processes", "programs"}
+JAX_ROOMS = {
+    *("decoding", "models", "training", "evaluation", "hf", "aot"),
+    *("processes", "agreement", "programs"),
+}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
 GIN_ROOMS = {"main", "configurables", "gin_edge", "gin_errors"}
 FILES = {

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.errors import LmsiError, TryAgain
 from lmsi_jax.processes import Processes
 from lmsi_jax.signals import Terminated, deferred, leaving
 from lmsi_jax.store import ShardStore
@@ -57,7 +57,7 @@ def sample(order):
         def leave():
             if requested():
                 raise signals.Terminated
-        works = g.prepare(engine, jobs, store, size=2, max_length=256, share=them.share)
+        works = g.prepare(engine, jobs, store.missing, size=2, max_length=256, share=them.share)
         g.generate(engine, works, store, seed=1, round_index=order["round"], watcher=Watcher(),
                    leave=leave)
 
@@ -306,6 +306,53 @@ def test_when_one_leaves_those_who_work_leave_as_on_sigterm(connected, error, ki
             time.sleep(0.01)
         raise Terminated
     assert str(raised.value) == text.format(1)
+
+
+@pytest.mark.parametrize(
+    ("error", "own", "others"),
+    [
+        (LmsiError("the disk is full"), 2, 2),
+        (ZeroDivisionError("a bug, or a broken chip"), None, 75),
+        (TryAgain("another process is gone without a word"), 75, 75),
+    ],
+)
+def test_who_follows_a_mistake_says_so_and_who_follows_a_breakdown_may_try_again(
+    connected, error, own, others
+):
+    leader, helper = connected(2)
+    results = _in_threads(_lead(leader, "sample", error=error), _help(helper, []))
+    assert [getattr(result, "exit_code", None) for result in results] == [own, others]
+
+
+def test_what_the_first_finds_is_what_all_of_them_find(connected):
+    processes = connected(4)
+    looked = []
+
+    def find(index):
+        def own():
+            looked.append(index)
+            return (f"{index}-a", f"{index}-b")
+
+        return own
+
+    def work(one, members):
+        return lambda: [list(one.found(members, find(one.index))) for _ in range(2)]
+
+    teams = [range(0, 1), *[range(1, 4)] * 3]
+    found = _in_threads(*map(work, processes, teams))
+    assert found == [[["0-a", "0-b"]] * 2, *[[["1-a", "1-b"]] * 2] * 3]
+    assert sorted(looked) == [0, 0, 1, 1]
+
+
+def test_who_waits_for_a_finding_follows_one_that_leaves(connected):
+    first, second = connected(2)
+
+    def fail():
+        with first.joined():
+            raise LmsiError("the disk is full")
+
+    failed = _in_threads(fail, lambda: second.found(range(2), list))[1]
+    assert str(failed) == "process 0 failed: the disk is full"
 
 
 def test_what_ended_well_disturbs_nobody(connected):

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from lmsi_jax.decoding.feed import padded
 from lmsi_jax.decoding.layout import Decoding, check_fit, prompt_bucket, question_bucket
@@ -58,12 +59,14 @@ class Engine:
 
     Args:
       config: the model's shape.
-      params: its parameter tree.
+      params: its parameter tree: whole, or where `spread.param_shardings` says.
       tokenizer: the one that the parameters were trained with.
       decoding: the layout.
 
+    Where the mesh spans several processes, all of them make it and run it with the same arguments.
+
     Raises:
-      LmsiError: the tokenizer has more ids than the model has rows.
+      LmsiError: the tokenizer has more ids than the model has rows, or the mesh cannot be made.
     """
 
     def __init__(
@@ -86,6 +89,16 @@ class Engine:
         self._device = Device(config, spread, weights, decoding)
         self._prompt: tuple[str, Cache | None] | None = None
         self._found: dict[tuple[str, ...], Stops] = {}
+
+    @property
+    def shared(self) -> Mesh | None:
+        """The mesh where it spans several processes, else None."""
+        return self._device.spread.shared
+
+    @property
+    def trace(self) -> int:
+        """A checksum of all that has been decoded: the same in all processes of a mesh."""
+        return self._device.trace
 
     def prompt_tokens(self, text: str) -> int:
         """Returns the number of tokens of a text; those of the start are not counted."""

@@ -2,11 +2,12 @@
 
 A shard's questions are a function of the task's questions and of their lengths in tokens alone; not
 of the order they come in, the number of processes, or what is there already. The shards of a stage
-are counted through all of its jobs, and process i of n makes those whose number is i modulo n: so
-nobody has to ask anybody, nobody idles while there are shards enough, and a restart on another
-number of processes goes on with what is missing. All questions of a task that a process has left to
-do go through one run of the engine, so lanes never wait for a shard to end. A shard is written once
-its last question is complete: whoever is killed loses the open shards, and nothing else.
+are counted through all of its jobs, and team i of n makes those whose number is i modulo n (a team
+is one process, or several that hold one engine): so nobody has to ask anybody, nobody idles while
+there are shards enough, and a restart on another number of processes goes on with what is missing.
+All questions of a task that a team has left to do go through one run of the engine, so lanes never
+wait for a shard to end. A shard is written once its last question is complete: whoever is killed
+loses the open shards, and nothing else.
 """
 
 import dataclasses
@@ -56,7 +57,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """A job's shards that one process makes, and which of them are missing."""
+    """A job's shards that one team makes, and which of them are missing."""
 
     job: Job
     shards: tuple[Shard, ...]
@@ -64,7 +65,7 @@ class Work:
 
     @property
     def total(self) -> int:
-        """Questions in this process' shards."""
+        """Questions in this team's shards."""
         return sum(len(shard.uids) for shard in self.shards)
 
     @property
@@ -103,39 +104,41 @@ def plan(name: str, lengths: Mapping[str, int], size: int) -> tuple[Shard, ...]:
 def prepare(
     engine: Engine,
     jobs: Sequence[Job],
-    store: ShardStore,
+    missing: Callable[[Sequence[str]], Sequence[str]],
     *,
     size: int,
     max_length: int,
     share: tuple[int, int] = (0, 1),
 ) -> tuple[Work, ...]:
-    """Plans every job's shards, and looks which of this process' are missing or damaged.
+    """Plans every job's shards, and looks which of this team's are missing or damaged.
 
     Args:
       engine: counts tokens.
       jobs: what to sample.
-      store: where the shards go.
+      missing: which of some shards are to be made: `ShardStore.missing`, or what another process
+        says that looked.
       size: most questions of a shard.
       max_length: the model's context, in tokens.
-      share: (this process' number, the number of processes).
+      share: (this team's number, the number of teams).
 
     Raises:
       LmsiError: a job has no questions, or one of them does not fit the model's context; before
         anything has been sampled.
     """
     mine, count = share
-    numbers = itertools.count()  # through all jobs, as many have fewer shards than processes
-    works = []
+    numbers = itertools.count()  # through all jobs, as many have fewer shards than teams
+    own = []
     for job in jobs:
         lengths = {uid: engine.prompt_tokens(text) for uid, text in job.questions.items()}
         before = len(engine.tokenizer.start_ids) + engine.prompt_tokens(job.prefix)
         _check(job, lengths, before, max_length)
         planned = plan(job.name, lengths, size)
-        shards = tuple(shard for shard in planned if next(numbers) % count == mine)
-        absent = set(store.missing(shard.name for shard in shards))
-        missing = tuple(shard for shard in shards if shard.name in absent)
-        works.append(Work(job=job, shards=shards, missing=missing))
-    return tuple(works)
+        own.append(tuple(shard for shard in planned if next(numbers) % count == mine))
+    absent = set(missing([shard.name for shards in own for shard in shards]))
+    return tuple(
+        Work(job=job, shards=shards, missing=tuple(s for s in shards if s.name in absent))
+        for job, shards in zip(jobs, own, strict=True)
+    )
 
 
 def _check(job: Job, lengths: Mapping[str, int], before: int, max_length: int) -> None:
@@ -151,7 +154,7 @@ def _check(job: Job, lengths: Mapping[str, int], before: int, max_length: int) -
 def generate(
     engine: Engine,
     works: Iterable[Work],
-    store: ShardStore,
+    store: ShardStore | None,
     *,
     seed: int,
     round_index: int,
@@ -164,7 +167,7 @@ def generate(
     Args:
       engine: the model.
       works: from `prepare`.
-      store: where the shards go.
+      store: where the shards go; None where another process writes what both compute.
       seed: with the round, the uid and the path's index it fixes the noise of a path.
       round_index: the round of self-improvement.
       watcher: told of chunks and questions.
@@ -219,7 +222,7 @@ class _Totals:
 class _OpenShards:
     """Keeps the paths of open shards, and writes a shard once it has all of its questions."""
 
-    def __init__(self, store: ShardStore, shards: Sequence[Shard]):
+    def __init__(self, store: ShardStore | None, shards: Sequence[Shard]):
         self._store = store
         self._home = {uid: shard for shard in shards for uid in shard.uids}
         self._open: dict[str, dict[str, list[Path]]] = {shard.name: {} for shard in shards}
@@ -231,7 +234,8 @@ class _OpenShards:
         rows[uid] = paths
         if len(rows) == len(shard.uids):
             ordered = (path for uid in shard.uids for path in rows[uid])
-            self._store.write(shard.name, [path.to_json() for path in ordered])
+            if self._store is not None:
+                self._store.write(shard.name, [path.to_json() for path in ordered])
             del self._open[shard.name]
 
     def close(self) -> None:

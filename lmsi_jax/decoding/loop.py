@@ -25,6 +25,7 @@ from lmsi_jax.decoding.spread import (
     LANES,
     Spread,
     as_placed,
+    everywhere,
     manual_specs,
     over_data,
     whole,
@@ -71,7 +72,8 @@ def prefill_prompt(
         return prefill(config, whole(config, spread, weights), tokens, length, None)
 
     specs = (_weights(config, spread), EVERYWHERE, EVERYWHERE)
-    return over_data(spread, local, specs, EVERYWHERE)(weights, tokens, length)
+    cache = over_data(spread, local, specs, EVERYWHERE)(weights, tokens, length)
+    return dataclasses.replace(cache, lengths=everywhere(spread, cache.lengths))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
@@ -153,15 +155,15 @@ def decode_chunk(
       temperature: of the softmax; unused when greedy.
 
     Returns:
-      tokens [W, steps], their log-probabilities at temperature 1 [W, steps], and the pool with the
-      chunk's keys and values in it.
+      tokens [W, steps], their log-probabilities at temperature 1 [W, steps], both whole on every
+      device, and the pool with the chunk's keys and values in it.
     """
     local = functools.partial(_chunk, config, spread, filters, steps)
     specs = (_weights(config, spread), EVERYWHERE, LANES, LANES, LANES, LANES, EVERYWHERE)
     tokens, logprobs, pool = over_data(spread, local, specs, LANES)(
         weights, shared, questions, pool, table, rows, temperature
     )
-    return tokens, logprobs, as_placed(spread, pool)
+    return *everywhere(spread, (tokens, logprobs)), as_placed(spread, pool)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)

@@ -3,6 +3,9 @@
 Along "data" each device group runs its own lanes, questions and pages, as one device would: the
 axis is manual (`shard_map`), so nothing is exchanged but weights, where `fsdp` spreads them. Along
 "model" XLA splits the products by the weights' sharding (`models.partitioning`).
+
+The mesh may span the processes of a team (`teams`). Each of them then says the same of all lanes
+before a chunk, and gets all tokens after it.
 """
 
 import dataclasses
@@ -11,11 +14,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.decoding.teams import team_devices, team_here, team_of
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.mesh import local_devices, make_mesh
+from lmsi_jax.models.mesh import make_mesh, offered_devices
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.partitioning import weight_specs
 from lmsi_jax.models.weights import fuse, split_weights, turned
@@ -36,69 +41,94 @@ class Spread:
         """Device groups that decode side by side."""
         return 1 if self.mesh is None else self.mesh.shape["data"]
 
+    @property
+    def shared(self) -> Mesh | None:
+        """The mesh where it spans several processes, else None."""
+        mesh = self.mesh
+        if mesh is None or NamedSharding(mesh, EVERYWHERE).is_fully_addressable:
+            return None
+        return mesh
+
 
 def make_spread(data: int, model: int, fsdp: bool) -> Spread:
-    """Lays this process' devices out as a mesh.
+    """Lays out as a mesh the devices of this process, or of its team where it needs more.
 
     Raises:
-      LmsiError: there are not that many devices.
+      LmsiError: see `teams.team_of`.
     """
     if data * model == 1:
         return Spread()
-    devices = local_devices()
-    if data * model > len(devices):
-        raise LmsiError(
-            f"Decoding.data = {data} and Decoding.model = {model} need {data * model} devices, "
-            f"this process has {len(devices)}; lower one of them"
-        )
+    devices = offered_devices()
+    if devices is None:
+        devices = team_devices(team_here(data, model))
+    else:
+        team_of(data, model, [len(devices)], 0)  # as if one process had them
     return Spread(make_mesh(devices, data, model), fsdp)
+
+
+def param_shardings(config: ModelConfig, spread: Spread) -> Any:
+    """Returns the parameter tree with shardings in place of arrays; None on one device."""
+    return None if spread.mesh is None else _on_mesh(spread.mesh, _param_specs(config, spread))
+
+
+def _param_specs(config: ModelConfig, spread: Spread) -> Any:
+    assert spread.mesh is not None
+    shape = spread.mesh.shape
+    return weight_specs(config, shape["model"], shape["data"], fsdp=spread.fsdp)
 
 
 def _tree(config: ModelConfig, spread: Spread) -> Any:
     """`PartitionSpec`s of the decoding weights."""
-    assert spread.mesh is not None
-    shape = spread.mesh.shape
-    return split_weights(
-        config, weight_specs(config, shape["model"], shape["data"], fsdp=spread.fsdp)
+    return split_weights(config, _param_specs(config, spread))
+
+
+def _on_mesh(mesh: Mesh, specs: Any) -> Any:
+    return jax.tree.map(
+        functools.partial(NamedSharding, mesh),
+        specs,
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
     )
 
 
 def decoding_weights(
     config: ModelConfig, params: Params, dtype: Any, spread: Spread = Spread()
 ) -> Params:
-    """Returns the parameters as the loop reads them: cast, laid out for products, and placed."""
-    prepared = functools.partial(_prepared, config, dtype, spread)
-    return jax.jit(prepared, out_shardings=_weight_shardings(config, spread))(params)
+    """Returns the parameters as the loop reads them: cast, laid out for products, and placed.
+
+    What lies on the mesh in its type, as `param_shardings` says, is taken as it is.
+    """
+    if spread.mesh is None:
+        return jax.jit(functools.partial(_joined, config, dtype))(params)
+    where = _on_mesh(spread.mesh, _tree(config, spread))
+    return jax.tree.map(
+        functools.partial(_placed, dtype=dtype), split_weights(config, params), where
+    )
+
+
+def _joined(config: ModelConfig, dtype: Any, params: Params) -> Params:
+    narrow = jax.tree.map(lambda a: a.astype(dtype), params)
+    return turned(config, fuse(config, narrow))
+
+
+def _placed(leaf: jax.Array, where: NamedSharding, dtype: Any) -> jax.Array:
+    if getattr(leaf, "sharding", None) == where:
+        return leaf.astype(dtype)
+    if where.is_fully_addressable:
+        return jax.device_put(leaf.astype(dtype), where)
+    whole = np.asarray(leaf.astype(dtype))  # each process has all of it
+    return jax.make_array_from_callback(whole.shape, where, lambda index: whole[index])
 
 
 def decoding_shapes(
     config: ModelConfig, params: Params, dtype: Any, spread: Spread = Spread()
 ) -> Params:
     """Returns `decoding_weights` with shapes in place of arrays, those of a mesh with shardings."""
-    shapes = jax.eval_shape(functools.partial(_prepared, config, dtype, spread), params)
     if spread.mesh is None:
-        return shapes
+        return jax.eval_shape(functools.partial(_joined, config, dtype), params)
     return jax.tree.map(
-        lambda a, where: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where),
-        shapes,
-        _weight_shardings(config, spread),
-    )
-
-
-def _prepared(config: ModelConfig, dtype: Any, spread: Spread, params: Params) -> Params:
-    narrow = jax.tree.map(lambda a: a.astype(dtype), params)
-    if spread.mesh is None:
-        return turned(config, fuse(config, narrow))
-    return split_weights(config, narrow)
-
-
-def _weight_shardings(config: ModelConfig, spread: Spread) -> Any:
-    if spread.mesh is None:
-        return None
-    return jax.tree.map(
-        functools.partial(NamedSharding, spread.mesh),
-        _tree(config, spread),
-        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+        lambda a, where: jax.ShapeDtypeStruct(a.shape, jnp.dtype(dtype), sharding=where),
+        split_weights(config, params),
+        _on_mesh(spread.mesh, _tree(config, spread)),
     )
 
 
@@ -170,3 +200,10 @@ def as_placed(spread: Spread, caches: Any) -> Any:
         return jax.lax.with_sharding_constraint(a, place)
 
     return jax.tree.map(held, caches)
+
+
+def everywhere(spread: Spread, tree: Any) -> Any:
+    """Within a compiled function: every device gets the whole of what the host is to read."""
+    if spread.mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(spread.mesh, EVERYWHERE))

@@ -1,5 +1,6 @@
 """One run over questions of one length bucket: the scheduler's decisions, carried out."""
 
+import zlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -35,11 +36,18 @@ class Device:
       decoding: the layout.
       proven: programs of fewer rows that were tried, and whether they repeated a full chunk bit by
         bit.
+      trace: a checksum of all chunks so far; processes that do the same have the same.
     """
 
     def __init__(self, config: ModelConfig, spread: Spread, weights: Params, decoding: Decoding):
         self.config, self.spread, self.weights, self.decoding = config, spread, weights, decoding
         self.proven: dict[tuple, bool] = {}
+        self.trace = 0
+
+    def note(self, chunk: Chunk) -> None:
+        """Adds a chunk to the trace."""
+        for array in chunk:
+            self.trace = zlib.crc32(array.tobytes(), self.trace)
 
     def zeros(self, shape: tuple[int, ...], dtype: str | None = None) -> jax.Array:
         """Zeros with `shape` in each device group; caches have their kv heads on axis 1."""
@@ -88,7 +96,7 @@ class Stream:
         self._plan = plan(device.decoding, sampling)
         self._depth = -(-sampling.max_new_tokens // self._plan.page)  # most pages of a path
         self._done: list[dict[int, Path]] = [{} for _ in questions]
-        self._before = 0 if shared is None else int(shared.lengths[0])
+        self._before = 0 if shared is None else int(np.asarray(shared.lengths)[0])
         self._widths = widths(device.decoding)
         waiting = iter(range(len(questions)))
         self._groups = [
@@ -330,7 +338,9 @@ class Stream:
             self._rows(rows),
             self._sampling.temperature,
         )
-        return np.asarray(tokens), np.asarray(logprobs)
+        chunk = np.asarray(tokens), np.asarray(logprobs)
+        device.note(chunk)
+        return chunk
 
     def _rows(self, arrays: Arrays) -> Rows:
         words, index = arrays.pop("words"), arrays.pop("index")

@@ -176,6 +176,7 @@ def fresh_params(config: ModelConfig, seed: int) -> Params:
     return init_params(config, jax.random.key(seed))
 
 
-def parameter_shapes(config: ModelConfig) -> Params:
+def parameter_shapes(config: ModelConfig, dtype: str = "float32") -> Params:
     """Returns the parameter tree with shapes and types in place of arrays."""
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.float32), arrays(config))
+    kind = jnp.dtype(dtype)
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, kind), arrays(config))

@@ -9,6 +9,8 @@ from typing import Any
 from etils import epath
 
 from lmsi_jax.decoding.engine import Engine
+from lmsi_jax.decoding.spread import make_spread, param_shardings
+from lmsi_jax.decoding.teams import Team, team_here
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.files import read_json, write_json
 from lmsi_jax.models.decoder import fresh_params, parameter_shapes
@@ -59,6 +61,7 @@ class Context:
         self.output = epath.Path(run.output_dir)
         self.processes = Processes()
         self._params: tuple[int, Params] | None = None
+        self._checked: set[epath.Path] = set()
 
     def folder(self, round_index: int, stage: str) -> epath.Path:
         """Returns `output_dir/round_R/STAGE`; round 0 is the base model."""
@@ -140,13 +143,14 @@ class Context:
         """The parameter tree's shapes."""
         return parameter_shapes(self.run.model)
 
-    def params(self, round_index: int, shardings: Any = None) -> Params:
+    def params(self, round_index: int, shardings: Any = None, dtype: str = "float32") -> Params:
         """Loads the model that a round ended with; round 0 is the base.
 
         Args:
           round_index: the round.
           shardings: None loads it as a whole, and keeps it for the next caller; a tree of
             `jax.sharding.Sharding` reads it to its place, for the caller alone.
+          dtype: of what is read to its place.
 
         Raises:
           LmsiError: it is not there, of another shape, or was altered.
@@ -158,15 +162,27 @@ class Context:
         ours = round_index and not self.run.evaluation.checkpoints
         recorded = bool(ours) or (folder.parent / _DIGEST).exists()
         if shardings is not None:
-            if recorded and self.processes.index == 0:
-                _check_digest(folder, checkpoints.stored_digest(folder, self.shapes))
-            return checkpoints.load_params(folder, self.shapes, shardings)
+            if recorded:
+                self._check_stored(folder, shardings)
+            like = parameter_shapes(self.run.model, dtype)
+            return checkpoints.load_params(folder, like, shardings)
         if self._params is None or self._params[0] != round_index:
             params = checkpoints.load_params(folder, self.shapes)
             if recorded:
                 _check_digest(folder, checkpoints.digest(params))
             self._params = (round_index, params)
         return self._params[1]
+
+    def _check_stored(self, folder: epath.Path, shardings: Any) -> None:
+        """Process 0 looks, once, whether a checkpoint was altered; who reads it with it waits."""
+
+        def check() -> tuple[str, ...]:
+            if self.processes.index == 0 and folder not in self._checked:
+                _check_digest(folder, checkpoints.stored_digest(folder, self.shapes))
+                self._checked.add(folder)
+            return ()
+
+        self.processes.found(sorted(checkpoints.holders(shardings)), check)
 
     def write_digest(self, directory: epath.Path, folder: epath.Path) -> None:
         """Writes into `directory` the digest of the newest checkpoint in `folder`."""
@@ -181,10 +197,33 @@ class Context:
             return contextlib.nullcontext()
         return self.processes.together(stage, round_index)
 
+    @functools.cached_property
+    def team(self) -> Team:
+        """The processes that this one samples with.
+
+        Raises:
+          LmsiError: `Decoding`'s mesh fits neither one process nor several, or the processes are
+            numbered otherwise than their devices.
+        """
+        team = team_here(self.run.decoding.data, self.run.decoding.model)
+        if team.several and team.process != self.processes.index:
+            raise LmsiError(
+                f"process {self.processes.index} has the devices of process {team.process}; number "
+                "the processes as their machines are, or leave that to --coordinator_address=auto"
+            )
+        return team
+
     def engine(self, round_index: int) -> Engine:
-        """Returns an engine over the model that a round ended with."""
-        params = self.params(round_index)
-        return Engine(self.run.model, params, self.tokenizer, self.run.decoding)
+        """Returns an engine over the model that a round ended with.
+
+        On a mesh the model is read straight to its place, in the type that it is decoded in: no
+        process and no device ever holds all of it.
+        """
+        run, layout = self.run, self.run.decoding
+        spread = make_spread(layout.data, layout.model, layout.fsdp)
+        shardings = param_shardings(run.model, spread)
+        params = self.params(round_index, shardings, layout.dtype)
+        return Engine(run.model, params, self.tokenizer, layout)
 
     def load_questions(self, split: str) -> dict[str, list[Question]]:
         """Reads the questions of a split by task, from the questions stage's shards."""

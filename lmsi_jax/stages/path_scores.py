@@ -51,7 +51,8 @@ def path_scores(context: Context, round_index: int, inputs: dict[str, str]) -> d
       The stage's fingerprint as an input of the mix stage; {} where no filter asks for scores.
 
     Raises:
-      LmsiError: the training mesh is larger than a process, which scores its own shards alone.
+      LmsiError: losses are asked for and the training mesh is larger than a process, which scores
+        its own shards alone.
     """
     needs = _needs(context)
     if not needs:
@@ -60,10 +61,11 @@ def path_scores(context: Context, round_index: int, inputs: dict[str, str]) -> d
         inputs = inputs | {"base": context.base_fingerprint}
     stage = context.stage(round_index, NAME, _settings(context, round_index), inputs)
     if not context.done(stage):
-        if placement.spans(context.run.training):
+        if needs & {*LOSSES, STRONG_LOSSES} and placement.spans(context.run.training):
             raise LmsiError(
-                "each process scores paths by itself; choose Training.data and Training.model that "
-                "its own devices suffice for"
+                "each process computes paths' losses with a whole model of its own; choose "
+                "Training.data and Training.model that its own devices suffice for, or leave "
+                "filters that ask for losses out of Mixing.selection"
             )
         with context.processes.together(NAME, round_index):
             score_shards(context, round_index)

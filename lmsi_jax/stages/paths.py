@@ -1,13 +1,17 @@
 """Jobs -> paths on disk, for sampling and evaluation: the engine, a person's view, and leaving."""
 
 import dataclasses
+import io
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from etils import epath
 
-from lmsi_jax.decoding.engine import Stats
-from lmsi_jax.decoding.generate import Job, generate, prepare
+from lmsi_jax.agreement import Agreement, meet
+from lmsi_jax.decoding.engine import Engine, Stats
+from lmsi_jax.decoding.generate import Job, Work, generate, prepare
 from lmsi_jax.decoding.sampling import Sampling
+from lmsi_jax.decoding.teams import Team
 from lmsi_jax.progress import Progress
 from lmsi_jax.prompts import Prompting, build_prompt
 from lmsi_jax.records import Exemplar, Path, Question
@@ -48,7 +52,7 @@ def draw_paths(
     round_index: int,
     label: str,
 ) -> None:
-    """Samples this process' missing shards of the jobs, or leaves between two chunks.
+    """Samples this team's missing shards of the jobs, or leaves between two chunks.
 
     Args:
       context: the run.
@@ -61,40 +65,64 @@ def draw_paths(
 
     Raises:
       LmsiError: a prompt does not fit, or the disk is full.
-      Terminated: SIGTERM came; the shards that were complete are written.
+      Terminated: SIGTERM came, to any process of the team; the shards that were complete are
+        written.
     """
     store = ShardStore(directory)
-    engine = context.engine(model)
-    index, count = context.processes.share
+    engine, team = context.engine(model), context.team
+    members = team.members
     works = prepare(
         engine,
         jobs,
-        store,
+        lambda names: context.processes.found(members, lambda: store.missing(names)),
         size=context.run.questions_per_shard,
         max_length=context.run.model.max_length,
-        share=(index, count),
+        share=(team.index, team.count),
     )
-    total = sum(work.total for work in works)
-    initial = total - sum(work.left for work in works)
-    label += f", process {index} of {count}" if count > 1 else ""
-    bar = Progress(label, total, unit="questions", rate_unit="tokens", initial=initial)
+    bar = _bar(label + _said(team, context.processes.count), works, shown=team.first)
+    if engine.shared is not None:
+        meet(engine.shared)
     with deferred() as requested, bar:
+        agreement, looks = _agreement(engine, requested), itertools.count()
 
         def leave() -> None:
             """Between two chunks: leaves where SIGTERM has come."""
-            if requested():
+            if agreement.leave(next(looks), engine.trace.to_bytes(4)):
                 raise Terminated
 
         generate(
             engine,
             works,
-            store,
+            store if team.first else None,
             seed=context.run.seed,
             round_index=round_index,
             watcher=Meter(bar, questions),
             leave=leave,
             settled=early_stop(context.run, questions),
         )
+        agreement.settle()
+
+
+def _bar(label: str, works: Sequence[Work], shown: bool) -> Progress:
+    total = sum(work.total for work in works)
+    initial = total - sum(work.left for work in works)
+    stream = None if shown else io.StringIO()
+    return Progress(
+        label, total, unit="questions", rate_unit="tokens", initial=initial, stream=stream
+    )
+
+
+def _said(team: Team, count: int) -> str:
+    """Whose part of the work it is, where there are several processes."""
+    if count == 1:
+        return ""
+    if team.several:
+        return f", processes {team.members[0]} to {team.members[-1]} of {count}"
+    return f", process {team.process} of {count}"
+
+
+def _agreement(engine: Engine, requested: Callable[[], bool]) -> Agreement:
+    return Agreement(engine.shared, requested, "drawn different tokens")
 
 
 def early_stop(

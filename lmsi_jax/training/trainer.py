@@ -9,13 +9,13 @@ from typing import Any
 import jax
 from etils import epath
 
+from lmsi_jax.agreement import Agreement, meet
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.params import Params
 from lmsi_jax.progress import Progress
 from lmsi_jax.signals import Terminated, deferred
 from lmsi_jax.training import packing, placement
-from lmsi_jax.training.agreement import Agreement, meet
 from lmsi_jax.training.beginning import Begin, Load, where_to_begin
 from lmsi_jax.training.checkpoints import Checkpoints
 from lmsi_jax.training.floor import matmul_rate, step_flops
@@ -65,8 +65,7 @@ def train(
       Terminated: SIGTERM came, to any of the processes; the step it came in, or with several
         processes the one after it, is finished and saved.
     """
-    if placement.spans(training):
-        meet()
+    _meet(training)
     checkpoints = _checkpoints(training, directory)
     begin = where_to_begin(checkpoints, config, training, params)
     steps = _steps(training, rows, begin)
@@ -115,10 +114,15 @@ def _steps(training: Training, rows: Iterable[packing.Row], begin: Begin) -> Ste
 
 def _agreement(training: Training, requested: Callable[[], bool]) -> Agreement:
     """With the processes that train together, once all of them are here; else with nobody."""
-    if not placement.spans(training):
-        return Agreement(None, requested)
-    meet()
-    return Agreement(placement.mesh_of(training), requested)
+    _meet(training)
+    mesh = placement.mesh_of(training) if placement.spans(training) else None
+    return Agreement(mesh, requested, "read different examples")
+
+
+def _meet(training: Training) -> None:
+    mesh = placement.mesh_of(training)
+    if mesh is not None and placement.spans(training):
+        meet(mesh)
 
 
 def _leads(training: Training) -> bool:
@@ -188,7 +192,9 @@ class _Loop:
             params, state, metrics = train_step(
                 self.config, training, self.groups, params, state, fed, self.teacher
             )
-            leave = agreement.leave(step, batch)  # asked once: what is decided here holds below
+            leave = agreement.leave(
+                step, batch["tokens"].tobytes()
+            )  # asked once: what is decided here holds below
             self._note(step, self.log.add(step, metrics, batch))
             regular = step % training.save_every == 0 or step == training.steps
             if leave or regular:

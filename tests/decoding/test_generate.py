@@ -81,7 +81,7 @@ JOBS = (_job("a", 10), _job("b", 3), _job("b-cot", 7))
 def _make(folder, jobs=JOBS, share=(0, 1), engine=None, leave=lambda: None, watcher=None):
     engine = engine or PureEngine()
     store = ShardStore(folder)
-    works = prepare(engine, jobs, store, size=4, max_length=100, share=share)
+    works = prepare(engine, jobs, store.missing, size=4, max_length=100, share=share)
     generate(
         engine,
         works,
@@ -138,11 +138,11 @@ def test_shards_are_in_the_order_of_the_lengths(lengths, size):
 def test_the_processes_share_all_shards_evenly(tmp_path_factory, count):
     store = ShardStore(tmp_path_factory.mktemp("empty"))
     shares = [
-        prepare(PureEngine(), JOBS, store, size=4, max_length=100, share=(i, count))
+        prepare(PureEngine(), JOBS, store.missing, size=4, max_length=100, share=(i, count))
         for i in range(count)
     ]
     names = [[shard.name for work in works for shard in work.missing] for works in shares]
-    (everything,) = [prepare(PureEngine(), JOBS, store, size=4, max_length=100)]
+    (everything,) = [prepare(PureEngine(), JOBS, store.missing, size=4, max_length=100)]
     wanted = [shard.name for work in everything for shard in work.shards]
     assert sorted(itertools.chain(*names)) == sorted(wanted)
     assert max(map(len, names)) - min(map(len, names)) <= 1

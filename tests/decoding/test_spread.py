@@ -10,13 +10,24 @@ import sys
 import types
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
 from lmsi_jax.decoding.layout import Decoding
-from lmsi_jax.decoding.spread import Spread, make_spread
+from lmsi_jax.decoding.spread import (
+    Spread,
+    decoding_shapes,
+    decoding_weights,
+    make_spread,
+    param_shardings,
+)
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.models.decoder import parameter_shapes
+from lmsi_jax.models.mesh import make_mesh
 from lmsi_jax.models.partitioning import RULES, logical_axes, spec, weight_specs
+from lmsi_jax.training import checkpoints
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _MESHES = ((1, 1, False), (8, 1, True), (4, 2, False), (2, 4, True), (1, 8, False))
@@ -216,6 +227,25 @@ def test_axes_that_do_not_divide_stay_whole(micro_config):
     )
     assert weight_specs(micro_config, model=4)["layer_0"]["key"] == PartitionSpec(None, None)
     assert weight_specs(micro_config, model=4)["layer_0"]["query"] == PartitionSpec(None, "model")
+
+
+def test_weights_that_were_read_to_their_place_are_those_that_were_cast(
+    micro_config, micro_params, tmp_path
+):
+    """In the type of decoding: on a pod there is no room for another copy."""
+    saved = checkpoints.Checkpoints(tmp_path)
+    saved.save(1, micro_params)
+    saved.close()
+    spread = Spread(make_mesh(jax.devices()[:1], 1, 1))
+    like = parameter_shapes(micro_config, "bfloat16")
+    read = checkpoints.load_params(tmp_path, like, param_shardings(micro_config, spread))
+    weights = decoding_weights(micro_config, read, jnp.bfloat16, spread)
+    assert weights["layer_1"]["down"] is read["layer_1"]["down"]
+    whole = decoding_weights(micro_config, micro_params, jnp.bfloat16, spread)
+    shapes = decoding_shapes(micro_config, parameter_shapes(micro_config), jnp.bfloat16, spread)
+    for ours, theirs, shape in zip(*map(jax.tree.leaves, (weights, whole, shapes)), strict=True):
+        assert ours.dtype == jnp.bfloat16 and ours.sharding == theirs.sharding == shape.sharding
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_collision_and_an_unknown_axis_are_named():

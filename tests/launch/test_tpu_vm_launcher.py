@@ -68,6 +68,7 @@ User=$(id -un)
 WorkingDirectory=$HOME/lmsi
 ExecStart=/bin/bash run.sh
 Restart=on-failure
+RestartPreventExitStatus=2
 RestartSec=30
 TimeoutStopSec=120
 [Install]

@@ -1,19 +1,13 @@
 """The whole command in several processes that share a folder: the same run as in one."""
 
 import json
-import os
-import pathlib
 import shutil
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from micro_run import contents
+from several import together
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-_LMSI = "import sys\nfrom lmsi_jax.main import main\nsys.exit(main(sys.argv[1:]))\n"
 # The disk of this process is full when it comes to the paths of the train questions.
 _FULL = """
 import errno, os
@@ -27,43 +21,10 @@ files._replace = refuse
 """
 
 
-def _together(arguments, count, before=None, devices=1):
-    """Runs the command in `count` processes; `before` is code that one of them runs first.
-
-    Each has some virtual devices.
-    """
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    flags = [f"--coordinator_address={address}", f"--process_count={count}"]
-    own = [[*flags, f"--process_index={index}"] for index in range(count)] if count > 1 else [[]]
-    processes = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-c", (before or {}).get(index, "") + _LMSI),
-                *(*arguments, *own[index]),
-            ],
-            cwd=ROOT,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT),
-                "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(count)
-    ]
-    outputs = [process.communicate(timeout=1200) for process in processes]
-    return [process.returncode for process in processes], [error for _, error in outputs]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_leave_the_run_of_one(finished, words, tmp_path, count):
-    codes, errors = _together(words("run", tmp_path / "run"), count)
+    codes, errors = together(words("run", tmp_path / "run"), count)
     assert codes == [0] * count, errors
     assert contents(tmp_path / "run") == contents(finished)
     for index, error in enumerate(errors):
@@ -73,12 +34,12 @@ def test_several_processes_leave_the_run_of_one(finished, words, tmp_path, count
 
 @pytest.mark.slow
 def test_a_failure_of_one_process_is_said_by_all_and_the_run_goes_on(finished, words, tmp_path):
-    codes, errors = _together(words("run", tmp_path / "run"), 2, {1: _FULL})
+    codes, errors = together(words("run", tmp_path / "run"), 2, {1: _FULL})
     assert codes == [2, 2], errors
     zero, one = (" ".join(error.partition("lmsi: error: ")[2].split()) for error in errors)
     assert one.startswith("cannot write") and "make room on the disk" in one
     assert zero == f"process 1 failed: {one}"
-    codes, errors = _together(words("run", tmp_path / "run"), 2)
+    codes, errors = together(words("run", tmp_path / "run"), 2)
     assert codes == [0, 0], errors
     assert contents(tmp_path / "run") == contents(finished)
 
@@ -100,10 +61,12 @@ def test_training_on_the_devices_of_two_processes_is_that_of_one(
         shutil.copytree(finished, tmp_path / name)
         shutil.rmtree(tmp_path / name / "round_1" / "train")
         changes = {**changes, "Training.validation_count": 2}
-        codes, errors = _together(words("train", tmp_path / name, changes), count, devices=each)
+        codes, errors = together(words("train", tmp_path / name, changes), count, devices=each)
         assert codes == [0] * count, errors
         assert ["round 1: training" in error for error in errors] == [True, False][:count]
     one, mesh, two = (tmp_path / name / "round_1" / "train" for name in ways)
     np.testing.assert_allclose(_losses(two), _losses(one), rtol=1e-5)
-    for name in ("metrics.jsonl", "digest.json"):
-        assert (two / name).read_bytes() == (mesh / name).read_bytes()
+    np.testing.assert_allclose(_losses(two), _losses(mesh), rtol=1e-6)
+    if devices == 2:  # Gloo adds over more than two places in an order of its own
+        for name in ("metrics.jsonl", "digest.json"):
+            assert (two / name).read_bytes() == (mesh / name).read_bytes()

@@ -13,6 +13,7 @@ from lmsi_jax.training.checkpoints.saving import Checkpoints
 from lmsi_jax.training.checkpoints.stored import (
     attempt,
     digest,
+    holders,
     load_params,
     load_state,
     opened,
@@ -25,6 +26,7 @@ __all__ = [
     "attempt",
     "digest",
     "find",
+    "holders",
     "load_params",
     "load_state",
     "opened",

@@ -17,7 +17,7 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.params import Params
 from lmsi_jax.training.checkpoints.layout import PREFIX, named, nested
 from lmsi_jax.training.checkpoints.refusals import UNFINISHED, seen
-from lmsi_jax.training.checkpoints.stored import attempt, processes, read, state_handler
+from lmsi_jax.training.checkpoints.stored import attempt, members, processes, read, state_handler
 
 
 class Checkpoints:
@@ -57,7 +57,7 @@ class Checkpoints:
             preservation_policy=_kept(keep, keep_best, best, mode),
             enable_async_checkpointing=background,
             create=False,
-            multiprocessing_options=processes(together),
+            multiprocessing_options=processes(members(together)),
         )
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=_handlers(together)
@@ -162,8 +162,8 @@ def _parts(params: Any, state: Any) -> dict[str, Any]:
 
 def _handlers(together: bool) -> dict[str, ocp.CheckpointHandler]:
     return {
-        "state": state_handler(together),
-        "reading": ocp.JsonCheckpointHandler(multiprocessing_options=processes(together)),
+        "state": state_handler(members(together)),
+        "reading": ocp.JsonCheckpointHandler(multiprocessing_options=processes(members(together))),
     }
 
 

@@ -112,19 +112,30 @@ def _digest(leaves: Iterator[tuple[str, Any]]) -> str:
     return total.hexdigest()
 
 
-def processes(together: bool) -> ocp.options.MultiprocessingOptions:
-    """Alone a process reads and writes for itself: Orbax would wait for the others in vain."""
-    if together:
+Members = frozenset[int]
+"""The processes that read or write together."""
+
+
+def members(together: bool) -> Members:
+    """All processes, or this one alone."""
+    return frozenset(range(jax.process_count()) if together else {jax.process_index()})
+
+
+def processes(taking_part: Members) -> ocp.options.MultiprocessingOptions:
+    """Orbax would wait for all processes, in vain where some of them do not take part."""
+    if 1 < len(taking_part) == jax.process_count():
         return ocp.options.MultiprocessingOptions()
-    me = jax.process_index()
+    first = min(taking_part)
     return ocp.options.MultiprocessingOptions(
-        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"lmsi_{me}"
+        primary_host=first,
+        active_processes={*taking_part},
+        barrier_sync_key_prefix=f"lmsi_{first}",
     )
 
 
-def state_handler(together: bool) -> ocp.PyTreeCheckpointHandler:
+def state_handler(taking_part: Members) -> ocp.PyTreeCheckpointHandler:
     """What reads and writes the item `state`."""
-    return ocp.PyTreeCheckpointHandler(multiprocessing_options=processes(together))
+    return ocp.PyTreeCheckpointHandler(multiprocessing_options=processes(taking_part))
 
 
 def read(folder: epath.Path, like: Any, places: Any) -> Any:
@@ -143,8 +154,7 @@ def read(folder: epath.Path, like: Any, places: Any) -> Any:
       LmsiError: it is no such checkpoint, incomplete, or of another model or optimiser.
     """
     where = {} if places is None else named(places)
-    together = not all(place.is_fully_addressable for place in where.values())
-    handler, metadata = opened(folder, together)
+    handler, metadata = opened(folder, holders(where))
     wanted = named(like)
     check_match(folder, wanted, named(metadata))
     how = {name: _restoring(where.get(name), leaf.dtype) for name, leaf in wanted.items()}
@@ -166,8 +176,18 @@ def _restoring(place: Any, dtype: Any) -> ocp.RestoreArgs:
     return ocp.ArrayRestoreArgs(sharding=place, dtype=dtype)
 
 
-def opened(folder: epath.Path, together: bool = False) -> tuple[ocp.Checkpointer, Any]:
+def holders(shardings: Any) -> Members:
+    """The processes that have a part of what is read to these places; this one where none is."""
+    devices = {device for place in jax.tree.leaves(shardings) for device in place.device_set}
+    return frozenset(device.process_index for device in devices) or members(together=False)
+
+
+def opened(folder: epath.Path, taking_part: Members | None = None) -> tuple[ocp.Checkpointer, Any]:
     """Returns what reads a checkpoint's state, and the tree of its arrays' shapes.
+
+    Args:
+      folder: a `checkpoint_N` folder.
+      taking_part: who reads it together; None: this process alone.
 
     Raises:
       LmsiError: it is no checkpoint of this layout, or it is incomplete.
@@ -175,7 +195,8 @@ def opened(folder: epath.Path, together: bool = False) -> tuple[ocp.Checkpointer
     item = (folder / "state").resolve()
     if not item.is_dir():
         raise LmsiError(f"{folder} is no checkpoint of this layout: {seen(folder)}")
-    handler = ocp.Checkpointer(state_handler(together), multiprocessing_options=processes(together))
+    own = taking_part or members(together=False)
+    handler = ocp.Checkpointer(state_handler(own), multiprocessing_options=processes(own))
     metadata = attempt(folder, lambda: handler.metadata(item).item_metadata.tree)
     if not isinstance(metadata, dict) or "target" not in metadata:
         found = sorted(metadata) if isinstance(metadata, dict) else type(metadata).__name__
