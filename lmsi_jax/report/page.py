@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from lmsi_jax.report import accuracy, curves, early_stop, generation, training, votes, watch
+from lmsi_jax.report.checking import validate
 from lmsi_jax.report.compare import rounds_measured
 from lmsi_jax.report.markup import Html, element, joined, several, table, whole
-from lmsi_jax.report.summary import Summary, validate
+from lmsi_jax.report.summary import Summary
 
 # Nothing is ever loaded, whatever a model wrote into a question.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"

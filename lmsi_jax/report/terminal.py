@@ -10,8 +10,9 @@ from rich.text import Text
 
 from lmsi_jax.report import compare, curves, early_stop, watch
 from lmsi_jax.report.accuracy import DOMAINS, headline_words
+from lmsi_jax.report.checking import validate
 from lmsi_jax.report.markup import DASH, p_value, percent, points, whole
-from lmsi_jax.report.summary import Evaluation, Summary, validate
+from lmsi_jax.report.summary import Evaluation, Summary
 
 _SHORT = {
     "standard": "standard",

@@ -44,9 +44,9 @@ def report(context: Context, command: str, config_text: str) -> None:
     """
     from rich.console import Console
 
+    from lmsi_jax.report.checking import validate
     from lmsi_jax.report.compare import as_rows
     from lmsi_jax.report.page import render
-    from lmsi_jax.report.summary import validate
     from lmsi_jax.report.terminal import print_summary
 
     written = context.output / "config.gin"
@@ -64,8 +64,8 @@ def report_evaluation(context: Context, command: str, config_text: str) -> None:
     """Writes eval.json and prints the table of `lmsi eval`."""
     from rich.console import Console
 
+    from lmsi_jax.report.checking import validate
     from lmsi_jax.report.compare import as_rows
-    from lmsi_jax.report.summary import validate
     from lmsi_jax.report.terminal import print_evaluation
 
     summary = validate(summarise(context, command, config_text))

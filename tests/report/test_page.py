@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.report import accuracy, compare, markup, training, votes
+from lmsi_jax.report.checking import validate
 from lmsi_jax.report.page import render
-from lmsi_jax.report.summary import validate
 
 VOID = {"meta", "br"}
 

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.report import watch
+from lmsi_jax.report.checking import validate
 from lmsi_jax.report.page import render
-from lmsi_jax.report.summary import validate
 from lmsi_jax.report.terminal import print_summary
 
 
