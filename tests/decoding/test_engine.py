@@ -184,6 +184,7 @@ def test_after_the_first_run_nothing_is_compiled(engine):
     assert (decode_chunk._cache_size(), seat_questions._cache_size()) == before
 
 
+@pytest.mark.slow
 def test_more_pages_come_when_paths_need_them(micro_config, micro_params, tokenizer, engine):
     tight = Engine(micro_config, micro_params, tokenizer, dataclasses.replace(SMALL, pool_bytes=1))
     assert _run(tight, MANY) == _run(engine, MANY)
@@ -233,6 +234,7 @@ def test_token_logprobs_come_on_request_and_add_up(engine):
         assert type(full).from_json(full.to_json()) == full
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32(engine, micro_config, micro_params, tokenizer):
     narrow = Engine(
         micro_config, micro_params, tokenizer, dataclasses.replace(SMALL, dtype="bfloat16")
@@ -243,6 +245,7 @@ def test_bfloat16_stays_near_float32(engine, micro_config, micro_params, tokeniz
         assert paths[0].logprob == pytest.approx(wide[0].logprob, abs=0.05)
 
 
+@pytest.mark.slow
 def test_moving_pages_together_changes_no_path(micro_config, micro_params, tokenizer, monkeypatch):
     layout = Decoding(lanes=4, chunk=2, page=2, pool_bytes=1)
     engine = Engine(micro_config, micro_params, tokenizer, layout)

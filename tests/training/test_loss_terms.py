@@ -68,8 +68,8 @@ def _assert_agrees(config, params, loss, rows, batch, token_loss, teacher=None):
     "loss",
     [
         Loss(),
-        Loss(z_loss=0.1),
-        Loss(label_smoothing=0.2),
+        pytest.param(Loss(z_loss=0.1), marks=pytest.mark.slow),
+        pytest.param(Loss(label_smoothing=0.2), marks=pytest.mark.slow),
         Loss(label_smoothing=0.2, smoothing_constant=True, z_loss=0.01),
     ],
 )

@@ -60,11 +60,11 @@ def _plain(config, prefix):
     ("remat", "scan", "prefix"),
     [
         ("layer", False, 6),
-        ("dots", False, 6),
-        ("none", True, 6),
+        pytest.param("dots", False, 6, marks=pytest.mark.slow),
+        pytest.param("none", True, 6, marks=pytest.mark.slow),
         ("none", True, 0),
         ("layer", True, 6),
-        ("dots", True, 0),
+        pytest.param("dots", True, 0, marks=pytest.mark.slow),
     ],
 )
 def test_layers_computed_anew_or_in_a_loop_give_the_plain_steps_numbers(deep, remat, scan, prefix):
