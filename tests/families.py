@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pytest
+
 from lmsi_jax.models.config import MATRICES
 from lmsi_jax.models.rope import LinearScaling, Llama3Scaling, YarnScaling
 
@@ -43,6 +45,12 @@ FAMILIES = {
         "tied_embeddings": False,
     },
 }
+
+# Gemma 3 and the last have all that the others have; those take their turn with the slow tests.
+_OTHERS = set(FAMILIES) - {"gemma3", "parallel, all biases"}
+FEW_FAST = [
+    pytest.param(name, marks=pytest.mark.slow) if name in _OTHERS else name for name in FAMILIES
+]
 
 
 def of_family(config, family):

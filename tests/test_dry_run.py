@@ -25,7 +25,7 @@ ROUND = {
     "Training.prefix_length": 1024,
     "Training.length": 512,
     "Training.fsdp": True,
-    "ModelConfig.remat": "layer",
+    "ModelConfig.remat": "dots",
     "Questions.train_count": 7473,
     "Questions.test_count": 1319,
     "Mixing.normalise": "path",

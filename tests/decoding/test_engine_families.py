@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from families import FAMILIES, of_family
+from families import FEW_FAST, of_family
 from path_scores import Characters, expected, sharp_params
 
 from lmsi_jax.decoding.engine import Engine
@@ -21,7 +21,7 @@ NOISE = {"seed": 5, "round_index": 2}
 LAYOUT = Decoding(lanes=3, chunk=2, page=4, prefill_tokens=64)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FEW_FAST)
 def test_log_probabilities_equal_plain_decoding(micro_config, family):
     """The windows of the families that have some end in the prompt, the question and the path."""
     config = of_family(micro_config, family)
@@ -50,7 +50,7 @@ def _states(config, weights, tokens):
     return hidden_states(config, weights, tokens, angles_of(config, positions), attend)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FEW_FAST)
 def test_a_row_s_bits_do_not_depend_on_how_many_rows_there_are(micro_config, family):
     config = of_family(micro_config, family)
     weights = decoding_weights(config, sharp_params(config, 1), jnp.float32)

@@ -1,6 +1,7 @@
 """Prompt, question, pages and chunk together, of random shapes, are plain attention over all."""
 
 import numpy as np
+import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from path_scores import Characters, expected, sharp_params
@@ -61,6 +62,7 @@ _LENGTHS = st.tuples(
 )
 
 
+@pytest.mark.slow
 # Each example compiles anew, about 1 s; a failing one is shown as it was found.
 @settings(max_examples=12, phases=(Phase.explicit, Phase.generate))
 @given(_MODELS, _LAYOUTS, _LENGTHS, st.integers(1, 3), st.sampled_from([0.0, 0.7, 1.0]))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from families import FAMILIES, of_family
+from families import FEW_FAST, of_family
 from path_scores import sharp_params
 from reference_decoder import reference_logits
 from step_losses import loss_and_gradient
@@ -80,7 +80,7 @@ def test_nor_do_they_with_sliding_windows_and_soft_caps(micro_config, windows, g
     _assert_packing_changes_nothing(config, init_params(config, jax.random.key(groups)))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FEW_FAST)
 def test_nor_do_they_in_any_family(micro_config, family):
     config = of_family(micro_config, family)
     _assert_packing_changes_nothing(config, sharp_params(config, 2))

@@ -117,7 +117,7 @@ def _trained(config, params, training, batch, steps=3):
     return params, metrics
 
 
-@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+@pytest.mark.parametrize("name", ["adamw", pytest.param("adafactor", marks=pytest.mark.slow)])
 def test_accumulated_microbatches_train_as_the_large_batch(micro_config, micro_params, name):
     batch = _batch(microbatches=4, rows=2)
     large = {
