@@ -127,6 +127,7 @@ def following(specs: Any, params: Any, state: Any) -> Any:
     owners = {path: (leaf.shape, spec) for (path, leaf), spec in zip(flat, leaves, strict=True)}
 
     def follow(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
+        """The spec of a state's array, from the parameter that its path ends with."""
         for start in range(len(path)):
             if path[start:] in owners:
                 shape, spec = owners[path[start:]]
