@@ -18,7 +18,6 @@ from lmsi_jax.run import (
 from lmsi_jax.selection.confidence import AnswerEntropy, Cap, MinConfidence
 from lmsi_jax.selection.difficulty import Difficulty
 from lmsi_jax.selection.distinct import DistinctReasoning
-from lmsi_jax.selection.diversity import StopRules
 from lmsi_jax.selection.importance import DistributionShift, ImportanceWeights
 from lmsi_jax.selection.ranking import InstructionFollowing, Ranked, SelfRating
 from lmsi_jax.studies.settings import Study, Variant
@@ -36,7 +35,7 @@ _CLASSES = (
     *(MinConfidence, Cap, AnswerEntropy, DistinctReasoning, DistributionShift, ImportanceWeights),
     *(SelfRating, Ranked, InstructionFollowing, Difficulty),
     *(Training, Optimizer, Lora, Loss, Preference),
-    *(Evaluation, StopRules, Watch, Pretraining, Distillation),
+    *(Evaluation, Watch, Pretraining, Distillation),
     *(Study, Variant),
 )
 

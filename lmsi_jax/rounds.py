@@ -18,7 +18,6 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.files import write_bytes
 from lmsi_jax.manifest import write_manifest
 from lmsi_jax.run import Run
-from lmsi_jax.selection.diversity import alarms, measure
 from lmsi_jax.stages.context import Context, NotReady
 from lmsi_jax.stages.evaluate import evaluate, evaluate_shards
 from lmsi_jax.stages.finetune import finetune, train_round
@@ -28,9 +27,9 @@ from lmsi_jax.stages.path_scores import path_scores, score_shards
 from lmsi_jax.stages.prompts import make_prompts, prompt_shards
 from lmsi_jax.stages.questions import draw
 from lmsi_jax.stages.report import report, report_evaluation
-from lmsi_jax.stages.sample import read_round, sample, sample_shards
+from lmsi_jax.stages.sample import sample, sample_shards
 from lmsi_jax.stages.teacher_run import open_teacher, teacher_loader
-from lmsi_jax.stages.vote import read_votes, vote
+from lmsi_jax.stages.vote import vote
 from lmsi_jax.stages.watch import watch_alarms
 
 
@@ -181,15 +180,11 @@ def _evaluate(context: Context, index: int, model: str, questions: str) -> None:
 
 
 def stop_reasons(context: Context, index: int) -> list[str]:
-    """Why no round should follow round `index`; [] for none.
-
-    The stop rules on its votes, and those alarms of the watch that `Watch.stop` names.
-    """
-    votes = [vote for rows in read_votes(context, index).values() for vote in rows]
-    found = alarms(measure(votes, read_round(context, index)), context.run.stop_rules)
+    """Why no round should follow round `index`: the alarms that `Watch.stop` names; [] for none."""
     ending = context.run.watch.stop
-    watched = watch_alarms(context, index) if ending else []
-    return found + [words for name, words in watched if name in ending]
+    return (
+        [words for name, words in watch_alarms(context, index) if name in ending] if ending else []
+    )
 
 
 def _describe(context: Context, command: str, config_text: str, hashes: dict[str, str]) -> None:

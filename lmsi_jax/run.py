@@ -13,7 +13,6 @@ from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.prompts import PROMPTINGS
 from lmsi_jax.records import FORMATS, Format
 from lmsi_jax.selection.confidence import Cap, MinConfidence
-from lmsi_jax.selection.diversity import StopRules
 from lmsi_jax.selection.rows import STRONG_LOSSES, Filter
 from lmsi_jax.training.settings import Training
 from lmsi_jax.voting import Voting
@@ -201,7 +200,7 @@ class Run:
         again.
       reuse: folders of other runs; a stage that one of them has finished with the same settings
         and inputs is copied, not computed again.
-      questions, generation, sampling, voting, mixing, training, evaluation, stop_rules, watch: one
+      questions, generation, sampling, voting, mixing, training, evaluation, watch: one
         stage, or what looks at one, each.
       pretraining: only for `lmsi pretrain`.
       distillation: only for `lmsi distill`.
@@ -216,7 +215,6 @@ class Run:
     mixing: Mixing = Mixing()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
-    stop_rules: StopRules = StopRules()
     watch: Watch = Watch()
     pretraining: Pretraining | None = None
     distillation: Distillation | None = None

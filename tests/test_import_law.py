@@ -197,7 +197,7 @@ def test_each_kind_of_violation_is_seen_and_named(module, source, message):
     ("module", "source"),
     [
         ("voting", "import math\nfrom lmsi_jax.answers import key"),
-        ("selection.filters", "from lmsi_jax.selection.diversity import order"),
+        ("selection.filters", "from lmsi_jax.selection.distinct import order"),
         ("decoding.loop", "import jax"),
         ("decoding.generate", "from lmsi_jax.store import ShardStore"),
         ("main", "from lmsi_jax import rounds"),

@@ -213,6 +213,8 @@ class WatchRow(TypedDict):
     length: float
     unparsed: float
     easy: float
+    distinct_kept: float
+    empty: float
     kept: float | None
     rows: int | None
     easy_weight: float | None

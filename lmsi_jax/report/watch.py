@@ -63,6 +63,8 @@ _FIGURES: tuple[tuple[str, Callable[[WatchRow], _Value], Callable[[_Value], str]
     *((f"Distinct-{n}", _distinct(n), _number(3)) for n in (1, 2, 3)),
     ("Tokens a path", lambda row: row["length"], _number(1)),
     ("Unparsed paths", lambda row: row["unparsed"], _share),
+    ("Questions without an answer", lambda row: row["empty"], _share),
+    ("Different kept paths a question", lambda row: row["distinct_kept"], _number(1)),
     ("Easy questions", lambda row: row["easy"], _share),
     ("Their training weight", lambda row: row["easy_weight"], _share),
     ("Questions with training rows", lambda row: row["kept"], _share),

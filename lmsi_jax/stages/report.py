@@ -13,7 +13,6 @@ from lmsi_jax.decoding.generate import read_paths
 from lmsi_jax.files import read_json, write_bytes, write_json
 from lmsi_jax.records import FORMATS, Example, ExamplePair, Path, Question, Vote
 from lmsi_jax.report.distillation import RESULT, sentences
-from lmsi_jax.selection.diversity import alarms, measure
 from lmsi_jax.stages import generate, prompts
 from lmsi_jax.stages.context import Context, NotReady
 from lmsi_jax.stages.early_stop import early_stop
@@ -24,7 +23,7 @@ from lmsi_jax.stages.vote import cast_vote, read_votes
 from lmsi_jax.stages.watch import read_watched, watch_alarms
 from lmsi_jax.store import ShardStore
 from lmsi_jax.training.metrics import read_metrics
-from lmsi_jax.watch import Figures
+from lmsi_jax.watch import Figures, distinct_kept
 
 _PACKAGES = ("lmsi_jax", "jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "numpy")
 _EVALUATION = "eval.json"
@@ -148,7 +147,6 @@ def _round(context: Context, index: int) -> dict[str, Any]:
     votes = [vote for rows in by_task.values() for vote in rows]
     paths = read_round(context, index)
     flat = [path for rows in paths.values() for path in rows]
-    diversity = measure(votes, paths)
     seconds = {
         stage: float(read_json(context.folder(index, stage) / "stage.json")["seconds"])
         for stage in _TIMED
@@ -177,9 +175,9 @@ def _round(context: Context, index: int) -> dict[str, Any]:
         "empty_votes": sum(vote.winner is None for vote in votes),
         "tied_votes": sum(bool(vote.tied) for vote in votes),
         "kept": sum(len(vote.kept) for vote in votes),
-        "distinct_kept": round(diversity.distinct_kept * diversity.questions),
-        "mean_confidence": diversity.mean_confidence,
-        "mean_entropy": diversity.mean_entropy,
+        "distinct_kept": sum(distinct_kept(vote, paths[vote.uid]) for vote in votes),
+        "mean_confidence": _mean([vote.confidence for vote in votes]),
+        "mean_entropy": _mean([vote.entropy for vote in votes]),
         "votes_by_task": {task: _task_votes(rows, paths) for task, rows in by_task.items()},
         "generated": _generated(context, index, votes),
         "prompts": prompts.read_counts(context, index),
@@ -197,10 +195,7 @@ def _round(context: Context, index: int) -> dict[str, Any]:
         "funnel": read_funnel(context, index) if _finished(context, index, "mix") else [],
         "train": metrics,
         "values": {name: repr(value) for name, value in values_in(context.run, index).items()},
-        "alarms": [
-            *alarms(diversity, context.run.stop_rules),
-            *(words for _, words in watch_alarms(context, index)),
-        ],
+        "alarms": [words for _, words in watch_alarms(context, index)],
     }
 
 
@@ -238,11 +233,10 @@ def _generated(context: Context, index: int, votes: Sequence[Vote]) -> dict[str,
 
 
 def _task_votes(votes: Sequence[Vote], paths: dict[str, list[Path]]) -> dict[str, Any]:
-    diversity = measure(votes, paths)
     return {
         "questions": len(votes),
-        "mean_confidence": diversity.mean_confidence,
-        "distinct_kept_per_question": diversity.distinct_kept,
+        "mean_confidence": _mean([vote.confidence for vote in votes]),
+        "distinct_kept_per_question": _mean([distinct_kept(v, paths[v.uid]) for v in votes]),
         "empty": sum(vote.winner is None for vote in votes),
         "tied": sum(bool(vote.tied) for vote in votes),
     }
@@ -285,3 +279,7 @@ def _shown(question: Question, vote: Vote, paths: Sequence[Path]) -> dict[str, A
             for text in order[:_SHOWN_PATHS]
         ],
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))

@@ -6,7 +6,17 @@ paths get better, paths get short, easy questions crowd out hard ones. Pure func
 """
 
 from lmsi_jax.watch.alarms import Alarm, alarms
-from lmsi_jax.watch.figures import EASY, Figures, Scored, measure
+from lmsi_jax.watch.figures import EASY, Figures, Scored, distinct_kept, measure
 from lmsi_jax.watch.settings import NAMES, Watch
 
-__all__ = ["EASY", "NAMES", "Alarm", "Figures", "Scored", "Watch", "alarms", "measure"]
+__all__ = [
+    "EASY",
+    "NAMES",
+    "Alarm",
+    "Figures",
+    "Scored",
+    "Watch",
+    "alarms",
+    "distinct_kept",
+    "measure",
+]

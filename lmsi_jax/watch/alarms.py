@@ -27,15 +27,20 @@ def alarms(rounds: Mapping[int, Figures], watch: Watch) -> list[Alarm]:
       watch: from where on.
 
     Returns:
-      At most one alarm of each of `settings.NAMES`, in their order; [] where nothing is there to
-      compare with, or there are too few questions.
+      At most one alarm of each of `settings.NAMES`, in their order; [] where there are too few
+      questions. A single round is compared with nothing, and judged by itself alone.
     """
     order = sorted(rounds)
-    if len(order) < 2 or rounds[order[-1]].questions < watch.least_questions:
+    if not order or rounds[order[-1]].questions < watch.least_questions:
         return []
-    now, earlier = rounds[order[-1]], list(dict.fromkeys((order[0], order[-2])))
-    since = [_Since(which, _place(index), rounds[index]) for which, index in enumerate(earlier)]
-    found = []
+    now, earlier = rounds[order[-1]], list(dict.fromkeys((order[0], *order[-2:-1])))
+    since = [
+        _Since(which, _place(index), rounds[index])
+        for which, index in enumerate(earlier)
+        if index != order[-1]
+    ]
+    alone = {"sure": _sure, "same": _same, "empty": _empty}
+    found = [Alarm(name, words) for name, of in alone.items() if (words := of(now, watch))]
     for name, judge in _JUDGES.items():
         words = next(filter(None, (judge(now, one, watch) for one in since)), None)
         if words is not None:
@@ -56,6 +61,31 @@ _Judge = Callable[[Figures, _Since, Watch], str | None]
 
 def _place(index: int) -> str:
     return f"in round {index}" if index else "of the base model"
+
+
+def _sure(now: Figures, watch: Watch) -> str | None:
+    share, paths = watch.sure
+    if not share or now.confidence < share or now.distinct_kept >= paths:
+        return None
+    return (
+        f"the votes are sure (mean share {_percent(now.confidence)}) while only "
+        f"{now.distinct_kept:.1f} different paths agree with a question's vote"
+    )
+
+
+def _same(now: Figures, watch: Watch) -> str | None:
+    if now.entropy >= watch.same or now.empty == 1 or now.paths == now.questions:
+        return None
+    return (
+        "a question's answers hardly differ any more: of the largest possible entropy there is "
+        f"{now.entropy:.3f}"
+    )
+
+
+def _empty(now: Figures, watch: Watch) -> str | None:
+    if not watch.empty or now.empty <= watch.empty:
+        return None
+    return f"{_percent(now.empty)} of the questions have no parsed answer"
 
 
 def _surer(now: Figures, since: _Since, watch: Watch) -> str | None:

@@ -49,6 +49,8 @@ class Figures:
       length: tokens of a path, mean over paths.
       unparsed: share of the paths without an answer.
       easy: share of the questions whose confidence is above `EASY`.
+      distinct_kept: different texts among the paths that agree with a question's vote.
+      empty: share of the questions without a parsed answer.
       kept: share of the questions with at least one training row; None where none were made yet.
       rows: the model's own training rows.
       easy_weight: share of their weight that is of easy questions.
@@ -63,6 +65,8 @@ class Figures:
     length: float
     unparsed: float
     easy: float
+    distinct_kept: float
+    empty: float
     kept: float | None
     rows: int | None
     easy_weight: float | None
@@ -96,11 +100,19 @@ def measure(
         length=_mean([path.tokens for path in flat]),
         unparsed=1 - sum(vote.parsed for vote in votes) / len(flat) if flat else 0.0,
         easy=len(easy) / max(1, len(votes)),
+        distinct_kept=_mean([distinct_kept(vote, paths[vote.uid]) for vote in votes]),
+        empty=_mean([vote.winner is None for vote in votes]),
         kept=kept,
         rows=rows,
         easy_weight=easy_weight,
         scored=_scored(questions, votes),
     )
+
+
+def distinct_kept(vote: Vote, paths: Iterable[Path]) -> int:
+    """Returns how many different texts a question's kept paths have."""
+    kept = set(vote.kept)
+    return len({path.text for path in paths if path.index in kept})
 
 
 def distinct_n(texts: Iterable[str], n: int) -> float | None:

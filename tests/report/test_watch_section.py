@@ -28,6 +28,8 @@ def _row(source, number):
         "distinct": [0.081, 0.2 - 0.0125 * number, 0.31],
         "length": 60.0 + number,
         "unparsed": 0.03,
+        "distinct_kept": 5.5,
+        "empty": 0.01,
         "easy": 0.15 * number,
         "kept": None if test else 0.97,
         "rows": None if test else 39786,

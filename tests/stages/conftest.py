@@ -49,7 +49,7 @@ _PARTS = {
     "mixing": "Mixing",
     "training": "Training",
     "evaluation": "Evaluation",
-    "stop_rules": "StopRules",
+    "watch": "Watch",
 }
 
 

@@ -44,8 +44,7 @@ SETTINGS = {
     "Mixing.strong_count": 2,
     "Mixing.formats": ("few_shot_cot", "zero_shot_cot"),
     "DistributionShift.validation": "strong",
-    "StopRules.max_empty": 0.0,
-    "StopRules.min_entropy": 0.0,
+    "Watch.stop": (),
     "Watch.least_questions": 1,
 }
 # Runs the command, and dies by SIGKILL right after the N-th call of something has returned.
@@ -73,7 +72,7 @@ def _words(command, gin, output, by_round=None, **changes):
 
 @pytest.fixture(scope="module")
 def gin(tmp_path_factory, gin_text, speaker):
-    lines = ("Mixing.selection = (@DistributionShift(),)", "Run.watch = @Watch()")
+    lines = ("Mixing.selection = (@DistributionShift(),)",)
     return write_gin(tmp_path_factory.mktemp("second"), gin_text, speaker, SETTINGS, lines)
 
 

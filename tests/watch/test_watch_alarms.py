@@ -17,6 +17,8 @@ BASE = Figures(
     length=60.0,
     unparsed=0.03,
     easy=0.15,
+    distinct_kept=6.0,
+    empty=0.01,
     kept=0.99,
     rows=9000,
     easy_weight=0.16,
@@ -66,11 +68,43 @@ COLLAPSES = {
 }
 
 
+ALONE = [
+    ("sure", {"confidence": 0.96, "distinct_kept": 1.5}),
+    ("same", {"entropy": 0.005}),
+    ("empty", {"empty": 0.95}),
+    ("empty", {"empty": 1.0, "entropy": 0.0}),
+]
+
+
 def test_every_alarm_has_a_collapse_here():
-    assert tuple(COLLAPSES) == NAMES
+    assert (*dict.fromkeys(name for name, _ in ALONE), *COLLAPSES) == NAMES
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("", {"confidence": 0.96}),  # sure, and still many ways
+        ("", {"distinct_kept": 1.5}),  # few ways, and still unsure
+        *ALONE,
+    ],
+)
+def test_what_a_round_says_by_itself_needs_no_other(name, changes):
+    found = alarms({1: _with(BASE, **changes)}, Watch())
+    assert [alarm.name for alarm in found] == [name] * bool(name)
+    assert all(any(char.isdigit() for char in alarm.words) for alarm in found)
+
+
+def test_zero_turns_off_what_a_round_says_by_itself():
+    gone = _with(BASE, confidence=1.0, distinct_kept=1.0, entropy=0.0, empty=0.95)
+    assert _names([gone]) == ["sure", "same", "empty"]
+    assert _names([gone], Watch(sure=(0.0, 0.0), same=0.0, empty=0.0)) == []
+
+
+def test_one_path_a_question_has_no_entropy_to_judge():
+    assert _names([_with(BASE, paths=BASE.questions, entropy=0.0)]) == []
+
+
+@pytest.mark.parametrize("name", COLLAPSES)
 def test_each_collapse_raises_its_alarm_with_then_and_now(name):
     series = COLLAPSES[name]
     rows = dict(enumerate(series, start=1))
@@ -80,7 +114,7 @@ def test_each_collapse_raises_its_alarm_with_then_and_now(name):
     assert _names(series[:1]) == []
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COLLAPSES)
 def test_zero_turns_an_alarm_off(name):
     pairs = ("entropy", "distinct", "shorter", "longer", "kept")
     field = {"surer": "confidence_rise", "passed": "pass_fall"}.get(name, name)
@@ -98,7 +132,7 @@ def test_a_slow_slide_is_seen_against_the_first_round_and_a_jump_against_the_las
 def test_a_total_collapse_raises_one_alarm_of_each_kind_in_order():
     gone = _with(BASE, sure=1.0, majority=0.3, passed=0.3, entropy=0.0, length=8.0, kept=0.3,
                  distinct=(0.01, 0.02, 0.02), unparsed=0.5, easy_weight=1.0)  # fmt: skip
-    wanted = [name for name in NAMES if name != "longer"]
+    wanted = [name for name in NAMES if name not in ("sure", "empty", "longer")]
     assert _names([BASE, _with(BASE, entropy=0.3), gone]) == wanted
 
 
@@ -134,9 +168,10 @@ def test_the_base_model_is_called_that():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stop": ("entropie",)}, "Watch.stop has 'entropie'; choose from surer, gap, passed"),
+        ({"stop": ("entropie",)}, "Watch.stop has 'entropie'; choose from sure, same, empty"),
         ({"kept": (0.5,)}, "Watch.kept = (0.5,); two numbers of 0 or more"),
         ({"longer": (-1.0, 2.0)}, "two numbers of 0 or more"),
+        ({"sure": (0.9,)}, "Watch.sure = (0.9,); two numbers of 0 or more"),
         ({"gap": -0.1}, "Watch.gap = -0.1; 0 (off) or more"),
     ],
 )

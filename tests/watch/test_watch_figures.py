@@ -86,6 +86,9 @@ def test_figures_are_those_of_plain_loops(seed):
     assert found.scored.passed == pytest.approx(np.mean(passed))
     assert found.scored.single == pytest.approx(np.mean(right))
     assert found.scored.majority == pytest.approx(np.mean([v.winner == "7" for v in votes]))
+    assert found.empty == pytest.approx(np.mean([not any(own) for own in keys]))
+    ways = [len({p.text for p in paths[v.uid] if p.index in v.kept}) for v in votes]
+    assert found.distinct_kept == pytest.approx(np.mean(ways))
     own = [row for row in rows if row.uid in paths]
     easy = {v.uid for v in votes if v.confidence > EASY}
     weights = [sum(r.weight for r in own if r.uid in easy), sum(r.weight for r in own)]
