@@ -7,6 +7,7 @@ round_R/generate/written-TASK-00000-of-00002    what the model wrote behind list
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from lmsi_jax.decoding.generate import Job, read_paths
 from lmsi_jax.decoding.sampling import Sampling
@@ -91,11 +92,17 @@ def new_questions(context: Context, round_index: int) -> dict[str, list[Question
     }
 
 
-def read_counts(context: Context, round_index: int) -> dict[str, Counts]:
-    """Reads what became of all that the model wrote, by task; {} where none was asked for."""
-    if not context.run.generation.questions:
+def read_counts(
+    context: Context, round_index: int, stage: Literal["generate", "prompts"]
+) -> dict[str, Counts]:
+    """Reads what became of all that the model wrote in a stage, by task.
+
+    {} where none was asked for.
+    """
+    asked = context.run.generation
+    if not {"generate": asked.questions, "prompts": asked.prompts}[stage]:
         return {}
-    store = ShardStore(context.folder(round_index, "generate"))
+    store = ShardStore(context.folder(round_index, stage))
     tasks = dict.fromkeys(context.questions.train)
     return {task: store.read(f"counts-{task}")[0] for task in tasks}
 

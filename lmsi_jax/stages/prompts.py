@@ -12,12 +12,11 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.generation.exemplars import FewShot, asked, exemplar, few_shots
 from lmsi_jax.records import Exemplar, Question
 from lmsi_jax.stages.context import Context
-from lmsi_jax.stages.generate import training_questions
+from lmsi_jax.stages.generate import Counts, training_questions
 from lmsi_jax.stages.paths import draw_paths, make_job
 from lmsi_jax.store import ShardStore
 
 _TRIES = 2  # questions asked for each exemplar that is wanted: some answers are not usable
-Counts = dict[str, int]
 
 
 def make_prompts(context: Context, round_index: int, inputs: dict[str, str]) -> str:
@@ -72,15 +71,6 @@ def read_prompts(context: Context, round_index: int, task: str) -> tuple[FewShot
         )
         for row in store.read(f"prompts-{task}")
     )
-
-
-def read_counts(context: Context, round_index: int) -> dict[str, Counts]:
-    """Reads how many answers were asked for and usable, by task; {} where none was asked for."""
-    if not context.run.generation.prompts:
-        return {}
-    store = ShardStore(context.folder(round_index, "prompts"))
-    tasks = dict.fromkeys(context.questions.train)
-    return {task: store.read(f"counts-{task}")[0] for task in tasks}
 
 
 def _asked(

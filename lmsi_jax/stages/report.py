@@ -13,7 +13,7 @@ from lmsi_jax.decoding.generate import read_paths
 from lmsi_jax.files import read_json, write_bytes, write_json
 from lmsi_jax.records import FORMATS, Example, ExamplePair, Path, Question, Vote
 from lmsi_jax.report.distillation import RESULT, sentences
-from lmsi_jax.stages import generate, prompts
+from lmsi_jax.stages import generate
 from lmsi_jax.stages.context import Context, NotReady
 from lmsi_jax.stages.early_stop import early_stop
 from lmsi_jax.stages.evaluate import read_scores
@@ -180,7 +180,7 @@ def _round(context: Context, index: int) -> dict[str, Any]:
         "mean_entropy": _mean([vote.entropy for vote in votes]),
         "votes_by_task": {task: _task_votes(rows, paths) for task, rows in by_task.items()},
         "generated": _generated(context, index, votes),
-        "prompts": prompts.read_counts(context, index),
+        "prompts": generate.read_counts(context, index, "prompts"),
         "examples": {
             name: {
                 "rows": sum(row.format == name for row in rows),
@@ -222,7 +222,7 @@ def _generated(context: Context, index: int, votes: Sequence[Vote]) -> dict[str,
     least = max(run.generation.min_confidence, own)
     found = {}
     new = generate.new_questions(context, index)
-    for task, counts in generate.read_counts(context, index).items():
+    for task, counts in generate.read_counts(context, index, "generate").items():
         sure = [by_uid[question.uid] for question in new[task]]
         found[task] = {
             **counts,

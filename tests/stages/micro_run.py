@@ -11,6 +11,21 @@ import sys
 from lmsi_jax.store import ShardStore
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Runs the command, and dies by SIGKILL right after the N-th call of something has returned.
+_DYING = """
+import os, signal, sys
+from lmsi_jax.main import main
+import lmsi_jax.{module} as module
+what, calls = module.{name}, []
+def deadly(*args, **kwargs):
+    made = what(*args, **kwargs)
+    calls.append(1)
+    if len(calls) == {count}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return made
+module.{name} = deadly
+main(sys.argv[1:])
+"""
 
 
 def contents(folder):
@@ -39,6 +54,11 @@ def killed(code, arguments):
         timeout=900,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+
+
+def killed_after(arguments, module, name, count):
+    """Runs the command, which dies right after `count` calls of a function of a module."""
+    killed(_DYING.format(module=module, name=name, count=count), arguments)
 
 
 def snapshot(folder):

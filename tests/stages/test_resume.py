@@ -5,38 +5,18 @@ import os
 import signal
 
 import pytest
-from micro_run import contents, killed, snapshot
+from micro_run import contents, killed_after, snapshot
 
 from lmsi_jax import files
 from lmsi_jax.main import main
 from lmsi_jax.training import checkpoints
-
-# Runs the command, and dies by SIGKILL right after the N-th call of something has returned.
-_DYING = """
-import os, signal, sys
-from lmsi_jax.main import main
-import lmsi_jax.{module} as module
-what, calls = module.{name}, []
-def deadly(*args, **kwargs):
-    made = what(*args, **kwargs)
-    calls.append(1)
-    if len(calls) == {count}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return made
-module.{name} = deadly
-main(sys.argv[1:])
-"""
-
-
-def _killed(arguments, module, name, count):
-    killed(_DYING.format(module=module, name=name, count=count), arguments)
 
 
 def test_killed_between_two_checkpoints_it_goes_on_to_the_same_bytes(
     finished, words, tmp_path, micro_params
 ):
     arguments = words("run", tmp_path / "run")
-    _killed(arguments, "training.checkpoints", "Checkpoints.save", 2)
+    killed_after(arguments, "training.checkpoints", "Checkpoints.save", 2)
     train = tmp_path / "run" / "round_1" / "train"
     # The second one was being written in the background.
     assert checkpoints.find(train).name in ("checkpoint_1", "checkpoint_2")
@@ -64,7 +44,7 @@ def test_killed_anywhere_it_goes_on_to_the_same_bytes(
     finished, words, tmp_path, module, name, count
 ):
     arguments = words("run", tmp_path / "run")
-    _killed(arguments, module, name, count)
+    killed_after(arguments, module, name, count)
     assert main(arguments) == 0
     assert contents(tmp_path / "run") == contents(finished)
 

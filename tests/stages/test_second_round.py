@@ -5,7 +5,7 @@ import pathlib
 import shutil
 
 import pytest
-from micro_run import contents, killed, shard_rows, snapshot
+from micro_run import contents, killed_after, shard_rows, snapshot
 from own_run import write_gin
 
 from lmsi_jax import files
@@ -47,21 +47,6 @@ SETTINGS = {
     "Watch.stop": (),
     "Watch.least_questions": 1,
 }
-# Runs the command, and dies by SIGKILL right after the N-th call of something has returned.
-_DYING = """
-import os, signal, sys
-from lmsi_jax.main import main
-import lmsi_jax.{module} as module
-what, calls = module.{name}, []
-def deadly(*args, **kwargs):
-    made = what(*args, **kwargs)
-    calls.append(1)
-    if len(calls) == {count}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return made
-module.{name} = deadly
-main(sys.argv[1:])
-"""
 
 
 def _words(command, gin, output, by_round=None, **changes):
@@ -197,7 +182,7 @@ def test_killed_anywhere_in_the_second_round_it_goes_on_to_the_same_bytes(
     two, first, gin, module, name, count
 ):
     words = _words("run", gin, first)
-    killed(_DYING.format(module=module, name=name, count=count), words)
+    killed_after(words, module, name, count)
     assert main(words) == 0
     assert contents(first) == contents(two)
 
