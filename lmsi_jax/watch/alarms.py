@@ -95,10 +95,7 @@ def _surer(now: Figures, since: _Since, watch: Watch) -> str | None:
     fell = _fell(a.majority, b.majority, a, b, watch.accuracy_fall)
     if not fell or b.confidence - a.confidence < watch.confidence_rise:
         return None
-    return (
-        f"the votes got surer and less often right: mean share {_percent(b.confidence)}, right "
-        f"{_percent(b.majority)}; {since.place} {_percent(a.confidence)} and {_percent(a.majority)}"
-    )
+    return f"the votes got surer and less often right: {_both(b, a, since)}"
 
 
 def _gap(now: Figures, since: _Since, watch: Watch) -> str | None:
@@ -108,9 +105,14 @@ def _gap(now: Figures, since: _Since, watch: Watch) -> str | None:
     before, gap = a.confidence - a.majority, b.confidence - b.majority
     if gap < watch.gap or gap <= before:
         return None
+    return f"the votes are far surer than right: {_both(b, a, since)}"
+
+
+def _both(now: Scored, then: Scored, since: _Since) -> str:
+    """Share and accuracy, now and then."""
     return (
-        f"the votes are far surer than right: mean share {_percent(b.confidence)}, right "
-        f"{_percent(b.majority)}; {since.place} {_percent(a.confidence)} and {_percent(a.majority)}"
+        f"mean share {_percent(now.confidence)}, right {_percent(now.majority)}; {since.place} "
+        f"{_percent(then.confidence)} and {_percent(then.majority)}"
     )
 
 
