@@ -27,13 +27,16 @@ def alarms(rounds: Mapping[int, Figures], watch: Watch) -> list[Alarm]:
       watch: from where on.
 
     Returns:
-      At most one alarm of each of `settings.NAMES`, in their order; [] where there are too few
-      questions. A single round is compared with nothing, and judged by itself alone.
+      At most one alarm of each of `settings.NAMES`, in their order. Too few questions say only
+      whether they have answers; a single round is compared with nothing, and judged by itself.
     """
     order = sorted(rounds)
-    if not order or rounds[order[-1]].questions < watch.least_questions:
+    if not order:
         return []
     now, earlier = rounds[order[-1]], list(dict.fromkeys((order[0], *order[-2:-1])))
+    if now.questions < watch.least_questions:
+        words = _empty(now, watch)
+        return [Alarm("empty", words)] if words else []
     since = [
         _Since(which, _place(index), rounds[index])
         for which, index in enumerate(earlier)

@@ -39,7 +39,7 @@ class Watch:
       unparsed: the share of unparsed paths rose by this.
       easy: easy questions have more than this share of the training weight, and more than before.
       kept: the share of questions that give training rows is below these shares of what it was.
-      least_questions: fewer questions say nothing.
+      least_questions: fewer questions say nothing but "empty".
       stop: names of alarms after which no further round follows; () only warns. "surer", "gap" and
         "passed" look at gold answers of the test questions, so a run that they end has seen labels.
         The default ends runs whose further rounds would feed on themselves.

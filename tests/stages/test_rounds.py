@@ -159,6 +159,7 @@ ROUNDS = {
     "Run.rounds": 2,
     "Mixing.strong_count": 3,
     "Training.strong_rate": 0.5,
+    "Watch.empty": 0.0,
 }
 
 

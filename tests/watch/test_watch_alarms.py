@@ -148,7 +148,9 @@ def test_a_fall_that_chance_explains_is_none():
     assert 2 * error > 0.07
 
 
-def test_few_questions_say_nothing():
+def test_few_questions_say_nothing_but_that_they_have_no_answers():
+    none = _with(BASE, questions=8, empty=1.0, entropy=0.0, length=1.0)
+    assert _names([BASE, none]) == ["empty"]
     series = [dataclasses.replace(row, questions=29) for row in COLLAPSES["shorter"]]
     assert _names(series) == []
     assert _names(series, Watch(least_questions=29)) == ["shorter"]
