@@ -122,6 +122,7 @@ def test_a_path_does_not_depend_on_when_its_lane_was_refilled(engine):
             assert long.text.startswith(path.text.rstrip("\ufffd"))
 
 
+@pytest.mark.slow
 def test_paths_of_other_layouts_have_the_same_noise(engine, micro_config, micro_params, tokenizer):
     """Other shapes may round differently; at this size no token lies that close to another."""
     other = Engine(micro_config, micro_params, tokenizer, Decoding(lanes=16, chunk=4, page=8))

@@ -131,6 +131,7 @@ def test_evaluation_samples_all_paths_whatever_sampling_does(prompting):
     assert used.early_stop is None
 
 
+@pytest.mark.slow
 def test_sampling_stops_where_a_replay_of_all_paths_says(finished, lmsi, tmp_path):
     """The paths that the engine draws are the first ones of the run without early stop."""
     code, _, error = lmsi("sample", tmp_path / "run", ON)

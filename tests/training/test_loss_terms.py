@@ -140,6 +140,7 @@ def test_rows_are_scored_as_each_stands_alone(micro_config, teacher):
             )
 
 
+@pytest.mark.slow
 def test_all_tokens_stored_equal_a_teacher_in_memory(micro_config, micro_params, teacher):
     size = micro_config.vocab_size
     rows = with_top_k(teacher, _rows(), SHAPE, size)

@@ -86,6 +86,7 @@ def test_nor_do_they_in_any_family(micro_config, family):
     _assert_packing_changes_nothing(config, sharp_params(config, 2))
 
 
+@pytest.mark.slow
 def test_bfloat16_parameters_give_the_loss_and_gradient_of_float32(micro_config, micro_params):
     narrow = jax.tree.map(lambda x: x.astype(jnp.bfloat16), micro_params)
     widened = jax.tree.map(lambda x: x.astype(jnp.float32), narrow)

@@ -157,6 +157,7 @@ def test_a_step_is_the_gradient_clipped_and_given_to_optaxs_optimiser(micro_conf
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_near_float32_and_keeps_float32_masters(micro_config, micro_params):
     """A bfloat16 number is off by up to 2**-9 = 0.2 %: the loss by as much, the norm by 2 %."""
     batch, optimizer = _batch(), Optimizer(learning_rate=1e-6)
