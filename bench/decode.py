@@ -14,12 +14,14 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from bench import driver  # noqa: E402
-from bench.workloads import MODEL, WORKLOADS, floor  # noqa: E402
+from bench.workloads import WORKLOADS, floor  # noqa: E402
 
 
 def _floor(workload: str, machine: dict) -> dict[str, float]:
-    rates = machine["matmul_flops_per_s"], machine["read_bytes_per_s"]
-    return floor(MODEL, WORKLOADS[workload], *rates)
+    given = WORKLOADS[workload]
+    return floor(
+        given, machine["matmul_flops_per_s"][given.model.dtype], machine["read_bytes_per_s"]
+    )
 
 
 BENCH = driver.Bench(
@@ -40,4 +42,5 @@ BENCH = driver.Bench(
 
 if __name__ == "__main__":
     options = driver.flags(__doc__, BENCH).parse_args()
-    driver.main(BENCH, options, {"model": {"parameters": MODEL.parameters}})
+    parameters = {name: workload.model.parameters for name, workload in WORKLOADS.items()}
+    driver.main(BENCH, options, {"parameters": parameters})

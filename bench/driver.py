@@ -50,7 +50,7 @@ def run_one(
     `tuned` is added to the environment of a system that has the flag --tuned.
     """
     module, *flags = system
-    python = sys.executable if name == OURS else options.peer_python
+    python = sys.executable if module.startswith(OURS) else options.peer_python
     command = [python, "-m", f"bench.peers.{module}", *flags, f"--workload={workload}"]
     command += [f"--repeats={options.repeats}", f"--budget={options.budget}"]
     environment = os.environ | (tuned if "--tuned" in flags else {})

@@ -1,10 +1,11 @@
 """What this machine can do at most, measured here and now: python -m bench.machine
 
-Prints JSON. The matmul rate is the best over a few large square float32 products in JAX, with all
-cores. The bandwidth is the best rate at which an array much larger than the last cache is read
-once from end to end and reduced to one number, as decoding reads its weights: hardly anything is
-written, and each byte takes one cheap operation. Two readers are tried, one thread per core that
-takes NumPy's maximum of its part, and JAX's own sum; a loaded machine gives too low figures.
+Prints JSON. The matmul rate is the best over a few large square products in JAX: in float32 with
+all cores, on an accelerator also in bfloat16. The bandwidth is the best rate at which an array much
+larger than the last cache is read once from end to end and reduced to one number, as decoding reads
+its weights: hardly anything is written, and each byte takes one cheap operation. JAX's own sum is
+tried, and on a CPU one thread per core that takes NumPy's maximum of its part; a loaded machine
+gives too low figures.
 """
 
 import concurrent.futures
@@ -18,8 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_SIZES = (1024, 2048, 3072, 4096)
-_READ_FLOATS = 1 << 27  # 512 MiB
+_SIZES = {"cpu": (1024, 2048, 3072, 4096), "other": (4096, 8192)}
+_READ_FLOATS = {"cpu": 1 << 27, "other": 1 << 30}  # 512 MiB, 4 GiB
+
+
+_TYPES = {"cpu": ("float32",), "other": ("float32", "bfloat16")}
 
 
 def cores() -> int:
@@ -38,12 +42,16 @@ def _best_seconds(work: Callable[[], object], repeats: int) -> float:
     return min(times)
 
 
-def matmul_rate(repeats: int = 8) -> float:
-    """Float32 FLOP/s of the best large matrix product."""
+def _kind() -> str:
+    return "cpu" if jax.default_backend() == "cpu" else "other"
+
+
+def matmul_rate(dtype: str = "float32", repeats: int = 8) -> float:
+    """FLOP/s of the best large matrix product."""
     product = jax.jit(jnp.matmul)
     rates = []
-    for size in _SIZES:
-        x = jax.random.normal(jax.random.key(size), (size, size), jnp.float32)
+    for size in _SIZES[_kind()]:
+        x = jax.random.normal(jax.random.key(size), (size, size), dtype)
         seconds = _best_seconds(lambda x=x: product(x, x).block_until_ready(), repeats)
         rates.append(2 * size**3 / seconds)
     return max(rates)
@@ -51,20 +59,20 @@ def matmul_rate(repeats: int = 8) -> float:
 
 def bandwidth(repeats: int = 8) -> float:
     """Bytes read per second from memory, all cores reading."""
-    values = np.ones(_READ_FLOATS, np.float32)
-    parts = np.array_split(values, cores())
-    with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
-        threads = _best_seconds(lambda: list(pool.map(np.max, parts)), repeats)
-    device = jnp.asarray(values)
+    values = jnp.ones(_READ_FLOATS[_kind()], jnp.float32)
     total = jax.jit(jnp.sum)
-    compiled = _best_seconds(lambda: total(device).block_until_ready(), repeats)
-    return values.nbytes / min(threads, compiled)
+    best = _best_seconds(lambda: total(values).block_until_ready(), repeats)
+    if _kind() == "cpu":
+        parts = np.array_split(np.asarray(values), cores())
+        with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
+            best = min(best, _best_seconds(lambda: list(pool.map(np.max, parts)), repeats))
+    return values.nbytes / best
 
 
 def measure() -> dict[str, object]:
     """The machine's rates and what they were measured on."""
     return {
-        "matmul_flops_per_s": matmul_rate(),
+        "matmul_flops_per_s": {dtype: matmul_rate(dtype) for dtype in _TYPES[_kind()]},
         "read_bytes_per_s": bandwidth(),
         "cores": cores(),
         "processor": _processor(),

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from bench.workloads import MODEL, Model
+from bench.workloads import LLAMA_1B, MODEL, Model
 
 # AdamW with decoupled weight decay, constant rate, no clipping; the same for every system.
 LEARNING_RATE = 1e-3
@@ -39,11 +39,12 @@ class Steps:
         return self.rows * (self.length - 1)
 
 
-_SMALL = Model(layers=2, width=64, heads=2, head_dim=32, mlp=128, vocabulary=512)
+_SMALL = Model(layers=2, width=64, heads=2, kv_heads=2, head_dim=32, mlp=128, vocabulary=512)
 STEPS = {
     steps.name: steps
     for steps in (
         Steps(name="train"),
+        Steps(name="train_1b", model=LLAMA_1B, length=1024),
         # Not a measurement: seconds instead of minutes, to see that a system runs.
         Steps(name="smoke", model=_SMALL, rows=4, length=32),
     )
@@ -71,7 +72,7 @@ def flops_per_token(steps: Steps) -> float:
 
 
 def floor(steps: Steps, matmul_rate: float) -> dict[str, float]:
-    """The time below which a step cannot go on a machine with this float32 matmul rate.
+    """The time below which a step cannot go on a machine with this matmul rate.
 
     Nothing is computed twice; the optimiser's own work and memory traffic are not counted. At
     485 GFLOP/s it is 2,028 tokens/s for the 37.7 M model and 512 tokens. With attention counted in
@@ -79,7 +80,7 @@ def floor(steps: Steps, matmul_rate: float) -> dict[str, float]:
 
     Args:
       steps: what is trained.
-      matmul_rate: FLOP/s.
+      matmul_rate: FLOP/s in the type of the model's products.
 
     Returns:
       FLOPs and seconds of one step, and tokens/s.

@@ -15,7 +15,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from bench import driver  # noqa: E402
-from bench.steps import STEPS, floor  # noqa: E402
+from bench.steps import STEPS, Steps, floor  # noqa: E402
 
 _FROM_CHANCE = 1.0  # nats that a fresh model's loss may be off that of guessing
 _APART = 1e-3  # nats between systems that started from the same weights
@@ -46,9 +46,14 @@ def check(workload: str, results: list[dict]) -> None:
             result["failed"] = f"its losses are not those of {reference['system']}: {pairs}"
 
 
+def _floor(steps: Steps, machine: dict) -> dict[str, float]:
+    return floor(steps, machine["matmul_flops_per_s"][steps.model.dtype])
+
+
 BENCH = driver.Bench(
     systems={
         driver.OURS: ("lmsi_train",),
+        "lmsi_tuned": ("lmsi_train", "--tuned"),
         "hf_tuned": ("hf_train", "--tuned"),
         "hf": ("hf_train",),
         "t5x": ("t5x_train",),
@@ -57,7 +62,7 @@ BENCH = driver.Bench(
     },
     workloads=tuple(STEPS),
     chosen="train",
-    floor=lambda workload, machine: floor(STEPS[workload], machine["matmul_flops_per_s"]),
+    floor=lambda workload, machine: _floor(STEPS[workload], machine),
     check=check,
 )
 

@@ -6,33 +6,37 @@ import pathlib
 
 import numpy as np
 
-_BYTES = 4  # float32
+_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """The shape of the decoder that every system runs: 37.7 million parameters, float32.
+    """The shape of a decoder; by default 37.7 million parameters, float32.
 
     Attributes:
       layers: number of blocks, each with attention and a gated MLP.
       width: of the residual stream.
-      heads: query heads, and as many key/value heads.
+      heads: query heads.
+      kv_heads: key/value heads.
       head_dim: width of one head.
       mlp: width of the gated MLP.
       vocabulary: number of token ids; embeddings and output are tied.
+      dtype: of weights and caches in decoding and of products in training.
     """
 
     layers: int = 8
     width: int = 512
     heads: int = 8
+    kv_heads: int = 8
     head_dim: int = 64
     mlp: int = 2048
     vocabulary: int = 8192
+    dtype: str = "float32"
 
     @property
     def block_parameters(self) -> int:
         """Weights of all blocks, norms aside."""
-        attention = 4 * self.width * self.heads * self.head_dim
+        attention = 2 * self.width * self.head_dim * (self.heads + self.kv_heads)
         return self.layers * (attention + 3 * self.width * self.mlp)
 
     @property
@@ -43,7 +47,12 @@ class Model:
     @property
     def cache_bytes(self) -> int:
         """Bytes of keys and values that one position leaves."""
-        return 2 * self.layers * self.heads * self.head_dim * _BYTES
+        return 2 * self.layers * self.kv_heads * self.head_dim * _BYTES[self.dtype]
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        return self.parameters * _BYTES[self.dtype]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +68,7 @@ class Workload:
       lengths: how many tokens each path has, question by question. They are the useful tokens:
         what a system computes for a path beyond them is not counted.
       temperature: of the softmax; sampling is from the full distribution.
+      model: what decodes.
     """
 
     name: str
@@ -68,6 +78,7 @@ class Workload:
     max_new: int
     lengths: tuple[int, ...]
     temperature: float = 0.7
+    model: Model = Model()
 
     @property
     def questions(self) -> int:
@@ -100,21 +111,36 @@ def _lengths_b() -> tuple[int, ...]:
     return tuple(length for row in rows for length in row)
 
 
+def _lengths_c(questions: int, samples: int) -> tuple[int, ...]:
+    """As B's: lognormal, median 90, sigma 0.5, at most 256."""
+    drawn = np.random.default_rng(0).lognormal(np.log(90), 0.5, questions * samples)
+    return tuple(int(length) for length in drawn.clip(1, 256))
+
+
 MODEL = Model()
+# The shape of Llama 3.2 1B; for accelerators.
+LLAMA_1B = Model(
+    layers=16, width=2048, heads=32, kv_heads=8, head_dim=64, mlp=8192, vocabulary=128_256,
+    dtype="bfloat16",
+)  # fmt: skip
 _A = Workload(name="A", shared=640, question=128, samples=32, max_new=64, lengths=(64,) * (4 * 32))
 _B = Workload(name="B", shared=1024, question=96, samples=32, max_new=256, lengths=_lengths_b())
+_C = Workload(
+    name="C", shared=1024, question=96, samples=32, max_new=256, lengths=_lengths_c(64, 32),
+    model=LLAMA_1B,
+)  # fmt: skip
 # Not measurements: seconds instead of minutes, to see that a system runs.
 _SMOKE = Workload(name="smoke", shared=48, question=16, samples=4, max_new=16, lengths=(16,) * 8)
 _RAGGED = dataclasses.replace(_SMOKE, name="smoke_ragged", lengths=(3, 16, 1, 7, 9, 2, 12, 5))
-WORKLOADS = {workload.name: workload for workload in (_A, _B, _SMOKE, _RAGGED)}
+WORKLOADS = {workload.name: workload for workload in (_A, _B, _C, _SMOKE, _RAGGED)}
 
 
-def prompts(model: Model, workload: Workload) -> np.ndarray:
+def prompts(workload: Workload) -> np.ndarray:
     """The token ids of each question's prompt, [questions, prompt], 2 or more everywhere.
 
     The first `shared` columns are the same in every row. Ids 0 and 1 are left to padding and ends.
     """
-    rng = np.random.default_rng(0)
+    rng, model = np.random.default_rng(0), workload.model
     shared = rng.integers(2, model.vocabulary, workload.shared)
     own = rng.integers(2, model.vocabulary, (workload.questions, workload.question))
     return np.concatenate([np.tile(shared, (len(own), 1)), own], axis=1).astype(np.int32)
@@ -123,7 +149,10 @@ def prompts(model: Model, workload: Workload) -> np.ndarray:
 def _prefill_flops(model: Model, tokens: int, before: int) -> float:
     """FLOPs of `tokens` prompt positions that follow `before` cached ones; no output matrix."""
     contexts = tokens * before + tokens * (tokens + 1) / 2
-    return 2 * model.block_parameters * tokens + 4 * model.width * model.layers * contexts
+    return (
+        2 * model.block_parameters * tokens
+        + 4 * model.heads * model.head_dim * model.layers * contexts
+    )
 
 
 def _decode_flops(model: Model, before: int, length: int) -> float:
@@ -131,25 +160,24 @@ def _decode_flops(model: Model, before: int, length: int) -> float:
     return _prefill_flops(model, length, before) + 2 * model.vocabulary * model.width * length
 
 
-def _memory_bytes(model: Model, workload: Workload) -> float:
+def _memory_bytes(workload: Workload) -> float:
     """Bytes that decoding reads when every path is in a lane from the first step on."""
+    model = workload.model
     steps = max(workload.lengths)
-    weights = steps * model.parameters * _BYTES
+    weights = steps * model.weight_bytes
     paths = sum(length * (length + 1) / 2 for length in workload.lengths)
     longest = sum(max(workload.of_question(q)) for q in range(workload.questions))
     shared = steps * workload.shared + longest * workload.question
     return weights + (paths + shared) * model.cache_bytes
 
 
-def floor(
-    model: Model, workload: Workload, matmul_rate: float, bandwidth: float
-) -> dict[str, float]:
+def floor(workload: Workload, matmul_rate: float, bandwidth: float) -> dict[str, float]:
     """The time below which this machine cannot go when every prefix is computed and kept once.
 
     Compute: the shared prompt is prefilled once and each question once, through the blocks alone
     (no prompt position needs an output); each sampled token costs 2 FLOPs per parameter, the output
-    matrix included; attention costs 4 * width FLOPs per layer and position attended to, the token's
-    own included.
+    matrix included; attention costs 4 * heads * head_dim FLOPs per layer and position attended to,
+    the token's own included.
 
     Memory: with all paths in lanes from the first step on, each step reads the weights once, the
     shared prompt's cache once, the cache of each question that still has a path once, and the cache
@@ -159,19 +187,19 @@ def floor(
     memory time added; for B 4,826 and 3,311.
 
     Args:
-      model: the decoder's shape.
       workload: what is decoded.
-      matmul_rate: float32 FLOP/s.
+      matmul_rate: FLOP/s in the model's type.
       bandwidth: bytes read per second.
 
     Returns:
       seconds of compute, of memory and their sum; useful tokens/s for compute and for the sum; the
       FLOPs and bytes.
     """
+    model = workload.model
     flops = _prefill_flops(model, workload.shared, 0)
     flops += workload.questions * _prefill_flops(model, workload.question, workload.shared)
     flops += sum(_decode_flops(model, workload.prompt, length) for length in workload.lengths)
-    read = _memory_bytes(model, workload)
+    read = _memory_bytes(workload)
     compute, memory = flops / matmul_rate, read / bandwidth
     return {
         "flops": flops,

@@ -4,12 +4,13 @@
 """
 
 import argparse
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from bench import steps as adamw
-from bench.peers.llama_of_hf import PACKAGES, TUNED, add_flags, load, settings
+from bench.peers.llama_of_hf import PACKAGES, TUNED, add_flags, device, load, settings
 from bench.peers.llama_weights import draw
 from bench.peers.measure_steps import Ready, main, microbatches, parser
 from bench.steps import Steps
@@ -36,10 +37,15 @@ def _set_weights(llama: Any, model: Model) -> None:
 
 
 def prepare(steps: Steps, options: argparse.Namespace) -> Ready:
-    """Builds the model; each microbatch's loss is its share of the batch's mean."""
+    """Builds the model; each microbatch's loss is its share of the batch's mean.
+
+    Weights are float32; a bfloat16 shape is multiplied under autocast.
+    """
     parts = microbatches(steps, options)
-    llama = load(steps.model, steps.length).train()
+    llama = load(dataclasses.replace(steps.model, dtype="float32"), steps.length).train()
     import torch
+
+    narrow = torch.autocast(device(), torch.bfloat16, enabled=steps.model.dtype == "bfloat16")
 
     _set_weights(llama, steps.model)
     optimizer = torch.optim.AdamW(
@@ -55,11 +61,14 @@ def prepare(steps: Steps, options: argparse.Namespace) -> Ready:
         optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for rows in np.array_split(tokens, parts):
-            ids = torch.from_numpy(rows).long()
-            loss = llama(input_ids=ids, labels=ids, use_cache=False).loss / parts
+            ids = torch.from_numpy(rows).long().to(device())
+            with narrow:
+                loss = llama(input_ids=ids, labels=ids, use_cache=False).loss / parts
             loss.backward()
             total += loss.item()
         optimizer.step()
+        if device() == "cuda":
+            torch.cuda.synchronize()
         return total
 
     return Ready(

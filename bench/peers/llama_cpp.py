@@ -15,7 +15,7 @@ import numpy as np
 
 from bench.machine import cores
 from bench.peers.llama_gguf import write
-from bench.peers.measure import Ready, groups, main, parser, require
+from bench.peers.measure import Ready, groups, main, parser, require, require_shape
 from bench.workloads import MODEL, Workload, prompts
 
 
@@ -138,6 +138,7 @@ def _decode(
 def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
     """Writes the model to a temporary file and loads it."""
     require("llama_cpp", "gguf", remedy="pip install llama-cpp-python gguf")
+    require_shape(workload, MODEL)
     # Attention looks at every cell in use, other questions' too, but a larger batch multiplies
     # faster: of 1, 2 and 4 questions at a time, 2 were the fastest on A.
     parts = groups(workload, options.group or 2)
@@ -149,7 +150,7 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
         path = pathlib.Path(folder) / "model.gguf"
         write(path, workload.prompt + workload.max_new)
         context = Context(path, positions + 256, batch, lanes + 1, options.cache)
-        rows = prompts(MODEL, workload)
+        rows = prompts(workload)
         # The file is mapped; reading it once here keeps it when the folder goes.
         _decode(context, workload, rows[:1], [range(1)], 0)
     return Ready(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench.peers.measure import Ready, groups, require
-from bench.workloads import MODEL, Model, Workload, prompts
+from bench.workloads import Model, Workload, prompts
 
 PACKAGES = ("torch", "transformers")
 TUNED = """\
@@ -15,6 +15,7 @@ before Python starts. bench/decode.py gives a tuned run those of bench/tuning.py
 tcmalloc or jemalloc where one is found, MKL's fast kernels on AMD, threads bound to cores."""
 
 
+_GROUP = {"C": 16}  # on an accelerator 512 rows cost little more than 32
 # (prompts [questions, prompt], lengths) -> useful tokens of each path
 Decode = Callable[[Any, Sequence[int]], list[int]]
 
@@ -26,7 +27,12 @@ def add_flags(flags: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def load(model: Model, positions: int) -> Any:
-    """Random float32 weights of a shape, for texts of up to so many tokens."""
+    """Random weights of a shape, in its type, on the accelerator where PyTorch sees one.
+
+    Args:
+      model: the shape.
+      positions: tokens of the longest text.
+    """
     require(*PACKAGES, remedy="pip install torch transformers")
     import torch
     import transformers
@@ -38,7 +44,7 @@ def load(model: Model, positions: int) -> Any:
         intermediate_size=model.mlp,
         num_hidden_layers=model.layers,
         num_attention_heads=model.heads,
-        num_key_value_heads=model.heads,
+        num_key_value_heads=model.kv_heads,
         head_dim=model.head_dim,
         max_position_embeddings=positions,
         tie_word_embeddings=True,
@@ -47,14 +53,22 @@ def load(model: Model, positions: int) -> Any:
         pad_token_id=0,
         attn_implementation="sdpa",
     )
-    return transformers.LlamaForCausalLM(config).to(torch.float32).eval()
+    llama = transformers.LlamaForCausalLM(config).to(getattr(torch, model.dtype)).eval()
+    return llama.to(device())
+
+
+def device() -> str:
+    """PyTorch's accelerator, or "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _ending(prompt: int, lengths: Sequence[int]) -> Callable[..., Any]:
     """A stopping criterion that tells for each row whether it has its tokens."""
     import torch
 
-    wanted = torch.tensor(list(lengths))
+    wanted = torch.tensor(list(lengths), device=device())
 
     def ended(input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         """[rows]: True where nothing more is needed."""
@@ -97,11 +111,11 @@ def ready(
         decodes a group of questions.
       note: what a reader must know about the figures.
     """
-    model = load(MODEL, workload.prompt + workload.max_new)
+    model = load(workload.model, workload.prompt + workload.max_new)
     import torch
 
-    ids = torch.from_numpy(prompts(MODEL, workload)).long()
-    parts = groups(workload, options.group)
+    ids = torch.from_numpy(prompts(workload)).long().to(device())
+    parts = groups(workload, options.group or _GROUP.get(workload.name, 0))
 
     def decode(lengths: tuple[int, ...]) -> list[int]:
         got: list[int] = []
@@ -110,6 +124,8 @@ def ready(
             for part in parts:
                 rows = slice(part.start * workload.samples, part.stop * workload.samples)
                 got += one(ids[part.start : part.stop], lengths[rows])
+        if device() == "cuda":
+            torch.cuda.synchronize()
         return got
 
     def run(seed: int) -> list[int]:
@@ -121,7 +137,7 @@ def ready(
         warm_up=lambda: decode(tuple(min(length, 2) for length in workload.lengths)),
         packages=PACKAGES,
         notes=[note],
-        settings=settings(options) | {"questions_at_once": len(parts[0])},
+        settings=settings(options) | {"questions_at_once": len(parts[0]), "device": device()},
     )
 
 

@@ -4,10 +4,11 @@ Texts are token ids with spaces between them, so that every prompt has exactly t
 """
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 
 from bench.peers.measure import Ready, main, parser
-from bench.workloads import MODEL, Model, Workload, prompts
+from bench.workloads import Model, Workload, prompts
 from lmsi_jax.decoding.engine import Engine
 from lmsi_jax.decoding.layout import Decoding
 from lmsi_jax.decoding.sampling import Sampling
@@ -15,15 +16,25 @@ from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import fresh_params
 
 _NEVER = -7  # as the end's id: no path ends by chance
+_LAYOUT = {
+    "C": Decoding(
+        lanes=1024, chunk=16, page=64, prefill_tokens=8192, shrink=False, dtype="bfloat16"
+    )
+}
+
+
+_LAYOUT_FLAGS = {"lanes": int, "chunk": int, "page": int, "prefill_tokens": int, "dtype": str}
 
 
 class Numbers:
     """A tokenizer whose texts are the token ids themselves."""
 
-    vocab_size = MODEL.vocabulary
     eos_id = _NEVER
     end_ids = frozenset({_NEVER})
     start_ids: tuple[int, ...] = ()
+
+    def __init__(self, vocabulary: int):
+        self.vocab_size = vocabulary
 
     def encode(self, text: str) -> list[int]:
         """ "5 7" -> [5, 7]."""
@@ -41,7 +52,7 @@ def config_of(model: Model, max_length: int) -> ModelConfig:
         num_layers=model.layers,
         embed_dim=model.width,
         num_heads=model.heads,
-        num_kv_heads=model.heads,
+        num_kv_heads=model.kv_heads,
         head_dim=model.head_dim,
         mlp_dim=model.mlp,
         max_length=max_length,
@@ -50,9 +61,9 @@ def config_of(model: Model, max_length: int) -> ModelConfig:
 
 def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
     """Builds the engine; the task prompt is prefilled anew in each run."""
-    config = config_of(MODEL, workload.prompt + workload.max_new)
-    params, tokenizer = fresh_params(config, 0), Numbers()
-    rows = prompts(MODEL, workload)
+    config = config_of(workload.model, workload.prompt + workload.max_new)
+    params, tokenizer = fresh_params(config, 0), Numbers(workload.model.vocabulary)
+    rows = prompts(workload)
     prefix = tokenizer.decode(rows[0, : workload.shared])
     texts = [tokenizer.decode(row[workload.shared :]) for row in rows]
     questions = [(f"question {i}", text) for i, text in enumerate(texts)]
@@ -64,8 +75,10 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
         max_new_tokens=workload.max_new,
         stop=(),
     )
-    layout = Decoding(
-        lanes=options.lanes, chunk=options.chunk, page=2 * options.chunk, dtype=options.dtype
+    given = {name: getattr(options, name) for name in _LAYOUT_FLAGS}
+    layout = dataclasses.replace(
+        _LAYOUT.get(workload.name, Decoding()),
+        **{name: value for name, value in given.items() if value is not None},
     )
     engine = Engine(config, params, tokenizer, layout)
 
@@ -87,13 +100,12 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
         run=run,
         packages=("lmsi_jax", "jax", "jaxlib"),
         notes=[],
-        settings={"lanes": options.lanes, "chunk": options.chunk, "dtype": options.dtype},
+        settings={name: getattr(layout, name) for name in _LAYOUT_FLAGS},
     )
 
 
 if __name__ == "__main__":
     flags = parser(__doc__)
-    flags.add_argument("--lanes", type=int, default=Decoding.lanes, help="paths decoded at once")
-    flags.add_argument("--chunk", type=int, default=Decoding.chunk, help="steps between refills")
-    flags.add_argument("--dtype", default=Decoding.dtype, help="of weights and caches")
+    for name, kind in _LAYOUT_FLAGS.items():
+        flags.add_argument(f"--{name}", type=kind, help=f"Decoding.{name}; by workload")
     main("lmsi", prepare, flags)

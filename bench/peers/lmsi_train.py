@@ -4,11 +4,14 @@ Full rows, one segment each, no shared prefix.
 """
 
 import argparse
+import dataclasses
 
 import jax
 import numpy as np
 
 from bench import steps as adamw
+from bench.peers.llama_of_hf import TUNED, add_flags
+from bench.peers.llama_of_hf import settings as surroundings
 from bench.peers.lmsi import config_of
 from bench.peers.measure_steps import Ready, main, microbatches, parser
 from bench.steps import Steps
@@ -50,12 +53,15 @@ def training(steps: Steps, options: argparse.Namespace) -> Training:
         rows=steps.rows // parts,
         length=steps.length,
         prefix_length=0,
+        compute_dtype=steps.model.dtype,
     )
 
 
 def prepare(steps: Steps, options: argparse.Namespace) -> Ready:
     """Draws parameters; they and the optimiser's state are donated from step to step."""
     config, settings = config_of(steps.model, steps.length), training(steps, options)
+    if steps.model.layers > 8:  # one program for all layers compiles in a fraction of the time
+        config = dataclasses.replace(config, scan_layers=True)
     params, state = start(config, settings, fresh_params(config, 0))
 
     def step(tokens: np.ndarray) -> float:
@@ -70,9 +76,9 @@ def prepare(steps: Steps, options: argparse.Namespace) -> Ready:
         same_weights=False,
         packages=("lmsi_jax", "jax", "jaxlib"),
         notes=["attention and MLP of a layer are parallel, so losses are not those of a Llama"],
-        settings={"microbatches": settings.microbatches},
+        settings=surroundings(options) | {"microbatches": settings.microbatches},
     )
 
 
 if __name__ == "__main__":
-    main("lmsi", prepare, parser(__doc__, microbatches=16))
+    main("lmsi", prepare, add_flags(parser(f"{__doc__}\n{TUNED}", microbatches=16)))

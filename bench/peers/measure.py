@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from bench.workloads import WORKLOADS, Workload
+from bench.workloads import WORKLOADS, Model, Workload
 
 _MEMORY_NOTE = "peak memory is the process's, with loading, compilation and warm-up"
 
@@ -60,6 +60,16 @@ def require(*modules: str, remedy: str) -> None:
     for name in modules:
         if importlib.util.find_spec(name) is None:
             raise Skipped(f"{name} is not installed; {remedy}")
+
+
+def require_shape(workload: Workload, model: Model) -> None:
+    """Checks that a workload is one of those that a peer's module is written for.
+
+    Raises:
+      Skipped: it is not.
+    """
+    if workload.model != model:
+        raise Skipped(f"runs another shape than that of workload {workload.name}")
 
 
 def groups(workload: Workload, size: int) -> list[range]:

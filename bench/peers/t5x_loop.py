@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.peers.lmsi import config_of
-from bench.peers.measure import Ready, groups, main, parser, require
+from bench.peers.measure import Ready, groups, main, parser, require, require_shape
 from bench.workloads import MODEL, Workload, prompts
 from lmsi_jax.models import t5x_stand_ins
 
@@ -66,6 +66,7 @@ def _check(decodes: np.ndarray, lengths: np.ndarray) -> None:
 def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
     """Builds T5X's model."""
     require("t5x", "tensorboard", remedy=_REMEDY)
+    require_shape(workload, MODEL)
     t5x_stand_ins.install()
     import seqio
     from t5x import models
@@ -82,7 +83,7 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
     types = {"decoder_input_tokens": jnp.int32}
     params = model.get_initial_variables(jax.random.key(0), shapes, types)["params"]
     decode = _decode_fn(model, workload)
-    rows = prompts(MODEL, workload)
+    rows = prompts(workload)
     parts = groups(workload, options.group)
     lengths = np.reshape(workload.lengths, (workload.questions, workload.samples))
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench.peers.measure import Ready, groups, main, parser, require
+from bench.peers.measure import Ready, groups, main, parser, require, require_shape
 from bench.workloads import MODEL, Model, Workload, prompts
 
 
@@ -91,8 +91,9 @@ def _sampler(model: Any, workload: Workload) -> Any:
 def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
     """Builds the sampler."""
     require("tunix", remedy="pip install google-tunix")
+    require_shape(workload, MODEL)
     sampler, parts = _sampler(llama(MODEL), workload), groups(workload, options.group)
-    texts = [Numbers().decode(row.tolist()) for row in prompts(MODEL, workload)]
+    texts = [Numbers().decode(row.tolist()) for row in prompts(workload)]
 
     def decode(part: range, seed: int, longest: int) -> None:
         sampler.longest = longest

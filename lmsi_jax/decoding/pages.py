@@ -16,7 +16,6 @@ J pages at most for one path.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -177,16 +176,20 @@ def over_pages(
     def skipped(*_: jax.Array) -> Part:
         return jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, width))
 
+    def if_used(used: jax.Array, *given: jax.Array) -> Part:
+        return jax.lax.cond(used, attended, skipped, *given)
+
     parts = [
-        jax.lax.cond(
+        # A GPU's branches wait for the host.
+        jax.lax.platform_dependent(
             table.used[s],
-            attended,
-            skipped,
             pool.keys[layer][s],
             pool.values[layer][s],
             table.row[s],
             table.stored[s],
             table.first[s],
+            cuda=lambda used, *given: attended(*given),
+            default=if_used,
         )
         for s in range(len(pool.keys[layer]))
     ]
@@ -223,28 +226,49 @@ def written(
       offset: [W] at which entry.
     """
     size = pool.keys[0][0].shape[0]
-    segments = len(pool.keys[0])
-    layers = range(len(keys))
-    new_keys: list[list[jax.Array]] = [[] for _ in layers]
-    new_values: list[list[jax.Array]] = [[] for _ in layers]
-    for s in range(segments):
-        mine = (page >= s * size) & (page < (s + 1) * size)
-        order = jnp.argsort(~mine, stable=True)  # the rows that write here come first
-        local = page - s * size
+    layers = len(keys)
+    new: list[list[jax.Array]] = [[] for _ in range(2 * layers)]
+    for s in range(len(pool.keys[0])):
+        kept = [arrays[s] for arrays in (*pool.keys, *pool.values)]
+        # A GPU waits for the host before each turn; elsewhere turns are faster than a scatter.
+        done = jax.lax.platform_dependent(
+            *(kept, [*keys, *values], page - s * size, offset), cuda=_at_once, default=_in_turn
+        )
+        for arrays, array in zip(new, done, strict=True):
+            arrays.append(array)
+    return Pool(new[:layers], new[layers:])
 
-        def write(i: jax.Array, arrays: Any, order: Any = order, local: Any = local) -> Any:
-            """The entries of the i-th row that writes here, in all layers."""
-            row = order[i]
-            at = (local[row], 0, offset[row], 0)
-            entries = [jax.lax.dynamic_index_in_dim(a, row) for a in (*keys, *values)]
-            return [
-                jax.lax.dynamic_update_slice(a, e.astype(a.dtype), at)
-                for a, e in zip(arrays, entries, strict=True)
-            ]
 
-        start = [pool.keys[n][s] for n in layers] + [pool.values[n][s] for n in layers]
-        done = jax.lax.fori_loop(0, mine.sum(), write, start)
-        for n in layers:
-            new_keys[n].append(done[n])
-            new_values[n].append(done[len(keys) + n])
-    return Pool(new_keys, new_values)
+def _in_turn(
+    kept: list[jax.Array], entries: list[jax.Array], page: jax.Array, offset: jax.Array
+) -> list[jax.Array]:
+    """`written` for the arrays of one segment; pages outside it are others'."""
+    mine = (page >= 0) & (page < kept[0].shape[0])
+    order = jnp.argsort(~mine, stable=True)  # the rows that write here come first
+
+    def write(i: jax.Array, arrays: list[jax.Array]) -> list[jax.Array]:
+        """The entries of the i-th row that writes here, in all layers."""
+        row = order[i]
+        at = (page[row], 0, offset[row], 0)
+        return [
+            jax.lax.dynamic_update_slice(
+                a, jax.lax.dynamic_index_in_dim(e, row).astype(a.dtype), at
+            )
+            for a, e in zip(arrays, entries, strict=True)
+        ]
+
+    return jax.lax.fori_loop(0, mine.sum(), write, kept)
+
+
+def _at_once(
+    kept: list[jax.Array], entries: list[jax.Array], page: jax.Array, offset: jax.Array
+) -> list[jax.Array]:
+    """The same as scatters."""
+    count, steps = page.shape[0], entries[0].shape[2]
+    # Beyond the end it is dropped; below 0 it would count from the end.
+    page = jnp.where(page < 0, kept[0].shape[0] + jnp.arange(count), page)[:, None]
+    place = offset[:, None] + jnp.arange(steps)
+    return [
+        a.at[page, :, place].set(e.swapaxes(1, 2).astype(a.dtype), mode="drop", unique_indices=True)
+        for a, e in zip(kept, entries, strict=True)
+    ]

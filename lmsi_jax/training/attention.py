@@ -1,11 +1,10 @@
 """Attention over packed rows that share a few-shot prefix, exact, without copying the prefix.
 
 A packed row holds several examples; a token sees the earlier tokens of its own example (its
-segment)
-and the whole shared prefix, so every example is computed as if it stood alone behind the prefix.
-In a layer with a sliding window it sees what lies within the window, which may reach into the
-prefix. Segment 0 pads. Queries are taken in blocks, so the part above the diagonal is not computed,
-nor the part before the window.
+segment) and the whole shared prefix, so every example is computed as if it stood alone behind the
+prefix. In a layer with a sliding window it sees what lies within the window, which may reach into
+the prefix. Segment 0 pads. Queries are taken in blocks, so the part above the diagonal is not
+computed, nor the part before the window.
 """
 
 import dataclasses
@@ -29,8 +28,8 @@ from lmsi_jax.models.decoder import Attend
 
 _MASKED = -1e9
 _BLOCK = 64
-# A TPU's products want more rows, and each block is compiled on its own.
-_MESH_BLOCK = 512
+# An accelerator's products want more rows, and each block is compiled on its own.
+_WIDE_BLOCK = 512
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +77,8 @@ def packed_attention(
       shared: cache of the one prefix that all rows see, or None.
       block: queries per block; 0: `ModelConfig.query_block`, or what suits the devices.
     """
-    size = block or config.query_block or (_MESH_BLOCK if on_mesh() else _BLOCK)
+    narrow = jax.default_backend() == "cpu" and not on_mesh()
+    size = block or config.query_block or (_BLOCK if narrow else _WIDE_BLOCK)
     softcap = config.attention_softcap
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

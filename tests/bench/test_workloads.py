@@ -18,14 +18,14 @@ def test_workload_b_is_eight_questions_of_32_paths_up_to_256_tokens() -> None:
 
 @pytest.mark.parametrize(("name", "compute", "both"), [("A", 4890, 3794), ("B", 4826, 3311)])
 def test_the_floor_of_a_known_machine(name: str, compute: int, both: int) -> None:
-    got = floor(MODEL, WORKLOADS[name], matmul_rate=485e9, bandwidth=43e9)
+    got = floor(WORKLOADS[name], matmul_rate=485e9, bandwidth=43e9)
     assert round(got["tokens_per_s_compute"]) == compute
     assert round(got["tokens_per_s"]) == both
 
 
 def test_the_questions_of_a_workload_share_their_first_tokens_alone() -> None:
     a = WORKLOADS["A"]
-    rows = prompts(MODEL, a)
+    rows = prompts(a)
     assert rows.shape == (4, 768) and rows.min() >= 2 and rows.max() < MODEL.vocabulary
     assert (rows[:, : a.shared] == rows[0, : a.shared]).all()
     assert (rows[0, a.shared :] != rows[1, a.shared :]).any()

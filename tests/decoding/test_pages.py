@@ -1,11 +1,22 @@
 """Attention over a pool of pages against a softmax over each row's own positions."""
 
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmsi_jax.decoding.pages import Pool, Table, _sum_in_order, over_pages, written
+from lmsi_jax.decoding.pages import (
+    Pool,
+    Table,
+    _at_once,
+    _in_turn,
+    _sum_in_order,
+    over_pages,
+    written,
+)
 from lmsi_jax.decoding.prefix import MASKED, merge
 
 WIDTH, ENTRIES = 8, 4
@@ -104,6 +115,34 @@ def test_a_chunk_is_written_where_it_belongs_and_nowhere_else():
             expected[page[row], :, at] = fresh[row] * scale
         np.testing.assert_array_equal(whole, expected.astype(np.float32))
         np.testing.assert_array_equal(pool.values[layer], pool.keys[layer])
+
+
+@given(st.lists(st.integers(-1, 7), min_size=1, max_size=6, unique=True), st.integers(0, 2))
+@settings(max_examples=10, deadline=None)
+def test_a_scatter_writes_what_the_loop_writes(page, offset):
+    noise = np.random.default_rng(len(page))
+    kept = [jnp.asarray(noise.normal(size=(4, 2, ENTRIES, WIDTH)), jnp.float32)]
+    entries = [jnp.asarray(noise.normal(size=(len(page), 2, 2, WIDTH)), jnp.float32)]
+    page = jnp.asarray(page) - 2  # pages of the segment before, of this one, of the next
+    places = jnp.full(page.shape, offset)
+    both = [way(kept, entries, page, places)[0] for way in (_in_turn, _at_once)]
+    np.testing.assert_array_equal(*both)
+
+
+def test_a_cpu_branches_once_for_each_segment_and_scatters_nothing():
+    own = [[0, 5], [2]]
+    table = _table(own, [6, 3], segments=2, size=3)
+    noise = np.zeros((2, 8, 2, WIDTH), np.float32)
+    pool = _filled(own, [6, 3], 2, 2, 3, noise, noise)
+    entries = [jnp.ones((2, 2, 2, WIDTH))]
+
+    def both(q, pool, table):
+        part = over_pages(q, pool, 0, table, jnp.array([6, 3]))
+        return part, written(pool, entries, entries, jnp.array([5, 2]), jnp.array([2, 3]))
+
+    compiled = jax.jit(both).lower(jnp.zeros((2, 4, WIDTH)), pool, table).compile().as_text()
+    assert len(re.findall(r"= .* conditional\(", compiled)) == 2  # what other devices do is gone
+    assert not re.search(r"= .* scatter\(", compiled)
 
 
 @given(st.integers(1, 1100), st.integers(0, 2))
