@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from lmsi_jax.decoding.device import Device
 from lmsi_jax.decoding.feed import padded
 from lmsi_jax.decoding.layout import Decoding, check_fit, prompt_bucket, question_bucket
 from lmsi_jax.decoding.loop import prefill_prompt
@@ -18,7 +19,7 @@ from lmsi_jax.decoding.prefix import Cache
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.decoding.spread import decoding_weights, make_spread
 from lmsi_jax.decoding.stops import Stops
-from lmsi_jax.decoding.stream import Device, Limit, Settled, Stream
+from lmsi_jax.decoding.stream import Limit, Settled, Stream
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.params import Params

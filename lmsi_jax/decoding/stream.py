@@ -1,60 +1,24 @@
 """One run over questions of one length bucket: the scheduler's decisions, carried out."""
 
-import zlib
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmsi_jax.decoding.device import Chunk, Device
 from lmsi_jax.decoding.feed import Arrays, joined, padded, rows_of, table_of
 from lmsi_jax.decoding.keys import keys_of_words, uid_words
-from lmsi_jax.decoding.layout import Decoding, plan, widths
+from lmsi_jax.decoding.layout import plan, widths
 from lmsi_jax.decoding.loop import Rows, decode_chunk, move_pages, seat_questions
 from lmsi_jax.decoding.pages import Pool, Table, empty_segments, with_more
 from lmsi_jax.decoding.prefix import Cache
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.decoding.scheduler import Running, Scheduler
-from lmsi_jax.decoding.spread import Spread, lanes_sharding
 from lmsi_jax.decoding.stops import Ending, Stops
-from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.params import Params
 from lmsi_jax.records import Path
 
 Limit = Callable[[str, int], int]
 Settled = Callable[[str, Sequence[Path]], bool]
-Chunk = tuple[np.ndarray, np.ndarray]
-
-
-class Device:
-    """What stays on the devices from run to run.
-
-    Attributes:
-      config: the model's shape.
-      spread: the mesh.
-      weights: from `spread.decoding_weights`.
-      decoding: the layout.
-      proven: programs of fewer rows that were tried, and whether they repeated a full chunk bit by
-        bit.
-      trace: a checksum of all chunks so far; processes that do the same have the same.
-    """
-
-    def __init__(self, config: ModelConfig, spread: Spread, weights: Params, decoding: Decoding):
-        self.config, self.spread, self.weights, self.decoding = config, spread, weights, decoding
-        self.proven: dict[tuple, bool] = {}
-        self.trace = 0
-
-    def note(self, chunk: Chunk) -> None:
-        """Adds a chunk to the trace."""
-        for array in chunk:
-            self.trace = zlib.crc32(array.tobytes(), self.trace)
-
-    def zeros(self, shape: tuple[int, ...], dtype: str | None = None) -> jax.Array:
-        """Zeros with `shape` in each device group; caches have their kv heads on axis 1."""
-        shape = (self.spread.groups * shape[0], *shape[1:])
-        kind = jnp.dtype(dtype or self.decoding.dtype)
-        heads = shape[1] if len(shape) > 1 else 1
-        return jnp.zeros(shape, kind, device=lanes_sharding(self.spread, heads))
 
 
 class Stream:

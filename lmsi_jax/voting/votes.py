@@ -2,11 +2,14 @@
 
 import collections
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 
 from lmsi_jax import answers
 from lmsi_jax.records import Path, Question, Vote
 from lmsi_jax.voting.weights import Voting, weigh
+
+_INDEX = operator.attrgetter("index")
 
 
 def vote(
@@ -42,16 +45,16 @@ def vote(
     ordered, weighed = _checked(question, paths, weights)
     keys = tuple(path_keys(question, ordered, conclusions))
     sums = _sums(keys, weighed)
-    by_index = {p.index: r for p, r in zip(paths, ranks or (), strict=ranks is not None)}
+    by_index = {} if ranks is None else {p.index: r for p, r in zip(paths, ranks, strict=True)}
     winner, tied = _winner(sums, ordered, keys, by_index)
-    agree = [p.index for p, k in zip(ordered, keys, strict=True) if k == winner]
+    agree = tuple([path.index for path, key in zip(ordered, keys, strict=True) if key == winner])
     total = len(ordered) if weighed is None else math.fsum(weighed)
     return Vote(
         uid=question.uid,
         task=question.task,
         winner=winner,
         keys=keys,
-        kept=tuple(agree) if winner is not None else (),
+        kept=agree if winner is not None else (),
         confidence=min(1.0, sums[winner] / total) if winner is not None and total else 0.0,
         parsed=len(keys) - keys.count(None),
         total=len(ordered),
@@ -107,9 +110,11 @@ def margin(vote: Vote) -> float:
 def entropy(counts: Iterable[float]) -> float:
     """Returns the entropy (nats) of the distribution that counts or weights give; 0.0 for none."""
     counts = [n for n in counts if n > 0]
+    if len(counts) < 2:
+        return 0.0
     total = math.fsum(counts)
     shares = [n / total for n in counts]
-    return math.fsum(-share * math.log(share) for share in shares if share > 0) + 0.0
+    return math.fsum([-share * math.log(share) for share in shares if share > 0]) + 0.0
 
 
 def winner_of_first(vote: Vote, paths: Iterable[Path], count: int) -> str | None:
@@ -137,15 +142,14 @@ def _checked(
     """The paths in the order of their indices, and their weights."""
     if weights is not None and len(weights) != len(paths):
         raise ValueError(f"question {question.uid!r}: {len(weights)} weights, {len(paths)} paths")
-    indices = [path.index for path in paths]
-    order = sorted(range(len(paths)), key=indices.__getitem__)
-    ordered = [paths[i] for i in order]
+    ordered = sorted(paths, key=_INDEX)
     uid = question.uid
     for path in ordered:
         if path.uid != uid:
             raise ValueError(f"a path of question {path.uid!r} cannot vote on {uid!r}")
         if path.logprob != path.logprob:  # NaN
             raise ValueError(f"path {path.index} of question {path.uid!r} has no log-probability")
+    indices = [path.index for path in ordered]
     if len(set(indices)) < len(indices):
         twice = next(i for i, count in collections.Counter(indices).items() if count > 1)
         raise ValueError(f"question {question.uid!r} has path {twice} twice")
@@ -153,7 +157,8 @@ def _checked(
         return ordered, None
     if bad := [weight for weight in weights if not 0 <= weight < math.inf]:
         raise ValueError(f"question {question.uid!r}: {bad[0]} is no weight; use 0 or more")
-    return ordered, tuple(float(weights[i]) for i in order)
+    of_index = dict(zip([path.index for path in paths], weights, strict=True))
+    return ordered, tuple([float(of_index[index]) for index in indices])
 
 
 def _sums(keys: Sequence[str | None], weights: Sequence[float] | None) -> Mapping[str, float]:
@@ -182,9 +187,10 @@ def _winner(
     if not sums:
         return None, ()
     most = max(sums.values())
-    leaders = sorted(k for k, n in sums.items() if n == most)
+    leaders = [key for key, n in sums.items() if n == most]
     if len(leaders) == 1:
         return leaders[0], ()
+    leaders.sort()
     mass = {leader: _mass(leader, paths, keys, ranks) for leader in leaders}
     # max takes the first of equals, and leaders are sorted: the smaller key.
     return max(leaders, key=mass.__getitem__), tuple(leaders)
