@@ -46,9 +46,7 @@ def test_the_configuration_names_parameters_that_there_are(tmp_path):
     from lmsi_jax.configurables import load_run
 
     text = re.search(r"^```gin\n(.*?)^```$", _TEXT, re.MULTILINE | re.DOTALL)[1]
-    model = "gs://my-bucket/models/gemma/model.gin"
-    assert model in text
-    (tmp_path / "gemma.gin").write_text(text.replace(model, "models/embedded.gin"))
+    (tmp_path / "gemma.gin").write_text(text)
     gin_edge.load(str(tmp_path / "gemma.gin"), gin_edge.GinArgs())
     run = load_run()
     assert run.init_checkpoint == "gs://my-bucket/models/gemma"
