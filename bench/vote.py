@@ -146,7 +146,7 @@ def rows_of(path: pathlib.Path) -> list[dict[str, Any]]:
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--passes", type=int, default=5)
+    parser.add_argument("--passes", type=int, default=12)
     options = parser.parse_args()
     sets = {name: real(name) for name in KINDS} if SAMPLES.is_dir() else {}
     sets["synthetic"] = synthetic(400, 32)
