@@ -99,6 +99,7 @@ def render(result: Result) -> str:
                 "section", element("h2", "Table"), _table(head, rows, result, texts), id="table"
             ),
         ),
+        cls="study",
     )
     return document(f"{result['name']}: LMSI study", body)
 

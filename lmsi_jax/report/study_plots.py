@@ -1,11 +1,11 @@
-"""A study's plots, one kind for each measure."""
+"""A study's plots, one kind for each measure, each as a figure under its title."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from lmsi_jax.report.charts import Bar, Group, Line, grouped_bars, line_chart
+from lmsi_jax.report.charts import Bar, Group, Line, grouped_bars, line_chart, swatch
 from lmsi_jax.report.compare import PROMPTING_NAMES
-from lmsi_jax.report.markup import Html
+from lmsi_jax.report.markup import Html, element
 
 Result = dict[str, Any]
 Row = dict[str, Any]
@@ -14,10 +14,21 @@ _SERIES = ("before", "after")
 
 def plots(result: Result) -> list[Html]:
     """Returns the plots of a result, see `lmsi_jax.report.study`."""
-    return list(_PLOTS[result["measure"]](result))
+    drawn = _PLOTS[result["measure"]](result)
+    figures = [element("figure", element("h3", title), chart) for title, chart in drawn]
+    panels = element("div", *figures, cls="panels")
+    return [_legend(), panels] if result["measure"] == "accuracy" else [panels]
 
 
-def _bars(result: Result) -> Iterable[Html]:
+def _legend() -> Html:
+    entries = [
+        element("span", swatch(i, len(_SERIES)), f"{name} the rounds")
+        for i, name in enumerate(_SERIES)
+    ]
+    return element("p", *entries, cls="legend")
+
+
+def _bars(result: Result) -> Iterable[tuple[str, Html]]:
     """Before and after, of each variant, on the trained tasks."""
     for prompting, rows in _by_prompting(result["rows"]).items():
         groups = [
@@ -25,10 +36,11 @@ def _bars(result: Result) -> Iterable[Html]:
             for row in rows
             if row["domain"] == "in"
         ]
-        yield grouped_bars(f"{prompting}, trained tasks: before and after", groups, _SERIES)
+        title = f"{prompting}, trained tasks"
+        yield title, grouped_bars(f"{title}: before and after", groups, _SERIES)
 
 
-def _rounds(result: Result) -> Iterable[Html]:
+def _rounds(result: Result) -> Iterable[tuple[str, Html]]:
     """Accuracy by round, a line for each variant and group of tasks."""
     for prompting, rows in _by_prompting(result["rows"]).items():
         lines: dict[str, list[Row]] = {}
@@ -46,10 +58,13 @@ def _rounds(result: Result) -> Iterable[Html]:
             for name, own in lines.items()
         ]
         title = f"{prompting}: accuracy by round"
-        yield line_chart(title, drawn, "round", "percent right", share=True, whole_x=True)
+        yield (
+            title,
+            line_chart(title, drawn, "round", "percent right", share=True, whole_x=True),
+        )
 
 
-def _sizes(result: Result) -> Iterable[Html]:
+def _sizes(result: Result) -> Iterable[tuple[str, Html]]:
     """The change in points over the base's accuracy in percent, trained tasks."""
     lines = []
     for prompting, rows in _by_prompting(result["rows"]).items():
@@ -65,10 +80,10 @@ def _sizes(result: Result) -> Iterable[Html]:
             )
         )
     title = "Change over the base's accuracy"
-    yield line_chart(title, lines, "base, percent right", "change, points", whole_x=True)
+    yield title, line_chart(title, lines, "base, percent right", "change, points", whole_x=True)
 
 
-def _paths(result: Result) -> Iterable[Html]:
+def _paths(result: Result) -> Iterable[tuple[str, Html]]:
     """The vote by the number of paths, a line for each variant; before and after."""
     for after in (False, True):
         lines: dict[str, list[Row]] = {}
@@ -83,18 +98,22 @@ def _paths(result: Result) -> Iterable[Html]:
             )
             for name, own in lines.items()
         ]
-        title = f"{_SERIES[after]}: the vote by the number of paths"
-        yield line_chart(title, drawn, "paths", "percent right", share=True, whole_x=True)
+        title = f"{_SERIES[after].capitalize()} the round: the vote by the number of paths"
+        yield (
+            title,
+            line_chart(title, drawn, "paths", "percent right", share=True, whole_x=True),
+        )
 
 
-def _shift(result: Result) -> Iterable[Html]:
+def _shift(result: Result) -> Iterable[tuple[str, Html]]:
     """The share of right rows by bin, for each task."""
     tasks: dict[str, list[Row]] = {}
     for row in result["rows"]:
         tasks.setdefault(row["task"], []).append(row)
     for task, rows in tasks.items():
         groups = [Group(row["bin"], [Bar(*row["right"]) if row["right"] else None]) for row in rows]
-        yield grouped_bars(f"{task}: right rows by DS weight", groups, ("right",), ramp=False)
+        title = f"{task}: right rows by DS weight"
+        yield title, grouped_bars(title, groups, ("right",), ramp=False)
 
 
 def _by_prompting(rows: Iterable[Row]) -> dict[str, list[Row]]:
@@ -104,7 +123,7 @@ def _by_prompting(rows: Iterable[Row]) -> dict[str, list[Row]]:
     return found
 
 
-_PLOTS: dict[str, Callable[[Result], Iterable[Html]]] = {
+_PLOTS: dict[str, Callable[[Result], Iterable[tuple[str, Html]]]] = {
     "accuracy": _bars,
     "rounds": _rounds,
     "sizes": _sizes,
