@@ -115,7 +115,8 @@ def test_the_table_goes_into_a_document_and_is_a_whole_page(study, tmp_path, cap
     assert "<!-- study formats -->" in capsys.readouterr().err
     page = (study[1] / "study.html").read_text()
     html.parser.HTMLParser().feed(page)
-    assert page.count("<svg") == 2 and "Which format does it?" in page
+    assert page.count('class="chart"') == 2 and "Which format does it?" in page
+    assert "<h3>Chain of thought, trained tasks</h3>" in page and "before the rounds" in page
 
 
 def test_a_finished_study_is_looked_over_and_not_done_again(study, capsys):
