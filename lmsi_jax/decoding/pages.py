@@ -173,29 +173,33 @@ def over_pages(
         queries = q.at[row].get(mode="promise_in_bounds").reshape(*shape, width)
         return over_entries(queries, keys, values, seen[:, None, :, None], softcap)
 
-    def skipped(*_: jax.Array) -> Part:
-        return jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, width))
-
-    def if_used(used: jax.Array, *given: jax.Array) -> Part:
-        return jax.lax.cond(used, attended, skipped, *given)
-
     parts = [
-        # A GPU's branches wait for the host.
-        jax.lax.platform_dependent(
-            table.used[s],
-            pool.keys[layer][s],
-            pool.values[layer][s],
-            table.row[s],
-            table.stored[s],
-            table.first[s],
-            cuda=lambda used, *given: attended(*given),
-            default=if_used,
+        _where_used(
+            attended,
+            (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, width))),
+            *(table.used[s], pool.keys[layer][s], pool.values[layer][s]),
+            *(table.row[s], table.stored[s], table.first[s]),
         )
         for s in range(len(pool.keys[layer]))
     ]
     top, total, mixed = (jnp.concatenate(leaves) for leaves in zip(*parts, strict=True))
     return _by_row(
         table, top.reshape(-1, heads), total.reshape(-1, heads), mixed.reshape(-1, heads, width)
+    )
+
+
+def _where_used(
+    attended: Callable[..., Part], nothing: Part, used: jax.Array, *given: jax.Array
+) -> Part:
+    """`attended(*given)` of a segment; `nothing` where none of its pages is used.
+
+    A GPU attends it in any case, which gives the same: its branches wait for the host.
+    """
+    return jax.lax.platform_dependent(
+        used,
+        *given,
+        cuda=lambda used, *given: attended(*given),
+        default=lambda used, *given: jax.lax.cond(used, attended, lambda *_: nothing, *given),
     )
 
 

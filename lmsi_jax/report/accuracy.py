@@ -8,6 +8,7 @@ from lmsi_jax.report.markup import (
     DASH,
     Html,
     element,
+    figure,
     joined,
     p_value,
     part,
@@ -85,7 +86,15 @@ def by_task(summary: Summary) -> Html:
     note = element("p", "Bars: accuracy; whiskers: 95 % Wilson interval.", cls="note")
     panels = element("div", *bars, cls="panels")
     detailed = _comparison_table(groups, measured)
-    return joined([_legend(measured), note, panels, detailed, _sampling(summary)])
+    return joined(
+        [
+            charts.legend([compare.round_name(number) for number in measured]),
+            note,
+            panels,
+            detailed,
+            _sampling(summary),
+        ]
+    )
 
 
 def confidence(summary: Summary) -> Html:
@@ -109,7 +118,7 @@ def confidence(summary: Summary) -> Html:
             said = "; ".join(
                 f"{s[0]}: {several(s[2], 'vote')} of {several(s[3], 'path')}" for s in series
             )
-            figures.append(_figure(name, chart, said + "."))
+            figures.append(figure(name, chart, said + "."))
     if not figures:
         return element("p", "Self-consistency was not evaluated in this run.", cls="empty")
     note = (
@@ -226,19 +235,11 @@ def _bars(summary: Summary, prompting: Prompting, measured: Sequence[int]) -> Ht
         return Html("")
     name = compare.PROMPTING_NAMES[prompting]
     series = [compare.round_name(number) for number in measured]
-    return _figure(name, charts.grouped_bars(f"{name}: accuracy by task", groups, series))
+    return figure(name, charts.grouped_bars(f"{name}: accuracy by task", groups, series))
 
 
 def _bar(accuracy: compare.Accuracy | None) -> charts.Bar | None:
     return charts.Bar(accuracy.share, accuracy.low, accuracy.high) if accuracy else None
-
-
-def _legend(measured: Sequence[int]) -> Html:
-    entries = [
-        element("span", charts.swatch(i, len(measured)), compare.round_name(number))
-        for i, number in enumerate(measured)
-    ]
-    return element("p", *entries, cls="legend") if entries else Html("")
 
 
 def _sampling(summary: Summary) -> Html:
@@ -264,11 +265,6 @@ def _sampling(summary: Summary) -> Html:
     )
     details = table(head, rows, caption, text_columns=3)
     return element("details", element("summary", "How the answers were sampled"), details)
-
-
-def _figure(name: str, chart: Html, caption: object = "") -> Html:
-    said = element("figcaption", caption) if caption else ""
-    return element("figure", element("h3", name), chart, said)
 
 
 def _equals(p: float) -> str:

@@ -175,12 +175,14 @@ def change_mark(
     )
 
 
-def swatch(index: int, count: int, ramp: bool = True) -> Html:
-    """Returns the colour of a series for a legend outside the chart."""
-    square = element(
-        "rect", x=0, y=0, width=10, height=10, **svg.paint(index, count if ramp else 0)
-    )
-    return element("svg", square, viewbox="0 0 10 10", cls="swatch", aria_hidden="true")
+def legend(names: Sequence[str]) -> Html:
+    """Returns the colours of series first, ..., last with their names; nothing for none."""
+    entries = []
+    for i, name in enumerate(names):
+        square = element("rect", x=0, y=0, width=10, height=10, **svg.paint(i, len(names)))
+        box = element("svg", square, viewbox="0 0 10 10", cls="swatch", aria_hidden="true")
+        entries.append(element("span", box, name))
+    return element("p", *entries, cls="legend") if entries else Html("")
 
 
 def _bar(bar: Bar | None, i: int, ramp: int, x: svg.Scale, y: float, thick: int) -> Iterator[Html]:

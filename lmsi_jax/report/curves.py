@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lmsi_jax.report import charts, compare
-from lmsi_jax.report.markup import Html, element, joined, table, whole
+from lmsi_jax.report.markup import Html, element, figure, joined, table, whole
 from lmsi_jax.report.summary import CurvePoint, Evaluation, Summary
 
 _NOTE = (
@@ -25,7 +25,7 @@ def section(summary: Summary) -> Html:
         own = [row for row in rows if row["round"] == number]
         if len(means(own)) > 1:
             name = compare.round_name(number)
-            figures.append(element("figure", element("h3", name), _chart(name, own)))
+            figures.append(figure(name, _chart(name, own)))
     details = element("details", element("summary", "Every task, with intervals"), _table(rows))
     note = element("p", _NOTE, cls="note")
     return joined([note, element("div", *figures, cls="panels"), details])

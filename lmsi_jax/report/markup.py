@@ -74,6 +74,12 @@ def scrolling(
     return element("figure", frame, element("figcaption", caption) if caption else "", cls="wide")
 
 
+def figure(name: str, chart: Html, caption: object = "") -> Html:
+    """Returns a chart under its name, with a caption below where there is one."""
+    said = element("figcaption", caption) if caption else ""
+    return element("figure", element("h3", name), chart, said)
+
+
 def _row(row: Sequence[object], sides: Sequence[str]) -> Html:
     first = element("th", row[0], scope="row", cls="text")
     cells = [element("td", c, cls=s) for c, s in zip(row[1:], sides[1:], strict=True)]

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from lmsi_jax.report.charts import Bar, Group, Line, grouped_bars, line_chart, swatch
+from lmsi_jax.report.charts import Bar, Group, Line, grouped_bars, legend, line_chart
 from lmsi_jax.report.compare import PROMPTING_NAMES
-from lmsi_jax.report.markup import Html, element
+from lmsi_jax.report.markup import Html, element, figure
 
 Result = dict[str, Any]
 Row = dict[str, Any]
@@ -15,17 +15,9 @@ _SERIES = ("before", "after")
 def plots(result: Result) -> list[Html]:
     """Returns the plots of a result, see `lmsi_jax.report.study`."""
     drawn = _PLOTS[result["measure"]](result)
-    figures = [element("figure", element("h3", title), chart) for title, chart in drawn]
-    panels = element("div", *figures, cls="panels")
-    return [_legend(), panels] if result["measure"] == "accuracy" else [panels]
-
-
-def _legend() -> Html:
-    entries = [
-        element("span", swatch(i, len(_SERIES)), f"{name} the rounds")
-        for i, name in enumerate(_SERIES)
-    ]
-    return element("p", *entries, cls="legend")
+    panels = element("div", *(figure(title, chart) for title, chart in drawn), cls="panels")
+    bars = result["measure"] == "accuracy"
+    return [*([legend([f"{name} the rounds" for name in _SERIES])] if bars else []), panels]
 
 
 def _bars(result: Result) -> Iterable[tuple[str, Html]]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from lmsi_jax.report import charts, compare
-from lmsi_jax.report.markup import DASH, Html, duration, element, joined, part, table, whole
+from lmsi_jax.report.markup import DASH, Html, duration, element, figure, joined, part, table, whole
 from lmsi_jax.report.summary import Round, Summary
 from lmsi_jax.report.votes import FORMAT_NAMES
 
@@ -55,7 +55,7 @@ def by_round(summary: Summary) -> Html:
             chart = charts.line_chart(
                 name, lines, "round", "mean over tasks", share=True, whole_x=True
             )
-            figures.append(_figure(name, chart, "Whiskers: 95 % interval of the mean over tasks."))
+            figures.append(figure(name, chart, "Whiskers: 95 % interval of the mean over tasks."))
     rows = summary["rounds"]
     for name, unit, values, share in (
         (
@@ -76,7 +76,7 @@ def by_round(summary: Summary) -> Html:
         chart = charts.line_chart(
             name, [charts.Line(name, points)], "round", unit, share=share, whole_x=True
         )
-        figures.append(_figure(name, chart))
+        figures.append(figure(name, chart))
     starts = ", ".join(f"round {r['round']} from the {_START[r['start_from']]}" for r in rows)
     note = (
         f"Started: {starts}. Rising confidence with falling diversity is the sign of a collapse: "
@@ -153,7 +153,7 @@ def _curves(rounds: Sequence[Round], field: str, name: str, unit: str) -> Html:
     ]
     if not lines:
         return Html("")
-    return _figure(name, charts.line_chart(name, lines, "step", unit, ramp=len(rounds) > 1))
+    return figure(name, charts.line_chart(name, lines, "step", unit, ramp=len(rounds) > 1))
 
 
 def _label_losses(row: Round, named: bool) -> Html:
@@ -176,7 +176,7 @@ def _label_losses(row: Round, named: bool) -> Html:
             round_name = f", {compare.round_name(row['round']).lower()}" if named else ""
             name = f"Loss by {what}{round_name}"
             chart = charts.line_chart(name, lines, "step", _unit([row]))
-            figures.append(_figure(name, chart))
+            figures.append(figure(name, chart))
     return joined(figures)
 
 
@@ -212,8 +212,3 @@ def _accuracy_line(comparison: compare.Comparison) -> charts.Line:
 
 def _diversity(row: Round) -> float:
     return row["distinct_kept"] / row["questions"] if row["questions"] else math.nan
-
-
-def _figure(name: str, chart: Html, caption: object = "") -> Html:
-    said = element("figcaption", caption) if caption else ""
-    return element("figure", element("h3", name), chart, said)

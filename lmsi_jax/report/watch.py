@@ -5,7 +5,17 @@ from typing import Literal
 
 from lmsi_jax.report import charts
 from lmsi_jax.report.compare import round_name
-from lmsi_jax.report.markup import DASH, Html, decimal, element, joined, percent, table, whole
+from lmsi_jax.report.markup import (
+    DASH,
+    Html,
+    decimal,
+    element,
+    figure,
+    joined,
+    percent,
+    table,
+    whole,
+)
 from lmsi_jax.report.summary import Summary, WatchRow, WatchScored
 from lmsi_jax.watch import EASY
 
@@ -132,4 +142,4 @@ def _line(label: str, rows: Sequence[WatchRow], value: Callable[[WatchRow], _Val
 
 def _chart(title: str, lines: Sequence[charts.Line], unit: str, share: bool = False) -> Html:
     chart = charts.line_chart(title, lines, "round", unit, share=share, whole_x=True)
-    return element("figure", element("h3", title), chart)
+    return figure(title, chart)
