@@ -19,11 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_SIZES = {"cpu": (1024, 2048, 3072, 4096), "other": (4096, 8192)}
-_READ_FLOATS = {"cpu": 1 << 27, "other": 1 << 30}  # 512 MiB, 4 GiB
-
-
-_TYPES = {"cpu": ("float32",), "other": ("float32", "bfloat16")}
+# Of a CPU, and of an accelerator.
+_SIZES = {True: (1024, 2048, 3072, 4096), False: (4096, 8192)}
+_TYPES = {True: ("float32",), False: ("float32", "bfloat16")}
+_READ_FLOATS = {True: 1 << 27, False: 1 << 30}  # 512 MiB, 4 GiB
 
 
 def cores() -> int:
@@ -42,15 +41,15 @@ def _best_seconds(work: Callable[[], object], repeats: int) -> float:
     return min(times)
 
 
-def _kind() -> str:
-    return "cpu" if jax.default_backend() == "cpu" else "other"
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def matmul_rate(dtype: str = "float32", repeats: int = 8) -> float:
     """FLOP/s of the best large matrix product."""
     product = jax.jit(jnp.matmul)
     rates = []
-    for size in _SIZES[_kind()]:
+    for size in _SIZES[_on_cpu()]:
         x = jax.random.normal(jax.random.key(size), (size, size), dtype)
         seconds = _best_seconds(lambda x=x: product(x, x).block_until_ready(), repeats)
         rates.append(2 * size**3 / seconds)
@@ -59,10 +58,10 @@ def matmul_rate(dtype: str = "float32", repeats: int = 8) -> float:
 
 def bandwidth(repeats: int = 8) -> float:
     """Bytes read per second from memory, all cores reading."""
-    values = jnp.ones(_READ_FLOATS[_kind()], jnp.float32)
+    values = jnp.ones(_READ_FLOATS[_on_cpu()], jnp.float32)
     total = jax.jit(jnp.sum)
     best = _best_seconds(lambda: total(values).block_until_ready(), repeats)
-    if _kind() == "cpu":
+    if _on_cpu():
         parts = np.array_split(np.asarray(values), cores())
         with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
             best = min(best, _best_seconds(lambda: list(pool.map(np.max, parts)), repeats))
@@ -72,7 +71,7 @@ def bandwidth(repeats: int = 8) -> float:
 def measure() -> dict[str, object]:
     """The machine's rates and what they were measured on."""
     return {
-        "matmul_flops_per_s": {dtype: matmul_rate(dtype) for dtype in _TYPES[_kind()]},
+        "matmul_flops_per_s": {dtype: matmul_rate(dtype) for dtype in _TYPES[_on_cpu()]},
         "read_bytes_per_s": bandwidth(),
         "cores": cores(),
         "processor": _processor(),

@@ -1,10 +1,17 @@
-"""What a careful user sets for PyTorch on a CPU before Python starts."""
+"""What a careful user sets on a CPU before Python starts, and the flag that labels such a run."""
 
+import argparse
 import glob
+import os
 import pathlib
 import shutil
 import subprocess
 
+EXPLAINED = """\
+--tuned only labels the figures: the settings are the environment's, because they must be there
+before Python starts. bench/decode.py and bench/train.py give a tuned run those of bench/tuning.py:
+LD_PRELOAD with tcmalloc or jemalloc where one is found, MKL's fast kernels on AMD, threads bound to
+cores."""
 _ALLOCATORS = ("libtcmalloc_minimal.so*", "libtcmalloc.so*", "libjemalloc.so*")
 _MKL_SOURCE = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
 
@@ -50,3 +57,19 @@ def _mkl_answer(folder: pathlib.Path) -> list[str]:
         command = [compiler, "-shared", "-fPIC", "-o", str(library), str(source)]
         subprocess.run(command, check=True, capture_output=True)
     return [str(library)]
+
+
+def add_flags(flags: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds --tuned."""
+    flags.add_argument("--tuned", action="store_true", help="label the run as tuned; see above")
+    return flags
+
+
+def settings(options: argparse.Namespace) -> dict[str, object]:
+    """What the figures depend on, the environment's part included."""
+    names = ("LD_PRELOAD", "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_WAIT_POLICY")
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    if "LD_PRELOAD" in given:
+        libraries = given["LD_PRELOAD"].replace(":", " ").split()
+        given["LD_PRELOAD"] = " ".join(os.path.basename(library) for library in libraries)
+    return {"tuned": options.tuned, "environment": given}

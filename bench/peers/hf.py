@@ -3,7 +3,8 @@
 import argparse
 from typing import Any
 
-from bench.peers.llama_of_hf import TUNED, Decode, add_flags, ready, sample
+from bench import tuning
+from bench.peers.llama_of_hf import Decode, ready, sample
 from bench.peers.measure import Ready, main, parser
 from bench.workloads import Workload
 
@@ -21,4 +22,4 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
 
 
 if __name__ == "__main__":
-    main("hf", prepare, add_flags(parser(f"{__doc__}\n\n{TUNED}")))
+    main("hf", prepare, tuning.add_flags(parser(f"{__doc__}\n\n{tuning.EXPLAINED}")))

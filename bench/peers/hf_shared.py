@@ -9,7 +9,8 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from bench.peers.llama_of_hf import TUNED, Decode, add_flags, ready, sample
+from bench import tuning
+from bench.peers.llama_of_hf import Decode, ready, sample
 from bench.peers.measure import Ready, main, parser
 from bench.workloads import Workload
 
@@ -49,4 +50,4 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
 
 
 if __name__ == "__main__":
-    main("hf_shared", prepare, add_flags(parser(f"{__doc__}\n{TUNED}")))
+    main("hf_shared", prepare, tuning.add_flags(parser(f"{__doc__}\n{tuning.EXPLAINED}")))

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from bench import steps as adamw
-from bench.peers.llama_of_hf import PACKAGES, TUNED, add_flags, device, load, settings
+from bench import tuning
+from bench.peers.llama_of_hf import PACKAGES, device, load
 from bench.peers.llama_weights import draw
 from bench.peers.measure_steps import Ready, main, microbatches, parser
 from bench.steps import Steps
@@ -75,9 +76,10 @@ def prepare(steps: Steps, options: argparse.Namespace) -> Ready:
         step=step,
         same_weights=True,
         packages=PACKAGES,
-        settings=settings(options) | {"microbatches": parts, "threads": torch.get_num_threads()},
+        settings=tuning.settings(options)
+        | {"microbatches": parts, "threads": torch.get_num_threads()},
     )
 
 
 if __name__ == "__main__":
-    main("hf", prepare, add_flags(parser(f"{__doc__}\n{TUNED}", microbatches=1)))
+    main("hf", prepare, tuning.add_flags(parser(f"{__doc__}\n{tuning.EXPLAINED}", microbatches=1)))

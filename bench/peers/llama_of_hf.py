@@ -1,29 +1,17 @@
 """The benchmark's model as a `LlamaForCausalLM`, and what all its uses share."""
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bench import tuning
 from bench.peers.measure import Ready, groups, require
 from bench.workloads import Model, Workload, prompts
 
 PACKAGES = ("torch", "transformers")
-TUNED = """\
---tuned only labels the figures: the settings are the environment's, because they must be there
-before Python starts. bench/decode.py gives a tuned run those of bench/tuning.py: LD_PRELOAD with
-tcmalloc or jemalloc where one is found, MKL's fast kernels on AMD, threads bound to cores."""
-
-
 _GROUP = {"C": 16}  # on an accelerator 512 rows cost little more than 32
 # (prompts [questions, prompt], lengths) -> useful tokens of each path
 Decode = Callable[[Any, Sequence[int]], list[int]]
-
-
-def add_flags(flags: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Adds --tuned."""
-    flags.add_argument("--tuned", action="store_true", help="label the run as tuned; see above")
-    return flags
 
 
 def load(model: Model, positions: int) -> Any:
@@ -137,15 +125,6 @@ def ready(
         warm_up=lambda: decode(tuple(min(length, 2) for length in workload.lengths)),
         packages=PACKAGES,
         notes=[note],
-        settings=settings(options) | {"questions_at_once": len(parts[0]), "device": device()},
+        settings=tuning.settings(options)
+        | {"questions_at_once": len(parts[0]), "device": device()},
     )
-
-
-def settings(options: argparse.Namespace) -> dict[str, object]:
-    """What the figures depend on, the environment's part included."""
-    names = ("LD_PRELOAD", "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_WAIT_POLICY")
-    given = {name: os.environ[name] for name in names if name in os.environ}
-    if "LD_PRELOAD" in given:
-        libraries = given["LD_PRELOAD"].replace(":", " ").split()
-        given["LD_PRELOAD"] = " ".join(os.path.basename(library) for library in libraries)
-    return {"tuned": options.tuned, "environment": given}

@@ -10,8 +10,7 @@ import jax
 import numpy as np
 
 from bench import steps as adamw
-from bench.peers.llama_of_hf import TUNED, add_flags
-from bench.peers.llama_of_hf import settings as surroundings
+from bench import tuning
 from bench.peers.lmsi import config_of
 from bench.peers.measure_steps import Ready, main, microbatches, parser
 from bench.steps import Steps
@@ -76,9 +75,11 @@ def prepare(steps: Steps, options: argparse.Namespace) -> Ready:
         same_weights=False,
         packages=("lmsi_jax", "jax", "jaxlib"),
         notes=["attention and MLP of a layer are parallel, so losses are not those of a Llama"],
-        settings=surroundings(options) | {"microbatches": settings.microbatches},
+        settings=tuning.settings(options) | {"microbatches": settings.microbatches},
     )
 
 
 if __name__ == "__main__":
-    main("lmsi", prepare, add_flags(parser(f"{__doc__}\n{TUNED}", microbatches=16)))
+    main(
+        "lmsi", prepare, tuning.add_flags(parser(f"{__doc__}\n{tuning.EXPLAINED}", microbatches=16))
+    )
