@@ -3,11 +3,20 @@
 import numpy as np
 import pytest
 
-from bench.workloads import MODEL, WORKLOADS, floor, prompts
+from bench.workloads import LLAMA_1B, MODEL, WORKLOADS, floor, prompts
 
 
 def test_the_model_has_37_7_million_parameters() -> None:
     assert MODEL.parameters == 37_748_736
+
+
+def test_the_accelerators_model_has_the_size_of_llama_3_2_1b() -> None:
+    # Published: 1,235,814,400, of which 33 norms of 2,048 are not counted here.
+    assert LLAMA_1B.parameters == 1_235_814_400 - 33 * 2048
+    assert LLAMA_1B.cache_bytes == 16 * 2 * 8 * 64 * 2  # layers, both, kv heads, width, bfloat16
+    c = WORKLOADS["C"]
+    assert (c.questions, c.samples, max(c.lengths)) == (64, 32, 256)
+    assert np.median(c.lengths) == pytest.approx(90, abs=5)
 
 
 def test_workload_b_is_eight_questions_of_32_paths_up_to_256_tokens() -> None:
