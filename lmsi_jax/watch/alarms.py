@@ -33,13 +33,14 @@ def alarms(rounds: Mapping[int, Figures], watch: Watch) -> list[Alarm]:
     order = sorted(rounds)
     if not order:
         return []
-    now, earlier = rounds[order[-1]], list(dict.fromkeys((order[0], *order[-2:-1])))
+    now = rounds[order[-1]]
     if now.questions < watch.least_questions:
         words = _empty(now, watch)
         return [Alarm("empty", words)] if words else []
+    # A second round has one round before it, which is the first and the last: both limits hold.
     since = [
         _Since(which, _place(index), rounds[index])
-        for which, index in enumerate(earlier)
+        for which, index in enumerate((order[0], *order[-2:-1]))
         if index != order[-1]
     ]
     alone = {"sure": _sure, "same": _same, "empty": _empty}

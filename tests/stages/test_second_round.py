@@ -222,11 +222,11 @@ def test_the_report_shows_the_watch_by_round(two):
 
 
 def test_an_alarm_warns_and_ends_the_rounds_only_where_it_is_named(copy, gin, capsys):
-    changes = {"Run.rounds": 3, "Watch.longer": (0.0, 0.5), "Watch.stop": ("longer",)}
+    changes = {"Run.rounds": 3, "Watch.kept": (0.0, 2.0), "Watch.stop": ("kept",)}
     before = snapshot(copy / "round_2")
     assert main(_words("run", gin, copy, **changes)) == 0
     out = " ".join(capsys.readouterr().out.split())
-    words = "test questions: the paths got long: tokens a path"
+    words = "far fewer questions give training rows"
     assert f"stopping after round 2: {words}" in out
     assert not (copy / "round_3").exists() and snapshot(copy / "round_2") == before
     alarms = [row["alarms"] for row in _report(copy)["rounds"]]

@@ -129,6 +129,22 @@ def test_a_slow_slide_is_seen_against_the_first_round_and_a_jump_against_the_las
     assert [w.name for w in words] == ["entropy"] and "in round 2 0.40" in words[0].words
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("entropy", {"entropy": 0.15}),
+        ("distinct", {"distinct": (0.05, 0.11, 0.2)}),
+        ("shorter", {"length": 40.0}),
+        ("longer", {"length": 100.0}),
+        ("kept", {"kept": 0.65}),
+    ],
+)
+def test_a_jump_is_seen_in_the_second_round_already(name, changes):
+    """The round before is the first one too: the limit of either holds."""
+    assert _names([BASE, _with(BASE, **changes)]) == [name]
+    assert _names([BASE, BASE, _with(BASE, **changes)]) == [name]
+
+
 def test_a_total_collapse_raises_one_alarm_of_each_kind_in_order():
     gone = _with(BASE, sure=1.0, majority=0.3, passed=0.3, entropy=0.0, length=8.0, kept=0.3,
                  distinct=(0.01, 0.02, 0.02), unparsed=0.5, easy_weight=1.0)  # fmt: skip
