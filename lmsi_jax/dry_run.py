@@ -138,6 +138,14 @@ def _through_tfds(run: Run) -> Iterator[str]:
             yield f"{name}: Questions.data_dir is not set, so its files come through TFDS"
 
 
+def _rankers(run: Run) -> list[str]:
+    """The rankers of the vote and of all rounds' filters."""
+    rounds = [run.in_round(index) for index in range(1, run.rounds + 1)]
+    parts = [run.voting, *(one for each in rounds for one in each.mixing.selection)]
+    named = (getattr(part, "ranker", None) for part in parts)
+    return list(dict.fromkeys(name for name in named if name is not None))
+
+
 def _wrong(run: Run, stages: tuple[str, ...], check_model: bool) -> Iterator[str]:
     """What the stages would end with."""
     from lmsi_jax.stages import rankers
@@ -153,9 +161,8 @@ def _wrong(run: Run, stages: tuple[str, ...], check_model: bool) -> Iterator[str
                 yield from _said(functools.partial(exemplars.load, name))
     elif "pretrain" not in stages:
         yield from _said(lambda: context.questions)
-    for part in (*run.mixing.selection, run.voting):
-        if (ranker := getattr(part, "ranker", None)) is not None:
-            yield from _said(functools.partial(rankers.load, ranker))
+    for ranker in _rankers(run):
+        yield from _said(functools.partial(rankers.load, ranker))
     if check_model and "pretrain" not in stages:
         yield from _said(lambda: context.tokenizer)
         if run.init_checkpoint != "fresh":

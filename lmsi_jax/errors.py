@@ -1,5 +1,8 @@
 """The exceptions that the command line turns into a short message and an exit code."""
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class LmsiError(Exception):
     """A mistake that the user can mend; the message says what was found and names the remedy.
@@ -18,3 +21,19 @@ class TryAgain(LmsiError):
     """
 
     exit_code = 75
+
+
+def check_ranges(settings: Any, ranges: Mapping[str, tuple[bool, str]]) -> None:
+    """Refuses the first setting that is out of its range.
+
+    Args:
+      settings: a configuration, as it is called in gin by its class.
+      ranges: by field, whether the value is inside, and which values are, in words.
+
+    Raises:
+      LmsiError: names the field, its value, and what to use.
+    """
+    for name, (inside, wanted) in ranges.items():
+        if not inside:
+            field = f"{type(settings).__name__}.{name}"
+            raise LmsiError(f"{field} = {getattr(settings, name)!r}; use {wanted}")

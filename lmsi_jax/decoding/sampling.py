@@ -10,7 +10,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.errors import LmsiError, check_ranges
 from lmsi_jax.prompts import STOP_STRINGS
 
 _BLOCK = 32  # the cumulative sum goes by blocks of this many tokens, then inside one block
@@ -49,30 +49,27 @@ class Sampling:
     early_stop_every: int = 4
 
     def __post_init__(self) -> None:
-        checks = {
-            "paths": self.paths >= 1,
-            "temperature": self.temperature >= 0,
-            "top_k": self.top_k >= 0,
-            "top_p": 0 < self.top_p <= 1,
-            "min_p": 0 <= self.min_p <= 1,
-            "max_new_tokens": self.max_new_tokens >= 1,
-        }
         stops = self.stop
         if not (isinstance(stops, tuple) and all(isinstance(s, str) and s for s in stops)):
             raise LmsiError(
                 f"Sampling.stop = {stops!r}; use a tuple of strings that are not empty, such as "
                 "('\\n\\n',), or () for none"
             )
-        for name, good in checks.items():
-            if not good:
-                raise LmsiError(f"Sampling.{name} = {getattr(self, name)} is out of range")
-        if self.early_stop is not None and not 0.5 < self.early_stop < 1:
-            raise LmsiError(
-                f"Sampling.early_stop = {self.early_stop}; use a probability above 0.5 and below 1 "
-                "(0.95), or None for no early stop"
-            )
-        if self.early_stop_every < 1:
-            raise LmsiError(f"Sampling.early_stop_every = {self.early_stop_every}; use 1 or more")
+        chance = self.early_stop
+        ranges = {
+            "paths": (self.paths >= 1, "1 or more"),
+            "temperature": (self.temperature >= 0, "0 (greedy) or more"),
+            "top_k": (self.top_k >= 0, "0 (off) or more"),
+            "top_p": (0 < self.top_p <= 1, "a probability above 0, 1 for off"),
+            "min_p": (0 <= self.min_p <= 1, "0 (off) to 1"),
+            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
+            "early_stop": (
+                chance is None or 0.5 < chance < 1,
+                "a probability above 0.5 and below 1 (0.95), or None for no early stop",
+            ),
+            "early_stop_every": (self.early_stop_every >= 1, "1 or more"),
+        }
+        check_ranges(self, ranges)
 
     @property
     def filters(self) -> "Filters":

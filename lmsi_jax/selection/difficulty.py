@@ -39,7 +39,10 @@ class Difficulty:
     def __post_init__(self) -> None:
         check_share("Difficulty.share", self.share)
         if self.neighbours < 0 or not 0 <= self.penalty < math.inf:
-            raise LmsiError("Difficulty.neighbours and Difficulty.penalty must not be negative")
+            raise LmsiError(
+                f"Difficulty.neighbours = {self.neighbours}, Difficulty.penalty = {self.penalty}; "
+                "use finite numbers of 0 or more"
+            )
 
     def judge(self, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
         """See `rows.Filter`."""

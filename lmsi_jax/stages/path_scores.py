@@ -54,7 +54,7 @@ def path_scores(context: Context, round_index: int, inputs: dict[str, str]) -> d
       LmsiError: losses are asked for and the training mesh is larger than a process, which scores
         its own shards alone.
     """
-    needs = _needs(context)
+    needs = _needs(context, round_index)
     if not needs:
         return {}
     if needs & {*LOSSES, STRONG_LOSSES}:
@@ -76,7 +76,7 @@ def path_scores(context: Context, round_index: int, inputs: dict[str, str]) -> d
 
 def score_shards(context: Context, round_index: int) -> None:
     """Scores this process' shards of a round."""
-    needs = _needs(context)
+    needs = _needs(context, round_index)
     if needs & {*LOSSES, STRONG_LOSSES}:
         score_losses(context, round_index, _to_score(context, round_index), needs)
     if RATING in needs:
@@ -87,7 +87,7 @@ def read_scored_rows(
     context: Context, round_index: int, task: str, voted: Sequence[Voted]
 ) -> tuple[list[Row], Facts]:
     """Returns a task's voted paths with their scores, and what filters know beside."""
-    store, needs = ShardStore(context.folder(round_index, NAME)), _needs(context)
+    store, needs = ShardStore(context.folder(round_index, NAME)), _needs(context, round_index)
     rows = _rows(context, voted)
     made = read_prompts(context, round_index, task)
     known: dict[tuple[str, int], dict[str, float]] = {}
@@ -118,10 +118,10 @@ def _stored(store: ShardStore, task: str, needs: frozenset[str]) -> Iterator[dic
                 yield {"uid": uid, "index": int(index), RATING: rating}
 
 
-def _needs(context: Context) -> frozenset[str]:
-    """All scores that the run's filters read."""
+def _needs(context: Context, round_index: int) -> frozenset[str]:
+    """All scores that a round's filters read."""
     none = frozenset[str]()
-    return none.union(*(one.needs for one in context.run.mixing.selection))
+    return none.union(*(one.needs for one in context.run_in(round_index).mixing.selection))
 
 
 def _settings(context: Context, round_index: int) -> dict[str, Any]:
@@ -129,16 +129,16 @@ def _settings(context: Context, round_index: int) -> dict[str, Any]:
     run = context.run_in(round_index)
     names = ("rows", "length", "prefix_length", "data", "model")
     settings: dict[str, Any] = {
-        "needs": sorted(_needs(context)),
+        "needs": sorted(_needs(context, round_index)),
         "before": [named(one) for one in _unscored(context, round_index)],
         "Mixing": {"keep": run.mixing.keep},
         "Training": {name: getattr(run.training, name) for name in names},
     }
-    if STRONG_LOSSES in _needs(context):
+    if STRONG_LOSSES in _needs(context, round_index):
         settings["Mixing"]["strong_count"] = run.mixing.strong_count
     if run.generation.questions:
         settings["Generation"] = {"min_confidence": run.generation.min_confidence}
-    if RATING in _needs(context):
+    if RATING in _needs(context, round_index):
         settings |= context.decoding_settings
     return settings
 
@@ -205,7 +205,7 @@ def _rate(context: Context, round_index: int) -> None:
 
 def _rank(context: Context, round_index: int) -> None:
     """Asks the rankers, in the leading process alone: they are not ours to divide."""
-    names = sorted(n.removeprefix(RANK) for n in _needs(context) if n.startswith(RANK))
+    names = sorted(n.removeprefix(RANK) for n in _needs(context, round_index) if n.startswith(RANK))
     store = ShardStore(context.folder(round_index, NAME))
     for task, rows in _to_score(context, round_index).items() if names else ():
         if store.missing([f"rank-{task}"]):

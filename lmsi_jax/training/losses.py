@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.errors import LmsiError, check_ranges
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import logits
 from lmsi_jax.models.params import Params
@@ -62,18 +62,17 @@ class Loss:
     rest: Literal["bucket", "drop"] = "bucket"
 
     def __post_init__(self) -> None:
-        checks = {
-            "z_loss": 0 <= self.z_loss < np.inf,
-            "label_smoothing": 0 <= self.label_smoothing < 1,
-            "distillation": self.distillation in ("sequence", "top_k", "model"),
-            "distillation_weight": 0 <= self.distillation_weight <= 1,
-            "temperature": 0 < self.temperature < np.inf,
-            "top_k": self.top_k >= 1,
-            "rest": self.rest in ("bucket", "drop"),
+        forms, rests = ("sequence", "top_k", "model"), ("bucket", "drop")
+        ranges = {
+            "z_loss": (0 <= self.z_loss < np.inf, "0 or more"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "0 or more, below 1"),
+            "distillation": (self.distillation in forms, f"one of {', '.join(forms)}"),
+            "distillation_weight": (0 <= self.distillation_weight <= 1, "a share, 0 to 1"),
+            "temperature": (0 < self.temperature < np.inf, "a number above 0"),
+            "top_k": (self.top_k >= 1, "1 or more"),
+            "rest": (self.rest in rests, "'bucket' or 'drop'"),
         }
-        for name, good in checks.items():
-            if not good:
-                raise LmsiError(f"Loss.{name} = {getattr(self, name)!r} is out of range")
+        check_ranges(self, ranges)
         if self.distillation == "top_k" and self.rest == "bucket" and self.temperature != 1:
             raise LmsiError(
                 f"Loss.temperature = {self.temperature}: how a temperature shares out the tokens "

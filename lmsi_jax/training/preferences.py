@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.errors import check_ranges
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.params import Params
 from lmsi_jax.training.losses import Arrays, token_losses
@@ -43,15 +43,13 @@ class Preference:
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        checks = {
-            "form": self.form in ("spin", "scpo"),
-            "beta": 0 < self.beta < np.inf,
-            "likelihood": 0 <= self.likelihood < np.inf,
-            "threshold": 0 <= self.threshold <= 1,
+        ranges = {
+            "form": (self.form in ("spin", "scpo"), "'spin' or 'scpo'"),
+            "beta": (0 < self.beta < np.inf, "a number above 0"),
+            "likelihood": (0 <= self.likelihood < np.inf, "0 or more"),
+            "threshold": (0 <= self.threshold <= 1, "a share of the paths, 0 to 1"),
         }
-        for name, good in checks.items():
-            if not good:
-                raise LmsiError(f"Preference.{name} = {getattr(self, name)!r} is out of range")
+        check_ranges(self, ranges)
 
 
 class Members(NamedTuple):

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.errors import LmsiError, check_ranges
 from lmsi_jax.training import packing
 from lmsi_jax.training.lora import Lora
 from lmsi_jax.training.losses import Loss
@@ -76,21 +76,23 @@ class Training:
     fsdp: bool = False
 
     def __post_init__(self) -> None:
-        least_one = ("steps", "microbatches", "rows", "length", "log_every", "save_every")
-        checks = {name: getattr(self, name) >= 1 for name in (*least_one, "data", "model")}
-        checks["rows_at_once"] = self.rows_at_once >= 0
-        checks["prefix_length"] = self.prefix_length >= 0
-        checks["compute_dtype"] = self.compute_dtype in ("float32", "bfloat16")
-        checks["strong_rate"] = 0 <= self.strong_rate <= 1
-        checks["task_rates"] = all(rate >= 0 for _, rate in self.task_rates)
-        checks["keep"] = self.keep is None or self.keep >= 1
-        checks["keep_best"] = self.keep_best >= 0
-        checks["best_mode"] = self.best_mode in ("min", "max")
-        checks["validation_count"] = self.validation_count >= 0
-        checks["deadline_seconds"] = self.deadline_seconds > 0
-        for name, good in checks.items():
-            if not good:
-                raise LmsiError(f"Training.{name} = {getattr(self, name)} is out of range")
+        from_one = ("steps", "microbatches", "rows", "length", "log_every", "save_every")
+        from_zero = ("rows_at_once", "prefix_length", "keep_best", "validation_count")
+        ranges = {
+            **{name: (getattr(self, name) >= 1, "1 or more") for name in from_one},
+            **{name: (getattr(self, name) >= 1, "1 or more devices") for name in ("data", "model")},
+            **{name: (getattr(self, name) >= 0, "0 or more") for name in from_zero},
+            "compute_dtype": (
+                self.compute_dtype in ("float32", "bfloat16"),
+                "'float32' or 'bfloat16'",
+            ),
+            "strong_rate": (0 <= self.strong_rate <= 1, "a share, 0 to 1"),
+            "task_rates": (all(rate >= 0 for _, rate in self.task_rates), "rates of 0 or more"),
+            "keep": (self.keep is None or self.keep >= 1, "1 or more, or None for all"),
+            "best_mode": (self.best_mode in ("min", "max"), "'min' or 'max'"),
+            "deadline_seconds": (self.deadline_seconds > 0, "a number above 0"),
+        }
+        check_ranges(self, ranges)
         if self.keep_best and self.best_metric == VALIDATION and not self.validation_count:
             raise LmsiError(
                 f"Training.best_metric = {VALIDATION!r} wants examples that are held out; set "

@@ -198,7 +198,7 @@ def test_the_three_values_are_those_of_the_step(micro_config, micro_params):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"z_loss": -1.0}, "Loss.z_loss = -1.0 is out of range"),
+        ({"z_loss": -1.0}, "Loss.z_loss = -1.0; use 0 or more"),
         ({"label_smoothing": 1.0}, "Loss.label_smoothing"),
         ({"distillation": "topk"}, "Loss.distillation = 'topk'"),
         ({"distillation_weight": 1.5}, "Loss.distillation_weight"),
