@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.literals import fits, written
+from lmsi_jax.literals import fits, remedy
 
 if TYPE_CHECKING:
     from lmsi_jax.run import Run
@@ -97,7 +97,7 @@ def _check_values(name: str, values: Any, hint: Any) -> None:
         )
     for value in values:
         if not fits(value, hint):
-            raise LmsiError(f"Run.by_round: {name} = {value!r} is no {written(hint)}")
+            raise LmsiError(f"Run.by_round: {name} = {value!r}; {remedy(value, hint)}")
 
 
 def _changed(value: Any, changes: dict[str, dict[str, Any]]) -> Any:

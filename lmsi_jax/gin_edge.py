@@ -10,16 +10,14 @@ import contextlib
 import dataclasses
 import gc
 import importlib
-import importlib.util
 import os
 import pathlib
 import re
 import shlex
 import tokenize
-from collections.abc import Callable, Iterator, Sequence
-from typing import IO
+from collections.abc import Iterator, Sequence
 
-from lmsi_jax import gin_errors
+from lmsi_jax import gin_errors, gin_files
 from lmsi_jax.errors import LmsiError
 
 _FLAGS = ("--gin_file", "--gin_bindings", "--gin_search_paths")
@@ -123,8 +121,9 @@ def find_config(name: str, search_paths: Sequence[str] = (), kind: str = "runs")
         if path.is_file():
             return os.fspath(path)
     names = packaged_configs(kind)
+    near = gin_errors.suggestion(name, names) or "."
     raise LmsiError(
-        f"there is no configuration {name!r}{gin_errors.suggestion(name, names)}. "
+        f"there is no configuration {name!r}{near} "
         f"Packaged: {', '.join(names) or 'none'}; or give the path of a .gin file"
     )
 
@@ -144,9 +143,11 @@ def load(config: str | None, args: GinArgs) -> None:
 
     files = [find_config(file, args.search_paths) for file in ([config] if config else [])]
     files += [_gin_file(file, args.search_paths) for file in args.files]
+    folders = [*args.search_paths, *map(os.path.dirname, files)]
+    folders += map(os.fspath, _packaged_roots())
     gin.clear_config()
     try:
-        with _lookup([*args.search_paths, *map(os.path.dirname, files)]), _no_collection():
+        with gin_files.lookup(folders), _no_collection():
             for file in files:
                 with gin_errors.readable(file):
                     gin.parse_config_file(file)
@@ -183,50 +184,12 @@ def operative_config() -> str:
 
 def _gin_file(file: str, search_paths: Sequence[str]) -> str:
     """As `find_config`; a path that gin finds in an installed package is left to gin."""
-    return file if _package_file(file) else find_config(file, search_paths)
+    return file if gin_files.package_file(file) else find_config(file, search_paths)
 
 
 def _packaged_roots() -> list[pathlib.Path]:
     package = importlib.import_module("lmsi_jax.gin_configs")
     return [pathlib.Path(path) for path in package.__path__]
-
-
-@contextlib.contextmanager
-def _lookup(folders: Sequence[str]) -> Iterator[None]:
-    """Where gin looks for files and includes, for one load: gin itself can only ever add places."""
-    from gin import config
-
-    prefixes, readers = list(config._LOCATION_PREFIXES), list(config._FILE_READERS)
-    config._LOCATION_PREFIXES[:] = ["", *folders, *map(os.fspath, _packaged_roots())]
-    # In place of gin's own reader for installed packages, which logs an error for each miss.
-    config._FILE_READERS[:] = [readers[0], (_open_package_file, _package_file), _remote_reader()]
-    try:
-        yield
-    finally:
-        config._LOCATION_PREFIXES[:] = prefixes
-        config._FILE_READERS[:] = readers
-
-
-def _package_file(path: str) -> str | None:
-    """Returns the file of "t5x/configs/x.gin" in the installed package t5x, or None."""
-    package, _, inner = path.partition("/")
-    if not (inner and package.isidentifier()):
-        return None
-    spec = importlib.util.find_spec(package)
-    for root in (spec.submodule_search_locations if spec else None) or ():
-        if os.path.isfile(os.path.join(root, inner)):
-            return os.path.join(root, inner)
-    return None
-
-
-def _open_package_file(path: str) -> IO[str]:
-    return open(_package_file(path) or path, encoding="utf-8")
-
-
-def _remote_reader() -> tuple[Callable[[str], IO[str]], Callable[[str], bool]]:
-    from etils import epath
-
-    return (lambda path: epath.Path(path).open(), lambda path: "://" in path)
 
 
 def _value(binding: Binding) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.literals import fits, written
+from lmsi_jax.literals import fits, remedy
 
 _LOCATION = re.compile(r'\n  In (?:file "(?P<file>.*?)",|bindings string),? line (?P<line>\d+)')
 _CALL = re.compile(r"\n  In call to configurable '(?P<name>[^']*)'.*", re.DOTALL)
@@ -45,8 +45,8 @@ def readable(source: str) -> Iterator[None]:
     """Turns what gin raises while it parses `source` (a file or a flag) into an LmsiError."""
     try:
         yield
-    except LmsiError:
-        raise
+    except LmsiError as error:
+        raise LmsiError(_LOCATION.split(str(error))[0]) from None  # it says itself where
     except SyntaxError as error:
         raise LmsiError(_syntax(error, source)) from None
     except (tokenize.TokenError, StopIteration):
@@ -54,7 +54,8 @@ def readable(source: str) -> Iterator[None]:
         raise LmsiError(f"{_short(source)}: a bracket or a quotation mark is not closed") from None
     except (ValueError, OSError, ImportError, KeyError, TypeError, RuntimeError) as error:
         text = str(error)
-        raise LmsiError(f"{_where(text, source)}: {_explain(text)}") from None
+        where, what = f"{_where(text, source)}: ", _explain(text)
+        raise LmsiError(what if f"no file {source};" in what else where + what) from None
 
 
 def _syntax(error: SyntaxError, source: str) -> str:
@@ -93,7 +94,9 @@ def _explain(text: str) -> str:
         has = f"{near}" if near else f"; it has {', '.join(names)}"
         return f"{match['name']} has no parameter {match['arg']!r}{has}"
     if match := _FILE.search(text):
-        return f"there is no file {match['name']}; give its folder with --gin_search_paths"
+        name = match["name"]
+        remedy = "check its name" if "://" in name else "give its folder with --gin_search_paths"
+        return f"there is no file {name}; {remedy}"
     return _first_line(text)
 
 
@@ -137,9 +140,9 @@ def check_config(flags: Sequence[str]) -> None:
                     required.append(name)
                 elif reference[0] == "%" and not _is_set(reference[1:]):
                     macro = reference[1:]
+                    near = suggestion(macro, _macros())
                     raise LmsiError(
-                        f"{name} uses %{macro}, which is not set{suggestion(macro, _macros())}; "
-                        f"add --gin.{macro}=VALUE"
+                        f"{name} uses %{macro}, which is not set; add --gin.{macro}=VALUE{near}"
                     )
                 used.add(reference[1:])
             _check_type(key[1], arg, value, name)
@@ -202,7 +205,7 @@ def _check_type(selector: str, arg: str, value: Any, name: str) -> None:
     except (NameError, TypeError, AttributeError):
         return  # annotations that only a type checker can read
     if arg in hints and not fits(value, hints[arg]):
-        raise LmsiError(f"{name} = {value!r} is no {written(hints[arg])}")
+        raise LmsiError(f"{name} = {value!r}; {remedy(value, hints[arg])}")
 
 
 # --- while configured objects are built -----------------------------------------------------------

@@ -222,7 +222,7 @@ class _Parser(argparse.ArgumentParser):
         word = message.split("invalid choice: '")[-1].split("'")[0]
         known = (*_COMMANDS, *commands())
         near = gin_errors.suggestion(word, known) if "invalid choice" in message else ""
-        raise LmsiError(f"{message}{near}; see {self.prog} --help")
+        raise LmsiError(f"{message}; see {self.prog} --help{near}")
 
 
 def _parser() -> _Parser:

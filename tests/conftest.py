@@ -6,6 +6,7 @@ import os
 import hypothesis
 import jax
 import pytest
+from etils.epath import backend, gpath
 
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import init_params
@@ -45,6 +46,32 @@ def _forgotten_programs():
     program takes several, and XLA crashes without one."""
     yield
     jax.clear_caches()
+
+
+class _Bucket:
+    """Stands in for the back end of gs://: a local folder, and every call that it got."""
+
+    def __init__(self, root):
+        self.root, self.calls = root, []
+
+    def __getattr__(self, name):
+        def call(path, *args, **kwargs):
+            assert path.startswith("gs://bucket/")
+            self.calls.append(name)
+            local = os.fspath(self.root / path.removeprefix("gs://bucket/"))
+            return getattr(backend.os_backend, name)(local, *args, **kwargs)
+
+        return call
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """gs://bucket/, which lies in `bucket.root`."""
+    (tmp_path / "bucket").mkdir()
+    made, real = _Bucket(tmp_path / "bucket"), gpath.PosixGPath._backend.fget
+    chosen = property(lambda path: made if str(path).startswith("gs://") else real(path))
+    monkeypatch.setattr(gpath.PosixGPath, "_backend", chosen)
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -89,8 +89,8 @@ def test_everything_that_may_change_is_there():
         ((("Preference.threshold", (0.5,)),), "this run has no Preference; bind it or drop it"),
         ((("Mixing.cap", ()),), "wants a tuple of values for Mixing.cap"),
         ((("Mixing.cap", 3),), "('Mixing.cap', (FIRST, SECOND))"),
-        ((("Mixing.cap", (3, "x")),), "Mixing.cap = 'x' is no int | None"),
-        ((("Training.steps", (3.5,)),), "Training.steps = 3.5 is no int"),
+        ((("Mixing.cap", (3, "x")),), "Mixing.cap = 'x'; use a whole number or None"),
+        ((("Training.steps", (3.5,)),), "Training.steps = 3.5; use a whole number"),
         ((("Mixing.cap", (3,)), ("Mixing.cap", (4,))), "has Mixing.cap twice"),
         (
             (("Mixing.min_confidence", (0.5, 1.5)),),

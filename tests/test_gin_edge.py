@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import gin
 import pytest
@@ -12,6 +12,14 @@ from hypothesis import strategies as st
 from lmsi_jax import gin_edge, gin_errors
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.gin_edge import Binding, GinArgs
+
+
+@gin.configurable(module="edge_test")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Door:
+    """A part of it."""
+
+    panes: int = 1
 
 
 @gin.configurable(module="edge_test")
@@ -27,6 +35,11 @@ class Oven:
     mode: Literal["top", "fan"] = "top"
     limit: int | None = None
     racks: Sequence[int] = ()
+    trays: tuple[Literal["wire", "tin"], ...] = ()
+    times: tuple[tuple[str, float], ...] = ()
+    door: Door = Door()
+    lamp: Door | None = None
+    note: Any = 0
 
     def __post_init__(self):
         if self.rounds < 0:
@@ -163,8 +176,11 @@ def test_packaged_names_are_found_and_a_misspelt_one_meets_the_nearest(tmp_path,
     assert gin_edge.packaged_configs() == ("quickstart",)
     assert _bake(config="quickstart").folder == "q"
     text = _error(config="quikstart")
-    assert "no configuration 'quikstart'; did you mean quickstart?" in text
-    assert "Packaged: quickstart" in text
+    assert text == (
+        "there is no configuration 'quikstart'; did you mean quickstart? Packaged: quickstart; "
+        "or give the path of a .gin file"
+    )
+    assert "there is no configuration 'zzz'. Packaged: quickstart; " in _error(config="zzz")
 
 
 def test_every_packaged_configuration_is_found_by_its_name():
@@ -240,30 +256,43 @@ def test_required_values_and_macros_are_named(gin_file):
 
 def test_a_macro_that_is_not_set_and_one_that_nothing_uses_are_named(gin_file):
     file = gin_file("Oven.folder = %FOLDER\n")
-    assert _error(config=file).startswith("Oven.folder uses %FOLDER, which is not set")
+    assert _error(config=file).startswith("Oven.folder uses %FOLDER, which is not set; add")
+    text = _error("--gin.FOLDR=y", config=file)
+    assert text.endswith("; add --gin.FOLDER=VALUE; did you mean FOLDR?")
     text = _error("--gin.FOLDER=x", "--gin.FOLDR=y", config=file)
     assert text == "--gin.FOLDR: nothing uses %FOLDR; did you mean FOLDER?"
 
 
 @pytest.mark.parametrize(
-    ("flag", "wanted"),
+    ("flag", "remedy"),
     [
-        ("rounds=three", "int"),
-        ("rounds=1.5", "int"),
-        ("heat=hot", "float"),
-        ("heat=True", "float"),
-        ("folder=5", "str"),
-        ("resume=1", "bool"),
-        ("tasks=x", "tuple[str, ...]"),
-        ("tasks=[1]", "tuple[str, ...]"),
-        ("racks=12", "collections.abc.Sequence[int]"),
-        ("mode=grill", "Literal['top', 'fan']"),
-        ("limit=few", "int | None"),
+        ("rounds=three", "use a whole number"),
+        ("rounds=1.5", "use a whole number"),
+        ("rounds=None", "use a whole number"),
+        ("heat=hot", "use a number"),
+        ("heat=True", "use a number"),
+        ("folder=5", "use text in quotes"),
+        ("resume=1", "use True or False"),
+        ("tasks=x", "use a tuple of texts, as in ('x',)"),
+        ("tasks=[1]", "use a tuple of texts"),
+        ("racks=12", "use a tuple of whole numbers, as in (12,)"),
+        ("mode=grill", "choose from top, fan"),
+        ("trays=('mesh', 'tin')", "choose from wire, tin, in a tuple"),
+        ("times=5", "use a tuple of items, each a tuple (text in quotes, a number)"),
+        ("limit=few", "use a whole number or None"),
+        ("door=None", "bind it to @Door()"),
+        ("door=glass", "bind it to @Door()"),
+        ("lamp=glass", "use @Door() or None"),
     ],
 )
-def test_a_value_of_another_type_is_an_error_that_names_the_type(flag, wanted):
+def test_a_value_of_another_type_is_an_error_that_says_what_to_use(flag, remedy):
     text = _error("--gin.Oven.folder=x", f"--gin.Oven.{flag}")
-    assert text.startswith(f"Oven.{flag.split('=')[0]} = ") and text.endswith(f"is no {wanted}")
+    assert text.startswith(f"Oven.{flag.split('=')[0]} = ") and text.endswith(f"; {remedy}")
+
+
+def test_none_is_taken_where_the_annotation_has_it():
+    assert _bake("--gin.Oven.folder=x", "--gin.Oven.note=None", "--gin.Oven.lamp=None").note is None
+    assert _bake("--gin.Oven.folder=x", "--gin.Oven.lamp=@Door()").lamp == Door()
 
 
 def test_lower_case_true_is_no_string():

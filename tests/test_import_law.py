@@ -36,7 +36,7 @@ JAX_ROOMS = {
     *("processes", "agreement", "programs"),
 }
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
-GIN_ROOMS = {"main", "configurables", "gin_edge", "gin_errors"}
+GIN_ROOMS = {"main", "configurables", "gin_edge", "gin_errors", "gin_files"}
 FILES = {
     *("io", "os", "pathlib", "shutil", "tempfile", "glob", "gzip", "etils", "orbax"),
     *("lmsi_jax.files", "lmsi_jax.store", "lmsi_jax.manifest"),

@@ -9,7 +9,6 @@ import random
 import types
 
 import pytest
-from etils.epath import backend, gpath
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -330,31 +329,13 @@ def test_reading_beside_a_missing_shard_is_an_error(tmp_path):
         read_paths(ShardStore(tmp_path), "a")
 
 
-class _Bucket:
-    """Stands in for the back end of gs://: a local folder, and every call that it got."""
-
-    def __init__(self, root):
-        self._root, self.calls = root, []
-
-    def __getattr__(self, name):
-        def call(path, *args, **kwargs):
-            assert path.startswith("gs://bucket/")
-            self.calls.append(name)
-            local = os.fspath(self._root / path.removeprefix("gs://bucket/"))
-            return getattr(backend.os_backend, name)(local, *args, **kwargs)
-
-        return call
-
-
-def test_shards_go_to_a_bucket_as_they_go_to_a_folder(whole, tmp_path, monkeypatch):
-    bucket = _Bucket(tmp_path)
-    monkeypatch.setattr(gpath.PosixGPath, "_backend", property(lambda _: bucket))
+def test_shards_go_to_a_bucket_as_they_go_to_a_folder(whole, bucket):
     _make("gs://bucket/run/sample")
-    names = {file.name: file.read_bytes() for file in (tmp_path / "run" / "sample").iterdir()}
+    names = {file.name: file.read_bytes() for file in (bucket.root / "run" / "sample").iterdir()}
     assert {f"{name}.jsonl.gz" for name in whole} <= set(names)
     assert all(names[f"{name}.jsonl.gz"] == data for name, data in whole.items())
     assert "open" in bucket.calls
-    (tmp_path / "run" / "sample" / "b-00000-of-00001.jsonl.gz").write_bytes(b"cut")
+    (bucket.root / "run" / "sample" / "b-00000-of-00001.jsonl.gz").write_bytes(b"cut")
     engine = PureEngine()
     _make("gs://bucket/run/sample", engine=engine)
     assert [len(run) for run in engine.runs] == [3]

@@ -41,13 +41,13 @@ def test_every_launch_command_is_accepted():
         assert done.stdout.startswith("# ")
 
 
-def test_the_configuration_names_parameters_that_there_are(tmp_path):
+def test_the_configuration_names_parameters_that_there_are_and_is_read_from_a_bucket(bucket):
     from lmsi_jax import gin_edge
     from lmsi_jax.configurables import load_run
 
     text = re.search(r"^```gin\n(.*?)^```$", _TEXT, re.MULTILINE | re.DOTALL)[1]
-    (tmp_path / "gemma.gin").write_text(text)
-    gin_edge.load(str(tmp_path / "gemma.gin"), gin_edge.GinArgs())
+    (bucket.root / "gemma.gin").write_text(text)
+    gin_edge.load("gs://bucket/gemma.gin", gin_edge.GinArgs())
     run = load_run()
     assert run.init_checkpoint == "gs://my-bucket/models/gemma"
     assert run.training.data * run.training.model == 16  # the chips of the page's pod

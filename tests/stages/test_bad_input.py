@@ -14,7 +14,7 @@ from lmsi_jax.main import main
     ("changes", "message"),
     [
         ({"Sampling.temprature": 0.5}, "did you mean temperature?"),
-        ({"Run.rounds": "three"}, "Run.rounds = 'three' is no int"),
+        ({"Run.rounds": "three"}, "Run.rounds = 'three'; use a whole number"),
         ({"Run.rounds": 0}, "Run.rounds = 0; at least 1"),
         ({"Run.questions_per_shard": 0}, "Run.questions_per_shard = 0; at least 1"),
         ({"Evaluation.vote_count": 0}, "purchases-self_consistency has no questions; set"),
@@ -37,7 +37,7 @@ from lmsi_jax.main import main
         ({"ModelConfig.num_layers": 3}, "belongs to another model"),
         ({"Sampling.max_new_tokens": 900}, "use fewer exemplars or fewer new tokens"),
         ({"Mixing.cap": 0}, "Mixing.cap = 0; use 1 or more"),
-        ({"Mixing.formats": ("cot",)}, "Mixing.formats = ('cot',) is no tuple"),
+        ({"Mixing.formats": ("cot",)}, "Mixing.formats = ('cot',); choose from few_shot_cot, "),
         ({"Mixing.min_confidence": 50.0}, "Mixing.min_confidence = 50.0; use a share, 0 to 1"),
         ({"Mixing.strong_count": -1}, "Mixing.strong_count = -1; use 0 or more"),
         ({"Evaluation.promptings": ("tot",)}, "Evaluation.promptings has 'tot'"),

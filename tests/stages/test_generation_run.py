@@ -335,7 +335,7 @@ def test_a_model_whose_zero_shot_answers_are_unusable_is_named(
     ("changes", "message"),
     [
         ({"Generation.prompts": 1}, "Generation.prompts = 1"),
-        ({"Generation.use": "both"}, "'both' is no Literal['beside', 'instead']"),
+        ({"Generation.use": "both"}, "'both'; choose from beside, instead"),
         ({"Generation.temperature": 0.0}, "above 0, so that questions differ"),
         ({"Generation.min_confidence": 1.5}, "use a share, 0 to 1"),
         ({"Generation.shots": 0}, "Generation.shots = 0; at least 1"),
