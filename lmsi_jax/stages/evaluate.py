@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from lmsi_jax.decoding.generate import read_paths
 from lmsi_jax.decoding.sampling import Sampling
+from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.evaluate import score
 from lmsi_jax.files import read_json, write_json
 from lmsi_jax.prompts import Prompting, is_direct
@@ -88,8 +89,19 @@ def evaluate_shards(context: Context, round_index: int) -> None:
 
 
 def read_scores(context: Context, round_index: int) -> list[dict[str, Any]]:
-    """Reads the scores of a round's evaluation."""
-    return read_json(context.folder(round_index, "eval") / _SCORES)
+    """Reads the scores of a round's evaluation.
+
+    Raises:
+      LmsiError: they are missing or damaged.
+    """
+    path = context.folder(round_index, "eval") / _SCORES
+    try:
+        return read_json(path)
+    except LmsiError:
+        raise LmsiError(
+            f"{path} is missing or damaged; repeat `lmsi run`, or the other command that evaluated "
+            "with the same configuration: it makes it anew of the paths that are there"
+        ) from None
 
 
 def _asked(context: Context) -> Iterator[tuple[str, str, list[Question]]]:

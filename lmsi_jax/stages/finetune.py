@@ -12,8 +12,10 @@ from lmsi_jax.stages.context import Context, named
 from lmsi_jax.stages.mix import read_examples, read_pairs
 from lmsi_jax.stages.score import read_scored, score
 from lmsi_jax.training import checkpoints, validation
+from lmsi_jax.training.beginning import drop_unrecorded
 from lmsi_jax.training.data import Examples, in_order
 from lmsi_jax.training.lora import Lora, export_adapters
+from lmsi_jax.training.metrics import records
 from lmsi_jax.training.packing import Row, check
 from lmsi_jax.training.peft import check_installed, write_peft
 from lmsi_jax.training.reading import Rows
@@ -50,6 +52,7 @@ def finetune(
         remove(stage.directory / "stage.json")  # the record does not cover checkpoints, see below
     if context.done(stage):
         return stage.fingerprint
+    drop_unrecorded(stage.directory)
     if training.lora is not None and training.lora.peft:
         check_installed()  # before the training
     if _scored(training, load_teacher):
@@ -62,7 +65,7 @@ def finetune(
         _write_adapters(context, training.lora, stage.directory)
     context.write_digest(stage.directory, stage.directory)
     # Orbax puts times into a checkpoint's files; the digest and the metrics say what is in them.
-    stage.finish([stage.directory / "digest.json", stage.directory / "metrics.jsonl"])
+    stage.finish([stage.directory / "digest.json", *records(stage.directory)])
     return stage.fingerprint
 
 

@@ -16,6 +16,8 @@ from lmsi_jax.prompts import SEPARATOR
 from lmsi_jax.run import Pretraining, Run
 from lmsi_jax.stages.context import Context, named
 from lmsi_jax.training import checkpoints
+from lmsi_jax.training.beginning import drop_unrecorded
+from lmsi_jax.training.metrics import records
 from lmsi_jax.training.packing import Row
 from lmsi_jax.training.placement import spans
 from lmsi_jax.training.trainer import train
@@ -42,13 +44,14 @@ def pretrain(context: Context) -> None:
     stage = context.stage(0, "pretrain", config, {})
     if stage.begin() == "done":
         return
+    drop_unrecorded(stage.directory)
     path = stage.directory / "tokenizer.model"
     if not path.exists():
         write_bytes(path, train_tokenizer(run.pretraining, run.model.vocab_size))
     with context.training_together(run.pretraining.training, "pretrain", 0):
         train_base(context)
     context.write_digest(stage.directory, stage.directory / _FINAL)
-    stage.finish([path, stage.directory / "digest.json", stage.directory / "metrics.jsonl"])
+    stage.finish([path, stage.directory / "digest.json", *records(stage.directory)])
 
 
 def train_base(context: Context) -> None:

@@ -149,16 +149,43 @@ def _writers(directory: epath.Path, first: int) -> Any:
 
 
 def read_metrics(directory: epath.PathLike) -> list[Line]:
-    """Returns the metrics that a training run wrote."""
+    """Returns the metrics that a training run wrote; [] where there are none.
+
+    Raises:
+      LmsiError: the file was altered.
+    """
     return read_lines(epath.Path(directory) / METRICS)
 
 
+def records(directory: epath.PathLike) -> list[epath.Path]:
+    """Returns what a finished training vouches for; [] where T5X took all of its steps."""
+    path = epath.Path(directory) / METRICS
+    return [path] if path.exists() else []
+
+
 def read_lines(path: epath.Path, until: int | None = None) -> list[Line]:
-    """Returns a file's lines, those up to a step."""
+    """Returns a file's lines, those up to a step.
+
+    Raises:
+      LmsiError: one of them is none that `Log` writes.
+    """
     if not path.exists():
         return []
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = [_read(path, *one) for one in enumerate(path.read_bytes().splitlines(), 1)]
     return [line for line in lines if until is None or line["step"] <= until]
+
+
+def _read(path: epath.Path, number: int, text: bytes) -> Line:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        line = None
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+        raise LmsiError(
+            f"{path} is damaged (line {number}); delete it and repeat `lmsi run`, or the other "
+            "command that trained: it makes it anew"
+        )
+    return line
 
 
 def group_weights(batch: Batch, groups: int) -> list[float]:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from lmsi_jax.errors import LmsiError
 from lmsi_jax.training.metrics import Log, group_weights, read_metrics
 
 GROUPS = ("weak/cot", "weak/direct", "strong/cot", "strong/direct")
@@ -116,3 +117,10 @@ def test_tensorboard_reads_the_same_values(tmp_path):
         ]
         assert found == [(line["step"], pytest.approx(line[name])) for line in lines]
     assert len(events.Tensors("tokens_per_second")) == 2
+
+
+@pytest.mark.parametrize("line", [b"x", b"\xff\xfe", b"[3]", b"{}", b'{"step": "2"}', b""])
+def test_a_line_that_nobody_wrote_is_named_with_its_file(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2.5}\n' + line + b"\n")
+    with pytest.raises(LmsiError, match=r"metrics.jsonl is damaged \(line 2\); delete it and"):
+        read_metrics(tmp_path)

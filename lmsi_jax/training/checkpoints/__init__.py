@@ -8,7 +8,7 @@ The optimiser's arrays are kept by their path in the Optax state, so a restored 
 and the names in them, `refusals` says what is wrong with one.
 """
 
-from lmsi_jax.training.checkpoints.layout import find, present
+from lmsi_jax.training.checkpoints.layout import drop, find, has_reading, present
 from lmsi_jax.training.checkpoints.saving import Checkpoints
 from lmsi_jax.training.checkpoints.stored import (
     attempt,
@@ -25,7 +25,9 @@ __all__ = [
     "Checkpoints",
     "attempt",
     "digest",
+    "drop",
     "find",
+    "has_reading",
     "holders",
     "load_params",
     "load_state",

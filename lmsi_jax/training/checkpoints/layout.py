@@ -7,9 +7,10 @@ import jax
 from etils import epath
 
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.files import cannot
 from lmsi_jax.training.checkpoints.refusals import seen
 
-PREFIX = "checkpoint"
+PREFIX, READING = "checkpoint", "reading"
 
 
 def find(path: epath.PathLike) -> epath.Path:
@@ -33,6 +34,24 @@ def find(path: epath.PathLike) -> epath.Path:
 def present(directory: epath.PathLike) -> bool:
     """Whether a folder holds any `checkpoint_N`."""
     return bool(steps(epath.Path(directory)))
+
+
+def drop(directory: epath.PathLike) -> None:
+    """Removes every `checkpoint_N` in a folder.
+
+    Raises:
+      LmsiError: the folder cannot be written.
+    """
+    for folder in steps(epath.Path(directory)).values():
+        try:
+            folder.rmtree()
+        except OSError as error:
+            raise cannot("remove", folder, error) from error
+
+
+def has_reading(folder: epath.Path) -> bool:
+    """Whether a checkpoint says where the data stood: ours do, T5X's do not."""
+    return (folder / READING).is_dir()
 
 
 def steps(directory: epath.Path) -> dict[int, epath.Path]:

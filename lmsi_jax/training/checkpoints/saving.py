@@ -15,7 +15,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.params import Params
-from lmsi_jax.training.checkpoints.layout import PREFIX, named, nested
+from lmsi_jax.training.checkpoints.layout import PREFIX, READING, has_reading, named, nested
 from lmsi_jax.training.checkpoints.refusals import UNFINISHED, seen
 from lmsi_jax.training.checkpoints.stored import attempt, members, processes, read, state_handler
 
@@ -101,7 +101,7 @@ class Checkpoints:
             tree = jax.tree.map(np.asarray, tree)  # Orbax takes no process' own device arrays
         items = {"state": ocp.args.PyTreeSave(tree)}
         if reading is not None:
-            items["reading"] = ocp.args.JsonSave(dict(reading))
+            items[READING] = ocp.args.JsonSave(dict(reading))
         known = None if metrics is None else {k: float(v) for k, v in metrics.items()}
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=known)
 
@@ -138,10 +138,10 @@ class Checkpoints:
     def position(self, step: int) -> dict[str, Any] | None:
         """Returns the `reading` that a step was saved with; None where it has none (T5X's own)."""
         folder = self._folder(step)
-        if not (folder / "reading").is_dir():
+        if not has_reading(folder):
             return None
-        args = ocp.args.Composite(reading=ocp.args.JsonRestore())
-        return attempt(folder, lambda: dict(self._manager.restore(step, args=args)["reading"]))
+        args = ocp.args.Composite(**{READING: ocp.args.JsonRestore()})
+        return attempt(folder, lambda: dict(self._manager.restore(step, args=args)[READING]))
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -163,7 +163,7 @@ def _parts(params: Any, state: Any) -> dict[str, Any]:
 def _handlers(together: bool) -> dict[str, ocp.CheckpointHandler]:
     return {
         "state": state_handler(members(together)),
-        "reading": ocp.JsonCheckpointHandler(multiprocessing_options=processes(members(together))),
+        READING: ocp.JsonCheckpointHandler(multiprocessing_options=processes(members(together))),
     }
 
 
