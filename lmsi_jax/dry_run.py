@@ -7,13 +7,16 @@ whether prompts fit (`lmsi sample` says so before it samples) and memory (`lmsi 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from etils import epath
 
 from lmsi_jax.by_round import values_in
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.run import Pretraining, Run
+
+if TYPE_CHECKING:
+    from lmsi_jax.stages.context import Context
 
 _PLACEHOLDER = "BUCKET"
 """Stands in packaged configurations for what only the user knows."""
@@ -123,6 +126,10 @@ def _places(run: Run, stages: tuple[str, ...]) -> Iterator[tuple[str, str]]:
             yield f"Questions.data_dirs, {task}", folder
     if "distill" in stages and run.distillation is not None:
         yield "Distillation.teacher_dir", run.distillation.teacher_dir
+    for number, folder in enumerate(run.reuse):
+        yield f"Run.reuse[{number}]", folder
+    for number, folder in enumerate(run.evaluation.checkpoints):
+        yield f"Evaluation.checkpoints[{number}]", folder
 
 
 def _through_tfds(run: Run) -> Iterator[str]:
@@ -150,23 +157,14 @@ def _wrong(run: Run, stages: tuple[str, ...], check_model: bool) -> Iterator[str
     """What the stages would end with."""
     from lmsi_jax.stages import rankers
     from lmsi_jax.stages.context import Context
-    from lmsi_jax.tasks import exemplars, registry
+    from lmsi_jax.stages.evaluate import compared
 
-    context = Context(run, frozenset())
-    if run.questions is not None:
-        for task in dict.fromkeys((*run.questions.train, *run.questions.test)):
-            yield from _said(functools.partial(registry.get, task))
-        for _, name in run.questions.exemplars:
-            if "://" not in name:
-                yield from _said(functools.partial(exemplars.load, name))
-    elif "pretrain" not in stages:
-        yield from _said(lambda: context.questions)
+    context = Context(run, frozenset(stages))
+    yield from _said(functools.partial(compared, run, stages))
+    yield from _wrong_questions(context)
     for ranker in _rankers(run):
         yield from _said(functools.partial(rankers.load, ranker))
-    if check_model and "pretrain" not in stages:
-        yield from _said(lambda: context.tokenizer)
-        if run.init_checkpoint != "fresh":
-            yield from _said(lambda: context.base_folder)
+    yield from _wrong_models(context, check_model)
     for stage, given in (("pretrain", run.pretraining), ("distill", run.distillation)):
         if stage in stages and given is None:
             part = "Pretraining" if stage == "pretrain" else "Distillation"
@@ -177,6 +175,38 @@ def _wrong(run: Run, stages: tuple[str, ...], check_model: bool) -> Iterator[str
             f"Sampling.max_new_tokens = {new} leaves no room for a prompt in "
             f"ModelConfig.max_length = {most}; lower the first"
         )
+
+
+def _wrong_questions(context: "Context") -> Iterator[str]:
+    from lmsi_jax.stages.questions import check_asked
+    from lmsi_jax.tasks import exemplars, registry
+
+    if "pretrain" in context.stages:
+        pretraining = context.run.pretraining
+        for task, _ in pretraining.shares if pretraining is not None else ():
+            yield from _said(functools.partial(registry.get, task))
+        return
+    yield from _said(functools.partial(check_asked, context))
+    if (questions := context.run.questions) is None:
+        return
+    for task in dict.fromkeys((*questions.train, *questions.test)):
+        yield from _said(functools.partial(registry.get, task))
+    for _, name in questions.exemplars:
+        if "://" not in name:
+            yield from _said(functools.partial(exemplars.load, name))
+
+
+def _wrong_models(context: "Context", check_model: bool) -> Iterator[str]:
+    from lmsi_jax.training import checkpoints
+
+    run = context.run
+    if check_model and "pretrain" not in context.stages:
+        yield from _said(lambda: context.tokenizer)
+        if run.init_checkpoint != "fresh":
+            yield from _said(lambda: context.base_folder)
+    for folder in run.evaluation.checkpoints:
+        if "://" not in folder and epath.Path(folder).exists():
+            yield from _said(functools.partial(checkpoints.find, folder))
 
 
 def _said(look_at: Callable[[], Any]) -> Iterator[str]:

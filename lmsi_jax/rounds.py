@@ -19,7 +19,7 @@ from lmsi_jax.files import write_bytes
 from lmsi_jax.manifest import write_manifest
 from lmsi_jax.run import Run
 from lmsi_jax.stages.context import Context, NotReady
-from lmsi_jax.stages.evaluate import evaluate, evaluate_shards
+from lmsi_jax.stages.evaluate import compared, evaluate, evaluate_shards
 from lmsi_jax.stages.finetune import finetune, train_round
 from lmsi_jax.stages.generate import generate, generate_shards
 from lmsi_jax.stages.mix import mix
@@ -67,8 +67,7 @@ def execute(run: Run, stages: tuple[str, ...], command: str, config_text: str) -
     Raises:
       LmsiError: what the user can mend.
     """
-    if run.evaluation.checkpoints:
-        run = _compared(run, stages)
+    run = compared(run, stages)
     context = Context(run, frozenset(stages))
     with context.processes.joined():
         if context.processes.index == 0:
@@ -97,16 +96,6 @@ def _lead(context: Context, stages: tuple[str, ...], command: str, config_text: 
         report(context, command, config_text)
     elif stages == ("eval",):
         report_evaluation(context, command, config_text)
-
-
-def _compared(run: Run, stages: tuple[str, ...]) -> Run:
-    """The run whose "rounds" are the given checkpoints, the first of them the base."""
-    first, *others = run.evaluation.checkpoints
-    if stages != ("eval",):
-        raise LmsiError(
-            "Evaluation.checkpoints is for `lmsi eval` alone; set it to () for other commands"
-        )
-    return dataclasses.replace(run, init_checkpoint=first, rounds=max(1, len(others)))
 
 
 def _compare(context: Context, command: str, config_text: str) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 from lmsi_jax.by_round import Schedule, check_schedule, in_round
 from lmsi_jax.decoding.layout import Decoding
 from lmsi_jax.decoding.sampling import Sampling
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.errors import LmsiError, check_ranges
 from lmsi_jax.generation.settings import Generation
 from lmsi_jax.mixing import check_switches
 from lmsi_jax.models.config import ModelConfig
@@ -52,8 +52,14 @@ class Questions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.overlap not in ("refuse", "drop", "allow"):
-            raise LmsiError(f"Questions.overlap = {self.overlap!r}; use refuse, drop or allow")
+        ways = ("refuse", "drop", "allow")
+        ranges = {
+            "level": (self.level in ("easy", "hard"), "'easy' or 'hard'"),
+            "train_count": (self.train_count >= 1, "1 or more"),
+            "test_count": (self.test_count >= 1, "1 or more"),
+            "overlap": (self.overlap in ways, "'refuse', 'drop' or 'allow'"),
+        }
+        check_ranges(self, ranges)
 
     def folder(self, task: str) -> str | None:
         """The folder of a task's files, None where it has none."""
@@ -95,10 +101,11 @@ class Mixing:
 
     def __post_init__(self) -> None:
         check_switches(self.formats, self.keep, self.cap, self.normalise)
-        if not 0 <= self.min_confidence <= 1:
-            raise LmsiError(f"Mixing.min_confidence = {self.min_confidence}; use a share, 0 to 1")
-        if self.strong_count < 0:
-            raise LmsiError(f"Mixing.strong_count = {self.strong_count}; use 0 or more")
+        ranges = {
+            "min_confidence": (0 <= self.min_confidence <= 1, "a share, 0 to 1"),
+            "strong_count": (self.strong_count >= 0, "0 or more"),
+        }
+        check_ranges(self, ranges)
         for one in self.selection:
             if STRONG_LOSSES in one.needs and not self.strong_count:
                 name = type(one).__name__
@@ -130,6 +137,14 @@ class Evaluation:
     checkpoints: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        count = self.vote_count
+        ranges = {
+            "paths": (self.paths >= 1, "1 or more"),
+            "temperature": (self.temperature >= 0, "0 (greedy) or more"),
+            "temperature_after": (self.temperature_after >= 0, "0 (greedy) or more"),
+            "vote_count": (count is None or count >= 1, "1 or more, or None for all"),
+        }
+        check_ranges(self, ranges)
         known = (*PROMPTINGS, "self_consistency")
         for name in self.promptings:
             if name not in known:
@@ -159,6 +174,19 @@ class Pretraining:
     question_weight: float = 0.1
     vocab_documents: int = 20_000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        shares = [share for _, share in self.shares]
+        drawn = all(share >= 0 for share in shares) and sum(shares) > 0
+        ranges = {
+            "shares": (drawn, "(task, share) pairs of 0 or more, one of them above 0"),
+            "hard": (0 <= self.hard <= 1, "a share, 0 to 1"),
+            "most_questions": (self.most_questions >= 1, "1 or more"),
+            "question_weight": (self.question_weight >= 0, "0 or more"),
+            "vocab_documents": (self.vocab_documents >= 1, "1 or more"),
+            "seed": (0 <= self.seed < 2**31, "a number from 0 to 2147483647"),
+        }
+        check_ranges(self, ranges)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

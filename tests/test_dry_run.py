@@ -78,9 +78,9 @@ def _empty(tmp_path, monkeypatch):
 def dry(capsys):
     """Runs `lmsi COMMAND CONFIG --dry_run`; returns (exit code, lines, the error)."""
 
-    def run(config, *flags):
+    def run(config, *flags, command="run"):
         kind = config.split("_")[0]
-        command = kind if kind in ("distill", "pretrain") else "run"
+        command = kind if kind in ("distill", "pretrain") else command
         capsys.readouterr()
         code = main([command, config, "--dry_run", *flags])
         captured = capsys.readouterr()
@@ -158,6 +158,9 @@ def test_files_that_are_to_come_through_tfds_are_named(dry):
         (["--gin.Voting.ranker=no_such:f", "--gin.Voting.ties=ranker"], "there is no module"),
         (["--gin.Sampling.max_new_tokens=1024"], "leaves no room for a prompt"),
         (["--gin.Run.questions=None"], "Run.questions is not set"),
+        (["--gin.Questions.train=()"], "there are no questions: set Questions.train"),
+        (["--gin.Run.reuse=('nowhere',)"], "Run.reuse[0] = nowhere: there is no such"),
+        (["--gin.Evaluation.checkpoints=('embedded',)"], "is for `lmsi eval` alone"),
     ],
 )
 def test_what_would_end_the_run_is_said_before_it(dry, flags, wrong):
@@ -165,6 +168,59 @@ def test_what_would_end_the_run_is_said_before_it(dry, flags, wrong):
     said = [line for line in lines if line.startswith("wrong: ")]
     assert code == 2 and len(said) == 1 and wrong in said[0]
     assert error == "this would not run: 0 to set, 1 wrong; see above"
+
+
+def test_checkpoints_to_compare_that_are_none_are_named(dry, tmp_path):
+    (tmp_path / "empty").mkdir()
+    flag = "--gin.Evaluation.checkpoints=('embedded', 'nope', 'gs://mine/x', 'empty')"
+    code, lines, _ = dry("quickstart", flag, command="eval")
+    wrong = [line for line in lines if line.startswith("wrong: ")]
+    assert code == 2 and len(wrong) == 2
+    assert "Evaluation.checkpoints[1] = nope: there is no such file or folder" in wrong[0]
+    assert "no checkpoint in empty" in wrong[1]
+    assert _said(lines, "not looked at") == {"Evaluation.checkpoints[2]"}
+    code, lines, _ = dry("quickstart", "--gin.Evaluation.checkpoints=('embedded',)", command="eval")
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "remedy"),
+    [
+        ("Run.model=None", "bind it to @ModelConfig()"),
+        ("Evaluation.vote_count=0", "use 1 or more, or None for all"),
+        ("Evaluation.paths=0", "use 1 or more"),
+        ("Evaluation.temperature=-0.5", "use 0 (greedy) or more"),
+        ("Questions.test_count=0", "use 1 or more"),
+        ("Mixing.min_confidence=-1", "use a share, 0 to 1"),
+        ("Decoding.pool_bytes=-1", "use 0 or more"),
+        ("Decoding.page=0", "use 1 or more"),
+        ("Optimizer.warmup_steps=-1", "use 0 or more"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_with_what_can(dry, flag, remedy):
+    name, value = flag.split("=")
+    code, lines, error = dry("quickstart", f"--gin.{flag}")
+    assert (code, lines, error) == (2, [], f"{name} = {value}; {remedy}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"hard": 1.5}, "a share, 0 to 1"),
+        ({"most_questions": 0}, "1 or more"),
+        ({"question_weight": -0.1}, "0 or more"),
+        ({"vocab_documents": 0}, "1 or more"),
+        ({"seed": -1}, "a number from 0 to 2147483647"),
+        ({"shares": (("legs", 0.0),)}, "(task, share) pairs of 0 or more, one of them above 0"),
+        ({"shares": ()}, "(task, share) pairs of 0 or more, one of them above 0"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused_with_what_can(dry, changes, remedy):
+    ((name, value),) = changes.items()
+    code, _, error = dry("pretrain", f"--gin.Pretraining.{name}={value!r}")
+    assert (code, error) == (2, f"Pretraining.{name} = {value!r}; use {remedy}")
+    code, lines, _ = dry("pretrain", "--gin.Pretraining.shares=(('leggs', 1.0),)")
+    assert code == 2 and "there is no task 'leggs'; did you mean" in "".join(lines)
 
 
 def test_each_rounds_own_values_are_shown(dry):

@@ -52,7 +52,9 @@ def run(args: argparse.Namespace, load: Load) -> None:
     size = parse_size(args.max_shard_size)
     from lmsi_jax.hf.exporting import export_model
     from lmsi_jax.stages.context import Context
+    from lmsi_jax.training import checkpoints
 
+    checkpoints.find(args.checkpoint)  # before anything is asked for of a folder that is not there
     config = _config_of(args.checkpoint, args.run)
     export_model(
         args.checkpoint,

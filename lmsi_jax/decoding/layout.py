@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.decoding.scheduler import Plan
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.errors import LmsiError, check_ranges
 
 _PROMPT_BUCKET = 64  # task prompts are padded to multiples of this many tokens
 _BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # then multiples of 1,024: questions
@@ -52,15 +52,18 @@ class Decoding:
     fsdp: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("lanes", "chunk", "prefill_tokens", "resident", "data", "model"):
-            if getattr(self, name) < 1:
-                raise LmsiError(f"Decoding.{name} = {getattr(self, name)}; at least 1")
-        if self.page < 1 or self.page % self.chunk:
+        from_one = ("lanes", "chunk", "page", "prefill_tokens", "resident")
+        ranges = {
+            **{name: (getattr(self, name) >= 1, "1 or more") for name in from_one},
+            "pool_bytes": (self.pool_bytes >= 0, "0 or more"),
+            "dtype": (self.dtype in ("float32", "bfloat16"), "'float32' or 'bfloat16'"),
+            **{name: (getattr(self, name) >= 1, "1 or more devices") for name in ("data", "model")},
+        }
+        check_ranges(self, ranges)
+        if self.page % self.chunk:
             raise LmsiError(
                 f"Decoding.page = {self.page} must be a multiple of Decoding.chunk = {self.chunk}"
             )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise LmsiError(f"Decoding.dtype = {self.dtype!r}; use 'float32' or 'bfloat16'")
 
 
 def prompt_bucket(tokens: int) -> int:

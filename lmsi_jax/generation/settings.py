@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.errors import LmsiError, check_ranges
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,20 +39,16 @@ class Generation:
     shots: int = 4
 
     def __post_init__(self) -> None:
-        if self.use not in ("beside", "instead"):
-            raise LmsiError(f"Generation.use = {self.use!r}; use 'beside' or 'instead'")
-        if not 0 <= self.min_confidence <= 1:
-            raise LmsiError(
-                f"Generation.min_confidence = {self.min_confidence}; use a share, 0 to 1"
-            )
-        least = {"questions": 0, "shown": 1, "continuations": 1, "tries": 1, "shots": 1}
-        for name, minimum in {**least, "prompts": 0, "max_new_tokens": 1}.items():
-            if getattr(self, name) < minimum:
-                raise LmsiError(f"Generation.{name} = {getattr(self, name)}; at least {minimum}")
-        if self.temperature <= 0:
-            raise LmsiError(
-                f"Generation.temperature = {self.temperature}; above 0, so that questions differ"
-            )
+        from_one = ("shown", "continuations", "tries", "shots", "max_new_tokens")
+        ranges = {
+            "questions": (self.questions >= 0, "0 (none) or more"),
+            "use": (self.use in ("beside", "instead"), "'beside' or 'instead'"),
+            "min_confidence": (0 <= self.min_confidence <= 1, "a share, 0 to 1"),
+            **{name: (getattr(self, name) >= 1, "1 or more") for name in from_one},
+            "temperature": (self.temperature > 0, "a number above 0, so that questions differ"),
+            "prompts": (self.prompts >= 0, "2 or more, or 0 for the task's own exemplars"),
+        }
+        check_ranges(self, ranges)
         if self.prompts == 1:
             raise LmsiError(
                 "Generation.prompts = 1: a question is never asked with a prompt that shows it, so "

@@ -12,6 +12,7 @@ from lmsi_jax.evaluation.evaluate import score
 from lmsi_jax.files import read_json, write_json
 from lmsi_jax.prompts import Prompting, is_direct
 from lmsi_jax.records import Question
+from lmsi_jax.run import Run
 from lmsi_jax.stages.context import Context
 from lmsi_jax.stages.paths import draw_paths, make_job
 from lmsi_jax.stages.questions import read_exemplars
@@ -23,6 +24,22 @@ _SCORES = "scores.json"
 _DIRECT_TOKENS = 32
 _NEVER: dict[str, Any] = {"early_stop": None, "token_logprobs": False}
 _OWN = {"paths", "temperature", "early_stop", "early_stop_every", "token_logprobs"}
+
+
+def compared(run: Run, stages: tuple[str, ...]) -> Run:
+    """Returns the run whose "rounds" are `Evaluation.checkpoints`, the first of them the base.
+
+    Raises:
+      LmsiError: checkpoints are named, and the stages are more than evaluation.
+    """
+    if not run.evaluation.checkpoints:
+        return run
+    first, *others = run.evaluation.checkpoints
+    if stages != ("eval",):
+        raise LmsiError(
+            "Evaluation.checkpoints is for `lmsi eval` alone; set it to () for other commands"
+        )
+    return dataclasses.replace(run, init_checkpoint=first, rounds=max(1, len(others)))
 
 
 def evaluate(context: Context, round_index: int, inputs: dict[str, str]) -> str:

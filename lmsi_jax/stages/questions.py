@@ -24,13 +24,7 @@ def draw(context: Context) -> str:
     wanted = [("train", name, config.train_count) for name in dict.fromkeys(config.train)]
     wanted += [("test", name, config.test_count) for name in dict.fromkeys(config.test)]
     _check_names(context)
-    splits = [(stage, config.train) for stage in ("generate", "prompts", "sample")]
-    splits.append(("eval", config.test))
-    unasked = [stage for stage, names in splits if stage in context.stages and not names]
-    if unasked or not wanted or not all(count > 0 for _, _, count in wanted):
-        raise LmsiError(
-            "there are no questions: set Questions.train, Questions.test and their counts above 0"
-        )
+    check_asked(context)
     stage = context.questions_stage()
     if stage.begin() == "done":
         return stage.fingerprint
@@ -52,6 +46,16 @@ def draw(context: Context) -> str:
         store.write(f"exemplars-{name}", [row.to_json() for row in exemplars])
     stage.finish()
     return stage.fingerprint
+
+
+def check_asked(context: Context) -> None:
+    """Raises LmsiError where a stage that is to run has no questions."""
+    config = context.questions
+    splits = [(stage, config.train) for stage in ("generate", "prompts", "sample")]
+    splits.append(("eval", config.test))
+    unasked = [stage for stage, names in splits if stage in context.stages and not names]
+    if unasked or not (config.train or config.test):
+        raise LmsiError("there are no questions: set Questions.train and Questions.test")
 
 
 def worked_questions(context: Context, task: str) -> list[tuple[Question, Exemplar]]:

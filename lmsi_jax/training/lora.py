@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from etils import epath
 from jax.sharding import PartitionSpec
 
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.errors import check_ranges
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.params import Params
 from lmsi_jax.training import checkpoints
@@ -43,10 +43,14 @@ class Lora:
     peft: bool = False
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise LmsiError(f"Lora.rank = {self.rank}; at least 1")
-        if not self.targets or not set(self.targets) <= set(_MATRICES):
-            raise LmsiError(f"Lora.targets = {self.targets!r}; choose from {', '.join(_MATRICES)}")
+        known = bool(self.targets) and set(self.targets) <= set(_MATRICES)
+        ranges = {
+            "rank": (self.rank >= 1, "1 or more"),
+            "alpha": (self.alpha > 0, "a number above 0"),
+            "targets": (known, f"one or more of {', '.join(_MATRICES)}"),
+            "seed": (0 <= self.seed < 2**31, "a number from 0 to 2147483647"),
+        }
+        check_ranges(self, ranges)
 
 
 def fresh_adapters(lora: Lora, params: Params) -> Params:

@@ -1,13 +1,14 @@
 """Optimisers and schedules, from Optax."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax
 import optax
 from optax import contrib
 
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.errors import check_ranges
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,20 @@ class Optimizer:
     b2: float = 0.99
     matrix_rate: float = 0.02
 
+    def __post_init__(self) -> None:
+        names, decays = ("adamw", "adafactor", "muon"), ("constant", "linear", "cosine")
+        rates = ("learning_rate", "matrix_rate", "weight_decay")
+        ranges = {
+            "name": (self.name in names, f"one of {', '.join(names)}"),
+            **{name: (0 <= getattr(self, name) < math.inf, "0 or more") for name in rates},
+            "warmup_steps": (self.warmup_steps >= 0, "0 or more"),
+            "decay": (self.decay in decays, f"one of {', '.join(decays)}"),
+            "decay_share": (0 < self.decay_share <= 1, "a share above 0, 1 for all steps"),
+            "clip": (self.clip >= 0, "0 (off) or more"),
+            "b2": (0 <= self.b2 < 1, "0 or more, below 1"),
+        }
+        check_ranges(self, ranges)
+
     def schedule(self, steps: int) -> optax.Schedule:
         """Returns the learning rate by step."""
         return self._schedule(self.learning_rate, steps)
@@ -49,24 +64,18 @@ class Optimizer:
         elif self.decay == "linear":
             falling = max(1, int(rest * self.decay_share))
             after = optax.linear_schedule(rate, 0.0, falling, rest - falling)
-        elif self.decay == "constant":
-            after = optax.constant_schedule(rate)
         else:
-            raise LmsiError(f"Optimizer.decay = {self.decay!r}; use constant, linear or cosine")
+            after = optax.constant_schedule(rate)
         return optax.join_schedules([optax.linear_schedule(0.0, rate, max(1, warm)), after], [warm])
 
     def transformation(self, steps: int) -> optax.GradientTransformation:
-        """Returns the Optax optimiser for a run of `steps` steps.
-
-        Raises:
-          LmsiError: an unknown name.
-        """
+        """Returns the Optax optimiser for a run of `steps` steps."""
         rate = self.schedule(steps)
         if self.name == "adamw":
             core = optax.adamw(rate, b1=0.9, b2=self.b2, weight_decay=self.weight_decay)
         elif self.name == "adafactor":
             core = optax.adafactor(rate, multiply_by_parameter_scale=True)
-        elif self.name == "muon":
+        else:
             core = contrib.muon(
                 self._schedule(self.matrix_rate, steps),
                 adam_learning_rate=rate,
@@ -75,8 +84,6 @@ class Optimizer:
                 adam_weight_decay=self.weight_decay,
                 muon_weight_dimension_numbers=_matrices,
             )
-        else:
-            raise LmsiError(f"Optimizer.name = {self.name!r}; use adamw, adafactor or muon")
         return optax.chain(optax.clip_by_global_norm(self.clip), core) if self.clip else core
 
 

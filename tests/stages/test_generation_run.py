@@ -338,7 +338,7 @@ def test_a_model_whose_zero_shot_answers_are_unusable_is_named(
         ({"Generation.use": "both"}, "'both'; choose from beside, instead"),
         ({"Generation.temperature": 0.0}, "above 0, so that questions differ"),
         ({"Generation.min_confidence": 1.5}, "use a share, 0 to 1"),
-        ({"Generation.shots": 0}, "Generation.shots = 0; at least 1"),
+        ({"Generation.shots": 0}, "Generation.shots = 0; use 1 or more"),
         ({"Sampling.early_stop": 0.95}, "with Generation.prompts set it to None"),
         ({"Training.preference": "@Preference()"}, "a pair stand behind one prompt"),
         (

@@ -229,8 +229,10 @@ def test_the_checkpoint_of_a_run_without_adapters_exports_none(tmp_path, micro_p
     ("changes", "message"),
     [
         ({"rank": 0}, "Lora.rank = 0"),
-        ({"targets": ("q_proj",)}, "choose from query, key"),
-        ({"targets": ()}, "choose from query, key"),
+        ({"alpha": 0.0}, "Lora.alpha = 0.0; use a number above 0"),
+        ({"targets": ("q_proj",)}, "use one or more of query, key"),
+        ({"targets": ()}, "use one or more of query, key"),
+        ({"seed": 2**32}, "Lora.seed = 4294967296; use a number from 0 to"),
     ],
 )
 def test_settings_that_cannot_be_are_named_with_the_choice(changes, message):

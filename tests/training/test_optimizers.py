@@ -135,10 +135,20 @@ def test_the_global_norm_is_clipped():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "sgd"}, "adamw, adafactor or muon"),
-        ({"decay": "step"}, "constant, linear or cosine"),
+        ({"name": "sgd"}, "one of adamw, adafactor, muon"),
+        ({"decay": "step"}, "one of constant, linear, cosine"),
+        ({"learning_rate": -1e-3}, "0 or more"),
+        ({"learning_rate": float("nan")}, "0 or more"),
+        ({"matrix_rate": float("inf")}, "0 or more"),
+        ({"weight_decay": -0.1}, "0 or more"),
+        ({"warmup_steps": -1}, "0 or more"),
+        ({"decay_share": 0.0}, "a share above 0, 1 for all steps"),
+        ({"clip": -1.0}, "0 (off) or more"),
+        ({"b2": 1.0}, "0 or more, below 1"),
     ],
 )
-def test_unknown_names_are_refused_with_the_choice(changes, message):
-    with pytest.raises(LmsiError, match=message):
-        Optimizer(**changes).transformation(STEPS)
+def test_what_cannot_be_is_refused_with_what_can(changes, message):
+    ((name, value),) = changes.items()
+    with pytest.raises(LmsiError) as error:
+        Optimizer(**changes)
+    assert str(error.value) == f"Optimizer.{name} = {value!r}; use {message}"
