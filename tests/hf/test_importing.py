@@ -173,8 +173,18 @@ def test_a_palm_style_model_has_no_hugging_face_architecture(tmp_path, capsys):
 
 
 def test_a_checkpoint_without_its_configuration_is_named(tmp_path, capsys):
+    (tmp_path / "checkpoint_1" / "state").mkdir(parents=True)
     assert main(["export-hf", str(tmp_path), str(tmp_path / "out")]) == 2
     assert "name the run's folder with --run=DIR" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_checkpoint_that_is_not_there_is_named_before_its_configuration_is_asked_for(
+    tmp_path, capsys
+):
+    assert main(["export-hf", str(tmp_path / "nope"), str(tmp_path / "out")]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "/nope; there is no such folder; name a folder checkpoint_N" in error
+    assert "--run" not in error and not (tmp_path / "out").exists()
 
 
 def test_sizes_are_read_with_their_units():
