@@ -155,7 +155,7 @@ def _round(context: Context, index: int) -> dict[str, Any]:
     metrics = read_metrics(context.folder(index, "train"))
     tokens = {
         "sample": sum(path.tokens for path in flat),
-        "train": sum(m["tokens"] for m in metrics),
+        "train": sum(line.get("tokens", 0) for line in metrics),
     }
     examples = read_examples(context, index) if _finished(context, index, "mix") else {}
     rows: list[Example | ExamplePair] = [row for source in examples.values() for row in source]

@@ -116,5 +116,7 @@ def test_a_misspelt_task_of_a_pair_is_named(tmp_path, files):
 
 
 def test_a_policy_that_does_not_exist_is_refused():
-    with pytest.raises(LmsiError, match="Questions.overlap = 'maybe'; use refuse, drop or allow"):
+    with pytest.raises(
+        LmsiError, match="Questions.overlap = 'maybe'; use 'refuse', 'drop' or 'allow'"
+    ):
         Questions(train=(), test=(), overlap="maybe")

@@ -75,3 +75,12 @@ def test_the_report_shows_what_was_run_not_what_is_asked_now(copy, lmsi):
     report = json.loads((copy / "report.json").read_text())
     assert "Sampling.temperature = 0.7" in report["config"]
     assert "Sampling.temperature = 0.1" not in report["config"]
+
+
+def test_a_held_out_loss_that_was_measured_between_two_lines_of_metrics_is_reported(copy, lmsi):
+    with (copy / "round_1" / "train" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "validation_loss": 2.5}\n')
+    assert lmsi("report", copy)[0] == 0
+    (row,) = json.loads((copy / "report.json").read_text())["rounds"]
+    assert row["train"][-1] == {"step": 5, "validation_loss": 2.5}
+    assert row["tokens_per_second"]["train"] > 0
