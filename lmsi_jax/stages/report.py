@@ -17,7 +17,8 @@ from lmsi_jax.stages import generate
 from lmsi_jax.stages.context import Context, NotReady
 from lmsi_jax.stages.early_stop import early_stop
 from lmsi_jax.stages.evaluate import read_scores
-from lmsi_jax.stages.mix import read_examples, read_funnel, read_pairs
+from lmsi_jax.stages.funnel import funnel
+from lmsi_jax.stages.mix import read_examples, read_pairs
 from lmsi_jax.stages.sample import read_round
 from lmsi_jax.stages.vote import cast_vote, read_votes
 from lmsi_jax.stages.watch import read_watched, watch_alarms
@@ -192,7 +193,7 @@ def _round(context: Context, index: int) -> dict[str, Any]:
             "weak": len(examples.get("weak", [])) + len(pairs),
             "strong": len(examples.get("strong", [])),
         },
-        "funnel": read_funnel(context, index) if _finished(context, index, "mix") else [],
+        "funnel": funnel(context, index) if _finished(context, index, "mix") else [],
         "train": metrics,
         "values": {name: repr(value) for name, value in values_in(context.run, index).items()},
         "alarms": [words for _, words in watch_alarms(context, index)],
