@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmsi_jax.evaluation.statistics import Difference, macro_difference, wilson
-from lmsi_jax.files import read_json, write_json
+from lmsi_jax.files import write_json
 from lmsi_jax.report.compare import change
 from lmsi_jax.report.distillation import RESULT, SIDES
 from lmsi_jax.stages.context import Context
@@ -18,8 +18,6 @@ from lmsi_jax.stages.evaluate import evaluate, read_scores
 from lmsi_jax.stages.finetune import finetune
 from lmsi_jax.stages.teacher_run import TeacherRun, open_teacher, teacher_loader
 from lmsi_jax.store import ShardStore
-
-_SCORES = "round_0/eval/scores.json"
 
 
 def distill(context: Context, questions: str) -> dict[str, Any]:
@@ -82,9 +80,9 @@ Outcomes = dict[str, list[int]]
 def _measured(context: Context, teacher: TeacherRun) -> dict[tuple[str, str], Outcomes]:
     """Outcomes by task and prompting that all three were measured on."""
     scores = {
-        "teacher_before": read_json(teacher.folder / _SCORES),
-        "student_before": read_scores(context, 0),
-        "student_after": read_scores(context, 1),
+        "teacher_before": read_scores(teacher.folder, 0),
+        "student_before": read_scores(context.output, 0),
+        "student_after": read_scores(context.output, 1),
     }
     found = {
         side: {(row["task"], row["prompting"]): row["correct"] for row in rows}

@@ -5,6 +5,8 @@ import functools
 from collections.abc import Iterator
 from typing import Any, cast
 
+from etils import epath
+
 from lmsi_jax.decoding.generate import read_paths
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.errors import LmsiError
@@ -105,13 +107,13 @@ def evaluate_shards(context: Context, round_index: int) -> None:
     )
 
 
-def read_scores(context: Context, round_index: int) -> list[dict[str, Any]]:
-    """Reads the scores of a round's evaluation.
+def read_scores(run: epath.PathLike, round_index: int) -> list[dict[str, Any]]:
+    """Reads the scores of a round's evaluation in a run's folder.
 
     Raises:
       LmsiError: they are missing or damaged.
     """
-    path = context.folder(round_index, "eval") / _SCORES
+    path = epath.Path(run) / f"round_{round_index}" / "eval" / _SCORES
     try:
         return read_json(path)
     except LmsiError:

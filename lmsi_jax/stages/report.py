@@ -111,7 +111,7 @@ def summarise(context: Context, command: str, config_text: str) -> dict[str, Any
             "source": context.base_folder.name,
         },
         "tasks": list(tasks.values()),
-        "evals": [_evaluation(r, row) for r in evaluated for row in read_scores(context, r)],
+        "evals": [_evaluation(r, row) for r in evaluated for row in read_scores(context.output, r)],
         "rounds": [_round(context, r) for r in voted],
         "watch": _watched(context, sorted({*evaluated, *voted})),
         "early_stop": early_stop(context, evaluated, voted),

@@ -1,6 +1,7 @@
 """`lmsi pretrain` from documents to a model to start from; killed; on two processes."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -67,6 +68,14 @@ def test_it_learns_and_leaves_a_tokenizer_that_reads_its_documents(pretrained):
     tokenizer = SentencePiece(str(pretrained / "round_0" / "pretrain" / "tokenizer.model"))
     text = "Q: Ann has 13 pens.\nA: 1 + 2 = 3.\n\n"
     assert tokenizer.vocab_size == 340 and tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_with_damaged_metrics_it_is_trained_again_to_the_same_bytes(pretrained, words, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "run")
+    file = tmp_path / "run" / "round_0" / "pretrain" / "metrics.jsonl"
+    file.write_bytes(file.read_bytes()[:-9])
+    assert main(words(tmp_path / "run")) == 0
+    assert contents(tmp_path / "run") == contents(pretrained)
 
 
 def test_a_run_starts_from_it(pretrained, gin_file, tmp_path):
