@@ -1,6 +1,8 @@
 """The known faults of IWSI's published code, each absent here."""
 
+import ast
 import math
+import pathlib
 import random
 
 import numpy as np
@@ -156,18 +158,25 @@ def test_selection_is_a_function_of_its_rows():
 
 
 def test_no_module_of_selection_knows_a_clock_or_chance():
-    import ast
-    import pathlib
-
     import lmsi_jax.selection
 
     (folder,) = lmsi_jax.selection.__path__
-    for file in pathlib.Path(folder).glob("*.py"):
+    files = list(pathlib.Path(folder).glob("*.py"))
+    assert files
+    for file in files:
         tree = ast.parse(file.read_text())
-        names = {
-            alias.name
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Import)
-            for alias in node.names
-        }
-        assert not names & {"time", "random", "datetime", "secrets"}, file
+        assert not _imported(tree) & {"time", "random", "datetime", "secrets"}, file
+
+
+@pytest.mark.parametrize(
+    "source", ["import random", "from random import shuffle", "import os.path, random as r"]
+)
+def test_chance_is_seen_however_it_is_imported(source):
+    assert "random" in _imported(ast.parse(source))
+
+
+def _imported(tree):
+    """The top-level modules that a syntax tree imports, in either form."""
+    names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    return {name.split(".")[0] for name in names}
