@@ -15,11 +15,12 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bench.real_outputs import KINDS, add_flag, folder, rows_of
+from bench.real_outputs import KINDS, add_flag, folder, gold, outputs, rows_of
 from lmsi_jax import answers
 from lmsi_jax.records import Question
 
 MODELS = ("code001", "code002", "gpt-3.5-turbo", "gpt4", "text002", "text003")
+TESTS, SOLUTIONS = "gsm8k/test.jsonl", "gsm8k/example_model_solutions.jsonl"
 
 
 class Reading(NamedTuple):
@@ -46,10 +47,10 @@ class Reading(NamedTuple):
 def questions(data: pathlib.Path, name: str) -> dict[str, Question]:
     """Returns the questions of a set by id, with gold keys."""
     kind, asked = KINDS[name], {}
-    for row in rows_of(data / "model_samples" / name / "gold.jsonl"):
-        gold = answers.key(str(row["answer"]).split("####")[-1].strip(), kind)
+    for row in rows_of(data / gold(name)):
+        right = answers.key(str(row["answer"]).split("####")[-1].strip(), kind)
         uid = str(row["id"])
-        asked[uid] = Question(uid=uid, task=name, text=row["question"], kind=kind, gold=gold)
+        asked[uid] = Question(uid=uid, task=name, text=row["question"], kind=kind, gold=right)
     return asked
 
 
@@ -57,7 +58,7 @@ def questions(data: pathlib.Path, name: str) -> dict[str, Question]:
 def readings(data: pathlib.Path, name: str, model: str) -> list[Reading]:
     """Returns what is read from a model's texts for a set, in the order of its file."""
     asked, read = questions(data, name), []
-    for row in rows_of(data / "model_samples" / name / f"{model}_COT.jsonl"):
+    for row in rows_of(data / outputs(name, model)):
         question, text = asked[str(row["id"])], row["completion"]
         found = answers.find(text, question.kind, answers.options_of(question))
         read.append(Reading(model, question, text, str(row["answer"]), found))
@@ -91,9 +92,9 @@ def causes(data: pathlib.Path, names: Sequence[str]) -> dict[tuple[str, str], tu
     apart = collections.defaultdict(list)
     for reading in (r for name in names for model in MODELS for r in readings(data, name, model)):
         if why := cause(reading):
-            gold = reading.question.gold
+            right = reading.question.gold
             apart[reading.question.task, why].append(
-                (reading.key == gold, reading.their_key == gold)
+                (reading.key == right, reading.their_key == right)
             )
     return {which: (len(rows), *map(sum, zip(*rows, strict=True))) for which, rows in apart.items()}
 
@@ -102,13 +103,12 @@ def causes(data: pathlib.Path, names: Sequence[str]) -> dict[tuple[str, str], tu
 def labels(data: pathlib.Path) -> list[tuple[bool, bool, str]]:
     """Returns of GSM8K's labelled solutions: right by our reading, right by the label, the text."""
     golds = [
-        answers.key(row["answer"].split("####")[-1], "number")
-        for row in rows_of(data / "gsm8k" / "test.jsonl")
+        answers.key(row["answer"].split("####")[-1], "number") for row in rows_of(data / TESTS)
     ]
-    solutions = rows_of(data / "gsm8k" / "example_model_solutions.jsonl")
+    solutions = rows_of(data / SOLUTIONS)
     return [
-        (answers.path_key(made["solution"], "number") == gold, made["is_correct"], made["solution"])
-        for gold, row in zip(golds, solutions, strict=True)
+        (answers.path_key(made["solution"], "number") == right, made["is_correct"], made["solution"])
+        for right, row in zip(golds, solutions, strict=True)
         for made in row.values()
         if isinstance(made, dict)
     ]
@@ -121,7 +121,8 @@ def main() -> None:
     parser.add_argument("--cause")
     add_flag(parser)
     options = parser.parse_args()
-    data = folder(options.data)
+    texts = [outputs(name, model) for name in KINDS for model in MODELS]
+    data = folder(options.data, [*map(gold, KINDS), *texts, TESTS, SOLUTIONS])
     names = [options.set] if options.set else list(KINDS)
     for reading in (r for name in names for model in MODELS for r in readings(data, name, model)):
         if options.cause and cause(reading) == options.cause:
@@ -131,7 +132,7 @@ def main() -> None:
     for (name, why), (count, ours, theirs) in causes(data, names).items():
         print(f"{name:11}{why:20}{count:5}   right: ours {ours}, theirs {theirs}")
     apart = [text for ours, label, text in labels(data) if ours != label]
-    print(f"labelled solutions read otherwise: {len(apart)} of {len(labels())}")
+    print(f"labelled solutions read otherwise: {len(apart)} of {len(labels(data))}")
     print(*(text[-300:] for text in apart), sep="\n\n")
 
 

@@ -17,6 +17,7 @@ import gzip
 import json
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import Any
 
 from lmsi_jax.records import Kind
@@ -41,28 +42,34 @@ def add_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def folder(given: pathlib.Path | None) -> pathlib.Path:
+def folder(given: pathlib.Path | None, files: Iterable[str]) -> pathlib.Path:
     """Returns the folder of real outputs.
 
     Args:
       given: the flag's value.
+      files: what it must hold, as they are or compressed.
 
     Raises:
-      SystemExit: it has no real outputs; the message says what it must hold.
+      SystemExit: one of them is absent; the message says which, and where they come from.
     """
     data = given or default()
-    absent = [name for name in KINDS if not exists(data / "model_samples" / name / "gold.jsonl")]
-    if absent:
-        raise SystemExit(
-            f"{data} has no model_samples/{absent[0]}/gold.jsonl: name a folder with --data=DIR or "
-            f"{VARIABLE}\nthat holds the files listed at the top of bench/real_outputs.py"
-        )
+    for name in files:
+        if not (data / name).exists() and not _compressed(data / name).exists():
+            raise SystemExit(
+                f"{data} has no {name}; name the folder that has it with --data=DIR or {VARIABLE}:"
+                "\nthe top of bench/real_outputs.py lists its files and where they are published"
+            )
     return data
 
 
-def exists(path: pathlib.Path) -> bool:
-    """Whether a file is there, as it is or compressed."""
-    return path.exists() or _compressed(path).exists()
+def gold(name: str) -> str:
+    """Returns the file of a set's questions and gold answers."""
+    return f"model_samples/{name}/gold.jsonl"
+
+
+def outputs(name: str, model: str) -> str:
+    """Returns the file of a model's texts for a set."""
+    return f"model_samples/{name}/{model}_COT.jsonl"
 
 
 def rows_of(path: pathlib.Path) -> list[dict[str, Any]]:

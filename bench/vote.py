@@ -19,23 +19,22 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench.real_outputs import KINDS, VARIABLE, add_flag, default, folder, rows_of
+from bench.real_outputs import KINDS, VARIABLE, add_flag, default, folder, gold, outputs, rows_of
 from lmsi_jax import answers, voting
 from lmsi_jax.records import Path, Question
 
 
 def real(data: pathlib.Path, name: str) -> list[tuple[Question, list[Path]]]:
     """Returns each question of a set with one path of each model."""
-    samples = data / "model_samples" / name
-    gold = {row["id"]: row for row in rows_of(samples / "gold.jsonl")}
-    by_id: dict[Any, list[Path]] = {uid: [] for uid in gold}
-    files = {file.name.removesuffix(".gz") for file in samples.glob("*_COT.jsonl*")}
-    for index, file in enumerate(sorted(files)):
-        for row in rows_of(samples / file):
+    asked = {row["id"]: row for row in rows_of(data / gold(name))}
+    by_id: dict[Any, list[Path]] = {uid: [] for uid in asked}
+    models = {file.name.split("_COT")[0] for file in data.glob(f"{outputs(name, '*')}*")}
+    for index, model in enumerate(sorted(models)):
+        for row in rows_of(data / outputs(name, model)):
             by_id[row["id"]].append(_path(str(row["id"]), index, row["completion"]))
     return [
         (Question(uid=str(uid), task=name, text=row["question"], kind=KINDS[name]), by_id[uid])
-        for uid, row in gold.items()
+        for uid, row in asked.items()
     ]
 
 
@@ -144,7 +143,7 @@ def main() -> None:
     options = parser.parse_args()
     sets = {}
     if options.data or os.environ.get(VARIABLE) or default().is_dir():
-        data = folder(options.data)
+        data = folder(options.data, map(gold, KINDS))
         sets = {name: real(data, name) for name in KINDS}
     sets["synthetic"] = synthetic(400, 32)
     versions = {}

@@ -23,7 +23,7 @@ def _samples(folder):
 def _given(*words):
     parser = argparse.ArgumentParser()
     real_outputs.add_flag(parser)
-    return real_outputs.folder(parser.parse_args(words).data)
+    return real_outputs.folder(parser.parse_args(words).data, [real_outputs.gold("GSM8K")])
 
 
 def test_the_flag_comes_before_the_variable(tmp_path, monkeypatch):
