@@ -102,13 +102,13 @@ def causes(data: pathlib.Path, names: Sequence[str]) -> dict[tuple[str, str], tu
 @functools.cache
 def labels(data: pathlib.Path) -> list[tuple[bool, bool, str]]:
     """Returns of GSM8K's labelled solutions: right by our reading, right by the label, the text."""
-    golds = [
+    right = [
         answers.key(row["answer"].split("####")[-1], "number") for row in rows_of(data / TESTS)
     ]
     solutions = rows_of(data / SOLUTIONS)
     return [
-        (answers.path_key(made["solution"], "number") == right, made["is_correct"], made["solution"])
-        for right, row in zip(golds, solutions, strict=True)
+        (answers.path_key(made["solution"], "number") == key, made["is_correct"], made["solution"])
+        for key, row in zip(right, solutions, strict=True)
         for made in row.values()
         if isinstance(made, dict)
     ]
