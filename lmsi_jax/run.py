@@ -272,6 +272,18 @@ class Run:
                 "Mixing.selection is about single paths, Training.preference about pairs; set "
                 "Mixing.selection = ()"
             )
+        unused = {"min_confidence": 0.0, "cap": None, "keep": "majority"}
+        for name, off in unused.items():
+            if getattr(self.mixing, name) != off:
+                raise LmsiError(
+                    f"Mixing.{name} is about single paths, Training.preference about pairs (of "
+                    f"votes with Preference.threshold); set Mixing.{name} = {off!r}"
+                )
+        if self.rounds > 1 and self.start_from != "last":
+            raise LmsiError(
+                "a round's pairs are of the paths of the round before, whose model is what they "
+                "are compared with (ScPO, SPIN); set Run.start_from = 'last', or Run.rounds = 1"
+            )
         if self.distillation is not None:
             raise LmsiError("a student learns no pairs: bind Training.preference to None")
         if self.generation.prompts:

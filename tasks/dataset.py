@@ -96,8 +96,15 @@ class Dataset:
         Raises:
           LmsiError: the data cannot be had, or a row is not as it should be.
         """
+        rows = self.labelled(split, level, seed)
+        if split == "test":
+            return rows
+        return (dataclasses.replace(row, gold=None, also=()) for row in rows)
+
+    def labelled(self, split: Split, level: Level, seed: int) -> Iterator[Question]:
+        """Returns the same questions with their answers; raises what `stream` raises."""
         del level
-        return (self._question(item, split) for item in self._shuffled(split, seed))
+        return map(self._question, self._shuffled(split, seed))
 
     def questions(self, split: Split, level: Level, count: int, seed: int) -> list[Question]:
         """Returns `count` questions; raises LmsiError also when there are not so many."""
@@ -126,15 +133,14 @@ class Dataset:
         """Returns this project's worked questions for the few-shot prompt."""
         return exemplars.packaged(self.exemplar_file)[: self.shots]
 
-    def _question(self, item: Item, split: Split) -> Question:
-        labelled = split == "test"
+    def _question(self, item: Item) -> Question:
         return Question(
             uid=f"{self.name}-{hashlib.sha256(item.question.encode()).hexdigest()[:12]}",
             task=self.name,
             text=item.question,
             kind=item.kind or self.kind,
-            gold=item.answer if labelled else None,
-            also=item.also if labelled else (),
+            gold=item.answer,
+            also=item.also,
         )
 
     def _shuffled(self, split: Split, seed: int) -> list[Item]:

@@ -72,6 +72,11 @@ class Family:
 
     def stream(self, split: Split, level: Level, seed: int) -> Iterator[Question]:
         """Yields distinct questions until the generator runs dry; only test ones are labelled."""
+        rows = self.labelled(split, level, seed)
+        return rows if split == "test" else (dataclasses.replace(row, gold=None) for row in rows)
+
+    def labelled(self, split: Split, level: Level, seed: int) -> Iterator[Question]:
+        """Yields the same questions with their answers."""
         for row in self._distinct(split, level, seed):
             digest = hashlib.sha256(row.question.encode()).hexdigest()
             yield Question(
@@ -79,7 +84,7 @@ class Family:
                 task=self.name,
                 text=row.question,
                 kind=self.kind,
-                gold=row.answer if split == "test" else None,
+                gold=row.answer,
             )
 
     def questions(self, split: Split, level: Level, count: int, seed: int) -> list[Question]:

@@ -16,8 +16,9 @@ LEVELS: tuple[Level, ...] = ("easy", "hard")
 class Task(Protocol):
     """A named source of questions with its answer kind and its exemplars.
 
-    `stream`, `questions` and `worked` bring the same questions in the same order, which is a pure
-    function of (task, split, level, seed). Only questions of the test split carry their answer.
+    `stream`, `labelled`, `questions` and `worked` bring the same questions in the same order, which
+    is a pure function of (task, split, level, seed). In `stream` and `questions` only those of the
+    test split carry their answer.
     `domain` is "in" when the packaged runs train on the task, "out" when they only test on it.
     `levels` is empty when a task has one level only; the argument `level` is then ignored.
     `overlap_words` and `content` say what counts as the same question elsewhere, see `overlap`.
@@ -49,6 +50,9 @@ class Task(Protocol):
         Raises:
           LmsiError: a file is missing or malformed (raised by the call, not by the iteration).
         """
+
+    def labelled(self, split: Split, level: Level, seed: int) -> Iterator[Question]:
+        """`stream` with the answers of every split: for reports alone, nothing learns from it."""
 
     def questions(self, split: Split, level: Level, count: int, seed: int) -> list[Question]:
         """Returns `count` distinct questions; raises LmsiError when there are not so many."""

@@ -3,6 +3,7 @@
     OUT/checkpoint_0/     the layout of lmsi and T5X
     OUT/tokenizer/        tokenizer.json or tokenizer.model, and the settings beside it
     OUT/model.gin         ModelConfig, Run.init_checkpoint and Run.tokenizer
+    OUT/model.json        ModelConfig again, for programs
 
 One tensor is in memory at a time. OUT appears when all of it is there.
 """
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.files import new_folder, read_json
+from lmsi_jax.files import new_folder, read_json, write_json
 from lmsi_jax.hf.config_in import model_config
 from lmsi_jax.hf.names import Tensor, tensors
 from lmsi_jax.hf.shards import DTYPES, Dtype, Shards, cast
@@ -63,6 +64,7 @@ def import_model(source: Path, out: Path, dtype: Dtype = "keep") -> ModelConfig:
         _copy_tokenizer(source, made / "tokenizer", config)
         streaming.save(made, 0, _tree(shards, wanted, dtype))
         (made / "model.gin").write_text(gin_text(config, source, out))
+        write_json(made / "model.json", dataclasses.asdict(config))
     return config
 
 

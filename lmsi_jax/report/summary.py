@@ -179,7 +179,7 @@ class Round(TypedDict):
     """Training rows by format."""
     sources: Sources
     funnel: NotRequired[list[FilterStep]]
-    """By task, then in the filters' order; empty without filters."""
+    """By task: the vote, then the filters in their order."""
     train: list[dict[str, float]]
     """One dictionary for each logged step: step, loss, learning_rate, grad_norm,
     tokens_per_second, and loss/<format>."""

@@ -79,7 +79,7 @@ def by_task(rounds: Sequence[Round]) -> Html:
 
 
 def selection(rounds: Sequence[Round]) -> Html:
-    """Returns what each filter left of the voted paths; nothing where there was none."""
+    """Returns what the vote and each filter left of the paths."""
     steps = [(row, step) for row in rounds for step in row.get("funnel", [])]
     if not steps:
         return Html("")
@@ -99,9 +99,14 @@ def selection(rounds: Sequence[Round]) -> Html:
         rows.append([*cells, right] if known else cells)
     head = ["Filter, task", "Selected in", "Paths in", "Kept", "Questions", "Weight", "Why dropped"]
     caption = (
-        "Filters of the voted paths, in their order. Questions: those that still have paths. "
+        "The vote, then the filters in their order. Questions: those that still have paths. "
         "Weight: sum of the kept paths’ factors in the loss."
     )
+    if known:
+        caption += (
+            " Right: of the kept paths, by the questions’ answers, which were looked up for this "
+            "table alone."
+        )
     return _by_round([*head, "Right"] if known else head, rows, rounds, caption)
 
 

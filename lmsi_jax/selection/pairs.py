@@ -1,9 +1,9 @@
 """Pairs from votes: a path of the most voted answer against one of the least voted (ScPO)."""
 
-import collections
 import dataclasses
 from collections.abc import Sequence
 
+from lmsi_jax import voting
 from lmsi_jax.records import Path, Vote
 
 
@@ -15,7 +15,8 @@ class Pair:
       uid: the question.
       chosen: index of a path of the most voted answer.
       rejected: index of a path of the least voted one.
-      weight: (V+ - V-) / k, above 0: how many more of the k paths agree with the chosen one.
+      weight: (V+ - V-) / k, above 0: how many more of the k paths agree with the chosen one; of a
+        weighted vote its weights take the place of numbers.
     """
 
     uid: str
@@ -34,7 +35,7 @@ def pair(vote: Vote, paths: Sequence[Path], threshold: float = 0.5) -> Pair | No
     Args:
       vote: the vote over all of `paths`.
       paths: the question's paths, in any order.
-      threshold: tau, as a share of k: least votes of the chosen answer.
+      threshold: tau, as a share of k (or of all weights): least votes of the chosen answer.
 
     Raises:
       ValueError: the vote is over other paths, or the threshold is no share.
@@ -48,12 +49,12 @@ def pair(vote: Vote, paths: Sequence[Path], threshold: float = 0.5) -> Pair | No
     for path, key in zip(ordered, vote.keys, strict=True):
         if key is not None and (key not in best or path.logprob > best[key].logprob):
             best[key] = path
-    counts = collections.Counter(key for key in vote.keys if key is not None)
-    if vote.winner is None or counts[vote.winner] < threshold * vote.total:
+    votes, total = voting.tally(vote)
+    if vote.winner is None or votes[vote.winner] < threshold * total:
         return None
-    least = min(counts, key=lambda key: (counts[key], -best[key].logprob, key))
-    ahead = counts[vote.winner] - counts[least]
+    least = min(votes, key=lambda key: (votes[key], -best[key].logprob, key))
+    ahead = votes[vote.winner] - votes[least]
     if ahead <= 0:  # one answer alone, or all equally frequent
         return None
     chosen, rejected = best[vote.winner].index, best[least].index
-    return Pair(uid=vote.uid, chosen=chosen, rejected=rejected, weight=ahead / vote.total)
+    return Pair(uid=vote.uid, chosen=chosen, rejected=rejected, weight=ahead / total)

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 
-from lmsi_jax.errors import LmsiError
 from lmsi_jax.selection.rows import (
     ALONE_LOSS,
     QUESTION_LOSS,
@@ -15,6 +14,7 @@ from lmsi_jax.selection.rows import (
     scored,
 )
 from lmsi_jax.selection.shares import check_share, keep_lowest
+from lmsi_jax.voting import check_ranker
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,13 +64,6 @@ class Ranked:
         (name,) = self.needs
         values = {i: -rows[i].scores[name] for i in scored(rows, name)}
         return keep_lowest(rows, values, self.share, "the ranker likes others better", "not ranked")
-
-
-def check_ranker(parameter: str, ranker: str) -> None:
-    """Raises LmsiError where a name is not "module:function"."""
-    module, _, function = ranker.partition(":")
-    if not (module and function.isidentifier()):
-        raise LmsiError(f"{parameter} = {ranker!r}; write 'module:function'")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -40,7 +40,8 @@ class Row:
       answer: the answer as the path writes it.
       key: its canonical form.
       scores: by name; a score that could not be had is absent.
-      right: whether the answer is right, where that is known.
+      right: whether the answer is right, where that is known: in reports, never where training
+        rows are made.
     """
 
     question: Question

@@ -1,5 +1,6 @@
 """Fine-tuning: examples -> a checkpoint, from the base model or from the last round's."""
 
+import collections
 import functools
 from collections.abc import Callable, Iterable
 
@@ -9,6 +10,7 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.files import remove
 from lmsi_jax.records import Example
 from lmsi_jax.stages.context import Context, named
+from lmsi_jax.stages.funnel import VOTE, funnel
 from lmsi_jax.stages.mix import read_examples, read_pairs
 from lmsi_jax.stages.score import read_scored, score
 from lmsi_jax.training import checkpoints, validation
@@ -134,15 +136,32 @@ def _examples(context: Context, round_index: int) -> tuple[Examples, list[Exampl
         return own, []
     sources = read_examples(context, round_index)
     if not any(sources.values()):
-        raise LmsiError(
-            f"round {round_index} kept no path: no answer was parsed, or Mixing.min_confidence "
-            "leaves none. Look at `lmsi report`; use a stronger base model or another prompt"
-        )
+        raise _nothing_kept(context, round_index)
     rates = {"weak": 1.0 - training.strong_rate, "strong": training.strong_rate}
     sources = {name: rows for name, rows in sources.items() if rates[name] > 0}
     sources, held_out = validation.split(sources, training.validation_count)
     own = Examples(sources, rates, context.tokenizer_path, task_rates=tasks, seed=seed)
     return own, held_out
+
+
+def _nothing_kept(context: Context, round_index: int) -> LmsiError:
+    """Says which step left no path of a round."""
+    kept = collections.Counter[str]()
+    dropped = collections.defaultdict[str, collections.Counter[str]](collections.Counter)
+    for step in funnel(context, round_index):  # by task, so a filter comes several times
+        kept[step["filter"]] += step["kept"]
+        dropped[step["filter"]].update(step["dropped"])
+    name = next((name for name, count in kept.items() if not count), VOTE)
+    if name == VOTE:
+        return LmsiError(
+            f"round {round_index} kept no path: no answer was parsed. Look at `lmsi report`; use a "
+            "stronger base model or another prompt"
+        )
+    why = ", ".join(f"{reason!r}: {n:,}" for reason, n in dropped[name].most_common())
+    return LmsiError(
+        f"round {round_index} kept no path: {name} dropped all that were left ({why}); loosen it, "
+        "or take it out of Mixing"
+    )
 
 
 def fitting(rows: Iterable[Row], training: Training) -> Rows:

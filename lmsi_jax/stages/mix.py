@@ -153,15 +153,6 @@ def read_examples(context: Context, round_index: int) -> dict[str, list[Example]
     return by_source
 
 
-def read_funnel(context: Context, round_index: int) -> list[dict[str, Any]]:
-    """Reads what each filter left of each task, in their order; [] where there was no filter."""
-    store = ShardStore(context.folder(round_index, "mix"))
-    names = [name for name in store.names() if name.startswith("funnel-")]
-    return [
-        {"task": name.removeprefix("funnel-"), **row} for name in names for row in store.read(name)
-    ]
-
-
 def read_pairs(context: Context, round_index: int) -> list[ExamplePair]:
     """Reads a round's pairs; none where it has examples."""
     store = ShardStore(context.folder(round_index, "mix"))

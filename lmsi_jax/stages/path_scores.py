@@ -3,7 +3,7 @@
     loss-TASK-NNNNN-of-MMMMM     mean losses of solutions under the base model
     strong-TASK                  the same of given solutions: a validation set
     rating-TASK-NNNNN-of-MMMMM   what the model that sampled them says when it is asked to rate them
-    rank-TASK                    what rankers say
+    rank-TASK-NNNNN-of-MMMMM     what rankers say
 
 Equal solutions of a question, behind the same prompt, are scored once, and what filters drop that
 need no score not at all. Shards are complete or absent, so this goes on where it was; several
@@ -11,6 +11,7 @@ processes share them.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -36,8 +37,9 @@ from lmsi_jax.stages.context import Context, named
 from lmsi_jax.stages.path_losses import LOSSES, score_losses
 from lmsi_jax.stages.paths import draw_paths
 from lmsi_jax.stages.prompts import read_prompts
+from lmsi_jax.stages.scored_shards import ROWS, write_missing
 from lmsi_jax.stages.vote import Voted, read_voted
-from lmsi_jax.store import ShardStore
+from lmsi_jax.store import ShardStore, shard_names
 from lmsi_jax.training import placement
 
 NAME = "path_scores"
@@ -69,7 +71,6 @@ def path_scores(context: Context, round_index: int, inputs: dict[str, str]) -> d
             )
         with context.processes.together(NAME, round_index):
             score_shards(context, round_index)
-        _rank(context, round_index)
         stage.finish()
     return {NAME: stage.fingerprint}
 
@@ -81,6 +82,8 @@ def score_shards(context: Context, round_index: int) -> None:
         score_losses(context, round_index, _to_score(context, round_index), needs)
     if RATING in needs:
         _rate(context, round_index)
+    if names := sorted(name.removeprefix(RANK) for name in needs if name.startswith(RANK)):
+        _rank(context, round_index, names)
 
 
 def read_scored_rows(
@@ -108,7 +111,7 @@ def read_scored_rows(
 def _stored(store: ShardStore, task: str, needs: frozenset[str]) -> Iterator[dict[str, Any]]:
     """What is stored of a task's solutions: uid, index and scores."""
     for name in store.names():
-        if name.startswith(f"loss-{task}-") or name == f"rank-{task}":
+        if name.startswith((f"loss-{task}-", f"rank-{task}-")):
             yield from store.read(name)
     if RATING in needs:
         for name, (path,) in read_paths(store, f"rating-{task}").items():
@@ -203,17 +206,26 @@ def _rate(context: Context, round_index: int) -> None:
     )
 
 
-def _rank(context: Context, round_index: int) -> None:
-    """Asks the rankers, in the leading process alone: they are not ours to divide."""
-    names = sorted(n.removeprefix(RANK) for n in _needs(context, round_index) if n.startswith(RANK))
-    store = ShardStore(context.folder(round_index, NAME))
-    for task, rows in _to_score(context, round_index).items() if names else ():
-        if store.missing([f"rank-{task}"]):
-            store.write(
-                f"rank-{task}",
-                [
-                    {"uid": row.path.uid, "index": row.path.index}
-                    | {RANK + name: rankers.rank(name, row.question, row.path) for name in names}
-                    for row in rows
-                ],
-            )
+def _rank(context: Context, round_index: int, names: Sequence[str]) -> None:
+    """Asks the rankers about this process' missing shards."""
+    store, shards = ShardStore(context.folder(round_index, NAME)), []
+    for task, rows in _to_score(context, round_index).items():
+        parts = [rows[at : at + ROWS] for at in range(0, len(rows), ROWS)]
+        numbers = shard_names(len(parts))
+        shards += [(f"rank-{task}-{n}", part) for n, part in zip(numbers, parts, strict=True)]
+    index, count = context.processes.share
+    own = shards[index::count]
+    label = f"round {round_index}: asking {', '.join(names)}"
+    make = functools.partial(_ranks, names)
+    write_missing(store, [name for name, _ in own], [rows for _, rows in own], lambda: make, label)
+
+
+def _ranks(names: Sequence[str], rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What rankers say of a shard's rows."""
+    made: list[dict[str, Any]] = [{"uid": row.path.uid, "index": row.path.index} for row in rows]
+    for name in names:
+        for one, score in zip(
+            made, rankers.rank(name, [(row.question, row.path) for row in rows]), strict=True
+        ):
+            one[RANK + name] = score
+    return made

@@ -4,6 +4,7 @@ Everything is made from the tasks' generators; the recipe is gin_configs/runs/pr
 """
 
 import contextlib
+import functools
 import io
 import itertools
 from collections.abc import Iterator
@@ -60,7 +61,7 @@ def train_base(context: Context) -> None:
     params = train(
         run.model,
         config.training,
-        fresh_params(run.model, config.seed),
+        functools.partial(fresh_params, run.model, config.seed),
         rows(run, SentencePiece(str(directory / "tokenizer.model"))),
         directory,
         name="pre-training",
@@ -83,33 +84,45 @@ def stream(config: Pretraining, shares: dict[str, float], seed: int) -> Iterator
 
 
 def train_tokenizer(config: Pretraining, vocab_size: int) -> bytes:
-    """Trains a SentencePiece model on documents: digits apart, newlines kept, bytes as fallback."""
+    """Trains a SentencePiece model on documents: digits apart, newlines kept, bytes as fallback.
+
+    Raises:
+      LmsiError: the documents have more characters, or fewer words, than the vocabulary wants.
+    """
     import sentencepiece
 
     shares = {name: _VOCABULARY_SHARES.get(name, 1.0) for name, _ in config.shares}
     texts = itertools.islice(stream(config, shares, config.seed + 7), config.vocab_documents)
     lines = (line for doc in texts for q, a in doc for line in (q + a).split("\n") if line)
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=lines,
-        model_writer=model,
-        vocab_size=vocab_size,
-        model_type="bpe",
-        split_digits=True,
-        byte_fallback=True,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        # " 7" is one piece, so that a number costs one token per digit.
-        user_defined_symbols=["\n", *(f"\u2581{digit}" for digit in range(10))],
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        character_coverage=1.0,
-        num_threads=1,
-        minloglevel=2,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines,
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type="bpe",
+            split_digits=True,
+            byte_fallback=True,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            # " 7" is one piece, so that a number costs one token per digit.
+            user_defined_symbols=["\n", *(f"\u2581{digit}" for digit in range(10))],
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            character_coverage=1.0,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:  # how SentencePiece says that a setting does not fit the text
+        reason = str(error).rpartition("] ")[2]
+        raise LmsiError(
+            f"no tokenizer of ModelConfig.vocab_size = {vocab_size} can be made of "
+            f"{config.vocab_documents} documents (SentencePiece: {reason}); change "
+            "ModelConfig.vocab_size or Pretraining.vocab_documents"
+        ) from error
     return model.getvalue()
 
 

@@ -1,9 +1,13 @@
-"""Rankers: functions of a question and a path, which a configuration names "module:function"."""
+"""Rankers: functions of a question and a path, which a configuration names "module:function".
+
+One that has a method `many` is asked about several paths at once, as a model wants it.
+"""
 
 import functools
 import importlib
 import math
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Path, Question
@@ -28,20 +32,38 @@ def load(name: str) -> Ranker:
             "folder into PYTHONPATH"
         ) from error
     if not callable(found):
-        raise LmsiError(f"the module {module} has no function {function!r} for the ranker {name!r}")
+        raise LmsiError(
+            f"the module {module} has no function {function!r} for the ranker {name!r}; name one "
+            "that takes a Question and a Path"
+        )
     return cast(Ranker, found)
 
 
-def rank(name: str, question: Question, path: Path) -> float:
-    """Returns what a ranker says of a path.
+def rank(name: str, asked: Sequence[tuple[Question, Path]]) -> list[float]:
+    """Returns what a ranker says of paths.
 
     Raises:
-      LmsiError: it is missing, or gives no finite number.
+      LmsiError: it is missing, or does not give a finite number for each.
     """
-    score = float(load(name)(question, path))
-    if not math.isfinite(score):
+    ranker = load(name)
+    many = getattr(ranker, "many", None)
+    found = list(many(asked) if many else [ranker(*one) for one in asked])
+    if len(found) != len(asked):
         raise LmsiError(
-            f"the ranker {name!r} gives {score} to path {path.index} of {path.uid!r}; it must give "
-            "a finite number"
+            f"the ranker {name!r} gives {len(found)} numbers for {len(asked)} paths; its method "
+            "`many` must give one for each"
         )
-    return score
+    return [_number(name, score, path) for score, (_, path) in zip(found, asked, strict=True)]
+
+
+def _number(name: str, score: Any, path: Path) -> float:
+    try:
+        number = float(score)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise LmsiError(
+            f"the ranker {name!r} gives {score!r} to path {path.index} of {path.uid!r}; it must "
+            "give a finite number"
+        )
+    return number

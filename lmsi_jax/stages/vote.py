@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmsi_jax import voting
+from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Path, Question, Vote
 from lmsi_jax.stages import rankers
 from lmsi_jax.stages.context import Context, named
@@ -45,10 +46,20 @@ def cast_vote(context: Context, question: Question, paths: Sequence[Path]) -> Vo
 def rank_paths(
     rule: voting.Voting, question: Question, paths: Sequence[Path]
 ) -> list[float] | None:
-    """Asks a rule's ranker about each path; None where the rule has no use for one."""
+    """Asks a rule's ranker about each path; None where the rule has no use for one.
+
+    Raises:
+      LmsiError: it gives no number, or one below 0 where it is to be a weight.
+    """
     if not rule.ranks or rule.ranker is None:
         return None
-    return [rankers.rank(rule.ranker, question, path) for path in paths]
+    ranks = rankers.rank(rule.ranker, [(question, path) for path in paths])
+    if rule.weights == "ranker" and (low := min(ranks, default=0.0)) < 0:
+        raise LmsiError(
+            f"the ranker {rule.ranker!r} gives {low:g} to a path of {question.uid!r}, and a vote "
+            "weighs 0 or more; let it return exp(score), or use it for Voting.ties alone"
+        )
+    return ranks
 
 
 def read_votes(context: Context, round_index: int) -> dict[str, list[Vote]]:

@@ -1,11 +1,10 @@
 """The share of right rows by their distribution shift weight (IWSI, figure 5).
 
-Rows are the paths that agree with the vote. Train questions carry no answer; the answers of
-procedural tasks are made anew from the questions' seed, for this count alone.
+Rows are the paths that agree with the vote. Train questions carry no answer; answers are looked up
+for this count alone.
 """
 
 import collections
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -13,15 +12,14 @@ from typing import Any, NamedTuple
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.statistics import over_seeds
-from lmsi_jax.records import Question
 from lmsi_jax.run import Run
 from lmsi_jax.selection.importance import DistributionShift, shift
 from lmsi_jax.stages.context import Context
+from lmsi_jax.stages.labels import with_answers
 from lmsi_jax.stages.path_scores import read_scored_rows
 from lmsi_jax.stages.vote import read_voted
 from lmsi_jax.studies.settings import Study
 from lmsi_jax.studies.units import unit_of
-from lmsi_jax.voting import right_keys
 
 EDGES = (1.0, 1.1, 1.3, 1.5, 2.0, math.inf)
 """The paper's bins: [1, 1.1), [1.1, 1.3), ..., [2, inf)."""
@@ -59,28 +57,18 @@ def weighed(run: Run) -> dict[str, list[Weighed]]:
         raise LmsiError("this study wants @DistributionShift() in Mixing.selection")
     context, found = Context(run, frozenset()), {}
     for task, voted in read_voted(context, 1).items():
-        rows, facts = read_scored_rows(context, 1, task, voted)
-        gold = _answers(context, task, [question for question, _, _ in voted])
+        rows, facts = read_scored_rows(context, 1, task, with_answers(context, task, voted))
+        if missing := len({row.question.uid for row in rows if row.right is None}):
+            raise LmsiError(
+                f"the answers of {missing} questions of {task!r} are not known, so nothing says "
+                "which rows are right; leave the task out of Questions.train"
+            )
         weights = measures[0].importances(rows, facts)
         found[task] = [
-            Weighed(rows[i].question.uid, shift(w), rows[i].key in gold[rows[i].question.uid])
+            Weighed(rows[i].question.uid, shift(w), rows[i].right is True)
             for i, w in weights.items()
         ]
     return found
-
-
-def _answers(context: Context, task: str, asked: Sequence[Question]) -> dict[str, frozenset[str]]:
-    """The right keys of a procedural task's train questions, by uid."""
-    from lmsi_jax.tasks import registry
-
-    config = context.questions
-    source = registry.get(task, config.folder(task))
-    made = itertools.islice(source.worked("train", config.level, config.seed), config.train_count)
-    answers = {row.question: row.answer for row in made}
-    if missing := [question.uid for question in asked if question.text not in answers]:
-        raise LmsiError(f"the answers of {len(missing)} questions of {task!r} are not known")
-    labelled = [dataclasses.replace(one, gold=answers[one.text]) for one in asked]
-    return {one.uid: frozenset(right_keys(one)) for one in labelled}
 
 
 def bin_name(low: float, high: float) -> str:

@@ -31,6 +31,9 @@ _STAGES = {
     "distill": ("mix", "score", "train", "eval", "distill"),
 }
 
+_COPIED = 0.1
+"""A run of less than this share of its expected time was mostly taken over from another one."""
+
 Load = Callable[[Sequence[str]], Run]
 """Builds the study's run with further bindings."""
 Execute = Callable[[Run, tuple[str, ...]], None]
@@ -57,7 +60,8 @@ def run_study(study: Study, load: Load, execute: Execute, say: Callable[[str], N
         unit.finish(seconds)
         if unit in left:
             left.remove(unit)
-            took = [took[0] + seconds, took[1] + own]
+            if seconds > _COPIED * own:  # what is taken over says nothing of this machine's pace
+                took = [took[0] + seconds, took[1] + own]
             say(f"{study.name}: {unit.name}: {duration(seconds)}; {_remaining(study, left, took)}")
             if not [one for one in left if one.seed == unit.seed]:
                 write_result(study, load)

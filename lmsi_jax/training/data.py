@@ -7,6 +7,7 @@ called.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,8 @@ class Examples:
 
     Args:
       sources: examples by source, "weak" and "strong"; or pairs, "pairs".
-      rates: share of each source in the stream; sources at rate 0 are left out.
+      rates: share of each source in the stream, and in the loss: where several are mixed, the
+        weights of each are scaled to the mean 1. Sources at rate 0 are left out.
       tokenizer_path: `Run.tokenizer`'s file or folder.
       task_rates: how often each task is drawn within its source; tasks that are not named are left
         out. None: by the number of their examples.
@@ -65,8 +67,11 @@ class Examples:
         self.count = 0
         parts = []
         for number, (name, rate) in enumerate(used.items()):
-            for task, examples, share in _by_task(name, sources[name], task_rates):
+            tasks = _by_task(name, sources[name], task_rates)
+            unit = _mean_weight(tasks) if several else 1.0
+            for task, examples, share in tasks:
                 columns = _columns(examples, self.count, number * len(FORMATS))
+                columns["weight"] = [weight / unit for weight in columns["weight"]]
                 parts.append((f"lmsi_{name}_{task}", columns, rate * share))
                 self.count += len(examples)
         self._tasks, self._mixture = _registered(parts, tokenizer_path)
@@ -168,6 +173,12 @@ def _by_task(
     if total <= 0:
         raise LmsiError("Training.task_rates are all 0; give a task a rate above 0, or name none")
     return [(name, own, shares[name] / total) for name, own in tasks.items() if shares[name] > 0]
+
+
+def _mean_weight(tasks: Sequence[tuple[str, Sequence[Any], float]]) -> float:
+    """The mean weight of a row as they are drawn, of (task, examples, share); 1 where all are 0."""
+    means = [share * math.fsum(e.weight for e in own) / len(own) for _, own, share in tasks]
+    return math.fsum(means) or 1.0
 
 
 def _registered(

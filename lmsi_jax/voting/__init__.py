@@ -11,10 +11,11 @@ from lmsi_jax.voting.votes import (
     margin,
     path_keys,
     right_keys,
+    tally,
     vote,
     winner_of_first,
 )
-from lmsi_jax.voting.weights import EQUAL, Ties, Voting, Weights, weigh
+from lmsi_jax.voting.weights import EQUAL, Ties, Voting, Weights, check_ranker, weigh
 
 __all__ = [
     "EQUAL",
@@ -23,12 +24,14 @@ __all__ = [
     "Weights",
     "adaptive_stop",
     "cast",
+    "check_ranker",
     "entropy",
     "margin",
     "path_keys",
     "paths_needed",
     "right_keys",
     "settled",
+    "tally",
     "vote",
     "weigh",
     "winner_of_first",

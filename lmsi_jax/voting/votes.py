@@ -96,14 +96,19 @@ def right_keys(question: Question) -> set[str]:
     return {key for key in keys if key is not None}
 
 
+def tally(vote: Vote) -> tuple[Mapping[str, float], float]:
+    """Returns each answer's votes or weight, and those of all paths, unparsed ones too."""
+    total = vote.total if vote.weights is None else math.fsum(vote.weights)
+    return _sums(vote.keys, vote.weights), total
+
+
 def margin(vote: Vote) -> float:
     """Returns the winner's share minus that of the next answer, of all votes or weights, in [0, 1].
 
     Unparsed paths stay in the denominator; 0.0 for a tie and without a winner.
     """
-    sums = sorted(_sums(vote.keys, vote.weights).values(), reverse=True)
-    total = vote.total if vote.weights is None else math.fsum(vote.weights)
-    first, second = (*sums, 0, 0)[:2]
+    sums, total = tally(vote)
+    first, second = (*sorted(sums.values(), reverse=True), 0, 0)[:2]
     return (first - second) / total if total else 0.0
 
 

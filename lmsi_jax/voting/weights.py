@@ -52,8 +52,17 @@ class Voting:
             raise LmsiError(f"Voting.ties = {self.ties!r}; use 'logprob' or 'ranker'")
         if self.ranks and not self.ranker:
             raise LmsiError("set Voting.ranker to 'module:function', or weigh without a ranker")
+        if self.ranker is not None:
+            check_ranker("Voting.ranker", self.ranker)
         if not self.temperature > 0:
             raise LmsiError(f"Voting.temperature = {self.temperature}; use a number above 0")
+
+
+def check_ranker(parameter: str, ranker: str) -> None:
+    """Raises LmsiError where a name is not "module:function"."""
+    module, _, function = ranker.partition(":")
+    if not (module and function.isidentifier()):
+        raise LmsiError(f"{parameter} = {ranker!r}; write 'module:function'")
 
 
 EQUAL = Voting()

@@ -11,12 +11,18 @@ import torch
 
 from lmsi_jax.commands.export_hf import parse_size
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.files import read_json
 from lmsi_jax.hf.exporting import export_model
 from lmsi_jax.hf.importing import import_model
 from lmsi_jax.hf.shards import Shards, write_shards
 from lmsi_jax.main import main
+from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import parameter_shapes
+from lmsi_jax.models.tokenizer import encode_first, open_tokenizer
+from lmsi_jax.records import Path, Question
+from lmsi_jax.stages.verifier import Verifier
 from lmsi_jax.training.checkpoints import load_params
+from lmsi_jax.training.settings import Training
 from lmsi_jax.training.streaming import Saved
 
 
@@ -156,6 +162,23 @@ def test_bfloat16_is_kept_or_cast_and_read_as_float32(tmp_path, dtype):
     export_model(tmp_path / "out", config, tmp_path / "out" / "tokenizer", tmp_path / "back")
     if dtype != "float32":
         assert hub.tensors(tmp_path / "back") == hub.tensors(tmp_path / "hub")
+
+
+def test_an_imported_model_judges_paths_as_transformers_computes_it(tmp_path):
+    model = hub.make("llama", tmp_path / "hub")
+    config = import_model(tmp_path / "hub", tmp_path / "out")
+    assert ModelConfig.from_json(read_json(tmp_path / "out" / "model.json")) == config
+    question = Question(uid="q", task="t", text="Q: 3 + 4?", kind="number")
+    path = Path(uid="q", index=0, text="It is 7.", tokens=4, logprob=-1.0, finished=True)
+    shape = Training(microbatches=1, rows=1, length=128, prefix_length=0)
+    judge = Verifier(tmp_path / "out", prompt="{question} {solution} Right?", shape=shape)
+    tokenizer = open_tokenizer(str(tmp_path / "out" / "tokenizer"))
+    before = encode_first(tokenizer, "Q: 3 + 4? It is 7. Right?")
+    own = tokenizer.encode(" Yes")
+    with torch.no_grad():
+        scores = model(torch.tensor([[*before, *own]])).logits[0].log_softmax(-1)
+    total = sum(float(scores[len(before) - 1 + i, token]) for i, token in enumerate(own))
+    assert judge(question, path) == pytest.approx(np.exp(total), rel=1e-3)
 
 
 def test_a_palm_style_model_has_no_hugging_face_architecture(tmp_path, capsys):

@@ -55,6 +55,15 @@ def test_the_chosen_answer_needs_enough_of_all_paths(threshold, there):
     assert (_pair(paths, threshold) is not None) == there
 
 
+def test_of_a_weighted_vote_the_weights_choose_and_reject():
+    paths = _paths((7, -3), (7, -1), (4, -1), (4, -1), (4, -2), (9, -8))
+    weights = [4.0, 2.0, 0.5, 0.25, 0.25, 3.0]
+    weighed = vote(QUESTION, paths, weights)
+    found = pair(weighed, paths, threshold=0.6)
+    assert found == Pair(uid="q", chosen=1, rejected=2, weight=(6 - 1) / 10)
+    assert pair(weighed, paths, threshold=0.61) is None
+
+
 def test_without_a_lead_there_is_no_pair():
     assert _pair(_paths((7, -1), (7, -2))) is None  # one answer alone
     assert _pair(_paths((7, -1), (4, -2))) is None  # a tie

@@ -46,7 +46,7 @@ def test_a_failure_of_one_process_is_said_by_all_and_the_run_goes_on(finished, w
 
 def _losses(train):
     lines = [json.loads(line) for line in (train / "metrics.jsonl").read_text().splitlines()]
-    return [[line["loss"], line["validation_loss"]] for line in lines]
+    return [[line[name] for name in ("loss", "validation_loss") if name in line] for line in lines]
 
 
 @pytest.mark.slow
@@ -70,3 +70,50 @@ def test_training_on_the_devices_of_two_processes_is_that_of_one(
     if devices == 2:  # Gloo adds over more than two places in an order of its own
         for name in ("metrics.jsonl", "digest.json"):
             assert (two / name).read_bytes() == (mesh / name).read_bytes()
+
+
+def _same_on_two_processes(arguments, tmp_path):
+    """Trains by one process with four devices, and by two with two each; returns both folders."""
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder, count, each in zip(folders, (1, 2), (4, 2), strict=True):
+        codes, errors = together(arguments(folder), count, devices=each)
+        assert codes == [0] * count, errors
+    return [folder / "round_1" / "train" for folder in folders]
+
+
+_MESH = {"Training.data": 2, "Training.model": 2, "Training.fsdp": True}
+
+
+@pytest.mark.slow
+def test_adapters_are_trained_by_two_processes_as_by_one(finished, words, tmp_path):
+    def arguments(folder):
+        shutil.copytree(finished, folder)
+        shutil.rmtree(folder / "round_1" / "train")
+        return [*words("train", folder, _MESH), "--gin.Training.lora=@Lora()", "--gin.Lora.rank=2"]
+
+    one, two = _same_on_two_processes(arguments, tmp_path)
+    np.testing.assert_allclose(_losses(two), _losses(one), rtol=1e-6)
+    assert (two / "digest.json").read_bytes() == (one / "digest.json").read_bytes()
+    assert sorted(path.name for path in (two / "adapters").iterdir()) == sorted(
+        path.name for path in (one / "adapters").iterdir()
+    )
+
+
+@pytest.mark.slow
+def test_a_teachers_probabilities_are_learnt_by_two_processes_as_by_one(finished, words, tmp_path):
+    student = {
+        **_MESH,
+        "Distillation.teacher_dir": str(finished),
+        "Loss.distillation": "model",
+        "Run.init_checkpoint": "fresh",
+        "ModelConfig.embed_dim": 12,
+        "ModelConfig.num_layers": 1,
+    }
+
+    def arguments(folder):
+        bound = ("Run.distillation=@Distillation()", "Training.loss=@Loss()")
+        return [*words("distill", folder, student), *(f"--gin.{one}" for one in bound)]
+
+    one, two = _same_on_two_processes(arguments, tmp_path)
+    np.testing.assert_allclose(_losses(two), _losses(one), rtol=1e-6)
+    assert (two / "digest.json").read_bytes() == (one / "digest.json").read_bytes()

@@ -13,6 +13,7 @@ from micro_run import contents, snapshot
 from lmsi_jax import gin_edge
 from lmsi_jax.main import main
 from lmsi_jax.stages import reuse
+from lmsi_jax.store import ShardStore
 
 _STUDY = """
 include '{gin_file}'
@@ -117,6 +118,40 @@ def test_the_table_goes_into_a_document_and_is_a_whole_page(study, tmp_path, cap
     html.parser.HTMLParser().feed(page)
     assert page.count('class="chart"') == 2 and "Which format does it?" in page
     assert "<h3>Chain of thought, trained tasks</h3>" in page and "before the rounds" in page
+
+
+_SHIFT = """
+Study.name = 'shift'
+Study.measure = 'shift'
+Study.variants = (@all/Variant(),)
+Study.reference = ''
+Study.seeds = (3, 4)
+all/Variant.command = 'mix'
+Mixing.selection = (@DistributionShift(),)
+DistributionShift.validation = 'confident'
+DistributionShift.surest = 0.5
+Training.length = 256
+"""
+
+
+def test_a_study_of_rows_trains_nothing_and_counts_right_rows_by_weight(gin_file, tmp_path, capsys):
+    file = _study_file(tmp_path, gin_file, tmp_path / "studies", _SHIFT)
+    assert main(["study", file]) == 0
+    folder = tmp_path / "studies" / "shift"
+    assert not list(folder.rglob("train/metrics.jsonl"))
+    result = json.loads((folder / "study.json").read_text())
+    tasks = {row["task"] for row in result["rows"]}
+    bins = ["[1, 1.1)", "[1.1, 1.3)", "[1.3, 1.5)", "[1.5, 2)", f"[2, {chr(0x221E)})"]
+    assert tasks == {"purchases", "compare"}
+    assert [row["bin"] for row in result["rows"] if row["task"] == "purchases"] == bins
+    kept = 0
+    for path in folder.rglob("funnel-*.jsonl.gz"):
+        (step,) = ShardStore(path.parent).read(path.name.removesuffix(".jsonl.gz"))
+        kept += step["rows"]
+    assert sum(row["rows"] for row in result["rows"]) == kept > 0
+    assert all((row["right"] is None) == (row["rows"] == 0) for row in result["rows"])
+    table = capsys.readouterr().out
+    assert "| purchases |" in table and "| [1, 1.1) |" in table
 
 
 def test_a_finished_study_is_looked_over_and_not_done_again(study, capsys):

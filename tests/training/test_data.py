@@ -75,6 +75,22 @@ def test_strong_and_weak_come_at_their_rates(tokenizer_path, tokenizer, rate):
     assert share == pytest.approx(rate, abs=0.08)
 
 
+@pytest.mark.parametrize("rate", [0.2, 0.5])
+def test_a_rate_is_that_of_the_loss_too_whatever_the_sources_weights_are(tokenizer_path, rate):
+    """A merged row of the model's own weighs as many paths as it stands for, a given one 1."""
+    heavy = [dataclasses.replace(row, weight=3.0 + i % 4) for i, row in enumerate(SOURCES["weak"])]
+    light = [dataclasses.replace(row, weight=1.0) for row in SOURCES["strong"]]
+    own = Examples(
+        {"weak": heavy, "strong": light}, {"weak": 1 - rate, "strong": rate}, tokenizer_path, seed=3
+    )
+    weights = collections.Counter()
+    for row in itertools.islice(own, 600):
+        weights[own.groups[row.group].split("/")[0]] += max(row.weights)
+    assert weights["strong"] / weights.total() == pytest.approx(rate, abs=0.08)
+    within = {max(row.weights) for row in itertools.islice(own, 600)}
+    assert len(within) == 4 + 1  # what a source's rows weigh among themselves is kept
+
+
 @pytest.mark.parametrize(
     ("sources", "rates", "message"),
     [

@@ -1,0 +1,95 @@
+"""A model as a ranker: how probable it holds that a path is right (a generative verifier).
+
+    # my_rankers.py
+    from lmsi_jax.stages.verifier import Verifier
+    right = Verifier("models/qwen")
+
+    lmsi run iwsi --gin.Mixing.selection='(@Ranked(),)' --gin.Ranked.ranker="'my_rankers:right'"
+
+Any model that `lmsi import-hf` made will do; it is loaded when it is first asked. After Zhang et
+al. 2024 (2408.15240), section 3: the score is the probability of "Yes" to the question whether the
+solution is correct. It is in [0, 1], so it can also weigh votes.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+from etils import epath
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.files import read_json
+from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.models.decoder import parameter_shapes
+from lmsi_jax.models.tokenizer import Tokenizer, open_tokenizer
+from lmsi_jax.records import Path, Question
+from lmsi_jax.stages.path_losses import tokenised
+from lmsi_jax.training import checkpoints
+from lmsi_jax.training.scoring import Scorer
+from lmsi_jax.training.settings import Training
+
+MODEL = "model.json"
+_ASKED = "{question}\n\nSolution: {solution}\n\nIs this solution correct (Yes or No)?\nA:"
+_SHAPE = Training(microbatches=1, rows=4, length=1024, prefix_length=0)
+
+
+class Verifier:
+    """A ranker, see `selection.rows.Ranker`; call it, or ask it about many paths at once.
+
+    Args:
+      folder: of an imported model.
+      prompt: what it is asked, with the places {question} and {solution}.
+      answer: whose probability is the score.
+      shape: rows, length and mesh of the batches in which it reads.
+    """
+
+    def __init__(
+        self,
+        folder: epath.PathLike,
+        prompt: str = _ASKED,
+        answer: str = "Yes",
+        shape: Training = _SHAPE,
+    ):
+        self.folder = epath.Path(folder)
+        self.prompt = prompt
+        self.answer = answer
+        self.shape = shape
+
+    def __call__(self, question: Question, path: Path) -> float:
+        """Returns the probability of the answer."""
+        return self.many([(question, path)])[0]
+
+    def many(self, asked: Sequence[tuple[Question, Path]]) -> list[float]:
+        """Returns the probability of the answer for each path.
+
+        Raises:
+          LmsiError: the folder holds no imported model, or a path is too long for the batches.
+        """
+        scorer, tokenizer = self._loaded
+        texts = [
+            self.prompt.format(question=question.text, solution=path.text.strip())
+            for question, path in asked
+        ]
+        rows = [tokenised(tokenizer, "", text, self.answer) for text in texts]
+        targets = len(tokenizer.encode(f" {self.answer}"))
+        found = []
+        for row, loss in zip(rows, scorer.losses(rows), strict=True):
+            if loss is None:
+                raise LmsiError(
+                    f"the verifier of {self.folder} reads {self.shape.length} tokens at most, and "
+                    f"a path has {len(row.tokens)} with its question; give it a longer `shape`"
+                )
+            found.append(math.exp(-loss * targets))
+        return found
+
+    @functools.cached_property
+    def _loaded(self) -> tuple[Scorer, Tokenizer]:
+        if not (self.folder / MODEL).exists():
+            raise LmsiError(
+                f"{self.folder} has no {MODEL}; name a folder that `lmsi import-hf` made"
+            )
+        config = ModelConfig.from_json(read_json(self.folder / MODEL))
+        found = checkpoints.find(self.folder)
+        params = checkpoints.load_params(found, parameter_shapes(config))
+        tokenizer = open_tokenizer(str(self.folder / "tokenizer"))
+        return Scorer.of(config, params, self.shape), tokenizer
