@@ -422,7 +422,10 @@ def test_given_solutions_only_validate_where_their_rate_is_zero(selected):
 
 def test_a_ranker_weighs_votes_of_train_and_test_questions(gin_file, tmp_path, monkeypatch):
     (tmp_path / "micro_voter.py").write_text(
-        "def sevens(question, path):\n    return 1.0 if '7' in path.text else 0.25\n"
+        "asked = []\n"
+        "def sevens(question, path):\n"
+        "    asked.append((path.uid, path.index, path.text))\n"
+        "    return 1.0 if '7' in path.text else 0.25\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     changes = {
@@ -434,3 +437,5 @@ def test_a_ranker_weighs_votes_of_train_and_test_questions(gin_file, tmp_path, m
     assert main(_words(gin_file, "run", tmp_path / "run", changes)) == 0
     votes = shard_rows(tmp_path / "run" / "round_1" / "vote", Vote)
     assert {weight for vote in votes for weight in vote.weights} <= {1.0, 0.25}
+    asked = sys.modules["micro_voter"].asked
+    assert len(asked) == len(set(asked)) > len(votes)  # the report and the watch vote again
