@@ -62,6 +62,7 @@ class Context:
         self.worked = False
         self.output = epath.Path(run.output_dir)
         self.processes = Processes()
+        self.ranks: dict[tuple[str, int, str], float] = {}  # what the voting's ranker has said
         self._params: tuple[int, Params] | None = None
         self._checked: set[epath.Path] = set()
 
