@@ -31,7 +31,6 @@ def packages() -> dict[str, str]:
 
 
 HF = ["ml_dtypes>=0.4", "safetensors>=0.7", "tokenizers>=0.22"]
-MATH = ["math-verify>=0.7"]
 
 setup(
     name="lmsi_jax",
@@ -48,10 +47,10 @@ setup(
         "lmsi_jax": [
             "models/embedded/**",
             "models/embedded/**/.*",  # "**" leaves out what checkpoints call ".zarray"
-            *("report/*.html", "report/*.css", "report/*.js"),
+            "report/*.css",
         ],
         "lmsi_jax.gin_configs": ["**/*.gin", "*.gin"],
-        "lmsi_jax.tasks": ["*.json", "*.txt", "**/*.json", "**/*.txt"],
+        "lmsi_jax.tasks": ["exemplars/*.txt"],
     },
     entry_points={"console_scripts": ["lmsi = lmsi_jax.main:main"]},
     install_requires=[
@@ -80,7 +79,6 @@ setup(
         # T5X is on GitHub alone. It imports tensorboard without declaring it.
         "t5x": ["t5x @ git+https://github.com/google-research/t5x.git", "tensorboard"],
         "hf": HF,
-        "math": MATH,
         "dev": [
             "build>=1.2",
             "hypothesis>=6.100",

@@ -1,23 +1,26 @@
 """Where our reading of real outputs is not the published one: python -m bench.readings
 
-Reads `../shared/data`: the six models' texts for GSM8K, AQuA and StrategyQA beside their authors'
-own parse, and GSM8K's labelled model solutions. docs/answers.md has the table of causes.
+Reads six models' texts for GSM8K, AQuA and StrategyQA beside their authors' own parse, and GSM8K's
+labelled model solutions, from the folder that `bench.real_outputs` describes. docs/answers.md has
+the table of causes.
 
-    python -m bench.readings                                     # causes, counts, who is right
-    python -m bench.readings --set=GSM8K --cause='at the end'    # and the ends of the texts
+    python -m bench.readings --data=DIR                          # causes, counts, who is right
+    python -m bench.readings --data=DIR --set=GSM8K --cause='at the end'   # and the texts' ends
 """
 
 import argparse
 import collections
 import functools
+import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bench.vote import KINDS, SAMPLES, rows_of
+from bench.real_outputs import KINDS, add_flag, folder, gold, outputs, rows_of
 from lmsi_jax import answers
 from lmsi_jax.records import Question
 
 MODELS = ("code001", "code002", "gpt-3.5-turbo", "gpt4", "text002", "text003")
+TESTS, SOLUTIONS = "gsm8k/test.jsonl", "gsm8k/example_model_solutions.jsonl"
 
 
 class Reading(NamedTuple):
@@ -41,22 +44,22 @@ class Reading(NamedTuple):
 
 
 @functools.cache
-def questions(name: str) -> dict[str, Question]:
+def questions(data: pathlib.Path, name: str) -> dict[str, Question]:
     """Returns the questions of a set by id, with gold keys."""
     kind, asked = KINDS[name], {}
-    for row in rows_of(SAMPLES / name / "gold.jsonl"):
-        gold = answers.key(str(row["answer"]).split("####")[-1].strip(), kind)
+    for row in rows_of(data / gold(name)):
+        right = answers.key(str(row["answer"]).split("####")[-1].strip(), kind)
         uid = str(row["id"])
-        asked[uid] = Question(uid=uid, task=name, text=row["question"], kind=kind, gold=gold)
+        asked[uid] = Question(uid=uid, task=name, text=row["question"], kind=kind, gold=right)
     return asked
 
 
 @functools.cache
-def readings(name: str, model: str) -> list[Reading]:
+def readings(data: pathlib.Path, name: str, model: str) -> list[Reading]:
     """Returns what is read from a model's texts for a set, in the order of its file."""
-    read = []
-    for row in rows_of(SAMPLES / name / f"{model}_COT.jsonl"):
-        question, text = questions(name)[str(row["id"])], row["completion"]
+    asked, read = questions(data, name), []
+    for row in rows_of(data / outputs(name, model)):
+        question, text = asked[str(row["id"])], row["completion"]
         found = answers.find(text, question.kind, answers.options_of(question))
         read.append(Reading(model, question, text, str(row["answer"]), found))
     return read
@@ -84,29 +87,28 @@ def cause(reading: Reading) -> str | None:
     return "other mark"
 
 
-def causes(names: Sequence[str]) -> dict[tuple[str, str], tuple[int, int, int]]:
+def causes(data: pathlib.Path, names: Sequence[str]) -> dict[tuple[str, str], tuple[int, int, int]]:
     """Returns of each set and cause: how many differ, how often we are right, how often they."""
     apart = collections.defaultdict(list)
-    for reading in (r for name in names for model in MODELS for r in readings(name, model)):
+    for reading in (r for name in names for model in MODELS for r in readings(data, name, model)):
         if why := cause(reading):
-            gold = reading.question.gold
+            right = reading.question.gold
             apart[reading.question.task, why].append(
-                (reading.key == gold, reading.their_key == gold)
+                (reading.key == right, reading.their_key == right)
             )
     return {which: (len(rows), *map(sum, zip(*rows, strict=True))) for which, rows in apart.items()}
 
 
 @functools.cache
-def labels() -> list[tuple[bool, bool, str]]:
+def labels(data: pathlib.Path) -> list[tuple[bool, bool, str]]:
     """Returns of GSM8K's labelled solutions: right by our reading, right by the label, the text."""
-    data = SAMPLES.parent / "gsm8k"
-    golds = [
-        answers.key(r["answer"].split("####")[-1], "number") for r in rows_of(data / "test.jsonl")
+    right = [
+        answers.key(row["answer"].split("####")[-1], "number") for row in rows_of(data / TESTS)
     ]
-    solutions = rows_of(data / "example_model_solutions.jsonl")
+    solutions = rows_of(data / SOLUTIONS)
     return [
-        (answers.path_key(made["solution"], "number") == gold, made["is_correct"], made["solution"])
-        for gold, row in zip(golds, solutions, strict=True)
+        (answers.path_key(made["solution"], "number") == key, made["is_correct"], made["solution"])
+        for key, row in zip(right, solutions, strict=True)
         for made in row.values()
         if isinstance(made, dict)
     ]
@@ -117,17 +119,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--set", choices=list(KINDS))
     parser.add_argument("--cause")
+    add_flag(parser)
     options = parser.parse_args()
+    texts = [outputs(name, model) for name in KINDS for model in MODELS]
+    data = folder(options.data, [*map(gold, KINDS), *texts, TESTS, SOLUTIONS])
     names = [options.set] if options.set else list(KINDS)
-    for reading in (r for name in names for model in MODELS for r in readings(name, model)):
+    for reading in (r for name in names for model in MODELS for r in readings(data, name, model)):
         if options.cause and cause(reading) == options.cause:
             print(f"{reading.model} {reading.question.uid}: ours {reading.key}, theirs", end=" ")
             print(f"{reading.theirs[:60]!r}, gold {reading.question.gold}")
             print(f"    {reading.text.strip()[-300:]}\n")
-    for (name, why), (count, ours, theirs) in causes(names).items():
+    for (name, why), (count, ours, theirs) in causes(data, names).items():
         print(f"{name:11}{why:20}{count:5}   right: ours {ours}, theirs {theirs}")
-    apart = [text for ours, label, text in labels() if ours != label]
-    print(f"labelled solutions read otherwise: {len(apart)} of {len(labels())}")
+    apart = [text for ours, label, text in labels(data) if ours != label]
+    print(f"labelled solutions read otherwise: {len(apart)} of {len(labels(data))}")
     print(*(text[-300:] for text in apart), sep="\n\n")
 
 

@@ -1,16 +1,17 @@
 """Throughput of reading answers and voting on one core: python -m bench.vote
 
-Extract + key + vote over real chain-of-thought texts where `../shared/data/model_samples` is there,
-else over synthetic ones; every text is read anew, only keys of equal answers are looked up. Beside
-it, where they are installed: lm-evaluation-harness's own GSM8K filters (strict and flexible, regex
-and take_first), which extract a string without a canonical key or a vote, and math-verify's parse.
+Extract + key + vote over synthetic texts, and over real chain-of-thought texts where they are there
+(`--data=DIR`, see `bench.real_outputs`); every text is read anew, only keys of equal answers are
+looked up. Beside it, where they are installed (`pip install lm_eval math-verify`):
+lm-evaluation-harness's own GSM8K filters (strict and flexible, regex and take_first), which extract
+a string without a canonical key or a vote, and math-verify's parse.
 Prints one JSON object: paths a second, the best of a few passes, and how many answers were found.
 """
 
 import argparse
-import gzip
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import random
@@ -18,23 +19,22 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bench.real_outputs import KINDS, VARIABLE, add_flag, default, folder, gold, outputs, rows_of
 from lmsi_jax import answers, voting
-from lmsi_jax.records import Kind, Path, Question
-
-SAMPLES = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "model_samples"
-KINDS: dict[str, Kind] = {"GSM8K": "number", "AQUA": "choice", "StrategyQA": "yes_no"}
+from lmsi_jax.records import Path, Question
 
 
-def real(name: str) -> list[tuple[Question, list[Path]]]:
+def real(data: pathlib.Path, name: str) -> list[tuple[Question, list[Path]]]:
     """Returns each question of a set with one path of each model."""
-    gold = {row["id"]: row for row in rows_of(SAMPLES / name / "gold.jsonl")}
-    by_id: dict[Any, list[Path]] = {uid: [] for uid in gold}
-    for index, file in enumerate(sorted((SAMPLES / name).glob("*_COT.jsonl.gz"))):
-        for row in rows_of(file):
+    asked = {row["id"]: row for row in rows_of(data / gold(name))}
+    by_id: dict[Any, list[Path]] = {uid: [] for uid in asked}
+    models = {file.name.split("_COT")[0] for file in data.glob(f"{outputs(name, '*')}*")}
+    for index, model in enumerate(sorted(models)):
+        for row in rows_of(data / outputs(name, model)):
             by_id[row["id"]].append(_path(str(row["id"]), index, row["completion"]))
     return [
         (Question(uid=str(uid), task=name, text=row["question"], kind=KINDS[name]), by_id[uid])
-        for uid, row in gold.items()
+        for uid, row in asked.items()
     ]
 
 
@@ -135,20 +135,16 @@ def _path(uid: str, index: int, text: str) -> Path:
     return Path(uid=uid, index=index, text=text, tokens=1, logprob=-1.0, finished=True)
 
 
-def rows_of(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the rows of a file of JSON lines, or of its compressed copy."""
-    path = path if path.exists() else path.with_name(path.name + ".gz")
-    data = path.read_bytes()
-    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
-    return [json.loads(line) for line in text.split("\n") if line]
-
-
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--passes", type=int, default=12)
+    add_flag(parser)
     options = parser.parse_args()
-    sets = {name: real(name) for name in KINDS} if SAMPLES.is_dir() else {}
+    sets = {}
+    if options.data or os.environ.get(VARIABLE) or default().is_dir():
+        data = folder(options.data, map(gold, KINDS))
+        sets = {name: real(data, name) for name in KINDS}
     sets["synthetic"] = synthetic(400, 32)
     versions = {}
     for package in ("lm_eval", "math-verify"):

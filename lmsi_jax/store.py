@@ -89,10 +89,6 @@ class ShardStore:
             raise LmsiError(f"{path} is missing; repeat the command of the stage that makes it")
         return [json.loads(line) for line in gzip.decompress(data).splitlines()]
 
-    def read_all(self) -> list[dict[str, Any]]:
-        """Returns the rows of all complete shards, in the order of `names`."""
-        return [row for name in self.names() for row in self.read(name)]
-
     def _sound(self, shard_name: str) -> bool:
         try:
             return self._bytes(shard_name) is not None

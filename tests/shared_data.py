@@ -1,11 +1,10 @@
-"""Data that nobody here wrote: a folder beside the checkout, which the repository does not have."""
-
-import pathlib
+"""Data that nobody here wrote, which the repository does not have: $LMSI_DATA or ../shared/data."""
 
 import pytest
 
-_ROOT = pathlib.Path(__file__).resolve().parents[1]
-DATA = _ROOT.parent / "shared" / "data"
+from bench import real_outputs
+
+DATA = real_outputs.default()
 
 
 def needed(name: str = "") -> pytest.MarkDecorator:

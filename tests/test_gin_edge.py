@@ -184,7 +184,9 @@ def test_packaged_names_are_found_and_a_misspelt_one_meets_the_nearest(tmp_path,
 
 
 def test_every_packaged_configuration_is_found_by_its_name():
-    for name in gin_edge.packaged_configs():
+    names = gin_edge.packaged_configs()
+    assert "quickstart" in names
+    for name in names:
         assert gin_edge.find_config(name).endswith(f"runs/{name}.gin")
 
 

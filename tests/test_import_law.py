@@ -30,10 +30,10 @@ PURE = {
 }
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "clu"}
 # "processes", "agreement": the processes of a run are those of jax.distributed, and its meshes'.
-# "programs": those that JAX has compiled.
+# "jax_caches": of compiled programs.
 JAX_ROOMS = {
     *("decoding", "models", "training", "evaluation", "hf", "aot"),
-    *("processes", "agreement", "programs"),
+    *("processes", "agreement", "jax_caches"),
 }
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
 GIN_ROOMS = {"main", "configurables", "gin_edge", "gin_errors", "gin_files"}

@@ -5,8 +5,10 @@ import importlib.metadata
 import importlib.util
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 
@@ -92,6 +94,25 @@ def test_a_wheel_has_one_top_level_name_and_all_files(wheel):
     wanted = {f"lmsi_jax/{path}" for path in _package_files("tasks", "gin_configs")}
     wanted |= _package_files("lmsi_jax")
     assert wanted <= names, sorted(wanted - names)
+
+
+@pytest.mark.slow
+def test_a_source_distribution_has_every_tracked_file(tmp_path):
+    """So that its tests can be run: fixtures, benchmarks and documents that they read too."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip(f"not a git checkout: {listed.stderr.strip()}")
+    tracked = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+    copy = tmp_path / "copy"
+    for name in tracked:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy / name)
+    command = [sys.executable, "setup.py", "--quiet", "sdist", f"--dist-dir={tmp_path}"]
+    subprocess.run(command, cwd=copy, check=True)
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    assert tracked <= names, sorted(tracked - names)
 
 
 def _package_files(*folders: str) -> set[str]:

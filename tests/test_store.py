@@ -50,15 +50,15 @@ def test_equal_rows_give_equal_bytes_at_any_time_and_in_any_key_order(tmp_path, 
     assert first.path("a").read_bytes() == second.path("a").read_bytes()
 
 
-def test_names_missing_and_read_all_agree(tmp_path):
+def test_names_missing_and_what_is_read_agree(tmp_path):
     store = ShardStore(tmp_path / "absent")
-    assert store.names() == () and store.read_all() == []
+    assert store.names() == () and store.missing(["a"]) == ("a",)
     names = shard_names(4)
     for name in (names[2], names[0]):
         store.write(name, [{"shard": name}])
     assert store.names() == (names[0], names[2])
     assert store.missing(names) == (names[1], names[3])
-    assert [row["shard"] for row in store.read_all()] == [names[0], names[2]]
+    assert [store.read(name) for name in store.names()] == [[{"shard": n}] for n in store.names()]
     with pytest.raises(LmsiError, match="00001-of-00004.*missing; repeat"):
         store.read(names[1])
 

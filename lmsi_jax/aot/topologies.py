@@ -114,8 +114,8 @@ def devices_of(topology: str) -> list[jax.Device]:
     kind, shape = _parsed(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise LmsiError(
-            "compiling for TPUs needs their compiler, libtpu: pip install 'lmsi_jax[tpu]' (no TPU "
-            "is needed)"
+            "compiling for TPUs needs their compiler, libtpu: pip install -e '.[tpu]' in the "
+            "checkout (no TPU is needed)"
         )
     options: dict[str, Any] = {"chip_config_name": "megacore"} if kind == "v4" else {}
     if math.prod(shape) < CHIPS[kind].per_host:

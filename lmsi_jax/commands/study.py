@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, load: Load) -> None:
         else:
             print(table)
         return
-    from lmsi_jax import programs
+    from lmsi_jax import jax_caches
     from lmsi_jax.rounds import execute
     from lmsi_jax.signals import leaving
 
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, load: Load) -> None:
     def carry_out(run: "Run", stages: tuple[str, ...]) -> None:
         """Runs stages of the run that was loaded last."""
         execute(run, stages, command, gin_edge.operative_config())
-        programs.spare()
+        jax_caches.clear_if_large()
 
     def say(text: str) -> None:
         """Prints at once, between the stages' own lines."""

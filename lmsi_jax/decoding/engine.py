@@ -52,7 +52,7 @@ class Stats:
         return self.tokens / self.lane_steps if self.lane_steps else 0.0
 
 
-Watch = Callable[[Stats], None]
+OnChunk = Callable[[Stats], None]
 
 
 class Engine:
@@ -116,7 +116,7 @@ class Engine:
         settled: Settled | None = None,
         limit: Limit | None = None,
         numbers: Sequence[int] | None = None,
-        watch: Watch | None = None,
+        on_chunk: OnChunk | None = None,
     ) -> Iterator[tuple[str, list[Path]]]:
         """Samples the paths of questions that share a task prompt.
 
@@ -131,7 +131,7 @@ class Engine:
           limit: most tokens of path k of a uid; `sampling.max_new_tokens` for all by default.
           numbers: the numbers of the paths to sample, rising, `sampling.paths` of them; 0, 1,
             2, ... by default. The noise of path k is the same whichever others are sampled with it.
-          watch: told after every chunk what has been done.
+          on_chunk: called after every chunk with what has been done.
 
         Yields:
           (uid, its paths in index order), as questions are completed.
@@ -166,8 +166,8 @@ class Engine:
                 stats += Stats(*counts)
                 yield from complete
                 # Last: whoever leaves here has been given everything that is complete.
-                if watch is not None:
-                    watch(stats)
+                if on_chunk is not None:
+                    on_chunk(stats)
             del stream  # its caches, before the next one's
 
     def _stops(self, strings: tuple[str, ...]) -> Stops:

@@ -193,7 +193,7 @@ def generate(
             round_index=round_index,
             settled=settled,
             numbers=work.job.numbers,
-            watch=totals.add,
+            on_chunk=totals.add,
         ):
             shards.add(uid, paths)
             watcher.question(uid, paths)

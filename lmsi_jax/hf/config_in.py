@@ -25,7 +25,7 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
     _check_keys(family, raw)
     get = _Reader(family, raw)
     heads = get.number("num_attention_heads")
-    windows = _windows(family, get)
+    windows = _windows(get)
     fields = {
         "vocab_size": get.number("vocab_size"),
         "num_layers": get.number("num_hidden_layers"),
@@ -43,7 +43,7 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
         "logits_softcap": float(get("final_logit_softcapping", 0.0)),
         "tied_embeddings": bool(get("tie_word_embeddings", False)),
         "biases": _biases(get),
-        **_positions(family, get),
+        **_positions(get),
         **family.fixed,
     }
     try:
@@ -118,12 +118,12 @@ def _biases(get: _Reader) -> tuple[str, ...]:
     return attention + (("gate", "up", "down") if get("mlp_bias") else ())
 
 
-def _windows(family: Family, get: _Reader) -> tuple[int, ...]:
+def _windows(get: _Reader) -> tuple[int, ...]:
     """The sliding windows, as the shortest cycle that gives each layer its own."""
     layers = get.number("num_hidden_layers")
     kinds = get("layer_types")
     if kinds is None:
-        kinds = [_kind(family, get, layer) for layer in range(layers)]
+        kinds = [_kind(get, layer) for layer in range(layers)]
     if len(kinds) != layers:
         raise LmsiError(
             f"config.json: layer_types names {len(kinds)} layers, num_hidden_layers {layers}"
@@ -138,7 +138,7 @@ def _windows(family: Family, get: _Reader) -> tuple[int, ...]:
     return tuple(all_[:length])
 
 
-def _kind(family: Family, get: _Reader, layer: int) -> str:
+def _kind(get: _Reader, layer: int) -> str:
     """A layer's attention where config.json has no `layer_types`, as older ones."""
     if pattern := get("sliding_window_pattern"):
         return "sliding_attention" if (layer + 1) % pattern else "full_attention"
@@ -147,7 +147,7 @@ def _kind(family: Family, get: _Reader, layer: int) -> str:
     return "full_attention"
 
 
-def _positions(family: Family, get: _Reader) -> dict[str, Any]:
+def _positions(get: _Reader) -> dict[str, Any]:
     """The rotary fields, from transformers 4's keys or from 5's `rope_parameters`."""
     local = get("rope_local_base_freq")
     rope = get("rope_parameters")

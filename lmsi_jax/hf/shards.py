@@ -110,7 +110,8 @@ class Shards:
             from safetensors import SafetensorError, safe_open
         except ImportError:
             raise LmsiError(
-                "safetensors files want the library of that name; pip install 'lmsi_jax[hf]'"
+                "safetensors files want the library of that name; pip install -e '.[hf]' in the "
+                "checkout"
             ) from None
         path = self._folder / name
         own = sorted(tensor for tensor, file in self._files.items() if file == name and tensor)

@@ -11,6 +11,7 @@ Shapes: N rows of any leading shape, D embed, H query heads, G kv heads, K head 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -171,9 +172,26 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
     return nn.unbox(variables["params"])
 
 
-def fresh_params(config: ModelConfig, seed: int) -> Params:
-    """Draws the parameter tree that a seed stands for."""
-    return init_params(config, jax.random.key(seed))
+def fresh_params(
+    config: ModelConfig, seed: int, shardings: Any = None, dtype: str = "float32"
+) -> Params:
+    """Draws the parameter tree that a seed stands for.
+
+    Args:
+      config: the model's shape.
+      seed: whose numbers they are, wherever they lie.
+      shardings: a tree of `jax.sharding.Sharding`: each array is drawn where it is to lie, and no
+        device or process ever holds all of them. None: on the default device.
+      dtype: of the arrays; they are drawn in float32.
+    """
+
+    def drawn(key: jax.Array) -> Params:
+        """The tree; compiled always, as rounding differs by an ulp from what is not."""
+        params = init_params(config, key)
+        return jax.tree.map(lambda array: array.astype(dtype), params)
+
+    draw = jax.jit(drawn) if shardings is None else jax.jit(drawn, out_shardings=shardings)
+    return draw(jax.random.key(seed))
 
 
 def parameter_shapes(config: ModelConfig, dtype: str = "float32") -> Params:

@@ -45,7 +45,7 @@ def missing() -> str | None:
     """Returns why T5X cannot be imported, None where it can; installs the stand-ins."""
     for name in ("t5x", "tensorboard"):  # T5X needs tensorboard and does not declare it
         if importlib.util.find_spec(name) is None:
-            return f"{name} is not installed; pip install 'lmsi_jax[t5x]'"
+            return f"{name} is not installed; pip install -e '.[t5x]' in the checkout"
     install()
     return None
 

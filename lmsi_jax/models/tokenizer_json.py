@@ -135,7 +135,7 @@ def _parsed(path: str, data: bytes) -> Any:
         import tokenizers
     except ImportError:
         raise LmsiError(
-            f"{path} wants the library tokenizers; pip install 'lmsi_jax[hf]'"
+            f"{path} wants the library tokenizers; pip install -e '.[hf]' in the checkout"
         ) from None
     try:
         return tokenizers.Tokenizer.from_str(data.decode())

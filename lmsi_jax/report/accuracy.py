@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from lmsi_jax.evaluation.calibration import accuracy_by_confidence
+from lmsi_jax.evaluation.calibration import accuracy_by_confidence, expected_calibration_error
 from lmsi_jax.report import charts, compare
 from lmsi_jax.report.markup import (
     DASH,
@@ -107,25 +107,26 @@ def confidence(summary: Summary) -> Html:
         for number in shown:
             sure, right, paths = compare.confidences(summary, domain, number)
             if sure:
-                bins = accuracy_by_confidence(sure, right, bins=5)
-                series.append((compare.round_name(number), bins, len(sure), paths))
+                bins = accuracy_by_confidence(sure, right)
+                error = percent(expected_calibration_error(sure, right))
+                said = f"{several(len(sure), 'vote')} of {several(paths, 'path')}, error {error}"
+                series.append((compare.round_name(number), bins, said))
         if series:
             name = compare.DOMAIN_NAMES[domain]
             chart = charts.confidence_chart(
                 f"{name}: accuracy against confidence",
                 [s[:2] for s in series],
             )
-            said = "; ".join(
-                f"{s[0]}: {several(s[2], 'vote')} of {several(s[3], 'path')}" for s in series
-            )
-            figures.append(figure(name, chart, said + "."))
+            caption = "; ".join(f"{model}: {said}" for model, _, said in series)
+            figures.append(figure(name, chart, caption + "."))
     if not figures:
         return element("p", "Self-consistency was not evaluated in this run.", cls="empty")
     note = (
         "How often a vote is right, given how sure it is (figure 2 of the paper). A dot’s area "
         "grows with its bin’s share of the votes, whiskers are 95 % Wilson intervals, the rows "
         "below count the votes in each bin. On the dashed line a vote is as often right as it is "
-        "sure."
+        "sure; the error is the mean distance of the bins from it, weighted by their votes "
+        "(expected calibration error)."
     )
     return joined([element("p", note, cls="note"), element("div", *figures, cls="panels")])
 

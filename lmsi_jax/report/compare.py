@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from lmsi_jax.evaluation.calibration import expected_calibration_error
 from lmsi_jax.evaluation.statistics import (
     Difference,
     macro_difference,
@@ -121,21 +122,7 @@ def as_rows(summary: Summary, models: Sequence[str] = ()) -> list[dict[str, Any]
     last = max(rounds_measured(summary), default=0)
     names = models or [round_name(number).lower() for number in range(last + 1)]
     return [
-        {
-            "task": task["name"],
-            "prompting": found.prompting,
-            "accuracy": [
-                {"model": names[number], **dataclasses.asdict(accuracy)}
-                for number, accuracy in found.by_round.items()
-            ],
-            "change": dataclasses.asdict(found.change) if found.change else None,
-            "curves": {
-                names[number]: row["curve"]
-                for number in found.by_round
-                if (row := _find(summary, task["name"], found.prompting, number))
-                and row.get("curve")
-            },
-        }
+        _as_row(task["name"], found, _rows(summary, task["name"], found.prompting), names)
         for task in summary["tasks"]
         for found in of_task(summary, task["name"])
     ]
@@ -171,10 +158,7 @@ def confidences(
 
 def _compare(summary: Summary, names: Sequence[str], prompting: Prompting) -> Comparison:
     measured = rounds_measured(summary)
-    rows = {
-        name: {r: e for r in measured if (e := _find(summary, name, prompting, r))}
-        for name in names
-    }
+    rows = {name: _rows(summary, name, prompting) for name in names}
     shown = {r for of_task in rows.values() for r in of_task}
     compared = {name: found for name, found in rows.items() if found and set(found) == shown}
     by_round = {r: _mean([found[r] for found in compared.values()]) for r in sorted(shown)}
@@ -183,6 +167,40 @@ def _compare(summary: Summary, names: Sequence[str], prompting: Prompting) -> Co
         {r: accuracy for r, accuracy in by_round.items() if accuracy},
         change(list(_pairs(compared.values(), measured))),
     )
+
+
+def _as_row(
+    task: str, found: Comparison, rows: Mapping[int, Evaluation], names: Sequence[str]
+) -> dict[str, Any]:
+    """One task and prompting of `as_rows`, from its evaluations by round."""
+    accuracies = [
+        {
+            "model": names[number],
+            **dataclasses.asdict(accuracy),
+            "calibration_error": _calibration_error(rows[number]),
+        }
+        for number, accuracy in found.by_round.items()
+    ]
+    return {
+        "task": task,
+        "prompting": found.prompting,
+        "accuracy": accuracies,
+        "change": dataclasses.asdict(found.change) if found.change else None,
+        "curves": {names[n]: row["curve"] for n, row in rows.items() if row.get("curve")},
+    }
+
+
+def _rows(summary: Summary, task: str, prompting: str) -> dict[int, Evaluation]:
+    """The evaluations of a task in one prompting, by round."""
+    rounds = rounds_measured(summary)
+    return {number: row for number in rounds if (row := _find(summary, task, prompting, number))}
+
+
+def _calibration_error(row: Evaluation) -> float | None:
+    """How far votes are from being right as often as they are sure; None for single paths."""
+    if not row["confidence"]:
+        return None
+    return expected_calibration_error(row["confidence"], list(map(bool, row["correct"])))
 
 
 def _find(summary: Summary, task: str, prompting: str, number: int) -> Evaluation | None:

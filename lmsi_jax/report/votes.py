@@ -205,10 +205,6 @@ def _origin(rounds: Sequence[Round]) -> str:
     )
 
 
-def _quiet(content: object) -> Html:
-    return element("span", content, cls="quiet")
-
-
 def _example(shown: ShownQuestion, kind: str) -> Html:
     result = outcome(shown, kind)
     line = " ".join(shown["question"].split())

@@ -17,6 +17,8 @@ QUESTION_LOSS = "question_loss"
 """The same after the question alone."""
 ALONE_LOSS = "alone_loss"
 """The same after "A:" alone, without a question."""
+LOGPROBS = "logprobs"
+"""Of each of the solution's tokens, where `LOSS` has their mean: `Row.logprobs`."""
 RATING = "rating"
 """What the model itself gives the solution, 0 to 10."""
 STRONG_LOSSES = "strong_losses"
@@ -40,6 +42,8 @@ class Row:
       answer: the answer as the path writes it.
       key: its canonical form.
       scores: by name; a score that could not be had is absent.
+      logprobs: of the solution's tokens under the base model, nats; () where no filter needs them,
+        or there was no room to compute them.
       right: whether the answer is right, where that is known: in reports, never where training
         rows are made.
     """
@@ -51,6 +55,7 @@ class Row:
     answer: str
     key: str
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    logprobs: tuple[float, ...] = ()
     right: bool | None = None
 
     @property

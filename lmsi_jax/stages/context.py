@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import importlib.resources
+import json
 from typing import Any
 
 from etils import epath
@@ -22,7 +24,7 @@ from lmsi_jax.run import Questions, Run
 from lmsi_jax.stages.reuse import take_over
 from lmsi_jax.store import ShardStore, Stage
 from lmsi_jax.training import checkpoints
-from lmsi_jax.training.placement import placed, spans
+from lmsi_jax.training.placement import spans
 from lmsi_jax.training.settings import Training
 
 _DIGEST = "digest.json"
@@ -60,6 +62,7 @@ class Context:
         self.worked = False
         self.output = epath.Path(run.output_dir)
         self.processes = Processes()
+        self.ranks: dict[tuple[str, int, str], float] = {}  # what the voting's ranker has said
         self._params: tuple[int, Params] | None = None
         self._checked: set[epath.Path] = set()
 
@@ -126,7 +129,8 @@ class Context:
         """Returns what identifies the model that a round ended with, and its tokenizer."""
         vocabulary = self.tokenizer.fingerprint
         if not round_index and self.run.init_checkpoint == "fresh":
-            weights = checkpoints.digest(self.params(0))
+            drawn = {"model": dataclasses.asdict(self.run.model), "seed": self.run.seed}
+            weights = hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()
         else:
             weights = checkpoints.stored_digest(self._stored(round_index), self.shapes)
         return f"{weights[:32]}{vocabulary[:32]}"
@@ -156,8 +160,7 @@ class Context:
           LmsiError: it is not there, of another shape, or was altered.
         """
         if not round_index and self.run.init_checkpoint == "fresh":
-            fresh = fresh_params(self.run.model, self.run.seed)
-            return fresh if shardings is None else placed(fresh, shardings)
+            return fresh_params(self.run.model, self.run.seed, shardings, dtype)
         folder = self._stored(round_index)
         ours = round_index and not self.run.evaluation.checkpoints
         recorded = bool(ours) or (folder.parent / _DIGEST).exists()

@@ -73,7 +73,7 @@ def evaluate(context: Context, round_index: int, inputs: dict[str, str]) -> str:
             prompting,
             _sampling(context, round_index, prompting).temperature,
             run.voting,
-            functools.partial(rank_paths, run.voting),
+            functools.partial(rank_paths, context),
         )
         for task, prompting, asked in _asked(context)
     ]

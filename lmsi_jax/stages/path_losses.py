@@ -8,7 +8,14 @@ from lmsi_jax.generation.exemplars import FewShot, prompt_of
 from lmsi_jax.models.tokenizer import Tokenizer, encode_first
 from lmsi_jax.prompts import build_prompt, question_prompt, solution
 from lmsi_jax.records import Exemplar, Question
-from lmsi_jax.selection.rows import ALONE_LOSS, LOSS, QUESTION_LOSS, STRONG_LOSSES, Row
+from lmsi_jax.selection.rows import (
+    ALONE_LOSS,
+    LOGPROBS,
+    LOSS,
+    QUESTION_LOSS,
+    STRONG_LOSSES,
+    Row,
+)
 from lmsi_jax.stages.context import Context
 from lmsi_jax.stages.prompts import read_prompts
 from lmsi_jax.stages.questions import read_exemplars, worked_questions
@@ -17,6 +24,8 @@ from lmsi_jax.store import ShardStore, shard_names
 from lmsi_jax.training import packing, scoring
 
 LOSSES = (LOSS, QUESTION_LOSS, ALONE_LOSS)
+OF_BASE = frozenset({*LOSSES, LOGPROBS, STRONG_LOSSES})
+"""The scores that the base model is loaded for."""
 
 
 def score_losses(
@@ -45,7 +54,7 @@ def score_losses(
         """Loads the base model; returns what computes a shard's losses with it."""
         run = context.run
         scorer = scoring.Scorer.of(run.model, context.params(0), run.training)
-        return functools.partial(_losses, context, scorer)
+        return functools.partial(_losses, context, scorer, LOGPROBS in needs)
 
     names, solved = [name for name, _ in own], [some for _, some in own]
     write_missing(store, names, solved, load, f"round {round_index}: scoring paths")
@@ -65,7 +74,8 @@ def _loss_shards(
     context: Context, round_index: int, rows: Mapping[str, Sequence[Row]], needs: frozenset[str]
 ) -> Iterator[tuple[str, list[_Solved]]]:
     """Yields (shard, solutions), the same in every process."""
-    wanted = tuple(name for name in LOSSES if name in needs)
+    mean = needs | {LOSS} if LOGPROBS in needs else needs  # both are of the same tokens
+    wanted = tuple(name for name in LOSSES if name in mean)
     for task, own in rows.items():
         exemplars = read_exemplars(context, task)
         if wanted:
@@ -94,7 +104,7 @@ def _of_given(question: Question, worked: Exemplar, exemplars: Sequence[Exemplar
 
 
 def _losses(
-    context: Context, scorer: scoring.Scorer, solved: Sequence[_Solved]
+    context: Context, scorer: scoring.Scorer, logprobs: bool, solved: Sequence[_Solved]
 ) -> list[dict[str, Any]]:
     """A shard's rows: each with the losses that there is room to compute."""
     rows, places = [], []
@@ -104,9 +114,11 @@ def _losses(
             rows.append(tokenised(context.tokenizer, *prompt, one.text))
             places.append((at, name))
     made: list[dict[str, Any]] = [dict(one.identity) for one in solved]
-    for (at, name), loss in zip(places, scorer.losses(rows), strict=True):
-        if loss is not None:
-            made[at][name] = loss
+    for (at, name), losses in zip(places, scorer.losses(rows), strict=True):
+        if losses is not None:
+            made[at][name] = round(float(losses.mean()), 6)
+            if logprobs and name == LOSS:
+                made[at][LOGPROBS] = (0.0 - losses).round(5).tolist()
     return made
 
 

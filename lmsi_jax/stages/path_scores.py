@@ -1,6 +1,6 @@
 """Path scores: what filters want to know of the voted paths, where they ask for it.
 
-    loss-TASK-NNNNN-of-MMMMM     mean losses of solutions under the base model
+    loss-TASK-NNNNN-of-MMMMM     losses of solutions under the base model
     strong-TASK                  the same of given solutions: a validation set
     rating-TASK-NNNNN-of-MMMMM   what the model that sampled them says when it is asked to rate them
     rank-TASK-NNNNN-of-MMMMM     what rankers say
@@ -24,6 +24,7 @@ from lmsi_jax.records import Question
 from lmsi_jax.selection.funnel import select
 from lmsi_jax.selection.rating import rating_prompt, read_rating
 from lmsi_jax.selection.rows import (
+    LOGPROBS,
     LOSS,
     RANK,
     RATING,
@@ -34,7 +35,7 @@ from lmsi_jax.selection.rows import (
 from lmsi_jax.solutions import voted_rows
 from lmsi_jax.stages import rankers
 from lmsi_jax.stages.context import Context, named
-from lmsi_jax.stages.path_losses import LOSSES, score_losses
+from lmsi_jax.stages.path_losses import OF_BASE, score_losses
 from lmsi_jax.stages.paths import draw_paths
 from lmsi_jax.stages.prompts import read_prompts
 from lmsi_jax.stages.scored_shards import ROWS, write_missing
@@ -59,11 +60,11 @@ def path_scores(context: Context, round_index: int, inputs: dict[str, str]) -> d
     needs = _needs(context, round_index)
     if not needs:
         return {}
-    if needs & {*LOSSES, STRONG_LOSSES}:
+    if needs & OF_BASE:
         inputs = inputs | {"base": context.base_fingerprint}
     stage = context.stage(round_index, NAME, _settings(context, round_index), inputs)
     if not context.done(stage):
-        if needs & {*LOSSES, STRONG_LOSSES} and placement.spans(context.run.training):
+        if needs & OF_BASE and placement.spans(context.run.training):
             raise LmsiError(
                 "each process computes paths' losses with a whole model of its own; choose "
                 "Training.data and Training.model that its own devices suffice for, or leave "
@@ -78,7 +79,7 @@ def path_scores(context: Context, round_index: int, inputs: dict[str, str]) -> d
 def score_shards(context: Context, round_index: int) -> None:
     """Scores this process' shards of a round."""
     needs = _needs(context, round_index)
-    if needs & {*LOSSES, STRONG_LOSSES}:
+    if needs & OF_BASE:
         score_losses(context, round_index, _to_score(context, round_index), needs)
     if RATING in needs:
         _rate(context, round_index)
@@ -93,19 +94,22 @@ def read_scored_rows(
     store, needs = ShardStore(context.folder(round_index, NAME)), _needs(context, round_index)
     rows = _rows(context, voted)
     made = read_prompts(context, round_index, task)
-    known: dict[tuple[str, int], dict[str, float]] = {}
+    known: dict[tuple[str, int], dict[str, Any]] = {}
     for row in _stored(store, task, needs):
         scores = {name: value for name, value in row.items() if name not in ("uid", "index")}
         known.setdefault((row["uid"], row["index"]), {}).update(scores)
     first = _first(rows, made)
-    rows = [
-        dataclasses.replace(row, scores=known.get(first[_scored_as(row, made)].name, {}))
-        for row in rows
-    ]
+    rows = [_with(row, known.get(first[_scored_as(row, made)].name, {})) for row in rows]
     if STRONG_LOSSES not in needs:
         return rows, Facts()
     given = [row[LOSS] for row in store.read(f"strong-{task}") if LOSS in row]
     return rows, Facts(strong_losses=tuple(given))
+
+
+def _with(row: Row, known: dict[str, Any]) -> Row:
+    """A row with what is stored of it."""
+    scores = {name: value for name, value in known.items() if name != LOGPROBS}
+    return dataclasses.replace(row, scores=scores, logprobs=tuple(known.get(LOGPROBS, ())))
 
 
 def _stored(store: ShardStore, task: str, needs: frozenset[str]) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ Everything is made from the tasks' generators; the recipe is gin_configs/runs/pr
 """
 
 import contextlib
+import functools
 import io
 import itertools
 from collections.abc import Iterator
@@ -63,7 +64,7 @@ def train_base(context: Context) -> None:
     params = train(
         run.model,
         config.training,
-        fresh_params(run.model, config.seed),
+        functools.partial(fresh_params, run.model, config.seed),
         rows(run, SentencePiece(str(directory / "tokenizer.model"))),
         directory,
         name="pre-training",

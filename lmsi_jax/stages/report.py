@@ -8,32 +8,23 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lmsi_jax.by_round import values_in
 from lmsi_jax.decoding.generate import read_paths
 from lmsi_jax.files import read_json, write_bytes, write_json
-from lmsi_jax.records import FORMATS, Example, ExamplePair, Path, Question, Vote
+from lmsi_jax.records import Path, Question, Vote
 from lmsi_jax.report.distillation import RESULT, sentences
-from lmsi_jax.stages import generate
 from lmsi_jax.stages.context import Context, NotReady
 from lmsi_jax.stages.early_stop import early_stop
 from lmsi_jax.stages.evaluate import read_scores
-from lmsi_jax.stages.funnel import funnel
-from lmsi_jax.stages.mix import read_examples, read_pairs
-from lmsi_jax.stages.sample import read_round
-from lmsi_jax.stages.vote import cast_vote, read_votes
-from lmsi_jax.stages.watch import read_watched, watch_alarms
+from lmsi_jax.stages.round_counts import finished, round_counts
+from lmsi_jax.stages.vote import cast_vote
+from lmsi_jax.stages.watch import read_watched
 from lmsi_jax.store import ShardStore
-from lmsi_jax.training.metrics import read_metrics
-from lmsi_jax.watch import Figures, distinct_kept
+from lmsi_jax.watch import Figures
 
 _PACKAGES = ("lmsi_jax", "jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "numpy")
 _EVALUATION = "eval.json"
 _SHOWN_PER_TASK = 2
 _SHOWN_PATHS = 8
-_TIMED = (
-    *("generate", "prompts", "sample", "vote", "path_scores"),
-    *("mix", "score", "train", "eval"),
-)
 
 
 def report(context: Context, command: str, config_text: str) -> None:
@@ -84,8 +75,8 @@ def summarise(context: Context, command: str, config_text: str) -> dict[str, Any
     from lmsi_jax.tasks import registry
 
     run, questions = context.run, context.questions
-    evaluated = [r for r in range(run.rounds + 1) if _finished(context, r, "eval")]
-    voted = [r for r in range(1, run.rounds + 1) if _finished(context, r, "vote")]
+    evaluated = [r for r in range(run.rounds + 1) if finished(context, r, "eval")]
+    voted = [r for r in range(1, run.rounds + 1) if finished(context, r, "vote")]
     if not (evaluated or voted):
         raise NotReady(f"{context.output} holds no evaluation and no votes; run `lmsi run` first")
     tasks = {
@@ -112,7 +103,7 @@ def summarise(context: Context, command: str, config_text: str) -> dict[str, Any
         },
         "tasks": list(tasks.values()),
         "evals": [_evaluation(r, row) for r in evaluated for row in read_scores(context.output, r)],
-        "rounds": [_round(context, r) for r in voted],
+        "rounds": [round_counts(context, r) for r in voted],
         "watch": _watched(context, sorted({*evaluated, *voted})),
         "early_stop": early_stop(context, evaluated, voted),
         "examples": _examples(context, evaluated[-1]) if evaluated else [],
@@ -124,10 +115,6 @@ def _notes(context: Context) -> list[str]:
     """What there is to say of a student's run; [] of other runs."""
     result = context.output / RESULT
     return sentences(read_json(result)) if result.exists() else []
-
-
-def _finished(context: Context, round_index: int, stage: str) -> bool:
-    return (context.folder(round_index, stage) / "stage.json").exists()
 
 
 def _version(package: str) -> str:
@@ -142,64 +129,6 @@ def _evaluation(round_index: int, row: dict[str, Any]) -> dict[str, Any]:
     return {"round": round_index, **kept}
 
 
-def _round(context: Context, index: int) -> dict[str, Any]:
-    """One round's counts, from its votes on."""
-    by_task = read_votes(context, index)
-    votes = [vote for rows in by_task.values() for vote in rows]
-    paths = read_round(context, index)
-    flat = [path for rows in paths.values() for path in rows]
-    seconds = {
-        stage: float(read_json(context.folder(index, stage) / "stage.json")["seconds"])
-        for stage in _TIMED
-        if _finished(context, index, stage)
-    }
-    metrics = read_metrics(context.folder(index, "train"))
-    tokens = {
-        "sample": sum(path.tokens for path in flat),
-        "train": sum(line.get("tokens", 0) for line in metrics),
-    }
-    examples = read_examples(context, index) if _finished(context, index, "mix") else {}
-    rows: list[Example | ExamplePair] = [row for source in examples.values() for row in source]
-    pairs = read_pairs(context, index) if _finished(context, index, "mix") else []
-    rows += pairs
-    return {
-        "round": index,
-        "start_from": context.run.start_from,
-        "seconds": seconds,
-        "tokens_per_second": {
-            stage: tokens[stage] / seconds[stage] for stage in tokens if seconds.get(stage)
-        },
-        "questions": len(votes),
-        "paths": len(flat),
-        "parsed": sum(vote.parsed for vote in votes),
-        "unfinished": sum(not path.finished for path in flat),
-        "empty_votes": sum(vote.winner is None for vote in votes),
-        "tied_votes": sum(bool(vote.tied) for vote in votes),
-        "kept": sum(len(vote.kept) for vote in votes),
-        "distinct_kept": sum(distinct_kept(vote, paths[vote.uid]) for vote in votes),
-        "mean_confidence": _mean([vote.confidence for vote in votes]),
-        "mean_entropy": _mean([vote.entropy for vote in votes]),
-        "votes_by_task": {task: _task_votes(rows, paths) for task, rows in by_task.items()},
-        "generated": _generated(context, index, votes),
-        "prompts": generate.read_counts(context, index, "prompts"),
-        "examples": {
-            name: {
-                "rows": sum(row.format == name for row in rows),
-                "weight": sum(row.weight for row in rows if row.format == name),
-            }
-            for name in FORMATS
-        },
-        "sources": {
-            "weak": len(examples.get("weak", [])) + len(pairs),
-            "strong": len(examples.get("strong", [])),
-        },
-        "funnel": funnel(context, index) if _finished(context, index, "mix") else [],
-        "train": metrics,
-        "values": {name: repr(value) for name, value in values_in(context.run, index).items()},
-        "alarms": [words for _, words in watch_alarms(context, index)],
-    }
-
-
 def _watched(context: Context, rounds: Sequence[int]) -> list[dict[str, Any]]:
     """The watch's figures, one row for each round and source."""
     return [
@@ -212,35 +141,6 @@ def _watched(context: Context, rounds: Sequence[int]) -> list[dict[str, Any]]:
 def _jsonable(figures: Figures) -> dict[str, Any]:
     row = dataclasses.asdict(figures)
     return row | {"distinct": list(figures.distinct)}
-
-
-def _generated(context: Context, index: int, votes: Sequence[Vote]) -> dict[str, Any]:
-    """What became of a round's new questions, and how sure the votes on them are."""
-    by_uid = {vote.uid: vote.confidence for vote in votes}
-    run = context.run_in(index)
-    preference = run.training.preference
-    own = run.mixing.min_confidence if preference is None else preference.threshold
-    least = max(run.generation.min_confidence, own)
-    found = {}
-    new = generate.new_questions(context, index)
-    for task, counts in generate.read_counts(context, index, "generate").items():
-        sure = [by_uid[question.uid] for question in new[task]]
-        found[task] = {
-            **counts,
-            "mean_confidence": sum(sure) / max(1, len(sure)),
-            "confident": sum(one >= least for one in sure),
-        }
-    return found
-
-
-def _task_votes(votes: Sequence[Vote], paths: dict[str, list[Path]]) -> dict[str, Any]:
-    return {
-        "questions": len(votes),
-        "mean_confidence": _mean([vote.confidence for vote in votes]),
-        "distinct_kept_per_question": _mean([distinct_kept(v, paths[v.uid]) for v in votes]),
-        "empty": sum(vote.winner is None for vote in votes),
-        "tied": sum(bool(vote.tied) for vote in votes),
-    }
 
 
 def _examples(context: Context, round_index: int) -> list[dict[str, Any]]:
@@ -280,7 +180,3 @@ def _shown(question: Question, vote: Vote, paths: Sequence[Path]) -> dict[str, A
             for text in order[:_SHOWN_PATHS]
         ],
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / max(1, len(values))

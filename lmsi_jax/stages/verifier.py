@@ -71,15 +71,14 @@ class Verifier:
             for question, path in asked
         ]
         rows = [tokenised(tokenizer, "", text, self.answer) for text in texts]
-        targets = len(tokenizer.encode(f" {self.answer}"))
         found = []
-        for row, loss in zip(rows, scorer.losses(rows), strict=True):
-            if loss is None:
+        for row, losses in zip(rows, scorer.losses(rows), strict=True):
+            if losses is None:
                 raise LmsiError(
                     f"the verifier of {self.folder} reads {self.shape.length} tokens at most, and "
                     f"a path has {len(row.tokens)} with its question; give it a longer `shape`"
                 )
-            found.append(math.exp(-loss * targets))
+            found.append(math.exp(-losses.sum()))
         return found
 
     @functools.cached_property

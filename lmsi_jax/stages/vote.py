@@ -39,21 +39,28 @@ def vote_settings(rule: voting.Voting) -> dict[str, Any]:
 
 def cast_vote(context: Context, question: Question, paths: Sequence[Path]) -> Vote:
     """Votes as the run's `Voting` says."""
-    rule = context.run.voting
-    return voting.cast(question, paths, rule, rank_paths(rule, question, paths))
+    ranks = rank_paths(context, question, paths)
+    return voting.cast(question, paths, context.run.voting, ranks)
 
 
-def rank_paths(
-    rule: voting.Voting, question: Question, paths: Sequence[Path]
-) -> list[float] | None:
-    """Asks a rule's ranker about each path; None where the rule has no use for one.
+def rank_paths(context: Context, question: Question, paths: Sequence[Path]) -> list[float] | None:
+    """Asks the voting's ranker about each path; None where it has no use for one.
+
+    What it said once it is not asked again in this process: it may be a large model, and the watch
+    and the report vote on the paths of the evaluation too.
 
     Raises:
       LmsiError: it gives no number, or one below 0 where it is to be a weight.
     """
+    rule = context.run.voting
     if not rule.ranks or rule.ranker is None:
         return None
-    ranks = rankers.rank(rule.ranker, [(question, path) for path in paths])
+    names = [(path.uid, path.index, path.text) for path in paths]
+    new = [path for path, name in zip(paths, names, strict=True) if name not in context.ranks]
+    if new:
+        found = rankers.rank(rule.ranker, [(question, path) for path in new])
+        context.ranks.update({(p.uid, p.index, p.text): n for p, n in zip(new, found, strict=True)})
+    ranks = [context.ranks[name] for name in names]
     if rule.weights == "ranker" and (low := min(ranks, default=0.0)) < 0:
         raise LmsiError(
             f"the ranker {rule.ranker!r} gives {low:g} to a path of {question.uid!r}, and a vote "

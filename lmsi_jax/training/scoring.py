@@ -1,8 +1,8 @@
 """What another model says of training rows, computed once and kept with them.
 
 Of a teacher: its most probable tokens at each target. Of the model that training on pairs starts
-from: the log-probabilities of both members. Of the base model, for selection: the mean loss. Each
-row's numbers are those that it has alone.
+from: the log-probabilities of both members. Of the base model, for selection: the losses of the
+targets. Each row's numbers are those that it has alone.
 """
 
 import dataclasses
@@ -112,10 +112,10 @@ def with_reference(
     return [scored[number] for number in range(len(rows))]
 
 
-def mean_losses(
+def target_losses(
     config: ModelConfig, params: Params, rows: Sequence[Row], shape: Shape, place: Place = _here
-) -> list[float]:
-    """Returns each row's mean cross entropy over its target tokens, in nats, in their order.
+) -> list[np.ndarray]:
+    """Returns the cross entropy of each row's target tokens, in nats, [targets] float64 each.
 
     Args:
       config: the model's shape.
@@ -129,12 +129,12 @@ def mean_losses(
     """
     if bare := [number for number, row in enumerate(rows) if not len(_targets(row))]:
         raise ValueError(f"row {bare[0]} has no target token that something predicts")
-    found: dict[int, float] = {}
+    found: dict[int, np.ndarray] = {}
     for batch in microbatches(_numbered(rows), shape):
         entropies = np.asarray(_entropies(config, params, place(batch)), np.float64)
         for at, where in _places(batch["segments"]):
             number = int(batch["groups"][at][where][0])
-            found[number] = float(entropies[at, where][_targets(rows[number])].mean())
+            found[number] = entropies[at, where][_targets(rows[number])]
     return [found[number] for number in range(len(rows))]
 
 
@@ -182,14 +182,14 @@ class Scorer:
         made = {n: _record(row) for n, row in zip(fitting, found, strict=True)}
         return [made.get(number, {}) for number in range(len(rows))]
 
-    def losses(self, rows: Sequence[Row]) -> list[float | None]:
-        """Returns `mean_losses` to 1e-6; None of rows without room or without a target."""
+    def losses(self, rows: Sequence[Row]) -> list[np.ndarray | None]:
+        """Returns `target_losses`; None of rows without room or without a target."""
         room = dataclasses.replace(self.training.shape, top_k=0)
         chosen = [n for n, row in enumerate(rows) if fits(row, room) and len(_targets(row))]
         some = [rows[number] for number in chosen]
         with within(self.training):
-            found = mean_losses(self.config, self.params, some, room, self._place)
-        made = {n: round(loss, 6) for n, loss in zip(chosen, found, strict=True)}
+            found = target_losses(self.config, self.params, some, room, self._place)
+        made = dict(zip(chosen, found, strict=True))
         return [made.get(number) for number in range(len(rows))]
 
     def _place(self, batch: Batch) -> Arrays:

@@ -13,7 +13,7 @@ EASY = 0.9
 """A question is easy where more than this share of its paths agrees with the vote."""
 LONGEST = 3
 """Distinct-n is measured for n = 1 to this."""
-_WORD = re.compile(r"\w+|[^\w\s]")
+_WORD = re.compile(r"\w+|[^\w\s]")  # a run of letters and digits, or a single other character
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,16 +115,8 @@ def distinct_kept(vote: Vote, paths: Iterable[Path]) -> int:
     return len({path.text for path in paths if path.index in kept})
 
 
-def distinct_n(texts: Iterable[str], n: int) -> float | None:
-    """Returns different n-grams of words over all of them; None where there is none.
-
-    A word is a run of letters and digits, or a single other character.
-    """
-    return _distinct_n([_WORD.findall(text) for text in texts], n)
-
-
 def _distinct_n(texts: Iterable[Sequence[str]], n: int) -> float | None:
-    """The same of texts in words."""
+    """Different n-grams over all of them, of texts in words; None where there is none."""
     grams: list[tuple[str, ...]] = []
     for words in texts:
         grams += zip(*(words[i:] for i in range(n)), strict=False)

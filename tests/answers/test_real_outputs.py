@@ -4,10 +4,10 @@ import pathlib
 import re
 
 import pytest
-from shared_data import needed
+from shared_data import DATA, needed
 
 from bench import readings
-from bench.vote import KINDS
+from bench.real_outputs import KINDS
 from lmsi_jax import voting
 from lmsi_jax.records import Path
 
@@ -16,8 +16,8 @@ pytestmark = needed("model_samples")
 
 
 def _accuracy(name, model):
-    read = readings.readings(name, model)
-    assert {r.question.uid for r in read} == set(readings.questions(name))
+    read = readings.readings(DATA, name, model)
+    assert {r.question.uid for r in read} == set(readings.questions(DATA, name))
     assert None not in {r.question.gold for r in read}
     return 100 * sum(r.key == r.question.gold for r in read) / len(read)
 
@@ -29,7 +29,7 @@ def _accuracies(name):
 def _accuracy_of_the_vote(name):
     texts = {}
     for model in readings.MODELS:
-        for read in readings.readings(name, model):
+        for read in readings.readings(DATA, name, model):
             texts.setdefault(read.question, []).append(read.text)
     right = 0
     for question, own in texts.items():
@@ -59,7 +59,7 @@ def test_the_vote_of_real_models_beats_their_mean_as_the_document_says(name):
 
 
 def test_labels_of_real_solutions_agree():
-    agree = [ours == label for ours, label, _ in readings.labels()]
+    agree = [ours == label for ours, label, _ in readings.labels(DATA)]
     assert len(agree) == 5276 and sum(agree) / len(agree) >= 0.998
 
 
@@ -69,4 +69,4 @@ def test_disagreements_with_the_authors_are_those_that_the_document_lists():
         (name, cause): (int(count), int(ours), int(theirs))
         for name, cause, count, ours, theirs in re.findall(row, DOCUMENT.read_text("utf-8"), re.M)
     }
-    assert readings.causes(list(KINDS)) == listed
+    assert readings.causes(DATA, list(KINDS)) == listed

@@ -19,6 +19,8 @@ def test_the_page_s_table_is_what_the_files_say(capsys):
 @pytest.mark.parametrize("path", _FILES, ids=lambda path: path.stem)
 def test_a_configuration_leaves_some_memory_free(path):
     found = json.loads(path.read_text(encoding="utf-8"))
-    for name in {"train", "sample"} & set(found):
+    programs = {"train", "sample"} & set(found)
+    assert programs, "the file is of no program"
+    for name in programs:
         assert found[name]["fits"]
         assert found[name]["peak"] < 0.92 * found["chip"]["memory"]

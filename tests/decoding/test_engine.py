@@ -137,7 +137,7 @@ def test_fewer_rows_at_the_end_change_no_byte(micro_config, micro_params, tokeni
         layout = Decoding(lanes=128, chunk=2, page=4, shrink=shrink)
         engine = Engine(micro_config, micro_params, tokenizer, layout)
         seen = []
-        found.append(_run(engine, MANY, sampling, watch=seen.append))
+        found.append(_run(engine, MANY, sampling, on_chunk=seen.append))
         widths = {(b.lane_steps - a.lane_steps) // 2 for a, b in zip(seen, seen[1:], strict=False)}
         assert (min(widths) < 128) == shrink
     assert found[0] == found[1]
@@ -152,7 +152,7 @@ def test_a_program_of_fewer_rows_that_gives_other_bits_is_not_used(
     engine = Engine(micro_config, micro_params, tokenizer, layout)
     monkeypatch.setattr(Stream, "_alike", lambda *_: False)
     seen = []
-    assert _run(engine, MANY, sampling, watch=seen.append) == _run(whole, MANY, sampling)
+    assert _run(engine, MANY, sampling, on_chunk=seen.append) == _run(whole, MANY, sampling)
     assert False in engine._device.proven.values() and seen[-1].lane_steps % 256 == 0
 
 
@@ -170,7 +170,7 @@ def test_prompts_of_one_token_and_no_task_prompt(engine, micro_config, micro_par
 
 def test_counts_add_up(engine):
     seen = []
-    paths = _run(engine, MANY, watch=seen.append)
+    paths = _run(engine, MANY, on_chunk=seen.append)
     tokens = sum(path.tokens for own in paths.values() for path in own)
     assert (seen[-1].paths, seen[-1].tokens) == (24, tokens)
     assert 0.5 < seen[-1].utilisation <= 1

@@ -37,7 +37,7 @@ class PureEngine:
 
     def run(
         self, prefix, questions, sampling, *,
-        seed, round_index, settled=None, numbers=None, watch=None,
+        seed, round_index, settled=None, numbers=None, on_chunk=None,
     ):  # fmt: skip
         numbers = range(3) if numbers is None else numbers
         self.runs.append([uid for uid, _ in questions])
@@ -45,7 +45,7 @@ class PureEngine:
         random.Random(self.order).shuffle(questions)
         for done, (uid, text) in enumerate(questions, start=1):
             yield uid, [_path(seed, round_index, uid, prefix + text, k) for k in numbers]
-            watch(Stats(3 * done, 12 * done, 20 * done))
+            on_chunk(Stats(3 * done, 12 * done, 20 * done))
 
 
 def _path(seed, round_index, uid, prompt, index):

@@ -159,5 +159,5 @@ def test_a_model_that_no_architecture_computes_is_not_exported(changes, match):
 def test_without_the_extra_its_name_is_told(tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(LmsiError, match=r"pip install 'lmsi_jax\[hf\]'"):
+    with pytest.raises(LmsiError, match=r"pip install -e '\.\[hf\]'"):
         Shards(tmp_path)

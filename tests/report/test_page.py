@@ -7,6 +7,7 @@ import math
 import re
 import statistics
 
+import numpy as np
 import pytest
 import scipy.stats
 from hypothesis import given
@@ -454,6 +455,35 @@ def test_a_wrong_summary_is_named_with_its_remedy(summary, mistake, place):
 def test_a_summary_that_is_no_dictionary_is_refused():
     with pytest.raises(LmsiError, match="summary: expected a dictionary, found 3"):
         render(3)
+
+
+def test_the_calibration_error_of_each_model_stands_below_its_chart_and_in_the_rows(summary):
+    text = text_of(render(summary))
+    for number in (0, 1):
+        rows = [
+            row
+            for row in summary["evals"]
+            if row["round"] == number and row["prompting"] == "self_consistency"
+        ]
+        inside = {task["name"] for task in summary["tasks"] if task["domain"] == "in"}
+        error = _calibration_error([row for row in rows if row["task"] in inside])
+        assert f"1,000 votes of 32 paths, error {100 * error:.1f} %" in text
+        for row in rows:
+            (found,) = [
+                each["accuracy"][number]["calibration_error"]
+                for each in compare.as_rows(summary)
+                if (each["task"], each["prompting"]) == (row["task"], "self_consistency")
+            ]
+            assert found == pytest.approx(_calibration_error([row]))
+
+
+def _calibration_error(rows):
+    """By NumPy: five bins of confidence, |right - sure| summed in each, over all votes."""
+    sure = np.concatenate([row["confidence"] for row in rows])
+    right = np.concatenate([row["correct"] for row in rows])
+    bins = np.minimum((5 * sure).astype(int), 4)
+    apart = np.bincount(bins, weights=right - sure, minlength=5)
+    return np.abs(apart).sum() / len(sure)
 
 
 def test_a_task_names_its_level_where_it_has_several(summary):

@@ -1,6 +1,8 @@
 """The known faults of IWSI's published code, each absent here."""
 
+import ast
 import math
+import pathlib
 import random
 
 import numpy as np
@@ -17,10 +19,14 @@ from lmsi_jax.selection.rows import Facts
 from lmsi_jax.solutions import voted_rows
 from lmsi_jax.training.losses import token_losses
 from lmsi_jax.training.packing import Shape, batches, weighted_row
-from lmsi_jax.training.scoring import mean_losses
+from lmsi_jax.training.scoring import target_losses
 
 ONE = Facts(strong_losses=(1.0,))
 SHAPE = Shape(microbatches=1, rows=2, length=24, prefix_length=8)
+
+
+def _means(*asked):
+    return [float(losses.mean()) for losses in target_losses(*asked)]
 
 
 # 1. `min(2, w)` and then `max(w, 2)`: every weight was 2.0.
@@ -60,7 +66,7 @@ def test_the_loss_is_that_of_the_answers_tokens_alone(micro_config):
     tokens = [draw.randrange(5, micro_config.vocab_size) for _ in range(18)]
     prefix, inputs, targets = tokens[:5], tokens[5:11], tokens[11:]
     row_ = weighted_row(prefix, inputs, targets, 1.0)
-    (found,) = mean_losses(micro_config, params, [row_], SHAPE)
+    (found,) = _means(micro_config, params, [row_], SHAPE)
     # The same tokens as one row without a prefix: nothing stands between question and answer.
     whole = weighted_row([], tokens, [], 0.0)
     (batch,) = batches([whole], SHAPE)
@@ -90,9 +96,9 @@ def test_the_stage_puts_nothing_between_question_and_answer_nor_behind_it():
 def test_rows_are_scored_as_if_alone(micro_config, padding):
     params = fresh_params(micro_config, 3)
     rows = [weighted_row([7, 8], [9, 10 + i], [11, 12, 13 + i], 1.0) for i in range(5)]
-    together = mean_losses(micro_config, params, rows, SHAPE)
+    together = _means(micro_config, params, rows, SHAPE)
     wide = Shape(microbatches=1, rows=1, length=24 + padding, prefix_length=8 + padding)
-    alone = [mean_losses(micro_config, params, [one], wide)[0] for one in rows]
+    alone = [_means(micro_config, params, [one], wide)[0] for one in rows]
     assert together == pytest.approx(alone, rel=1e-5)
 
 
@@ -119,7 +125,7 @@ def test_the_weighted_loss_is_a_mean_over_the_targets_weights(weights, micro_set
     ]
     (batch,) = batches(rows, SHAPE)
     found = float(step_losses(config, params, batch, 1)[0].cross_entropy)
-    means = mean_losses(config, params, rows, SHAPE)
+    means = _means(config, params, rows, SHAPE)
     tokens = [weights[0] * 2, weights[1] * 4]
     expected = sum(t * mean for t, mean in zip(tokens, means, strict=True)) / sum(tokens)
     assert found == pytest.approx(expected, rel=1e-4)
@@ -156,18 +162,25 @@ def test_selection_is_a_function_of_its_rows():
 
 
 def test_no_module_of_selection_knows_a_clock_or_chance():
-    import ast
-    import pathlib
-
     import lmsi_jax.selection
 
     (folder,) = lmsi_jax.selection.__path__
-    for file in pathlib.Path(folder).glob("*.py"):
+    files = list(pathlib.Path(folder).glob("*.py"))
+    assert files
+    for file in files:
         tree = ast.parse(file.read_text())
-        names = {
-            alias.name
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Import)
-            for alias in node.names
-        }
-        assert not names & {"time", "random", "datetime", "secrets"}, file
+        assert not _imported(tree) & {"time", "random", "datetime", "secrets"}, file
+
+
+@pytest.mark.parametrize(
+    "source", ["import random", "from random import shuffle", "import os.path, random as r"]
+)
+def test_chance_is_seen_however_it_is_imported(source):
+    assert "random" in _imported(ast.parse(source))
+
+
+def _imported(tree):
+    """The top-level modules that a syntax tree imports, in either form."""
+    names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+    return {name.split(".")[0] for name in names}

@@ -30,6 +30,8 @@ def test_two_checkpoints_are_compared_on_the_same_questions(
         assert after["unparsed"] == pytest.approx(1 - two["parsed"]) and after["unparsed"] < 1
         assert (after["low"], after["high"]) == wilson(sum(two["correct"]), 4)
         assert after["tied"] == two["tied"] / 4
+        voted = prompting == "self_consistency"
+        assert all((model["calibration_error"] is not None) == voted for model in (before, after))
         assert row["change"]["p"] == mcnemar(one["correct"], two["correct"])
     assert [p["k"] for p in rows["self_consistency"]["curves"][speaking_checkpoint]] == [1, 2, 4]
     for words in ("before", "after", "unparsed", "tied", "majority@k", "pass@k", *given):

@@ -1,5 +1,6 @@
 """`lmsi run` with filters: what they leave, what training gets of it, and resuming."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -16,8 +17,10 @@ from lmsi_jax.models.tokenizer import SentencePiece
 from lmsi_jax.prompts import build_prompt, solution
 from lmsi_jax.records import Example, Exemplar, Path, Question, Vote
 from lmsi_jax.selection.ranking import SelfRating
+from lmsi_jax.selection.rows import Verdict
 from lmsi_jax.stages import path_scores, rankers
 from lmsi_jax.stages.context import Context
+from lmsi_jax.stages.questions import read_exemplars
 from lmsi_jax.stages.vote import read_voted
 from lmsi_jax.store import ShardStore
 from lmsi_jax.studies.shift import weighed
@@ -273,6 +276,50 @@ def _give_ratings(store, names):
         store.write(name, [{**row, "text": t} for row, t in zip(rows, texts, strict=True)])
 
 
+@dataclasses.dataclass(frozen=True)
+class _Likely:
+    """A filter of a user's: drops what has an improbable token."""
+
+    least: float = -2.0
+    needs = frozenset({"logprobs"})
+
+    def judge(self, rows, facts):
+        return [Verdict(float(min(row.logprobs) >= self.least), "improbable") for row in rows]
+
+
+def test_a_filter_gets_the_log_probability_of_each_token(
+    selected, gin_file, tmp_path, micro_config, speaking_params, tokenizer_path
+):
+    from reference_decoder import reference_logits
+    from reference_losses import log_softmax
+
+    output = tmp_path / "run"
+    for stage in ("questions", "round_1/sample", "round_1/vote"):
+        shutil.copytree(selected / stage, output / stage)
+    gin_edge.load(gin_file, gin_edge.parse(_words(gin_file, "mix", output, ALL)[2:])[0])
+    run = configurables.load_run()
+    run = dataclasses.replace(run, mixing=dataclasses.replace(run.mixing, selection=(_Likely(),)))
+    context = Context(run, frozenset({"path_scores"}))
+    path_scores.path_scores(context, 1, {})
+    rows, facts = path_scores.read_scored_rows(
+        context, 1, "purchases", read_voted(context, 1)["purchases"]
+    )
+    tokenizer = SentencePiece(tokenizer_path)
+    exemplars = read_exemplars(context, "purchases")
+    row = rows[0]
+    prefix, inputs = build_prompt(row.question, exemplars, "cot")
+    before = tokenizer.encode(prefix) + tokenizer.encode(inputs)
+    own = tokenizer.encode(" " + row.solution)
+    scores = reference_logits(micro_config, speaking_params, [*before, *own])
+    wanted = [log_softmax(scores[len(before) - 1 + i])[token] for i, token in enumerate(own)]
+    np.testing.assert_allclose(row.logprobs, wanted, rtol=1e-4, atol=2e-5)
+    assert all(
+        row.scores["loss"] == pytest.approx(-np.mean(row.logprobs), abs=1e-5) for row in rows
+    )
+    kept = [verdict.weight for verdict in _Likely().judge(rows, facts)]
+    assert kept == [float(min(row.logprobs) >= -2.0) for row in rows]
+
+
 RANKER = """
 def asked(question, path):
     return 1.0
@@ -422,7 +469,10 @@ def test_given_solutions_only_validate_where_their_rate_is_zero(selected):
 
 def test_a_ranker_weighs_votes_of_train_and_test_questions(gin_file, tmp_path, monkeypatch):
     (tmp_path / "micro_voter.py").write_text(
-        "def sevens(question, path):\n    return 1.0 if '7' in path.text else 0.25\n"
+        "asked = []\n"
+        "def sevens(question, path):\n"
+        "    asked.append((path.uid, path.index, path.text))\n"
+        "    return 1.0 if '7' in path.text else 0.25\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     changes = {
@@ -434,3 +484,5 @@ def test_a_ranker_weighs_votes_of_train_and_test_questions(gin_file, tmp_path, m
     assert main(_words(gin_file, "run", tmp_path / "run", changes)) == 0
     votes = shard_rows(tmp_path / "run" / "round_1" / "vote", Vote)
     assert {weight for vote in votes for weight in vote.weights} <= {1.0, 0.25}
+    asked = sys.modules["micro_voter"].asked
+    assert len(asked) == len(set(asked)) > len(votes)  # the report and the watch vote again

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from lmsi_jax import voting
 from lmsi_jax.records import Example, Path, Question
 from lmsi_jax.watch import EASY, measure
-from lmsi_jax.watch.figures import distinct_n
 
 WORDS = ("3", "+", "4", "is", "7", ".", "so", "she", "has")
 
@@ -110,10 +109,23 @@ def test_distinct_n_is_the_share_of_different_n_grams_of_a_question(n):
 
 
 def test_by_hand():
-    assert distinct_n(["a b a", "a b"], 1) == 2 / 5
-    assert distinct_n(["a b a", "a b"], 2) == 2 / 3
-    assert distinct_n(["1+1=2", "1 + 1 = 2"], 3) == 1 / 2
-    assert distinct_n(["", "a"], 2) is None
+    assert _distinct(["a b a", "a b"]) == (2 / 5, 2 / 3, 1.0)
+    assert _distinct(["1+1=2", "1 + 1 = 2"])[2] == 1 / 2
+    assert _distinct(["", "a"]) == (1.0, 0.0, 0.0)  # without any n-gram of two words
+    assert _distinct(["a b a", "a b"], ["", "a"]) == (7 / 10, 2 / 3, 1.0)  # such are left out
+
+
+def _distinct(*questions):
+    """Distinct-n of the given paths, one list a question."""
+    asked = [
+        Question(uid=f"q{i}", task="t", text="Q: ?", kind="number") for i in range(len(questions))
+    ]
+    paths = {
+        q.uid: [_path(q.uid, k, text) for k, text in enumerate(texts)]
+        for q, texts in zip(asked, questions, strict=True)
+    }
+    votes = [voting.vote(question, paths[question.uid]) for question in asked]
+    return measure(asked, paths, votes).distinct
 
 
 @given(st.integers(0, 10**6))

@@ -1,4 +1,4 @@
-"""Compiled programs of a process that runs many models one after the other."""
+"""JAX's caches of compiled programs, in a process that runs many models one after the other."""
 
 import pathlib
 
@@ -8,7 +8,7 @@ _MAPS = pathlib.Path("/proc/self/maps")
 _MANY = 30_000
 
 
-def spare() -> None:
+def clear_if_large() -> None:
     """Lets compiled programs go where they have become many.
 
     A process may map 65,530 areas of memory on Linux, a program takes several, and XLA crashes
