@@ -62,12 +62,11 @@ def test_without_a_schedule_the_run_is_the_same_in_all_rounds():
 
 
 def test_everything_that_may_change_is_there():
-    run = dataclasses.replace(
-        RUN,
-        mixing=Mixing(),
-        training=Training(preference=Preference(form="scpo")),
-    )
+    pairs = Training(preference=Preference(form="scpo"))
     for part, fields in CHANGING.items():
+        run = RUN  # what is set of single paths is refused beside pairs
+        if part == "Preference":
+            run = dataclasses.replace(RUN, mixing=Mixing(), training=pairs)
         for field in fields:
             value = {"steps": 3, "paths": 4, "cap": 5}.get(field, 0.25)
             found = _with((f"{part}.{field}", (value,)), run=run).in_round(1)
