@@ -92,14 +92,14 @@ def line_chart(
       y_label: the name and unit of y, above.
       ramp: colour the lines as rounds 1, ..., last (the base's colour stays free) instead of as
         unrelated things.
-      share: y is a share, written in percent and kept within [0, 1].
+      share: y is a share, written in percent, from 0 on, so that charts beside each other compare.
       whole_x: x are a few whole numbers; each gets a tick, each point a dot, and y starts at 0.
     """
     values = [v for line in lines for v in _finite_values(line)]
     xs = [px for line in lines for px, _ in line.points]
     if not values:
         return svg.empty(title, "No values to draw.")
-    low = min(0.0, *values) if whole_x else min(values)
+    low = min(0.0, *values) if whole_x or share else min(values)
     ticks = svg.ticks(low, max(values), 1.0 if share else math.inf)
     longest = max(len(line.label) for line in lines)
     right = svg.WIDTH - (30 + svg.CHARACTER * longest if len(lines) > 1 else 10)

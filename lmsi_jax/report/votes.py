@@ -91,13 +91,14 @@ def selection(rounds: Sequence[Round]) -> Html:
             round_name(row["round"]),
             whole(step["rows"]),
             _kept(step),
+            *([with_share(step["right"], step["right"] + step["wrong"])] if known else []),
             whole(step["questions"]),
             decimal(step["weight"], 1),
             "; ".join(f"{reason}: {whole(n)}" for reason, n in step["dropped"].items()) or DASH,
         ]
-        right = with_share(step["right"], step["right"] + step["wrong"])
-        rows.append([*cells, right] if known else cells)
-    head = ["Filter, task", "Selected in", "Paths in", "Kept", "Questions", "Weight", "Why dropped"]
+        rows.append(cells)
+    head = ["Filter, task", "Selected in", "Paths in", "Kept", *(["Right"] if known else [])]
+    head += ["Questions", "Weight", "Why dropped"]
     caption = (
         "The vote, then the filters in their order. Questions: those that still have paths. "
         "Weight: sum of the kept paths’ factors in the loss."
@@ -107,7 +108,7 @@ def selection(rounds: Sequence[Round]) -> Html:
             " Right: of the kept paths, by the questions’ answers, which were looked up for this "
             "table alone."
         )
-    return _by_round([*head, "Right"] if known else head, rows, rounds, caption)
+    return _by_round(head, rows, rounds, caption)
 
 
 def _kept(step: FilterStep) -> Html:

@@ -35,7 +35,7 @@ def _vote(voted: Sequence[Voted], rows: Sequence[Row]) -> Step:
     """The step from all paths to those that training may learn."""
     paths = sum(len(own) for _, own, _ in voted)
     parsed = sum(vote.parsed for _, _, vote in voted)
-    dropped = {"another answer than the vote": parsed - len(rows), "no answer": paths - parsed}
+    dropped = {"another answer": parsed - len(rows), "no answer": paths - parsed}
     return Step(
         filter=VOTE,
         rows=paths,

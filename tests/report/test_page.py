@@ -532,4 +532,4 @@ def test_the_filters_of_a_round_are_shown_and_escaped(summary):
     assert row[-1] == "the shift is large: 40"
     summary["rounds"][0]["funnel"] = [{**step, "right": 120, "wrong": 40}]
     (row,) = [r for r in read(render(validate(summary))).rows if "Distribution<Shift>" in r[0]]
-    assert row[-1] == "120 75.0\xa0%"
+    assert row[3] == "120 75.0\xa0%"
