@@ -7,7 +7,7 @@ written with each store, so that a change of shape is noticed instead of misread
 import dataclasses
 from typing import Any, Literal, Self
 
-SCHEMA = 1
+SCHEMA = 2
 
 Kind = Literal["number", "choice", "yes_no", "nli", "span"]
 Format = Literal["few_shot_cot", "few_shot_direct", "zero_shot_cot", "zero_shot_direct"]

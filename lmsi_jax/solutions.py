@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from lmsi_jax import answers, prompts, voting
+from lmsi_jax import answers, prompts
 from lmsi_jax.records import Path, Question, Vote
 from lmsi_jax.selection.rows import Row
 
@@ -62,7 +62,6 @@ def voted_rows(
     learnt = solutions(question, paths)
     keys = dict(zip(sorted(by_index), vote.keys, strict=False))
     chosen = vote.kept if keep == "majority" else [i for i, key in keys.items() if key is not None]
-    right = voting.right_keys(question)
     rows = []
     for index in sorted(chosen):
         own = learnt.get(index)
@@ -76,7 +75,6 @@ def voted_rows(
                 solution=own.text,
                 answer=own.answer,
                 key=own.key,
-                right=own.key in right if right else None,
             )
         )
     return rows

@@ -10,6 +10,9 @@ float32 whatever that type is: norms, rotary positions, the softmax and the scor
 Shapes: N rows of any leading shape, D embed, H query heads, G kv heads, K head dim, F mlp, V vocab.
 """
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -192,6 +195,13 @@ def fresh_params(
 
     draw = jax.jit(drawn) if shardings is None else jax.jit(drawn, out_shardings=shardings)
     return draw(jax.random.key(seed))
+
+
+def fresh_fingerprint(config: ModelConfig, seed: int) -> str:
+    """Returns what identifies `fresh_params`, without drawing them: shape, seed, generator."""
+    generator = str(jax.random.key_impl(jax.random.key(seed)))
+    drawn = {"model": dataclasses.asdict(config), "seed": seed, "generator": generator}
+    return hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()
 
 
 def parameter_shapes(config: ModelConfig, dtype: str = "float32") -> Params:

@@ -3,10 +3,15 @@
 import collections
 import dataclasses
 import math
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmsi_jax.selection.rows import NOTHING, Facts, Filter, Row
+
+Answers = Mapping[str, frozenset[str]]
+"""The keys that count as right, by the uid of their question."""
+NO_ANSWERS: Answers = types.MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +25,7 @@ class Step:
       questions: that still have some.
       weight: sum of the weights that went on.
       dropped: rows by reason.
-      right, wrong: rows that went on, by their answer, where that is known.
+      right, wrong: rows that went on, by their answer, where it was said which are right.
     """
 
     filter: str
@@ -52,13 +57,19 @@ class Selection:
     steps: tuple[Step, ...]
 
 
-def select(rows: Sequence[Row], filters: Sequence[Filter], facts: Facts = NOTHING) -> Selection:
+def select(
+    rows: Sequence[Row],
+    filters: Sequence[Filter],
+    facts: Facts = NOTHING,
+    answers: Answers = NO_ANSWERS,
+) -> Selection:
     """Hands a task's rows through the filters; each sees what those before it left.
 
     Args:
       rows: of one task.
       filters: in their order; factors of the weights are multiplied.
       facts: what is known of the task beside.
+      answers: which rows are right; counted in the steps, and never shown to a filter.
 
     Raises:
       LmsiError: a fact is missing that a filter needs.
@@ -75,13 +86,19 @@ def select(rows: Sequence[Row], filters: Sequence[Filter], facts: Facts = NOTHIN
             if verdict.weight > 0
         ]
         left, weights = [row for row, _ in passed], [weight for _, weight in passed]
-        steps.append(_step(type(one).__name__, came, left, weights, dropped))
+        steps.append(_step(type(one).__name__, came, left, weights, dropped, answers))
     return Selection(rows=tuple(left), weights=tuple(weights), steps=tuple(steps))
 
 
 def _step(
-    name: str, came: int, left: Sequence[Row], weights: Sequence[float], dropped: dict[str, int]
+    name: str,
+    came: int,
+    left: Sequence[Row],
+    weights: Sequence[float],
+    dropped: dict[str, int],
+    answers: Answers,
 ) -> Step:
+    right, wrong = right_and_wrong(left, answers)
     return Step(
         filter=name,
         rows=came,
@@ -89,6 +106,12 @@ def _step(
         questions=len({row.question.uid for row in left}),
         weight=math.fsum(weights),
         dropped=dict(sorted(dropped.items())),
-        right=sum(row.right is True for row in left),
-        wrong=sum(row.right is False for row in left),
+        right=right,
+        wrong=wrong,
     )
+
+
+def right_and_wrong(rows: Sequence[Row], answers: Answers) -> tuple[int, int]:
+    """Counts rows whose answers are right and wrong; those of unknown questions are neither."""
+    known = [row.key in answers[row.path.uid] for row in rows if row.path.uid in answers]
+    return sum(known), len(known) - sum(known)

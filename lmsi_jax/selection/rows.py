@@ -44,8 +44,6 @@ class Row:
       scores: by name; a score that could not be had is absent.
       logprobs: of the solution's tokens under the base model, nats; () where no filter needs them,
         or there was no room to compute them.
-      right: whether the answer is right, where that is known: in reports, never where training
-        rows are made.
     """
 
     question: Question
@@ -56,12 +54,15 @@ class Row:
     key: str
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
     logprobs: tuple[float, ...] = ()
-    right: bool | None = None
 
     @property
     def name(self) -> tuple[str, int]:
         """What identifies it: question and index of the path."""
         return self.path.uid, self.path.index
+
+    def has(self, score: str) -> bool:
+        """Whether a score could be had."""
+        return bool(self.logprobs) if score == LOGPROBS else score in self.scores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,4 +111,4 @@ class Filter(Protocol):
 
 def scored(rows: Sequence[Row], *names: str) -> list[int]:
     """Returns which of the rows have all of these scores."""
-    return [i for i, row in enumerate(rows) if all(name in row.scores for name in names)]
+    return [i for i, row in enumerate(rows) if all(map(row.has, names))]

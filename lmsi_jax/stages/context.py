@@ -3,9 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib.resources
-import json
 from typing import Any
 
 from etils import epath
@@ -15,7 +13,7 @@ from lmsi_jax.decoding.spread import make_spread, param_shardings
 from lmsi_jax.decoding.teams import Team, team_here
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.files import read_json, write_json
-from lmsi_jax.models.decoder import fresh_params, parameter_shapes
+from lmsi_jax.models.decoder import fresh_fingerprint, fresh_params, parameter_shapes
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.tokenizer import FileTokenizer, open_tokenizer
 from lmsi_jax.processes import Processes
@@ -129,8 +127,7 @@ class Context:
         """Returns what identifies the model that a round ended with, and its tokenizer."""
         vocabulary = self.tokenizer.fingerprint
         if not round_index and self.run.init_checkpoint == "fresh":
-            drawn = {"model": dataclasses.asdict(self.run.model), "seed": self.run.seed}
-            weights = hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()
+            weights = fresh_fingerprint(self.run.model, self.run.seed)
         else:
             weights = checkpoints.stored_digest(self._stored(round_index), self.shapes)
         return f"{weights[:32]}{vocabulary[:32]}"

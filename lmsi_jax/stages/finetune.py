@@ -10,7 +10,7 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.files import remove
 from lmsi_jax.records import Example
 from lmsi_jax.stages.context import Context, named
-from lmsi_jax.stages.funnel import VOTE, funnel
+from lmsi_jax.stages.funnel import read_funnel
 from lmsi_jax.stages.mix import read_examples, read_pairs
 from lmsi_jax.stages.score import read_scored, score
 from lmsi_jax.training import checkpoints, validation
@@ -148,22 +148,20 @@ def _examples(context: Context, round_index: int) -> tuple[Examples, list[Exampl
 
 
 def _nothing_kept(context: Context, round_index: int) -> LmsiError:
-    """Says which step left no path of a round."""
-    kept = collections.Counter[str]()
-    dropped = collections.defaultdict[str, collections.Counter[str]](collections.Counter)
-    for step in funnel(context, round_index):  # by task, so a filter comes several times
-        kept[step["filter"]] += step["kept"]
-        dropped[step["filter"]].update(step["dropped"])
-    name = next((name for name, count in kept.items() if not count), VOTE)
-    if name == VOTE:
-        return LmsiError(
-            f"round {round_index} kept no path: no answer was parsed. Look at `lmsi report`; use a "
-            "stronger base model or another prompt"
-        )
-    why = ", ".join(f"{reason!r}: {n:,}" for reason, n in dropped[name].most_common())
+    """Says what left no path of a round: a filter, or all that comes before filters."""
+    steps = zip(*read_funnel(context, round_index).values(), strict=True)  # by filter, then by task
+    for step in steps:
+        if not any(one.kept for one in step):
+            dropped = sum((collections.Counter(one.dropped) for one in step), collections.Counter())
+            why = ", ".join(f"{reason!r}: {n:,}" for reason, n in dropped.most_common())
+            if why:
+                return LmsiError(
+                    f"round {round_index} kept no path: {step[0].filter} dropped all that were "
+                    f"left ({why}); loosen it, or take it out of Mixing"
+                )
     return LmsiError(
-        f"round {round_index} kept no path: {name} dropped all that were left ({why}); loosen it, "
-        "or take it out of Mixing"
+        f"round {round_index} kept no path: no answer was parsed, or Generation.min_confidence "
+        "leaves none. Look at `lmsi report`; use a stronger base model or another prompt"
     )
 
 

@@ -1,25 +1,22 @@
 """Answers of training questions, where their task knows them: for reports and studies alone.
 
 No stage that makes training rows has them: the questions that a run stores carry none. They are
-looked up in the task anew, by the questions' uids.
+asked of the task anew, and meet the rows by their questions' uids, after all filters have judged.
 """
 
 import itertools
-from collections.abc import Sequence
 
+from lmsi_jax import voting
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.selection.funnel import NO_ANSWERS, Answers
 from lmsi_jax.stages.context import Context
-from lmsi_jax.stages.vote import Voted
 
 
-def with_answers(context: Context, task: str, voted: Sequence[Voted]) -> list[Voted]:
-    """Returns a task's training questions, each with its answer, its paths and its vote.
+def train_answers(context: Context, task: str) -> Answers:
+    """Returns the right keys of a task's training questions, by uid.
 
-    Args:
-      context: the run that drew them.
-      task: theirs.
-      voted: from the run's shards. What the model made itself stays without an answer, and so does
-        all of a data set that cannot be read any more.
+    Questions that the model made itself have none, and so has a data set that cannot be read any
+    more.
     """
     from lmsi_jax.tasks import registry
 
@@ -27,7 +24,8 @@ def with_answers(context: Context, task: str, voted: Sequence[Voted]) -> list[Vo
     try:
         source = registry.get(task, config.folder(task))
         stream = source.labelled("train", config.level, config.seed)
-        known = {row.uid: row for row in itertools.islice(stream, config.train_count)}
+        drawn = list(itertools.islice(stream, config.train_count))
     except LmsiError:
-        return list(voted)
-    return [(known.get(question.uid, question), *rest) for question, *rest in voted]
+        return NO_ANSWERS
+    keys = {row.uid: frozenset(voting.right_keys(row)) for row in drawn}
+    return {uid: right for uid, right in keys.items() if right}

@@ -117,7 +117,8 @@ def _losses(
     for (at, name), losses in zip(places, scorer.losses(rows), strict=True):
         if losses is not None:
             made[at][name] = round(float(losses.mean()), 6)
-            if logprobs and name == LOSS:
+            of_path = "index" in made[at]  # not of a given solution
+            if logprobs and name == LOSS and of_path:
                 made[at][LOGPROBS] = (0.0 - losses).round(5).tolist()
     return made
 

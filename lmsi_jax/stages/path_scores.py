@@ -83,7 +83,7 @@ def score_shards(context: Context, round_index: int) -> None:
         score_losses(context, round_index, _to_score(context, round_index), needs)
     if RATING in needs:
         _rate(context, round_index)
-    if names := sorted(name.removeprefix(RANK) for name in needs if name.startswith(RANK)):
+    if names := _rankers(context, round_index):
         _rank(context, round_index, names)
 
 
@@ -147,7 +147,15 @@ def _settings(context: Context, round_index: int) -> dict[str, Any]:
         settings["Generation"] = {"min_confidence": run.generation.min_confidence}
     if RATING in _needs(context, round_index):
         settings |= context.decoding_settings
+    if asked := _rankers(context, round_index):
+        settings["rankers"] = {name: rankers.fingerprint(name) for name in asked}
     return settings
+
+
+def _rankers(context: Context, round_index: int) -> list[str]:
+    """The rankers that a round's filters want to be asked."""
+    needs = _needs(context, round_index)
+    return sorted(name.removeprefix(RANK) for name in needs if name.startswith(RANK))
 
 
 def _unscored(context: Context, round_index: int) -> list[Any]:

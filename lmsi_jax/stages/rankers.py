@@ -1,10 +1,13 @@
 """Rankers: functions of a question and a path, which a configuration names "module:function".
 
-One that has a method `many` is asked about several paths at once, as a model wants it.
+One that has a method `many` is asked about several paths at once, as a model wants it; one with an
+attribute `fingerprint` says itself what its scores depend on.
 """
 
 import functools
+import hashlib
 import importlib
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any, cast
@@ -37,6 +40,26 @@ def load(name: str) -> Ranker:
             "that takes a Question and a Path"
         )
     return cast(Ranker, found)
+
+
+def fingerprint(name: str) -> str:
+    """Returns what a ranker's scores depend on, for a stage's record.
+
+    That is what it says itself, in an attribute `fingerprint`; else the text of its function or
+    class, so that scores of another one are not taken for its own.
+
+    Raises:
+      LmsiError: it is missing.
+    """
+    ranker = load(name)
+    own = getattr(ranker, "fingerprint", None)
+    if own is not None:
+        return str(own)
+    what = ranker if inspect.isroutine(ranker) or inspect.isclass(ranker) else type(ranker)
+    try:
+        return hashlib.sha256(inspect.getsource(what).encode()).hexdigest()
+    except (OSError, TypeError):  # made without a file, or compiled
+        return name
 
 
 def rank(name: str, asked: Sequence[tuple[Question, Path]]) -> list[float]:

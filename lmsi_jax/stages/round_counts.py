@@ -8,7 +8,7 @@ from lmsi_jax.files import read_json
 from lmsi_jax.records import FORMATS, Example, ExamplePair, Path, Vote
 from lmsi_jax.stages import generate
 from lmsi_jax.stages.context import Context
-from lmsi_jax.stages.funnel import funnel
+from lmsi_jax.stages.funnel import labelled_funnel
 from lmsi_jax.stages.mix import read_examples, read_pairs
 from lmsi_jax.stages.sample import read_round
 from lmsi_jax.stages.vote import read_votes
@@ -98,7 +98,7 @@ def _mixed(context: Context, index: int) -> dict[str, Any]:
             "weak": len(examples.get("weak", [])) + len(pairs),
             "strong": len(examples.get("strong", [])),
         },
-        "funnel": funnel(context, index) if mixed else [],
+        "funnel": labelled_funnel(context, index) if mixed else [],
     }
 
 

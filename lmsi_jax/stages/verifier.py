@@ -6,12 +6,14 @@
 
     lmsi run iwsi --gin.Mixing.selection='(@Ranked(),)' --gin.Ranked.ranker="'my_rankers:right'"
 
-Any model that `lmsi import-hf` made will do; it is loaded when it is first asked. After Zhang et
-al. 2024 (2408.15240), section 3: the score is the probability of "Yes" to the question whether the
-solution is correct. It is in [0, 1], so it can also weigh votes.
+Any model that `lmsi import-hf` made will do; it is loaded when it is first asked, and stays. After
+Zhang et al. 2024 (2408.15240), section 3: the score is the probability of "Yes" to the question
+whether the solution is correct. It is in [0, 1], so it can also weigh votes.
 """
 
 import functools
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 
@@ -24,7 +26,7 @@ from lmsi_jax.models.decoder import parameter_shapes
 from lmsi_jax.models.tokenizer import Tokenizer, open_tokenizer
 from lmsi_jax.records import Path, Question
 from lmsi_jax.stages.path_losses import tokenised
-from lmsi_jax.training import checkpoints
+from lmsi_jax.training import checkpoints, placement
 from lmsi_jax.training.scoring import Scorer
 from lmsi_jax.training.settings import Training
 
@@ -40,7 +42,7 @@ class Verifier:
       folder: of an imported model.
       prompt: what it is asked, with the places {question} and {solution}.
       answer: whose probability is the score.
-      shape: rows, length and mesh of the batches in which it reads.
+      shape: rows, length and mesh of the batches in which it reads; of this process' devices.
     """
 
     def __init__(
@@ -82,13 +84,34 @@ class Verifier:
         return found
 
     @functools.cached_property
-    def _loaded(self) -> tuple[Scorer, Tokenizer]:
+    def fingerprint(self) -> str:
+        """What its scores depend on: the model's and the tokenizer's bytes, prompt and answer."""
+        config = self._config
+        weights = checkpoints.stored_digest(checkpoints.find(self.folder), parameter_shapes(config))
+        tokenizer = open_tokenizer(str(self.folder / "tokenizer"))
+        own = (weights, tokenizer.fingerprint, self.prompt, self.answer, self.shape.length)
+        return hashlib.sha256(json.dumps(own).encode()).hexdigest()
+
+    @property
+    def _config(self) -> ModelConfig:
         if not (self.folder / MODEL).exists():
             raise LmsiError(
-                f"{self.folder} has no {MODEL}; name a folder that `lmsi import-hf` made"
+                f"{self.folder} has no {MODEL}; name a folder that `lmsi import-hf` has made, and "
+                "import again what an older version made"
             )
-        config = ModelConfig.from_json(read_json(self.folder / MODEL))
-        found = checkpoints.find(self.folder)
-        params = checkpoints.load_params(found, parameter_shapes(config))
+        return ModelConfig.from_json(read_json(self.folder / MODEL))
+
+    @functools.cached_property
+    def _loaded(self) -> tuple[Scorer, Tokenizer]:
+        if placement.spans(self.shape):
+            raise LmsiError(
+                f"each process asks the verifier of {self.folder} by itself; give it a `shape` "
+                "whose data and model its own devices suffice for"
+            )
+        config = self._config
+        where = placement.weights_on_mesh(config, self.shape)
+        params = checkpoints.load_params(
+            checkpoints.find(self.folder), parameter_shapes(config), where
+        )
         tokenizer = open_tokenizer(str(self.folder / "tokenizer"))
         return Scorer.of(config, params, self.shape), tokenizer

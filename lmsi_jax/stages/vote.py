@@ -32,8 +32,10 @@ def vote(context: Context, round_index: int, inputs: dict[str, str]) -> str:
 def vote_settings(rule: voting.Voting) -> dict[str, Any]:
     """What votes depend on, for a stage's record: the ranker only where it is asked."""
     settings = named(rule)
-    if not rule.ranks:
+    if not rule.ranks or rule.ranker is None:
         del settings["Voting"]["ties"], settings["Voting"]["ranker"]
+    else:
+        settings["rankers"] = {rule.ranker: rankers.fingerprint(rule.ranker)}
     return settings
 
 

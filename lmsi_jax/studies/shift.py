@@ -15,7 +15,7 @@ from lmsi_jax.evaluation.statistics import over_seeds
 from lmsi_jax.run import Run
 from lmsi_jax.selection.importance import DistributionShift, shift
 from lmsi_jax.stages.context import Context
-from lmsi_jax.stages.labels import with_answers
+from lmsi_jax.stages.labels import train_answers
 from lmsi_jax.stages.path_scores import read_scored_rows
 from lmsi_jax.stages.vote import read_voted
 from lmsi_jax.studies.settings import Study
@@ -57,15 +57,16 @@ def weighed(run: Run) -> dict[str, list[Weighed]]:
         raise LmsiError("this study wants @DistributionShift() in Mixing.selection")
     context, found = Context(run, frozenset()), {}
     for task, voted in read_voted(context, 1).items():
-        rows, facts = read_scored_rows(context, 1, task, with_answers(context, task, voted))
-        if missing := len({row.question.uid for row in rows if row.right is None}):
+        rows, facts = read_scored_rows(context, 1, task, voted)
+        answers = train_answers(context, task)
+        if missing := len({question.uid for question, _, _ in voted} - answers.keys()):
             raise LmsiError(
                 f"the answers of {missing} questions of {task!r} are not known, so nothing says "
                 "which rows are right; leave the task out of Questions.train"
             )
         weights = measures[0].importances(rows, facts)
         found[task] = [
-            Weighed(rows[i].question.uid, shift(w), rows[i].right is True)
+            Weighed(rows[i].path.uid, shift(w), rows[i].key in answers[rows[i].path.uid])
             for i, w in weights.items()
         ]
     return found

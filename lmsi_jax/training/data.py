@@ -31,8 +31,9 @@ class Examples:
 
     Args:
       sources: examples by source, "weak" and "strong"; or pairs, "pairs".
-      rates: share of each source in the stream, and in the loss: where several are mixed, the
-        weights of each are scaled to the mean 1. Sources at rate 0 are left out.
+      rates: share of each source in the stream and in the rows' weights: where several are mixed,
+        the weights of each are scaled to the mean 1. (A weight is that of each of a row's target
+        tokens, so longer targets have more of the loss.) Sources at rate 0 are left out.
       tokenizer_path: `Run.tokenizer`'s file or folder.
       task_rates: how often each task is drawn within its source; tasks that are not named are left
         out. None: by the number of their examples.

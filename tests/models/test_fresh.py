@@ -8,6 +8,7 @@ import sys
 
 import jax
 import numpy as np
+import pytest
 
 from lmsi_jax.models.decoder import fresh_params, init_params
 from lmsi_jax.models.params import arrays
@@ -58,7 +59,7 @@ def test_a_seed_stands_for_one_model(micro_config):
     plain = init_params(micro_config, jax.random.key(3))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one, plain)
     deviation = arrays(micro_config)["embedding"].deviation
-    assert np.std(one["embedding"]) / deviation - 1 < 0.05
+    assert np.std(one["embedding"]) == pytest.approx(deviation, rel=0.05)
 
 
 def test_the_type_is_the_one_that_is_asked_for(micro_config):

@@ -13,9 +13,9 @@ SHARES = st.integers(1, 100).map(lambda percent: percent / 100)
 
 
 def row(uid="q", index=0, *, confidence=0.5, entropy=0.5, total=8, logprob=-1.0, **kinds):
-    """A row with the given scores; `text`, `key` and `right` are its own."""
+    """A row with the given scores; `text` and `key` are its own."""
     text = kinds.pop("text", f"{uid} {index}. The answer is 7.")
-    key, right = kinds.pop("key", "7"), kinds.pop("right", None)
+    key = kinds.pop("key", "7")
     return Row(
         question=Question(uid=uid, task="t", text=f"Q: {uid}?", kind="number"),
         vote=Vote(
@@ -35,7 +35,6 @@ def row(uid="q", index=0, *, confidence=0.5, entropy=0.5, total=8, logprob=-1.0,
         answer=key,
         key=key,
         scores=kinds,
-        right=right,
     )
 
 

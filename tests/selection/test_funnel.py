@@ -11,18 +11,22 @@ from lmsi_jax.selection.importance import ImportanceWeights
 from lmsi_jax.selection.rows import Facts
 
 ROWS = [
-    row("a", 0, confidence=0.9, loss=1.0, right=True),
-    row("a", 1, confidence=0.9, loss=2.0, right=True),
-    row("a", 2, confidence=0.9, loss=4.0, right=True),
-    row("b", 0, confidence=0.3, loss=1.0, right=False),
-    row("c", 0, confidence=0.6, loss=0.5, right=False),
+    row("a", 0, confidence=0.9, loss=1.0),
+    row("a", 1, confidence=0.9, loss=2.0),
+    row("a", 2, confidence=0.9, loss=4.0),
+    row("b", 0, confidence=0.3, loss=1.0),
+    row("c", 0, confidence=0.6, loss=0.5),
     row("d", 0, confidence=0.6),
 ]
+# Nobody knows the answer of "d".
+ANSWERS = {"a": frozenset({"7"}), "b": frozenset({"8"}), "c": frozenset({"9", "10"})}
 WEIGHTS = ImportanceWeights(cap=3.0)
 
 
 def test_each_filter_sees_what_the_one_before_left_and_is_counted():
-    chosen = select(ROWS, (MinConfidence(), Cap(paths=2), WEIGHTS), Facts(strong_losses=(2.0,)))
+    chosen = select(
+        ROWS, (MinConfidence(), Cap(paths=2), WEIGHTS), Facts(strong_losses=(2.0,)), ANSWERS
+    )
     assert [r.name for r in chosen.rows] == [("a", 0), ("a", 1), ("c", 0)]
     assert chosen.weights == (2.0, 1.0, 3.0)
     first, second, third = [step.to_json() for step in chosen.steps]

@@ -1,8 +1,10 @@
 """`lmsi run` with filters: what they leave, what training gets of it, and resuming."""
 
 import dataclasses
+import importlib
 import itertools
 import json
+import linecache
 import math
 import shutil
 import sys
@@ -14,6 +16,7 @@ from micro_run import contents, shard_rows
 from lmsi_jax import configurables, files, gin_edge
 from lmsi_jax.main import main
 from lmsi_jax.models.tokenizer import SentencePiece
+from lmsi_jax.processes import Processes
 from lmsi_jax.prompts import build_prompt, solution
 from lmsi_jax.records import Example, Exemplar, Path, Question, Vote
 from lmsi_jax.selection.ranking import SelfRating
@@ -406,6 +409,59 @@ def test_a_ranker_that_does_not_do_is_named(
     code = main(_words(gin_file, "vote", run, changes))
     code = code or main(_words(gin_file, "mix", run, changes))
     assert code == 2 and message in " ".join(capsys.readouterr().err.split())
+
+
+def test_ranks_are_shared_by_processes_and_asked_for_once(
+    selected, gin_file, tmp_path, rankers_here, monkeypatch
+):
+    monkeypatch.setattr(path_scores, "ROWS", 2)
+    output = tmp_path / "run"
+    for stage in ("questions", "round_1/sample", "round_1/vote"):
+        shutil.copytree(selected / stage, output / stage)
+    changes = {**ALL, "Mixing.selection": "(@Ranked(),)", "Ranked.ranker": "micro_rankers:many"}
+    gin_edge.load(gin_file, gin_edge.parse(_words(gin_file, "mix", output, changes)[2:])[0])
+    context = Context(configurables.load_run(), frozenset({"path_scores"}))
+    asked, ask = [], rankers.rank
+
+    def counted(name, some):
+        asked.append([path.index for _, path in some])
+        return ask(name, some)
+
+    monkeypatch.setattr(rankers, "rank", counted)
+    store = ShardStore(output / "round_1" / "path_scores")
+    for index in (1, 0):
+        monkeypatch.setattr(Processes, "share", (index, 2))
+        path_scores.score_shards(context, 1)
+    names = store.names()
+    assert len(names) == len(asked) >= 3
+    rows = [row for name in names for row in store.read(name)]
+    assert len({(row["uid"], row["index"]) for row in rows}) == len(rows)
+    monkeypatch.setattr(Processes, "share", (0, 1))
+    store.path(names[1]).unlink()
+    path_scores.score_shards(context, 1)
+    assert store.names() == names and len(asked) == len(names) + 1
+
+
+def test_scores_of_another_ranker_are_not_taken_for_its_own(
+    gin_file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run = tmp_path / "run"
+    changes = {"Mixing.selection": "(@Ranked(),)", "Ranked.ranker": "micro_other:f"}
+    (tmp_path / "micro_other.py").write_text("def f(question, path):\n    return 1.0\n")
+    for command in ("sample", "vote"):
+        assert main(_words(gin_file, command, run, changes)) == 0
+    codes = []
+    for line in ("return 1.0", "return 1.0", "return 2.0 + path.index"):
+        (tmp_path / "micro_other.py").write_text(f"def f(question, path):\n    {line}\n")
+        sys.modules.pop("micro_other", None)
+        importlib.invalidate_caches()
+        linecache.clearcache()
+        rankers.load.cache_clear()
+        codes.append(main(_words(gin_file, "mix", run, changes)))
+    assert codes == [0, 0, 2]
+    error = " ".join(capsys.readouterr().err.split())
+    assert "rankers.micro_other:f was" in error and "Choose another output_dir" in error
 
 
 def test_a_filter_that_leaves_nothing_is_named_and_not_the_base_model(gin_file, tmp_path, capsys):

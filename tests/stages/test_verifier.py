@@ -82,7 +82,7 @@ def test_it_filters_the_paths_of_a_run(imported, gin_file, tmp_path, monkeypatch
 
 
 def test_what_is_no_imported_model_and_what_is_too_long_is_named(imported, tmp_path):
-    with pytest.raises(LmsiError, match="name a folder that `lmsi import-hf` made"):
+    with pytest.raises(LmsiError, match="name a folder that `lmsi import-hf` has made"):
         Verifier(tmp_path)(QUESTION, _path(0, "7"))
     short = dataclasses.replace(SHAPE, length=16)
     with pytest.raises(LmsiError, match="reads 16 tokens at most.*give it a longer `shape`"):
