@@ -7,19 +7,13 @@ from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.generation.settings import Generation
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.rope import LinearScaling, Llama3Scaling, YarnScaling
-from lmsi_jax.run import (
-    Distillation,
-    Evaluation,
-    Mixing,
-    Pretraining,
-    Questions,
-    Run,
-)
+from lmsi_jax.run import Run
 from lmsi_jax.selection.confidence import AnswerEntropy, Cap, MinConfidence
 from lmsi_jax.selection.difficulty import Difficulty
 from lmsi_jax.selection.distinct import DistinctReasoning
 from lmsi_jax.selection.importance import DistributionShift, ImportanceWeights
 from lmsi_jax.selection.ranking import InstructionFollowing, Ranked, SelfRating
+from lmsi_jax.settings import Distillation, Evaluation, Mixing, Pretraining, Questions
 from lmsi_jax.studies.settings import Study, Variant
 from lmsi_jax.training.lora import Lora
 from lmsi_jax.training.losses import Loss

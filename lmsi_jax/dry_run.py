@@ -13,7 +13,8 @@ from etils import epath
 
 from lmsi_jax.by_round import values_in
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.run import Pretraining, Run
+from lmsi_jax.run import Run
+from lmsi_jax.settings import Pretraining
 
 if TYPE_CHECKING:
     from lmsi_jax.stages.context import Context

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from lmsi_jax.by_round import CHANGING, values_in
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.run import Mixing, Run
+from lmsi_jax.run import Run
 from lmsi_jax.selection.confidence import AnswerEntropy, MinConfidence
+from lmsi_jax.settings import Mixing
 from lmsi_jax.training.preferences import Preference
 from lmsi_jax.training.settings import Training
 

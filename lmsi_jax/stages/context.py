@@ -18,7 +18,8 @@ from lmsi_jax.models.params import Params
 from lmsi_jax.models.tokenizer import FileTokenizer, open_tokenizer
 from lmsi_jax.processes import Processes
 from lmsi_jax.records import Question
-from lmsi_jax.run import Questions, Run
+from lmsi_jax.run import Run
+from lmsi_jax.settings import Questions
 from lmsi_jax.stages.reuse import take_over
 from lmsi_jax.store import ShardStore, Stage
 from lmsi_jax.training import checkpoints

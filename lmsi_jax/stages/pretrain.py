@@ -14,7 +14,8 @@ from lmsi_jax.files import write_bytes
 from lmsi_jax.models.decoder import fresh_params
 from lmsi_jax.models.tokenizer import SentencePiece
 from lmsi_jax.prompts import SEPARATOR
-from lmsi_jax.run import Pretraining, Run
+from lmsi_jax.run import Run
+from lmsi_jax.settings import Pretraining
 from lmsi_jax.stages.context import Context, named
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.beginning import drop_unrecorded

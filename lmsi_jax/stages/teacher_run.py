@@ -10,7 +10,7 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.files import read_json
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import parameter_shapes
-from lmsi_jax.run import Distillation
+from lmsi_jax.settings import Distillation
 from lmsi_jax.stages.context import Context
 from lmsi_jax.stages.finetune import LoadTeacher
 from lmsi_jax.training import checkpoints

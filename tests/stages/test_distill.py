@@ -10,7 +10,7 @@ from micro_run import contents, other_tokenizer, shard_rows, snapshot
 from lmsi_jax import files
 from lmsi_jax.main import main
 from lmsi_jax.records import Example
-from lmsi_jax.run import Distillation
+from lmsi_jax.settings import Distillation
 from lmsi_jax.stages import score
 from lmsi_jax.stages.teacher_run import TeacherRun
 from lmsi_jax.store import ShardStore

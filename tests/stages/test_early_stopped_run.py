@@ -10,7 +10,7 @@ from micro_run import shard_rows
 from lmsi_jax.answers import path_key
 from lmsi_jax.decoding.sampling import Sampling
 from lmsi_jax.records import Example, Path, Question, Vote
-from lmsi_jax.run import Evaluation
+from lmsi_jax.settings import Evaluation
 from lmsi_jax.stages import evaluate
 from lmsi_jax.store import ShardStore, Stage
 from lmsi_jax.voting import paths_needed

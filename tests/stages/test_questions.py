@@ -7,7 +7,8 @@ import pytest
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.prompts import few_shot_prefix
-from lmsi_jax.run import Questions, Run
+from lmsi_jax.run import Run
+from lmsi_jax.settings import Questions
 from lmsi_jax.stages.context import Context
 from lmsi_jax.stages.questions import draw, read_exemplars
 from lmsi_jax.tasks import exemplars
