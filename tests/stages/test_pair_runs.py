@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from micro_run import contents, shard_rows, snapshot
+from micro_run import contents, killed_after, shard_rows, snapshot
 
 from lmsi_jax import files
 from lmsi_jax.main import main
@@ -53,8 +53,8 @@ def scpo(tmp_path_factory, words):
     return output
 
 
-def _metrics(run):
-    lines = (run / "round_1" / "train" / "metrics.jsonl").read_text().splitlines()
+def _metrics(run, index=1):
+    lines = (run / f"round_{index}" / "train" / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -131,6 +131,32 @@ def test_the_report_counts_pairs_as_the_models_own_rows(scpo):
     pairs = shard_rows(scpo / "round_1" / "mix", ExamplePair)
     assert row["sources"] == {"weak": len(pairs), "strong": 0}
     assert row["train"] == _metrics(scpo) and "score" in row["seconds"]
+
+
+def _references(run, index):
+    store = ShardStore(run / f"round_{index}" / "score")
+    found = [row.get("reference") for name in store.names() for row in store.read(name)]
+    assert any(found)  # a pair without room has none
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [SCPO, SPIN], ids=["scpo", "spin"])
+def test_a_second_rounds_pairs_are_compared_with_the_first_rounds_model_killed_or_not(
+    words, tmp_path, settings
+):
+    changes = {**settings, "Run.rounds": 2, "Run.start_from": "last", "Watch.stop": ()}
+    changes["Optimizer.learning_rate"] = 1e-2  # so that the models tell apart
+    assert main(words("run", tmp_path / "whole", changes)) == 0
+    for index in (1, 2):
+        first, *_, last = _metrics(tmp_path / "whole", index)
+        assert first["margin"] == pytest.approx(0, abs=1e-3)
+        assert last["margin"] > first["margin"]
+    assert _references(tmp_path / "whole", 1) != _references(tmp_path / "whole", 2)
+    killed_after(words("run", tmp_path / "killed", changes), "stages.finetune", "score", 2)
+    assert not (tmp_path / "killed" / "round_2" / "train" / "stage.json").exists()
+    assert main(words("run", tmp_path / "killed", changes)) == 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 @pytest.mark.slow
