@@ -19,8 +19,8 @@ from lmsi_jax.selection.rows import (
 from lmsi_jax.stages.context import Context
 from lmsi_jax.stages.prompts import read_prompts
 from lmsi_jax.stages.questions import read_exemplars, worked_questions
-from lmsi_jax.stages.scored_shards import ROWS, write_missing
-from lmsi_jax.store import ShardStore, shard_names
+from lmsi_jax.stages.scored_shards import in_shards, write_missing
+from lmsi_jax.store import ShardStore
 from lmsi_jax.training import packing, scoring
 
 LOSSES = (LOSS, QUESTION_LOSS, ALONE_LOSS)
@@ -48,7 +48,7 @@ def score_losses(
     store = ShardStore(context.folder(round_index, "path_scores"))
     index, count = context.processes.share
     shards = list(_loss_shards(context, round_index, rows, needs))
-    own = [shard for number, shard in enumerate(shards) if number % count == index]
+    own = shards[index::count]
 
     def load() -> Callable[[Sequence[_Solved]], list[dict[str, Any]]]:
         """Loads the base model; returns what computes a shard's losses with it."""
@@ -72,7 +72,7 @@ class _Solved(NamedTuple):
 
 def _loss_shards(
     context: Context, round_index: int, rows: Mapping[str, Sequence[Row]], needs: frozenset[str]
-) -> Iterator[tuple[str, list[_Solved]]]:
+) -> Iterator[tuple[str, Sequence[_Solved]]]:
     """Yields (shard, solutions), the same in every process."""
     mean = needs | {LOSS} if LOGPROBS in needs else needs  # both are of the same tokens
     wanted = tuple(name for name in LOSSES if name in mean)
@@ -81,9 +81,7 @@ def _loss_shards(
         if wanted:
             made = read_prompts(context, round_index, task)
             solved = [_of_row(row, made, exemplars, wanted) for row in own]
-            parts = [solved[at : at + ROWS] for at in range(0, len(solved), ROWS)]
-            for number, part in zip(shard_names(len(parts)), parts, strict=True):
-                yield f"loss-{task}-{number}", part
+            yield from in_shards(f"loss-{task}", solved)
         if STRONG_LOSSES in needs:
             given = worked_questions(context, task)
             yield f"strong-{task}", [_of_given(*one, exemplars) for one in given]

@@ -13,7 +13,7 @@ processes share them.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lmsi_jax.decoding.generate import Job, read_paths
@@ -38,9 +38,9 @@ from lmsi_jax.stages.context import Context, named
 from lmsi_jax.stages.path_losses import OF_BASE, score_losses
 from lmsi_jax.stages.paths import draw_paths
 from lmsi_jax.stages.prompts import read_prompts
-from lmsi_jax.stages.scored_shards import ROWS, write_missing
+from lmsi_jax.stages.scored_shards import in_shards, write_missing
 from lmsi_jax.stages.vote import Voted, read_voted
-from lmsi_jax.store import ShardStore, shard_names
+from lmsi_jax.store import ShardStore
 from lmsi_jax.training import placement
 
 NAME = "path_scores"
@@ -78,13 +78,13 @@ def path_scores(context: Context, round_index: int, inputs: dict[str, str]) -> d
 
 def score_shards(context: Context, round_index: int) -> None:
     """Scores this process' shards of a round."""
-    needs = _needs(context, round_index)
+    needs, rows = _needs(context, round_index), _to_score(context, round_index)
     if needs & OF_BASE:
-        score_losses(context, round_index, _to_score(context, round_index), needs)
+        score_losses(context, round_index, rows, needs)
     if RATING in needs:
-        _rate(context, round_index)
+        _rate(context, round_index, rows)
     if names := _rankers(context, round_index):
-        _rank(context, round_index, names)
+        _rank(context, round_index, rows, names)
 
 
 def read_scored_rows(
@@ -198,10 +198,13 @@ def _to_score(context: Context, round_index: int) -> dict[str, list[Row]]:
     return found
 
 
-def _rate(context: Context, round_index: int) -> None:
+_ByTask = Mapping[str, Sequence[Row]]
+
+
+def _rate(context: Context, round_index: int, by_task: _ByTask) -> None:
     jobs: list[Job] = []
     questions: dict[str, Question] = {}
-    for task, rows in _to_score(context, round_index).items():
+    for task, rows in by_task.items():
         asked = {f"{row.path.uid}/{row.path.index}": row for row in rows}
         texts = {n: rating_prompt(row.question.text, row.solution) for n, row in asked.items()}
         questions |= {n: dataclasses.replace(row.question, uid=n) for n, row in asked.items()}
@@ -218,13 +221,10 @@ def _rate(context: Context, round_index: int) -> None:
     )
 
 
-def _rank(context: Context, round_index: int, names: Sequence[str]) -> None:
+def _rank(context: Context, round_index: int, by_task: _ByTask, names: Sequence[str]) -> None:
     """Asks the rankers about this process' missing shards."""
-    store, shards = ShardStore(context.folder(round_index, NAME)), []
-    for task, rows in _to_score(context, round_index).items():
-        parts = [rows[at : at + ROWS] for at in range(0, len(rows), ROWS)]
-        numbers = shard_names(len(parts))
-        shards += [(f"rank-{task}-{n}", part) for n, part in zip(numbers, parts, strict=True)]
+    store = ShardStore(context.folder(round_index, NAME))
+    shards = [shard for task, rows in by_task.items() for shard in in_shards(f"rank-{task}", rows)]
     index, count = context.processes.share
     own = shards[index::count]
     label = f"round {round_index}: asking {', '.join(names)}"
@@ -235,9 +235,8 @@ def _rank(context: Context, round_index: int, names: Sequence[str]) -> None:
 def _ranks(names: Sequence[str], rows: Sequence[Row]) -> list[dict[str, Any]]:
     """What rankers say of a shard's rows."""
     made: list[dict[str, Any]] = [{"uid": row.path.uid, "index": row.path.index} for row in rows]
+    asked = [(row.question, row.path) for row in rows]
     for name in names:
-        for one, score in zip(
-            made, rankers.rank(name, [(row.question, row.path) for row in rows]), strict=True
-        ):
+        for one, score in zip(made, rankers.rank(name, asked), strict=True):
             one[RANK + name] = score
     return made

@@ -4,10 +4,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from lmsi_jax.progress import Progress
-from lmsi_jax.store import ShardStore
+from lmsi_jax.store import ShardStore, shard_names
 
 ROWS = 256  # a shard's rows are packed together, so their number enters the bits of the sums
+_Row = TypeVar("_Row")
 _Rows = TypeVar("_Rows")
+
+
+def in_shards(name: str, rows: Sequence[_Row]) -> list[tuple[str, Sequence[_Row]]]:
+    """Returns (shard, rows), of `ROWS` rows each: NAME-NNNNN-of-MMMMM."""
+    parts = [rows[at : at + ROWS] for at in range(0, len(rows), ROWS)]
+    numbers = shard_names(len(parts))
+    return [(f"{name}-{number}", part) for number, part in zip(numbers, parts, strict=True)]
 
 
 def write_missing(

@@ -21,7 +21,7 @@ from lmsi_jax.prompts import build_prompt, solution
 from lmsi_jax.records import Example, Exemplar, Path, Question, Vote
 from lmsi_jax.selection.ranking import SelfRating
 from lmsi_jax.selection.rows import Verdict
-from lmsi_jax.stages import path_scores, rankers
+from lmsi_jax.stages import path_scores, rankers, scored_shards
 from lmsi_jax.stages.context import Context
 from lmsi_jax.stages.questions import read_exemplars
 from lmsi_jax.stages.vote import read_voted
@@ -414,7 +414,7 @@ def test_a_ranker_that_does_not_do_is_named(
 def test_ranks_are_shared_by_processes_and_asked_for_once(
     selected, gin_file, tmp_path, rankers_here, monkeypatch
 ):
-    monkeypatch.setattr(path_scores, "ROWS", 2)
+    monkeypatch.setattr(scored_shards, "ROWS", 2)
     output = tmp_path / "run"
     for stage in ("questions", "round_1/sample", "round_1/vote"):
         shutil.copytree(selected / stage, output / stage)
