@@ -8,7 +8,7 @@ Arguments are parameters, optimiser state and batch; temporaries are activations
 from lmsi_jax.models.config import MATRICES, ModelConfig
 from lmsi_jax.models.decoder import parameter_shapes
 from lmsi_jax.training.lora import Lora
-from lmsi_jax.training.packing import batches, weighted_row
+from lmsi_jax.training.packing import batch_shape, batches, weighted_row
 from lmsi_jax.training.settings import Training
 from lmsi_jax.training.step import state_shapes, train_step
 
@@ -26,7 +26,7 @@ def megabytes(lora: Lora | None) -> tuple[float, float]:
     """Returns (arguments, temporaries) of a step, in MB."""
     training = Training(microbatches=2, rows=2, length=128, prefix_length=16, lora=lora)
     row = weighted_row((3,) * 8, [5] * 10, [6] * 100, 1.0)
-    batch = next(batches([row] * 400, training.shape))
+    batch = next(batches([row] * 400, batch_shape(training)))
     params = parameter_shapes(CONFIG)
     given = (params, state_shapes(training, params), batch)
     found = train_step.lower(CONFIG, training, 1, *given).compile().memory_analysis()

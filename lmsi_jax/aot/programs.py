@@ -25,6 +25,7 @@ from lmsi_jax.decoding.spread import Spread, decoding_shapes, lanes_sharding, ma
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import parameter_shapes
 from lmsi_jax.models.mesh import offered
+from lmsi_jax.training.packing import batch_shape
 from lmsi_jax.training.placement import mesh_of, on_mesh
 from lmsi_jax.training.settings import Training
 from lmsi_jax.training.step import shardings, state_shapes, train_step
@@ -72,7 +73,7 @@ def _placed(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
 
 def _batch(training: Training, devices: Sequence[jax.Device], mesh: Any) -> dict[str, Any]:
     """The shapes of `packing.Batch`, where `placement.fed` puts them."""
-    shape = training.shape
+    shape = batch_shape(training)
     size = (shape.microbatches, shape.rows, shape.length)
     rows = ("tokens", "segments", "positions", "groups")
     sizes: dict[str, tuple[tuple[int, ...], Any]] = dict.fromkeys(rows, (size, jnp.int32))

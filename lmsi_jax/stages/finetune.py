@@ -18,7 +18,7 @@ from lmsi_jax.training.beginning import drop_unrecorded
 from lmsi_jax.training.data import Examples, in_order
 from lmsi_jax.training.lora import Lora, export_adapters
 from lmsi_jax.training.metrics import records
-from lmsi_jax.training.packing import Row, check
+from lmsi_jax.training.packing import Row, batch_shape, check
 from lmsi_jax.training.peft import check_installed, write_peft
 from lmsi_jax.training.reading import Rows
 from lmsi_jax.training.settings import Training
@@ -178,7 +178,7 @@ def fitting(rows: Iterable[Row], training: Training) -> Rows:
         nonlocal tried, fitted
         tried += 1
         try:
-            check(row, training.shape)
+            check(row, batch_shape(training))
         except ValueError as reason:
             if not fitted and tried > 1000:
                 raise LmsiError(

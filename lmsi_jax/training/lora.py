@@ -15,13 +15,11 @@ from etils import epath
 from jax.sharding import PartitionSpec
 
 from lmsi_jax.errors import check_ranges
-from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.models.config import MATRICES, ModelConfig
 from lmsi_jax.models.params import Params
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.accumulation import Objective, accumulated
 from lmsi_jax.training.packed import laid_out, with_angles
-
-_MATRICES = ("query", "key", "value", "attention_out", "gate", "up", "down")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,11 +41,11 @@ class Lora:
     peft: bool = False
 
     def __post_init__(self) -> None:
-        known = bool(self.targets) and set(self.targets) <= set(_MATRICES)
+        known = bool(self.targets) and set(self.targets) <= set(MATRICES)
         ranges = {
             "rank": (self.rank >= 1, "1 or more"),
             "alpha": (self.alpha > 0, "a number above 0"),
-            "targets": (known, f"one or more of {', '.join(_MATRICES)}"),
+            "targets": (known, f"one or more of {', '.join(MATRICES)}"),
             "seed": (0 <= self.seed < 2**31, "a number from 0 to 2147483647"),
         }
         check_ranges(self, ranges)

@@ -5,6 +5,7 @@ a teacher's distribution and a z-loss may be added to it. Without them the two a
 """
 
 import dataclasses
+import math
 from typing import Literal, NamedTuple
 
 import jax
@@ -64,11 +65,11 @@ class Loss:
     def __post_init__(self) -> None:
         forms, rests = ("sequence", "top_k", "model"), ("bucket", "drop")
         ranges = {
-            "z_loss": (0 <= self.z_loss < np.inf, "0 or more"),
+            "z_loss": (0 <= self.z_loss < math.inf, "0 or more"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "0 or more, below 1"),
             "distillation": (self.distillation in forms, f"one of {', '.join(forms)}"),
             "distillation_weight": (0 <= self.distillation_weight <= 1, "a share, 0 to 1"),
-            "temperature": (0 < self.temperature < np.inf, "a number above 0"),
+            "temperature": (0 < self.temperature < math.inf, "a number above 0"),
             "top_k": (self.top_k >= 1, "1 or more"),
             "rest": (self.rest in rests, "'bucket' or 'drop'"),
         }

@@ -52,39 +52,42 @@ class Optimizer:
         }
         check_ranges(self, ranges)
 
-    def schedule(self, steps: int) -> optax.Schedule:
-        """Returns the learning rate by step."""
-        return self._schedule(self.learning_rate, steps)
 
-    def _schedule(self, rate: float, steps: int) -> optax.Schedule:
-        warm = self.warmup_steps
-        rest = max(1, steps - warm)
-        if self.decay == "cosine":
-            after = optax.cosine_decay_schedule(rate, rest)
-        elif self.decay == "linear":
-            falling = max(1, int(rest * self.decay_share))
-            after = optax.linear_schedule(rate, 0.0, falling, rest - falling)
-        else:
-            after = optax.constant_schedule(rate)
-        return optax.join_schedules([optax.linear_schedule(0.0, rate, max(1, warm)), after], [warm])
+def learning_rate_schedule(optimizer: Optimizer, steps: int) -> optax.Schedule:
+    """Returns the learning rate by step, of a run of `steps` steps."""
+    return _schedule(optimizer, optimizer.learning_rate, steps)
 
-    def transformation(self, steps: int) -> optax.GradientTransformation:
-        """Returns the Optax optimiser for a run of `steps` steps."""
-        rate = self.schedule(steps)
-        if self.name == "adamw":
-            core = optax.adamw(rate, b1=0.9, b2=self.b2, weight_decay=self.weight_decay)
-        elif self.name == "adafactor":
-            core = optax.adafactor(rate, multiply_by_parameter_scale=True)
-        else:
-            core = contrib.muon(
-                self._schedule(self.matrix_rate, steps),
-                adam_learning_rate=rate,
-                adam_b2=self.b2,
-                weight_decay=self.weight_decay,
-                adam_weight_decay=self.weight_decay,
-                muon_weight_dimension_numbers=_matrices,
-            )
-        return optax.chain(optax.clip_by_global_norm(self.clip), core) if self.clip else core
+
+def _schedule(optimizer: Optimizer, rate: float, steps: int) -> optax.Schedule:
+    warm = optimizer.warmup_steps
+    rest = max(1, steps - warm)
+    if optimizer.decay == "cosine":
+        after = optax.cosine_decay_schedule(rate, rest)
+    elif optimizer.decay == "linear":
+        falling = max(1, int(rest * optimizer.decay_share))
+        after = optax.linear_schedule(rate, 0.0, falling, rest - falling)
+    else:
+        after = optax.constant_schedule(rate)
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, max(1, warm)), after], [warm])
+
+
+def transformation(optimizer: Optimizer, steps: int) -> optax.GradientTransformation:
+    """Returns the Optax optimizer for a run of `steps` steps."""
+    rate = learning_rate_schedule(optimizer, steps)
+    if optimizer.name == "adamw":
+        core = optax.adamw(rate, b1=0.9, b2=optimizer.b2, weight_decay=optimizer.weight_decay)
+    elif optimizer.name == "adafactor":
+        core = optax.adafactor(rate, multiply_by_parameter_scale=True)
+    else:
+        core = contrib.muon(
+            _schedule(optimizer, optimizer.matrix_rate, steps),
+            adam_learning_rate=rate,
+            adam_b2=optimizer.b2,
+            weight_decay=optimizer.weight_decay,
+            adam_weight_decay=optimizer.weight_decay,
+            muon_weight_dimension_numbers=_matrices,
+        )
+    return optax.chain(optax.clip_by_global_norm(optimizer.clip), core) if optimizer.clip else core
 
 
 def _matrices(params: Any) -> Any:

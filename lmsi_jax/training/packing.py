@@ -11,6 +11,8 @@ from typing import Self
 
 import numpy as np
 
+from lmsi_jax.training.settings import Training
+
 # Rows that find no room wait for the next microbatch; this many of them close the current one.
 _PATIENCE = 16
 
@@ -103,6 +105,18 @@ class Shape:
     prefix_length: int
     top_k: int = 0
     pairs: bool = False
+
+
+def batch_shape(training: Training) -> Shape:
+    """Returns the fixed shape of a step's batch."""
+    return Shape(
+        microbatches=training.microbatches,
+        rows=training.rows,
+        length=training.length,
+        prefix_length=training.prefix_length,
+        top_k=training.loss.top_k if training.loss.distillation == "top_k" else 0,
+        pairs=training.preference is not None,
+    )
 
 
 Batch = dict[str, np.ndarray]

@@ -7,11 +7,11 @@ computed once and comes with the rows.
 
 import dataclasses
 import functools
+import math
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lmsi_jax.errors import check_ranges
 from lmsi_jax.models.config import ModelConfig
@@ -45,8 +45,8 @@ class Preference:
     def __post_init__(self) -> None:
         ranges = {
             "form": (self.form in ("spin", "scpo"), "'spin' or 'scpo'"),
-            "beta": (0 < self.beta < np.inf, "a number above 0"),
-            "likelihood": (0 <= self.likelihood < np.inf, "0 or more"),
+            "beta": (0 < self.beta < math.inf, "a number above 0"),
+            "likelihood": (0 <= self.likelihood < math.inf, "0 or more"),
             "threshold": (0 <= self.threshold <= 1, "a share of the paths, 0 to 1"),
         }
         check_ranges(self, ranges)

@@ -18,7 +18,7 @@ from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.params import Params
 from lmsi_jax.training.data import Examples
 from lmsi_jax.training.losses import Arrays, token_losses, token_scores
-from lmsi_jax.training.packing import Batch, Row, Shape, fits, microbatches
+from lmsi_jax.training.packing import Batch, Row, Shape, batch_shape, fits, microbatches
 from lmsi_jax.training.placement import fed, narrow, spread, within
 from lmsi_jax.training.preferences import Members, members, pair_groups
 from lmsi_jax.training.settings import Training
@@ -169,7 +169,7 @@ class Scorer:
         Pairs: "reference". Others, at each target that something predicts: "ids" and "logprobs",
         these to 1e-5, which divergences of some tenths of a nat do not notice.
         """
-        shape = self.training.shape
+        shape = batch_shape(self.training)
         room = dataclasses.replace(shape, top_k=0)
         fitting = [number for number, row in enumerate(rows) if fits(row, room)]
         chosen = [rows[number] for number in fitting]
@@ -184,7 +184,7 @@ class Scorer:
 
     def losses(self, rows: Sequence[Row]) -> list[np.ndarray | None]:
         """Returns `target_losses`; None of rows without room or without a target."""
-        room = dataclasses.replace(self.training.shape, top_k=0)
+        room = dataclasses.replace(batch_shape(self.training), top_k=0)
         chosen = [n for n, row in enumerate(rows) if fits(row, room) and len(_targets(row))]
         some = [rows[number] for number in chosen]
         with within(self.training):

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Literal
 
 from lmsi_jax.errors import LmsiError, check_ranges
-from lmsi_jax.training import packing
 from lmsi_jax.training.lora import Lora
 from lmsi_jax.training.losses import Loss
 from lmsi_jax.training.optimizers import Optimizer
@@ -118,15 +117,3 @@ class Training:
         """Raises LmsiError where examples are to be held out of what has none to spare."""
         if self.validation_count:
             raise LmsiError(f"{what} holds nothing out; set Training.validation_count to 0")
-
-    @property
-    def shape(self) -> packing.Shape:
-        """The fixed shape of a step's batch."""
-        return packing.Shape(
-            microbatches=self.microbatches,
-            rows=self.rows,
-            length=self.length,
-            prefix_length=self.prefix_length,
-            top_k=self.loss.top_k if self.loss.distillation == "top_k" else 0,
-            pairs=self.preference is not None,
-        )

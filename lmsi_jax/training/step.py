@@ -18,6 +18,7 @@ from lmsi_jax.training import losses, preferences
 from lmsi_jax.training.accumulation import by_parameters
 from lmsi_jax.training.lora import adapter_specs, by_adapters, fresh_adapters, merged
 from lmsi_jax.training.losses import weighted_sums
+from lmsi_jax.training.optimizers import transformation
 from lmsi_jax.training.packed import regrouped
 from lmsi_jax.training.placement import (
     everywhere,
@@ -51,7 +52,7 @@ def train_step(
     All three lie where `beginning.start` and `placement.fed` put params, state and batch.
     """
     metrics, gradient = _gradient(config, training, groups, params, state, batch, teacher)
-    optimizer = training.optimizer.transformation(training.steps)
+    optimizer = transformation(training.optimizer, training.steps)
     if training.lora is None:
         updates, state = optimizer.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
@@ -136,7 +137,7 @@ def _specs(config: ModelConfig, training: Training, params: Params, state: Any) 
 
 
 def _fresh_state(training: Training, params: Params) -> Any:
-    optimizer = training.optimizer.transformation(training.steps)
+    optimizer = transformation(training.optimizer, training.steps)
     if training.lora is None:
         return optimizer.init(params)
     adapters = fresh_adapters(training.lora, params)

@@ -20,6 +20,8 @@ from lmsi_jax.training.beginning import Begin, Load, where_to_begin
 from lmsi_jax.training.checkpoints import Checkpoints
 from lmsi_jax.training.floor import matmul_rate, step_flops
 from lmsi_jax.training.metrics import Line, Log
+from lmsi_jax.training.optimizers import learning_rate_schedule
+from lmsi_jax.training.packing import batch_shape
 from lmsi_jax.training.reading import Steps
 from lmsi_jax.training.settings import VALIDATION, Training
 from lmsi_jax.training.step import result, train_step
@@ -105,7 +107,7 @@ def _checkpoints(training: Training, directory: epath.PathLike) -> Checkpoints:
 
 def _steps(training: Training, rows: Iterable[packing.Row], begin: Begin) -> Steps:
     """The batches that are left."""
-    steps = Steps(rows, training.shape, begin.position)
+    steps = Steps(rows, batch_shape(training), begin.position)
     if begin.position is None:  # fresh, or T5X's checkpoint, which does not say what was read
         for _ in range(begin.step):
             steps.next()
@@ -159,7 +161,7 @@ def _log(
         directory if leads else None,
         groups,
         ends=lambda step: not step % training.log_every or step == training.steps,
-        rate=training.optimizer.schedule(training.steps),
+        rate=learning_rate_schedule(training.optimizer, training.steps),
         first=begin.step,
         window=begin.window,
         floor_seconds=lambda batch: (

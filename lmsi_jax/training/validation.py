@@ -19,6 +19,7 @@ from lmsi_jax.records import Example
 from lmsi_jax.training import packing, placement
 from lmsi_jax.training.losses import weighted_sums
 from lmsi_jax.training.packed import laid_out
+from lmsi_jax.training.packing import batch_shape
 from lmsi_jax.training.settings import Training
 
 Sources = dict[str, list[Example]]
@@ -72,7 +73,7 @@ class Validation:
 
     def __init__(self, config: ModelConfig, training: Training, rows: Iterable[packing.Row]):
         self._config, self._training = config, training
-        shape = dataclasses.replace(training.shape, top_k=0)
+        shape = dataclasses.replace(batch_shape(training), top_k=0)
         self._batches = list(_stacked(packing.microbatches(rows, shape), shape.microbatches))
 
     def __bool__(self) -> bool:

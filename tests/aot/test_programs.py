@@ -15,6 +15,7 @@ from lmsi_jax.models.decoder import init_params
 from lmsi_jax.models.tokenizer import SentencePiece
 from lmsi_jax.training import packing
 from lmsi_jax.training.beginning import start
+from lmsi_jax.training.packing import batch_shape
 from lmsi_jax.training.settings import Training
 
 _CONFIG = ModelConfig(
@@ -54,7 +55,7 @@ def test_a_decode_chunk_is_compiled_for_the_engine_s_own_arguments(
 def test_a_step_is_compiled_for_the_trainer_s_own_arguments():
     training = Training(steps=1, microbatches=2, rows=3, length=16, prefix_length=5)
     rows = [packing.weighted_row((3, 4), [5, 6], [7, 8], 1.0)] * 200
-    batch = next(packing.batches(iter(rows), training.shape))
+    batch = next(packing.batches(iter(rows), batch_shape(training)))
     params, state = start(_CONFIG, training, init_params(_CONFIG, jax.random.key(0)))
     lowered = train_program(_CONFIG, training, jax.devices())
     (arguments, _) = lowered.in_avals

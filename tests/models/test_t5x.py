@@ -17,7 +17,7 @@ from lmsi_jax.training import packing
 from lmsi_jax.training.attention import packed_attention
 from lmsi_jax.training.checkpoints import Checkpoints, load_params
 from lmsi_jax.training.metrics import read_metrics
-from lmsi_jax.training.optimizers import Optimizer
+from lmsi_jax.training.optimizers import Optimizer, transformation
 from lmsi_jax.training.settings import Training
 from lmsi_jax.training.trainer import train
 
@@ -193,7 +193,7 @@ class _T5X:
 
     def __init__(self, config, params, folder, settings=TRAINING.optimizer, own=None):
         """`own`: an optimiser of T5X's in place of ours in its wrapper."""
-        ours = optimizers.OptaxWrapper(settings.transformation(TRAINING.steps))
+        ours = optimizers.OptaxWrapper(transformation(settings, TRAINING.steps))
         model = _model(config, own or ours)
         stream = packing.batches(_rows(), TRAINING.shape)
         self.batches = [_features(next(stream)) for _ in range(TRAINING.steps)]

@@ -15,7 +15,7 @@ from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.models.decoder import init_params
 from lmsi_jax.signals import Terminated, leaving
 from lmsi_jax.training import checkpoints, trainer
-from lmsi_jax.training.optimizers import Optimizer
+from lmsi_jax.training.optimizers import Optimizer, transformation
 from lmsi_jax.training.packing import weighted_row
 from lmsi_jax.training.settings import Training
 
@@ -66,7 +66,7 @@ def outcome(folder):
     made = checkpoints.Checkpoints(folder, SETTINGS["keep"])
     params = init_params(CONFIG, jax.random.key(0))
     training = Training(**SETTINGS)
-    blank = training.optimizer.transformation(training.steps).init(params)
+    blank = transformation(training.optimizer, training.steps).init(params)
     params, state = made.restore(training.steps, params, blank)
     return {
         "steps": made.steps,

@@ -13,13 +13,13 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.decoder import parameter_shapes
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.checkpoints import Checkpoints, stored
-from lmsi_jax.training.optimizers import Optimizer
+from lmsi_jax.training.optimizers import Optimizer, transformation
 
 
 @pytest.fixture
 def saved(tmp_path, micro_params):
     """A folder with one checkpoint, with the optimiser's state."""
-    state = Optimizer().transformation(9).init(micro_params)
+    state = transformation(Optimizer(), 9).init(micro_params)
     state = jax.tree.map(lambda leaf: leaf + 3, state)
     made = Checkpoints(tmp_path / "run")
     made.save(4, micro_params, state)
@@ -56,7 +56,7 @@ def test_the_optimiser_comes_back_in_its_own_structure(saved, micro_params):
 
 
 def test_another_optimiser_is_refused(saved, micro_params):
-    other = Optimizer(name="adafactor").transformation(9).init(micro_params)
+    other = transformation(Optimizer(name="adafactor"), 9).init(micro_params)
     with pytest.raises(LmsiError, match="it has no"):
         Checkpoints(saved[0]).restore(4, micro_params, other)
 
@@ -235,7 +235,7 @@ def test_each_missing_or_truncated_part_is_named_with_the_checkpoint_before(tmp_
 
 
 def test_another_optimiser_is_not_called_another_model(saved, micro_params):
-    other = Optimizer(name="adafactor").transformation(9).init(micro_params)
+    other = transformation(Optimizer(name="adafactor"), 9).init(micro_params)
     with pytest.raises(LmsiError, match="another optimiser.*set Optimizer as it was"):
         Checkpoints(saved[0]).restore(4, micro_params, other)
 

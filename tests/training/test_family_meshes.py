@@ -18,6 +18,7 @@ import json, sys
 import numpy as np
 from families import of_family
 from path_scores import sharp_params
+from lmsi_jax.training.packing import batch_shape
 from lmsi_jax.models.config import ModelConfig
 from lmsi_jax.training import placement
 from lmsi_jax.training.optimizers import Optimizer
@@ -40,7 +41,7 @@ for family in json.loads(sys.argv[1]):
                             optimizer=Optimizer(learning_rate=1e-3),
                             data=data, model=model, fsdp=data > 1)
         params, state = start(config, training, sharp_params(config, 1))
-        stream = batches(iter(rows), training.shape)
+        stream = batches(iter(rows), batch_shape(training))
         losses = []
         for _ in range(training.steps):
             batch = placement.fed(training, next(stream))

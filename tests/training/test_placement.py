@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.decoder import parameter_shapes
 from lmsi_jax.models.partitioning import weight_specs
-from lmsi_jax.training.optimizers import Optimizer
+from lmsi_jax.training.optimizers import Optimizer, transformation
 from lmsi_jax.training.placement import following, mesh_of
 from lmsi_jax.training.settings import Training
 
@@ -60,7 +60,7 @@ for data, model, fsdp in json.loads(meshes):
         p, state = start(config, training, params)
         before = jax.tree.map(lambda leaf: leaf.sharding, (p, state))
         losses, compiled = [], train_step._cache_size()
-        stream = batches(iter(rows), training.shape)
+        stream = batches(iter(rows), batch_shape(training))
         for _ in range(training.steps):
             batch = placement.fed(training, next(stream))
             p, state, metrics = train_step(config, training, 2, p, state, batch)
@@ -198,7 +198,7 @@ def test_each_array_of_the_state_lies_where_its_parameter_does(micro_config, nam
         lambda leaf: jax.ShapeDtypeStruct(tuple(8 * n for n in leaf.shape), leaf.dtype), shapes
     )
     specs = weight_specs(micro_config, model=2, data=2, fsdp=True)
-    state = jax.eval_shape(Optimizer(name=name).transformation(5).init, big)
+    state = jax.eval_shape(transformation(Optimizer(name=name), 5).init, big)
     found = following(specs, big, state)
     flat, _ = jax.tree_util.tree_flatten_with_path(
         found, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)

@@ -10,7 +10,7 @@ import pytest
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.metrics import read_metrics
-from lmsi_jax.training.optimizers import Optimizer
+from lmsi_jax.training.optimizers import Optimizer, transformation
 from lmsi_jax.training.packing import weighted_row
 from lmsi_jax.training.settings import Training
 from lmsi_jax.training.trainer import train
@@ -88,7 +88,7 @@ def test_a_run_cut_anywhere_goes_on_to_the_same_bytes(
     folder, wanted = whole
     assert checkpoints.digest(params) == checkpoints.digest(wanted)
     assert (tmp_path / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
-    blank = TRAINING.optimizer.transformation(6).init(micro_params)
+    blank = transformation(TRAINING.optimizer, 6).init(micro_params)
     trees = [
         checkpoints.Checkpoints(place).restore(6, micro_params, blank)
         for place in (tmp_path, folder)
