@@ -31,7 +31,7 @@ from lmsi_jax.tasks.vocabularies import (
     id_shift,
     open_t5x_vocabulary,
 )
-from lmsi_jax.training.optimizers import Optimizer
+from lmsi_jax.training.optimizers import Optimizer, transformation
 
 _Splits = dict[str, Callable[[], Texts]]
 
@@ -60,7 +60,7 @@ def first_id(tokenizer: str = "embedded") -> int:
 
 def optimizer(settings: Optimizer, steps: int) -> Any:
     """Returns the Optax optimiser of our trainer for a run of `steps` steps, for T5X's wrapper."""
-    return settings.transformation(steps)
+    return transformation(settings, steps)
 
 
 def mixture(
