@@ -97,16 +97,16 @@ def _sampling(
     if not program.fits:
         return found | _refused(program, for_sampling(run.model, decoding), say)
     roofline = estimates.of_chunk(program, chip, sizes.chunk)
-    rate = estimates.rate(
+    speed = estimates.rate(
         roofline, chip, chips, run.model, decoding, run.sampling, lengths, occupancy
     )
     say(_memory(program, chip))
     say(_work(program, roofline))
-    say(f"  questions   {rate.questions_per_hour:,.0f} an hour at most, on {rate.copies} such "
-        f"meshes: {rate.paths} paths x {rate.tokens} tokens, {100 * occupancy:.0f} % of the lanes "
+    say(f"  questions   {speed.questions_per_hour:,.0f} an hour at most, on {speed.copies} such "
+        f"meshes: {speed.paths} paths x {speed.tokens} tokens, {100 * occupancy:.0f} % of the lanes "
         f"busy, prompt {lengths.prompt} and question {lengths.question} tokens")  # fmt: skip
     found["roofline"] = _times(roofline)
-    return found | {"rate": dataclasses.asdict(rate)}
+    return found | {"rate": dataclasses.asdict(speed)}
 
 
 def _times(roofline: estimates.Roofline) -> dict[str, Any]:

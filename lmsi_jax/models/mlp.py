@@ -4,11 +4,10 @@ import functools
 from collections.abc import Callable
 
 import jax
-from jax import nn
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "silu": nn.silu,
-    "gelu": functools.partial(nn.gelu, approximate=True),
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=True),
 }
 
 

@@ -100,14 +100,14 @@ def line_chart(
     if not values:
         return svg.empty(title, "No values to draw.")
     low = min(0.0, *values) if whole_x or share else min(values)
-    ticks = svg.ticks(low, max(values), 1.0 if share else math.inf)
+    marks = svg.ticks(low, max(values), 1.0 if share else math.inf)
     longest = max(len(line.label) for line in lines)
     right = svg.WIDTH - (30 + svg.CHARACTER * longest if len(lines) > 1 else 10)
     top, bottom = 24.0, 178.0
-    x, y = svg.Scale(min(xs), max(xs), 44, right), svg.Scale(ticks[0], ticks[-1], bottom, top)
-    named = [f"{100 * t:g}\N{NO-BREAK SPACE}%" if share else f"{t:g}" for t in ticks]
-    parts = [svg.rule(44, y(t), right, y(t)) for t in ticks]
-    parts += [svg.text(38, y(t) + 4, n, cls="tick end") for t, n in zip(ticks, named, strict=True)]
+    x, y = svg.Scale(min(xs), max(xs), 44, right), svg.Scale(marks[0], marks[-1], bottom, top)
+    named = [f"{100 * t:g}\N{NO-BREAK SPACE}%" if share else f"{t:g}" for t in marks]
+    parts = [svg.rule(44, y(t), right, y(t)) for t in marks]
+    parts += [svg.text(38, y(t) + 4, n, cls="tick end") for t, n in zip(marks, named, strict=True)]
     parts += [svg.text(x(v), bottom + 16, n, cls=f"tick {a}") for v, n, a in _x_ticks(xs, whole_x)]
     parts.append(svg.text(0, 10, y_label, cls="tick"))
     parts.append(svg.text((44 + right) / 2, bottom + 32, x_label, cls="tick middle"))

@@ -87,10 +87,10 @@ def plan(study: Study) -> str:
 
 def _remaining(study: Study, left: Sequence[Unit], took: Sequence[float]) -> str:
     """Runs left, and their time at this machine's pace."""
-    expected = units.expected(study, left)
+    seconds = units.expected(study, left)
     told = f"{len(left)} left" if left else "none left"
-    if left and expected and took[1]:
-        told += f", about {duration(expected * took[0] / took[1])}"
+    if left and seconds and took[1]:
+        told += f", about {duration(seconds * took[0] / took[1])}"
     return told
 
 
