@@ -157,8 +157,9 @@ def _whole(
     sequence_length: Mapping[str, int] | None,
 ) -> tf.data.Dataset:
     """Fails at a prompt that is too long: cut, it would have lost its question."""
-    for texts in splits if sequence_length else ():
-        check_prompts(name, texts, tokenizer, sequence_length)
+    if sequence_length:
+        for texts in splits:
+            check_prompts(name, texts, tokenizer, sequence_length)
     return dataset
 
 
