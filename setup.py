@@ -17,19 +17,6 @@ def version() -> str:
     return match.group(1)
 
 
-def packages() -> dict[str, str]:
-    """Maps each import name to its folder; `tasks` and `gin_configs` go under our own name.
-
-    A wheel with a bare top-level package called `tasks` would collide with other people's.
-    """
-    found = {name: name.replace(".", "/") for name in find_packages(include=["lmsi_jax*"])}
-    for folder in ("tasks", "gin_configs"):
-        found[f"lmsi_jax.{folder}"] = folder
-        for name in find_packages(folder):
-            found[f"lmsi_jax.{folder}.{name}"] = f"{folder}/{name.replace('.', '/')}"
-    return found
-
-
 HF = ["ml_dtypes>=0.4", "safetensors>=0.7", "tokenizers>=0.22"]
 
 setup(
@@ -41,8 +28,9 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11,<3.14",
-    packages=list(packages()),
-    package_dir=packages(),
+    # lmsi_jax/tasks and lmsi_jax/gin_configs are links to the folders beside the package: a wheel
+    # with a bare top-level package called "tasks" would collide with other people's.
+    packages=find_packages(include=["lmsi_jax*"]),
     package_data={
         "lmsi_jax": [
             "models/embedded/**",
@@ -52,7 +40,7 @@ setup(
         "lmsi_jax.gin_configs": ["**/*.gin", "*.gin"],
         "lmsi_jax.tasks": ["exemplars/*.txt"],
     },
-    entry_points={"console_scripts": ["lmsi = lmsi_jax.main:main"]},
+    entry_points={"console_scripts": ["lmsi = lmsi_jax.cli.main:main"]},
     install_requires=[
         "absl-py>=2.1",
         "clu>=0.0.12",

@@ -13,9 +13,9 @@ import re
 import sys
 
 from lmsi_jax import answers
-from lmsi_jax.decoding.generate import read_paths
+from lmsi_jax.pipeline.sample_shards import read_paths
 from lmsi_jax.records import Path, Question, Vote
-from lmsi_jax.store import ShardStore
+from lmsi_jax.runtime.store import ShardStore
 
 _STEP = re.compile(r"((?:-?\d+ [+-] )+\d+) = ")
 

@@ -14,21 +14,20 @@ import argparse
 import json
 from typing import Any
 
-from lmsi_jax import answers, gin_edge, voting
-from lmsi_jax.configurables import load_run
-from lmsi_jax.decoding.generate import Job, read_paths
+from lmsi_jax import answers, voting
+from lmsi_jax.augmentation import groups
+from lmsi_jax.config import gin_edge
+from lmsi_jax.config.configurables import load_run
+from lmsi_jax.config.run import Run
 from lmsi_jax.evaluation.statistics import paired_difference
-from lmsi_jax.generation.exemplars import groups
+from lmsi_jax.pipeline.augment import new_questions, read_counts, read_prompts
+from lmsi_jax.pipeline.context import Context
+from lmsi_jax.pipeline.questions import read_exemplars
+from lmsi_jax.pipeline.rounds import execute
+from lmsi_jax.pipeline.sample_shards import Job, draw_paths, make_job, read_paths
+from lmsi_jax.pipeline.vote import read_votes
 from lmsi_jax.records import Path, Question
-from lmsi_jax.rounds import execute
-from lmsi_jax.run import Run
-from lmsi_jax.stages.context import Context
-from lmsi_jax.stages.generate import new_questions, read_counts
-from lmsi_jax.stages.paths import draw_paths, make_job
-from lmsi_jax.stages.prompts import read_prompts
-from lmsi_jax.stages.questions import read_exemplars
-from lmsi_jax.stages.vote import read_votes
-from lmsi_jax.store import ShardStore
+from lmsi_jax.runtime.store import ShardStore
 
 _STAGES = ("generate", "prompts", "sample", "vote", "mix")
 _WAYS = ("step_by_step", "generated", "packaged")

@@ -5,12 +5,11 @@
 Arguments are parameters, optimiser state and batch; temporaries are activations and gradients.
 """
 
-from lmsi_jax.models.config import MATRICES, ModelConfig
-from lmsi_jax.models.decoder import parameter_shapes
-from lmsi_jax.training.lora import Lora
+from lmsi_jax.config.architecture import MATRICES, ModelConfig
+from lmsi_jax.config.optimization import Lora, Training
+from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.training.packing import batch_shape, batches, weighted_row
-from lmsi_jax.training.settings import Training
-from lmsi_jax.training.step import state_shapes, train_step
+from lmsi_jax.training.trainer import state_shapes, train_step
 
 CONFIG = ModelConfig(
     vocab_size=8192, num_layers=4, embed_dim=512, num_heads=8, head_dim=64, mlp_dim=2048

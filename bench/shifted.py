@@ -16,9 +16,15 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from bench.care import is_careful  # noqa: E402
-from lmsi_jax.decoding.generate import read_paths  # noqa: E402
-from lmsi_jax.selection.importance import importance, shift  # noqa: E402
-from lmsi_jax.store import ShardStore  # noqa: E402
+from lmsi_jax.pipeline.sample_shards import read_paths
+from lmsi_jax.runtime.store import ShardStore
+from lmsi_jax.selection.importance import (
+    importance,
+    shift,  # noqa: E402
+)
+
+# noqa: E402
+# noqa: E402
 
 
 def one_task(run: pathlib.Path, task: str, cap: float, share: float) -> dict[str, float]:

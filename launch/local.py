@@ -58,7 +58,7 @@ def commands(
             f"--process_count={processes}",
             f"--process_index={index}",
         )
-        argv = (python, "-m", "lmsi_jax.main", *words, *(flags if processes > 1 else ()))
+        argv = (python, "-m", "lmsi_jax.cli.main", *words, *(flags if processes > 1 else ()))
         made.append(Command(argv=argv, why=f"process {index} of {processes}", env=env))
     return tuple(made)
 

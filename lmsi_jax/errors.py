@@ -37,3 +37,10 @@ def check_ranges(settings: Any, ranges: Mapping[str, tuple[bool, str]]) -> None:
         if not inside:
             field = f"{type(settings).__name__}.{name}"
             raise LmsiError(f"{field} = {getattr(settings, name)!r}; use {wanted}")
+
+
+def check_ranker(parameter: str, ranker: str) -> None:
+    """Raises LmsiError where a name is not "module:function"."""
+    module, _, function = ranker.partition(":")
+    if not (module and function.isidentifier()):
+        raise LmsiError(f"{parameter} = {ranker!r}; write 'module:function'")

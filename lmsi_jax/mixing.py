@@ -18,8 +18,7 @@ from typing import Literal
 from lmsi_jax import prompts
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import FORMATS, Example, Exemplar, Format, Question, Source
-from lmsi_jax.selection.rows import Row
-from lmsi_jax.solutions import Keep
+from lmsi_jax.selection.rows import Keep, Row
 
 Normalise = Literal["question", "path"]
 Prompt = tuple[str, str]

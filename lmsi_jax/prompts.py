@@ -95,3 +95,12 @@ def build_prompt(
             " give it some, or use zero_shot_cot or zero_shot_direct"
         )
     return few_shot_prefix(exemplars, reasoning=prompting == "cot"), question_prompt(question.text)
+
+
+# "The answer is ..." and its stop; a standard prompt asks for nothing else.
+_DIRECT_TOKENS = 32
+
+
+def new_tokens(prompting: str, limit: int) -> int:
+    """Returns how many tokens a greedy path gets; `limit`: `Sampling.max_new_tokens`."""
+    return min(limit, _DIRECT_TOKENS) if is_direct(prompting) else limit

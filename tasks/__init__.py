@@ -1,9 +1,5 @@
 """The tasks: one module per data set with its questions, its answer kind and its exemplars.
 
 Nothing is registered at import time; `lmsi_jax.tasks.registry.register()` adds the SeqIO tasks.
+The package is `lmsi_jax.tasks`: `lmsi_jax/tasks` is a link to this folder.
 """
-
-if __name__ != "lmsi_jax.tasks":
-    raise ImportError(
-        "import this package as lmsi_jax.tasks, its one name, so that no task is registered twice"
-    )

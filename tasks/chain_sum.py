@@ -8,7 +8,8 @@ import random
 
 from lmsi_jax.records import Exemplar
 from lmsi_jax.tasks.arithmetic import in_a_hurry
-from lmsi_jax.tasks.family import Family, Level
+from lmsi_jax.tasks.family import Family
+from lmsi_jax.tasks.task import Level
 
 
 def _steps(rng: random.Random, terms: list[int]) -> str:

@@ -17,7 +17,8 @@ import random
 
 from lmsi_jax.records import Exemplar
 from lmsi_jax.tasks.arithmetic import MARGINS, NAMES, THINGS, join, pick, sum_steps
-from lmsi_jax.tasks.family import Family, Level
+from lmsi_jax.tasks.family import Family
+from lmsi_jax.tasks.task import Level
 
 _QUESTION = (
     "Premise: {name} has {items}.\n"

@@ -8,7 +8,8 @@ import random
 import re
 
 from lmsi_jax.records import Exemplar
-from lmsi_jax.tasks.family import Family, Level
+from lmsi_jax.tasks.family import Family
+from lmsi_jax.tasks.task import Level
 
 
 def _one_line(reasoning: str) -> str:

@@ -13,7 +13,8 @@ import random
 from collections.abc import Callable, Sequence
 
 from lmsi_jax.records import Exemplar
-from lmsi_jax.tasks.family import Family, Level
+from lmsi_jax.tasks.family import Family
+from lmsi_jax.tasks.task import Level
 
 Statement = tuple[str, bool, str, str]
 """Quantifier ("All", "No", "Some"), whether "are not" stands in it, subject, predicate."""

@@ -6,8 +6,8 @@ from typing import Literal, Protocol, Self
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Exemplar, Kind, Question
 
-Level = Literal["easy", "hard"]
 Split = Literal["test", "train", "pretrain"]
+Level = Literal["easy", "hard"]
 Domain = Literal["in", "out"]
 
 LEVELS: tuple[Level, ...] = ("easy", "hard")

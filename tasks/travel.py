@@ -8,7 +8,8 @@ import random
 
 from lmsi_jax.records import Exemplar
 from lmsi_jax.tasks.arithmetic import pick, sum_steps
-from lmsi_jax.tasks.family import Family, Level
+from lmsi_jax.tasks.family import Family
+from lmsi_jax.tasks.task import Level
 
 _TOWNS = ("Oslo", "Rome", "Lima", "Bern", "Cork", "Kiel", "Lyon", "Nara", "Pune", "Riga", "Tula")
 

@@ -8,9 +8,9 @@ import jax
 import pytest
 from etils.epath import backend, gpath
 
-from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import init_params
-from lmsi_jax.models.tokenizer import SentencePiece
+from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.models.tokenizers import SentencePiece
+from lmsi_jax.models.transformer import init_params
 
 # The same examples in every run; `--hypothesis-profile=search` looks for new ones.
 hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)

@@ -2,11 +2,11 @@
 
 import jax
 
-from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config.optimization import Loss
 from lmsi_jax.models.params import Params
-from lmsi_jax.training.accumulation import by_parameters
-from lmsi_jax.training.losses import Arrays, Loss, Sums, averaged, weighted_sums
-from lmsi_jax.training.teacher import Teacher
+from lmsi_jax.training.forward import by_parameters
+from lmsi_jax.training.losses import Arrays, Sums, Teacher, averaged, weighted_sums
 
 _PLAIN = Loss()
 

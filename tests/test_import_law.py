@@ -1,8 +1,8 @@
-"""The import law: who may know of what. Read from the syntax trees, so no import is run.
+"""The import law: which packages may import which. Read from the syntax trees; nothing is run.
 
-records <- prompts, answers <- voting, generation, selection <- solutions <- mixing, pairing and
-selection <- watch use the standard library alone and touch no files; JAX, TensorFlow and gin have
-their rooms; nobody imports `rounds` or `main`.
+The layers of docs/architecture.md, lowest first. A module imports its own layer and those below.
+Within a layer, packages import each other without circles. The pure layers use the standard
+library alone and touch no files; JAX, TensorFlow and gin have their packages.
 """
 
 import ast
@@ -14,52 +14,51 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# Room: the rooms of ours that it may import.
-PURE = {
-    "errors": {"errors"},
-    "records": {"records", "errors"},
-    "prompts": {"records", "errors"},
-    "answers": {"records", "errors", "answers"},
-    "voting": {"records", "errors", "prompts", "answers", "voting"},
-    "generation": {"records", "errors", "prompts", "answers"},
-    "selection": {"records", "errors", "prompts", "answers", "voting", "selection"},
-    "solutions": {"records", "errors", "prompts", "answers", "voting", "selection"},
-    "mixing": {"records", "errors", "prompts", "selection", "solutions"},
-    "watch": {"records", "errors", "selection", "voting"},
-    "pairing": {"records", "errors", "prompts", "selection", "solutions"},
-}
+LAYERS = (
+    {"errors", "records"},
+    {"prompts", "answers", "voting", "augmentation", "selection", "mixing", "pairing"}
+    | {"config", "evaluation"},
+    {"runtime", "report"},
+    {"models"},
+    {"rollout", "training", "interop"},
+    {"tasks", "gin_configs"},
+    {"pipeline"},
+    {"tools"},
+    {"cli"},
+)
+PURE = {*LAYERS[0], *LAYERS[1]} - {"evaluation"}  # statistics use NumPy and SciPy
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "clu"}
-# "processes", "agreement": the processes of a run are those of jax.distributed, and its meshes'.
-# "jax_caches": of compiled programs.
-JAX_ROOMS = {
-    *("decoding", "models", "training", "evaluation", "hf", "aot"),
-    *("processes", "agreement", "jax_caches"),
-}
+JAX_PACKAGES = {"models", "rollout", "training", "interop", "tools"}
+# The processes of a run are those of jax.distributed; a study clears JAX's caches.
+JAX_MODULES = {"runtime.processes", "runtime.jax_caches"}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
-GIN_ROOMS = {"main", "configurables", "gin_edge", "gin_errors", "gin_files"}
+TENSORFLOW_MODULES = {
+    "training.data",
+    "interop.seqio_vocabularies",
+    *("tasks.seqio_prompts", "tasks.seqio_rounds", "tasks.seqio_suite"),
+    *("tasks.registry", "tasks.dataset"),
+}
+GIN_MODULES = {
+    *("config.gin_edge", "config.gin_errors", "config.configurables"),
+    *("cli.main", "interop.t5x_stubs"),
+}
 FILES = {
     *("io", "os", "pathlib", "shutil", "tempfile", "glob", "gzip", "etils", "orbax"),
-    *("lmsi_jax.files", "lmsi_jax.store", "lmsi_jax.manifest"),
+    *("lmsi_jax.runtime.files", "lmsi_jax.runtime.store", "lmsi_jax.runtime.manifest"),
 }
 # Functions of their arguments alone: no files, although they may know JAX.
 FILELESS = {
-    *PURE,
-    *(f"decoding.{name}" for name in ("keys", "sampling", "prefix", "loop", "engine")),
-    *(f"models.{name}" for name in ("config", "decoder", "mlp", "norms", "params", "partitioning")),
-    *(f"models.{name}" for name in ("positions", "products", "rope", "weights")),
-    *(
-        f"training.{name}"
-        for name in (
-            *("accumulation", "attention", "losses", "optimizers"),
-            *("teacher", "preferences", "scoring"),
-        )
-    ),
-    *(f"evaluation.{name}" for name in ("calibration", "statistics")),
+    *(PURE - {"config"}),
+    *(f"config.{name}" for name in ("architecture", "optimization", "run", "sampling", "stages")),
+    *(f"rollout.{name}" for name in ("decode_step", "engine", "sampler", "scheduler")),
+    *(f"models.{name}" for name in ("attention", "params", "rotary", "transformer")),
+    *(f"training.{name}" for name in ("forward", "forward_cpu", "losses", "optimizers", "scoring")),
+    *("evaluation.accuracy", "evaluation.collapse", "evaluation.statistics"),
 }
 
 
 def _modules() -> dict[str, pathlib.Path]:
-    """Import name -> file, for lmsi_jax/ and tasks/."""
+    """Returns the file of every module of lmsi_jax/ and tasks/ by its import name."""
     files = [*(ROOT / "lmsi_jax").rglob("*.py"), *(ROOT / "tasks").rglob("*.py")]
     names = {}
     for file in sorted(files):
@@ -72,11 +71,12 @@ def _modules() -> dict[str, pathlib.Path]:
 MODULES = _modules()
 
 
-def _imports(module: str, tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """Yields (imported name, line), also for imports within functions; names of ours in full."""
+def _imports(module: str, tree: ast.AST) -> Iterator[tuple[str, int, bool]]:
+    """Yields (imported name, line, whether at the top); names of ours in full."""
+    top = set(map(id, getattr(tree, "body", ())))
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
+            yield from ((alias.name, node.lineno, id(node) in top) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -84,13 +84,18 @@ def _imports(module: str, tree: ast.AST) -> Iterator[tuple[str, int]]:
                 base = ".".join([*package, base]).rstrip(".")
             ours = base.split(".")[0] in ("lmsi_jax", "tasks")
             for alias in node.names:
-                # "from lmsi_jax import rounds" imports the module lmsi_jax.rounds.
-                yield (f"{base}.{alias.name}" if ours else base, node.lineno)
+                # "from lmsi_jax import voting" imports the module lmsi_jax.voting.
+                name = f"{base}.{alias.name}" if ours else base
+                yield name, node.lineno, id(node) in top
 
 
-def _room(module: str) -> str:
-    """The room of a module of ours: "lmsi_jax.decoding.keys" -> "decoding"."""
+def _package(module: str) -> str:
+    """Returns the package of a module of ours: "lmsi_jax.rollout.engine" -> "rollout"."""
     return (module.split(".") + [""])[1]
+
+
+def _layer(package: str) -> int:
+    return next((i for i, layer in enumerate(LAYERS) if package in layer), -1)
 
 
 def _is_within(name: str, names: set[str]) -> bool:
@@ -99,66 +104,81 @@ def _is_within(name: str, names: set[str]) -> bool:
 
 
 def violations(module: str, source: str) -> list[str]:
-    """Returns what a module's source breaks of the law, a readable line each."""
+    """Returns a readable line for each import or call that breaks the law."""
     tree = ast.parse(source)
-    found = []
-    for name, line in _imports(module, tree):
+    broken = []
+    for name, line, _ in _imports(module, tree):
         reason = _forbidden(module, name)
         if reason:
-            found.append(f"{module}, line {line}: imports {name}; {reason}")
+            broken.append(f"{module}, line {line}: imports {name}; {reason}")
     if _is_within(module.removeprefix("lmsi_jax."), FILELESS):
-        found += [
-            f"{module}, line {node.lineno}: opens a file; leave that to a driver and lmsi_jax.store"
+        broken += [
+            f"{module}, line {node.lineno}: opens a file; leave that to pipeline and runtime.store"
             for node in ast.walk(tree)
             if isinstance(node, ast.Call)
             and isinstance(node.func, ast.Name)
             and node.func.id == "open"
         ]
-    return found
+    return broken
 
 
 def _forbidden(module: str, name: str) -> str | None:
-    room, top = _room(module), name.split(".")[0]
+    package, top, short = _package(module), name.split(".")[0], module.removeprefix("lmsi_jax.")
     if top in ("tasks", "gin_configs"):
         return f"its one import name is lmsi_jax.{top}"
-    if room in PURE:
-        if top == "lmsi_jax":
-            if _room(name) not in PURE[room] | {room}:
-                return (
-                    f"{room} may import only {', '.join(sorted(PURE[room])) or 'nothing'} of ours"
-                )
-        elif top not in sys.stdlib_module_names:
-            return f"{room} is pure: the standard library alone"
-    if _is_within(module.removeprefix("lmsi_jax."), FILELESS) and _is_within(name, FILES):
-        return "this module touches no files; leave that to a driver and lmsi_jax.store"
-    if top in JAX and room not in JAX_ROOMS:
-        return f"JAX belongs into {', '.join(sorted(JAX_ROOMS))}"
-    if top == "gin" and room not in GIN_ROOMS:
+    if top == "lmsi_jax":
+        other = _package(name)
+        if other and _layer(package) >= 0 and _layer(other) > _layer(package):
+            return f"{package} lies below {other}"
+    elif package in PURE and short not in GIN_MODULES and top not in sys.stdlib_module_names:
+        return f"{package} is pure: the standard library alone"
+    if _is_within(short, FILELESS) and _is_within(name, FILES):
+        return "this module touches no files; leave that to pipeline and runtime.store"
+    if top in JAX and package not in JAX_PACKAGES and short not in JAX_MODULES:
+        return f"JAX belongs into {', '.join(sorted(JAX_PACKAGES))}"
+    if top in TENSORFLOW and short not in TENSORFLOW_MODULES:
+        return "TensorFlow and SeqIO belong into interop, training's reader and the SeqIO tasks"
+    if top == "gin" and short not in GIN_MODULES:
         return "gin belongs to the edge: library functions stay plain"
-    # `lmsi study` runs the loop several times.
-    if _is_within(name, {"lmsi_jax.rounds"}) and room not in ("rounds", "main", "commands"):
-        return "nobody but the commands imports rounds"
-    if _is_within(name, {"lmsi_jax.main"}) and room not in ("main", "__main__"):
-        return "nobody imports main"
+    if package == "training" and _is_within(name, {"lmsi_jax.rollout"}):
+        return "training knows no decode engine"
+    if package == "rollout" and _is_within(name, {"lmsi_jax.training"}):
+        return "the decode engine knows no training"
     return None
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_the_module_keeps_the_law(module):
-    found = violations(module, MODULES[module].read_text(encoding="utf-8"))
-    assert not found, "\n".join(found)
+    broken = violations(module, MODULES[module].read_text(encoding="utf-8"))
+    assert not broken, "\n".join(broken)
 
 
-def test_tensorflow_and_seqio_are_in_the_tasks_and_at_most_one_loader():
-    users = set()
+def test_every_package_has_a_layer():
+    assert {_package(name) for name in MODULES} - {""} - set().union(*LAYERS) == set()
+
+
+def test_no_imports_go_in_a_circle():
+    graph: dict[str, set[str]] = {}
     for module, file in MODULES.items():
-        imports = _imports(module, ast.parse(file.read_text(encoding="utf-8")))
-        if _room(module) != "tasks" and any(
-            name.split(".")[0] in TENSORFLOW for name, _ in imports
-        ):
-            users.add(module)
-    names = ", ".join(sorted(users))
-    assert len(users) <= 1, f"TensorFlow, SeqIO belong into tasks/ and one loader, not into {names}"
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        names = [name for name, _, top in _imports(module, tree) if top]
+        modules = (
+            name if name in MODULES else name.rpartition(".")[0]
+            for name in names
+            if name.startswith("lmsi_jax.")
+        )
+        graph[module] = {name for name in modules if name in MODULES and name != module}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path[path.index(module) :], module])
+        if module not in done:
+            for name in sorted(graph[module]):
+                visit(name, (*path, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
 
 
 def test_no_module_is_called_utils():
@@ -170,21 +190,20 @@ def test_no_module_is_called_utils():
     [
         ("voting", "import numpy", "voting is pure: the standard library alone"),
         ("mixing", "def f():\n    import jax.numpy as jnp", "line 2: imports jax.numpy"),
-        (
-            "answers",
-            "from lmsi_jax import voting",
-            "answers may import only",
-        ),
-        ("answers", "from . import voting", "imports lmsi_jax.voting; answers may import only"),
-        ("selection.filters", "from ..mixing import mix", "imports lmsi_jax.mixing.mix"),
+        ("answers", "from lmsi_jax import models", "answers lies below models"),
+        ("answers", "from . import pipeline", "answers lies below pipeline"),
+        ("models.params", "from ..training import losses", "models lies below training"),
         ("prompts", "import pathlib", "touches no files"),
         ("voting", "text = open('x').read()", "opens a file"),
-        ("decoding.loop", "from lmsi_jax.store import ShardStore", "touches no files"),
-        ("rounds", "import jax", "JAX belongs into"),
+        ("rollout.engine", "from lmsi_jax.runtime.store import ShardStore", "touches no files"),
+        ("pipeline.rounds", "import jax", "JAX belongs into"),
         ("tasks.legs", "from jax import numpy", "JAX belongs into"),
+        ("tasks.legs", "from lmsi_jax.pipeline import vote", "tasks lies below pipeline"),
+        ("pipeline.sample", "import seqio", "TensorFlow and SeqIO belong into"),
         ("training.trainer", "import gin", "gin belongs to the edge"),
-        ("training.trainer", "from lmsi_jax.rounds import execute", "nobody but the commands"),
-        ("store", "from lmsi_jax import main", "nobody imports main"),
+        ("training.trainer", "from lmsi_jax.pipeline.rounds import execute", "lies below pipeline"),
+        ("training.trainer", "from lmsi_jax.rollout import engine", "knows no decode engine"),
+        ("runtime.store", "from lmsi_jax.cli import main", "runtime lies below cli"),
         ("training.data", "import tasks.registry", "its one import name is lmsi_jax.tasks"),
     ],
 )
@@ -197,11 +216,11 @@ def test_each_kind_of_violation_is_seen_and_named(module, source, message):
     ("module", "source"),
     [
         ("voting", "import math\nfrom lmsi_jax.answers import key"),
-        ("selection.filters", "from lmsi_jax.selection.distinct import order"),
-        ("decoding.loop", "import jax"),
-        ("decoding.generate", "from lmsi_jax.store import ShardStore"),
-        ("main", "from lmsi_jax import rounds"),
-        ("configurables", "import gin"),
+        ("selection.filters", "from lmsi_jax.selection.rows import Row"),
+        ("rollout.engine", "import jax"),
+        ("pipeline.sample", "from lmsi_jax.runtime.store import ShardStore"),
+        ("cli.main", "from lmsi_jax.pipeline import rounds"),
+        ("config.configurables", "import gin"),
     ],
 )
 def test_what_is_allowed_is_not_reported(module, source):

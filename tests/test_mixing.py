@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsi_jax import mixing, prompts, voting
+from lmsi_jax.config.stages import Mixing
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import FORMATS, Exemplar, Path, Question
-from lmsi_jax.selection.funnel import select
-from lmsi_jax.settings import Mixing
-from lmsi_jax.solutions import voted_rows
+from lmsi_jax.selection.rows import select, voted_rows
 
 EXEMPLARS = (Exemplar(question="Q: What is 1 + 1?", reasoning="One and one are 2.", answer="2"),)
 QUESTION = Question(uid="q", task="sums", text="Q: What is 4 + 5?", kind="number")

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsi_jax import answers, voting
+from lmsi_jax.config import stages
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Path, Question, Vote
 
@@ -206,7 +207,7 @@ def test_fewer_paths_after_an_early_stop_are_their_own_denominator():
 
 WEIGHTS = ("none", "logprob", "normalised_logprob", "softmax")
 rules = st.builds(
-    voting.Voting, weights=st.sampled_from(WEIGHTS), temperature=st.sampled_from([0.1, 1.0, 10.0])
+    stages.Voting, weights=st.sampled_from(WEIGHTS), temperature=st.sampled_from([0.1, 1.0, 10.0])
 )
 
 
@@ -276,9 +277,9 @@ def test_equal_weights_are_the_majority(paths):
 def test_a_likely_path_outvotes_more_paths_where_weights_say_so():
     paths = [path(0, "1", -0.1), path(1, "2", -50.0), path(2, "2", -60.0)]
     for weights in ("logprob", "normalised_logprob"):
-        rule = voting.Voting(weights=weights)
+        rule = stages.Voting(weights=weights)
         assert voting.vote(QUESTION, paths, voting.weigh(paths, rule)).winner == "1"
-    sharp, flat = (voting.Voting(weights="softmax", temperature=t) for t in (0.01, 100))
+    sharp, flat = (stages.Voting(weights="softmax", temperature=t) for t in (0.01, 100))
     assert voting.vote(QUESTION, paths, voting.weigh(paths, sharp)).winner == "1"
     assert voting.vote(QUESTION, paths, voting.weigh(paths, flat)).winner == "2"
 
@@ -302,7 +303,7 @@ def test_bad_weights_are_refused(weights):
 @pytest.mark.parametrize("bad", [{"weights": "best"}, {"weights": "softmax", "temperature": 0.0}])
 def test_a_rule_that_does_not_exist_is_named(bad):
     with pytest.raises(LmsiError, match=r"Voting\.(weights|temperature)"):
-        voting.Voting(**bad)
+        stages.Voting(**bad)
 
 
 def test_weights_are_recorded_only_where_there_are_some():
@@ -349,7 +350,7 @@ def _ranked(texts, ranks, **rule):
         Path(uid="q", index=i, text=text, tokens=3, logprob=-1.0 - i, finished=True)
         for i, text in enumerate(texts)
     ]
-    return voting.cast(question, paths, voting.Voting(ranker="m:f", **rule), ranks)
+    return voting.cast(question, paths, stages.Voting(ranker="m:f", **rule), ranks)
 
 
 def test_a_ranker_weighs_votes():
@@ -368,6 +369,6 @@ def test_a_ranker_breaks_ties_and_only_those():
 
 def test_without_a_ranker_its_votes_are_refused():
     with pytest.raises(LmsiError, match="set Voting.ranker"):
-        voting.Voting(weights="ranker")
+        stages.Voting(weights="ranker")
     with pytest.raises(ValueError, match="what the ranker says"):
         _ranked(["The answer is 1."], None, weights="ranker")

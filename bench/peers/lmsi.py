@@ -1,4 +1,4 @@
-"""Ours, through `lmsi_jax.decoding.engine.Engine`: python -m bench.peers.lmsi --workload=A
+"""Ours, through `lmsi_jax.rollout.engine.Engine`: python -m bench.peers.lmsi --workload=A
 
 Texts are token ids with spaces between them, so that every prompt has exactly the wanted length.
 """
@@ -9,11 +9,10 @@ from collections.abc import Sequence
 
 from bench.peers.measure import Ready, main, parser
 from bench.workloads import Model, Workload, prompts
-from lmsi_jax.decoding.engine import Engine
-from lmsi_jax.decoding.layout import Decoding
-from lmsi_jax.decoding.sampling import Sampling
-from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import fresh_params
+from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.models.transformer import fresh_params
+from lmsi_jax.rollout.engine import Engine
 
 _NEVER = -7  # as the end's id: no path ends by chance
 _LAYOUT = {

@@ -14,12 +14,10 @@ from bench import tuning
 from bench.peers.lmsi import config_of
 from bench.peers.measure_steps import Ready, main, microbatches, parser
 from bench.steps import Steps
-from lmsi_jax.models.decoder import fresh_params
-from lmsi_jax.training.beginning import start
-from lmsi_jax.training.optimizers import Optimizer
+from lmsi_jax.config.optimization import Optimizer, Training
+from lmsi_jax.models.transformer import fresh_params
 from lmsi_jax.training.packing import Batch
-from lmsi_jax.training.settings import Training
-from lmsi_jax.training.step import train_step
+from lmsi_jax.training.trainer import start, train_step
 
 
 def packed(tokens: np.ndarray, parts: int) -> Batch:

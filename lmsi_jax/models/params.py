@@ -1,12 +1,20 @@
 """Which arrays a model has: names, shapes, axes, and how they are drawn.
 
 Axis names are T5X's; `partitioning` lays them over a mesh.
+
+How a layer's matrices lie while they are multiplied by: apart, joined, or joined and turned.
+
+Products whose sums are float32 and whose operands stay as narrow as they are; soft caps.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
-from lmsi_jax.models.config import ModelConfig
+import jax
+import jax.numpy as jnp
+
+from lmsi_jax.config.architecture import ModelConfig
 
 Params = dict[str, Any]
 
@@ -95,3 +103,151 @@ def _norms(config: ModelConfig) -> dict[str, Array]:
         for name in ("query_norm", "key_norm"):
             norms[name] = _scale(config, config.head_dim, "head_dim")
     return norms
+
+
+def soft_cap(scores: jax.Array, cap: float) -> jax.Array:
+    """Keeps scores within -cap and cap, in their own type; 0.0 leaves them alone (Gemma 2)."""
+    return cap * jnp.tanh(scores / cap) if cap else scores
+
+
+def product(turned: bool, a: jax.Array, b: jax.Array, **how: Any) -> jax.Array:
+    """a @ b, or a @ b's transpose, as one product that names the axes: a transpose before it
+    would be carried out."""
+    batch = tuple(range(b.ndim - 2))
+    axes = (((a.ndim - 1,), (b.ndim - (1 if turned else 2),)), (batch, batch))
+    return jax.lax.dot_general(a, b, axes, **how)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _wide(turned: bool, a: jax.Array, b: jax.Array) -> jax.Array:
+    return product(turned, a, b, preferred_element_type=jnp.float32)
+
+
+def _wide_backward(
+    turned: bool, operands: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    _, pull = jax.vjp(functools.partial(product, turned), *operands)
+    return pull(gradient.astype(operands[0].dtype))
+
+
+# Left to itself, JAX would multiply the float32 gradient by float32 copies of the operands.
+_wide.defvjp(lambda turned, a, b: (_wide(turned, a, b), (a, b)), _wide_backward)
+
+
+def wide_matmul(a: jax.Array, b: jax.Array, turned: bool = False) -> jax.Array:
+    """a @ b of one float type, with sums and result in float32; the gradient's products likewise.
+
+    No operand is widened: bfloat16 matrices are multiplied as such, forward and backward.
+
+    Args:
+      a: [..., n, K], or [..., K] where b has two axes.
+      b: [..., K, m]; with `turned` [..., m, K].
+      turned: as fast, and on XLA's CPU back end a row's bits are then the same whatever n.
+    """
+    return product(turned, a, b) if a.dtype == jnp.float32 else _wide(turned, a, b)
+
+
+# What reads one input is one product. The parallel block has one input for all, and one sum of
+# both outputs: "out".
+_QKV, _GATE_UP = ("query", "key", "value"), ("gate", "up")
+_JOINED: dict[str, dict[str, tuple[str, ...]]] = {
+    "parallel": {"into": _QKV + _GATE_UP},
+    "sequential": {"into": _QKV, "gate_up": _GATE_UP},
+}
+_OUT = ("attention_out", "down")
+
+
+def fuse(config: ModelConfig, params: Params) -> Params:
+    """Joins the projections of each layer that read one input, or add to one sum.
+
+    A parallel block is then two products, not seven; a sequential one four.
+    """
+    layers = {}
+    for layer in range(config.num_layers):
+        p = dict(params[f"layer_{layer}"])
+        for joint, names in _JOINED[config.block].items():
+            p[joint] = jnp.concatenate([p.pop(name) for name in names], axis=1)
+        if config.block == "parallel":
+            p["out"] = jnp.concatenate([p.pop(name) for name in _OUT], axis=0)
+            biases = [p.pop(f"{name}_bias") for name in _OUT if name in config.biases]
+            if biases:
+                p["out_bias"] = sum(biases[1:], start=biases[0])
+        layers[f"layer_{layer}"] = p
+    return _tables(params) | layers
+
+
+def split_weights(config: ModelConfig, params: Params) -> Params:
+    """`fuse`'s tree with the projections apart: for devices that hold a part of each."""
+    layers = {f"layer_{layer}": params[f"layer_{layer}"] for layer in range(config.num_layers)}
+    return _tables(params) | layers
+
+
+def turned(config: ModelConfig, fused: Params) -> Params:
+    """`fuse`'s tree with the layers' matrices stored [out, in].
+
+    Equally fast, and XLA's kernels for CPUs then give a row of the product the same bits whatever
+    the number of rows; as [in, out] they change below 48 rows.
+    """
+    layers = {}
+    for layer in range(config.num_layers):
+        p = fused[f"layer_{layer}"]
+        layers[f"layer_{layer}"] = {
+            **{name: array for name, array in p.items() if array.ndim == 1},
+            **{f"{name}_turned": array.T for name, array in p.items() if array.ndim == 2},
+        }
+    return fused | layers
+
+
+def _tables(params: Params) -> Params:
+    """What belongs to no layer."""
+    own = {"embedding": params["embedding"], "final_norm": params["final_norm"]["scale"]}
+    return own | ({"lm_head": params["lm_head"]} if "lm_head" in params else {})
+
+
+def times(p: Params, name: str, x: jax.Array) -> jax.Array:
+    """x [..., in] times one of a layer's matrices, however it lies, with its bias: [..., out]."""
+    y = x @ p[name] if name in p else product(True, x, p[f"{name}_turned"])
+    return _adapted(p, name, x, _biased(p, name, y))
+
+
+def projected(config: ModelConfig, p: Params, joint: str, x: jax.Array) -> list[jax.Array]:
+    """x times each of the matrices that `fuse` joins as `joint`, from one product or from several.
+
+    Args:
+      config: the model's shape.
+      p: a layer's weights.
+      joint: "into" or "gate_up".
+      x: [..., D].
+    """
+    names = _JOINED[config.block][joint]
+    if names[0] in p:
+        return [times(p, name, x) for name in names]
+    groups = config.num_kv_heads * config.head_dim
+    widths = {"query": config.num_heads * config.head_dim, "key": groups, "value": groups}
+    sizes = [widths.get(name, config.mlp_dim) for name in names]
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+    parts = jnp.split(times(p, joint, x), ends, axis=-1)
+    return [
+        _adapted(p, name, x, _biased(p, name, part))
+        for name, part in zip(names, parts, strict=True)
+    ]
+
+
+def summed_outputs(p: Params, x: jax.Array, attended: jax.Array, hidden: jax.Array) -> jax.Array:
+    """A parallel block's sum: x + attended times "attention_out" + hidden times "down"."""
+    if "attention_out" in p:
+        # Between themselves first: devices that hold parts of both then add up once.
+        return x + (times(p, "attention_out", attended) + times(p, "down", hidden))
+    joined = times(p, "out", jnp.concatenate([attended, hidden], axis=-1))
+    return x + _adapted(p, "down", hidden, _adapted(p, "attention_out", attended, joined))
+
+
+def _biased(p: Params, name: str, y: jax.Array) -> jax.Array:
+    bias = p.get(f"{name}_bias")
+    return y if bias is None else y + bias
+
+
+def _adapted(p: Params, name: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """y with what the low-rank matrices beside a frozen one make of x, where it has some (LoRA)."""
+    own = p.get("adapters", {}).get(name)
+    return y if own is None else y + (x @ own["a"]) @ own["b"]

@@ -4,11 +4,10 @@ import importlib.resources
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lmsi_jax.report import accuracy, curves, early_stop, generation, training, votes, watch
-from lmsi_jax.report.checking import validate
-from lmsi_jax.report.compare import rounds_measured
-from lmsi_jax.report.markup import Html, element, joined, several, table, whole
-from lmsi_jax.report.summary import Summary
+from lmsi_jax.report import accuracy_section, training_sections, vote_sections
+from lmsi_jax.report.accuracy_section import rounds_measured
+from lmsi_jax.report.html import Html, element, joined, several, table, whole
+from lmsi_jax.report.summary import Summary, validate
 
 # Nothing is ever loaded, whatever a model wrote into a question.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -56,7 +55,7 @@ def _head(title: str) -> Html:
 
 
 def _header(summary: Summary) -> Html:
-    words, basis = accuracy.headline_words(summary)
+    words, basis = accuracy_section.headline_words(summary)
     model = summary["model"]
     facts = [
         ("Model", f"{model['name']}, {whole(model['parameters'])} parameters"),
@@ -71,7 +70,7 @@ def _header(summary: Summary) -> Html:
         element("p", f"Self-improvement report: {summary['name']}", cls="kicker"),
         element("h1", words.replace("-", "\N{NON-BREAKING HYPHEN}")),
         element("p", basis, cls="basis"),
-        training.alarms(summary["rounds"]),
+        training_sections.alarms(summary["rounds"]),
         element("dl", *cells, cls="facts"),
     )
 
@@ -80,29 +79,37 @@ def _sections(summary: Summary) -> Iterator[tuple[str, str, Html]]:
     rounds = summary["rounds"]
     measured = rounds_measured(summary)
     if measured:
-        yield "result", "Result", accuracy.overview(summary)
-        yield "tasks", "Task by task", accuracy.by_task(summary)
-        yield "confidence", "Accuracy and confidence", accuracy.confidence(summary)
-        yield "paths", "Accuracy and the number of paths", curves.section(summary)
+        yield "result", "Result", accuracy_section.overview(summary)
+        yield "tasks", "Task by task", accuracy_section.by_task(summary)
+        yield "confidence", "Accuracy and confidence", accuracy_section.confidence(summary)
+        yield "paths", "Accuracy and the number of paths", vote_sections.curves_section(summary)
     if len(rounds) > 1:
-        yield "rounds", "Round by round", training.by_round(summary)
-    yield "watch", "Watch against collapse", watch.section(summary)
+        yield "rounds", "Round by round", training_sections.by_round(summary)
+    yield "watch", "Watch against collapse", training_sections.watch_section(summary)
     if rounds:
-        yield "generation", "The model’s own questions and prompts", generation.section(rounds)
+        yield (
+            "generation",
+            "The model’s own questions and prompts",
+            training_sections.generation_section(rounds),
+        )
         yield "votes", "From paths to training rows", _votes(summary)
-    yield "early-stop", "Early stop", early_stop.section(summary)
+    yield "early-stop", "Early stop", vote_sections.early_stop_section(summary)
     if rounds:
-        yield "training", "Training", training.losses(rounds)
+        yield "training", "Training", training_sections.losses(rounds)
     yield "examples", "Questions, paths and votes", _examples(summary)
     if rounds:
-        yield "time", "Time and throughput", training.times(rounds)
+        yield "time", "Time and throughput", training_sections.times(rounds)
     yield "configuration", "Configuration", _configuration(summary)
 
 
 def _votes(summary: Summary) -> Html:
     rounds = summary["rounds"]
-    parts: list[Callable[..., Html]] = [votes.funnel, votes.selection, votes.by_task]
-    mix = [element("h3", "Mix of formats"), votes.format_mix(rounds)]
+    parts: list[Callable[..., Html]] = [
+        vote_sections.funnel,
+        vote_sections.selection,
+        vote_sections.by_task,
+    ]
+    mix = [element("h3", "Mix of formats"), vote_sections.format_mix(rounds)]
     return joined([*(part(rounds) for part in parts), *mix])
 
 
@@ -111,7 +118,7 @@ def _examples(summary: Summary) -> Html:
         "The vote sees no label; the gold answer is shown here to judge it. Equal paths are shown "
         "once with their number. Kept paths agree with the vote."
     )
-    return joined([element("p", note, cls="note"), votes.examples(summary)])
+    return joined([element("p", note, cls="note"), vote_sections.examples(summary)])
 
 
 def _configuration(summary: Summary) -> Html:

@@ -8,11 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lmsi_jax.report import compare, curves, early_stop, watch
-from lmsi_jax.report.accuracy import DOMAINS, headline_words
-from lmsi_jax.report.checking import validate
-from lmsi_jax.report.markup import DASH, p_value, percent, points, whole
-from lmsi_jax.report.summary import Evaluation, Summary
+from lmsi_jax.report import accuracy_section, training_sections, vote_sections
+from lmsi_jax.report.accuracy_section import DOMAINS, headline_words
+from lmsi_jax.report.html import DASH, p_value, percent, points, whole
+from lmsi_jax.report.summary import Evaluation, Summary, validate
 
 _SHORT = {
     "standard": "standard",
@@ -42,12 +41,12 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     for row in checked["rounds"]:
         for alarm in row["alarms"]:
             console.print(Text(f"Alarm in round {row['round']}: {alarm}", style="yellow"))
-    if compare.rounds_measured(checked):
+    if accuracy_section.rounds_measured(checked):
         console.print(_table(checked, _names(checked), console.width >= _WIDE))
         console.print(_legend())
-    if rows := watch.rows_by_figure(checked, "train"):
+    if rows := training_sections.rows_by_figure(checked, "train"):
         console.print(_watch_table(*rows))
-    for sentence in early_stop.sentences(checked):
+    for sentence in vote_sections.sentences(checked):
         console.print(Text(sentence))
 
 
@@ -65,18 +64,18 @@ def print_evaluation(
       LmsiError: the summary is not one.
     """
     checked = validate(summary)
-    if not compare.rounds_measured(checked):
+    if not accuracy_section.rounds_measured(checked):
         console.print(Text("Nothing has been evaluated yet"))
         return
     shown = names or _names(checked)
     console.print(_table(checked, shown, console.width >= _WIDE))
     console.print(_legend())
-    if rows := curves.with_curves(checked):
+    if rows := vote_sections.with_curves(checked):
         console.print(_paths_table(checked, rows, shown))
 
 
 def _names(summary: Summary) -> tuple[str, str]:
-    return "base", f"round {compare.rounds_measured(summary)[-1]}"
+    return "base", f"round {accuracy_section.rounds_measured(summary)[-1]}"
 
 
 def _legend() -> Text:
@@ -89,7 +88,7 @@ def _legend() -> Text:
 
 def _table(summary: Summary, names: tuple[str, str], wide: bool) -> Table:
     """Text cells alone: rich would read "[41.2, 54.9]" in a string as markup."""
-    last = compare.rounds_measured(summary)[-1]
+    last = accuracy_section.rounds_measured(summary)[-1]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("task")
     table.add_column("prompting")
@@ -106,11 +105,11 @@ def _table(summary: Summary, names: tuple[str, str], wide: bool) -> Table:
 
 def _paths_table(summary: Summary, rows: list[Evaluation], names: tuple[str, str]) -> Table:
     """Majority@k and pass@k of the first and the last model, means over tasks."""
-    measured = compare.rounds_measured(summary)
+    measured = accuracy_section.rounds_measured(summary)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("paths, mean over tasks")
     ends = [r for r in sorted({measured[0], measured[-1]}) if any(e["round"] == r for e in rows)]
-    by_end = {end: curves.means([e for e in rows if e["round"] == end]) for end in ends}
+    by_end = {end: vote_sections.means([e for e in rows if e["round"] == end]) for end in ends}
     for k in sorted({k for curve in by_end.values() for k, _, _ in curve}):
         table.add_column(f"k = {k}", justify="right", no_wrap=True)
     for end, curve in by_end.items():
@@ -131,17 +130,17 @@ def _watch_table(head: list[str], rows: list[list[str]]) -> Table:
     return table
 
 
-def _groups(summary: Summary) -> Iterator[tuple[str, list[compare.Comparison]]]:
+def _groups(summary: Summary) -> Iterator[tuple[str, list[accuracy_section.Comparison]]]:
     for domain in DOMAINS:
-        name = compare.DOMAIN_NAMES[domain].lower()
-        tasks = compare.tasks_of(summary, domain)
+        name = accuracy_section.DOMAIN_NAMES[domain].lower()
+        tasks = accuracy_section.tasks_of(summary, domain)
         for task in tasks:
-            yield task["name"], compare.of_task(summary, task["name"])
+            yield task["name"], accuracy_section.of_task(summary, task["name"])
         if len(tasks) > 1:
-            yield f"mean, {name}", compare.of_domain(summary, domain)
+            yield f"mean, {name}", accuracy_section.of_domain(summary, domain)
 
 
-def _cells(comparison: compare.Comparison, last: int, wide: bool) -> Iterator[Text]:
+def _cells(comparison: accuracy_section.Comparison, last: int, wide: bool) -> Iterator[Text]:
     yield Text(_SHORT[comparison.prompting])
     yield Text("/".join(whole(n) for n in sorted({a.n for a in comparison.by_round.values()})))
     yield _accuracy(comparison.by_round.get(0), wide)
@@ -154,7 +153,7 @@ def _cells(comparison: compare.Comparison, last: int, wide: bool) -> Iterator[Te
     yield Text(percent(measured.tied) if measured is not None and votes else DASH)
 
 
-def _change(change: compare.Change | None) -> Iterator[Text]:
+def _change(change: accuracy_section.Change | None) -> Iterator[Text]:
     if change is None:
         yield from (Text(DASH), Text(DASH))
         return
@@ -163,7 +162,7 @@ def _change(change: compare.Change | None) -> Iterator[Text]:
     yield Text(p_value(change.p))
 
 
-def _accuracy(accuracy: compare.Accuracy | None, wide: bool) -> Text:
+def _accuracy(accuracy: accuracy_section.Accuracy | None, wide: bool) -> Text:
     if accuracy is None:
         return Text(DASH)
     share = Text(f"{100 * accuracy.share:.1f}")

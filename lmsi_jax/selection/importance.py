@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.selection.filters import check_share, keep_lowest, kept_of
 from lmsi_jax.selection.rows import LOSS, STRONG_LOSSES, Facts, Row, Verdict, scored
-from lmsi_jax.selection.shares import check_share, keep_lowest, kept_of
 
 Validation = Literal["strong", "confident"]
 _MISSING = "not scored: longer than the batch shape"

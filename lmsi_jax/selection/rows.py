@@ -3,12 +3,20 @@
 A row is a voted path that training may learn. A filter is a frozen dataclass with two members:
 `needs`, the names of the scores that it reads, and `judge`, a pure function of a task's rows. Its
 verdicts do not depend on the order in which the rows come: equal scores go by uid and index.
+
+Filters one after the other, and what each of them left.
+
+What of a path is learnt: its solution up to and with the answer, the answer, its key.
 """
 
+import collections
 import dataclasses
+import math
+import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
+from lmsi_jax import answers, prompts
 from lmsi_jax.records import Path, Question, Vote
 
 LOSS = "loss"
@@ -112,3 +120,184 @@ class Filter(Protocol):
 def scored(rows: Sequence[Row], *names: str) -> list[int]:
     """Returns which of the rows have all of these scores."""
     return [i for i, row in enumerate(rows) if all(map(row.has, names))]
+
+
+Answers = Mapping[str, frozenset[str]]
+"""The keys that count as right, by the uid of their question."""
+NO_ANSWERS: Answers = types.MappingProxyType({})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one filter did to a task's rows.
+
+    Attributes:
+      filter: its name.
+      rows: that came in.
+      kept: that went on.
+      questions: that still have some.
+      weight: sum of the weights that went on.
+      dropped: rows by reason.
+      right, wrong: rows that went on, by their answer, where it was said which are right.
+    """
+
+    filter: str
+    rows: int
+    kept: int
+    questions: int
+    weight: float
+    dropped: dict[str, int]
+    right: int
+    wrong: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns a dictionary of plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What all filters left.
+
+    Attributes:
+      rows: in the order in which they came.
+      weights: of each, above 0.
+      steps: one for each filter.
+    """
+
+    rows: tuple[Row, ...]
+    weights: tuple[float, ...]
+    steps: tuple[Step, ...]
+
+
+def select(
+    rows: Sequence[Row],
+    filters: Sequence[Filter],
+    facts: Facts = NOTHING,
+    answers: Answers = NO_ANSWERS,
+) -> Selection:
+    """Hands a task's rows through the filters; each sees what those before it left.
+
+    Args:
+      rows: of one task.
+      filters: in their order; factors of the weights are multiplied.
+      facts: what is known of the task beside.
+      answers: which rows are right; counted in the steps, and never shown to a filter.
+
+    Raises:
+      LmsiError: a fact is missing that a filter needs.
+    """
+    left, weights = list(rows), [1.0] * len(rows)
+    steps = []
+    for one in filters:
+        verdicts = one.judge(left, facts)
+        dropped = collections.Counter(v.reason for v in verdicts if not v.weight > 0)
+        came = len(left)
+        passed = [
+            (row, weight * verdict.weight)
+            for row, weight, verdict in zip(left, weights, verdicts, strict=True)
+            if verdict.weight > 0
+        ]
+        left, weights = [row for row, _ in passed], [weight for _, weight in passed]
+        steps.append(_step(type(one).__name__, came, left, weights, dropped, answers))
+    return Selection(rows=tuple(left), weights=tuple(weights), steps=tuple(steps))
+
+
+def _step(
+    name: str,
+    came: int,
+    left: Sequence[Row],
+    weights: Sequence[float],
+    dropped: dict[str, int],
+    answers: Answers,
+) -> Step:
+    right, wrong = right_and_wrong(left, answers)
+    return Step(
+        filter=name,
+        rows=came,
+        kept=len(left),
+        questions=len({row.question.uid for row in left}),
+        weight=math.fsum(weights),
+        dropped=dict(sorted(dropped.items())),
+        right=right,
+        wrong=wrong,
+    )
+
+
+def right_and_wrong(rows: Sequence[Row], answers: Answers) -> tuple[int, int]:
+    """Counts rows whose answers are right and wrong; those of unknown questions are neither."""
+    known = [row.key in answers[row.path.uid] for row in rows if row.path.uid in answers]
+    return sum(known), len(known) - sum(known)
+
+
+Keep = Literal["majority", "parsed"]
+
+
+class Solution(NamedTuple):
+    """The part of a path that is learnt, the answer as the path writes it, and its key."""
+
+    text: str
+    answer: str
+    key: str
+
+
+def solutions(question: Question, paths: Sequence[Path]) -> dict[int, Solution]:
+    """Returns what is learnt of each path of the question that has an answer, by path index."""
+    options = answers.options_of(question)
+    found = [
+        (path, answers.find(path.text, question.kind, options, finished=path.finished))
+        for path in paths
+        if path.uid == question.uid
+    ]
+    return {
+        path.index: Solution(_ending(path.text[: hit.end].strip(), hit), hit.answer, hit.key)
+        for path, hit in found
+        if hit is not None and hit.key is not None
+    }
+
+
+def _ending(solution: str, found: answers.Found) -> str:
+    """The solution, with the answer sentence where the path has no mark of its own."""
+    sentence = prompts.answer_sentence(found.answer)
+    return solution if found.marked else f"{solution} {sentence}"
+
+
+def voted_rows(
+    question: Question, paths: Sequence[Path], vote: Vote, keep: Keep = "majority"
+) -> list[Row]:
+    """Returns a question's paths that training may learn, by index, for filters to judge.
+
+    Args:
+      question: what was asked.
+      paths: its paths, in any order.
+      vote: the vote over these paths.
+      keep: the paths that agree with the "majority"; or every "parsed" path, one that voted at all.
+
+    Raises:
+      ValueError: the vote is of another question; a path that voted is missing, or is not the one
+        that did.
+    """
+    if vote.uid != question.uid:
+        raise ValueError(f"the vote on {vote.uid!r} is not on question {question.uid!r}")
+    if vote.winner is None:
+        return []
+    by_index = {path.index: path for path in paths if path.uid == question.uid}
+    learnt = solutions(question, paths)
+    keys = dict(zip(sorted(by_index), vote.keys, strict=False))
+    chosen = vote.kept if keep == "majority" else [i for i, key in keys.items() if key is not None]
+    rows = []
+    for index in sorted(chosen):
+        own = learnt.get(index)
+        if own is None or own.key != (vote.winner if keep == "majority" else keys[index]):
+            raise ValueError(f"path {index} of question {question.uid!r} is not the one that voted")
+        rows.append(
+            Row(
+                question=question,
+                vote=vote,
+                path=by_index[index],
+                solution=own.text,
+                answer=own.answer,
+                key=own.key,
+            )
+        )
+    return rows

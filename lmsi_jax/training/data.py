@@ -4,17 +4,25 @@ The weak (own) and the strong (human) examples of each task are a SeqIO task eac
 pairs; the mixture draws them at given rates. The order is a pure function of the seed, so the
 number of rows read says where the stream stands. TensorFlow and SeqIO are imported when this is
 called.
+
+Where the data stands: how many rows were read, and which of them are in no batch yet.
+
+With this in a checkpoint a run goes on without packing again what it has trained on. The stream
+itself is a pure function of the seed, so the number of rows read says where it stands; a stream
+that has `skip(count)` passes over them without making them (SeqIO's does, in tf.data).
 """
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import SEPARATOR
 from lmsi_jax.records import FORMATS, Example, ExamplePair
-from lmsi_jax.training.packing import Row, pair_row, weighted_row
+from lmsi_jax.training.packing import Batch, Packer, Row, Shape, pair_row, stacked, weighted_row
 
 _SHUFFLE_BUFFER = 100_000
 _REMEDY = {
@@ -96,7 +104,7 @@ def in_order(examples: Sequence[Example], tokenizer_path: str) -> Iterator[Row]:
     """Returns tokenised examples once and in their order."""
     import seqio
 
-    from lmsi_jax.tasks.vocabularies import open_vocabulary
+    from lmsi_jax.interop.seqio_vocabularies import open_vocabulary
 
     name = "lmsi_in_order"
     if name in seqio.TaskRegistry.names():
@@ -188,7 +196,7 @@ def _registered(
     """Registers (name, columns, rate) as tasks anew; returns them and their mixture."""
     import seqio
 
-    from lmsi_jax.tasks.vocabularies import open_vocabulary
+    from lmsi_jax.interop.seqio_vocabularies import open_vocabulary
 
     vocabulary = open_vocabulary(tokenizer_path)
     tasks = []
@@ -235,7 +243,7 @@ def _add_task(name: str, columns: _Columns, vocabulary: Any) -> Any:
 def _tokenize(dataset: Any, output_features: Mapping[str, Any]) -> Any:
     import tensorflow as tf
 
-    from lmsi_jax.tasks.vocabularies import encode_prompt
+    from lmsi_jax.interop.seqio_vocabularies import encode_prompt
 
     def one(row: dict[str, Any]) -> dict[str, Any]:
         """Encodes one example's texts."""
@@ -247,3 +255,95 @@ def _tokenize(dataset: Any, output_features: Mapping[str, Any]) -> Any:
         return {**row, **texts, "weight": tf.cast(row["weight"], tf.float32)}
 
     return dataset.map(one, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+class Rows:
+    """A stream of rows that counts what is read of it, and leaves out what does not fit.
+
+    Args:
+      source: the rows; may offer `skip(count)`.
+      fits: which rows to give out.
+    """
+
+    def __init__(self, source: Iterable[Row], fits: Callable[[Row], bool] = lambda row: True):
+        self._source, self._fits = source, fits
+        self._iterator: Iterator[Row] | None = None
+        self.read = 0
+
+    def skip(self, count: int) -> None:
+        """Passes over `count` rows of the source, before anything is read."""
+        skip = getattr(self._source, "skip", None)
+        if skip is not None:
+            skip(count)
+        else:
+            self._iterator = iter(self._source)
+            for _ in zip(range(count), self._iterator, strict=False):
+                pass
+        self.read = count
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Row:
+        if self._iterator is None:
+            self._iterator = iter(self._source)
+        while True:
+            row = next(self._iterator)
+            self.read += 1
+            if self._fits(row):
+                return row
+
+
+class Steps:
+    """The batches of a run's steps, from a position on.
+
+    Args:
+      rows: the stream, from its beginning.
+      shape: of a step's batch.
+      position: as `position` was; None begins at the beginning.
+    """
+
+    def __init__(
+        self, rows: Iterable[Row], shape: Shape, position: Mapping[str, Any] | None = None
+    ):
+        self._rows = rows if isinstance(rows, Rows) else Rows(rows)
+        open_rows: list[Row] = []
+        if position is not None:
+            open_rows = _unpacked(position)
+            self._rows.skip(int(position["rows"]))
+        self._packer = Packer(self._rows, shape, open_rows)
+        self._steps = stacked(self._packer, shape.microbatches)
+
+    @property
+    def position(self) -> dict[str, Any]:
+        """Where the data stands between two steps, as JSON values."""
+        return {"rows": self._rows.read, "open": [_json(row) for row in self._packer.open_rows]}
+
+    def next(self) -> Batch | None:
+        """Returns the next step's batch; None where the stream has ended."""
+        return next(self._steps, None)
+
+
+def _json(row: Row) -> dict[str, Any]:
+    plain = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+    return {
+        k: {"dtype": str(v.dtype), "array": v.tolist()} if isinstance(v, np.ndarray) else v
+        for k, v in plain.items()
+    }
+
+
+def _row_reading(plain: Mapping[str, Any]) -> Row:
+    found: dict[str, Any] = {
+        k: np.array(v["array"], v["dtype"]) if isinstance(v, dict) else v for k, v in plain.items()
+    }
+    return Row(**{**found, "prefix": tuple(found["prefix"])})
+
+
+def _unpacked(position: Mapping[str, Any]) -> list[Row]:
+    try:
+        return [_row_reading(row) for row in position["open"]]
+    except (KeyError, TypeError) as error:
+        raise LmsiError(
+            f"the checkpoint's reading position cannot be understood ({error}); it is of another "
+            "version: delete the run's checkpoints and train again"
+        ) from error

@@ -2,89 +2,122 @@
 
 Of each token: cross entropy, which is what metrics report, and what is optimised: label smoothing,
 a teacher's distribution and a z-loss may be added to it. Without them the two are the same.
+
+Learning from pairs: SPIN (Chen et al. 2024) and ScPO (Prasad et al. 2024).
+
+A pair is a chosen and a rejected continuation of one prompt, packed as one row of two sequences
+(`packing.pair_row`). What the reference, the model that training starts from, says of them is
+computed once and comes with the rows.
+
+What a student learns from a teacher's distribution over each token (Hinton et al. 2015).
+
+The teacher's part is either its most probable tokens, stored with the data, or a model in memory.
+Learning from the teacher's text alone, as LMSI's own distillation does, needs none of this.
 """
 
 import dataclasses
-import math
-from typing import Literal, NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmsi_jax.errors import LmsiError, check_ranges
-from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import logits
+from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config.optimization import Loss, Preference
+from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.params import Params
-from lmsi_jax.training.packed import packed_states
-from lmsi_jax.training.teacher import (
-    Teacher,
-    check_same_tokens,
-    divergence,
-    stored,
-    top_k_divergence,
-)
-
-Arrays = dict[str, jax.Array]
+from lmsi_jax.models.transformer import logits
+from lmsi_jax.training.forward import packed_states
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Loss:
-    """What is optimised at each target token y; Z is the sum of exp(scores), q the model's softmax.
-
-    (1 - a) * smoothed cross entropy + a * divergence from the teacher + z_loss * log(Z)**2.
+class Teacher:
+    """A model in memory; its parameters are arguments of compiled functions, not constants.
 
     Attributes:
-      z_loss: coefficient of log(Z)**2, as in T5X; 1e-4 is usual.
-      label_smoothing: s. The target is 1 - s at y and s / (V - 1) at each of the V - 1 others, as
-        in T5X.
-      smoothing_constant: subtract the target's entropy, as T5X does: the least loss is then 0. The
-        gradient is the same.
-      distillation: "sequence" learns from the teacher's text alone (as LMSI does), "top_k"
-        also from its most probable tokens, stored with the rows, "model" from one in memory.
-      distillation_weight: a, the share of the divergence in "top_k" and "model". A token of which
-        nothing is stored keeps a = 0.
-      temperature: of teacher and student within the divergence.
-      top_k: "top_k" only: how many tokens are stored at each place.
-      rest: "top_k" only: the tokens that are not stored are one "bucket", or are left out: "drop"
-        scales both distributions to the stored ones.
-
-    Raises:
-      LmsiError: a value out of range, or a temperature where only some tokens are known.
+      config: its shape; it must have the student's tokenizer.
+      params: its parameter tree.
     """
 
-    z_loss: float = 0.0
-    label_smoothing: float = 0.0
-    smoothing_constant: bool = False
-    distillation: Literal["sequence", "top_k", "model"] = "sequence"
-    distillation_weight: float = 0.5
-    temperature: float = 1.0
-    top_k: int = 8
-    rest: Literal["bucket", "drop"] = "bucket"
+    config: ModelConfig = dataclasses.field(metadata={"static": True})
+    params: Params
 
-    def __post_init__(self) -> None:
-        forms, rests = ("sequence", "top_k", "model"), ("bucket", "drop")
-        ranges = {
-            "z_loss": (0 <= self.z_loss < math.inf, "0 or more"),
-            "label_smoothing": (0 <= self.label_smoothing < 1, "0 or more, below 1"),
-            "distillation": (self.distillation in forms, f"one of {', '.join(forms)}"),
-            "distillation_weight": (0 <= self.distillation_weight <= 1, "a share, 0 to 1"),
-            "temperature": (0 < self.temperature < math.inf, "a number above 0"),
-            "top_k": (self.top_k >= 1, "1 or more"),
-            "rest": (self.rest in rests, "'bucket' or 'drop'"),
-        }
-        check_ranges(self, ranges)
-        if self.distillation == "top_k" and self.rest == "bucket" and self.temperature != 1:
-            raise LmsiError(
-                f"Loss.temperature = {self.temperature}: how a temperature shares out the tokens "
-                "that are not stored is not known; use 1.0, or Loss.rest = 'drop'"
-            )
 
-    @property
-    def plain(self) -> bool:
-        """Whether the optimised loss is the cross entropy."""
-        smooth = self.z_loss or self.label_smoothing
-        return not smooth and (self.distillation == "sequence" or not self.distillation_weight)
+def divergence(teacher: jax.Array, student: jax.Array, temperature: float) -> jax.Array:
+    """Kullback-Leibler divergence of the softened distributions, teacher to student, in nats.
+
+    Args:
+      teacher: its scores, [..., V]; no gradient goes there.
+      student: its scores, [..., V].
+      temperature: both are divided by it.
+
+    Returns:
+      temperature**2 * sum_v p_v (log p_v - log q_v), [...]; the square keeps the gradient's size
+      (Hinton et al. 2015, section 2).
+    """
+    p = jax.nn.log_softmax(jax.lax.stop_gradient(teacher) / temperature)
+    q = jax.nn.log_softmax(student / temperature)
+    return temperature**2 * jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+
+
+def top_k_divergence(
+    ids: jax.Array, logprobs: jax.Array, student: jax.Array, temperature: float, rest: str
+) -> jax.Array:
+    """The same against a teacher of whom only the k most probable tokens are known, [...].
+
+    Args:
+      ids: [..., k] token ids, all different.
+      logprobs: [..., k] the teacher's log-probabilities of them, at temperature 1.
+      student: scores [..., V].
+      temperature: above 0; other than 1 only without the rest.
+      rest: "bucket" takes all other tokens as one more outcome, with what the teacher and the
+        student have left for them; "drop" scales both distributions to the k tokens.
+    """
+    known = jax.lax.stop_gradient(logprobs)
+    chosen = jnp.take_along_axis(student, ids, axis=-1)
+    if rest == "drop" or ids.shape[-1] == student.shape[-1]:
+        return divergence(known, chosen, temperature)
+    log_z = jax.nn.logsumexp(student, axis=-1, keepdims=True)
+    inside = jnp.sum(jnp.exp(known) * (known - (chosen - log_z)), axis=-1)
+    left = jnp.maximum(1.0 - jnp.exp(known).sum(-1), 0.0)
+    # Summed over the others: 1 minus the sum over the k would lose a small rest to rounding.
+    others = jnp.put_along_axis(student, ids, -jnp.inf, axis=-1, inplace=False)
+    outside = jax.nn.logsumexp(others, axis=-1) - log_z[..., 0]
+    log_left = jnp.log(jnp.where(left > 0, left, 1.0))
+    return inside + jnp.where(left > 0, left * (log_left - outside), 0.0)
+
+
+def check_same_tokens(teacher: Teacher, student: ModelConfig) -> None:
+    """Raises LmsiError where the two models cannot have one tokenizer."""
+    ours, theirs = student.vocab_size, teacher.config.vocab_size
+    if ours != theirs:
+        raise LmsiError(
+            f"the teacher's vocabulary has {theirs} ids, the student's {ours}: their "
+            "probabilities cannot be compared; use Loss.distillation = 'sequence'"
+        )
+
+
+def stored(batch: dict[str, Any]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A batch's `teacher_ids`, `teacher_logprobs`, and where there are any, [B, T].
+
+    Raises:
+      LmsiError: the batch has none.
+    """
+    if "teacher_ids" not in batch:
+        raise LmsiError(
+            "Loss.distillation = 'top_k' wants the teacher's log-probabilities in the batch; "
+            "store them with the rows (`scoring.with_top_k`) and set Shape.top_k"
+        )
+    ids, logprobs = batch["teacher_ids"], batch["teacher_logprobs"]
+    present = logprobs[..., 0] > -jnp.inf
+    # Where nothing is stored, any numbers do: the caller does not use what comes of them.
+    ids = jnp.where(present[..., None], ids, jnp.arange(ids.shape[-1]))
+    return ids, jnp.where(present[..., None], logprobs, jnp.log(0.5 / ids.shape[-1])), present
+
+
+Arrays = dict[str, jax.Array]
 
 
 class Sums(NamedTuple):
@@ -217,3 +250,172 @@ def averaged(sums: Sums, gradient: Params) -> tuple[Sums, Params]:
         sums.total / weight, sums.cross_entropy / weight, sums.by_group / sums.weights, sums.weights
     )
     return means, jax.tree.map(lambda g: g / weight, gradient)
+
+
+class Members(NamedTuple):
+    """Sums over each sequence's target tokens, [B, most pairs in a row, 2]: chosen, rejected.
+
+    Attributes:
+      logprobs: at temperature 1, in nats; 0 where there is no such sequence.
+      tokens: how many.
+    """
+
+    logprobs: jax.Array
+    tokens: jax.Array
+
+
+class PairSums(NamedTuple):
+    """Sums over the pairs of a microbatch or a step, or their means.
+
+    Attributes:
+      loss: what is optimised.
+      accuracy: pairs whose margin is above 0.
+      margin: chosen over rejected, both relative to the reference, in nats.
+      pairs: how many.
+      by_group: loss by group, [groups].
+      members: pairs by group, [groups].
+    """
+
+    loss: jax.Array
+    accuracy: jax.Array
+    margin: jax.Array
+    pairs: jax.Array
+    by_group: jax.Array
+    members: jax.Array
+
+
+def margin(
+    chosen: jax.Array, rejected: jax.Array, reference: tuple[jax.Array, jax.Array]
+) -> jax.Array:
+    """(log p(y) - log p_t(y)) - (log p(y') - log p_t(y')), elementwise; p_t is the reference."""
+    return (chosen - reference[0]) - (rejected - reference[1])
+
+
+def spin_loss(
+    chosen: jax.Array, rejected: jax.Array, reference: tuple[jax.Array, jax.Array], beta: float
+) -> jax.Array:
+    """-log sigmoid(beta * margin): y is a given answer, y' the reference's own (SPIN).
+
+    Args:
+      chosen: log-probabilities of whole sequences y, [N].
+      rejected: those of y', [N].
+      reference: the reference's of y and of y'.
+      beta: SPIN's lambda.
+    """
+    return -jax.nn.log_sigmoid(beta * margin(chosen, rejected, reference))
+
+
+def scpo_loss(
+    chosen: jax.Array,
+    rejected: jax.Array,
+    reference: tuple[jax.Array, jax.Array],
+    *,
+    chosen_tokens: jax.Array,
+    weights: jax.Array,
+    beta: float = 0.5,
+    likelihood: float = 1.0,
+) -> jax.Array:
+    """weight * (-log sigmoid(beta * margin) - likelihood * log p(y) / |y|) (ScPO, section 2).
+
+    Args:
+      chosen: log-probabilities of whole sequences, [N]: of the most voted answer.
+      rejected: of the least voted one.
+      reference: the last round's model's of both.
+      chosen_tokens: |y|, [N].
+      weights: (V+ - V-) / k, [N].
+      beta: of DPO.
+      likelihood: weight of the second term.
+    """
+    nll = -chosen / jnp.maximum(chosen_tokens, 1)
+    return weights * (spin_loss(chosen, rejected, reference, beta) + likelihood * nll)
+
+
+def members(config: ModelConfig, params: Params, batch: Arrays) -> Members:
+    """Sums the log-probabilities of each pair's sequences.
+
+    Args:
+      config: the model's shape.
+      params: its parameter tree.
+      batch: one microbatch of pairs, `packing.Batch` without the leading axis.
+    """
+    _, entropies = token_losses(config, params, batch)
+    target = (batch["weights"] > 0).astype(jnp.float32)
+    segments = batch["segments"]
+    return Members(_by_member(-entropies * target, segments), _by_member(target, segments))
+
+
+def _most(segments: jax.Array) -> int:
+    """Pairs that a packed sequence has room for: each has two tokens and a target in both."""
+    return segments.shape[-1] // 4
+
+
+def _by_member(values: jax.Array, segments: jax.Array) -> jax.Array:
+    """Sums [B, T] over the tokens of each sequence: [B, most, 2]; padding, segment 0, is left out.
+
+    Row by row, so that on a mesh each device adds up its own.
+    """
+    most = _most(segments)
+    add = functools.partial(jax.ops.segment_sum, num_segments=2 * most + 1)
+    return jax.vmap(add)(values, segments)[:, 1:].reshape(-1, most, 2)
+
+
+def pair_groups(batch: Arrays) -> jax.Array:
+    """The group of each pair, [B, most pairs in a row]; below 0 where there is none."""
+    most = _most(batch["segments"])
+    highest = functools.partial(jax.ops.segment_max, num_segments=2 * most + 1)
+    return jax.vmap(highest)(batch["groups"], batch["segments"])[:, 1::2]
+
+
+def pair_sums(
+    config: ModelConfig, params: Params, batch: Arrays, groups: int, preference: Preference
+) -> tuple[jax.Array, PairSums]:
+    """Sum of a microbatch's pairwise losses; and the sums that metrics are made of."""
+    own = members(config, params, batch)
+    before = _by_member(batch["reference"], batch["segments"])
+    chosen, rejected = own.logprobs[..., 0], own.logprobs[..., 1]
+    theirs = (before[..., 0], before[..., 1])
+    tokens = own.tokens[..., 0]
+    # Every target token of the chosen sequence carries the pair's weight.
+    weights = _by_member(batch["weights"], batch["segments"])[..., 0] / jnp.maximum(tokens, 1)
+    if preference.form == "spin":
+        losses = weights * spin_loss(chosen, rejected, theirs, preference.beta)
+    else:
+        losses = scpo_loss(
+            chosen,
+            rejected,
+            theirs,
+            chosen_tokens=tokens,
+            weights=weights,
+            beta=preference.beta,
+            likelihood=preference.likelihood,
+        )
+    present = (tokens > 0).astype(jnp.float32)
+    losses *= present
+    ahead = margin(chosen, rejected, theirs)
+    member = jax.nn.one_hot(pair_groups(batch), groups) * present[..., None]
+    sums = PairSums(
+        loss=losses.sum(),
+        accuracy=((ahead > 0) * present).sum(),
+        margin=(ahead * present).sum(),
+        pairs=present.sum(),
+        by_group=jnp.einsum("bn,bng->g", losses, member),
+        members=member.sum((0, 1)),
+    )
+    return sums.loss, sums
+
+
+def averaged_pairs(sums: PairSums, gradient: Params) -> tuple[PairSums, Params]:
+    """Divides a step's sums and gradient by its pairs; a group without pairs is NaN.
+
+    By their number, not by the sum of their weights: a step of unsure pairs is meant to move less.
+    """
+    pairs = jnp.maximum(sums.pairs, 1)
+    means = PairSums(
+        loss=sums.loss / pairs,
+        accuracy=sums.accuracy / pairs,
+        margin=sums.margin / pairs,
+        pairs=sums.pairs,
+        by_group=sums.by_group / sums.members,
+        members=sums.members,
+    )
+    return means, jax.tree.map(lambda g: g / pairs, gradient)

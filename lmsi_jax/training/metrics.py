@@ -8,6 +8,8 @@ metrics.jsonl has no clock in it: a run that was killed and taken up again write
 one that was not. Therefore what depends on the clock has a file of its own. A window of `log_every`
 steps that is open when a checkpoint is written goes into the checkpoint, see `Log.window`; lines
 that are ahead of the checkpoint are dropped and written anew.
+
+The least time that a training step takes: its matrix products over the rate of the machine.
 """
 
 import json
@@ -16,9 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from lmsi_jax.config.architecture import ModelConfig
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.training.packing import Batch
 
@@ -143,7 +147,7 @@ class _Silent:
 
 
 def _writers(directory: epath.Path, first: int) -> Any:
-    from lmsi_jax.training.writers import Writers  # CLU imports TensorFlow: some seconds
+    from lmsi_jax.training.metric_writers import Writers  # CLU imports TensorFlow: some seconds
 
     return Writers(directory, first)
 
@@ -237,3 +241,51 @@ def _over(one: Any, members: Sequence[int]) -> float | None:
 
 def _mean(values: Sequence[float]) -> float:
     return round(float(np.mean(values)), 6)
+
+
+def step_flops(
+    config: ModelConfig, parameters: int, batch: Batch, *, frozen: bool = False
+) -> float:
+    """Returns the FLOPs of a step, forward and backward.
+
+    6 for each parameter and token (Kaplan et al. 2020, section 2.1), and for each token and key
+    that it sees 12 times the width of all heads a layer: two products, three times. A prefix
+    counts once for all rows behind it; padding does not count, nor does a table of embeddings that
+    only looks up.
+
+    Args:
+      config: the model's shape.
+      parameters: how many it has.
+      batch: a step's batch, see `packing.Batch`, in NumPy.
+      frozen: whether the parameters get no gradient (LoRA): then 4 for each, not 6.
+    """
+    real = batch["segments"] > 0
+    prefixes = np.ravel(batch["prefix_length"]).astype(np.int64)
+    tokens = int(real.sum()) + int(prefixes.sum())
+    places = [batch["positions"][real], *(np.arange(size) for size in prefixes)]
+    keys = np.concatenate(places).astype(np.int64) + 1
+    seen = 0
+    for layer in range(config.num_layers):
+        window = config.window(layer)
+        seen += int((np.minimum(keys, window) if window else keys).sum())
+    looked_up = 0 if config.tied_embeddings else config.vocab_size * config.embed_dim
+    products = (4.0 if frozen else 6.0) * (parameters - looked_up) * tokens
+    return products + 12.0 * config.num_heads * config.head_dim * seen
+
+
+def matmul_rate(dtype: Any = jnp.float32, devices: int = 1) -> float:
+    """Returns FLOP/s of a large matrix product on `devices` devices like the first one.
+
+    The best of a few: some hundredths of a second on a CPU. A busy machine gives too low a rate,
+    and with it too high a ratio.
+    """
+    size = 1024 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return devices * 2.0 * size**3 / max(min(seconds), 1e-9)

@@ -1,56 +1,12 @@
 """Optimisers and schedules, from Optax."""
 
-import dataclasses
-import math
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import optax
 from optax import contrib
 
-from lmsi_jax.errors import check_ranges
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """What updates the parameters.
-
-    Attributes:
-      name: "adamw", "adafactor", or "muon" (Jordan et al. 2024: orthogonalised momentum for the
-        layers' matrices, AdamW with Nesterov momentum for the rest).
-      learning_rate: peak rate; the paper's is 5e-5 for PaLM-540B.
-      warmup_steps: linear rise from zero.
-      decay: what follows: "constant" (the paper's literal reading), "linear" or "cosine" to zero.
-      decay_share: share of the steps, at the end, that "linear" decays over ("cosine" uses all).
-      weight_decay: decoupled; not with Adafactor.
-      clip: largest global gradient norm; 0 does not clip.
-      b2: AdamW's second decay.
-      matrix_rate: "muon" only: the matrices' peak rate; `learning_rate` is then that of the rest.
-    """
-
-    name: Literal["adamw", "adafactor", "muon"] = "adamw"
-    learning_rate: float = 5e-5
-    warmup_steps: int = 0
-    decay: Literal["constant", "linear", "cosine"] = "constant"
-    decay_share: float = 1.0
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    b2: float = 0.99
-    matrix_rate: float = 0.02
-
-    def __post_init__(self) -> None:
-        names, decays = ("adamw", "adafactor", "muon"), ("constant", "linear", "cosine")
-        rates = ("learning_rate", "matrix_rate", "weight_decay")
-        ranges = {
-            "name": (self.name in names, f"one of {', '.join(names)}"),
-            **{name: (0 <= getattr(self, name) < math.inf, "0 or more") for name in rates},
-            "warmup_steps": (self.warmup_steps >= 0, "0 or more"),
-            "decay": (self.decay in decays, f"one of {', '.join(decays)}"),
-            "decay_share": (0 < self.decay_share <= 1, "a share above 0, 1 for all steps"),
-            "clip": (self.clip >= 0, "0 (off) or more"),
-            "b2": (0 <= self.b2 < 1, "0 or more, below 1"),
-        }
-        check_ranges(self, ranges)
+from lmsi_jax.config.optimization import Optimizer
 
 
 def learning_rate_schedule(optimizer: Optimizer, steps: int) -> optax.Schedule:

@@ -14,15 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config.optimization import Training
 from lmsi_jax.models.params import Params
+from lmsi_jax.models.sharding import fed, narrow, spread, within
 from lmsi_jax.training.data import Examples
-from lmsi_jax.training.losses import Arrays, token_losses, token_scores
+from lmsi_jax.training.losses import (
+    Arrays,
+    Members,
+    Teacher,
+    members,
+    pair_groups,
+    token_losses,
+    token_scores,
+)
 from lmsi_jax.training.packing import Batch, Row, Shape, batch_shape, fits, microbatches
-from lmsi_jax.training.placement import fed, narrow, spread, within
-from lmsi_jax.training.preferences import Members, members, pair_groups
-from lmsi_jax.training.settings import Training
-from lmsi_jax.training.teacher import Teacher
 
 Place = Callable[[Batch], Any]
 """Puts a microbatch where the model is, see `placement.fed`."""

@@ -1,32 +1,323 @@
-"""The trainer: packed batches in, checkpoints and metrics out; resumes to the same bytes."""
+"""The trainer: packed batches in, checkpoints and metrics out; resumes to the same bytes.
+
+Where a training run begins: at its base model, or as its newest checkpoint left it.
+
+One optimiser step, compiled: a batch in, new parameters and metrics out.
+
+A run's `params` are a plain parameter tree, and `state` is the Optax state over it. With LoRA
+`params` are the frozen base, and `state` is {"adapters": ..., "optimizer": ...}; `result` merges
+them. So a checkpoint of `result` and `state` is a plain model for all who read it, and holds all
+that a LoRA run goes on from, the base aside.
+"""
 
 import contextlib
 import dataclasses
+import functools
 import io
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 from etils import epath
 
-from lmsi_jax.agreement import Agreement, meet
+from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config.optimization import VALIDATION, Training
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.models import sharding
 from lmsi_jax.models.params import Params
-from lmsi_jax.progress import Progress
-from lmsi_jax.signals import Terminated, deferred
-from lmsi_jax.training import packing, placement
-from lmsi_jax.training.beginning import Begin, Load, where_to_begin
+from lmsi_jax.models.sharding import (
+    following,
+    mesh_of,
+    narrow,
+    on_mesh,
+    param_specs,
+    placed,
+    replicate_over_mesh,
+    weights_on_mesh,
+    within,
+)
+from lmsi_jax.models.transformer import parameter_shapes
+from lmsi_jax.runtime.files import remove
+from lmsi_jax.runtime.processes import Agreement, Terminated, deferred, meet
+from lmsi_jax.runtime.progress import Progress
+from lmsi_jax.training import checkpoints as stored
+from lmsi_jax.training import losses, packing
 from lmsi_jax.training.checkpoints import Checkpoints
-from lmsi_jax.training.floor import matmul_rate, step_flops
-from lmsi_jax.training.metrics import Line, Log
-from lmsi_jax.training.optimizers import learning_rate_schedule
+from lmsi_jax.training.data import Steps
+from lmsi_jax.training.forward import by_parameters, regrouped
+from lmsi_jax.training.lora import adapter_specs, by_adapters, fresh_adapters, merged
+from lmsi_jax.training.losses import Teacher, pair_sums, weighted_sums
+from lmsi_jax.training.metrics import (
+    METRICS,
+    Line,
+    Log,
+    matmul_rate,
+    read_metrics,
+    records,
+    step_flops,
+)
+from lmsi_jax.training.optimizers import learning_rate_schedule, transformation
 from lmsi_jax.training.packing import batch_shape
-from lmsi_jax.training.reading import Steps
-from lmsi_jax.training.settings import VALIDATION, Training
-from lmsi_jax.training.step import result, train_step
-from lmsi_jax.training.teacher import Teacher
 from lmsi_jax.training.validation import Validation
+
+Arrays = dict[str, jax.Array]
+_TOKENS = 512
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
+def train_step(
+    config: ModelConfig,
+    training: Training,
+    groups: int,
+    params: Params,
+    state: Any,
+    batch: Arrays,
+    teacher: Teacher | None = None,
+) -> tuple[Params, Any, Arrays]:
+    """One optimiser step; returns new parameters, optimiser state and metrics.
+
+    All three lie where `beginning.start` and `placement.fed` put params, state and batch.
+    """
+    metrics, gradient = _gradient(config, training, groups, params, state, batch, teacher)
+    optimizer = transformation(training.optimizer, training.steps)
+    if training.lora is None:
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    else:
+        updates, inner = optimizer.update(gradient, state["optimizer"], state["adapters"])
+        adapters = optax.apply_updates(state["adapters"], updates)
+        state = {"adapters": adapters, "optimizer": inner}
+    metrics |= {
+        "grad_norm": optax.global_norm(gradient),
+        "tokens": (batch["segments"] > 0).sum(),
+    }
+    params, state = _kept(config, training, params, state)
+    return params, state, replicate_over_mesh(training, metrics)
+
+
+def _gradient(
+    config: ModelConfig,
+    training: Training,
+    groups: int,
+    params: Params,
+    state: Any,
+    batch: Arrays,
+    teacher: Teacher | None,
+) -> tuple[Arrays, Params]:
+    """A step's losses, and the float32 gradient of what is trained.
+
+    The parameters are rounded to the type of the computation once a step; the sums over
+    microbatches, and the update of the parameters themselves, are float32.
+    """
+    preference = training.preference
+
+    def objective(weights: Params, one: Arrays) -> tuple[jax.Array, Any]:
+        if preference is not None:
+            return pair_sums(config, weights, one, groups, preference)
+        return weighted_sums(config, weights, one, groups, training.loss, teacher)
+
+    if mesh_of(training) is None and preference is None:
+        batch = regrouped(batch, _rows_at_once(training))
+    with within(training):
+        rounded = narrow(training, params)
+        if training.lora is None:
+            sums, gradient = by_parameters(config, rounded, objective, batch)
+        else:
+            own = narrow(training, state["adapters"])
+            sums, gradient = by_adapters(config, training.lora, rounded, own, objective, batch)
+    if preference is None:
+        means, gradient = losses.averaged(sums, gradient)
+        more = {} if training.loss.plain else {"optimised": means.total}
+        return {"loss": means.cross_entropy, "by_group": means.by_group, **more}, gradient
+    of_pairs, gradient = losses.averaged_pairs(sums, gradient)
+    return {
+        name: getattr(of_pairs, name)
+        for name in ("loss", "by_group", "accuracy", "margin", "pairs")
+    }, gradient
+
+
+def _rows_at_once(training: Training) -> int:
+    """How many rows without a prefix are computed at once: by shapes and kind of device alone."""
+    if training.rows_at_once:
+        return training.rows_at_once
+    # More gain nothing on a CPU, and leave its caches.
+    return max(1, _TOKENS // training.length) if jax.default_backend() == "cpu" else training.rows
+
+
+def _kept(config: ModelConfig, training: Training, params: Params, state: Any) -> Any:
+    """Lets parameters and state lie where they lay."""
+    mesh = mesh_of(training)
+    if mesh is None:
+        return params, state
+    specs = _specs(config, training, params, state)
+    return jax.lax.with_sharding_constraint((params, state), on_mesh(mesh, specs))
+
+
+def _specs(config: ModelConfig, training: Training, params: Params, state: Any) -> Any:
+    """(params, state) with `PartitionSpec`s in place of arrays."""
+    specs = param_specs(config, training)
+    if training.lora is None:
+        return specs, following(specs, params, state)
+    own = adapter_specs(training.lora, specs)
+    inner = following(own, state["adapters"], state["optimizer"])
+    return specs, {"adapters": own, "optimizer": inner}
+
+
+def _fresh_state(training: Training, params: Params) -> Any:
+    optimizer = transformation(training.optimizer, training.steps)
+    if training.lora is None:
+        return optimizer.init(params)
+    adapters = fresh_adapters(training.lora, params)
+    return {"adapters": adapters, "optimizer": optimizer.init(adapters)}
+
+
+def state_shapes(training: Training, params: Params) -> Any:
+    """Returns a run's state with shapes in place of arrays.
+
+    Args:
+      training: the optimiser and the adapters.
+      params: arrays or their shapes.
+    """
+    return jax.eval_shape(functools.partial(_fresh_state, training), params)
+
+
+def shardings(config: ModelConfig, training: Training, params: Params) -> Any:
+    """Returns (params, state) with shardings in place of arrays; None on one device.
+
+    Args:
+      config: the model's shape.
+      training: the mesh and the optimiser.
+      params: arrays or their shapes.
+    """
+    mesh = mesh_of(training)
+    if mesh is None:
+        return None
+    state = state_shapes(training, params)
+    return on_mesh(mesh, _specs(config, training, params, state))
+
+
+def fresh_state(config: ModelConfig, training: Training, params: Params) -> Any:
+    """Returns a run's state where it begins, placed.
+
+    Args:
+      config: the model's shape.
+      training: the mesh, the optimiser and the adapters.
+      params: the run's own, placed.
+    """
+    where = shardings(config, training, params)
+    make = functools.partial(_fresh_state, training)
+    return make(params) if where is None else jax.jit(make, out_shardings=where[1])(params)
+
+
+def result(training: Training, params: Params, state: Any) -> Params:
+    """Returns the plain model that a run has reached, placed as its params are."""
+    if training.lora is None:
+        return params
+    where = jax.tree.map(lambda leaf: leaf.sharding, params)
+    merge = jax.jit(merged, static_argnums=0, out_shardings=where)
+    return merge(training.lora, params, state["adapters"])
+
+
+_LOG = logging.getLogger(__name__)
+Load = Callable[[Any], Params]
+"""Loads parameters, onto a tree of shardings or, where that is None, as a whole."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Begin:
+    """Where a run begins.
+
+    Attributes:
+      step: steps that are taken.
+      params: its own parameters, placed; a step may use them up.
+      state: likewise.
+      position: where the data stands; None where no checkpoint says so.
+      window: the window of metrics that was open.
+    """
+
+    step: int
+    params: Params
+    state: Any
+    position: dict[str, Any] | None = None
+    window: Sequence[Any] = ()
+
+
+def where_to_begin(
+    checkpoints: Checkpoints, config: ModelConfig, training: Training, base: Params | Load
+) -> Begin:
+    """Takes up the newest checkpoint, read straight to its place; or begins at the base.
+
+    Args:
+      checkpoints: the run's.
+      config: the model's shape.
+      training: the mesh, the optimiser and the adapters.
+      base: the model that the run starts from, or what loads it.
+
+    Raises:
+      LmsiError: the checkpoint is damaged, or of another model or optimiser.
+    """
+    step = checkpoints.latest or 0
+    if not step:
+        params, state = start(config, training, base)
+        return Begin(step=0, params=params, state=state)
+    shapes = parameter_shapes(config)
+    state_like, where = state_shapes(training, shapes), shardings(config, training, shapes)
+    # With adapters what was saved is the merged model: their run goes on from the base itself.
+    wanted = shapes if training.lora is None else None
+    found, state = checkpoints.restore(step, wanted, state_like, where)
+    params = _own(config, training, base) if found is None else found
+    position = checkpoints.position(step)
+    window = position.pop("window") if position else ()
+    return Begin(step=step, params=params, state=state, position=position, window=window)
+
+
+def drop_unrecorded(directory: epath.PathLike) -> None:
+    """Drops a run's checkpoints where the metrics that lead up to them are missing or damaged.
+
+    No checkpoint holds those, so all steps are taken again, to the same bytes. T5X's checkpoints,
+    which come without metrics of ours, are kept.
+
+    Raises:
+      LmsiError: the folder cannot be written.
+    """
+    folder = epath.Path(directory)
+    ours = stored.present(folder) and stored.has_reading(stored.find(folder))
+    if not ours or _recorded(folder):
+        return
+    _LOG.warning(
+        "%s is missing or was altered, and no checkpoint holds what stood there: this model is "
+        "trained again from its first step",
+        folder / METRICS,
+    )
+    remove(
+        folder / METRICS
+    )  # first: a process that is killed here finds its checkpoints unrecorded
+    stored.drop(folder)
+
+
+def _recorded(folder: epath.Path) -> bool:
+    try:
+        read_metrics(folder)
+    except LmsiError:
+        return False
+    return bool(records(folder))
+
+
+def start(config: ModelConfig, training: Training, base: Params | Load) -> tuple[Params, Any]:
+    """Returns a run's params and state where it begins, placed; the base survives."""
+    params = _own(config, training, base)
+    return params, fresh_state(config, training, params)
+
+
+def _own(config: ModelConfig, training: Training, base: Params | Load) -> Params:
+    """The base, placed, and nobody else's."""
+    where = weights_on_mesh(config, training)
+    if where is None:
+        return jax.tree.map(jnp.array, base(None) if callable(base) else base)
+    return base(where) if callable(base) else placed(base, where)
 
 
 def train(
@@ -101,7 +392,7 @@ def _checkpoints(training: Training, directory: epath.PathLike) -> Checkpoints:
         best=training.best_metric,
         mode=training.best_mode,
         background=True,
-        together=placement.spans(training),
+        together=sharding.spans(training),
     )
 
 
@@ -117,19 +408,19 @@ def _steps(training: Training, rows: Iterable[packing.Row], begin: Begin) -> Ste
 def _agreement(training: Training, requested: Callable[[], bool]) -> Agreement:
     """With the processes that train together, once all of them are here; else with nobody."""
     _meet(training)
-    mesh = placement.mesh_of(training) if placement.spans(training) else None
+    mesh = sharding.mesh_of(training) if sharding.spans(training) else None
     return Agreement(mesh, requested, "read different examples")
 
 
 def _meet(training: Training) -> None:
-    mesh = placement.mesh_of(training)
-    if mesh is not None and placement.spans(training):
+    mesh = sharding.mesh_of(training)
+    if mesh is not None and sharding.spans(training):
         meet(mesh)
 
 
 def _leads(training: Training) -> bool:
     """Whether this process writes what one process is to write."""
-    return not placement.spans(training) or jax.process_index() == 0
+    return not sharding.spans(training) or jax.process_index() == 0
 
 
 def _bar(training: Training, name: str, done: int) -> Progress:
@@ -141,7 +432,7 @@ def _bar(training: Training, name: str, done: int) -> Progress:
 
 def _with_us(training: Training, teacher: Teacher) -> Teacher:
     """The teacher on the mesh that the student is on."""
-    params = placement.spread(teacher.config, training, teacher.params)
+    params = sharding.spread(teacher.config, training, teacher.params)
     return dataclasses.replace(teacher, params=params)
 
 
@@ -155,7 +446,7 @@ def _log(
 ) -> Log:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(begin.params))
     leads = _leads(training)
-    rate = matmul_rate(devices=placement.machines(training)) if leads else 1.0
+    rate = matmul_rate(devices=sharding.machines(training)) if leads else 1.0
     return Log(
         name,
         directory if leads else None,
@@ -190,7 +481,7 @@ class _Loop:
         training, params, state = self.training, begin.params, begin.state
         for step in range(begin.step + 1, training.steps + 1):
             batch = self._batch(step)
-            fed = placement.fed(training, batch)
+            fed = sharding.fed(training, batch)
             params, state, metrics = train_step(
                 self.config, training, self.groups, params, state, fed, self.teacher
             )

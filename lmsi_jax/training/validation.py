@@ -12,15 +12,16 @@ from collections.abc import Iterable, Mapping, Sequence
 import jax
 import numpy as np
 
+from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config.optimization import Training
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.config import ModelConfig
+from lmsi_jax.models import sharding
 from lmsi_jax.models.params import Params
 from lmsi_jax.records import Example
-from lmsi_jax.training import packing, placement
+from lmsi_jax.training import packing
+from lmsi_jax.training.forward import laid_out
 from lmsi_jax.training.losses import weighted_sums
-from lmsi_jax.training.packed import laid_out
 from lmsi_jax.training.packing import batch_shape
-from lmsi_jax.training.settings import Training
 
 Sources = dict[str, list[Example]]
 
@@ -87,7 +88,7 @@ class Validation:
         """
         totals = np.zeros(2)
         for batch in self._batches:
-            fed = placement.fed(self._training, batch)
+            fed = sharding.fed(self._training, batch)
             totals += np.asarray(_sums(self._config, self._training, params, fed), np.float64)
         return float(totals[0] / totals[1])
 
@@ -102,10 +103,10 @@ def _sums(
         _, sums = weighted_sums(config, weights, batch, 1)
         return sums.cross_entropy, batch["weights"].sum()
 
-    with placement.within(training):
-        weights = laid_out(config, placement.narrow(training, params))
+    with sharding.within(training):
+        weights = laid_out(config, sharding.narrow(training, params))
         entropies, totals = jax.lax.map(one, batch)
-        return placement.everywhere(training, (entropies.sum(), totals.sum()))
+        return sharding.replicate_over_mesh(training, (entropies.sum(), totals.sum()))
 
 
 def _stacked(microbatches: Iterable[packing.Batch], count: int) -> Iterable[packing.Batch]:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmsi_jax import voting
-from lmsi_jax.evaluation import curves, statistics
+from lmsi_jax.config import stages
+from lmsi_jax.evaluation import accuracy, statistics
 from lmsi_jax.records import Path, Question
 
 QUESTION = Question(uid="q", task="sums", text="Q: ?", kind="number", gold="2")
@@ -44,7 +45,7 @@ some_rows = st.lists(
     min_size=1,
     max_size=7,
 )
-rules = st.sampled_from([voting.Voting(weights=w) for w in ("none", "logprob", "softmax")])
+rules = st.sampled_from([stages.Voting(weights=w) for w in ("none", "logprob", "softmax")])
 
 
 @given(some_rows, rules)
@@ -54,7 +55,7 @@ def test_majority_at_k_is_the_vote_on_every_subset(rows, rule):
     weights = voting.weigh(paths, rule)
     vote = voting.vote(QUESTION, paths, weights)
     for k in range(1, len(paths) + 1):
-        share, variance = curves.majority_at_k(vote, paths, {"2"}, k)
+        share, variance = accuracy.majority_at_k(vote, paths, {"2"}, k)
         assert share == pytest.approx(_by_subsets(paths, weights, "2", k))
         assert variance == 0.0
     assert share == (vote.winner == "2")  # k = m is the vote
@@ -65,7 +66,7 @@ def test_majority_at_k_is_the_vote_on_every_subset(rows, rule):
 def test_one_path_passes_and_wins_as_often_as_paths_are_right(rows):
     paths = _paths(rows)
     vote = voting.vote(QUESTION, paths)
-    (point,) = curves.curve([paths], [vote], [{"2"}], ks=[1])
+    (point,) = accuracy.curve([paths], [vote], [{"2"}], ks=[1])
     mean = vote.keys.count("2") / len(paths)
     assert point.majority == pytest.approx(mean) and point.passed == pytest.approx(mean)
 
@@ -79,21 +80,21 @@ def _many():
 @pytest.mark.parametrize("paths", [_many(), _paths([("2", -1.0)] + [(None, -1.0)] * 13)])
 def test_random_subsets_come_near_all_of_them_as_their_error_says(paths):
     vote = voting.vote(QUESTION, paths)
-    assert math.comb(14, 5) > curves.MOST_SUBSETS
+    assert math.comb(14, 5) > accuracy.MOST_SUBSETS
     truth = _by_subsets(paths, None, "2", 5)
-    found = [curves.majority_at_k(vote, paths, {"2"}, 5, seed) for seed in range(20)]
+    found = [accuracy.majority_at_k(vote, paths, {"2"}, 5, seed) for seed in range(20)]
     errors = [(share - truth) / math.sqrt(variance) for share, variance in found]
     assert max(map(abs, errors)) < 4 and abs(np.mean(errors)) < 4 / math.sqrt(20)
     assert 0.5 < np.std(errors) < 2
-    assert curves.majority_at_k(vote, paths, {"2"}, 5, 3) == found[3]
+    assert accuracy.majority_at_k(vote, paths, {"2"}, 5, 3) == found[3]
 
 
 def test_order_of_the_paths_never_matters():
     paths = _many()
     vote = voting.vote(QUESTION, paths)
     for k in (2, 5, 13):
-        there = curves.majority_at_k(vote, paths, {"2"}, k, 1)
-        assert curves.majority_at_k(vote, paths[::-1], {"2"}, k, 1) == there
+        there = accuracy.majority_at_k(vote, paths, {"2"}, k, 1)
+        assert accuracy.majority_at_k(vote, paths[::-1], {"2"}, k, 1) == there
 
 
 def test_a_curve_is_the_mean_over_questions_with_its_intervals():
@@ -104,7 +105,7 @@ def test_a_curve_is_the_mean_over_questions_with_its_intervals():
     ]
     paths = [_paths(row) for row in rows]
     votes = [voting.vote(QUESTION, own) for own in paths]
-    points = curves.curve(paths, votes, [{"2"}] * 3)
+    points = accuracy.curve(paths, votes, [{"2"}] * 3)
     assert [point.k for point in points] == [1, 2, 4]
     for point in points:
         each = [_by_subsets(own, None, "2", point.k) for own in paths]
@@ -112,7 +113,7 @@ def test_a_curve_is_the_mean_over_questions_with_its_intervals():
         assert point.majority_low <= point.majority <= point.majority_high
         assert point.passed_low <= point.passed <= point.passed_high
     assert [point.passed for point in points] == pytest.approx([0.5, (1 + 0 + 5 / 6) / 3, 2 / 3])
-    every = curves.curve(paths, votes, [{"2"}] * 3, ks=range(1, 9))
+    every = accuracy.curve(paths, votes, [{"2"}] * 3, ks=range(1, 9))
     assert [point.k for point in every] == [1, 2, 3, 4]
 
 
@@ -121,8 +122,8 @@ def test_what_cannot_be_drawn_is_refused():
     vote = voting.vote(QUESTION, paths)
     for k, own in ((0, paths), (2, paths), (1, [])):
         with pytest.raises(ValueError, match="cannot draw"):
-            curves.majority_at_k(vote, own, {"2"}, k)
-    assert curves.curve([], [], []) == []
+            accuracy.majority_at_k(vote, own, {"2"}, k)
+    assert accuracy.curve([], [], []) == []
 
 
 def test_the_bootstrap_is_that_of_scipy_and_repeats():

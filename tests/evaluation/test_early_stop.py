@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsi_jax import voting
-from lmsi_jax.evaluation.early_stop import replay
+from lmsi_jax.evaluation.accuracy import replay
 from lmsi_jax.records import Path, Question
 
 

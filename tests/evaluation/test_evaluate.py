@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsi_jax.evaluation.evaluate import score
+from lmsi_jax.evaluation.accuracy import score
 from lmsi_jax.records import Path, Question
 
 PATHS = 5

@@ -87,11 +87,11 @@ def test_signals_are_passed_on_to_every_process(number):
 _DRY = """\
 # process 0 of 2
 env JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=4 JAX_CPU_COLLECTIVES_IMPLEMENTATION=gloo \
-PYTHONUNBUFFERED=1 python3 -m lmsi_jax.main run quickstart '--gin.Run.name=a b' \
+PYTHONUNBUFFERED=1 python3 -m lmsi_jax.cli.main run quickstart '--gin.Run.name=a b' \
 --coordinator_address=localhost:8476 --process_count=2 --process_index=0 &
 # process 1 of 2
 env JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=4 JAX_CPU_COLLECTIVES_IMPLEMENTATION=gloo \
-PYTHONUNBUFFERED=1 python3 -m lmsi_jax.main run quickstart '--gin.Run.name=a b' \
+PYTHONUNBUFFERED=1 python3 -m lmsi_jax.cli.main run quickstart '--gin.Run.name=a b' \
 --coordinator_address=localhost:8476 --process_count=2 --process_index=1 &
 wait
 """
@@ -113,7 +113,7 @@ def test_what_runs_is_what_the_dry_run_prints(monkeypatch):
 
 def test_one_process_is_not_connected_and_a_port_is_found():
     (alone,) = local.commands(("run",), 1, 2, local.free_port(), "python3")
-    assert alone.argv == ("python3", "-m", "lmsi_jax.main", "run")
+    assert alone.argv == ("python3", "-m", "lmsi_jax.cli.main", "run")
     assert 0 < local.free_port() < 65536
 
 

@@ -42,8 +42,8 @@ def test_every_launch_command_is_accepted():
 
 
 def test_the_configuration_names_parameters_that_there_are_and_is_read_from_a_bucket(bucket):
-    from lmsi_jax import gin_edge
-    from lmsi_jax.configurables import load_run
+    from lmsi_jax.config import gin_edge
+    from lmsi_jax.config.configurables import load_run
 
     text = re.search(r"^```gin\n(.*?)^```$", _TEXT, re.MULTILINE | re.DOTALL)[1]
     (bucket.root / "gemma.gin").write_text(text)

@@ -6,8 +6,7 @@ import json
 import pytest
 from families import FAMILIES, of_family
 
-from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.rope import LinearScaling, Llama3Scaling, YarnScaling
+from lmsi_jax.config.architecture import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
 
 
 def test_windows_are_cycled_over_the_layers(micro_config):

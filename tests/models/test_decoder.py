@@ -12,19 +12,18 @@ from flax import traverse_util
 from path_scores import sharp_params
 from reference_decoder import reference_logits
 
-from lmsi_jax.decoding.prefix import prefill
-from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import (
+from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.models.attention import packed_attention, prefill
+from lmsi_jax.models.params import fuse, split_weights, turned
+from lmsi_jax.models.rotary import angles_of
+from lmsi_jax.models.sharding import logical_axes
+from lmsi_jax.models.transformer import (
     Decoder,
     hidden_states,
     init_params,
     logits,
     parameter_shapes,
 )
-from lmsi_jax.models.partitioning import logical_axes
-from lmsi_jax.models.positions import angles_of
-from lmsi_jax.models.weights import fuse, split_weights, turned
-from lmsi_jax.training.attention import packed_attention
 
 
 def _logits(config, params, tokens):

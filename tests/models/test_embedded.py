@@ -4,16 +4,15 @@ import json
 
 import pytest
 
-from lmsi_jax import gin_edge
 from lmsi_jax.answers import key, path_key
-from lmsi_jax.configurables import load_run
-from lmsi_jax.decoding.engine import Engine
-from lmsi_jax.decoding.layout import Decoding
-from lmsi_jax.decoding.sampling import Sampling
-from lmsi_jax.models.decoder import parameter_shapes
-from lmsi_jax.models.tokenizer import SentencePiece
+from lmsi_jax.config import gin_edge
+from lmsi_jax.config.configurables import load_run
+from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.models.tokenizers import SentencePiece
+from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.prompts import build_prompt
-from lmsi_jax.stages.context import embedded_path
+from lmsi_jax.rollout.engine import Engine
+from lmsi_jax.runtime.files import embedded_path
 from lmsi_jax.tasks import registry
 from lmsi_jax.tasks.family import Family
 from lmsi_jax.training.checkpoints import digest, load_params

@@ -10,16 +10,16 @@ import jax
 import numpy as np
 import pytest
 
-from lmsi_jax.models.decoder import fresh_params, init_params
 from lmsi_jax.models.params import arrays
+from lmsi_jax.models.transformer import fresh_params, init_params
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _DRAW = """
 import json, sys
 import jax, numpy as np
-from lmsi_jax.decoding.spread import make_spread, param_shardings
-from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import fresh_params
+from lmsi_jax.models.sharding import make_spread, param_shardings
+from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.models.transformer import fresh_params
 from lmsi_jax.training.checkpoints import digest
 
 config = ModelConfig(vocab_size=320, num_layers=2, embed_dim=64, num_heads=4, num_kv_heads=4,

@@ -8,12 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmsi_jax.decoding.prefix import prefill
-from lmsi_jax.models.decoder import hidden_states, logits
-from lmsi_jax.models.norms import rms_norm
-from lmsi_jax.models.positions import angles_of, rotary_angles, rotate
-from lmsi_jax.models.weights import fuse
-from lmsi_jax.training.attention import packed_attention
+from lmsi_jax.models.attention import packed_attention, prefill
+from lmsi_jax.models.params import fuse
+from lmsi_jax.models.rotary import angles_of, rotary_angles, rotate
+from lmsi_jax.models.transformer import hidden_states, logits, rms_norm
 from lmsi_jax.training.losses import token_losses
 
 NARROW = jnp.bfloat16

@@ -8,8 +8,8 @@ alone).
 
 import pytest
 
-from lmsi_jax import gin_edge
-from lmsi_jax.configurables import load_run
+from lmsi_jax.config import gin_edge
+from lmsi_jax.config.configurables import load_run
 
 EXACT = {
     "gemma2_2b": 2_614_341_888,

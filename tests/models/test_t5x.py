@@ -11,25 +11,24 @@ from families import of_family
 from flax.core import freeze, unfreeze
 from path_scores import sharp_params
 
-from lmsi_jax.models import t5x_stand_ins
-from lmsi_jax.models.decoder import Decoder, init_params
+from lmsi_jax.config.optimization import Optimizer, Training
+from lmsi_jax.interop import t5x_stubs
+from lmsi_jax.interop.t5x_model import T5XDecoder
+from lmsi_jax.models.attention import packed_attention
+from lmsi_jax.models.transformer import Decoder, init_params
 from lmsi_jax.training import packing
-from lmsi_jax.training.attention import packed_attention
 from lmsi_jax.training.checkpoints import Checkpoints, load_params
 from lmsi_jax.training.metrics import read_metrics
-from lmsi_jax.training.optimizers import Optimizer, transformation
-from lmsi_jax.training.settings import Training
+from lmsi_jax.training.optimizers import transformation
 from lmsi_jax.training.trainer import train
 
-if reason := t5x_stand_ins.missing():
+if reason := t5x_stubs.missing():
     pytest.skip(reason, allow_module_level=True)
 
 import seqio
 from t5x import adafactor, models, optimizers, partitioning, utils
 from t5x import checkpoints as t5x_checkpoints
 from t5x import trainer as t5x_trainer
-
-from lmsi_jax.models.t5x import T5XDecoder
 
 TRAINING = Training(
     steps=20,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.tokenizer import SentencePiece
+from lmsi_jax.models.tokenizers import SentencePiece
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lmsi_jax.decoding.stops import Stops
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.tokenizer import encode_first, open_tokenizer
+from lmsi_jax.models.tokenizers import encode_first, open_tokenizer
+from lmsi_jax.rollout.stops import Stops
 
 KINDS = ("llama", "qwen", "gemma")
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.lists(

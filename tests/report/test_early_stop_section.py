@@ -7,7 +7,7 @@ from rich.console import Console
 from test_page import read, text_of
 
 from lmsi_jax.evaluation.statistics import paired_difference
-from lmsi_jax.report import early_stop
+from lmsi_jax.report import vote_sections
 from lmsi_jax.report.page import render
 from lmsi_jax.report.terminal import print_summary
 
@@ -28,7 +28,7 @@ def sampled_with_it(summary):
 
 def section(summary):
     """The section's text and its table."""
-    page = str(early_stop.section(summary))
+    page = str(vote_sections.early_stop_section(summary))
     return text_of(page), [[cell.replace("\N{NO-BREAK SPACE}", " ") for cell in row]
                            for row in read(page).rows]  # fmt: skip
 
@@ -56,7 +56,7 @@ def test_a_task_s_row_holds_what_the_rule_takes_and_what_the_vote_loses(summary)
 def test_sums_over_tasks_count_every_question_alike(summary):
     rows = sets(summary, "test", 1)
     stop(rows[0], 50)
-    one = early_stop.effect(rows)
+    one = vote_sections.effect(rows)
     flat = {name: [x for row in rows for x in row[name]] for name in ("taken", "same", "correct")}
     assert one.questions == len(flat["taken"]) == 50 + 6 * 200
     assert (one.taken, one.possible) == (sum(flat["taken"]), 32 * one.questions)
@@ -71,7 +71,7 @@ def stop(row, n):
 def test_page_and_terminal_say_the_same_sentences(summary):
     file = io.StringIO()
     print_summary(summary, Console(file=file, width=300))
-    sentences = [s.replace("\N{NO-BREAK SPACE}", " ") for s in early_stop.sentences(summary)]
+    sentences = [s.replace("\N{NO-BREAK SPACE}", " ") for s in vote_sections.sentences(summary)]
     printed = file.getvalue().replace("\N{NO-BREAK SPACE}", " ")
     assert len(sentences) == 2
     for sentence in sentences:
@@ -117,5 +117,5 @@ def test_one_task_needs_no_row_for_all(summary):
 
 def test_a_run_without_several_paths_has_no_such_section(summary):
     summary["early_stop"]["sets"] = []
-    assert early_stop.sentences(summary) == []
+    assert vote_sections.sentences(summary) == []
     assert 'id="early-stop"' not in render(summary)

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.report import accuracy, compare, markup, training, votes
-from lmsi_jax.report.checking import validate
+from lmsi_jax.report import accuracy_section, training_sections, vote_sections
+from lmsi_jax.report import html as html_module
 from lmsi_jax.report.page import render
+from lmsi_jax.report.summary import validate
 
 VOID = {"meta", "br"}
 
@@ -111,13 +112,13 @@ def test_the_headline_is_that_of_independent_sums(summary):
     pairs = [pair for t in tasks for pair in zip(found[0, t], found[1, t], strict=True)]
     gained, lost = pairs.count((0, 1)), pairs.count((1, 0))
     p = scipy.stats.binomtest(gained, gained + lost).pvalue
-    words, basis = accuracy.headline_words(summary)
+    words, basis = accuracy_section.headline_words(summary)
     words = words.replace("\N{NO-BREAK SPACE}", " ")
     assert words == (
         f"Chain-of-thought accuracy on in-domain tasks rose from {before:.1f} % to {after:.1f} %"
     )
     assert basis.startswith(f"+{after - before:.1f} points [95 %: ")
-    assert f"p {'= ' if p >= 1e-4 else ''}{markup.p_value(p)}." in basis
+    assert f"p {'= ' if p >= 1e-4 else ''}{html_module.p_value(p)}." in basis
     assert f"Mean over {len(tasks)} tasks, {len(pairs):,} test questions" in basis
     assert basis.replace("\N{NO-BREAK SPACE}", " ") in text_of(render(summary))
 
@@ -132,11 +133,11 @@ def test_a_task_row_holds_its_accuracies_and_its_p_value(summary):
     for cell, share, correct in zip(cells[2:4], shares, (before, after), strict=True):
         interval = scipy.stats.binomtest(sum(correct), len(correct)).proportion_ci(method="wilson")
         assert cell == f"{share:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
-    assert cells[4].startswith(markup.points((shares[1] - shares[0]) / 100))
+    assert cells[4].startswith(html_module.points((shares[1] - shares[0]) / 100))
     pairs = list(zip(before, after, strict=True))
     changed = pairs.count((0, 1)), pairs.count((1, 0))
     p = scipy.stats.binomtest(changed[0], sum(changed)).pvalue
-    assert cells[6] == markup.p_value(p)
+    assert cells[6] == html_module.p_value(p)
 
 
 def test_all_rounds_have_their_column(three_rounds):
@@ -190,7 +191,7 @@ def test_every_text_is_escaped(summary):
 
 @given(st.text())
 def test_text_comes_back_from_the_page_as_it_was(content):
-    shown = "".join(read(str(markup.element("pre", "." + content))).text)[1:]
+    shown = "".join(read(str(html_module.element("pre", "." + content))).text)[1:]
     readable = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "\N{REPLACEMENT CHARACTER}", content)
     assert shown.replace("\r\n", "\n") == readable.replace("\r\n", "\n")
 
@@ -353,7 +354,7 @@ def test_odd_later_rounds_are_shown_too(three_rounds, odd):
     ],
 )
 def test_the_headline_claims_no_more_than_was_measured(summary, odd, words):
-    assert accuracy.headline_words(odd(summary))[0].startswith(words)
+    assert accuracy_section.headline_words(odd(summary))[0].startswith(words)
 
 
 @pytest.mark.parametrize(
@@ -364,12 +365,12 @@ def test_a_verdict_needs_a_clear_test(summary, gained, lost, verdict):
     after = [1] * gained + [0] * lost + [1] * 30
     rows = only(summary, task=["parity"], prompting=["cot"])
     rows["evals"][0]["correct"], rows["evals"][1]["correct"] = before, after
-    assert compare.of_task(rows, "parity")[0].change.verdict == verdict
+    assert accuracy_section.of_task(rows, "parity")[0].change.verdict == verdict
 
 
 def test_a_round_that_lacks_a_task_does_not_bend_the_mean(summary):
     odd = last_round_lacks_a_task(summary)
-    found = next(c for c in compare.of_domain(odd, "in") if c.prompting == "cot")
+    found = next(c for c in accuracy_section.of_domain(odd, "in") if c.prompting == "cot")
     assert found.by_round[0].n == found.by_round[1].n == 800 and found.change.tasks == 4
     assert "800 (4 of 5 tasks)" in text_of(render(odd))
 
@@ -378,7 +379,7 @@ def test_before_and_after_are_of_the_questions_that_were_compared(summary):
     for row in summary["evals"]:
         if row["round"] == 1 and row["task"] == "parity":
             row.update(correct=row["correct"][:50], confidence=row["confidence"][:50])
-    _, comparison = compare.headline(summary)
+    _, comparison = accuracy_section.headline(summary)
     change = comparison.change
     assert change.tasks == 4
     assert change.after - change.before == pytest.approx(change.difference)
@@ -396,7 +397,7 @@ def test_before_and_after_are_of_the_questions_that_were_compared(summary):
     ],
 )
 def test_a_vote_is_judged_by_keys(winner, gold, kind, result):
-    assert votes.outcome({"winner": winner, "gold": gold}, kind) == result
+    assert vote_sections.outcome({"winner": winner, "gold": gold}, kind) == result
 
 
 def test_human_rows_are_not_called_free_of_labels(summary):
@@ -408,8 +409,8 @@ def test_human_rows_are_not_called_free_of_labels(summary):
 
 def test_a_long_curve_is_averaged_without_moving_its_mean():
     steps = [{"step": i, "loss": float(i % 7)} for i in range(1200)]
-    curve = training.thinned(steps, "loss")
-    assert len(curve) <= training.MOST_POINTS
+    curve = training_sections.thinned(steps, "loss")
+    assert len(curve) <= training_sections.MOST_POINTS
     assert statistics.mean(v for _, v in curve) == pytest.approx(
         statistics.mean(s["loss"] for s in steps)
     )
@@ -471,7 +472,7 @@ def test_the_calibration_error_of_each_model_stands_below_its_chart_and_in_the_r
         for row in rows:
             (found,) = [
                 each["accuracy"][number]["calibration_error"]
-                for each in compare.as_rows(summary)
+                for each in accuracy_section.as_rows(summary)
                 if (each["task"], each["prompting"]) == (row["task"], "self_consistency")
             ]
             assert found == pytest.approx(_calibration_error([row]))

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.report import watch
-from lmsi_jax.report.checking import validate
+from lmsi_jax.report import training_sections
 from lmsi_jax.report.page import render
+from lmsi_jax.report.summary import validate
 from lmsi_jax.report.terminal import print_summary
 
 
@@ -51,7 +51,7 @@ def _cells(page, name):
 
 
 def test_the_tables_have_a_column_for_each_round_in_order(watched):
-    page = str(watch.section(validate(watched)))
+    page = str(training_sections.watch_section(validate(watched)))
     train, test = page.split("Its model on the test questions")
     assert _cells(train, "Distinct-2") == [f"{0.2 - 0.0125 * r:.3f}" for r in (1, 2, 3)]
     assert _cells(train, "Their training weight") == ["20.0 %", "40.0 %", "60.0 %"]
@@ -80,7 +80,7 @@ def test_the_terminal_has_the_figures_of_the_rounds_votes(watched):
 def test_one_round_or_none_has_nothing_to_compare(summary, watched):
     assert "Watch against collapse" not in render(summary)
     one = {**watched, "watch": [_row("train", 1)]}
-    assert watch.rows_by_figure(validate(one), "train") is None
+    assert training_sections.rows_by_figure(validate(one), "train") is None
     assert "Watch against collapse" not in render(one)
 
 

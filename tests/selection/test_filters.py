@@ -11,14 +11,26 @@ from selection_rows import LOSSES, exact_count, kept, lowest, row
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Path, Question
-from lmsi_jax.selection.confidence import AnswerEntropy, Cap, MinConfidence, relative_entropy
-from lmsi_jax.selection.difficulty import Difficulty, hardest, word_pairs
-from lmsi_jax.selection.distinct import DistinctReasoning, equations, reasoning
+from lmsi_jax.selection.filters import (
+    AnswerEntropy,
+    Cap,
+    Difficulty,
+    DistinctReasoning,
+    InstructionFollowing,
+    MinConfidence,
+    Ranked,
+    SelfRating,
+    equations,
+    hardest,
+    kept_of,
+    rating_prompt,
+    read_rating,
+    reasoning,
+    relative_entropy,
+    word_pairs,
+)
 from lmsi_jax.selection.importance import DistributionShift, ImportanceWeights
-from lmsi_jax.selection.ranking import InstructionFollowing, Ranked, SelfRating
-from lmsi_jax.selection.rating import rating_prompt, read_rating
 from lmsi_jax.selection.rows import NOTHING, Facts
-from lmsi_jax.selection.shares import kept_of
 from lmsi_jax.voting import vote
 
 EVERY = (

@@ -5,10 +5,9 @@ import dataclasses
 import pytest
 from selection_rows import row
 
-from lmsi_jax.selection.confidence import Cap, MinConfidence
-from lmsi_jax.selection.funnel import select
+from lmsi_jax.selection.filters import Cap, MinConfidence
 from lmsi_jax.selection.importance import ImportanceWeights
-from lmsi_jax.selection.rows import Facts
+from lmsi_jax.selection.rows import Facts, select
 
 ROWS = [
     row("a", 0, confidence=0.9, loss=1.0),

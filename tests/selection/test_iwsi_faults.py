@@ -12,11 +12,10 @@ from selection_rows import LOSSES, exact_count, kept, row
 from step_losses import step_losses
 
 from lmsi_jax import voting
-from lmsi_jax.models.decoder import fresh_params
+from lmsi_jax.models.transformer import fresh_params
 from lmsi_jax.records import Path, Question
 from lmsi_jax.selection.importance import DistributionShift, ImportanceWeights, importance, shift
-from lmsi_jax.selection.rows import Facts
-from lmsi_jax.solutions import voted_rows
+from lmsi_jax.selection.rows import Facts, voted_rows
 from lmsi_jax.training.losses import token_losses
 from lmsi_jax.training.packing import Shape, batches, weighted_row
 from lmsi_jax.training.scoring import target_losses
@@ -77,7 +76,7 @@ def test_the_loss_is_that_of_the_answers_tokens_alone(micro_config):
 
 
 def test_the_stage_puts_nothing_between_question_and_answer_nor_behind_it():
-    from lmsi_jax.stages.path_losses import tokenised
+    from lmsi_jax.pipeline.score import tokenised
 
     class Letters:
         start_ids, eos_id = (), 1

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from lmsi_jax.pairing import Pair, pair
 from lmsi_jax.records import Path, Question
-from lmsi_jax.selection.pairs import Pair, pair
 from lmsi_jax.voting import vote
 
 QUESTION = Question(uid="q", task="t", text="Q: ?", kind="number")

@@ -10,8 +10,8 @@ import tensorflow as tf
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import build_prompt
 from lmsi_jax.records import Example, Question
-from lmsi_jax.store import ShardStore
-from lmsi_jax.tasks import registry, round_lengths, rounds
+from lmsi_jax.runtime.store import ShardStore
+from lmsi_jax.tasks import registry, seqio_prompts, seqio_rounds
 
 WEIGHTS = (0.25, 3.0, 0.0, 1.7)
 
@@ -45,7 +45,7 @@ def _batches(name, pack, lengths=None):
             name,
             lengths or {"inputs": 64, "targets": 64},
             dataset_split="train",
-            feature_converter=rounds.WeightedConverter(pack=pack),
+            feature_converter=seqio_rounds.WeightedConverter(pack=pack),
             shuffle=False,
             num_epochs=1,
         ).as_numpy_iterator()
@@ -56,7 +56,7 @@ def _batches(name, pack, lengths=None):
 def test_each_target_token_has_its_examples_weight_and_all_others_none(
     run, tokenizer, tokenizer_path, pack
 ):
-    found = _batches(rounds.mixture(run, tokenizer=tokenizer_path), pack)
+    found = _batches(seqio_rounds.mixture(run, tokenizer=tokenizer_path), pack)
     tokens, weights = [], []
     for batch in found:
         used = batch["decoder_target_tokens"] != 0
@@ -77,21 +77,21 @@ def test_each_target_token_has_its_examples_weight_and_all_others_none(
 def test_the_first_token_of_an_example_weighs_nothing():
     row = {"inputs": tf.zeros(0, tf.int32), "targets": tf.constant([5, 6, 7]), "weight": 2.0}
     dataset = tf.data.Dataset.from_tensors(row)
-    converter = rounds.WeightedConverter(pack=False)
+    converter = seqio_rounds.WeightedConverter(pack=False)
     (found,) = converter(dataset, {"inputs": 1, "targets": 4}).as_numpy_iterator()
     assert found["decoder_loss_weights"].tolist() == [0.0, 2.0, 2.0, 0.0, 0.0]
 
 
 def test_a_source_without_examples_is_named(run, tokenizer_path):
     with pytest.raises(LmsiError, match="holds no strong examples"):
-        rounds.mixture(run, tokenizer=tokenizer_path, strong_rate=0.5)
+        seqio_rounds.mixture(run, tokenizer=tokenizer_path, strong_rate=0.5)
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
     with pytest.raises(LmsiError, match="holds no run; set RUN_DIR"):
-        rounds.model_config(tmp_path)
+        seqio_rounds.model_config(tmp_path)
     with pytest.raises(LmsiError, match="holds no questions"):
-        rounds.questions(tmp_path)
+        seqio_rounds.questions(tmp_path)
 
 
 @pytest.fixture
@@ -116,10 +116,10 @@ def test_lengths_are_those_of_the_longest_prompt_and_of_the_longest_example(
 ):
     folder, prompts = asked
     size = max(len(tokenizer.encode(a)) + len(tokenizer.encode(b)) for a, b in prompts)
-    found = round_lengths.of_questions(folder, tokenizer_path, "cot", 17)
+    found = seqio_prompts.of_questions(folder, tokenizer_path, "cot", 17)
     assert found == {"inputs": size, "targets": 17}
     rows = _examples("weak")
-    assert round_lengths.of_examples(run, tokenizer=tokenizer_path) == {
+    assert seqio_prompts.of_examples(run, tokenizer=tokenizer_path) == {
         "inputs": max(len(tokenizer.encode(r.prefix) + tokenizer.encode(r.inputs)) for r in rows),
         "targets": len(tokenizer.encode(" The answer is 7.\n\n")),
     }
@@ -127,8 +127,8 @@ def test_lengths_are_those_of_the_longest_prompt_and_of_the_longest_example(
 
 def test_a_prompt_that_does_not_fit_is_an_error_that_names_the_remedy(asked, tokenizer_path):
     folder, _ = asked
-    name = rounds.questions(folder, tokenizer=tokenizer_path)
-    lengths = round_lengths.of_questions(folder, tokenizer_path)
+    name = seqio_rounds.questions(folder, tokenizer=tokenizer_path)
+    lengths = seqio_prompts.of_questions(folder, tokenizer_path)
     mixture = seqio.get_mixture_or_task(name)
     for task in mixture.tasks:
         assert len(list(task.get_dataset(lengths, "test", shuffle=False, num_epochs=1))) == 3
@@ -138,17 +138,17 @@ def test_a_prompt_that_does_not_fit_is_an_error_that_names_the_remedy(asked, tok
 
 
 def test_lengths_that_no_example_fits_are_refused(run, tokenizer_path):
-    name = rounds.mixture(run, tokenizer=tokenizer_path)
+    name = seqio_rounds.mixture(run, tokenizer=tokenizer_path)
     with pytest.raises(LmsiError, match="no example fits TASK_FEATURE_LENGTHS"):
         _batches(name, pack=True, lengths={"inputs": 64, "targets": 3})
 
 
 def test_new_tokens_are_those_of_the_runs_evaluation(tmp_path):
     with pytest.raises(LmsiError, match="set MAX_NEW_TOKENS"):
-        round_lengths.new_tokens(tmp_path)
+        seqio_prompts.new_tokens(tmp_path)
     folder = tmp_path / "round_0" / "eval"
     folder.mkdir(parents=True)
     record = {"config": {"Sampling": {"max_new_tokens": 90}}}
     (folder / "config.json").write_text(json.dumps(record))
-    assert round_lengths.new_tokens(tmp_path) == 90
-    assert round_lengths.new_tokens(tmp_path, "standard") == 32
+    assert seqio_prompts.new_tokens(tmp_path) == 90
+    assert seqio_prompts.new_tokens(tmp_path, "standard") == 32

@@ -6,10 +6,10 @@ import pytest
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import PROMPTINGS, build_prompt
-from lmsi_jax.tasks import registry
+from lmsi_jax.tasks import registry, seqio_suite
 
 seqio = pytest.importorskip("seqio")
-from lmsi_jax.tasks import suite  # noqa: E402  imports TensorFlow
+# noqa: E402  imports TensorFlow
 
 _SVAMP = [
     {"Body": f"Ann has {n} pens and gets 2", "Question": "How many?", "Answer": n + 2.0}
@@ -36,7 +36,9 @@ def _examples(name, split="test"):
 
 @pytest.mark.parametrize("prompting", PROMPTINGS)
 def test_a_prompt_is_that_of_the_engine(folders, prompting, tokenizer_path):
-    suite.register(("svamp",), tokenizer=tokenizer_path, data_dirs=folders, max_new_tokens=10_000)
+    seqio_suite.register(
+        ("svamp",), tokenizer=tokenizer_path, data_dirs=folders, max_new_tokens=10_000
+    )
     task = registry.get("svamp", folders["svamp"])
     questions = task.questions("test", "hard", 5, 0)
     vocabulary = seqio.get_mixture_or_task(f"lmsi_svamp_{prompting}").output_features["inputs"]
@@ -49,14 +51,14 @@ def test_a_prompt_is_that_of_the_engine(folders, prompting, tokenizer_path):
 
 
 def test_registering_again_has_the_same_effect(folders):
-    first = suite.register(("svamp", "aqua"), data_dirs=folders)
-    assert suite.register(("svamp", "aqua"), data_dirs=folders) == first
+    first = seqio_suite.register(("svamp", "aqua"), data_dirs=folders)
+    assert seqio_suite.register(("svamp", "aqua"), data_dirs=folders) == first
     tasks = {f"lmsi_{name}_{p}" for name in ("svamp", "aqua") for p in PROMPTINGS}
     assert set(first) == tasks | {f"lmsi_out_of_domain_{p}" for p in PROMPTINGS}
 
 
 def test_a_mixture_holds_the_tasks_of_its_domain(folders):
-    name = suite.mixture("out", "cot", names=("svamp", "aqua", "gsm8k"), data_dirs=folders)
+    name = seqio_suite.mixture("out", "cot", names=("svamp", "aqua", "gsm8k"), data_dirs=folders)
     assert {task.name for task in seqio.get_mixture_or_task(name).tasks} == {
         "lmsi_svamp_cot",
         "lmsi_aqua_cot",
@@ -64,11 +66,11 @@ def test_a_mixture_holds_the_tasks_of_its_domain(folders):
 
 
 def test_registering_reads_no_question():
-    suite.register(data_dirs=dict.fromkeys(suite.PUBLISHED, "/nowhere"))
+    seqio_suite.register(data_dirs=dict.fromkeys(seqio_suite.PUBLISHED, "/nowhere"))
 
 
 def test_seqios_evaluator_scores_answers_by_letter_and_by_text(folders, tmp_path):
-    suite.register(("aqua",), ("zero_shot_cot",), data_dirs=folders)
+    seqio_suite.register(("aqua",), ("zero_shot_cot",), data_dirs=folders)
     said = {"Which?": " It rusts. The answer is a nail.", "What?": " So the answer is (b)."}
 
     def predict(dataset, *_):
@@ -91,7 +93,7 @@ def test_seqios_evaluator_scores_answers_by_letter_and_by_text(folders, tmp_path
 
 
 def test_a_prompt_that_does_not_fit_is_refused_when_its_split_is_read(folders):
-    suite.register(("svamp",), ("cot",), data_dirs=folders)
+    seqio_suite.register(("svamp",), ("cot",), data_dirs=folders)
     task = seqio.get_mixture_or_task("lmsi_svamp_cot")
     with pytest.raises(LmsiError, match="lmsi_svamp_cot: the longest prompt has .* raise it"):
         task.get_dataset({"inputs": 64, "targets": 8}, "test", shuffle=False)

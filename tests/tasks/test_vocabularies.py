@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from shared_data import DATA
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.tokenizer import open_tokenizer
-from lmsi_jax.tasks.vocabularies import (
+from lmsi_jax.interop.seqio_vocabularies import (
     Pieces,
     Tokens,
     encode_prompt,
     open_t5x_vocabulary,
     open_vocabulary,
 )
+from lmsi_jax.models.tokenizers import open_tokenizer
 
 REAL = DATA / "sentencepiece"
 MODELS = ("sentencepiece.model", "google_sentencepiece_test_model.model")

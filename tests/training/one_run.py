@@ -11,13 +11,13 @@ import time
 import jax
 import numpy as np
 
-from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import init_params
-from lmsi_jax.signals import Terminated, leaving
+from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config.optimization import Optimizer, Training
+from lmsi_jax.models.transformer import init_params
+from lmsi_jax.runtime.processes import Terminated, leaving
 from lmsi_jax.training import checkpoints, trainer
-from lmsi_jax.training.optimizers import Optimizer, transformation
+from lmsi_jax.training.optimizers import transformation
 from lmsi_jax.training.packing import weighted_row
-from lmsi_jax.training.settings import Training
 
 CONFIG = ModelConfig(
     vocab_size=64,

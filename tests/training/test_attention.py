@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_decoder import reference_logits
 
-from lmsi_jax.decoding.prefix import prefill
-from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import hidden_states, init_params, logits
-from lmsi_jax.models.positions import angles_of
-from lmsi_jax.models.weights import fuse
-from lmsi_jax.training.attention import packed_attention
+from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.models.attention import packed_attention, prefill
+from lmsi_jax.models.params import fuse
+from lmsi_jax.models.rotary import angles_of
+from lmsi_jax.models.transformer import hidden_states, init_params, logits
 
 LENGTH, PREFIX, BLOCK = 24, 12, 8
 

@@ -5,8 +5,8 @@ import contextlib
 import jax.numpy as jnp
 import pytest
 
-from lmsi_jax.training.beginning import drop_unrecorded
 from lmsi_jax.training.checkpoints import Checkpoints
+from lmsi_jax.training.trainer import drop_unrecorded
 
 LINE = b'{"step": 1, "loss": 2.5}\n'
 

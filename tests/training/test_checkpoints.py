@@ -9,11 +9,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from lmsi_jax.config.optimization import Optimizer
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.decoder import parameter_shapes
+from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.training import checkpoints
-from lmsi_jax.training.checkpoints import Checkpoints, stored
-from lmsi_jax.training.optimizers import Optimizer, transformation
+from lmsi_jax.training.checkpoints import Checkpoints
+from lmsi_jax.training.optimizers import transformation
 
 
 @pytest.fixture
@@ -257,7 +258,7 @@ def test_the_digest_of_what_is_stored_is_that_of_the_parameters(
     saved, micro_config, micro_params, monkeypatch, portion
 ):
     """Read array by array, some at a time, or all at once."""
-    monkeypatch.setattr(stored, "_PORTION", portion)
+    monkeypatch.setattr(checkpoints, "_PORTION", portion)
     found = checkpoints.stored_digest(saved[0], parameter_shapes(micro_config))
     assert found == checkpoints.digest(micro_params)
 

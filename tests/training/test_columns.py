@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from step_losses import loss_and_gradient
 
-from lmsi_jax.decoding.prefix import Cache
-from lmsi_jax.models.decoder import block, init_params
-from lmsi_jax.models.positions import angles_of
-from lmsi_jax.models.weights import fuse
-from lmsi_jax.training import columns
-from lmsi_jax.training.attention import packed_attention
-from lmsi_jax.training.losses import Loss, token_losses
-from lmsi_jax.training.packed import regrouped
+from lmsi_jax.config.optimization import Loss
+from lmsi_jax.models.attention import Cache, packed_attention
+from lmsi_jax.models.params import fuse
+from lmsi_jax.models.rotary import angles_of
+from lmsi_jax.models.transformer import block, init_params
+from lmsi_jax.training import forward_cpu
+from lmsi_jax.training.forward import regrouped
+from lmsi_jax.training.losses import token_losses
 from lmsi_jax.training.packing import Shape, batches, weighted_row
 
 ROWS, LENGTH, PREFIX = 2, 19, 7
@@ -48,8 +48,8 @@ def test_a_layer_and_its_gradients_are_those_of_the_general_block(micro_config, 
 
     def upright(p, x, keys, values):
         shared = (keys[0], values[0], length[0]) if prefix else None
-        turned = columns.turned(angles[0])
-        out = columns.block(config, p, jnp.moveaxis(x, -1, 0), turned, segments, shared)
+        turned = forward_cpu.turned(angles[0])
+        out = forward_cpu.block(config, p, jnp.moveaxis(x, -1, 0), turned, segments, shared)
         return jnp.moveaxis(out, 0, -1)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -64,11 +64,11 @@ def test_a_layer_and_its_gradients_are_those_of_the_general_block(micro_config, 
 
 def test_models_that_are_not_palms_block_take_the_general_way(micro_config, micro_params):
     weights = fuse(micro_config, micro_params)
-    assert columns.suits(micro_config, weights) == (jax.default_backend() == "cpu")
+    assert forward_cpu.suits(micro_config, weights) == (jax.default_backend() == "cpu")
     for change in ({"windows": (4, 0)}, {"attention_softcap": 2.0}):
-        assert not columns.suits(dataclasses.replace(micro_config, **change), weights)
+        assert not forward_cpu.suits(dataclasses.replace(micro_config, **change), weights)
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), weights)
-    assert not columns.suits(micro_config, narrow)
+    assert not forward_cpu.suits(micro_config, narrow)
 
 
 def _batch(prefix_length):

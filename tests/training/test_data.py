@@ -152,7 +152,7 @@ def test_a_rate_for_a_task_without_examples_names_those_with_some(tokenizer_path
 def test_rows_of_a_tokenizer_json_begin_with_the_models_start(tmp_path, kind):
     import hub_models as hub
 
-    from lmsi_jax.models.tokenizer import encode_first, open_tokenizer
+    from lmsi_jax.models.tokenizers import encode_first, open_tokenizer
 
     hub.write_tokenizer(tmp_path, kind)
     made = open_tokenizer(tmp_path)

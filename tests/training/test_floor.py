@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lmsi_jax.training.floor import matmul_rate, step_flops
+from lmsi_jax.training.metrics import matmul_rate, step_flops
 from lmsi_jax.training.packing import Shape, batches, weighted_row
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lmsi_jax.training.joint import Joint
+from lmsi_jax.training.forward import Joint
 
 
 @pytest.mark.parametrize("given", [6, 5])

@@ -10,27 +10,18 @@ import numpy as np
 import pytest
 from step_losses import step_losses
 
+from lmsi_jax.config.optimization import Lora, Optimizer, Training
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.decoder import hidden_states, logits, parameter_shapes
-from lmsi_jax.models.positions import angles_of
-from lmsi_jax.models.weights import fuse, split_weights
+from lmsi_jax.models.attention import packed_attention
+from lmsi_jax.models.params import fuse, split_weights
+from lmsi_jax.models.rotary import angles_of
+from lmsi_jax.models.transformer import hidden_states, logits, parameter_shapes
 from lmsi_jax.training import checkpoints
-from lmsi_jax.training.attention import packed_attention
-from lmsi_jax.training.beginning import start
-from lmsi_jax.training.lora import (
-    Lora,
-    by_adapters,
-    export_adapters,
-    fresh_adapters,
-    merged,
-)
+from lmsi_jax.training.lora import by_adapters, export_adapters, fresh_adapters, merged
 from lmsi_jax.training.losses import averaged, weighted_sums
 from lmsi_jax.training.metrics import read_metrics
-from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.packing import batches, weighted_row
-from lmsi_jax.training.settings import Training
-from lmsi_jax.training.step import result, state_shapes, train_step
-from lmsi_jax.training.trainer import train
+from lmsi_jax.training.trainer import result, start, state_shapes, train, train_step
 
 LORA = Lora(rank=3, alpha=6.0, targets=("value", "query", "down"))
 TRAINING = Training(

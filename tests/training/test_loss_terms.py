@@ -9,12 +9,12 @@ import pytest
 import reference_losses as reference
 from step_losses import loss_and_gradient, step_losses
 
+from lmsi_jax.config.optimization import Loss
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.decoder import init_params
-from lmsi_jax.training.losses import Loss, token_scores
+from lmsi_jax.models.transformer import init_params
+from lmsi_jax.training.losses import Teacher, token_scores
 from lmsi_jax.training.packing import Shape, batches, microbatches, weighted_row
 from lmsi_jax.training.scoring import with_top_k
-from lmsi_jax.training.teacher import Teacher
 
 K = 3
 SHAPE = Shape(microbatches=1, rows=2, length=24, prefix_length=6)

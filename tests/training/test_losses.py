@@ -12,7 +12,7 @@ from path_scores import sharp_params
 from reference_decoder import reference_logits
 from step_losses import loss_and_gradient
 
-from lmsi_jax.models.decoder import init_params
+from lmsi_jax.models.transformer import init_params
 from lmsi_jax.training.packing import Shape, batches, microbatches, weighted_row
 
 

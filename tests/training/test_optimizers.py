@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+from lmsi_jax.config.optimization import Optimizer
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.training.optimizers import Optimizer, learning_rate_schedule, transformation
+from lmsi_jax.training.optimizers import learning_rate_schedule, transformation
 
 RATE, STEPS, WARM = 0.2, 50, 10
 

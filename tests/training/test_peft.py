@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from lmsi_jax.config.optimization import Lora
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.training import peft as exported
-from lmsi_jax.training.lora import Lora, fresh_adapters, merged
+from lmsi_jax.training import lora as exported
+from lmsi_jax.training.lora import fresh_adapters, merged
 
 LORA = Lora(rank=3, alpha=6.0, targets=("value", "query", "down", "attention_out"), peft=True)
 

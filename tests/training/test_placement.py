@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from lmsi_jax.config.optimization import Optimizer, Training
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.decoder import parameter_shapes
-from lmsi_jax.models.partitioning import weight_specs
-from lmsi_jax.training.optimizers import Optimizer, transformation
-from lmsi_jax.training.placement import following, mesh_of
-from lmsi_jax.training.settings import Training
+from lmsi_jax.models.sharding import following, mesh_of, weight_specs
+from lmsi_jax.models.transformer import parameter_shapes
+from lmsi_jax.training.optimizers import transformation
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _MESHES = ((1, 1, False), (2, 4, True))
@@ -28,15 +27,15 @@ _SCRIPT = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from lmsi_jax import processes
-from lmsi_jax.models.config import ModelConfig
-from lmsi_jax.models.decoder import init_params
+from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.models.transformer import init_params
 from lmsi_jax.training import placement
 from lmsi_jax.training.lora import Lora
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.packing import batches, weighted_row
-from lmsi_jax.training.beginning import start
-from lmsi_jax.training.step import result, train_step
-from lmsi_jax.training.settings import Training
+from lmsi_jax.training.trainer import start
+from lmsi_jax.training.trainer import result, train_step
+from lmsi_jax.config.optimization import Training
 
 out, meshes, cases, address, count, index = sys.argv[1:]
 if int(count) > 1:

@@ -8,19 +8,13 @@ import numpy as np
 import pytest
 import reference_losses as reference
 
+from lmsi_jax.config.optimization import Preference
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.decoder import init_params
-from lmsi_jax.training import preferences
-from lmsi_jax.training.accumulation import by_parameters
+from lmsi_jax.models.transformer import init_params
+from lmsi_jax.training import losses as losses_module
+from lmsi_jax.training.forward import by_parameters
+from lmsi_jax.training.losses import members, pair_groups, pair_sums, scpo_loss, spin_loss
 from lmsi_jax.training.packing import Shape, batches, microbatches, pair_row, weighted_row
-from lmsi_jax.training.preferences import (
-    Preference,
-    members,
-    pair_groups,
-    pair_sums,
-    scpo_loss,
-    spin_loss,
-)
 from lmsi_jax.training.scoring import with_reference
 
 SHAPE = Shape(microbatches=2, rows=2, length=30, prefix_length=6, pairs=True)
@@ -70,7 +64,7 @@ def test_loss_and_gradient(micro_config, micro_params, preference):
         return pair_sums(micro_config, weights, one, 3, preference)
 
     sums = by_parameters(micro_config, micro_params, objective, batch)
-    means, gradient = preferences.averaged(*sums)
+    means, gradient = losses_module.averaged_pairs(*sums)
     losses = lambda p: _reference_losses(micro_config, p, frozen, pairs, preference)  # noqa: E731
     value = lambda p: sum(losses(p)) / 3  # noqa: E731
     assert float(means.loss) == pytest.approx(value(micro_params), rel=1e-5)

@@ -8,8 +8,8 @@ import one_run
 import pytest
 
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.training.data import Rows, Steps
 from lmsi_jax.training.packing import Shape, batches
-from lmsi_jax.training.reading import Rows, Steps
 
 SHAPE = Shape(microbatches=2, rows=2, length=24, prefix_length=8)
 

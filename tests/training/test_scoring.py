@@ -5,12 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lmsi_jax.training.losses import Loss
+from lmsi_jax.config.optimization import Loss, Preference, Training
+from lmsi_jax.training.losses import Teacher
 from lmsi_jax.training.packing import pair_row, weighted_row
-from lmsi_jax.training.preferences import Preference
 from lmsi_jax.training.scoring import Scored, Scorer, with_reference, with_top_k
-from lmsi_jax.training.settings import Training
-from lmsi_jax.training.teacher import Teacher
 
 SOFT = Training(
     rows=2, length=24, prefix_length=6, loss=Loss(distillation="top_k", top_k=3), microbatches=1

@@ -10,12 +10,10 @@ import optax
 import pytest
 from step_losses import loss_and_gradient
 
-from lmsi_jax.models.decoder import init_params
-from lmsi_jax.training.beginning import start
-from lmsi_jax.training.optimizers import Optimizer
+from lmsi_jax.config.optimization import Optimizer, Training
+from lmsi_jax.models.transformer import init_params
 from lmsi_jax.training.packing import Shape, batches, weighted_row
-from lmsi_jax.training.settings import Training
-from lmsi_jax.training.step import train_step
+from lmsi_jax.training.trainer import start, train_step
 
 _loss_and_gradient = jax.jit(loss_and_gradient, static_argnums=(0, 3))
 

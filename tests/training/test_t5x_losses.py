@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmsi_jax.models import t5x_stand_ins
-from lmsi_jax.training.losses import Loss, token_losses, token_scores
+from lmsi_jax.config.optimization import Loss
+from lmsi_jax.interop import t5x_stubs
+from lmsi_jax.training.losses import token_losses, token_scores
 from lmsi_jax.training.packing import Shape, microbatches, weighted_row
 
-if reason := t5x_stand_ins.missing():
+if reason := t5x_stubs.missing():
     pytest.skip(reason, allow_module_level=True)
 
 from t5x import losses as t5x_losses

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from lmsi_jax.config.optimization import Optimizer, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.metrics import read_metrics
-from lmsi_jax.training.optimizers import Optimizer, transformation
+from lmsi_jax.training.optimizers import transformation
 from lmsi_jax.training.packing import weighted_row
-from lmsi_jax.training.settings import Training
 from lmsi_jax.training.trainer import train
 
 TRAINING = Training(

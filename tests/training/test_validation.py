@@ -9,12 +9,12 @@ import one_run
 import pytest
 from reference_losses import cross_entropy, mean_loss
 
+from lmsi_jax.config.optimization import Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Example
 from lmsi_jax.training import trainer
 from lmsi_jax.training.checkpoints import Checkpoints
 from lmsi_jax.training.metrics import read_metrics
-from lmsi_jax.training.settings import Training
 from lmsi_jax.training.validation import Validation, split
 
 

@@ -1,0 +1,1 @@
+"""Settings: every dataclass that a person sets, and the gin edge."""

@@ -1,0 +1,517 @@
+"""config.json -> `ModelConfig`.
+
+Every key of a config.json is either read here or known to change nothing; what is neither is
+refused by name, for a network that is almost the right one writes almost right text.
+
+`ModelConfig` -> config.json.
+
+What the architectures have in common and apart: Llama 3, Qwen 2.5, Qwen 3, Gemma 2 and 3.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from lmsi_jax.config.architecture import (
+    LinearScaling,
+    Llama3Scaling,
+    ModelConfig,
+    RopeScaling,
+    YarnScaling,
+)
+from lmsi_jax.errors import LmsiError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """What a Hugging Face architecture has beyond the numbers in its config.json.
+
+    Attributes:
+      model_type: in config.json.
+      architecture: its class in transformers.
+      fixed: fields of `ModelConfig` that are the same in all its models.
+      defaults: what transformers takes for a key that config.json leaves out.
+      reads: keys beyond `COMMON` that config.json may have.
+      activation: the one `hidden_act` that it is known with, and ours for it.
+    """
+
+    model_type: str
+    architecture: str
+    fixed: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    reads: frozenset[str] = frozenset()
+    activation: tuple[str, str] = ("silu", "silu")
+
+
+_GEMMA = {
+    "norm_plus_one": True,
+    "post_norms": True,
+    "scale_embeddings": True,
+    "activation": "gelu",
+}
+_GEMMA_READS = frozenset(
+    {
+        *("hidden_activation", "query_pre_attn_scalar", "sliding_window", "layer_types"),
+        *("attn_logit_softcapping", "final_logit_softcapping", "attention_bias"),
+    }
+)
+_GEMMA_DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256, "query_pre_attn_scalar": 256}
+GEMMA_GELU = ("gelu_pytorch_tanh", "gelu")
+_QWEN_READS = frozenset({"use_sliding_window", "sliding_window", "max_window_layers"})
+_QWEN_READS |= {"layer_types"}
+BIASED = ("query", "key", "value")
+
+FAMILIES = (
+    Family(
+        model_type="llama",
+        architecture="LlamaForCausalLM",
+        fixed={},
+        defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-6},
+        reads=frozenset({"attention_bias", "mlp_bias"}),
+    ),
+    Family(
+        model_type="qwen2",
+        architecture="Qwen2ForCausalLM",
+        fixed={"biases": BIASED},
+        defaults={"rope_theta": 10000.0, "sliding_window": 4096, "max_window_layers": 28},
+        reads=_QWEN_READS,
+    ),
+    Family(
+        model_type="qwen3",
+        architecture="Qwen3ForCausalLM",
+        fixed={"qk_norm": True},
+        defaults={
+            **{"rope_theta": 10000.0, "sliding_window": 4096, "max_window_layers": 28},
+            "head_dim": 128,
+        },
+        reads=_QWEN_READS | {"attention_bias"},
+    ),
+    Family(
+        model_type="gemma2",
+        architecture="Gemma2ForCausalLM",
+        fixed=_GEMMA,
+        defaults={
+            **_GEMMA_DEFAULTS,
+            **{"rope_theta": 10000.0, "sliding_window": 4096, "sliding_window_pattern": 2},
+            **{"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        },
+        reads=_GEMMA_READS,
+        activation=GEMMA_GELU,
+    ),
+    Family(
+        model_type="gemma3_text",
+        architecture="Gemma3ForCausalLM",
+        fixed={**_GEMMA, "qk_norm": True},
+        defaults={
+            **_GEMMA_DEFAULTS,
+            **{"rope_theta": 1000000.0, "rope_local_base_freq": 10000.0},
+            **{"sliding_window": 4096, "sliding_window_pattern": 6},
+        },
+        reads=_GEMMA_READS | {"rope_local_base_freq", "sliding_window_pattern"},
+        activation=GEMMA_GELU,
+    ),
+)
+
+COMMON = frozenset(
+    {
+        *("architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size"),
+        *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+        *("max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "hidden_act"),
+        *("rope_theta", "rope_scaling", "rope_parameters"),
+    }
+)
+# They say how a model was made, stored or is called, not what it computes.
+IDLE = frozenset(
+    {
+        *("_name_or_path", "transformers_version", "torch_dtype", "dtype", "initializer_range"),
+        *("use_cache", "cache_implementation", "attention_dropout", "pretraining_tp"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "unsloth_fixed", "_attn_implementation"),
+        *("_sliding_window_pattern", "sliding_window_size", "use_bidirectional_attention"),
+        *(
+            "chunk_size_feed_forward",
+            "is_encoder_decoder",
+            "return_dict",
+            "output_attentions",
+            "output_hidden_states",
+        ),
+        *("id2label", "label2id", "problem_type", "add_cross_attention", "is_decoder"),
+    }
+)
+
+
+def family_of(raw: Mapping[str, Any]) -> Family:
+    """Returns the family of a config.json.
+
+    Raises:
+      LmsiError: it is none of `FAMILIES`.
+    """
+    kind = raw.get("model_type")
+    for family in FAMILIES:
+        if family.model_type == kind:
+            _check_architecture(family, raw)
+            return family
+    known = ", ".join(family.model_type for family in FAMILIES)
+    more = ""
+    if kind == "gemma3":
+        more = "; of a Gemma 3 with images, import the text model (Gemma3ForCausalLM) alone"
+    raise LmsiError(
+        f"config.json: model_type = {kind!r} is not supported{more}; supported are {known}"
+    )
+
+
+def _check_architecture(family: Family, raw: Mapping[str, Any]) -> None:
+    names = raw.get("architectures") or [family.architecture]
+    if family.architecture not in names:
+        raise LmsiError(
+            f"config.json: architectures = {names!r}; only {family.architecture} of "
+            f"{family.model_type} writes text and is supported"
+        )
+
+
+def model_config(raw: Mapping[str, Any]) -> ModelConfig:
+    """Returns the `ModelConfig` of a config.json.
+
+    Raises:
+      LmsiError: an architecture, a feature or a key that is not supported, or a number that is
+        missing or does not fit; it names the key.
+    """
+    family = family_of(raw)
+    _check_keys(family, raw)
+    get = _Reader(family, raw)
+    heads = get.number("num_attention_heads")
+    windows = _windows(get)
+    fields = {
+        "vocab_size": get.number("vocab_size"),
+        "num_layers": get.number("num_hidden_layers"),
+        "embed_dim": get.number("hidden_size"),
+        "num_heads": heads,
+        "num_kv_heads": get.number("num_key_value_heads", heads),
+        "head_dim": get.number("head_dim", get.number("hidden_size") // heads),
+        "mlp_dim": get.number("intermediate_size"),
+        "max_length": get.number("max_position_embeddings"),
+        "block": "sequential",
+        "norm_epsilon": float(get("rms_norm_eps", 1e-6)),
+        "query_scalar": float(get("query_pre_attn_scalar", 0.0)),
+        "windows": windows,
+        "attention_softcap": float(get("attn_logit_softcapping", 0.0)),
+        "logits_softcap": float(get("final_logit_softcapping", 0.0)),
+        "tied_embeddings": bool(get("tie_word_embeddings", False)),
+        "biases": _biases(get),
+        **_positions(get),
+        **family.fixed,
+    }
+    try:
+        config = ModelConfig(**fields)
+    except ValueError as error:
+        raise LmsiError(f"config.json does not describe a model: {error}") from None
+    # 0.0 stands for head_dim: one way to write one model.
+    same = config.query_scalar == config.head_dim
+    return dataclasses.replace(config, query_scalar=0.0) if same else config
+
+
+class _Reader:
+    """config.json's values, with transformers' defaults; null counts as left out."""
+
+    def __init__(self, family: Family, raw: Mapping[str, Any]):
+        # A null of Gemma 2's caps means none, not the default.
+        own = {key: 0.0 for key in _CAPS if key in raw and raw[key] is None}
+        given = {key: value for key, value in raw.items() if value is not None}
+        self.values = {**family.defaults, **own, **given}
+        self.given = given
+
+    def __call__(self, key: str, default: Any = None) -> Any:
+        """A value, or the default."""
+        return self.values.get(key, default)
+
+    def number(self, key: str, default: int | None = None) -> int:
+        """A whole number above 0.
+
+        Raises:
+          LmsiError: it is missing or none.
+        """
+        value = self.values.get(key, default)
+        if type(value) is not int or value < 1:
+            raise LmsiError(
+                f"config.json: {key} = {value!r}; it must be a whole number above 0. Take the "
+                "config.json that belongs to the checkpoint"
+            )
+        return value
+
+
+_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+
+
+def _check_keys(family: Family, raw: Mapping[str, Any]) -> None:
+    """Refuses keys that say something which is not understood, and values that are not supported.
+
+    Raises:
+      LmsiError: names the key and its value.
+    """
+    known = COMMON | family.reads | IDLE
+    for key, value in raw.items():
+        if key not in known and value not in (None, False, 0, "", [], {}):
+            raise LmsiError(
+                f"config.json: {key} = {value!r} is not supported for {family.model_type}; if it "
+                "does not change what the model computes, delete it there"
+            )
+    theirs, _ = family.activation
+    for key in ("hidden_act", "hidden_activation"):
+        value = raw.get(key)
+        older = {"gelu"} if family.activation is GEMMA_GELU and key == "hidden_act" else set()
+        if value is not None and value not in {theirs, *older}:
+            raise LmsiError(
+                f"config.json: {key} = {value!r} is not supported; {family.model_type} has {theirs}"
+            )
+    for key in ("use_bidirectional_attention", "is_encoder_decoder", "add_cross_attention"):
+        if raw.get(key):
+            raise LmsiError(f"config.json: {key} = {raw[key]!r} is not supported; it must be false")
+
+
+def _biases(get: _Reader) -> tuple[str, ...]:
+    attention = (*BIASED, "attention_out") if get("attention_bias") else ()
+    return attention + (("gate", "up", "down") if get("mlp_bias") else ())
+
+
+def _windows(get: _Reader) -> tuple[int, ...]:
+    """The sliding windows, as the shortest cycle that gives each layer its own."""
+    layers = get.number("num_hidden_layers")
+    kinds = get("layer_types")
+    if kinds is None:
+        kinds = [_kind(get, layer) for layer in range(layers)]
+    if len(kinds) != layers:
+        raise LmsiError(
+            f"config.json: layer_types names {len(kinds)} layers, num_hidden_layers {layers}"
+        )
+    odd = set(kinds) - {"full_attention", "sliding_attention"}
+    if odd:
+        raise LmsiError(f"config.json: layer_types has {min(odd)!r}, which is not supported")
+    sliding = "sliding_attention" in kinds
+    window = get.number("sliding_window") if sliding else 0
+    all_ = [window if kind == "sliding_attention" else 0 for kind in kinds]
+    length = next(n for n in range(1, layers + 1) if all_ == (all_[:n] * layers)[:layers])
+    return tuple(all_[:length])
+
+
+def _kind(get: _Reader, layer: int) -> str:
+    """A layer's attention where config.json has no `layer_types`, as older ones."""
+    if pattern := get("sliding_window_pattern"):
+        return "sliding_attention" if (layer + 1) % pattern else "full_attention"
+    if get("use_sliding_window", False) and layer >= get("max_window_layers"):
+        return "sliding_attention"
+    return "full_attention"
+
+
+def _positions(get: _Reader) -> dict[str, Any]:
+    """The rotary fields, from transformers 4's keys or from 5's `rope_parameters`."""
+    local = get("rope_local_base_freq")
+    rope = get("rope_parameters")
+    if rope is None:
+        rope = {"rope_theta": get("rope_theta"), **(get("rope_scaling") or {})}
+    elif "full_attention" in rope:
+        for kind in ("full_attention", "sliding_attention"):
+            if not isinstance(rope.get(kind), dict):
+                raise LmsiError(f"config.json: rope_parameters has no {kind!r}")
+        local = _local_theta(rope["sliding_attention"], local)
+        rope = rope["full_attention"]
+    found: dict[str, Any] = {
+        "rope_theta": float(rope.get("rope_theta", get("rope_theta"))),
+        "rope_scaling": _scaling(rope, get),
+    }
+    if local is not None:
+        found["local_rope_theta"] = float(local)
+    return found
+
+
+def _local_theta(rope: Mapping[str, Any], default: float | None) -> float | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise LmsiError(
+            f"config.json: rope_parameters' sliding_attention has rope_type {kind!r}, which is "
+            "not supported; it must be 'default'"
+        )
+    return rope.get("rope_theta", default)
+
+
+def _scaling(rope: Mapping[str, Any], get: _Reader) -> RopeScaling | None:
+    """The stretching of rotary frequencies."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    longest = get.number("max_position_embeddings")
+    original = rope.get("original_max_position_embeddings", longest)
+    if kind == "default":
+        _check_rope(rope, kind, set())
+        return None
+    if "factor" not in rope:
+        raise LmsiError(f"config.json: rope_scaling of type {kind!r} has no 'factor'")
+    factor = float(rope["factor"])
+    if kind == "linear":
+        _check_rope(rope, kind, {"factor"})
+        return LinearScaling(factor=factor)
+    if kind == "llama3":
+        own = ("low_freq_factor", "high_freq_factor")
+        _check_rope(rope, kind, {"factor", "original_max_position_embeddings", *own})
+        low, high = (float(rope[name]) for name in own)
+        return Llama3Scaling(
+            factor=factor, low_freq_factor=low, high_freq_factor=high, original_length=original
+        )
+    if kind == "yarn":
+        ramp = ("beta_fast", "beta_slow", "attention_factor", "truncate")
+        _check_rope(rope, kind, {"factor", "original_max_position_embeddings", *ramp})
+        given = {name: rope[name] for name in ramp if rope.get(name) is not None}
+        return YarnScaling(factor=factor, original_length=original, **given)
+    raise LmsiError(
+        f"config.json: rope_scaling of type {kind!r} is not supported; supported are default, "
+        "linear, llama3 and yarn"
+    )
+
+
+def _check_rope(rope: Mapping[str, Any], kind: str, reads: set[str]) -> None:
+    odd = sorted(
+        key
+        for key, value in rope.items()
+        if key not in reads | {"rope_type", "type", "rope_theta"} and value is not None
+    )
+    if odd:
+        raise LmsiError(
+            f"config.json: rope_scaling of type {kind!r} has {odd[0]!r}, which is not supported"
+        )
+
+
+# They change memory and time of training, not the model.
+_TRAINING = {"remat": "none", "scan_layers": False, "query_block": 0}
+
+
+def hf_config(config: ModelConfig) -> dict[str, Any]:
+    """Returns config.json's keys for a model, its weights' type and special ids left out.
+
+    Raises:
+      LmsiError: no architecture of Hugging Face's computes what this model does.
+    """
+    family = _family(config)
+    raw = (
+        _common(config, family) | _attention(config, family) | _positions_config_out(config, family)
+    )
+    _check_same(config, family, raw)
+    return raw
+
+
+def _family(config: ModelConfig) -> Family:
+    """The family whose fixed fields are the model's."""
+    if config.block == "parallel":
+        raise LmsiError(
+            "a PaLM-style model (ModelConfig.block = 'parallel') has no architecture in Hugging "
+            "Face's transformers; export one of the families of docs/models.md"
+        )
+    # Those with most of their own come first: Llama's are all others'.
+    for family in sorted(FAMILIES, key=lambda family: -len(family.fixed)):
+        if all(getattr(config, name) == value for name, value in family.fixed.items()):
+            return family
+    raise AssertionError("Llama fixes nothing")
+
+
+def _common(config: ModelConfig, family: Family) -> dict[str, Any]:
+    return {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.embed_dim,
+        "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_length,
+        "rms_norm_eps": config.norm_epsilon,
+        "tie_word_embeddings": config.tied_embeddings,
+        "attention_dropout": 0.0,
+    }
+
+
+def _attention(config: ModelConfig, family: Family) -> dict[str, Any]:
+    theirs, _ = family.activation
+    made: dict[str, Any] = {"hidden_act": theirs}
+    if "hidden_activation" in family.reads:
+        made = {
+            "hidden_activation": theirs,
+            "query_pre_attn_scalar": _whole(config.query_scalar or config.head_dim),
+            "attn_logit_softcapping": config.attention_softcap or None,
+            "final_logit_softcapping": config.logits_softcap or None,
+        }
+    for key, name in (("attention_bias", "query"), ("mlp_bias", "gate")):
+        if key in family.reads:
+            made[key] = name in config.biases
+    if "sliding_window" in family.reads:
+        made |= _windows_config_out(config, family)
+    return made
+
+
+def _whole(value: float) -> int | float:
+    return int(value) if value == int(value) else value
+
+
+def _windows_config_out(config: ModelConfig, family: Family) -> dict[str, Any]:
+    windows = [config.window(layer) for layer in range(config.num_layers)]
+    sizes = set(windows) - {0}
+    if len(sizes) > 1:
+        raise LmsiError(
+            f"ModelConfig.windows = {config.windows} has several widths; {family.architecture} "
+            "has one sliding_window"
+        )
+    kinds = ["sliding_attention" if window else "full_attention" for window in windows]
+    made: dict[str, Any] = {"layer_types": kinds, "sliding_window": max(sizes, default=None)}
+    if "use_sliding_window" in family.reads:
+        made["use_sliding_window"] = bool(sizes)
+    return made
+
+
+def _positions_config_out(config: ModelConfig, family: Family) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "rope_theta": config.rope_theta,
+        "rope_scaling": _scaling_config_out(config),
+    }
+    if "rope_local_base_freq" in family.reads:
+        made["rope_local_base_freq"] = config.local_rope_theta
+    return made
+
+
+def _scaling_config_out(config: ModelConfig) -> dict[str, Any] | None:
+    match config.rope_scaling:
+        case None:
+            return None
+        case LinearScaling(factor=factor):
+            return {"rope_type": "linear", "factor": factor}
+        case Llama3Scaling() as scaling:
+            made = _settings(scaling)
+            made["original_max_position_embeddings"] = made.pop("original_length")
+            return {"rope_type": "llama3", **made}
+        case YarnScaling() as scaling:
+            made = _settings(scaling)
+            made["original_max_position_embeddings"] = made.pop("original_length")
+            made["attention_factor"] = made["attention_factor"] or None
+            return {"rope_type": "yarn", **made}
+
+
+def _settings(scaling: Llama3Scaling | YarnScaling) -> dict[str, Any]:
+    fields = dataclasses.fields(scaling)
+    return {field.name: getattr(scaling, field.name) for field in fields if field.init}
+
+
+def _check_same(config: ModelConfig, family: Family, raw: Mapping[str, Any]) -> None:
+    """Reads config.json back: what it cannot say is not exported.
+
+    Raises:
+      LmsiError: names the fields that the architecture has no room for.
+    """
+    wanted = dataclasses.replace(config, **_TRAINING)  # type: ignore[arg-type]
+    found = model_config(raw)
+    if found.query_scalar == 0.0 and wanted.query_scalar == wanted.head_dim:
+        wanted = dataclasses.replace(wanted, query_scalar=0.0)
+    for field in dataclasses.fields(config):
+        ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
+        if field.name == "windows":
+            layers = range(config.num_layers)
+            ours, theirs = ([c.window(i) for i in layers] for c in (wanted, found))
+        if ours != theirs:
+            raise LmsiError(
+                f"{family.architecture} has ModelConfig.{field.name} = {theirs!r}, this model "
+                f"{ours!r}: no architecture in Hugging Face's transformers computes what it does"
+            )

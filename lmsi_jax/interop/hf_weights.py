@@ -1,0 +1,584 @@
+"""Our parameters and Hugging Face's tensors: names, shapes, and which are transposed.
+
+Ours are [in, out] as they multiply rows; torch's `Linear.weight` is [out, in]. Heads lie in the
+same order and rotary positions pair the same dimensions, so nothing else is rearranged.
+
+safetensors files: one tensor at a time out of them, and into them. Never pickle.
+
+A tensor is copied in slices of rows, each from a file that is opened for it and closed again: a
+file is mapped into memory, and what was touched of it would otherwise stay there.
+
+A model's folder of Hugging Face's -> a checkpoint that `lmsi` runs, its gin file, its tokenizer.
+
+    OUT/checkpoint_0/     the layout of lmsi and T5X
+    OUT/tokenizer/        tokenizer.json or tokenizer.model, and the settings beside it
+    OUT/model.gin         ModelConfig, Run.init_checkpoint and Run.tokenizer
+    OUT/model.json        ModelConfig again, for programs
+
+One tensor is in memory at a time. OUT appears when all of it is there.
+
+A checkpoint -> a folder that transformers' AutoModelForCausalLM and AutoTokenizer load.
+
+One parameter is in memory at a time. The folder appears when all of it is there.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+from lmsi_jax.config.architecture import MATRICES, ModelConfig
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.interop.hf_config import hf_config, model_config
+from lmsi_jax.models.tokenizers import SENTENCEPIECE, TOKENIZER_JSON, FileTokenizer, open_tokenizer
+from lmsi_jax.models.transformer import parameter_shapes
+from lmsi_jax.runtime.files import new_folder, read_json, write_json
+from lmsi_jax.training import streaming
+from lmsi_jax.training.streaming import Saved
+
+_TABLES = {
+    "embedding": "model.embed_tokens.weight",
+    "lm_head": "lm_head.weight",
+    "final_norm.scale": "model.norm.weight",
+}
+_MODULES = {
+    **{"query": "self_attn.q_proj", "key": "self_attn.k_proj", "value": "self_attn.v_proj"},
+    "attention_out": "self_attn.o_proj",
+    **{"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"},
+    **{"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm"},
+    "attention_norm": "input_layernorm",
+}
+_TWO_NORMS = {"mlp_norm": "post_attention_layernorm"}
+_FOUR_NORMS = {
+    "attention_post_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_post_norm": "post_feedforward_layernorm",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """One tensor of a Hugging Face model, and the parameter that it is.
+
+    Attributes:
+      name: in its safetensors file.
+      path: of our parameter in the tree, its keys.
+      shape: as Hugging Face stores it.
+      transposed: whether ours has its two axes exchanged.
+    """
+
+    name: str
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    transposed: bool
+
+
+def tensors(config: ModelConfig) -> list[Tensor]:
+    """Returns all tensors of a model, in the order of its parameters."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(parameter_shapes(config))
+    return [_tensor(config, tuple(key.key for key in path), leaf.shape) for path, leaf in flat]
+
+
+def _tensor(config: ModelConfig, path: tuple[str, ...], shape: tuple[int, ...]) -> Tensor:
+    *first, last = path
+    if first and first[0].startswith("layer_"):
+        matrix = last.removesuffix("_bias")
+        modules = _MODULES | (_FOUR_NORMS if config.post_norms else _TWO_NORMS)
+        kind = "bias" if last.endswith("_bias") else "weight"
+        layer = first[0].removeprefix("layer_")
+        name = f"model.layers.{layer}.{modules[matrix]}.{kind}"
+        turned = last in MATRICES
+    else:
+        name, turned = _TABLES[".".join(path)], False
+    return Tensor(name=name, path=path, shape=shape[::-1] if turned else shape, transposed=turned)
+
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F16": np.dtype(np.float16),
+    "F32": np.dtype(np.float32),
+}
+Dtype = Literal["keep", "float32", "bfloat16"]
+_CASTS = {"float32": DTYPES["F32"], "bfloat16": DTYPES["BF16"]}
+_SLICE_BYTES = 1 << 26
+_AGAIN = "download or copy it again"
+
+
+def cast(own: np.dtype, dtype: Dtype) -> np.dtype:
+    """Returns the type that a tensor of type `own` is converted to."""
+    return _CASTS.get(dtype, own)
+
+
+class Shards:
+    """The tensors of a model's folder.
+
+    Args:
+      folder: holds model.safetensors, or several files and model.safetensors.index.json.
+
+    Attributes:
+      dtypes: each tensor's type; it may be one that is not read here.
+      shapes: each tensor's shape.
+
+    Raises:
+      LmsiError: there are none, one is missing or damaged, or the index names tensors that are not
+        there.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._files = _files(folder)
+        self.dtypes: dict[str, str] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for file in dict.fromkeys(self._files.values()):
+            self._look_into(file)
+        if INDEX in {path.name for path in folder.iterdir()}:
+            lost = sorted(set(self._files) - set(self.shapes))
+            if lost:
+                raise LmsiError(
+                    f"{folder / self._files[lost[0]]} has no tensor {lost[0]!r}, which {INDEX} "
+                    f"places there; the two do not belong together, {_AGAIN}"
+                )
+
+    @property
+    def names(self) -> list[str]:
+        """All tensors, sorted."""
+        return sorted(self.shapes)
+
+    def read(self, name: str, dtype: np.dtype, transposed: bool) -> np.ndarray:
+        """Returns a tensor in a type, with its two axes exchanged where `transposed`.
+
+        Peak memory is the result and 64 MiB.
+
+        Raises:
+          LmsiError: the file was changed or cannot be read.
+        """
+        made = np.empty(self.shapes[name], dtype, order="F" if transposed else "C")
+        begin = 0
+        for rows in self.slices(name):
+            made[begin : begin + len(rows)] = rows
+            begin += len(rows)
+        return made.T if transposed else made
+
+    def slices(self, name: str) -> Iterator[np.ndarray]:
+        """Yields a tensor's rows as they are stored, 64 MiB at a time.
+
+        Raises:
+          LmsiError: the file was changed or cannot be read.
+        """
+        shape = self.shapes[name]
+        wide = math.prod(shape[1:]) * DTYPES[self.dtypes[name]].itemsize
+        step = max(1, _SLICE_BYTES // max(1, wide))
+        for begin in range(0, shape[0], step):
+            with self._opened(self._files[name]) as file:
+                yield file.get_slice(name)[begin : min(begin + step, shape[0])]
+
+    def _look_into(self, name: str) -> None:
+        with self._opened(name) as file:
+            for tensor in file.keys():  # noqa: SIM118  (it is no dictionary)
+                part = file.get_slice(tensor)
+                self._files.setdefault(tensor, name)
+                if self._files[tensor] == name:
+                    self.dtypes[tensor] = part.get_dtype()
+                    self.shapes[tensor] = tuple(part.get_shape())
+
+    def _opened(self, name: str) -> Any:
+        try:
+            from safetensors import SafetensorError, safe_open
+        except ImportError:
+            raise LmsiError(
+                "safetensors files want the library of that name; pip install -e '.[hf]' in the "
+                "checkout"
+            ) from None
+        path = self._folder / name
+        own = sorted(tensor for tensor, file in self._files.items() if file == name and tensor)
+        holds = f" (it holds {own[0]!r} and {len(own) - 1} more)" if own else ""
+        try:
+            return safe_open(path, framework="np")
+        except FileNotFoundError:
+            raise LmsiError(f"{path} is missing{holds}; {_AGAIN}") from None
+        except (SafetensorError, OSError) as error:
+            raise LmsiError(f"{path} is truncated or damaged{holds}: {error}; {_AGAIN}") from error
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Returns tensor -> file by the index; the file alone, as {"": file}, without one."""
+    if (folder / INDEX).exists():
+        index = read_json(folder / INDEX)
+        places = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(places, dict) or not places:
+            raise LmsiError(f"{folder / INDEX} has no 'weight_map'; {_AGAIN}")
+        for name, file in places.items():
+            if not isinstance(file, str) or Path(file).name != file:
+                raise LmsiError(
+                    f"{folder / INDEX} places {name!r} outside of its folder, in {file!r}; {_AGAIN}"
+                )
+        return dict(places)
+    if (folder / SINGLE).exists():
+        return {"": SINGLE}
+    raise LmsiError(f"{folder} has no {SINGLE} and no {INDEX}{_instead(folder)}")
+
+
+def _instead(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    loose = [name for name in names if name.endswith(".safetensors")]
+    if loose:
+        return f"; it has {loose[0]}: put the index that belongs to it beside it"
+    if pickled:
+        return (
+            f"; it has {pickled[0]}, a pickle, which may run any code and is never read: save the "
+            "model as safetensors (save_pretrained of a current transformers does)"
+        )
+    return "; name the folder of a downloaded model"
+
+
+Make = Callable[[], np.ndarray]
+
+
+def write_shards(
+    folder: Path, made: Sequence[tuple[str, tuple[int, ...], np.dtype, Make]], most: int
+) -> None:
+    """Writes tensors into model.safetensors, or into several files and their index.
+
+    One tensor is in memory at a time.
+
+    Args:
+      folder: where to.
+      made: each tensor's name, shape and type, and what makes its array.
+      most: bytes of a file at most; a larger tensor has a file of its own.
+    """
+    groups = list(_groups(made, most))
+    places: dict[str, str] = {}
+    for number, group in enumerate(groups):
+        name = f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
+        name = name if len(groups) > 1 else SINGLE
+        _write(folder / name, group)
+        places |= {tensor: name for tensor, *_ in group}
+    if len(groups) > 1:
+        total = sum(_bytes(shape, dtype) for _, shape, dtype, _ in made)
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+
+
+def _bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
+def _groups(made: Sequence[Any], most: int) -> Iterator[list[Any]]:
+    group: list[Any] = []
+    size = 0
+    for tensor in made:
+        own = _bytes(tensor[1], tensor[2])
+        if group and size + own > most:
+            yield group
+            group, size = [], 0
+        group.append(tensor)
+        size += own
+    yield group
+
+
+def _write(path: Path, group: Sequence[Any]) -> None:
+    """Writes one file: the length of the header, the header in JSON, the tensors' bytes.
+
+    The library's own writer wants all tensors in memory at once.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    header: dict[str, Mapping[str, Any]] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape, dtype, _ in group:
+        begin, end = end, end + _bytes(shape, dtype)
+        header[name] = {
+            "dtype": names[dtype],
+            "shape": list(shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, _, _, make in group:
+            file.write(np.ascontiguousarray(make()).view(np.uint8).data)
+
+
+# What transformers reads beside a tokenizer; generation_config.json says where texts end.
+TOKENIZER_FILES = (
+    *(TOKENIZER_JSON, SENTENCEPIECE, "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"),
+    "generation_config.json",
+)
+# Computed anew by whoever needs it; older files hold it.
+_DERIVED = ("rotary_emb.inv_freq",)
+
+
+def import_model(source: Path, out: Path, dtype: Dtype = "keep") -> ModelConfig:
+    """Converts a model.
+
+    Args:
+      source: holds config.json, safetensors files and the tokenizer's.
+      out: the folder to make.
+      dtype: of the parameters in the checkpoint; "keep": as they are.
+
+    Returns:
+      the model's shape.
+
+    Raises:
+      LmsiError: something is missing, damaged, not supported or does not fit; `out` is not made.
+    """
+    if not source.is_dir():
+        raise LmsiError(f"{source} is no folder; name the folder of a downloaded model")
+    if not (source / "config.json").exists():
+        raise LmsiError(f"{source} has no config.json; name the folder of a downloaded model")
+    raw = read_json(source / "config.json")
+    if not isinstance(raw, dict):
+        raise LmsiError(f"{source / 'config.json'} is no object; download it again")
+    config = model_config(raw)
+    shards = Shards(source)
+    wanted = tensors(config)
+    _check_importing(source, shards, wanted, config)
+    with new_folder(out) as made:
+        _copy_tokenizer_importing(source, made / "tokenizer", config)
+        streaming.save(made, 0, _tree(shards, wanted, dtype))
+        (made / "model.gin").write_text(gin_text(config, source, out))
+        write_json(made / "model.json", dataclasses.asdict(config))
+    return config
+
+
+def _check_importing(
+    source: Path, shards: Shards, wanted: list[Tensor], config: ModelConfig
+) -> None:
+    """Compares names, shapes and types with what the configuration asks for.
+
+    Raises:
+      LmsiError: names the first tensor that does not fit.
+    """
+    names = {tensor.name for tensor in wanted}
+    missing = [tensor.name for tensor in wanted if tensor.name not in shards.shapes]
+    if missing:
+        raise LmsiError(
+            f"{source} has no tensor {missing[0]!r} ({len(missing)} are missing), which "
+            f"config.json asks for; {_remedy(missing[0])}"
+        )
+    for name in shards.names:
+        if name in names or name.endswith(_DERIVED):
+            continue
+        if name == "lm_head.weight" and config.tied_embeddings:
+            _check_tied(source, shards)
+            continue
+        raise LmsiError(
+            f"{source} has a tensor {name!r} that config.json does not ask for; "
+            "take the config.json that belongs to the checkpoint"
+        )
+    for tensor in wanted:
+        if shards.shapes[tensor.name] != tensor.shape:
+            raise LmsiError(
+                f"{source}: {tensor.name} is {shards.shapes[tensor.name]}, config.json wants "
+                f"{tensor.shape}; take the config.json that belongs to the checkpoint"
+            )
+        if shards.dtypes[tensor.name] not in DTYPES:
+            raise LmsiError(
+                f"{source}: {tensor.name} has the type {shards.dtypes[tensor.name]}; only "
+                f"{', '.join(DTYPES)} are read: take the model that is not quantised"
+            )
+
+
+def _remedy(name: str) -> str:
+    if name == "lm_head.weight":
+        return "set tie_word_embeddings to true if it scores tokens with its embeddings"
+    return "take the config.json and all files that belong to the checkpoint"
+
+
+def _check_tied(source: Path, shards: Shards) -> None:
+    """A copy of the embeddings is left out; another table is not.
+
+    Raises:
+      LmsiError: it is another one.
+    """
+    same, table = "model.embed_tokens.weight", "lm_head.weight"
+    alike = shards.shapes[table] == shards.shapes[same] and all(
+        np.array_equal(a, b) for a, b in zip(shards.slices(table), shards.slices(same), strict=True)
+    )
+    if not alike:
+        raise LmsiError(
+            f"{source}: {table} is not {same}, though config.json has tie_word_embeddings = true; "
+            "set it to false to keep the table"
+        )
+
+
+def _tree(shards: Shards, wanted: list[Tensor], dtype: Dtype) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for tensor in wanted:
+        kind = cast(DTYPES[shards.dtypes[tensor.name]], dtype)
+        level = tree
+        for key in tensor.path[:-1]:
+            level = level.setdefault(key, {})
+        level[tensor.path[-1]] = streaming.Later(
+            shape=tensor.shape[::-1] if tensor.transposed else tensor.shape,
+            dtype=kind,
+            make=functools.partial(shards.read, tensor.name, kind, tensor.transposed),
+        )
+    return tree
+
+
+def _copy_tokenizer_importing(source: Path, folder: Path, config: ModelConfig) -> None:
+    """Copies the tokenizer's files, and reads them.
+
+    Raises:
+      LmsiError: there are none, or they are of another model.
+    """
+    folder.mkdir()
+    for name in TOKENIZER_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, folder / name)
+    if not any((folder / name).exists() for name in (TOKENIZER_JSON, SENTENCEPIECE)):
+        raise LmsiError(
+            f"{source} has no {TOKENIZER_JSON} and no {SENTENCEPIECE}; put the model's tokenizer "
+            "there"
+        )
+    ids = open_tokenizer(str(folder)).vocab_size
+    if ids > config.vocab_size:
+        raise LmsiError(
+            f"the tokenizer of {source} has {ids} ids, config.json's vocab_size is "
+            f"{config.vocab_size}; take the tokenizer that belongs to the checkpoint"
+        )
+
+
+def gin_text(config: ModelConfig, source: Path, out: Path) -> str:
+    """Returns the gin file that names a model: `include` it, or give it as --gin_file."""
+    lines = [
+        f"# {source.name}, by `lmsi import-hf`: {config.parameter_count:,} parameters.",
+        "#",
+        "#   lmsi run CONFIG --gin_file=OUT/model.gin",
+        "",
+    ]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            kind = type(value).__name__
+            lines += [
+                f"{kind}.{part.name} = {getattr(value, part.name)!r}"
+                for part in dataclasses.fields(value)
+                if part.init
+            ]
+            lines.append(f"ModelConfig.{field.name} = @{kind}()")
+        else:
+            lines.append(f"ModelConfig.{field.name} = {value!r}")
+    lines += [
+        "",
+        "Run.model = @ModelConfig()",
+        f"Run.init_checkpoint = {str(out.resolve())!r}",
+        f"Run.tokenizer = {str(out.resolve() / 'tokenizer')!r}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def export_model(
+    checkpoint: epath.PathLike,
+    config: ModelConfig,
+    tokenizer: epath.PathLike,
+    out: Path,
+    *,
+    dtype: Dtype = "keep",
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Converts a checkpoint.
+
+    Args:
+      checkpoint: a `checkpoint_N` folder, or a folder of which the newest is taken.
+      config: its shape.
+      tokenizer: `Run.tokenizer`.
+      out: the folder to make.
+      dtype: of the tensors; "keep": as they are in the checkpoint.
+      max_shard_bytes: bytes of a file at most.
+
+    Raises:
+      LmsiError: no Hugging Face architecture computes what the model does, the checkpoint is
+        damaged or of another shape, or there is no tokenizer; `out` is not made.
+    """
+    raw = hf_config(config)
+    saved = Saved(checkpoint)
+    wanted = tensors(config)
+    _check(saved, wanted)
+    opened = open_tokenizer(tokenizer)
+    kinds = {cast(saved.dtypes[tensor.path], dtype) for tensor in wanted}
+    widest = max(kinds, key=lambda kind: kind.itemsize)
+    with new_folder(out) as made:
+        write_json(made / "config.json", raw | _ids(opened) | {"torch_dtype": widest.name})
+        _copy_tokenizer(opened, made, config)
+        write_shards(made, [_part(saved, tensor, dtype) for tensor in wanted], max_shard_bytes)
+
+
+def _check(saved: Saved, wanted: list[Tensor]) -> None:
+    """Compares the checkpoint with the configuration.
+
+    Raises:
+      LmsiError: names the first parameter that does not fit.
+    """
+    remedy = "name the checkpoint of this configuration, or its run's folder with --run"
+    for tensor in wanted:
+        name = ".".join(tensor.path)
+        shape = tensor.shape[::-1] if tensor.transposed else tensor.shape
+        found = saved.shapes.get(tensor.path)
+        if found is None:
+            raise LmsiError(f"the checkpoint {saved.folder} has no {name!r}; {remedy}")
+        if found != shape:
+            raise LmsiError(
+                f"the checkpoint {saved.folder}: {name} is {found}, ModelConfig wants {shape}; "
+                f"{remedy}"
+            )
+    odd = sorted(set(saved.shapes) - {tensor.path for tensor in wanted})
+    if odd:
+        raise LmsiError(
+            f"the checkpoint {saved.folder} has {'.'.join(odd[0])!r}, which ModelConfig does not "
+            f"know; {remedy}"
+        )
+
+
+def _part(saved: Saved, tensor: Tensor, dtype: Dtype) -> Any:
+    kind = cast(saved.dtypes[tensor.path], dtype)
+    return tensor.name, tensor.shape, kind, functools.partial(_read, saved, tensor, kind)
+
+
+def _read(saved: Saved, tensor: Tensor, kind: np.dtype) -> np.ndarray:
+    array = saved.read(tensor.path).astype(kind, copy=False)
+    return array.T if tensor.transposed else array
+
+
+def _ids(tokenizer: FileTokenizer) -> dict[str, Any]:
+    """config.json's special ids."""
+    ends = sorted(tokenizer.end_ids, key=lambda i: (i != tokenizer.eos_id, i))
+    return {
+        "bos_token_id": tokenizer.start_ids[0] if tokenizer.start_ids else None,
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
+        "pad_token_id": tokenizer.pad_id,
+    }
+
+
+def _copy_tokenizer(tokenizer: FileTokenizer, folder: Path, config: ModelConfig) -> None:
+    """Copies the tokenizer's files, and says in generation_config.json where texts end.
+
+    Raises:
+      LmsiError: it has more ids than the model.
+    """
+    if tokenizer.vocab_size > config.vocab_size:
+        raise LmsiError(
+            f"the tokenizer {tokenizer.path} has {tokenizer.vocab_size} ids, the model "
+            f"{config.vocab_size}; name the one that the checkpoint was trained with"
+        )
+    own = epath.Path(tokenizer.path)
+    for name in TOKENIZER_FILES:
+        if (own.parent / name).exists():
+            (folder / name).write_bytes((own.parent / name).read_bytes())
+    if not (folder / own.name).exists():
+        (folder / own.name).write_bytes(own.read_bytes())
+    settings = folder / "generation_config.json"
+    if not settings.exists():
+        write_json(settings, {k: v for k, v in _ids(tokenizer).items() if v is not None})

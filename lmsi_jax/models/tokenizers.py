@@ -1,0 +1,362 @@
+"""Text to token ids and back, for prompts and paths: SentencePiece models and tokenizer.json.
+
+A text never yields a control token: "</s>" in a question is five characters, not the end. What a
+model wants before its first token (Gemma's and Llama's <bos>) is `start_ids`; prompts are made of
+several texts, so whoever begins one puts them there, with `encode_first`.
+
+tokenizer.json, the file of Hugging Face's library `tokenizers` (extra `[hf]`).
+
+Texts are joined from the tokens' bytes here, not by the library: a path may end in the middle of a
+character, and what its first tokens say must not change when more follow. The library's
+`ByteFallback` (Gemma) blots out a whole run of bytes, complete characters included, until its last
+character is complete.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from etils import epath
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.runtime.files import file_sha256, read_json
+
+TOKENIZER_JSON, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
+
+
+class Tokenizer(Protocol):
+    """What decoding and training need of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids: one more than the highest."""
+
+    @property
+    def eos_id(self) -> int:
+        """The id that ends a text."""
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """All ids that end what a model writes, `eos_id` among them."""
+
+    @property
+    def start_ids(self) -> tuple[int, ...]:
+        """What comes before the first token of a prompt; () for nothing."""
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the token ids of a text, without start and end."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of token ids; control tokens and ids without a token give none."""
+
+
+class FileTokenizer(Tokenizer, Protocol):
+    """A tokenizer that was read from files.
+
+    Attributes:
+      path: the file.
+    """
+
+    path: str
+
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 of all that decides which ids a text gets."""
+
+    @property
+    def has_spare_ids(self) -> bool:
+        """Whether models may have more ids than the tokenizer, as padding of their table."""
+
+    @property
+    def pad_id(self) -> int | None:
+        """The id of padding, None without one."""
+
+    @property
+    def unk_id(self) -> int | None:
+        """The id of what has no token, None where there is no such thing."""
+
+    @property
+    def writes_zero(self) -> bool:
+        """Whether a text may yield the id 0."""
+
+
+def encode_first(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Returns the ids of a text that begins a prompt, those of the start included."""
+    return [*tokenizer.start_ids, *tokenizer.encode(text)]
+
+
+def open_tokenizer(path: epath.PathLike) -> FileTokenizer:
+    """Reads `Run.tokenizer`: a SentencePiece model, a tokenizer.json, or a folder of one of them.
+
+    Raises:
+      LmsiError: it is absent, damaged, or has no end token.
+    """
+    place = epath.Path(path)
+    if place.is_dir():
+        names = (TOKENIZER_JSON, SENTENCEPIECE)
+        found = [place / name for name in names if (place / name).exists()]
+        if not found:
+            raise LmsiError(f"{path} is a folder without {' or '.join(names)}; name a tokenizer")
+        place = found[0]
+    if place.suffix == ".json":
+        return TokenizerJson(str(place))
+    return SentencePiece(str(place))
+
+
+def settings_beside(path: epath.Path) -> dict[str, Any]:
+    """Returns what tokenizer_config.json beside a tokenizer's file says; {} without one."""
+    file = path.parent / "tokenizer_config.json"
+    return dict(read_json(file)) if file.exists() else {}
+
+
+class SentencePiece:
+    """A SentencePiece model file, local or remote.
+
+    Where a Hugging Face tokenizer_config.json beside it sets `add_bos_token`, prompts start so.
+
+    Raises:
+      LmsiError: the file is absent or is no SentencePiece model.
+    """
+
+    has_spare_ids = False
+
+    def __init__(self, path: str):
+        import sentencepiece
+
+        self.path = path
+        try:
+            proto = epath.Path(path).read_bytes()
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
+        except (OSError, RuntimeError) as error:
+            raise LmsiError(f"{path} is not a readable SentencePiece model: {error}") from error
+        if self._processor.eos_id() < 0:
+            raise LmsiError(f"{path} has no end token; train it with eos_id=1")
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of pieces."""
+        return self._processor.get_piece_size()
+
+    @property
+    def eos_id(self) -> int:
+        """The id that ends a text."""
+        return self._processor.eos_id()
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The one id that ends a text."""
+        return frozenset({self.eos_id})
+
+    @functools.cached_property
+    def start_ids(self) -> tuple[int, ...]:
+        """The start piece where tokenizer_config.json asks for it, else nothing."""
+        wanted = settings_beside(epath.Path(self.path)).get("add_bos_token", False)
+        start = self._processor.bos_id()
+        if wanted and start < 0:
+            raise LmsiError(
+                f"{self.path} has no start piece, which add_bos_token in tokenizer_config.json "
+                "asks for; set that to false, or name the model's own tokenizer"
+            )
+        return (start,) if wanted else ()
+
+    @property
+    def pad_id(self) -> int | None:
+        """The id of padding, None without one."""
+        pad = self._processor.pad_id()
+        return pad if pad >= 0 else None
+
+    @property
+    def unk_id(self) -> int:
+        """The id of what has no piece."""
+        return self._processor.unk_id()
+
+    @property
+    def writes_zero(self) -> bool:
+        """Whether a text may yield the id 0: it is a piece, or unknown characters become it."""
+        pieces = self._processor
+        if pieces.is_unknown(0):
+            return not any(pieces.is_byte(i) for i in range(self.vocab_size))
+        return not pieces.is_control(0)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The file's sha256."""
+        return file_sha256(self.path)
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the piece ids of a text, without an end token."""
+        return self._processor.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of piece ids."""
+        return self._processor.decode([int(i) for i in ids])
+
+
+_SPACE = "\u2581"  # how SentencePiece and its kin write a space
+
+
+class TokenizerJson:
+    """A tokenizer.json, with Hugging Face's settings files beside it where there are some.
+
+    Prompts start with what the file's post-processor puts there. They end at `eos_token` of
+    tokenizer_config.json, and at `eos_token_id` of generation_config.json.
+
+    Args:
+      path: the file, local or remote.
+
+    Raises:
+      LmsiError: the library is missing, the file is none of its files, or nothing ends a text.
+    """
+
+    has_spare_ids = True
+
+    def __init__(self, path: str):
+        self.path = path
+        self._data = _read(path)
+        self._tokenizer = _parsed(path, self._data)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True  # control tokens in a text are plain text
+        self._settings = settings_beside(epath.Path(path))
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._controls = frozenset(i for i, token in added.items() if token.special)
+        self._own_end = self._named("eos_token")
+        self._ends = self._all_ends()
+        self._bytes = _bytes_of_tokens(self._tokenizer, json.loads(self._data))
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """One more than the highest id, tokens that were added later included."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def eos_id(self) -> int:
+        """The id that ends a text."""
+        return self._own_end if self._own_end is not None else min(self._ends)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """All ids that end what a model writes."""
+        return self._ends
+
+    @functools.cached_property
+    def start_ids(self) -> tuple[int, ...]:
+        """The control tokens that the post-processor puts before a text."""
+        ids = self._tokenizer.encode("a", add_special_tokens=True).ids
+        text = self._tokenizer.encode("a", add_special_tokens=False).ids
+        return tuple(ids[: ids.index(text[0])])
+
+    @property
+    def pad_id(self) -> int | None:
+        """The id of padding, None without one."""
+        return self._named("pad_token")
+
+    @property
+    def unk_id(self) -> int | None:
+        """The id of what has no token, None where bytes are tokens."""
+        return self._named("unk_token")
+
+    @property
+    def writes_zero(self) -> bool:
+        """Whether a text may yield the id 0."""
+        return 0 not in self._controls
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The sha256 of the file, the start and the ends."""
+        rest = f"{self.start_ids} {sorted(self.end_ids)}"
+        return hashlib.sha256(self._data + rest.encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the token ids of a text, without start and end."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of token ids; control tokens and ids without a token give none."""
+        if self._bytes is None:
+            known = [i for i in map(int, ids) if i < self.vocab_size]
+            return self._tokenizer.decode(known, skip_special_tokens=True)
+        return b"".join(self._bytes.get(int(i), b"") for i in ids).decode("utf-8", "replace")
+
+    def _named(self, name: str) -> int | None:
+        """The id of a token that tokenizer_config.json names."""
+        token = self._settings.get(name)
+        content = token.get("content") if isinstance(token, dict) else token
+        return None if content is None else self._tokenizer.token_to_id(content)
+
+    def _all_ends(self) -> frozenset[int]:
+        file = epath.Path(self.path).parent / "generation_config.json"
+        value = read_json(file).get("eos_token_id") if file.exists() else None
+        ends = set(value if isinstance(value, list) else [] if value is None else [value])
+        ends |= set() if self._own_end is None else {self._own_end}
+        if not ends:
+            raise LmsiError(
+                f"nothing says which token ends a text of {self.path}; put tokenizer_config.json "
+                "with its eos_token beside it"
+            )
+        return frozenset(ends)
+
+
+def _read(path: str) -> bytes:
+    try:
+        return epath.Path(path).read_bytes()
+    except OSError as error:
+        raise LmsiError(f"{path} is not a readable tokenizer.json: {error}") from error
+
+
+def _parsed(path: str, data: bytes) -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise LmsiError(
+            f"{path} wants the library tokenizers; pip install -e '.[hf]' in the checkout"
+        ) from None
+    try:
+        return tokenizers.Tokenizer.from_str(data.decode())
+    # The library raises Exception itself, no subclass, for what it cannot parse.
+    except Exception as error:
+        raise LmsiError(f"{path} is not a readable tokenizer.json: {error}") from error
+
+
+def _bytes_of_tokens(tokenizer: Any, spec: dict[str, Any]) -> dict[int, bytes] | None:
+    """Returns what each token adds to a text, in bytes; None where that depends on others.
+
+    Control tokens add nothing. Known are byte-level BPE (Llama 3, Qwen) and Gemma's decoder:
+    spaces, then bytes.
+    """
+    decoder = spec.get("decoder") or {}
+    parts = [part["type"] for part in decoder.get("decoders", [decoder]) if part]
+    write: Callable[[str], bytes]
+    if parts == ["ByteLevel"]:
+        write = functools.partial(_from_letters, _byte_letters())
+    elif parts == ["Replace", "ByteFallback", "Fuse"]:
+        write = _from_piece
+    else:
+        return None
+    added = tokenizer.get_added_tokens_decoder()
+    made = {i: write(token) for token, i in tokenizer.get_vocab(with_added_tokens=False).items()}
+    texts = {i: b"" if token.special else token.content.encode() for i, token in added.items()}
+    return made | texts
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letter that stands for each byte in byte-level BPE (Radford et al. 2019): printable ones
+    for themselves, the others, in order, from U+0100."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(plain)]
+    letters = {chr(byte): byte for byte in plain}
+    return letters | {chr(0x100 + number): byte for number, byte in enumerate(others)}
+
+
+def _from_letters(table: dict[str, int], token: str) -> bytes:
+    if all(letter in table for letter in token):
+        return bytes(table[letter] for letter in token)
+    return token.encode()
+
+
+def _from_piece(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes([int(token[3:5], 16)])
+    return token.replace(_SPACE, " ").encode()

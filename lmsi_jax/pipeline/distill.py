@@ -1,0 +1,274 @@
+"""Distillation: a student learns from a finished run's selected paths, as in LMSI.
+
+    student before -> the teacher's examples -> train -> student after -> the paper's table
+
+The student is the run's model, of any size and with any tokenizer: examples are text. Its folder
+has the shape of a run of one round, so each part is a stage of its own and can be interrupted.
+
+A finished run whose selected paths, or whose model, a student learns from.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config.stages import Distillation
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.evaluation.statistics import Difference, macro_difference, wilson
+from lmsi_jax.models.sharding import weights_on_mesh
+from lmsi_jax.models.transformer import parameter_shapes
+from lmsi_jax.pipeline.context import Context
+from lmsi_jax.pipeline.evaluate import evaluate, read_scores
+from lmsi_jax.pipeline.train import LoadTeacher, finetune
+from lmsi_jax.report.accuracy_section import change
+from lmsi_jax.report.training_sections import RESULT, SIDES
+from lmsi_jax.runtime.files import read_json, write_json
+from lmsi_jax.runtime.store import ShardStore
+from lmsi_jax.training import checkpoints
+from lmsi_jax.training.losses import Teacher
+
+
+class TeacherRun:
+    """A finished run, as the student's run reads it.
+
+    Args:
+      config: which run and round.
+
+    Raises:
+      LmsiError: there is no such run, or what is needed of it is not finished.
+    """
+
+    def __init__(self, config: Distillation):
+        self.folder = epath.Path(config.teacher_dir)
+        if not (self.folder / "questions" / "stage.json").exists():
+            raise LmsiError(
+                f"{self.folder} holds no run; set Distillation.teacher_dir to the output_dir of a "
+                "finished `lmsi run`"
+            )
+        self.round = config.round or self._last_round()
+        if not (self.folder / "manifest.json").exists():
+            raise LmsiError(f"{self.folder}/manifest.json is missing; repeat the teacher's run")
+        self.manifest = read_json(self.folder / "manifest.json")
+        self.mix = self._finished(f"round_{self.round}/mix", "mix")
+        self._finished("round_0/eval", "eval")
+
+    def _last_round(self) -> int:
+        rounds = [int(child.name[6:]) for child in self.folder.iterdir() if _is_round(child.name)]
+        done = [r for r in rounds if (self.folder / f"round_{r}/mix/stage.json").exists()]
+        return max(done, default=1)
+
+    def _finished(self, name: str, command: str) -> dict[str, Any]:
+        """The record of a finished stage."""
+        record = self.folder / name / "stage.json"
+        if not record.exists():
+            raise LmsiError(
+                f"the teacher's {self.folder / name} is not finished; finish it with "
+                f"`lmsi {command}`, or choose another Distillation.round"
+            )
+        return read_json(record)
+
+    def check_same_questions(self, context: Context) -> None:
+        """Raises LmsiError where the student would answer other questions than the teacher did."""
+        theirs = dict(read_json(self.folder / "questions" / "stage.json")["config"]["Questions"])
+        ours = json.loads(json.dumps(dataclasses.asdict(context.questions)))
+        for name in ("test", "test_count", "level", "seed"):
+            if ours[name] != theirs[name]:
+                raise LmsiError(
+                    f"Questions.{name} is {ours[name]!r}, the teacher's run has {theirs[name]!r}; "
+                    "set it the same, so that both answer the same questions"
+                )
+
+    @property
+    def config(self) -> ModelConfig:
+        """The teacher's shape."""
+        model = self.manifest["model"]
+        return ModelConfig.from_json(model)
+
+    @property
+    def trained(self) -> str:
+        """What identifies the model that the round ended with.
+
+        Raises:
+          LmsiError: its training is not finished.
+        """
+        return self._finished(f"round_{self.round}/train", "train")["fingerprint"]
+
+    def model(self, context: Context) -> Teacher:
+        """Loads the model that the round ended with.
+
+        Raises:
+          LmsiError: the student has another tokenizer, or the checkpoint is missing.
+        """
+        if self.manifest["hashes"]["base"][32:] != context.tokenizer.fingerprint[:32]:
+            raise LmsiError(
+                "the student has another tokenizer than the teacher: their probabilities cannot be "
+                "compared; use Loss.distillation = 'sequence'"
+            )
+        folder = checkpoints.find(self.folder / f"round_{self.round}" / "train")
+        training, where = context.run.training, None
+        if training.loss.distillation == "model":  # "top_k" is scored by each process for itself
+            where = weights_on_mesh(self.config, training)
+        params = checkpoints.load_params(folder, parameter_shapes(self.config), where)
+        return Teacher(config=self.config, params=params)
+
+
+def _is_round(name: str) -> bool:
+    return name.startswith("round_") and name[6:].isdigit()
+
+
+def teacher_loader(context: Context) -> LoadTeacher | None:
+    """Returns what loads the teacher's model, where the student's loss wants one."""
+    sequence = context.run.training.loss.distillation == "sequence"
+    if sequence or "distill" not in context.stages:
+        return None
+    return lambda: open_teacher(context).model(context)
+
+
+def open_teacher(context: Context) -> TeacherRun:
+    """Opens the teacher's run, before anything is done.
+
+    Raises:
+      LmsiError: as `distill`.
+    """
+    config = context.run.distillation
+    if config is None:
+        raise LmsiError(
+            "Run.distillation is not set; bind it to @Distillation() as distill_tiny.gin does"
+        )
+    teacher = TeacherRun(config)
+    teacher.check_same_questions(context)
+    return teacher
+
+
+def distill(context: Context, questions: str) -> dict[str, Any]:
+    """Trains and measures the student, or goes on where it was.
+
+    Args:
+      context: the student's run.
+      questions: fingerprint of its questions.
+
+    Returns:
+      What it writes to `distillation.json`: a row per task and prompting, and one per domain and
+      prompting, with percentages teacher_before, student_before and student_after, their
+      intervals, the gain, and the distance to the teacher.
+
+    Raises:
+      LmsiError: the teacher's run is absent, not finished, or of other questions.
+    """
+    teacher = open_teacher(context)
+    base = context.base_fingerprint
+    inputs = {"mix": _take_examples(context, teacher), "model": base}
+    load_teacher = teacher_loader(context)
+    if load_teacher is not None:
+        inputs["teacher"] = teacher.trained
+    evaluate(context, 0, {"model": base, "questions": questions})
+    trained = finetune(context, 1, inputs, load_teacher)
+    evaluate(context, 1, {"model": trained, "questions": questions})
+    measured = _measured(context, teacher)
+    result = {
+        "teacher": {
+            "folder": str(teacher.folder),
+            "round": teacher.round,
+            "parameters": teacher.config.parameter_count,
+        },
+        "student": {"parameters": context.run.model.parameter_count},
+        "rows": _rows(context, measured),
+        "means": _means(context, measured),
+    }
+    write_json(context.output / RESULT, result)
+    return result
+
+
+def _take_examples(context: Context, teacher: TeacherRun) -> str:
+    """Copies the teacher's examples, text and weights, into the student's run."""
+    settings = {"Distillation": {"round": teacher.round}}
+    stage = context.stage(1, "mix", settings, {"teacher": teacher.mix["fingerprint"]})
+    if context.done(stage):
+        return stage.fingerprint
+    source = ShardStore(teacher.folder / f"round_{teacher.round}" / "mix")
+    store = ShardStore(stage.directory)
+    for name in store.missing(source.names()):
+        store.write(name, source.read(name))
+    stage.finish()
+    return stage.fingerprint
+
+
+Outcomes = dict[str, list[int]]
+"""Of one task and prompting: whether each question was right, by side."""
+
+
+def _measured(context: Context, teacher: TeacherRun) -> dict[tuple[str, str], Outcomes]:
+    """Outcomes by task and prompting that all three were measured on."""
+    scores = {
+        "teacher_before": read_scores(teacher.folder, 0),
+        "student_before": read_scores(context.output, 0),
+        "student_after": read_scores(context.output, 1),
+    }
+    found = {
+        side: {(row["task"], row["prompting"]): row["correct"] for row in rows}
+        for side, rows in scores.items()
+    }
+    return {
+        key: {side: by_key[key] for side, by_key in found.items()}
+        for key in found["student_after"]
+        if all(key in by_key for by_key in found.values())
+    }
+
+
+def _domain(context: Context, task: str) -> str:
+    return "in" if task in context.questions.train else "out"
+
+
+def _rows(context: Context, measured: dict[tuple[str, str], Outcomes]) -> list[dict[str, Any]]:
+    """One row per task and prompting."""
+    return [
+        {
+            "task": task,
+            "domain": _domain(context, task),
+            "prompting": prompting,
+            **_compared([outcomes]),
+        }
+        for (task, prompting), outcomes in measured.items()
+    ]
+
+
+def _means(context: Context, measured: dict[tuple[str, str], Outcomes]) -> list[dict[str, Any]]:
+    """One row per domain and prompting: means over the tasks, each counting alike."""
+    groups: dict[tuple[str, str], list[Outcomes]] = {}
+    for (task, prompting), outcomes in measured.items():
+        groups.setdefault((_domain(context, task), prompting), []).append(outcomes)
+    return [
+        {"domain": domain, "prompting": prompting, "tasks": len(tasks), **_compared(tasks)}
+        for (domain, prompting), tasks in sorted(groups.items(), key=lambda one: one[0][0])
+    ]
+
+
+def _compared(tasks: Sequence[Outcomes]) -> dict[str, Any]:
+    """Percentages with 95 % intervals, and two changes with McNemar's p (see `report.compare`)."""
+    row: dict[str, Any] = {"intervals": {}}
+    for side in SIDES:
+        own = [outcomes[side] for outcomes in tasks]
+        accuracy = _mean(own)
+        row |= {side: _percent(accuracy.difference), "n": sum(map(len, own))}
+        row["intervals"][side] = [_percent(accuracy.low), _percent(accuracy.high)]
+    for name, before in (("gain", "student_before"), ("to_teacher", "teacher_before")):
+        sides = [(one[before], one["student_after"]) for one in tasks]
+        found = change([([*map(bool, old)], [*map(bool, new)]) for old, new in sides])
+        assert found is not None
+        points = {end: _percent(getattr(found, end)) for end in ("difference", "low", "high")}
+        row[name] = points | {"p": found.p, "verdict": found.verdict}
+    return row
+
+
+def _mean(tasks: Sequence[Sequence[int]]) -> Difference:
+    """Mean accuracy with its interval: of a mean of independent shares as of one of differences."""
+    shares = [Difference(sum(own) / len(own), *wilson(sum(own), len(own))) for own in tasks]
+    return shares[0] if len(shares) == 1 else macro_difference(shares)
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 2)

@@ -1,0 +1,143 @@
+"""Evaluation: a round's model on the test questions, for each prompting."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any, cast
+
+from etils import epath
+
+from lmsi_jax.config.run import Run
+from lmsi_jax.config.sampling import Sampling
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.evaluation.accuracy import score
+from lmsi_jax.pipeline.context import Context
+from lmsi_jax.pipeline.questions import read_exemplars
+from lmsi_jax.pipeline.sample_shards import draw_paths, make_job, read_paths
+from lmsi_jax.pipeline.vote import rank_paths, vote_settings
+from lmsi_jax.prompts import Prompting, new_tokens
+from lmsi_jax.records import Question
+from lmsi_jax.runtime.files import read_json, write_json
+from lmsi_jax.runtime.store import ShardStore
+
+_SCORES = "scores.json"
+_NEVER: dict[str, Any] = {"early_stop": None, "token_logprobs": False}
+_OWN = {"paths", "temperature", "early_stop", "early_stop_every", "token_logprobs"}
+
+
+def compared(run: Run, stages: tuple[str, ...]) -> Run:
+    """Returns the run whose "rounds" are `Evaluation.checkpoints`, the first of them the base.
+
+    Raises:
+      LmsiError: checkpoints are named, and the stages are more than evaluation.
+    """
+    if not run.evaluation.checkpoints:
+        return run
+    first, *others = run.evaluation.checkpoints
+    if stages != ("eval",):
+        raise LmsiError(
+            "Evaluation.checkpoints is for `lmsi eval` alone; set it to () for other commands"
+        )
+    return dataclasses.replace(run, init_checkpoint=first, rounds=max(1, len(others)))
+
+
+def evaluate(context: Context, round_index: int, inputs: dict[str, str]) -> str:
+    """Evaluates the model that a round ended with; returns the stage's fingerprint."""
+    run = context.run
+    evaluation = dataclasses.asdict(run.evaluation)
+    del evaluation["checkpoints"]  # the model's fingerprint is among the inputs
+    del evaluation["temperature" if round_index else "temperature_after"]  # the other one's
+    config = {
+        "Evaluation": evaluation,
+        **vote_settings(run.voting),
+        **context.decoding_settings,
+        "Sampling": {
+            name: value
+            for name, value in dataclasses.asdict(run.sampling).items()
+            if name not in _OWN  # evaluation sets these itself
+        },
+    }
+    stage = context.stage(round_index, "eval", config, inputs)
+    if context.done(stage):
+        return stage.fingerprint
+    with context.processes.together("eval", round_index):
+        evaluate_shards(context, round_index)
+    store = ShardStore(stage.directory)
+    scores = [
+        score(
+            asked,
+            read_paths(store, _job_name(task, prompting)),
+            prompting,
+            _sampling(context, round_index, prompting).temperature,
+            run.voting,
+            functools.partial(rank_paths, context),
+        )
+        for task, prompting, asked in _asked(context)
+    ]
+    write_json(stage.directory / _SCORES, [dataclasses.asdict(one) for one in scores])
+    stage.finish()
+    return stage.fingerprint
+
+
+def evaluate_shards(context: Context, round_index: int) -> None:
+    """Samples this process' shards of an evaluation."""
+    asked = list(_asked(context))
+    jobs = [
+        make_job(
+            _job_name(task, prompting),
+            questions,
+            read_exemplars(context, task),
+            "cot" if prompting == "self_consistency" else cast(Prompting, prompting),
+            _sampling(context, round_index, prompting),
+        )
+        for task, prompting, questions in asked
+    ]
+    label = "base model" if round_index == 0 else f"round {round_index}"
+    draw_paths(
+        context,
+        jobs,
+        {question.uid: question for _, _, questions in asked for question in questions},
+        context.folder(round_index, "eval"),
+        model=round_index,
+        round_index=round_index,
+        label=f"{label}: evaluation",
+    )
+
+
+def read_scores(run: epath.PathLike, round_index: int) -> list[dict[str, Any]]:
+    """Reads the scores of a round's evaluation in a run's folder.
+
+    Raises:
+      LmsiError: they are missing or damaged.
+    """
+    path = epath.Path(run) / f"round_{round_index}" / "eval" / _SCORES
+    try:
+        return read_json(path)
+    except LmsiError:
+        raise LmsiError(
+            f"{path} is missing or damaged; repeat `lmsi run`, or the other command that evaluated "
+            "with the same configuration: it makes it anew of the paths that are there"
+        ) from None
+
+
+def _asked(context: Context) -> Iterator[tuple[str, str, list[Question]]]:
+    """Yields (task, prompting, its questions), in the order of the scores."""
+    evaluation = context.run.evaluation
+    for task, questions in context.load_questions("test").items():
+        for prompting in evaluation.promptings:
+            votes = prompting == "self_consistency"
+            yield task, prompting, questions[: evaluation.vote_count] if votes else questions
+
+
+def _job_name(task: str, prompting: str) -> str:
+    return f"{task}-{prompting}"
+
+
+def _sampling(context: Context, round_index: int, prompting: str) -> Sampling:
+    evaluation, sampling = context.run.evaluation, context.run.sampling
+    if prompting == "self_consistency":
+        after = evaluation.temperature_after if round_index else evaluation.temperature
+        # Accuracy is of the vote on all paths; the report says what early stop would do to it.
+        return dataclasses.replace(sampling, paths=evaluation.paths, temperature=after, **_NEVER)
+    tokens = new_tokens(prompting, sampling.max_new_tokens)
+    return dataclasses.replace(sampling, paths=1, temperature=0.0, max_new_tokens=tokens, **_NEVER)

@@ -1,0 +1,85 @@
+"""From scores to tokens: temperature, top-k, top-p, greedy, by the inverse cumulative distribution.
+
+One uniform number per path and position is exact and needs no vocabulary's worth of random bits
+(Gumbel noise does): a step over 256 lanes and 1,024 tokens takes 0.1 ms instead of 4 ms on a CPU.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from lmsi_jax.config.sampling import Filters
+
+_BLOCK = 32  # the cumulative sum goes by blocks of this many tokens, then inside one block
+
+
+def filtered(scores: jax.Array, top_k: int, top_p: float, min_p: float = 0.0) -> jax.Array:
+    """Masks scores [R, V] outside the top-k, top-p and min-p sets, in this order, with -inf."""
+    if top_k and top_k < scores.shape[-1]:
+        least = jax.lax.top_k(scores, top_k)[0][:, -1:]
+        scores = jnp.where(scores < least, -jnp.inf, scores)
+    if top_p < 1.0:
+        ordered = jnp.sort(scores, axis=-1, descending=True)
+        probabilities = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        scores = jnp.where(scores < least, -jnp.inf, scores)
+    if min_p > 0.0:
+        least = scores.max(-1, keepdims=True) + math.log(min_p)
+        scores = jnp.where(scores < least, -jnp.inf, scores)
+    return scores
+
+
+def inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+    """Draws an index of each row of weights [R, V] >= 0 with one uniform number [R] each.
+
+    Exact up to float rounding; an index of zero weight is never drawn.
+    """
+    rows, size = weights.shape
+    padded = jnp.pad(weights, ((0, 0), (0, -size % _BLOCK))).reshape(rows, -1, _BLOCK)
+    sums = padded.sum(-1)  # [R, blocks]
+    upto = _running(sums)
+    target = uniform * upto[:, -1]
+    block = _first_above(upto, sums, target)
+    inside = jnp.take_along_axis(padded, block[:, None, None], axis=1)[:, 0]
+    start = jnp.take_along_axis(upto - sums, block[:, None], axis=1)[:, 0]
+    index = _first_above(_running(inside), inside, target - start)
+    return block * _BLOCK + index
+
+
+def _running(x: jax.Array) -> jax.Array:
+    """Inclusive cumulative sum along the last axis, as a product with a triangle of ones."""
+    size = x.shape[-1]
+    if size > 1024:
+        return jnp.cumsum(x, axis=-1)
+    # In full precision: a TPU's or GPU's usual product of float32 would round the weights.
+    below = jnp.tril(jnp.ones((size, size), x.dtype))
+    # Stored [out, in], see `decoder.turned`.
+    return jax.lax.dot_general(x, below, (((1,), (1,)), ((), ())), precision="highest")
+
+
+def _first_above(upto: jax.Array, parts: jax.Array, target: jax.Array) -> jax.Array:
+    """First index with upto > target; where rounding leaves none, the last with a part > 0."""
+    last = upto.shape[-1] - 1 - jnp.argmax(parts[:, ::-1] > 0, axis=-1)
+    found = (upto > target[:, None]) & (parts > 0)
+    return jnp.where(found.any(-1), jnp.argmax(found, axis=-1), last).astype(jnp.int32)
+
+
+def draw(
+    scores: jax.Array, uniform: jax.Array, temperature: jax.Array | float, filters: Filters
+) -> tuple[jax.Array, jax.Array]:
+    """Draws a token per lane; scores [R, V], uniform [R] -> tokens [R] and log-probabilities [R].
+
+    The log-probabilities are the model's own, at temperature 1 and unfiltered.
+    """
+    scores = scores.astype(jnp.float32)
+    shifted = scores - scores.max(-1, keepdims=True)
+    if filters.greedy:
+        tokens = jnp.argmax(shifted, axis=-1).astype(jnp.int32)
+    else:
+        kept = filtered(shifted / temperature, filters.top_k, filters.top_p, filters.min_p)
+        tokens = inverse_cdf(jnp.exp(kept), uniform)
+    normaliser = jnp.log(jnp.exp(shifted).sum(-1))
+    chosen = jnp.take_along_axis(shifted, tokens[:, None], axis=-1)[:, 0]
+    return tokens, chosen - normaliser

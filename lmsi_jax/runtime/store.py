@@ -1,0 +1,275 @@
+"""What outlives the process: shards of records and finished stages; local or gs://.
+
+A file is written whole or not at all, and whoever reads it checks its sha256. So a run that was
+killed goes on with what is missing, on any number of hosts, and damage is redone, never read.
+
+    OUTPUT_DIR/STAGE/config.json        what the stage was started with
+                     NAME.jsonl.gz      a shard: gzip JSON Lines, the same bytes for the same rows
+                     NAME.check.json    its sha256 and its number of rows
+                     stage.json         written last: the stage is finished
+"""
+
+import gzip
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from etils import epath
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.records import SCHEMA
+from lmsi_jax.runtime.files import (
+    TEMPORARY,
+    file_sha256,
+    read_json,
+    remove,
+    write_bytes,
+    write_json,
+)
+
+_LOG = logging.getLogger(__name__)
+_SHARD, _CHECK = ".jsonl.gz", ".check.json"
+_CONFIG, _STAGE = "config.json", "stage.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def shard_names(count: int) -> tuple[str, ...]:
+    """Returns the names of `count` shards: "00000-of-00004", ..."""
+    return tuple(f"{index:05d}-of-{count:05d}" for index in range(count))
+
+
+class ShardStore:
+    """A folder of named shards, each a list of JSON rows, each complete or absent."""
+
+    def __init__(self, directory: epath.PathLike):
+        self.directory = epath.Path(directory)
+
+    def path(self, shard_name: str) -> epath.Path:
+        """Returns the file of a shard."""
+        return self.directory / f"{shard_name}{_SHARD}"
+
+    def _check(self, shard_name: str) -> epath.Path:
+        return self.directory / f"{shard_name}{_CHECK}"
+
+    def write(self, shard_name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Writes a shard whole or not at all; equal rows give equal bytes.
+
+        Raises:
+          LmsiError: the disk is full or the folder cannot be written.
+        """
+        if not _NAME.fullmatch(shard_name):
+            raise ValueError(f"{shard_name!r} is no shard name")
+        lines = [json.dumps(row, sort_keys=True, allow_nan=False) for row in rows]
+        data = _gzip("".join(f"{line}\n" for line in lines).encode())
+        write_bytes(self.path(shard_name), data)
+        # Last: a shard counts as complete only once this stands beside it.
+        check = {"rows": len(lines), "sha256": hashlib.sha256(data).hexdigest()}
+        write_json(self._check(shard_name), check)
+
+    def names(self) -> tuple[str, ...]:
+        """Returns the complete shards, sorted; `missing` and `read` check their contents."""
+        if not self.directory.is_dir():
+            return ()
+        files = {entry.name for entry in self.directory.iterdir()}
+        names = (file.removesuffix(_SHARD) for file in files if file.endswith(_SHARD))
+        return tuple(sorted(name for name in names if f"{name}{_CHECK}" in files))
+
+    def missing(self, expected: Iterable[str]) -> tuple[str, ...]:
+        """Returns which of `expected` must be made, in that order; damaged shards are dropped."""
+        return tuple(name for name in expected if not self._sound(name))
+
+    def read(self, shard_name: str) -> list[dict[str, Any]]:
+        """Returns a shard's rows.
+
+        Raises:
+          LmsiError: the shard is absent; or it was altered, and is dropped so that it is redone.
+        """
+        data = self._bytes(shard_name)
+        if data is None:
+            path = os.fspath(self.path(shard_name))
+            raise LmsiError(f"{path} is missing; repeat the command of the stage that makes it")
+        return [json.loads(line) for line in gzip.decompress(data).splitlines()]
+
+    def _sound(self, shard_name: str) -> bool:
+        try:
+            return self._bytes(shard_name) is not None
+        except LmsiError as damage:
+            _LOG.warning("%s", damage)
+            return False
+
+    def _bytes(self, shard_name: str) -> bytes | None:
+        """Returns the shard's bytes, None where it is absent; drops it and raises where damaged."""
+        path, check = self.path(shard_name), self._check(shard_name)
+        if not (path.exists() and check.exists()):
+            return None
+        data = path.read_bytes()
+        try:
+            wanted = json.loads(check.read_text())["sha256"]
+        except (ValueError, TypeError, KeyError):
+            wanted = None
+        if hashlib.sha256(data).hexdigest() == wanted:
+            return data
+        remove(check)  # first: without it the shard is not complete, whatever happens next
+        remove(path)
+        raise LmsiError(
+            f"{os.fspath(path)} was truncated or altered and has been dropped; "
+            "repeat the command of its stage to make it anew"
+        )
+
+
+def _gzip(data: bytes) -> bytes:
+    # gzip.compress(mtime=0) writes another header byte on each Python version; GzipFile does not.
+    buffer = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=buffer, mtime=0) as file:
+        file.write(data)
+    return buffer.getvalue()
+
+
+class Stage:
+    """One stage's folder: what it was started with, and whether it is finished.
+
+    `config` holds the parameters that shape the outputs ("Sampling.temperature": 0.7, or nested),
+    `inputs` the fingerprints of what it reads. Both must be JSON values.
+    """
+
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        name: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str] | None = None,
+    ):
+        self.directory = epath.Path(directory)
+        self.name = name
+        # Through JSON and back, so that all of it is as it is read again: a tuple as a list, and
+        # names sorted, also those of dictionaries in a list.
+        self.config: dict[str, Any] = json.loads(json.dumps(dict(config), sort_keys=True))
+        self.inputs = dict(inputs or {})
+        self._started = time.monotonic()
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 over name, configuration and inputs: the next stage's input."""
+        value = {"name": self.name, "config": self.config, "inputs": self.inputs}
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+    def begin(self) -> Literal["done", "resume", "new"]:
+        """Says what is left to do, and writes down what the stage starts with.
+
+        Returns:
+          "done": finished and its outputs are unaltered; "resume": begun with the same
+          configuration and inputs; "new": nothing was there.
+        Raises:
+          LmsiError: the folder holds this stage with another configuration or other inputs.
+        """
+        self._started = time.monotonic()
+        path = self.directory / _CONFIG
+        if not path.exists():
+            remove(self.directory / _STAGE)
+            write_json(path, self._identity())
+            return "new"
+        self._compare(read_json(path))
+        if not (self.directory / _STAGE).exists():
+            return "resume"
+        return "done" if self._intact() else "resume"
+
+    def finish(self, outputs: Iterable[epath.PathLike] | None = None) -> None:
+        """Records the stage as finished.
+
+        Args:
+          outputs: files or folders inside the stage's folder, whose sha256 is kept; None: all.
+        """
+        for path in self.directory.iterdir():
+            if path.name.startswith(".") and path.name.endswith(TEMPORARY):
+                remove(path)  # of a process that was killed; nobody writes here any more
+        roots = [self.directory] if outputs is None else [epath.Path(path) for path in outputs]
+        files = {self._key(file): file for root in roots for file in _files(root)}
+        for own in (_CONFIG, _STAGE):
+            files.pop(own, None)
+        record = self._identity() | {
+            "fingerprint": self.fingerprint,
+            "outputs": {key: file_sha256(file) for key, file in sorted(files.items())},
+            "seconds": round(time.monotonic() - self._started, 3),
+        }
+        write_json(self.directory / _STAGE, record)
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "name": self.name,
+            "config": self.config,
+            "inputs": self.inputs,
+        }
+
+    def _key(self, file: epath.Path) -> str:
+        return file.relative_to(self.directory).as_posix()
+
+    def _compare(self, before: Any) -> None:
+        if not isinstance(before, dict):
+            before = {}
+        changes = [
+            *_changes({"name": before.get("name")}, {"name": self.name}),
+            *_changes({"schema": before.get("schema")}, {"schema": SCHEMA}),
+            *_changes(_flat(before.get("config") or {}), _flat(self.config)),
+            *_changes(_short(before.get("inputs") or {}), _short(self.inputs)),
+        ]
+        if changes:
+            more = f" and {len(changes) - 6} more" if len(changes) > 6 else ""
+            folder = os.fspath(self.directory)
+            raise LmsiError(
+                f"{folder} holds the stage {self.name!r} of another run: "
+                f"{'; '.join(changes[:6])}{more}.\nChoose another output_dir, or delete {folder}."
+            )
+
+    def _intact(self) -> bool:
+        """Whether all outputs are as recorded; if not, drops what was altered and the record."""
+        bad = []
+        for key, wanted in read_json(self.directory / _STAGE)["outputs"].items():
+            path = self.directory / key
+            if not path.exists():
+                bad.append(f"{os.fspath(path)} is missing")
+            elif file_sha256(path) != wanted:
+                bad.append(f"{os.fspath(path)} was altered and has been dropped")
+                remove(path)
+        if bad:
+            _LOG.warning("stage %s is taken up again: %s", self.name, "; ".join(bad))
+            remove(self.directory / _STAGE)
+        return not bad
+
+
+def _files(root: epath.Path) -> list[epath.Path]:
+    """Returns a file itself, or all files below a folder (epath has no recursive glob for gs://)."""
+    if not root.is_dir():
+        return [root]
+    return [file for path in root.iterdir() for file in _files(path)]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Joins the names of nested dictionaries with dots."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _short(inputs: Mapping[str, str]) -> dict[str, str]:
+    """Fingerprints as a person can read them."""
+    return {f"input {name}": value[:12] for name, value in inputs.items()}
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name in sorted({*before, *now}):
+        old, new = (repr(side[name]) if name in side else "not set" for side in (before, now))
+        if old != new:
+            lines.append(f"{name} was {old}, is now {new}")
+    return lines

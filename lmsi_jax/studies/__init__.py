@@ -1,1 +1,0 @@
-"""Studies: named variants of a run and several seeds; one table and one plot of what they gave."""

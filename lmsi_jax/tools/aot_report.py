@@ -1,0 +1,339 @@
+"""`lmsi aot`'s figures: compiled one program after the other, printed, and kept as JSON.
+
+What helps a program that does not fit, the cheapest first.
+
+The least time a program takes on its chips, by their published rates, and questions an hour.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config.optimization import Training
+from lmsi_jax.config.run import Run
+from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.rollout.scheduler import plan, question_bucket
+from lmsi_jax.tools.aot_programs import (
+    Chip,
+    Compiled,
+    Lengths,
+    chip_of,
+    chips_in,
+    compiled,
+    devices_of,
+    sample_program,
+    slice_of,
+    train_program,
+)
+
+
+def for_training(config: ModelConfig, training: Training) -> list[str]:
+    """Returns the settings of a training step that would lower its memory."""
+    found = []
+    if training.data > 1 and not training.fsdp:
+        found.append("Training.fsdp = True: weights and state are spread over all chips")
+    if config.remat != "layer":
+        found.append("ModelConfig.remat = 'layer': keeps one input a layer, computes the rest anew")
+    if not config.scan_layers:
+        found.append("ModelConfig.scan_layers = True: one layer's buffers, used again and again")
+    if training.compute_dtype != "bfloat16":
+        found.append("Training.compute_dtype = 'bfloat16': half the bytes of states and products")
+    if training.rows > training.data:
+        rows = max(1, training.rows // training.data // 2) * training.data
+        found.append(f"Training.rows = {rows}, more microbatches: the step's gradient is the same")
+    if training.optimizer.name != "adafactor":
+        found.append("Optimizer.name = 'adafactor': no second array of each weight's size")
+    return [*found, _wider("Training", config, training.model), "a larger topology"]
+
+
+def for_sampling(config: ModelConfig, decoding: Decoding) -> list[str]:
+    """Returns the settings of a decode chunk that would lower its memory."""
+    found = []
+    if decoding.dtype != "bfloat16":
+        found.append("Decoding.dtype = 'bfloat16': half the bytes of weights and caches")
+    found.append(_wider("Decoding", config, decoding.model))
+    if decoding.lanes > 1:
+        found.append(f"Decoding.lanes = {decoding.lanes // 2}: half the paths' caches")
+    if decoding.data > 1 and not decoding.fsdp:
+        found.append("Decoding.fsdp = True: weights are gathered in every step, which is slow")
+    return [*found, "a larger topology"]
+
+
+def _wider(room: str, config: ModelConfig, model: int) -> str:
+    """The next share of the heads that divides them."""
+    for wider in range(model + 1, config.num_heads + 1):
+        if config.num_heads % wider == 0 and wider % model == 0:
+            return f"{room}.model = {wider}: heads, MLP and vocabulary in {wider} parts"
+    return f"no wider {room}.model than {model}: there are {config.num_heads} heads"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Roofline:
+    """Seconds at the published rates; the slowest of the three is the floor.
+
+    Attributes:
+      compute: FLOPs over the peak.
+      memory: bytes that must be read or written over the HBM's bandwidth.
+      links: bytes received over those of all links; a collective along one axis of the mesh may
+        use only some of them.
+    """
+
+    compute: float
+    memory: float
+    links: float
+
+    @property
+    def floor(self) -> float:
+        """Seconds where all three go on side by side."""
+        return max(self.compute, self.memory, self.links)
+
+    @property
+    def bound(self) -> str:
+        """Which of them it is."""
+        times = dataclasses.asdict(self)
+        return max(times, key=lambda name: times[name])
+
+
+def of_chunk(program: Compiled, chip: Chip, steps: int) -> Roofline:
+    """Of a decode chunk: each step reads weights and caches, all of the arguments, once."""
+    return Roofline(
+        compute=program.flops / chip.flops,
+        memory=steps * program.arguments / chip.bandwidth,
+        links=program.received / chip.links,
+    )
+
+
+def of_step(program: Compiled, chip: Chip, config: ModelConfig, training: Training) -> Roofline:
+    """Of an optimiser step.
+
+    Per microbatch the gathered weights are read forward, again where remat keeps no products, and
+    twice backward (for states and for weights), in the type of the computation; once a step
+    parameters, gradient and state are read and written in float32.
+    """
+    uses = 4 if config.remat == "layer" else 3
+    width = 2 if training.compute_dtype == "bfloat16" else 4
+    weights = config.parameter_count / training.model * width
+    return Roofline(
+        compute=program.flops / chip.flops,
+        memory=(training.microbatches * uses * weights + 2 * program.arguments) / chip.bandwidth,
+        links=program.received / chip.links,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rate:
+    """How fast questions are sampled, and under which assumptions.
+
+    Attributes:
+      questions_per_hour: of all copies together.
+      copies: meshes of Decoding.data * Decoding.model chips that the topology holds.
+      seconds_per_token: of one decode step.
+      prefill_seconds: per question and mesh, at the peak FLOP rate.
+      paths, tokens: per question, and per path: none ends early.
+      occupancy: share of the lanes that decode a token that counts.
+      lengths: of prompt and question.
+    """
+
+    questions_per_hour: float
+    copies: int
+    seconds_per_token: float
+    prefill_seconds: float
+    paths: int
+    tokens: int
+    occupancy: float
+    lengths: Lengths
+
+
+def rate(
+    roofline: Roofline,
+    chip: Chip,
+    chips: int,
+    config: ModelConfig,
+    decoding: Decoding,
+    sampling: Sampling,
+    lengths: Lengths,
+    occupancy: float,
+) -> Rate:
+    """Questions an hour where every chunk takes its roofline's floor.
+
+    Args:
+      roofline: of a chunk.
+      chip: what the mesh is made of.
+      chips: of the whole topology.
+      config: the model.
+      decoding: the layout.
+      sampling: paths and tokens.
+      lengths: of prompt and question.
+      occupancy: of the lanes.
+    """
+    steps = plan(decoding, sampling).chunk
+    mesh = decoding.data * decoding.model
+    seconds = roofline.floor / steps
+    bucket = question_bucket(lengths.question - 1)
+    prefill = 2.0 * config.parameter_count * bucket / (decoding.model * chip.flops)
+    prefill /= decoding.data
+    rows = decoding.data * decoding.lanes * occupancy
+    decode = sampling.paths * sampling.max_new_tokens * seconds / rows
+    copies = max(1, chips // mesh)
+    return Rate(
+        questions_per_hour=copies * 3600.0 / (decode + prefill),
+        copies=copies,
+        seconds_per_token=seconds,
+        prefill_seconds=prefill,
+        paths=sampling.paths,
+        tokens=sampling.max_new_tokens,
+        occupancy=occupancy,
+        lengths=lengths,
+    )
+
+
+def model_flops(config: ModelConfig, training: Training) -> float:
+    """FLOPs that a full step needs, remat aside: 6 per parameter and token (see `floor`)."""
+    own = training.rows * training.length + training.prefix_length
+    return 6.0 * config.parameter_count * training.microbatches * own
+
+
+_GIB = 2**30
+
+
+def check(
+    run: Run,
+    topology: str,
+    what: Sequence[str],
+    lengths: Lengths,
+    occupancy: float,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Compiles a run's programs; returns the figures as JSON's types.
+
+    A mesh smaller than the topology is compiled for a slice of it.
+
+    Args:
+      run: the run.
+      topology: such as "v5p:8x8x8".
+      what: "train", "sample" or both.
+      lengths: of prompts and questions.
+      occupancy: share of the lanes that are busy.
+      say: is given each paragraph as soon as it is known.
+
+    Raises:
+      LmsiError: no libtpu, no such topology, or a mesh that it has not enough chips for.
+    """
+    chip, chips = chip_of(topology), chips_in(topology)
+    say(f"{run.name} on {topology}: {chips} chips of {chip.memory / _GIB:.1f} GiB")
+    found: dict[str, Any] = {"run": run.name, "topology": topology, "chips": chips}
+    found["chip"] = dataclasses.asdict(chip)
+    found["parameters"] = run.model.parameter_count
+    if "train" in what:
+        size = run.training.data * run.training.model
+        lowered = train_program(run.model, run.training, devices_of(slice_of(topology, size)))
+        found["train"] = _training(run, chip, compiled(lowered, size, chip), say)
+    if "sample" in what:
+        size = run.decoding.data * run.decoding.model
+        devices = devices_of(slice_of(topology, size))
+        lowered = sample_program(run.model, run.decoding, run.sampling, lengths, devices)
+        program = compiled(lowered, size, chip)
+        found["sample"] = _sampling(run, chip, chips, program, lengths, occupancy, say)
+    return found
+
+
+def _training(
+    run: Run, chip: Chip, program: Compiled, say: Callable[[str], None]
+) -> dict[str, Any]:
+    training = run.training
+    mesh = f"data {training.data} x model {training.model}{', fsdp' if training.fsdp else ''}"
+    batch = f"{training.microbatches} x {training.rows} rows of {training.length}"
+    say(f"\ntrain, one step ({mesh}; {batch} behind {training.prefix_length}; "
+        f"{training.optimizer.name}, {training.compute_dtype})")  # fmt: skip
+    found = _figures(program)
+    if not program.fits:
+        return found | _refused(program, for_training(run.model, training), say)
+    roofline = of_step(program, chip, run.model, training)
+    useful = model_flops(run.model, training) / program.chips / program.flops
+    tokens = training.microbatches * training.rows * training.length
+    say(_memory(program, chip))
+    say(_work(program, roofline))
+    say(f"  useful      {100 * useful:.0f} % of the FLOPs are the model's 6 per weight and token; "
+        f"at the floor {tokens / roofline.floor:,.0f} tokens/s")  # fmt: skip
+    found["roofline"] = _times(roofline)
+    return found | {"tokens": tokens, "useful_flops": useful}
+
+
+def _sampling(
+    run: Run,
+    chip: Chip,
+    chips: int,
+    program: Compiled,
+    lengths: Lengths,
+    occupancy: float,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    decoding = run.decoding
+    sizes = plan(decoding, run.sampling)
+    mesh = f"data {decoding.data} x model {decoding.model}{', fsdp' if decoding.fsdp else ''}"
+    paths = f"{run.sampling.paths} paths of {run.sampling.max_new_tokens} tokens"
+    say(f"\nsample, a chunk of {sizes.chunk} steps ({mesh}; {decoding.lanes} lanes each, "
+        f"{paths}; {decoding.dtype})")  # fmt: skip
+    found = _figures(program)
+    if not program.fits:
+        return found | _refused(program, for_sampling(run.model, decoding), say)
+    roofline = of_chunk(program, chip, sizes.chunk)
+    speed = rate(roofline, chip, chips, run.model, decoding, run.sampling, lengths, occupancy)
+    say(_memory(program, chip))
+    say(_work(program, roofline))
+    say(f"  questions   {speed.questions_per_hour:,.0f} an hour at most, "
+        f"on {speed.copies} such meshes: {speed.paths} paths x {speed.tokens} tokens, "
+        f"{100 * occupancy:.0f} % of the lanes busy, "
+        f"prompt {lengths.prompt} and question {lengths.question} tokens")  # fmt: skip
+    found["roofline"] = _times(roofline)
+    return found | {"rate": dataclasses.asdict(speed)}
+
+
+def _times(roofline: Roofline) -> dict[str, Any]:
+    return dataclasses.asdict(roofline) | {"floor": roofline.floor, "bound": roofline.bound}
+
+
+def _figures(program: Compiled) -> dict[str, Any]:
+    """A program's own figures; how long it took to compile is no property of it."""
+    found = dataclasses.asdict(program)
+    del found["compile_seconds"]
+    return found | {"peak": program.peak, "received": program.received}
+
+
+def _refused(program: Compiled, advice: list[str], say: Callable[[str], None]) -> dict[str, Any]:
+    say(f"  DOES NOT FIT: {program.refusal}")
+    for line in advice:
+        say(f"    try {line}")
+    return {"advice": advice}
+
+
+def _memory(program: Compiled, chip: Chip) -> str:
+    parts = {
+        "arguments": program.arguments,
+        "new outputs": program.outputs - program.aliased,
+        "temporaries": program.temporaries,
+        "code": program.code,
+    }
+    listed = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in parts.items())
+    share = 100 * program.peak / chip.memory
+    verdict = "fits" if program.peak <= chip.memory else "DOES NOT FIT"
+    sizes = f"{program.peak / _GIB:.2f} of {chip.memory / _GIB:.1f} GiB a chip"
+    return f"  memory      {verdict}: {sizes} ({share:.0f} %): {listed}"
+
+
+def _work(program: Compiled, roofline: Roofline) -> str:
+    lines = [f"  FLOPs       {program.flops:.3e} a chip"]
+    for kind, traffic in program.collectives.items():
+        lines.append(
+            f"  {kind:<19} {traffic.count:>7,} times, {traffic.bytes / 1e9:9.3f} GB a chip"
+        )
+    if program.unknown_loops:
+        lines.append(f"  ({program.unknown_loops} loops with unknown turns count once)")
+    times = f"compute {roofline.compute:.4g}, HBM {roofline.memory:.4g}, links {roofline.links:.4g}"
+    lines.append(f"  time        at least {roofline.floor:.4g} s ({times})")
+    lines.append(
+        f"  compiler    {program.compiler_seconds:.4g} s without collectives; "
+        f"{program.compile_seconds:.0f} s to compile"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,563 @@
+"""Checkpoints in the layout that T5X reads and writes: `checkpoint_N/state`, through Orbax.
+
+    checkpoint_N/state      {"target": params, "state": {"step": int32, "param_states": ...}}
+    checkpoint_N/reading    JSON: where the data stood at step N; T5X looks at `state` alone
+
+The optimiser's arrays are kept by their path in the Optax state, so a restored run goes on exactly.
+`saving` writes a run's checkpoints, `stored` reads what anybody wrote, `layout` knows the folders
+and the names in them, `refusals` says what is wrong with one.
+
+Where checkpoints lie, and how the arrays in them are named.
+
+What is wrong with a checkpoint, and what to do about it.
+
+Saves a training run's checkpoints, and takes the run up from them.
+
+Orbax writes into `checkpoint_N.orbax-checkpoint-tmp` and renames it once all items are whole (on
+gs:// it adds commit_success.txt instead), so a process may die at any time while it saves.
+
+Reads checkpoints: whole, in part, or straight onto a mesh; and takes their digests.
+"""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers as managers
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.models.params import Params
+from lmsi_jax.runtime.files import cannot
+
+UNFINISHED = ".orbax-checkpoint-tmp"
+LAYOUT = "a folder checkpoint_N with an Orbax item 'state' that holds a tree 'target'"
+
+
+def damaged(folder: epath.Path, error: Exception, others: Sequence[int]) -> LmsiError:
+    """Returns the error of a checkpoint that cannot be read.
+
+    Args:
+      folder: the checkpoint.
+      error: what reading it raised.
+      others: steps of other checkpoints beside it.
+    """
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    if isinstance(error, AttributeError):  # Orbax gives None for what it cannot read
+        reason = "its _METADATA cannot be read"
+    rest = f"; step {max(others)} is there too, and would be next" if others else ""
+    return LmsiError(
+        f"the checkpoint {folder} is incomplete or damaged ({reason}); delete it and repeat the "
+        f"command, or name another{rest}"
+    )
+
+
+def seen(folder: epath.Path) -> str:
+    """Says what stands in a folder where a checkpoint was looked for, and what it looks like."""
+    if not folder.exists():
+        return "there is no such folder"
+    if not folder.is_dir():
+        return f"it is a file, expected {LAYOUT}"
+    names = sorted(child.name for child in folder.iterdir())
+    if not names:
+        return f"the folder is empty, expected {LAYOUT}"
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"found {shown}{_meaning(names)}; expected {LAYOUT}"
+
+
+def _meaning(names: Sequence[str]) -> str:
+    if any(UNFINISHED in name for name in names):
+        return " (a save that was cut off before it was whole)"
+    if "checkpoint" in names:
+        return " (T5X's old format: open and save it with T5X, which writes Orbax now)"
+    if any(name.endswith((".safetensors", ".bin")) for name in names):
+        return " (a Hugging Face model: run `lmsi import-hf` on it first)"
+    if "default" in names or "_METADATA" in names or "manifest.ocdbt" in names:
+        return " (an Orbax tree of other names: save it as the item 'state' with a tree 'target')"
+    return ""
+
+
+def check_match(folder: epath.Path, wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Compares names and shapes.
+
+    Args:
+      folder: the checkpoint.
+      wanted: arrays or shapes by name.
+      saved: what the checkpoint has.
+
+    Raises:
+      LmsiError: the model is another, or the optimiser.
+    """
+    missing = sorted(set(wanted) - set(saved), key=lambda name: (name[:6] != "target", name))
+    if missing:
+        what, remedy, prefix = _owner(missing[0])
+        extra = sorted(name for name in set(saved) - set(wanted) if name.startswith(prefix))
+        raise LmsiError(
+            f"the checkpoint {folder} belongs to another {what}: it has no "
+            f"{missing[0].removeprefix(prefix)!r}"
+            + (f" but has {extra[0].removeprefix(prefix)!r}" if extra else "")
+            + f"; {remedy}, or name another checkpoint"
+        )
+    for name, leaf in wanted.items():
+        found = tuple(getattr(saved[name], "shape", None) or ())
+        if found != tuple(leaf.shape):
+            what, remedy, prefix = _owner(name)
+            raise LmsiError(
+                f"the checkpoint {folder} belongs to another {what}: "
+                f"{name.removeprefix(prefix)} is {found}, "
+                f"{'ModelConfig' if what == 'model' else 'the run'} wants {tuple(leaf.shape)}; "
+                f"{remedy}, or name another checkpoint"
+            )
+
+
+def _owner(name: str) -> tuple[str, str, str]:
+    """What an array belongs to, how to mend it, and what its name begins with in the file."""
+    if name.startswith("target."):
+        return "model", "set ModelConfig to its shape", "target."
+    return "optimiser", "set Optimizer as it was", "state.param_states."
+
+
+PREFIX, READING = "checkpoint", "reading"
+
+
+def find(path: epath.PathLike) -> epath.Path:
+    """Returns the `checkpoint_N` folder at or newest in `path`.
+
+    Raises:
+      LmsiError: there is none.
+    """
+    path = epath.Path(path)
+    if (path / "state").is_dir():
+        return path
+    found = steps(path)
+    if not found:
+        raise LmsiError(
+            f"no checkpoint in {path}; {seen(path)}; name a folder {PREFIX}_N or one that holds "
+            "such folders"
+        )
+    return found[max(found)]
+
+
+def present(directory: epath.PathLike) -> bool:
+    """Whether a folder holds any `checkpoint_N`."""
+    return bool(steps(epath.Path(directory)))
+
+
+def drop(directory: epath.PathLike) -> None:
+    """Removes every `checkpoint_N` in a folder.
+
+    Raises:
+      LmsiError: the folder cannot be written.
+    """
+    for folder in steps(epath.Path(directory)).values():
+        try:
+            folder.rmtree()
+        except OSError as error:
+            raise cannot("remove", folder, error) from error
+
+
+def has_reading(folder: epath.Path) -> bool:
+    """Whether a checkpoint says where the data stood: ours do, T5X's do not."""
+    return (folder / READING).is_dir()
+
+
+def steps(directory: epath.Path) -> dict[int, epath.Path]:
+    """Returns the `checkpoint_N` folders in a folder, by N."""
+    found = list(directory.iterdir()) if directory.is_dir() else []
+    names = {child: re.fullmatch(rf"{PREFIX}_(\d+)", child.name) for child in found}
+    return {int(match[1]): child for child, match in names.items() if match}
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """Returns a tree's leaves by their path, as in "0.mu.embedding"."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
+
+
+def nested(leaves: dict[str, Any]) -> dict[str, Any]:
+    """`named`'s dictionary with its dots as levels, which is how T5X names a state's arrays."""
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split(".")
+        level = tree
+        for parent in parents:
+            level = level.setdefault(parent, {})
+        level[last] = leaf
+    return tree
+
+
+_PORTION = 1 << 30  # bytes that `stored_digest` holds at once, or one array if it is larger
+
+
+def load_params(path: epath.PathLike, like: Params, shardings: Any = None) -> Params:
+    """Reads the parameters of a checkpoint.
+
+    Args:
+      path: a `checkpoint_N` folder, or a folder of which the newest is taken.
+      like: a parameter tree, or one of shapes, that the checkpoint must match.
+      shardings: the same tree of `jax.sharding.Sharding`, where arrays are to be placed; each
+        process reads what its own devices hold, and where they span several all call this.
+
+    Raises:
+      LmsiError: there is none, it is incomplete, or it belongs to another model.
+    """
+    places = None if shardings is None else {"target": shardings}
+    return read(find(path), {"target": like}, places)["target"]
+
+
+def load_state(path: epath.PathLike, like: Any) -> Any:
+    """Reads a part of a checkpoint's optimiser state.
+
+    Args:
+      path: as for `load_params`.
+      like: the part, or shapes in its place; its arrays' paths are those in the whole state.
+
+    Raises:
+      LmsiError: as `load_params`.
+    """
+    states = {"state": {"param_states": named(like)}}
+    found = read(find(path), states, None)["state"]["param_states"]
+    return jax.tree.unflatten(jax.tree.structure(like), list(found.values()))
+
+
+def optimizer_arrays(folder: epath.PathLike) -> dict[str, jax.Array]:
+    """Reads a checkpoint's optimiser state: its arrays by their path, as in "0.mu.embedding".
+
+    Args:
+      folder: a `checkpoint_N` folder.
+
+    Raises:
+      LmsiError: it is none, or it is incomplete.
+    """
+    folder = epath.Path(folder)
+    _, metadata = opened(folder)
+    like = {"state": {"param_states": metadata["state"].get("param_states", {})}}
+    return named(read(folder, like, None)["state"]["param_states"])
+
+
+def digest(params: Params) -> str:
+    """Returns the SHA-256 over names, shapes and bytes of all parameters."""
+    return _digest(iter(sorted(named(params).items())))
+
+
+def stored_digest(path: epath.PathLike, like: Params) -> str:
+    """Returns the `digest` of a checkpoint's parameters; the host never holds all of them.
+
+    Args:
+      path: as for `load_params`.
+      like: a parameter tree, or one of shapes, that the checkpoint must match.
+
+    Raises:
+      LmsiError: as `load_params`.
+    """
+    folder = find(path)
+    shapes = sorted(named({"target": like}).items())
+
+    def leaves() -> Iterator[tuple[str, Any]]:
+        for portion in _portions(shapes):
+            tree = named(read(folder, nested(dict(portion)), None))
+            yield from ((name.removeprefix("target."), tree[name]) for name, _ in portion)
+
+    return _digest(leaves())
+
+
+def _portions(shapes: list[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
+    """Cuts named shapes into runs of at most `_PORTION` bytes, or of one array."""
+    portion: list[tuple[str, Any]] = []
+    size = 0
+    for name, leaf in shapes:
+        own = leaf.size * leaf.dtype.itemsize
+        if portion and size + own > _PORTION:
+            yield portion
+            portion, size = [], 0
+        portion.append((name, leaf))
+        size += own
+    yield portion
+
+
+def _digest(leaves: Iterator[tuple[str, Any]]) -> str:
+    total = hashlib.sha256()
+    for name, leaf in leaves:
+        array = np.ascontiguousarray(leaf)
+        total.update(f"{name} {array.shape} {array.dtype}\n".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
+Members = frozenset[int]
+"""The processes that read or write together."""
+
+
+def members(together: bool) -> Members:
+    """All processes, or this one alone."""
+    return frozenset(range(jax.process_count()) if together else {jax.process_index()})
+
+
+def processes(taking_part: Members) -> ocp.options.MultiprocessingOptions:
+    """Orbax would wait for all processes, in vain where some of them do not take part."""
+    if 1 < len(taking_part) == jax.process_count():
+        return ocp.options.MultiprocessingOptions()
+    first = min(taking_part)
+    return ocp.options.MultiprocessingOptions(
+        primary_host=first,
+        active_processes={*taking_part},
+        barrier_sync_key_prefix=f"lmsi_{first}",
+    )
+
+
+def state_handler(taking_part: Members) -> ocp.PyTreeCheckpointHandler:
+    """What reads and writes the item `state`."""
+    return ocp.PyTreeCheckpointHandler(multiprocessing_options=processes(taking_part))
+
+
+def read(folder: epath.Path, like: Any, places: Any) -> Any:
+    """Reads the arrays that `like` names and no others, having looked whether they fit.
+
+    Args:
+      folder: a `checkpoint_N` folder.
+      like: a part of the tree in `state`, with arrays or shapes.
+      places: None, or a tree like it of shardings.
+
+    Returns:
+      `like` with arrays in place of its leaves, of their types (a checkpoint may hold bfloat16);
+      with those of `places`, sharded that way.
+
+    Raises:
+      LmsiError: it is no such checkpoint, incomplete, or of another model or optimiser.
+    """
+    where = {} if places is None else named(places)
+    handler, metadata = opened(folder, holders(where))
+    wanted = named(like)
+    check_match(folder, wanted, named(metadata))
+    how = {name: _restoring(where.get(name), leaf.dtype) for name, leaf in wanted.items()}
+    args = ocp.args.PyTreeRestore(
+        item=nested(wanted), restore_args=nested(how), partial_restore=True
+    )
+    item = (folder / "state").resolve()
+    tree = named(attempt(folder, lambda: handler.restore(item, args=args)))
+    leaves = [
+        tree[name] if name in where else jax.numpy.asarray(tree[name], leaf.dtype)
+        for name, leaf in wanted.items()
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _restoring(place: Any, dtype: Any) -> ocp.RestoreArgs:
+    if place is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(sharding=place, dtype=dtype)
+
+
+def holders(shardings: Any) -> Members:
+    """The processes that have a part of what is read to these places; this one where none is."""
+    devices = {device for place in jax.tree.leaves(shardings) for device in place.device_set}
+    return frozenset(device.process_index for device in devices) or members(together=False)
+
+
+def opened(folder: epath.Path, taking_part: Members | None = None) -> tuple[ocp.Checkpointer, Any]:
+    """Returns what reads a checkpoint's state, and the tree of its arrays' shapes.
+
+    Args:
+      folder: a `checkpoint_N` folder.
+      taking_part: who reads it together; None: this process alone.
+
+    Raises:
+      LmsiError: it is no checkpoint of this layout, or it is incomplete.
+    """
+    item = (folder / "state").resolve()
+    if not item.is_dir():
+        raise LmsiError(f"{folder} is no checkpoint of this layout: {seen(folder)}")
+    own = taking_part or members(together=False)
+    handler = ocp.Checkpointer(state_handler(own), multiprocessing_options=processes(own))
+    metadata = attempt(folder, lambda: handler.metadata(item).item_metadata.tree)
+    if not isinstance(metadata, dict) or "target" not in metadata:
+        found = sorted(metadata) if isinstance(metadata, dict) else type(metadata).__name__
+        raise LmsiError(
+            f"{folder} has no 'target' tree of parameters; found {found}, expected {LAYOUT}; "
+            "name a checkpoint of lmsi or T5X"
+        )
+    return handler, metadata
+
+
+def attempt(folder: epath.Path, reading: Callable[[], Any]) -> Any:
+    """Reads; says what is wrong with the folder where that fails."""
+    try:
+        return reading()
+    except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
+        beside = [step for step in steps(folder.parent) if folder.name != f"{PREFIX}_{step}"]
+        raise damaged(folder, error, beside) from error
+
+
+class Checkpoints:
+    """The checkpoints of one training run.
+
+    Args:
+      directory: where `checkpoint_N` folders lie.
+      keep: how many of the newest to keep; None keeps all.
+      keep_best: how many of the best to keep beside them.
+      best: the metric of `save` that decides which are best.
+      mode: whether the "min" or the "max" of it is best.
+      background: saving returns once the arrays are copied, and goes on beside the training.
+      together: all processes save and restore, each its shards of global arrays; otherwise this
+        process does so alone.
+    """
+
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        keep: int | None = 1,
+        *,
+        keep_best: int = 0,
+        best: str = "loss",
+        mode: Literal["min", "max"] = "min",
+        background: bool = False,
+        together: bool = False,
+    ):
+        if mode not in ("min", "max"):
+            raise LmsiError(f"the best checkpoint is by 'min' or 'max', not by {mode!r}")
+        self.directory = epath.Path(directory).resolve()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if not together or jax.process_index() == 0:
+            _sweep(self.directory)
+        self._together = together
+        options = ocp.CheckpointManagerOptions(
+            step_prefix=PREFIX,
+            preservation_policy=_kept(keep, keep_best, best, mode),
+            enable_async_checkpointing=background,
+            create=False,
+            multiprocessing_options=processes(members(together)),
+        )
+        self._manager = ocp.CheckpointManager(
+            self.directory, options=options, item_handlers=_handlers(together)
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """The newest complete step, or None."""
+        return self._manager.latest_step()
+
+    @property
+    def steps(self) -> list[int]:
+        """All complete steps, in order."""
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self,
+        step: int,
+        params: Params,
+        optimizer_state: Any = None,
+        *,
+        reading: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Writes a checkpoint, whole or not at all.
+
+        Args:
+          step: optimiser steps taken; nothing is written where this step is there already.
+          params: the parameter tree.
+          optimizer_state: the Optax state.
+          reading: JSON values, see `position`.
+          metrics: what `keep_best` compares.
+        """
+        if step in self._manager.all_steps():
+            return
+        state: dict[str, Any] = {"step": np.int32(step)}
+        if optimizer_state is not None:
+            state["param_states"] = nested(named(optimizer_state))
+        tree = {"target": params, "state": state}
+        if jax.process_count() > 1 and not self._together:
+            tree = jax.tree.map(np.asarray, tree)  # Orbax takes no process' own device arrays
+        items = {"state": ocp.args.PyTreeSave(tree)}
+        if reading is not None:
+            items[READING] = ocp.args.JsonSave(dict(reading))
+        known = None if metrics is None else {k: float(v) for k, v in metrics.items()}
+        self._manager.save(step, args=ocp.args.Composite(**items), metrics=known)
+
+    def wait(self) -> None:
+        """Returns once what is being saved in the background is whole; raises what went wrong."""
+        self._manager.wait_until_finished()
+
+    def restore(
+        self, step: int, params: Params | None, optimizer_state: Any, shardings: Any = None
+    ) -> tuple[Params | None, Any]:
+        """Reads parameters and optimiser state of a step into trees of the given shapes.
+
+        Args:
+          step: which one.
+          params: a parameter tree, or one of shapes; None leaves the parameters out.
+          optimizer_state: an Optax state, or one of shapes.
+          shardings: (parameters', optimiser state's) trees of `jax.sharding.Sharding`: arrays are
+            read straight to their place, whatever mesh they were saved from. None: as a whole.
+
+        Raises:
+          LmsiError: it is missing, incomplete, or of another model or optimiser.
+        """
+        like = _parts(params, optimizer_state)
+        places = None
+        if shardings is not None:
+            places = _parts(None if params is None else shardings[0], shardings[1])
+        found = read(self._folder(step), like, places)
+        arrays = found["state"]["param_states"]
+        # T5X writes its counters as it restored them, in float32.
+        leaves = [arrays[k].astype(leaf.dtype) for k, leaf in named(optimizer_state).items()]
+        state = jax.tree.unflatten(jax.tree.structure(optimizer_state), leaves)
+        return found.get("target"), state
+
+    def position(self, step: int) -> dict[str, Any] | None:
+        """Returns the `reading` that a step was saved with; None where it has none (T5X's own)."""
+        folder = self._folder(step)
+        if not has_reading(folder):
+            return None
+        args = ocp.args.Composite(**{READING: ocp.args.JsonRestore()})
+        return attempt(folder, lambda: dict(self._manager.restore(step, args=args)[READING]))
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.close()
+
+    def _folder(self, step: int) -> epath.Path:
+        folder = self.directory / f"{PREFIX}_{step}"
+        if not folder.is_dir():
+            raise LmsiError(f"no {folder}; {seen(self.directory)}")
+        return folder
+
+
+def _parts(params: Any, state: Any) -> dict[str, Any]:
+    """The parts of a checkpoint's tree that are to be read."""
+    parts: dict[str, Any] = {"state": {"param_states": named(state)}}
+    return parts if params is None else {"target": params, **parts}
+
+
+def _handlers(together: bool) -> dict[str, ocp.CheckpointHandler]:
+    return {
+        "state": state_handler(members(together)),
+        READING: ocp.JsonCheckpointHandler(multiprocessing_options=processes(members(together))),
+    }
+
+
+def _sweep(directory: epath.Path) -> None:
+    """Removes saves that were cut off by the end of their process; Orbax lets some of them lie."""
+    for child in directory.iterdir():
+        if child.name.startswith(f"{PREFIX}_") and UNFINISHED in child.name:
+            child.rmtree()
+
+
+def _kept(keep: int | None, keep_best: int, best: str, mode: str) -> managers.PreservationPolicy:
+    policies: list[managers.PreservationPolicy] = [managers.LatestN(keep)]
+    if keep_best:
+        # Orbax keeps the last of the sorted ones; a checkpoint of a step without this metric
+        # (saved because the process had to leave) is the worst.
+        worst = np.inf if mode == "min" else -np.inf
+        policies.append(
+            managers.BestN(
+                get_metric_fn=lambda metrics: metrics.get(best, worst),
+                reverse=mode == "min",
+                n=keep_best,
+                keep_checkpoints_without_metrics=False,
+            )
+        )
+    return managers.AnyPreservationPolicy(policies)

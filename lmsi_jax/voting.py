@@ -1,0 +1,319 @@
+"""The vote over a question's paths (LMSI, section 3.1; Wang et al. 2022, section 2).
+
+Pure functions of the paths as a set: the order in which they come never matters. A path has one
+vote (LMSI, the default), or a weight: see `Voting`.
+
+Paths in, a vote out.
+
+When a question needs no more paths: Adaptive-Consistency (Aggarwal et al. 2023).
+
+How much a path's vote counts.
+"""
+
+import collections
+import math
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+
+from lmsi_jax import answers
+from lmsi_jax.config.stages import Voting
+from lmsi_jax.records import Path, Question, Vote
+
+
+def adaptive_stop(a: int, b: int, threshold: float = 0.95) -> bool:
+    """Whether the leading answer will stay ahead with at least this probability.
+
+    The Beta criterion of Adaptive-Consistency (Aggarwal et al. 2023, section 3): under a uniform
+    prior, P(p > 1/2 | a, b) = 1 - I_0.5(a + 1, b + 1). That is P(Binomial(a + b + 1, 1/2) <= a),
+    so it is computed exactly.
+
+    Args:
+      a: votes of the leading answer.
+      b: votes of the second answer.
+      threshold: wanted probability, in [0, 1].
+
+    Raises:
+      ValueError: negative votes.
+    """
+    if a < 0 or b < 0:
+        raise ValueError(f"votes cannot be negative: {a}, {b}")
+    tosses = a + b + 1
+    heads = sum(math.comb(tosses, j) for j in range(a + 1))
+    return Fraction(heads, 2**tosses) >= Fraction(threshold)
+
+
+def settled(keys: Iterable[str | None], threshold: float = 0.95) -> bool:
+    """Whether the two leading answers among these keys meet `adaptive_stop`.
+
+    Args:
+      keys: canonical answers of a question's first paths, in any order; None: unparsed, no vote.
+      threshold: wanted probability; above 0.5, no votes at all settle nothing.
+    """
+    votes = sorted(collections.Counter(k for k in keys if k is not None).values(), reverse=True)
+    a, b = (*votes, 0, 0)[:2]
+    return adaptive_stop(a, b, threshold)
+
+
+def paths_needed(keys: Sequence[str | None], threshold: float = 0.95, every: int = 4) -> int:
+    """How many of a question's paths Adaptive-Consistency samples (Aggarwal et al. 2023).
+
+    A function of the keys in index order alone: when a path ended and where it ran do not matter.
+
+    Args:
+      keys: canonical answers of the question's paths in index order; None: unparsed, no vote.
+      threshold: wanted probability that the leading answer stays ahead, in (0.5, 1).
+      every: the rule is looked at after this many paths, twice as many, and so on.
+
+    Returns:
+      The first multiple of `every` whose first paths are `settled`; `len(keys)` when there is none.
+
+    Raises:
+      ValueError: `every` is not positive.
+    """
+    if every < 1:
+        raise ValueError(f"the rule cannot be looked at every {every} paths")
+    looks = range(every, len(keys), every)
+    return next((n for n in looks if settled(keys[:n], threshold)), len(keys))
+
+
+EQUAL = Voting()
+"""One path, one vote."""
+
+
+def weigh(
+    paths: Sequence[Path], voting: Voting, ranks: Sequence[float] | None = None
+) -> list[float] | None:
+    """Returns the weight of each path, in [0, 1] or a ranker's; None where each path counts 1.
+
+    A path that is exp(-745) times as likely as the likeliest weighs 0.
+
+    Args:
+      paths: of a question.
+      voting: the rule.
+      ranks: what its ranker says of each path; None where it is not asked.
+
+    Raises:
+      ValueError: the ranker is to be asked, and was not.
+    """
+    if voting.weights == "none" or not paths:
+        return None
+    if voting.weights == "ranker":
+        if ranks is None:
+            raise ValueError("Voting.weights = 'ranker' wants what the ranker says of each path")
+        return list(ranks)
+    if voting.weights == "logprob":
+        return _relative([path.logprob for path in paths])
+    per_token = [math.exp(min(0.0, path.logprob / max(1, path.tokens))) for path in paths]
+    if voting.weights == "normalised_logprob":
+        return per_token
+    relative = _relative([p / voting.temperature for p in per_token])
+    total = math.fsum(relative)
+    return [weight / total for weight in relative]
+
+
+def _relative(logs: Sequence[float]) -> list[float]:
+    """exp of each, divided by the largest."""
+    most = max(logs)
+    return [math.exp(log - most) if log > -math.inf else 0.0 for log in logs]
+
+
+_INDEX = operator.attrgetter("index")
+
+
+def vote(
+    question: Question,
+    paths: Sequence[Path],
+    weights: Sequence[float] | None = None,
+    *,
+    conclusions: bool = True,
+    ranks: Sequence[float] | None = None,
+) -> Vote:
+    """Counts the paths' answers, or adds up their weights.
+
+    Unparsed paths never vote, and stay in the confidence's denominator with their weight. Answers
+    with equal sums are listed in `tied`; a tie goes to the larger summed log-probability of the
+    answer's paths, then to the smaller key.
+
+    Args:
+      question: what was asked; its `gold` is not looked at.
+      paths: its sampled paths, in any order.
+      weights: of each path, in the order of `paths`, from `weigh` or any other scorer; 0 or more.
+        None: one path one vote.
+      conclusions: see `Voting`.
+      ranks: a ranker's score of each path, in the order of `paths`: a tie goes by the best one of
+        an answer first. None: ties go by log-probability.
+
+    Returns:
+      The vote; without any parsed path the winner is None and nothing is kept.
+
+    Raises:
+      ValueError: a path of another question, an index that comes twice, a log-probability that is
+        not a number, or weights that are negative, infinite or not one for each path.
+    """
+    ordered, weighed = _checked(question, paths, weights)
+    keys = tuple(path_keys(question, ordered, conclusions))
+    sums = _sums(keys, weighed)
+    by_index = {} if ranks is None else {p.index: r for p, r in zip(paths, ranks, strict=True)}
+    winner, tied = _winner(sums, ordered, keys, by_index)
+    agree = tuple([path.index for path, key in zip(ordered, keys, strict=True) if key == winner])
+    total = len(ordered) if weighed is None else math.fsum(weighed)
+    return Vote(
+        uid=question.uid,
+        task=question.task,
+        winner=winner,
+        keys=keys,
+        kept=agree if winner is not None else (),
+        confidence=min(1.0, sums[winner] / total) if winner is not None and total else 0.0,
+        parsed=len(keys) - keys.count(None),
+        total=len(ordered),
+        tied=tied,
+        entropy=entropy(sums.values()),
+        weights=weighed,
+    )
+
+
+def cast(
+    question: Question, paths: Sequence[Path], voting: Voting, ranks: Sequence[float] | None = None
+) -> Vote:
+    """Votes by a rule; `ranks` are what its ranker says of each path, where it has one."""
+    return vote(
+        question,
+        paths,
+        weigh(paths, voting, ranks),
+        conclusions=voting.conclusions,
+        ranks=ranks if voting.ties == "ranker" else None,
+    )
+
+
+def path_keys(
+    question: Question, paths: Iterable[Path], conclusions: bool = True
+) -> list[str | None]:
+    """Returns each path's answer as the vote reads it, None where it has none."""
+    options, kind = answers.options_of(question), question.kind
+    return [
+        answers.path_key(path.text, kind, options, finished=path.finished and conclusions)
+        for path in paths
+    ]
+
+
+def right_keys(question: Question) -> set[str]:
+    """Returns the keys that count as right."""
+    options = answers.options_of(question)
+    labels = (question.gold or "", *question.also)
+    keys = (answers.key(label, question.kind, options) for label in labels)
+    return {key for key in keys if key is not None}
+
+
+def tally(vote: Vote) -> tuple[Mapping[str, float], float]:
+    """Returns each answer's votes or weight, and those of all paths, unparsed ones too."""
+    total = vote.total if vote.weights is None else math.fsum(vote.weights)
+    return _sums(vote.keys, vote.weights), total
+
+
+def margin(vote: Vote) -> float:
+    """Returns the winner's share minus that of the next answer, of all votes or weights, in [0, 1].
+
+    Unparsed paths stay in the denominator; 0.0 for a tie and without a winner.
+    """
+    sums, total = tally(vote)
+    first, second = (*sorted(sums.values(), reverse=True), 0, 0)[:2]
+    return (first - second) / total if total else 0.0
+
+
+def entropy(counts: Iterable[float]) -> float:
+    """Returns the entropy (nats) of the distribution that counts or weights give; 0.0 for none."""
+    counts = [n for n in counts if n > 0]
+    if len(counts) < 2:
+        return 0.0
+    total = math.fsum(counts)
+    shares = [n / total for n in counts]
+    return math.fsum([-share * math.log(share) for share in shares if share > 0]) + 0.0
+
+
+def winner_of_first(vote: Vote, paths: Iterable[Path], count: int) -> str | None:
+    """Returns the winner among a question's first `count` paths, as `vote` without ranks finds it.
+
+    Args:
+      vote: the vote over all of `paths`.
+      paths: the question's paths, in any order.
+      count: how many of them vote, in index order.
+
+    Raises:
+      ValueError: the vote is over another number of paths.
+    """
+    ordered = sorted(paths, key=lambda path: path.index)
+    if len(ordered) != vote.total:
+        raise ValueError(f"{vote.uid!r}: a vote over {vote.total} paths, {len(ordered)} are given")
+    keys = vote.keys[:count]
+    weights = vote.weights[:count] if vote.weights is not None else None
+    return _winner(_sums(keys, weights), ordered[:count], keys, {})[0]
+
+
+def _checked(
+    question: Question, paths: Sequence[Path], weights: Sequence[float] | None
+) -> tuple[list[Path], tuple[float, ...] | None]:
+    """The paths in the order of their indices, and their weights."""
+    if weights is not None and len(weights) != len(paths):
+        raise ValueError(f"question {question.uid!r}: {len(weights)} weights, {len(paths)} paths")
+    ordered = sorted(paths, key=_INDEX)
+    uid = question.uid
+    for path in ordered:
+        if path.uid != uid:
+            raise ValueError(f"a path of question {path.uid!r} cannot vote on {uid!r}")
+        if path.logprob != path.logprob:  # NaN
+            raise ValueError(f"path {path.index} of question {path.uid!r} has no log-probability")
+    indices = [path.index for path in ordered]
+    if len(set(indices)) < len(indices):
+        twice = next(i for i, count in collections.Counter(indices).items() if count > 1)
+        raise ValueError(f"question {question.uid!r} has path {twice} twice")
+    if weights is None:
+        return ordered, None
+    if bad := [weight for weight in weights if not 0 <= weight < math.inf]:
+        raise ValueError(f"question {question.uid!r}: {bad[0]} is no weight; use 0 or more")
+    of_index = dict(zip([path.index for path in paths], weights, strict=True))
+    return ordered, tuple([float(of_index[index]) for index in indices])
+
+
+def _sums(keys: Sequence[str | None], weights: Sequence[float] | None) -> Mapping[str, float]:
+    """Votes or weight of each answer."""
+    if weights is None:
+        counts: dict[str, float] = {}
+        for key in keys:
+            if key is not None:
+                counts[key] = counts.get(key, 0) + 1
+        return counts
+    given: dict[str, list[float]] = collections.defaultdict(list)
+    for key, weight in zip(keys, weights, strict=True):
+        if key is not None:
+            given[key].append(weight)
+    # fsum is exact before it rounds, so the order of the paths cannot move the last bit.
+    return {key: math.fsum(of_key) for key, of_key in given.items()}
+
+
+def _winner(
+    sums: Mapping[str, float],
+    paths: Sequence[Path],
+    keys: Sequence[str | None],
+    ranks: Mapping[int, float],
+) -> tuple[str | None, tuple[str, ...]]:
+    """The winning key, and the keys that share its sum when there are several."""
+    if not sums:
+        return None, ()
+    most = max(sums.values())
+    leaders = [key for key, n in sums.items() if n == most]
+    if len(leaders) == 1:
+        return leaders[0], ()
+    leaders.sort()
+    mass = {leader: _mass(leader, paths, keys, ranks) for leader in leaders}
+    # max takes the first of equals, and leaders are sorted: the smaller key.
+    return max(leaders, key=mass.__getitem__), tuple(leaders)
+
+
+def _mass(
+    leader: str, paths: Sequence[Path], keys: Sequence[str | None], ranks: Mapping[int, float]
+) -> tuple[float, float]:
+    """What a tie goes by: the best rank of an answer's paths, their summed log-probability."""
+    own = [path for path, key in zip(paths, keys, strict=True) if key == leader]
+    best = max(ranks.get(path.index, 0.0) for path in own)
+    return best, math.fsum(path.logprob for path in own)

@@ -1,0 +1,281 @@
+"""Questions as prompts, or examples, as SeqIO tasks: texts encoded as the engine and trainer do.
+
+A task's columns are lists of like length, see `round_texts`. Prompts have our accuracy as metric,
+so `seqio.Evaluator` and T5X's eval report what `lmsi eval` does.
+
+A finished run's texts by column: a round's examples and the run's questions, as T5X learns them.
+
+Columns are lists of like length: prefix, inputs and targets, and what else a row carries.
+
+How long T5X's features must be for a finished run: read off the run, and checked against it.
+
+T5X cuts what is longer than `TASK_FEATURE_LENGTHS`, and a cut prompt has lost its question. Our gin
+files take the lengths from `of_questions` and `of_examples`; what a user sets instead is checked.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import seqio
+import tensorflow as tf
+from etils import epath
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.evaluation.accuracy import score
+from lmsi_jax.interop.seqio_vocabularies import Pieces, Tokens, encode_prompt
+from lmsi_jax.models.tokenizers import open_tokenizer
+from lmsi_jax.prompts import SEPARATOR, STOP_STRINGS, Prompting, build_prompt
+from lmsi_jax.prompts import new_tokens as limit_of
+from lmsi_jax.records import Example, Exemplar, Path, Question
+from lmsi_jax.rollout.stops import first_stop
+from lmsi_jax.runtime.files import embedded_path, read_json
+from lmsi_jax.runtime.store import ShardStore
+from lmsi_jax.tasks import registry
+
+Texts = Mapping[str, Sequence[Any]]
+
+
+def tokenizer_path(tokenizer: str) -> str:
+    """Returns the file of `Run.tokenizer`."""
+    return str(embedded_path("tokenizer.model")) if tokenizer == "embedded" else tokenizer
+
+
+def examples(
+    run_dir: epath.PathLike, round_index: int, strong_rate: float
+) -> dict[str, tuple[Texts, float]]:
+    """Returns a round's training examples and their rate, by source.
+
+    Raises:
+      LmsiError: the round has no examples of a source whose rate is above 0.
+    """
+    store = ShardStore(epath.Path(run_dir) / f"round_{round_index}" / "mix")
+    found = {}
+    for source, rate in {"weak": 1.0 - strong_rate, "strong": strong_rate}.items():
+        if rate > 0:
+            shards = [name for name in store.names() if name.startswith(f"{source}-")]
+            rows = [Example.from_json(row) for name in shards for row in store.read(name)]
+            if not rows:
+                raise LmsiError(
+                    f"{store.directory} holds no {source} examples; finish `lmsi mix`, or change "
+                    "mixture.strong_rate or mixture.round_index"
+                )
+            found[source] = (_learnt(rows), rate)
+    return found
+
+
+def _learnt(rows: Sequence[Example]) -> Texts:
+    return {
+        "prefix": [row.prefix for row in rows],
+        "inputs": [row.inputs for row in rows],
+        # As in the trainer: learning the separator ends a path.
+        "targets": [row.targets + SEPARATOR for row in rows],
+        "weight": [row.weight for row in rows],
+    }
+
+
+def question_texts(run_dir: epath.PathLike, prompting: Prompting) -> dict[str, dict[str, Texts]]:
+    """Returns a run's questions as prompts, by task and split.
+
+    Raises:
+      LmsiError: the folder has no questions.
+    """
+    store = ShardStore(epath.Path(run_dir) / "questions")
+    found: dict[str, dict[str, Texts]] = {}
+    for shard in store.names():
+        split, _, task = shard.partition("-")
+        if split in registry.SPLITS:
+            rows = [Question.from_json(row) for row in store.read(shard)]
+            exemplars = [Exemplar.from_json(row) for row in store.read(f"exemplars-{task}")]
+            found.setdefault(task, {})[split] = asked(rows, exemplars, prompting)
+    if not found:
+        raise LmsiError(f"{store.directory} holds no questions; run `lmsi run` into {run_dir}")
+    return found
+
+
+def asked(rows: Sequence[Question], exemplars: Sequence[Exemplar], prompting: Prompting) -> Texts:
+    """Returns the columns of questions as prompts."""
+    prompts = [build_prompt(row, exemplars, prompting) for row in rows]
+    return {
+        "prefix": [prefix for prefix, _ in prompts],
+        "inputs": [text for _, text in prompts],
+        "targets": [row.gold or "" for row in rows],
+        "also": ["\n".join(row.also) for row in rows],
+        "question": [row.text for row in rows],
+        "uid": [row.uid for row in rows],
+        "kind": [row.kind for row in rows],
+        "task": [row.task for row in rows],
+    }
+
+
+_LABELS = ("uid", "kind", "task", "question", "answer", "also")
+
+
+def add(
+    name: str,
+    splits: Mapping[str, Callable[[], Texts]],
+    pieces: Pieces | Tokens,
+    checked: Callable[..., tf.data.Dataset],
+    *,
+    weighted: bool = False,
+    asked: Prompting | None = None,
+) -> None:
+    """Registers a task anew; the last registration of a name holds.
+
+    Args:
+      name: the task's.
+      splits: split -> what returns its columns; called when the split is read.
+      pieces: the vocabulary.
+      checked: a preprocessor that looks whether the encoded texts fit.
+      weighted: whether there is a column `weight`.
+      asked: for prompts, how they were asked; None for examples, which have no metric.
+    """
+    if name in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.remove(name)
+
+    def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+        del shuffle_files, seed  # all in memory; SeqIO shuffles it
+        return tf.data.Dataset.from_tensor_slices(dict(splits[split]()))
+
+    text = seqio.Feature(pieces, add_eos=False)
+    features = {"inputs": text, "targets": text}
+    if weighted:
+        number = seqio.PassThroughVocabulary(size=0)
+        features["weight"] = seqio.Feature(number, add_eos=False, dtype=tf.float32, rank=0)
+    seqio.TaskRegistry.add(
+        name,
+        source=seqio.FunctionDataSource(dataset, splits=list(splits)),
+        preprocessors=[_tokenize, checked],
+        output_features=features,
+        postprocess_fn=_answer if asked else None,
+        metric_fns=[functools.partial(_accuracy, asked)] if asked else [],
+    )
+
+
+def mix(name: str, parts: Sequence[tuple[str, float]]) -> str:
+    """Registers a mixture of (task, rate) anew; returns its name."""
+    if name in seqio.MixtureRegistry.names():
+        seqio.MixtureRegistry.remove(name)
+    seqio.MixtureRegistry.add(name, list(parts))
+    return name
+
+
+def _tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, Any]) -> tf.data.Dataset:
+    """Encodes prefix, inputs and targets apart, as our trainer and engine do."""
+    vocabulary = output_features["inputs"].vocabulary
+
+    def one(row: dict[str, Any]) -> dict[str, Any]:
+        """Encodes one example's texts."""
+        own = {name: value for name, value in row.items() if name != "prefix"}
+        inputs = tf.concat(encode_prompt(vocabulary, row["prefix"], row["inputs"]), axis=0)
+        targets = vocabulary.encode_tf(row["targets"])
+        return {**own, "inputs": inputs, "targets": targets, "answer": row["targets"]}
+
+    return dataset.map(one, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _answer(text: Any, example: Mapping[str, Any], is_target: bool = False) -> Question | Path:
+    """The question with its gold answer, or the path that was decoded, cut at its stop."""
+    uid, kind, task, question, gold, also = (_text(example[name]) for name in _LABELS)
+    if is_target:
+        row = {"uid": uid, "task": task, "text": question, "kind": kind, "gold": gold}
+        return Question.from_json({**row, "also": also.splitlines()})
+    stop = first_stop(text, STOP_STRINGS)
+    return Path(uid=uid, index=0, text=text[:stop], tokens=0, logprob=0.0, finished=True)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _accuracy(
+    prompting: str, targets: Sequence[Question], predictions: Sequence[Path]
+) -> dict[str, float]:
+    """What `lmsi eval` reports of a task: shares of right and of parsed answers."""
+    paths = {path.uid: [path] for path in predictions}
+    found = score(targets, paths, prompting, temperature=0.0)
+    return {"accuracy": sum(found.correct) / len(found.correct), "parsed": found.parsed}
+
+
+Lengths = dict[str, int]
+
+
+def new_tokens(run_dir: epath.PathLike, prompting: Prompting = "cot") -> int:
+    """Returns how many new tokens the run's own evaluation lets the model make.
+
+    Raises:
+      LmsiError: the run has not begun its evaluation.
+    """
+    record = epath.Path(run_dir) / "round_0" / "eval" / "config.json"
+    if not record.exists():
+        raise LmsiError(
+            f"{record} is missing; run `lmsi run` into {run_dir}, or set MAX_NEW_TOKENS"
+        )
+    return limit_of(prompting, read_json(record)["config"]["Sampling"]["max_new_tokens"])
+
+
+def of_questions(
+    run_dir: epath.PathLike,
+    tokenizer: str = "embedded",
+    prompting: Prompting = "cot",
+    max_new_tokens: int = 256,
+) -> Lengths:
+    """Returns what the longest prompt of a run's questions needs, and its answer."""
+    tasks = question_texts(run_dir, prompting).values()
+    prompts = [
+        size for splits in tasks for own in splits.values() for size in _inputs(own, tokenizer)
+    ]
+    return {"inputs": max(prompts), "targets": max_new_tokens}
+
+
+def of_examples(
+    run_dir: epath.PathLike,
+    round_index: int = 1,
+    tokenizer: str = "embedded",
+    strong_rate: float = 0.0,
+) -> Lengths:
+    """Returns what the longest prompt and the longest target of a round's examples need."""
+    sources = examples(run_dir, round_index, strong_rate).values()
+    pairs = [pair for texts, _ in sources for pair in _pairs(texts, tokenizer)]
+    return {"inputs": max(a for a, _ in pairs), "targets": max(b for _, b in pairs)}
+
+
+def check_prompts(name: str, texts: Texts, tokenizer: str, lengths: Mapping[str, int]) -> None:
+    """Raises LmsiError where a prompt is longer than T5X lets it be."""
+    longest, limit = max(_inputs(texts, tokenizer)), lengths["inputs"]
+    if longest > limit:
+        raise LmsiError(
+            f"{name}: the longest prompt has {longest} tokens, TASK_FEATURE_LENGTHS['inputs'] is "
+            f"{limit}; raise it, or leave TASK_FEATURE_LENGTHS unset, then it follows from the run"
+        )
+
+
+def check_examples(name: str, texts: Texts, tokenizer: str, lengths: Mapping[str, int]) -> None:
+    """Raises LmsiError where no example at all is within the lengths; T5X would look for ever."""
+    pairs = _pairs(texts, tokenizer)
+    if not any(a <= lengths["inputs"] and b <= lengths["targets"] for a, b in pairs):
+        shortest = min(pairs, key=sum)
+        raise LmsiError(
+            f"{name}: no example fits TASK_FEATURE_LENGTHS; the shortest needs {shortest[0]} for "
+            f"'inputs' and {shortest[1]} for 'targets'. Unset, it follows from the run"
+        )
+
+
+def _pairs(texts: Texts, tokenizer: str) -> list[tuple[int, int]]:
+    count = _counter(tokenizer_path(tokenizer))
+    return list(zip(_inputs(texts, tokenizer), map(count, texts["targets"]), strict=True))
+
+
+def _inputs(texts: Texts, tokenizer: str) -> list[int]:
+    """Tokens of each prompt; prefix and inputs are encoded apart, after the model's start."""
+    path = tokenizer_path(tokenizer)
+    count, start = _counter(path), len(open_tokenizer(path).start_ids)
+    both = zip(texts["prefix"], texts["inputs"], strict=True)
+    return [start + count(prefix) + count(text) for prefix, text in both]
+
+
+@functools.cache
+def _counter(path: str) -> Callable[[str], int]:
+    """What counts the tokens of a text; texts are asked for more than once."""
+    encode = open_tokenizer(path).encode
+    return functools.cache(lambda text: len(encode(text)))

@@ -1,0 +1,137 @@
+"""The tasks as SeqIO tasks in the four promptings, and the paper's mixtures, for any evaluator.
+
+One explicit call registers what it names; calling it again has the same effect:
+
+    suite.register(tokenizer="models/x/tokenizer.json", data_dirs={"svamp": "/data/svamp"})
+    seqio.Evaluator("lmsi_svamp_cot", ...)         or lmsi_out_of_domain_zero_shot_cot, ...
+
+| mixture                      | tasks (LMSI, section 4)                                |
+|------------------------------|--------------------------------------------------------|
+| lmsi_in_domain_PROMPTING     | GSM8K, DROP, OpenBookQA, ARC-Challenge, ANLI R2 and R3 |
+| lmsi_out_of_domain_PROMPTING | SVAMP, AQuA, StrategyQA, ANLI R1, RTE, MNLI            |
+
+PROMPTING is cot, standard, zero_shot_cot or zero_shot_direct. A mixture has the splits that all its
+tasks have; training questions carry no answer.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from lmsi_jax.prompts import PROMPTINGS, Prompting
+from lmsi_jax.tasks import exemplars as exemplar_files
+from lmsi_jax.tasks import registry, seqio_prompts, seqio_rounds
+from lmsi_jax.tasks.dataset import Dataset
+from lmsi_jax.tasks.seqio_prompts import Texts, asked, check_prompts
+from lmsi_jax.tasks.task import Level, Split, Task
+
+PUBLISHED = tuple(name for name in registry.NAMES if isinstance(registry.get(name), Dataset))
+_MIXTURES = {"in": "in_domain", "out": "out_of_domain"}
+
+
+def register(
+    names: Sequence[str] = PUBLISHED,
+    promptings: Sequence[Prompting] = PROMPTINGS,
+    *,
+    tokenizer: str = "embedded",
+    max_new_tokens: int = 256,
+    data_dirs: Mapping[str, str] | None = None,
+    exemplars: Mapping[str, str] | None = None,
+    level: Level = "hard",
+    seed: int = 0,
+) -> list[str]:
+    """Registers tasks and mixtures; no question is read before a task is used.
+
+    Args:
+      names: tasks of `registry.NAMES`.
+      promptings: how they are asked.
+      tokenizer: `Run.tokenizer`.
+      max_new_tokens: most tokens of an answer that are looked at.
+      data_dirs: task -> folder of its files; without one it comes through TFDS.
+      exemplars: task -> file of exemplars, in place of this project's.
+      level: for tasks that have levels.
+      seed: the order of the questions.
+
+    Returns:
+      The names of all that was registered.
+
+    Raises:
+      LmsiError: an unknown task, or an exemplar file that cannot be read.
+    """
+    registered, parts = [], dict[str, list[tuple[str, float]]]()
+    for name in names:
+        task = registry.get(name, (data_dirs or {}).get(name))
+        file = (exemplars or {}).get(name)
+        shown = exemplar_files.load(file) if file else task.exemplars()
+        for prompting in promptings:
+            texts: dict[str, _Columns] = {
+                split: _columns(task, split, level, seed, shown, prompting)
+                for split in _splits(task)
+            }
+            full = f"{registry.seqio_name(task, level)}_{prompting}"
+            check = functools.partial(_whole, full, texts, tokenizer)
+            pieces = seqio_rounds.vocabulary(tokenizer, max_new_tokens)
+            seqio_prompts.add(full, texts, pieces, check, asked=prompting)
+            registered.append(full)
+            if isinstance(task, Dataset):
+                mixture = f"lmsi_{_MIXTURES[task.domain]}_{prompting}"
+                parts.setdefault(mixture, []).append((full, 1.0))
+    return registered + [seqio_prompts.mix(name, rates) for name, rates in parts.items()]
+
+
+def mixture(domain: str = "in", prompting: Prompting = "cot", **settings: Any) -> str:
+    """Registers as `register` does, and returns the name of a mixture, for T5X's gin files.
+
+    Args:
+      domain: "in" or "out".
+      prompting: how the questions are asked.
+      **settings: of `register`.
+    """
+    register(promptings=(prompting,), **settings)
+    return f"lmsi_{_MIXTURES[domain]}_{prompting}"
+
+
+def _splits(task: Task) -> tuple[Split, ...]:
+    """The splits that a task can have at all."""
+    if not isinstance(task, Dataset):
+        return registry.SPLITS
+    known = {*task.file_names, *task.tfds}
+    return tuple(split for split in registry.SPLITS if split in known)
+
+
+class _Columns:
+    """A split's questions as prompts; read when they are first asked for."""
+
+    def __init__(self, read: Callable[[], Texts]):
+        self._read = functools.cache(read)
+
+    def __call__(self) -> Texts:
+        return self._read()
+
+    @property
+    def there(self) -> bool:
+        """Whether they have been read."""
+        return self._read.cache_info().currsize > 0
+
+
+def _columns(
+    task: Task, split: Split, level: Level, seed: int, shown: Any, prompting: Prompting
+) -> _Columns:
+    return _Columns(lambda: asked(list(task.stream(split, level, seed)), shown, prompting))
+
+
+def _whole(
+    name: str,
+    splits: Mapping[str, _Columns],
+    tokenizer: str,
+    dataset: tf.data.Dataset,
+    sequence_length: Mapping[str, int] | None,
+) -> tf.data.Dataset:
+    """Fails at a prompt that is too long: cut, it would have lost its question."""
+    if sequence_length:
+        for columns in splits.values():
+            if columns.there:  # the other split is not the one that is read
+                check_prompts(name, columns(), tokenizer, sequence_length)
+    return dataset

@@ -1,0 +1,273 @@
+"""The command line: what it imports, what it answers, and with which exit code."""
+
+import signal
+import subprocess
+import sys
+import types
+
+import pytest
+
+import lmsi_jax
+from lmsi_jax.cli import main
+from lmsi_jax.config import gin_edge
+from lmsi_jax.errors import LmsiError
+
+
+@pytest.fixture
+def stages(monkeypatch):
+    """Stands in for the stages, which have tests of their own; returns the calls it got."""
+    calls: list[tuple] = []
+    configurables = types.ModuleType("lmsi_jax.config.configurables")
+    configurables.load_run = lambda: "the run"  # type: ignore[attr-defined]
+    rounds = types.ModuleType("lmsi_jax.pipeline.rounds")
+    rounds.execute = lambda *args: calls.append(args)  # type: ignore[attr-defined]
+    for module in (configurables, rounds):
+        name = module.__name__.rpartition(".")[2]
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(lmsi_jax, name, module, raising=False)
+    return calls
+
+
+@pytest.fixture
+def config(tmp_path) -> str:
+    path = tmp_path / "a.gin"
+    path.write_text("# nothing is configured\n")
+    return str(path)
+
+
+def test_importing_the_command_imports_nothing_heavy():
+    heavy = {"jax", "tensorflow", "gin", "rich", "numpy", "seqio", "etils", "absl"}
+    code = "import sys, lmsi_jax.cli.main as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\n"
+    code += f"print('heavy:', sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["pretrain", "--help"]])
+def test_help_shows_an_example_and_the_gin_flags(capsys, words):
+    with pytest.raises(SystemExit) as exit_:
+        main.main(words)
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert "example:\n  lmsi " in text and "--gin.NAME=VALUE" in text
+
+
+def test_no_command_shows_the_help(capsys):
+    assert main.main([]) == 0
+    assert "commands:" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main.main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == f"lmsi_jax {lmsi_jax.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"),
+    [
+        (
+            "run",
+            (
+                *("generate", "prompts", "sample", "vote", "path_scores"),
+                *("mix", "score", "train", "eval", "report"),
+            ),
+        ),
+        ("generate", ("generate",)),
+        ("prompts", ("prompts",)),
+        ("sample", ("sample",)),
+        ("vote", ("vote",)),
+        ("mix", ("path_scores", "mix")),
+        ("train", ("score", "train")),
+        ("eval", ("eval",)),
+        ("report", ("report",)),
+        ("distill", ("mix", "score", "train", "eval", "distill")),
+        ("pretrain", ("pretrain",)),
+    ],
+)
+def test_each_command_runs_its_stages_with_the_loaded_run(stages, config, command, wanted):
+    assert main.main([command, config]) == 0
+    ((run, run_stages, line, text),) = stages
+    assert (run, run_stages) == ("the run", wanted)
+    assert line == f"lmsi {command} {config}"
+    assert isinstance(text, str)
+
+
+def _error(capsys, *words: str) -> str:
+    assert main.main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("lmsi: error: ") and captured.out == ""
+    return " ".join(captured.err.split())
+
+
+def test_mistakes_are_named_with_exit_code_2(capsys, stages, config, monkeypatch):
+    monkeypatch.setattr(gin_edge, "packaged_configs", lambda kind: ("quickstart",))
+    assert "did you mean quickstart?" in _error(capsys, "run", "quikstart")
+    assert "which configuration? lmsi run NAME (quickstart)" in _error(capsys, "run")
+    assert "did you mean sample?" in _error(capsys, "sampel", config)
+    assert "unrecognized arguments: --gin_fiel=x" in _error(capsys, "run", config, "--gin_fiel=x")
+    assert "no configurable 'Ru'" in _error(capsys, "run", config, "--gin.Ru.rounds=3")
+    assert "write --gin.NAME=VALUE" in _error(capsys, "run", config, "--gin.Run.rounds")
+    assert stages == []
+
+
+def test_a_misspelt_parameter_meets_the_nearest(capsys, stages, config):
+    import gin
+
+    @gin.register("MainTestOven", module="main_test")
+    def oven(temperature=0.7):
+        return temperature
+
+    text = _error(capsys, "run", config, "--gin.MainTestOven.temprature=0.9")
+    assert "MainTestOven has no parameter 'temprature'; did you mean temperature?" in text
+
+
+def test_an_error_of_a_stage_is_wrapped_to_the_terminal(capsys, stages, config, monkeypatch):
+    def fail(*_args):
+        raise LmsiError("the disk is full, " * 20 + "\nmake room")
+
+    monkeypatch.setattr(sys.modules["lmsi_jax.pipeline.rounds"], "execute", fail)
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main.main(["run", config]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 5 and max(map(len, lines)) <= 60 and lines[-1] == "make room"
+
+
+def test_a_bug_keeps_its_traceback(stages, config, monkeypatch):
+    def fail(*_args):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(sys.modules["lmsi_jax.pipeline.rounds"], "execute", fail)
+    with pytest.raises(ValueError, match="a bug"):
+        main.main(["run", config])
+
+
+def test_an_interrupt_is_one_line_and_exit_code_130(capsys, stages, config, monkeypatch):
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["lmsi_jax.pipeline.rounds"], "execute", interrupt)
+    assert main.main(["run", config]) == 130
+    assert capsys.readouterr().err == "\ninterrupted; the same command goes on where it was\n"
+
+
+def test_a_termination_is_one_line_and_exit_code_143(capsys, stages, config, monkeypatch):
+    def terminate(*_args):
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys.modules["lmsi_jax.pipeline.rounds"], "execute", terminate)
+    assert main.main(["run", config]) == 143
+    assert capsys.readouterr().err == "terminated; the same command goes on where it was\n"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--process_count=2"], "want --coordinator_address=HOST:PORT, --process_count=N and"),
+        (["--coordinator_address=a:1", "--process_count=2"], "--process_index=I together"),
+        (
+            ["--coordinator_address=auto", "--process_count=2"],
+            "or --coordinator_address=auto alone",
+        ),
+        (
+            ["--coordinator_address=a:1", "--process_count=2", "--process_index=2"],
+            "--process_index=2: with --process_count=2 it is 0 to 1",
+        ),
+        (["--coordinator_address=a:1", "--process_count=two"], "invalid int value: 'two'"),
+    ],
+)
+def test_half_a_set_of_process_flags_is_refused(capsys, stages, config, flags, message):
+    assert message in _error(capsys, "run", config, *flags)
+    assert stages == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ([], []),
+        (["--coordinator_address=auto"], ["auto", "left"]),
+        (
+            ["--coordinator_address=a:1", "--process_count=2", "--process_index=0"],
+            ["a:1", 2, 0, "left"],
+        ),
+    ],
+)
+def test_the_processes_are_connected_around_the_stages(stages, config, monkeypatch, flags, wanted):
+    import jax
+
+    calls: list = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args: calls.extend(args or ["auto"]))
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: calls.append("left"))
+    assert main.main(["run", config, *flags]) == 0
+    assert calls == wanted and len(stages) == 1
+
+
+def test_processes_that_do_not_find_each_other_name_the_flags(capsys, stages, config, monkeypatch):
+    import jax
+
+    def fail(*_args):
+        raise RuntimeError("DEADLINE_EXCEEDED: nobody there")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    flags = ["--coordinator_address=a:1", "--process_count=2", "--process_index=0"]
+    text = _error(capsys, "run", config, *flags)
+    assert "nobody there); start all of them with the same --coordinator_address" in text
+
+
+def test_quiet_defaults_never_override_the_users(stages, config, monkeypatch):
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    monkeypatch.delenv("GRPC_VERBOSITY", raising=False)
+    main.main(["run", config])
+    import os
+
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
+    assert os.environ["GRPC_VERBOSITY"] == "ERROR"
+
+
+@pytest.fixture
+def other(monkeypatch):
+    """Puts a command that is no stage beside the others; returns the calls it got."""
+    calls: list[tuple] = []
+    command = types.SimpleNamespace(
+        NAME="weigh",
+        HELP="says what a model weighs",
+        EXAMPLE="DIR --scale=kg",
+        CONFIGS="",
+        add_arguments=lambda parser: parser.add_argument("--scale", default="g"),
+        run=lambda args, load: calls.append((args.scale, load)),
+    )
+    monkeypatch.setattr(main, "commands", lambda: {"weigh": command})
+    return command, calls
+
+
+def test_a_command_beside_the_stages_gets_its_own_arguments(other, stages):
+    command, calls = other
+    assert main.main(["weigh", "--scale=kg"]) == 0
+    assert calls[0][0] == "kg" and not stages
+
+
+def test_a_command_without_a_configuration_refuses_gin_flags(other, capsys):
+    assert main.main(["weigh", "--gin.Run.seed=1"]) == 2
+    assert "lmsi weigh takes no gin flags" in capsys.readouterr().err
+
+
+def test_a_command_with_a_configuration_gets_the_run(other, stages, config):
+    command, calls = other
+    command.CONFIGS = "runs"
+    command.run = lambda args, load: calls.append((args.scale, load(())))
+    assert main.main(["weigh", config]) == 0
+    assert calls == [("g", "the run")] and not stages
+
+
+def test_help_lists_a_command_beside_the_stages(other, capsys):
+    with pytest.raises(SystemExit):
+        main.main(["--help"])
+    assert "says what a model weighs" in capsys.readouterr().out
+
+
+def test_a_misspelt_command_is_met_with_the_nearest(other, capsys):
+    assert main.main(["weih"]) == 2
+    assert "weigh" in capsys.readouterr().err

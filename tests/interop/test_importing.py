@@ -1,0 +1,287 @@
+"""What can be wrong with a model's folder, and how much memory a conversion takes."""
+
+import json
+import subprocess
+import sys
+
+import hub_models as hub
+import numpy as np
+import pytest
+import torch
+
+from lmsi_jax.cli.commands.export_hf import parse_size
+from lmsi_jax.cli.main import main
+from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config.optimization import Training
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.interop.hf_weights import Shards, export_model, import_model, write_shards
+from lmsi_jax.models.tokenizers import encode_first, open_tokenizer
+from lmsi_jax.models.transformer import parameter_shapes
+from lmsi_jax.pipeline.verifier import Verifier
+from lmsi_jax.records import Path, Question
+from lmsi_jax.runtime.files import read_json
+from lmsi_jax.training.checkpoints import load_params
+from lmsi_jax.training.streaming import Saved
+
+
+@pytest.fixture
+def source(tmp_path):
+    hub.make("qwen2.5", tmp_path / "hub", shard_size="30KB")
+    return tmp_path / "hub"
+
+
+def _refused(source, match):
+    """Importing fails so, and leaves nothing behind."""
+    out = source.parent / "out"
+    with pytest.raises(LmsiError, match=match):
+        import_model(source, out)
+    assert [path.name for path in source.parent.iterdir()] == [source.name]
+
+
+def _files(source):
+    return sorted(source.glob("model-*.safetensors"))
+
+
+def _change(source, name, **changes):
+    file = source / name
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def test_a_truncated_file_is_named_with_a_tensor_that_it_holds(source):
+    file = _files(source)[1]
+    file.write_bytes(file.read_bytes()[:-100])
+    _refused(source, f"{file.name} is truncated or damaged .it holds 'model.*download or copy it")
+
+
+def test_a_missing_file_is_named_with_a_tensor_that_it_holds(source):
+    file = _files(source)[1]
+    file.unlink()
+    _refused(source, f"{file.name} is missing .it holds 'model.*download or copy it again")
+
+
+def test_an_index_that_does_not_belong_to_the_files_is_refused(source):
+    index = json.loads((source / "model.safetensors.index.json").read_text())
+    first = index["weight_map"]["model.norm.weight"]
+    other = next(file.name for file in _files(source) if file.name != first)
+    index["weight_map"]["model.norm.weight"] = other
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    _refused(source, "has no tensor 'model.norm.weight'.*do not belong together")
+
+
+def test_an_index_that_points_out_of_its_folder_is_refused(source):
+    index = {"weight_map": {"model.norm.weight": "../secret.safetensors"}}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+    _refused(source, "places 'model.norm.weight' outside of its folder")
+
+
+def test_a_pickle_is_never_read(source):
+    for file in source.glob("*.safetensors*"):
+        file.unlink()
+    torch.save({}, source / "pytorch_model.bin")
+    _refused(source, "pytorch_model.bin, a pickle.*save the model as safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        (
+            {"intermediate_size": 57},
+            r"down_proj.weight is \(32, 56\), config.json wants \(32, 57\)",
+        ),
+        ({"num_hidden_layers": 4, "layer_types": None}, r"no tensor 'model.layers.3.*are missing"),
+        (
+            {"num_hidden_layers": 2, "layer_types": None},
+            "has a tensor 'model.layers.2.*does not ask for",
+        ),
+        ({"tie_word_embeddings": True}, "lm_head.weight is not model.embed_tokens.weight"),
+        ({"vocab_size": 300}, "is .384, 32., config.json wants .300, 32."),
+        ({"model_type": "mamba"}, "model_type = 'mamba' is not supported"),
+        ({"model_type": "gemma3"}, "import the text model"),
+        ({"architectures": ["Qwen2ForSequenceClassification"]}, "only Qwen2ForCausalLM"),
+        ({"hidden_act": "relu"}, "hidden_act = 'relu' is not supported"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config = .*delete it there"),
+        ({"num_attention_heads": "4"}, "num_attention_heads = '4'; it must be a whole number"),
+        ({"num_key_value_heads": 3}, "must be a multiple of num_kv_heads=3"),
+        (
+            {"rope_parameters": None, "rope_scaling": {"type": "longrope", "factor": 2}},
+            "'longrope'",
+        ),
+        ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "has no 'factor'"),
+        ({"layer_types": ["full_attention"]}, "names 1 layers, num_hidden_layers 3"),
+        ({"layer_types": ["chunked_attention"] * 3}, "'chunked_attention', which is not"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_named(source, changes, match):
+    _change(source, "config.json", **changes)
+    _refused(source, match)
+
+
+def test_a_missing_or_foreign_tokenizer_is_named(source):
+    spec = json.loads((source / "tokenizer.json").read_text())
+    more = spec["added_tokens"][0]
+    spec["added_tokens"] += [{**more, "id": i, "content": f"<{i}>"} for i in range(343, 391)]
+    (source / "tokenizer.json").write_text(json.dumps(spec))
+    _refused(source, r"has 39\d ids, config.json's vocab_size is 384")
+    (source / "tokenizer.json").unlink()
+    _refused(source, "has no tokenizer.json and no tokenizer.model")
+
+
+def test_a_folder_without_a_model_and_an_occupied_one_are_named(source, tmp_path):
+    with pytest.raises(LmsiError, match="is no folder"):
+        import_model(tmp_path / "none", tmp_path / "out")
+    with pytest.raises(LmsiError, match="has no config.json"):
+        import_model(tmp_path, tmp_path / "out")
+    with pytest.raises(LmsiError, match="is there already; remove it, or name another"):
+        import_model(source, source)
+
+
+def test_weights_of_a_type_that_is_not_read_are_named(source):
+    from safetensors.numpy import load_file, save_file
+
+    file = _files(source)[0]
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    tensors[name] = tensors[name].astype(np.int8)
+    save_file(tensors, file, metadata={"format": "pt"})
+    _refused(source, f"{name} has the type I8.*not quantised")
+
+
+@pytest.mark.parametrize("dtype", ["keep", "float32", "bfloat16"])
+def test_bfloat16_is_kept_or_cast_and_read_as_float32(tmp_path, dtype):
+    model = hub.make("llama", tmp_path / "hub", dtype=torch.bfloat16)
+    config = import_model(tmp_path / "hub", tmp_path / "out", dtype)
+    saved = Saved(tmp_path / "out")
+    wanted = "float32" if dtype == "float32" else "bfloat16"
+    assert {kind.name for kind in saved.dtypes.values()} == {wanted}
+    params = load_params(tmp_path / "out", parameter_shapes(config))
+    query = model.model.layers[1].self_attn.q_proj.weight.detach().float().numpy().T
+    np.testing.assert_array_equal(params["layer_1"]["query"], query)
+    assert params["layer_1"]["query"].dtype == np.float32
+    export_model(tmp_path / "out", config, tmp_path / "out" / "tokenizer", tmp_path / "back")
+    if dtype != "float32":
+        assert hub.tensors(tmp_path / "back") == hub.tensors(tmp_path / "hub")
+
+
+def test_an_imported_model_judges_paths_as_transformers_computes_it(tmp_path):
+    model = hub.make("llama", tmp_path / "hub")
+    config = import_model(tmp_path / "hub", tmp_path / "out")
+    assert ModelConfig.from_json(read_json(tmp_path / "out" / "model.json")) == config
+    question = Question(uid="q", task="t", text="Q: 3 + 4?", kind="number")
+    path = Path(uid="q", index=0, text="It is 7.", tokens=4, logprob=-1.0, finished=True)
+    shape = Training(microbatches=1, rows=1, length=128, prefix_length=0)
+    judge = Verifier(tmp_path / "out", prompt="{question} {solution} Right?", shape=shape)
+    tokenizer = open_tokenizer(str(tmp_path / "out" / "tokenizer"))
+    before = encode_first(tokenizer, "Q: 3 + 4? It is 7. Right?")
+    own = tokenizer.encode(" Yes")
+    with torch.no_grad():
+        scores = model(torch.tensor([[*before, *own]])).logits[0].log_softmax(-1)
+    total = sum(float(scores[len(before) - 1 + i, token]) for i, token in enumerate(own))
+    assert judge(question, path) == pytest.approx(np.exp(total), rel=1e-3)
+
+
+def test_a_palm_style_model_has_no_hugging_face_architecture(tmp_path, capsys):
+    from lmsi_jax.runtime.files import embedded_path
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    gin = "include 'models/embedded.gin'\nRun.model = @ModelConfig()\n"
+    (folder / "model.gin").write_text(gin)
+    words = ["export-hf", str(embedded_path("")), str(tmp_path / "out"), f"--run={folder}"]
+    assert main(words) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "a PaLM-style model" in error and "has no architecture in Hugging Face's" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_without_its_configuration_is_named(tmp_path, capsys):
+    (tmp_path / "checkpoint_1" / "state").mkdir(parents=True)
+    assert main(["export-hf", str(tmp_path), str(tmp_path / "out")]) == 2
+    assert "name the run's folder with --run=DIR" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_checkpoint_that_is_not_there_is_named_before_its_configuration_is_asked_for(
+    tmp_path, capsys
+):
+    assert main(["export-hf", str(tmp_path / "nope"), str(tmp_path / "out")]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "/nope; there is no such folder; name a folder checkpoint_N" in error
+    assert "--run" not in error and not (tmp_path / "out").exists()
+
+
+def test_sizes_are_read_with_their_units():
+    assert [parse_size(text) for text in ("5GB", "1.5MB", "200k", "7")] == [
+        5 * 10**9, 1_500_000, 200_000, 7,
+    ]  # fmt: skip
+    with pytest.raises(LmsiError, match="write a size such as 5GB"):
+        parse_size("large")
+
+
+_MEASURE = """
+import pathlib, sys, threading, time
+import psutil
+from lmsi_jax.interop.hf_weights import import_model
+from lmsi_jax.interop.hf_weights import export_model
+import jax, orbax.checkpoint, safetensors, tokenizers
+me, root = psutil.Process(), pathlib.Path(sys.argv[1])
+peak = [0]
+def watch():
+    while True:
+        peak[0] = max(peak[0], me.memory_info().rss)
+        time.sleep(0.002)
+threading.Thread(target=watch, daemon=True).start()
+for work in (
+    lambda: import_model(root / "hub", root / "out", sys.argv[2]),
+    lambda: export_model(root / "out", import_config, root / "out" / "tokenizer", root / "back"),
+):
+    before = peak[0] = me.memory_info().rss
+    import_config = work()
+    print(peak[0] - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["keep", "float32"])
+def test_memory_grows_by_the_largest_tensor_not_by_the_model(tmp_path, dtype):
+    pytest.importorskip("psutil", reason="wants psutil")
+    layers, wide, mlp = 20, 1024, 8192  # 20 times 3 matrices of 16 MB in bfloat16
+    (tmp_path / "hub").mkdir()
+    hub.write_tokenizer(tmp_path / "hub", "qwen")
+    config = {
+        "model_type": "qwen2",
+        "vocab_size": 32_768,
+        "hidden_size": wide,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": True,
+    }
+    (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
+    from lmsi_jax.interop.hf_config import model_config
+    from lmsi_jax.interop.hf_weights import DTYPES, tensors
+
+    rng = np.random.default_rng(0)
+    parts = [
+        (t.name, t.shape, DTYPES["BF16"], lambda shape=t.shape: _noise(rng, shape))
+        for t in tensors(model_config(config))
+    ]
+    write_shards(tmp_path / "hub", parts, 10**12)
+    model = sum(int(np.prod(shape)) * 2 for _, shape, _, _ in parts)
+    largest = max(int(np.prod(shape)) for _, shape, _, _ in parts) * (
+        4 if dtype == "float32" else 2
+    )
+    assert model > 1.1e9 and len(Shards(tmp_path / "hub").names) == len(parts)
+    words = [sys.executable, "-c", _MEASURE, str(tmp_path), dtype]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=580)
+    assert done.returncode == 0, done.stderr
+    for what, line in zip(("import", "export"), done.stdout.split(), strict=True):
+        print(what, dtype, f"{model / 1e6:.0f} MB, largest {largest / 1e6:.0f}, grew", line)
+        assert int(line) < 3 * largest + 200e6
+
+
+def _noise(rng, shape):
+    bits = rng.integers(0, 2**16, shape, dtype=np.uint16) & 0xBFFF  # no infinities, no NaN
+    from lmsi_jax.interop.hf_weights import DTYPES
+
+    return bits.view(DTYPES["BF16"])

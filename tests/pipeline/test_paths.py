@@ -1,0 +1,44 @@
+"""What a person sees of the sampling, by a clock that the test turns."""
+
+import io
+
+from lmsi_jax.pipeline.sample_shards import Meter
+from lmsi_jax.records import Path, Question
+from lmsi_jax.rollout.engine import Stats
+from lmsi_jax.runtime.progress import Progress
+
+
+def _question(uid, kind):
+    return Question(uid=uid, task="t", text="Q: ?", kind=kind)
+
+
+def _paths(uid, *texts):
+    return [
+        Path(uid=uid, index=k, text=text, tokens=9, logprob=-1.0, finished=True)
+        for k, text in enumerate(texts)
+    ]
+
+
+def test_a_person_sees_questions_speeds_busy_lanes_parsed_answers_and_the_time_left():
+    now = [0.0]
+    bar = Progress(
+        "round 1: sampling", 50, unit="questions", rate_unit="tokens", initial=10,
+        stream=io.StringIO(), clock=lambda: now[0],
+    )  # fmt: skip
+    meter = Meter(bar, {"a": _question("a", "number"), "b": _question("b", "yes_no")})
+    now[0] = 8.0
+    meter.chunk(Stats(paths=3, tokens=400, lane_steps=500))
+    now[0] = 10.0
+    meter.question("a", _paths("a", "The answer is 7.", "no idea"))
+    meter.question("b", _paths("b", "The answer is yes.", "The answer is no."))
+    meter.chunk(Stats(paths=4, tokens=1000, lane_steps=1099))
+    assert bar.line() == (
+        "round 1: sampling 12/50 questions (24 %) · 100 tokens/s · 3:10 left · "
+        "0.4 paths/s, lanes 91 % busy, parsed 75 %"
+    )
+
+
+def test_before_anything_is_known_nothing_is_said():
+    bar = Progress("sampling", 2, unit="questions", stream=io.StringIO(), clock=lambda: 0.0)
+    Meter(bar, {}).chunk(Stats())
+    assert bar.line() == "sampling 0/2 questions (0 %)"

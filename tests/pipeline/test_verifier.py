@@ -1,0 +1,89 @@
+"""A model that judges paths, against a forward pass in NumPy; as a ranker of a run."""
+
+import dataclasses
+import math
+import shutil
+import sys
+
+import pytest
+
+from lmsi_jax.cli.main import main
+from lmsi_jax.config.optimization import Training
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.models.tokenizers import SentencePiece
+from lmsi_jax.pipeline import scorers
+from lmsi_jax.pipeline.verifier import Verifier
+from lmsi_jax.records import Path, Question
+from lmsi_jax.runtime.files import write_json
+from lmsi_jax.runtime.store import ShardStore
+
+QUESTION = Question(
+    uid="q", task="t", text="Q: Ann has 3 pens and 4 cups. How many?", kind="number"
+)
+SHAPE = Training(microbatches=1, rows=2, length=384, prefix_length=0)
+
+
+def _path(index, text):
+    return Path(uid="q", index=index, text=text, tokens=4, logprob=-1.0, finished=True)
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory, micro_config, random_checkpoint, tokenizer_path):
+    """A folder as `lmsi import-hf` leaves it."""
+    folder = tmp_path_factory.mktemp("imported") / "model"
+    shutil.copytree(random_checkpoint, folder)
+    (folder / "tokenizer").mkdir()
+    shutil.copy(tokenizer_path, folder / "tokenizer" / "tokenizer.model")
+    config = dataclasses.replace(micro_config, max_length=1024)
+    write_json(folder / "model.json", dataclasses.asdict(config))
+    return folder
+
+
+def test_a_score_is_the_probability_of_yes(imported, micro_config, micro_params, tokenizer_path):
+    from reference_decoder import reference_logits
+    from reference_losses import log_softmax
+
+    prompt = "{question}\n{solution} Right?\nA:"
+    judge = Verifier(imported, prompt=prompt, shape=SHAPE)
+    paths = [_path(0, " 3 + 4 = 7. "), _path(1, "No idea at all."), _path(2, "12")]
+    scores = judge.many([(QUESTION, path) for path in paths])
+    tokenizer = SentencePiece(tokenizer_path)
+    for path, score in zip(paths, scores, strict=True):
+        text = prompt.format(question=QUESTION.text, solution=path.text.strip())
+        before, own = tokenizer.encode(text), tokenizer.encode(" Yes")
+        logits = reference_logits(micro_config, micro_params, [*before, *own])
+        at = len(before) - 1
+        total = sum(log_softmax(logits[at + i])[token] for i, token in enumerate(own))
+        assert score == pytest.approx(math.exp(total), rel=1e-3)
+    assert len(set(scores)) == 3
+    assert judge(QUESTION, paths[1]) == pytest.approx(scores[1], rel=1e-4)
+
+
+def test_it_filters_the_paths_of_a_run(imported, gin_file, tmp_path, monkeypatch):
+    (tmp_path / "micro_judge.py").write_text(
+        "from lmsi_jax.pipeline.verifier import Verifier\n"
+        "from lmsi_jax.config.optimization import Training\n"
+        f"judge = Verifier({str(imported)!r}, "
+        "shape=Training(microbatches=1, rows=2, length=512, prefix_length=0))\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("micro_judge", None)
+    scorers.load.cache_clear()
+    run = tmp_path / "run"
+    words = [
+        *(gin_file, f"--gin.Run.output_dir={str(run)!r}", "--gin.Mixing.selection=(@Ranked(),)"),
+        *("--gin.Ranked.ranker='micro_judge:judge'", "--gin.Ranked.share=0.5"),
+    ]
+    for command in ("sample", "vote", "mix"):
+        assert main([command, *words]) == 0
+    store = ShardStore(run / "round_1" / "path_scores")
+    scores = [row["rank:micro_judge:judge"] for name in store.names() for row in store.read(name)]
+    assert scores and min(scores) > 0 and max(scores) < 1
+
+
+def test_what_is_no_imported_model_and_what_is_too_long_is_named(imported, tmp_path):
+    with pytest.raises(LmsiError, match="name a folder that `lmsi import-hf` has made"):
+        Verifier(tmp_path)(QUESTION, _path(0, "7"))
+    short = dataclasses.replace(SHAPE, length=16)
+    with pytest.raises(LmsiError, match="reads 16 tokens at most.*give it a longer `shape`"):
+        Verifier(imported, shape=short)(QUESTION, _path(0, "7"))

@@ -1,0 +1,342 @@
+"""Questions -> shards: the plan, who makes what, what survives; the engine here costs nothing."""
+
+import dataclasses
+import errno
+import itertools
+import json
+import os
+import random
+import types
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmsi_jax.config.sampling import Sampling
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.pipeline.sample_shards import Job, generate, plan, prepare, read_paths
+from lmsi_jax.records import Path
+from lmsi_jax.rollout.engine import Stats
+from lmsi_jax.runtime import files
+from lmsi_jax.runtime.store import ShardStore
+
+SAMPLING = Sampling(paths=3, max_new_tokens=8)
+_LENGTHS = st.dictionaries(st.text("abc/0", min_size=1), st.integers(1, 90), max_size=30)
+
+
+class PureEngine:
+    """Paths that depend on seed, round, uid and index alone; questions complete in any order."""
+
+    def __init__(self, order=0):
+        self.order = order
+        self.runs = []
+        self.tokenizer = types.SimpleNamespace(start_ids=())
+
+    def prompt_tokens(self, text):
+        return len(text)
+
+    def run(
+        self, prefix, questions, sampling, *,
+        seed, round_index, settled=None, numbers=None, on_chunk=None,
+    ):  # fmt: skip
+        numbers = range(3) if numbers is None else numbers
+        self.runs.append([uid for uid, _ in questions])
+        questions = list(questions)
+        random.Random(self.order).shuffle(questions)
+        for done, (uid, text) in enumerate(questions, start=1):
+            yield uid, [_path(seed, round_index, uid, prefix + text, k) for k in numbers]
+            on_chunk(Stats(3 * done, 12 * done, 20 * done))
+
+
+def _path(seed, round_index, uid, prompt, index):
+    text = f"{prompt}|{seed}|{round_index}|{index}"
+    return Path(uid=uid, index=index, text=text, tokens=4, logprob=-1.5, finished=True)
+
+
+class Recorder:
+    """Keeps what a watcher is told."""
+
+    def __init__(self):
+        self.stats, self.questions = [], []
+
+    def chunk(self, stats):
+        self.stats.append(stats)
+
+    def question(self, uid, paths):
+        self.questions.append((uid, len(paths)))
+
+
+def _job(name="a", count=10, shuffled=None):
+    uids = [f"{name}/{index}" for index in range(count)]
+    if shuffled is not None:
+        random.Random(shuffled).shuffle(uids)
+    texts = {uid: "x" * (5 + 13 * (int(uid.split("/")[1]) % 4)) for uid in uids}
+    return Job(name=name, prefix="P", questions=texts, sampling=SAMPLING)
+
+
+JOBS = (_job("a", 10), _job("b", 3), _job("b-cot", 7))
+
+
+def _make(folder, jobs=JOBS, share=(0, 1), engine=None, leave=lambda: None, watcher=None):
+    engine = engine or PureEngine()
+    store = ShardStore(folder)
+    works = prepare(engine, jobs, store.missing, size=4, max_length=100, share=share)
+    generate(
+        engine,
+        works,
+        store,
+        seed=1,
+        round_index=2,
+        watcher=watcher or Recorder(),
+        leave=leave,
+    )
+    return works
+
+
+def _bytes(folder):
+    return {name: ShardStore(folder).path(name).read_bytes() for name in ShardStore(folder).names()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The shards that one undisturbed process makes."""
+    folder = tmp_path_factory.mktemp("whole")
+    _make(folder)
+    return _bytes(folder)
+
+
+# --- the plan -------------------------------------------------------------------------------------
+
+
+@given(lengths=_LENGTHS, size=st.integers(1, 9), random=st.randoms())
+def test_the_plan_is_a_function_of_the_set_of_questions(lengths, size, random):
+    shuffled = list(lengths.items())
+    random.shuffle(shuffled)
+    assert plan("t", dict(shuffled), size) == plan("t", lengths, size)
+
+
+@given(lengths=_LENGTHS, size=st.integers(1, 9))
+def test_every_question_is_in_one_shard_and_all_shards_but_the_last_are_full(lengths, size):
+    shards = plan("t", lengths, size)
+    assert sorted(uid for shard in shards for uid in shard.uids) == sorted(lengths)
+    assert [len(shard.uids) for shard in shards[:-1]] == [size] * (len(shards) - 1)
+    assert all(list(shard.uids) == sorted(shard.uids) for shard in shards)
+    count = len(shards)
+    assert [shard.name for shard in shards] == [f"t-{i:05d}-of-{count:05d}" for i in range(count)]
+
+
+@given(lengths=_LENGTHS, size=st.integers(1, 9))
+def test_shards_are_in_the_order_of_the_lengths(lengths, size):
+    shards = plan("t", lengths, size)
+    for before, after in itertools.pairwise(shards):
+        longest = max(lengths[uid] // 16 for uid in before.uids)
+        assert longest <= min(lengths[uid] // 16 for uid in after.uids)
+
+
+@given(count=st.integers(1, 6))
+def test_the_processes_share_all_shards_evenly(tmp_path_factory, count):
+    store = ShardStore(tmp_path_factory.mktemp("empty"))
+    shares = [
+        prepare(PureEngine(), JOBS, store.missing, size=4, max_length=100, share=(i, count))
+        for i in range(count)
+    ]
+    names = [[shard.name for work in works for shard in work.missing] for works in shares]
+    (everything,) = [prepare(PureEngine(), JOBS, store.missing, size=4, max_length=100)]
+    wanted = [shard.name for work in everything for shard in work.shards]
+    assert sorted(itertools.chain(*names)) == sorted(wanted)
+    assert max(map(len, names)) - min(map(len, names)) <= 1
+
+
+# --- the bytes ------------------------------------------------------------------------------------
+
+
+@given(
+    count=st.integers(1, 5),
+    order=st.integers(0, 99),
+    shuffled=st.integers(0, 99),
+    there=st.sets(st.integers(0, 5)),
+)
+def test_the_bytes_are_the_same_for_all_orders_process_counts_and_beginnings(
+    whole, tmp_path_factory, count, order, shuffled, there
+):
+    folder = tmp_path_factory.mktemp("parts")
+    for number, name in enumerate(whole):
+        if number in there:  # an earlier process, of any number, got this far
+            ShardStore(folder).write(name, _rows(whole[name]))
+    jobs = [_job(job.name, len(job.questions), shuffled) for job in JOBS]
+    for index in range(count):
+        _make(folder, jobs, (index, count), PureEngine(order))
+    assert _bytes(folder) == whole
+
+
+def _rows(data):
+    import gzip
+
+    return [json.loads(line) for line in gzip.decompress(data).splitlines()]
+
+
+def test_rows_stand_in_the_order_of_uid_and_index(whole):
+    for data in whole.values():
+        rows = [(row["uid"], row["index"]) for row in _rows(data)]
+        assert rows == sorted(rows) and len(rows) == len(set(rows))
+
+
+def test_a_jobs_missing_shards_go_through_one_run_of_the_engine(tmp_path):
+    _make(tmp_path)
+    ShardStore(tmp_path).path("a-00001-of-00003").unlink()
+    engine = PureEngine()
+    _make(tmp_path, engine=engine)
+    assert [len(run) for run in engine.runs] == [4]
+    engine = PureEngine()
+    _make(tmp_path / "fresh", engine=engine)
+    assert [len(run) for run in engine.runs] == [10, 3, 7]
+    engine = PureEngine()
+    works = _make(tmp_path / "fresh", engine=engine)
+    assert engine.runs == [] and [(w.total, w.left) for w in works] == [(10, 0), (3, 0), (7, 0)]
+
+
+def test_a_job_with_numbers_has_the_paths_of_these_numbers_and_they_are_the_same(whole, tmp_path):
+    some = dataclasses.replace(JOBS[0], numbers=(1, 2))
+    _make(tmp_path, [some])
+    wanted = [row for name in whole if name[:2] == "a-" for row in _rows(whole[name])]
+    found = [
+        path.to_json() for own in read_paths(ShardStore(tmp_path), "a").values() for path in own
+    ]
+    assert found == [row for row in wanted if row["index"] in (1, 2)]
+
+
+# --- leaving, and being thrown out ----------------------------------------------------------------
+
+
+class _Out(Exception):
+    pass
+
+
+@pytest.mark.parametrize("chunks", [0, 1, 5, 9, 11, 19])
+def test_whoever_leaves_between_two_chunks_has_written_what_was_complete(whole, tmp_path, chunks):
+    recorder = Recorder()
+
+    def leave():
+        if len(recorder.stats) >= chunks:
+            raise _Out
+
+    with pytest.raises(_Out):
+        _make(tmp_path, leave=leave, watcher=recorder)
+    complete = {uid for uid, _ in recorder.questions}
+    assert len(complete) == chunks
+    stand = _bytes(tmp_path)
+    for name, data in whole.items():
+        assert (name in stand) == ({row["uid"] for row in _rows(data)} <= complete)
+    _make(tmp_path, share=(0, 2))
+    _make(tmp_path, share=(1, 2))
+    assert _bytes(tmp_path) == whole
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [(errno.ENOSPC, "make room on the disk"), (errno.EACCES, "make it writable")],
+)
+def test_a_disk_that_refuses_is_named_and_nothing_is_lost(
+    whole, tmp_path, monkeypatch, code, remedy
+):
+    replace, written = files._replace, []
+
+    def refuse(path, data):
+        written.append(path)
+        if len(written) == 4:
+            raise OSError(code, os.strerror(code))
+        replace(path, data)
+
+    monkeypatch.setattr(files, "_replace", refuse)
+    with pytest.raises(LmsiError, match=rf"cannot write .*{os.strerror(code)}; {remedy}"):
+        _make(tmp_path)
+    monkeypatch.setattr(files, "_replace", replace)
+    assert len(_bytes(tmp_path)) == 1
+    _make(tmp_path)
+    assert _bytes(tmp_path) == whole
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes into read-only folders too")
+def test_a_read_only_folder_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(LmsiError, match="make it writable"):
+        _make(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x1f\x8b", b"altered"])
+def test_a_damaged_shard_is_named_and_made_again(whole, tmp_path, caplog, damage):
+    _make(tmp_path)
+    ShardStore(tmp_path).path("a-00001-of-00003").write_bytes(damage)
+    engine = PureEngine()
+    _make(tmp_path, engine=engine)
+    assert "a-00001-of-00003.jsonl.gz was truncated or altered" in caplog.text
+    assert len(engine.runs) == 1 and _bytes(tmp_path) == whole
+
+
+def test_an_engine_that_leaves_a_question_out_does_not_pass(tmp_path):
+    class Forgetful(PureEngine):
+        def run(self, prefix, questions, *args, **kwargs):
+            yield from super().run(prefix, questions[1:], *args, **kwargs)
+
+    with pytest.raises(RuntimeError, match="left out questions of a-00000-of-00003"):
+        _make(tmp_path, engine=Forgetful())
+
+
+# --- refused before anything is sampled -----------------------------------------------------------
+
+
+def test_a_prompt_that_does_not_fit_in_any_job_is_refused_before_the_first_is_sampled(tmp_path):
+    long = Job(name="z", prefix="P", questions={"z/1": "x" * 92}, sampling=SAMPLING)
+    engine = PureEngine()
+    with pytest.raises(
+        LmsiError, match=r"question z/1 needs 101 positions .*the model has 100; use"
+    ):
+        _make(tmp_path, [*JOBS, long], engine=engine)
+    assert engine.runs == [] and not list(tmp_path.iterdir())
+
+
+def test_a_job_without_questions_names_the_settings(tmp_path):
+    empty = Job(name="none", prefix="", questions={}, sampling=SAMPLING)
+    with pytest.raises(LmsiError, match=r"none has no questions; set Questions.train_count"):
+        _make(tmp_path, [*JOBS, empty])
+
+
+# --- what is told and read ------------------------------------------------------------------------
+
+
+def test_the_watcher_hears_of_every_question_and_of_counts_that_go_on_over_the_jobs(tmp_path):
+    recorder = Recorder()
+    _make(tmp_path, watcher=recorder)
+    assert sorted(recorder.questions) == sorted((uid, 3) for job in JOBS for uid in job.questions)
+    assert [stats.paths for stats in recorder.stats] == [3 * n for n in range(1, 21)]
+    assert recorder.stats[-1] == Stats(60, 240, 400)
+
+
+def test_paths_are_read_by_job_and_in_index_order(tmp_path):
+    _make(tmp_path)
+    for job in JOBS:
+        paths = read_paths(ShardStore(tmp_path), job.name)
+        assert set(paths) == set(job.questions)
+        for uid, own in paths.items():
+            assert [(path.uid, path.index) for path in own] == [(uid, k) for k in range(3)]
+    assert read_paths(ShardStore(tmp_path), "nothing") == {}
+
+
+def test_reading_beside_a_missing_shard_is_an_error(tmp_path):
+    _make(tmp_path)
+    ShardStore(tmp_path).path("a-00001-of-00003").unlink()
+    with pytest.raises(LmsiError, match="a-00001-of-00003.jsonl.gz is missing; repeat the command"):
+        read_paths(ShardStore(tmp_path), "a")
+
+
+def test_shards_go_to_a_bucket_as_they_go_to_a_folder(whole, bucket):
+    _make("gs://bucket/run/sample")
+    names = {file.name: file.read_bytes() for file in (bucket.root / "run" / "sample").iterdir()}
+    assert {f"{name}.jsonl.gz" for name in whole} <= set(names)
+    assert all(names[f"{name}.jsonl.gz"] == data for name, data in whole.items())
+    assert "open" in bucket.calls
+    (bucket.root / "run" / "sample" / "b-00000-of-00001.jsonl.gz").write_bytes(b"cut")
+    engine = PureEngine()
+    _make("gs://bucket/run/sample", engine=engine)
+    assert [len(run) for run in engine.runs] == [3]
+    assert set(read_paths(ShardStore("gs://bucket/run/sample"), "b")) == set(JOBS[1].questions)

@@ -1,0 +1,166 @@
+"""`lmsi aot` on a real compiler for TPUs, where libtpu is installed; its messages everywhere."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config.optimization import Optimizer, Training
+from lmsi_jax.config.sampling import Decoding
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.tools.aot_programs import CHIPS, _refusal, chip_of, chips_in, slice_of
+from lmsi_jax.tools.aot_report import for_sampling, for_training
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+_HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+# Every share of a matrix is whole tiles of a TPU's memory, so that no padding is counted.
+_GIN = """
+Run.output_dir = 'none'
+Run.model = @ModelConfig()
+Run.training = @Training()
+Run.decoding = @Decoding()
+Run.sampling = @Sampling()
+Run.name = 'micro'
+ModelConfig.vocab_size = 1024
+ModelConfig.num_layers = 2
+ModelConfig.embed_dim = 256
+ModelConfig.num_heads = 4
+ModelConfig.head_dim = 128
+ModelConfig.mlp_dim = 512
+ModelConfig.max_length = 1024
+Training.steps = 10
+Training.microbatches = 1
+Training.rows = 2
+Training.length = 128
+Training.prefix_length = 128
+Training.data = 2
+Training.model = 2
+Training.fsdp = True
+Decoding.dtype = 'bfloat16'
+Decoding.data = 2
+Decoding.model = 2
+Decoding.lanes = 32
+Decoding.chunk = 8
+Decoding.page = 64
+Sampling.paths = 16
+Sampling.max_new_tokens = 64
+"""
+
+
+def _lmsi(tmp_path, *arguments, without=()):
+    config = tmp_path / "micro.gin"
+    config.write_text(_GIN)
+    code = "import sys; sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(',')[1:]));"
+    code += "from lmsi_jax.cli.main import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", code, ",".join(["", *without]), "aot", str(config), *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.skipif(not _HAS_LIBTPU, reason="libtpu is not installed (pip install -e '.[tpu]')")
+@pytest.mark.slow
+def test_a_micro_run_is_compiled_for_four_chips(tmp_path):
+    """Bytes of arguments a chip, counted by hand; what must be gathered and added up is."""
+    done = _lmsi(
+        tmp_path, "--topology=v5e:2x2", "--json=found.json",
+        "--prompt_tokens=64", "--question_tokens=33",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    vocab, width, heads, head, mlp, layers = 1024, 256, 4, 128, 512, 2
+    spread = vocab * width + layers * width * (2 * heads * head + 3 * mlp)  # over both axes
+    single = layers * width * 2 * head  # one kv head: over "data" with fsdp alone
+    norms = (layers + 1) * width
+    # Parameters and AdamW's two moments, float32.
+    weights = 3 * 4 * (spread // 4 + single // 2 + norms // 2)
+    assert abs(found["train"]["arguments"] - weights) < 2**15
+    caches = 2 * layers * head * (32 * 64 + 2 * 2 * 32 + 64)  # pages, questions in slots, prompt
+    weights = spread // 2 + single + norms  # not over "data"
+    assert abs(found["sample"]["arguments"] - 2 * (caches + weights)) < 2**15
+    train, sample = found["train"]["collectives"], found["sample"]["collectives"]
+    assert train["all-gather"]["count"] and train["reduce-scatter"]["count"]
+    # Each step of a chunk adds up at least once a layer, and gathers no weights.
+    assert sample["all-reduce"]["count"] >= 8 * layers
+    largest = max(size / times for _, _, times, size in found["sample"]["largest"])
+    assert largest < 2 * 32 * vocab * 4
+    assert found["sample"]["rate"]["questions_per_hour"] > 0
+    assert "fits" in done.stdout
+
+
+def test_without_libtpu_the_message_names_what_to_install(tmp_path):
+    done = _lmsi(tmp_path, "--topology=v5e:2x2", without=["libtpu"])
+    assert done.returncode == 2
+    assert "pip install -e '.[tpu]'" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize("topology", ["v5e", "v3:4x4", "v5p:8xx8", "v5e:4"])
+def test_a_topology_that_does_not_exist_is_refused_with_an_example(topology):
+    with pytest.raises(LmsiError, match="v5e:4x4"):
+        chip_of(topology)
+
+
+def test_chips_are_counted_from_the_shape():
+    assert (chips_in("v5p:8x8x8"), chips_in("v5e:4x8")) == (512, 32)
+
+
+@pytest.mark.parametrize(
+    ("topology", "chips", "part"),
+    [
+        ("v5e:4x8", 32, "v5e:4x8"),
+        ("v5e:4x8", 8, "v5e:2x4"),
+        ("v5p:8x8x8", 16, "v5p:2x2x4"),
+        ("v5p:8x8x8", 4, "v5p:2x2x1"),
+        ("v6e:16x16", 4, "v6e:2x2"),
+    ],
+)
+def test_a_smaller_mesh_is_a_slice_of_the_topology(topology, chips, part):
+    assert slice_of(topology, chips) == part
+
+
+def test_a_mesh_that_no_slice_has_is_refused():
+    with pytest.raises(LmsiError, match="no slice of 12 chips"):
+        slice_of("v5p:8x8x8", 12)
+    with pytest.raises(LmsiError, match="larger"):
+        slice_of("v5e:2x2", 8)
+
+
+def test_clocks_are_the_published_peak_over_what_the_matrix_units_multiply():
+    """v4, v5p: two cores of four units of 128 x 128; v5e: one (Google's documents of each)."""
+    for name, units in (("v4", 8), ("v5e", 4), ("v5p", 8)):
+        per_cycle = units * 128 * 128 * 2
+        assert CHIPS[name].clock == pytest.approx(CHIPS[name].flops / per_cycle, rel=0.01)
+
+
+def test_advice_names_only_what_is_not_done_yet():
+    config = ModelConfig(
+        vocab_size=64, num_layers=2, embed_dim=32, num_heads=6, head_dim=8, mlp_dim=64
+    )
+    tight = Training(rows=4, data=4, model=2, fsdp=True, compute_dtype="bfloat16",
+                     optimizer=Optimizer(name="adafactor"))  # fmt: skip
+    assert [line.split(":")[0].split(" =")[0] for line in for_training(config, tight)] == [
+        "ModelConfig.remat", "ModelConfig.scan_layers", "Training.model", "a larger topology",
+    ]  # fmt: skip
+    assert "Training.model = 6" in " ".join(for_training(config, tight))
+    loose = for_training(config, Training(rows=8, data=4))
+    assert {"Training.fsdp", "Training.compute_dtype", "Training.rows", "Optimizer.name"} < {
+        line.split(" =")[0] for line in loose
+    }
+    sampling = for_sampling(config, Decoding(lanes=64))
+    assert any("Decoding.lanes = 32" in line for line in sampling)
+
+
+def test_the_compiler_s_own_words_say_by_how_much_it_does_not_fit():
+    error = (
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
+        "hbm. Used 21.07G of 15.75G hbm. Exceeded hbm capacity by 5.32G.\n\nTotal hbm usage"
+    )
+    assert _refusal(error) == "Used 21.07G of 15.75G hbm. Exceeded hbm capacity by 5.32G."
