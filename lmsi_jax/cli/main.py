@@ -18,7 +18,7 @@ from lmsi_jax import __version__
 from lmsi_jax.cli.commands import Command, Load, commands
 from lmsi_jax.config import gin_edge, gin_errors
 from lmsi_jax.errors import LmsiError, TryAgain
-from lmsi_jax.runtime.processes import Terminated, leaving
+from lmsi_jax.runtime.signals import Terminated, leaving
 
 if TYPE_CHECKING:
     from lmsi_jax.config.run import Run

@@ -30,8 +30,9 @@ from lmsi_jax.prompts import Prompting, build_prompt
 from lmsi_jax.records import Exemplar, Path, Question
 from lmsi_jax.rollout.engine import Engine, Stats
 from lmsi_jax.rollout.scheduler import check_fit
-from lmsi_jax.runtime.processes import Agreement, Terminated, deferred, meet
+from lmsi_jax.runtime.processes import Agreement, meet
 from lmsi_jax.runtime.progress import Progress
+from lmsi_jax.runtime.signals import Terminated, deferred
 from lmsi_jax.runtime.store import ShardStore, shard_names
 from lmsi_jax.voting import path_keys, settled
 

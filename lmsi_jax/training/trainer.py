@@ -41,8 +41,9 @@ from lmsi_jax.models.sharding import (
 )
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.runtime.files import remove
-from lmsi_jax.runtime.processes import Agreement, Terminated, deferred, meet
+from lmsi_jax.runtime.processes import Agreement, meet
 from lmsi_jax.runtime.progress import Progress
+from lmsi_jax.runtime.signals import Terminated, deferred
 from lmsi_jax.training import checkpoints as stored
 from lmsi_jax.training import losses, packing
 from lmsi_jax.training.checkpoints import Checkpoints

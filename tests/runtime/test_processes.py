@@ -13,7 +13,8 @@ import time
 import pytest
 
 from lmsi_jax.errors import LmsiError, TryAgain
-from lmsi_jax.runtime.processes import Processes, Terminated, deferred, leaving
+from lmsi_jax.runtime.processes import Processes
+from lmsi_jax.runtime.signals import Terminated, deferred, leaving
 from lmsi_jax.runtime.store import ShardStore
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -21,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SCRIPT = """
 import os, sys, time
 import jax
-from lmsi_jax import processes, signals
+from lmsi_jax.runtime import processes, signals
 from lmsi_jax.rollout import generate as g
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.rollout.scheduler import Decoding

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from lmsi_jax.runtime.processes import Terminated, deferred, leaving
+from lmsi_jax.runtime.signals import Terminated, deferred, leaving
 
 
 @pytest.fixture(autouse=True)

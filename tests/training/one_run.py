@@ -14,7 +14,7 @@ import numpy as np
 from lmsi_jax.config.architecture import ModelConfig
 from lmsi_jax.config.optimization import Optimizer, Training
 from lmsi_jax.models.transformer import init_params
-from lmsi_jax.runtime.processes import Terminated, leaving
+from lmsi_jax.runtime.signals import Terminated, leaving
 from lmsi_jax.training import checkpoints, trainer
 from lmsi_jax.training.optimizers import transformation
 from lmsi_jax.training.packing import weighted_row

@@ -89,7 +89,7 @@ def main(folder, settings, address=None, count="1", index="0"):
     """The program; exit code 143 after SIGTERM."""
     from lmsi_jax.errors import LmsiError
     from lmsi_jax.runtime import processes
-    from lmsi_jax.runtime.processes import Terminated, leaving
+    from lmsi_jax.runtime.signals import Terminated, leaving
     from lmsi_jax.training import trainer
 
     if address is not None:

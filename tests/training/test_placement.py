@@ -26,7 +26,7 @@ _CASES = (("adamw", False), ("adafactor", False), ("adamw", True))
 _SCRIPT = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
-from lmsi_jax import processes
+from lmsi_jax.runtime import processes
 from lmsi_jax.config.architecture import ModelConfig
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.training import placement

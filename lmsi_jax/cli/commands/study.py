@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, load: Load) -> None:
         return
     from lmsi_jax.pipeline.rounds import execute
     from lmsi_jax.runtime import jax_caches
-    from lmsi_jax.runtime.processes import leaving
+    from lmsi_jax.runtime.signals import leaving
 
     command = shlex.join(["lmsi", *sys.argv[1:]])
 
