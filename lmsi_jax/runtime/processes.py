@@ -386,7 +386,7 @@ class Agreement:
             )
 
 
-def meet(mesh: Mesh) -> None:
+def synchronize(mesh: Mesh) -> None:
     """Waits until all processes of a mesh are here, and lets them add up for the first time.
 
     On CPUs, who comes 30 s late to the first sum of some devices breaks it: process 0 may have more

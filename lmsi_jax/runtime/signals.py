@@ -28,7 +28,7 @@ _Handler = Callable[[int, FrameType | None], None]
 
 
 @contextlib.contextmanager
-def leaving() -> Iterator[None]:
+def signals_as_exceptions() -> Iterator[None]:
     """Within, SIGTERM raises `Terminated` wherever the program is, as Ctrl-C does its exception."""
 
     def leave(_signal: int, _frame: FrameType | None) -> None:
@@ -39,7 +39,7 @@ def leaving() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deferred(deadline: float | None = None) -> Iterator[Callable[[], bool]]:
+def deferred_signals(deadline: float | None = None) -> Iterator[Callable[[], bool]]:
     """Within, SIGTERM only sets a flag; yields the function that reads it.
 
     Off the main thread no signal arrives, and the flag stays unset.
