@@ -1,7 +1,7 @@
 """A run's programs, traced for devices that need not be here: shapes in, nothing computed.
 
 The functions that are traced are those of a run, `training.step.train_step` and
-`decoding.loop.decode_chunk`; their arguments have the shapes and places that a run gives them
+`rollout.decode_step.decode_chunk`; their arguments have the shapes and places that a run gives them
 (tests/tools/test_programs.py holds the engine's own arguments against these).
 
 Compiles a traced program for its devices and reads off what it costs a chip.
@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
@@ -38,9 +37,9 @@ from lmsi_jax.models.sharding import (
     use_devices,
 )
 from lmsi_jax.models.transformer import parameter_shapes
-from lmsi_jax.rollout.decode_step import SlotArrays, decode_chunk, keys_of_words
-from lmsi_jax.rollout.engine import concatenate_groups, page_table, slot_arrays
-from lmsi_jax.rollout.kv_pages import PageTable, Pool
+from lmsi_jax.rollout.chunk_inputs import NoiseSource, chunk_inputs, page_table, slot_arrays
+from lmsi_jax.rollout.decode_step import ChunkInputs, Program, PromptCaches, decode_chunk
+from lmsi_jax.rollout.kv_pages import Pool
 from lmsi_jax.rollout.scheduler import plan, prompt_bucket, question_bucket
 from lmsi_jax.tools import aot_costs
 from lmsi_jax.training.packing import batch_shape
@@ -123,9 +122,8 @@ def sample_program(
             here = SingleDeviceSharding(devices[0])
             arguments = jax.tree.map(lambda a: _placed(a, here), arguments)
         chunk = plan(decoding, sampling).chunk
-        return decode_chunk.lower(
-            config, decode_mesh, sampling.filters, chunk, *arguments, sampling.temperature
-        )
+        program = Program(config, decode_mesh, sampling.filters, chunk)
+        return decode_chunk.lower(program, *arguments)
 
 
 def decode_arguments(
@@ -134,8 +132,8 @@ def decode_arguments(
     sampling: Sampling,
     lengths: Lengths,
     decode_mesh: DecodeMesh,
-) -> tuple[Any, Cache | None, Cache, Pool, PageTable, SlotArrays]:
-    """What `decode_chunk` is given from `weights` to `rows`, as shapes with places.
+) -> tuple[Any, PromptCaches, Pool, ChunkInputs]:
+    """Returns the arguments of `decode_chunk` from `weights` on, as shapes with shardings.
 
     Args:
       config: the model's shape.
@@ -165,13 +163,12 @@ def decode_arguments(
     depth = -(-sampling.max_new_tokens // sizes.page)
     segments = [[cached(sizes.slots, sizes.page)] * depth for _ in range(config.num_layers)]
     weights = decoding_shapes(config, parameter_shapes(config), kind, decode_mesh)
-    return (
-        weights,
-        _prompt(config, lengths, kind, decode_mesh),
-        cache(sizes.prompt_slots, question_bucket(lengths.question - 1)),
-        Pool(segments, [list(one) for one in segments]),
-        *_orders(decoding, sampling, depth, groups),
+    prompts = PromptCaches(
+        shared=_prompt(config, lengths, kind, decode_mesh),
+        questions=cache(sizes.prompt_slots, question_bucket(lengths.question - 1)),
     )
+    pool = Pool(segments, [list(one) for one in segments])
+    return weights, prompts, pool, _idle_inputs(decoding, sampling, depth, groups)
 
 
 def _prompt(
@@ -194,22 +191,14 @@ def _prompt(
     return Cache([layer] * config.num_layers, [layer] * config.num_layers, count)
 
 
-def _orders(
-    decoding: Decoding, sampling: Sampling, depth: int, groups: int
-) -> tuple[PageTable, SlotArrays]:
-    """What the host sends with a chunk, as the shapes of orders for idle rows."""
+def _idle_inputs(decoding: Decoding, sampling: Sampling, depth: int, groups: int) -> ChunkInputs:
+    """Returns the shapes of what the host sends before a chunk."""
     sizes = plan(decoding, sampling)
-    table = concatenate_groups(
-        [page_table(sizes, [], depth * sizes.slots, sizes.slots, depth)] * groups
+    table = page_table(sizes, [], depth * sizes.slots, sizes.slots, depth)
+    slots = slot_arrays(sizes, [], [], sizes.slots, [], 0)
+    return jax.eval_shape(
+        lambda: chunk_inputs([slots] * groups, [table] * groups, NoiseSource(0, 0), 0.0)
     )
-    rows = concatenate_groups([slot_arrays(sizes, [], [], sizes.slots, [], _NO_WORDS, 0)] * groups)
-    words, index = rows.pop("words"), rows.pop("index").astype(np.uint32)
-    noise = jax.eval_shape(lambda w, i: keys_of_words(0, 0, w, i), words, index)
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (table, rows))
-    return PageTable(**shapes[0]), SlotArrays(noise=noise, **shapes[1])
-
-
-_NO_WORDS = np.zeros((0, 2), np.uint32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from sample_all import sample_all
 
 from lmsi_jax.answers import key, path_key
 from lmsi_jax.config import gin_edge
@@ -74,14 +75,13 @@ def test_it_reasons_when_the_exemplars_do_and_answers_at_once_when_they_do_not(
     right, lengths = {}, {}
     for prompt_style in ("standard", "cot", "zero_shot_cot"):
         prompts = [build_prompt(question, task.exemplars(), prompt_style) for question in questions]
-        done = dict(
-            engine.run(
-                prompts[0][0],
-                [(q.uid, text) for q, (_, text) in zip(questions, prompts, strict=True)],
-                greedy,
-                seed=0,
-                round_index=0,
-            )
+        done = sample_all(
+            engine,
+            prompts[0][0],
+            [(q.uid, text) for q, (_, text) in zip(questions, prompts, strict=True)],
+            greedy,
+            seed=0,
+            round_index=0,
         )
         samples = [done[question.uid][0] for question in questions]
         found = [path_key(sample.text, "number") for sample in samples]

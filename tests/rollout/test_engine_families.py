@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from families import FEW_FAST, of_family
 from path_scores import Characters, expected, sharp_params
+from sample_all import sample_all
 
 from lmsi_jax.config.sampling import Decoding, Sampling
 from lmsi_jax.models.rotary import angles_of
@@ -31,7 +32,8 @@ def test_log_probabilities_equal_plain_decoding(micro_config, family):
         num_samples=2, temperature=0.7, max_new_tokens=11, stop=(), token_logprobs=True
     )
     questions = [(f"q{n}", text) for n, text in enumerate(texts)]
-    found = dict(Engine(config, params, letters, LAYOUT).run(prefix, questions, sampling, **NOISE))
+    engine = Engine(config, params, letters, LAYOUT)
+    found = sample_all(engine, prefix, questions, sampling, **NOISE)
     for uid, text in questions:
         sample = found[uid][1]
         plain = expected(config, params, letters.encode(prefix + text), sample, 0.7, **NOISE)

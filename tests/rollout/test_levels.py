@@ -5,6 +5,7 @@ import pytest
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from path_scores import Characters, expected, sharp_params
+from sample_all import sample_all
 
 from lmsi_jax.config.architecture import ModelConfig
 from lmsi_jax.config.sampling import Decoding, Sampling
@@ -83,7 +84,8 @@ def test_log_probabilities_equal_plain_attention(model, layout, lengths, paths, 
         num_samples=paths, temperature=temperature, max_new_tokens=steps, stop=(),
         token_logprobs=True,
     )  # fmt: skip
-    found = dict(Engine(model, params, letters, layout).run(prefix, questions, sampling, **NOISE))
+    engine = Engine(model, params, letters, layout)
+    found = sample_all(engine, prefix, questions, sampling, **NOISE)
     assert [len(found[uid]) for uid, _ in questions] == [paths] * len(questions)
     for uid, text in questions[-2:]:
         sample = found[uid][-1]

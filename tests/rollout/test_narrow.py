@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from path_scores import Characters, expected, sharp_params
+from sample_all import sample_all
 
 from lmsi_jax.config.sampling import Decoding, Sampling
 from lmsi_jax.rollout.engine import Engine
@@ -51,7 +52,7 @@ def errors(model, params):
         )
         questions = [(f"q{n}", text) for n, text in enumerate(texts)]
         off, miss, right = [], [], []
-        for uid, samples in engine.run(prefix, questions, sampling, **NOISE):
+        for uid, samples in sample_all(engine, prefix, questions, sampling, **NOISE).items():
             for sample in samples:
                 prompt = letters.encode(prefix + dict(questions)[uid])
                 plain = expected(model, rounded, prompt, sample, temperature, **NOISE)

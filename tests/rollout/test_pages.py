@@ -12,10 +12,10 @@ from lmsi_jax.models.attention import MASKED, merge
 from lmsi_jax.rollout.kv_pages import (
     PageTable,
     Pool,
-    _at_once,
-    _in_turn,
     _sum_in_order,
-    over_pages,
+    _write_by_loop,
+    _write_by_scatter,
+    page_attention,
     write_entries,
 )
 
@@ -41,11 +41,11 @@ def _table(own, lengths, segments, size):
     shape = (segments, size)
     stored = stored.reshape(shape)
     return PageTable(
-        row=jnp.asarray(row.reshape(shape)),
+        owner=jnp.asarray(row.reshape(shape)),
         stored=jnp.asarray(stored),
         first=jnp.asarray(first.reshape(shape)),
         used=jnp.asarray(stored.any(1)),
-        of_row=jnp.asarray(of_row),
+        of_slot=jnp.asarray(of_row),
         count=jnp.asarray([len(pages) for pages in own], jnp.int32),
     )
 
@@ -82,7 +82,7 @@ def test_rows_attend_their_own_pages_wherever_they_lie(lengths, heads, window, s
     pool = _filled(own, lengths, groups, segments, size, keys, values)
     table = _table(own, lengths, segments, size)
     position = np.asarray(lengths)
-    top, total, mixed = over_pages(
+    top, total, mixed = page_attention(
         jnp.asarray(q, jnp.float32), pool, 0, table, jnp.asarray(position), window, softcap
     )
     for at, length in enumerate(lengths):
@@ -125,7 +125,7 @@ def test_a_scatter_writes_what_the_loop_writes(page, offset):
     entries = [jnp.asarray(noise.normal(size=(len(page), 2, 2, WIDTH)), jnp.float32)]
     page = jnp.asarray(page) - 2  # pages of the segment before, of this one, of the next
     places = jnp.full(page.shape, offset)
-    both = [way(kept, entries, page, places)[0] for way in (_in_turn, _at_once)]
+    both = [way(kept, entries, page, places)[0] for way in (_write_by_loop, _write_by_scatter)]
     np.testing.assert_array_equal(*both)
 
 
@@ -137,7 +137,7 @@ def test_a_cpu_branches_once_for_each_segment_and_scatters_nothing():
     entries = [jnp.ones((2, 2, 2, WIDTH))]
 
     def both(q, pool, table):
-        part = over_pages(q, pool, 0, table, jnp.array([6, 3]))
+        part = page_attention(q, pool, 0, table, jnp.array([6, 3]))
         return part, write_entries(pool, entries, entries, jnp.array([5, 2]), jnp.array([2, 3]))
 
     compiled = jax.jit(both).lower(jnp.zeros((2, 4, WIDTH)), pool, table).compile().as_text()

@@ -37,10 +37,10 @@ _MESHES = ((1, 1, False), (8, 1, True), (4, 2, False), (2, 4, True), (1, 8, Fals
 _SETUP = """
 import json, sys
 import jax, jax.numpy as jnp
+from sample_all import sample_all
 from lmsi_jax.rollout.engine import Engine
-from lmsi_jax.rollout.scheduler import Decoding
+from lmsi_jax.config.sampling import Decoding, Sampling
 from lmsi_jax.rollout.decode_step import decode_chunk
-from lmsi_jax.rollout.sampler import Sampling
 from lmsi_jax.config.architecture import ModelConfig
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.models.tokenizers import SentencePiece
@@ -52,18 +52,18 @@ questions = [(f"q{n}", "Q: Ann has 3 pens." + " Ben has 4 cups." * (n % 3)) for 
 prefix, found = "Q: 1 + 1?\\nA: 2.\\n", []
 
 def listed(run):
-    return {u: [[p.text, p.tokens, p.logprob] for p in own] for u, own in sorted(run)}
+    return {u: [[p.text, p.tokens, p.logprob] for p in own] for u, own in sorted(run.items())}
 """
 _MESH_SCRIPT = """
 for data, model, fsdp in json.loads(sys.argv[2]):
     layout = Decoding(slots=8 // data + 3, chunk=2, page=4, data=data, model=model, fsdp=fsdp)
     engine = Engine(config, params, tokenizer, layout)
-    weight = engine._device.weights["layer_0"].get("up")
+    weight = engine._model.weights["layer_0"].get("up")
     mesh = {"shards": 1 if weight is None else weight.size // weight.addressable_data(0).size}
     for temperature in (0.0, 1.0):
-        sampling = Sampling(paths=3, temperature=temperature, max_new_tokens=9, stop=())
+        sampling = Sampling(num_samples=3, temperature=temperature, max_new_tokens=9, stop=())
         before = decode_chunk._cache_size()
-        run = list(engine.run(prefix, questions, sampling, seed=1, round_index=2))
+        run = sample_all(engine, prefix, questions, sampling, seed=1, round_index=2)
         mesh["compiled"] = decode_chunk._cache_size() - before
         mesh[temperature] = listed(run)
     found.append(mesh)
@@ -71,9 +71,9 @@ json.dump(found, open(sys.argv[3], "w"))
 """
 
 
-def _settled(uid, paths):
+def _is_settled(request, samples):
     """Depends on what the paths say, so that a wrong path shows in how many there are."""
-    return sum(map(ord, "".join(path.text for path in paths))) % 3 == 0
+    return sum(map(ord, "".join(sample.text for sample in samples))) % 3 == 0
 
 
 def _limit(uid, index):
@@ -91,17 +91,18 @@ config = dataclasses.replace(
     biases=("query", "key", "value", "gate", "down"),
 )
 params = init_params(config, jax.random.key(1))
-{inspect.getsource(_settled)}
+{inspect.getsource(_is_settled)}
 {inspect.getsource(_limit)}
-sampling = Sampling(paths=6, temperature=1.0, max_new_tokens=8, stop=(), adaptive_consistency=0.95,
-                    adaptive_consistency_every=2)
+sampling = Sampling(num_samples=6, temperature=1.0, max_new_tokens=8, stop=(),
+                    adaptive_consistency=0.95, adaptive_consistency_every=2)
 for data, model, fsdp, pool in json.loads(sys.argv[2]):
     layout = Decoding(slots=8 // data + 3, chunk=2, page=4, pool_bytes=pool, data=data,
                       model=model, fsdp=fsdp)
     engine, before = Engine(config, params, tokenizer, layout), decode_chunk._cache_size()
     runs = {{}}
-    for name, more in dict(all={{}}, early=dict(settled=_settled), cut=dict(limit=_limit)).items():
-        run = engine.run(prefix, questions, sampling, seed=1, round_index=2, **more)
+    cases = dict(all={{}}, early=dict(is_settled=_is_settled), cut=dict(limit=_limit))
+    for name, more in cases.items():
+        run = sample_all(engine, prefix, questions, sampling, seed=1, round_index=2, **more)
         runs[name] = listed(run)
     found.append(runs | {{"compiled": decode_chunk._cache_size() - before}})
 json.dump(found, open(sys.argv[3], "w"))
@@ -114,7 +115,7 @@ def _on_eight_devices(script, meshes, tokenizer_path, out):
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     }
     subprocess.run(
         [sys.executable, "-c", _SETUP + script, tokenizer_path, json.dumps(meshes), str(out)],
@@ -168,7 +169,7 @@ def test_early_stop_on_a_mesh_follows_the_rule_path_by_path(pools, number):
     counts = []
     for uid, paths in pools[number]["all"].items():
         said = [types.SimpleNamespace(text=text) for text, _, _ in paths]
-        counts.append(next((n for n in (2, 4) if _settled(uid, said[:n])), 6))
+        counts.append(next((n for n in (2, 4) if _is_settled(None, said[:n])), 6))
         assert pools[number]["early"][uid] == paths[: counts[-1]]
     assert set(counts) == {2, 4, 6}
 

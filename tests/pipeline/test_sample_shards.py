@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import random
-import types
 
 import pytest
 from hypothesis import given
@@ -14,56 +13,51 @@ from hypothesis import strategies as st
 
 from lmsi_jax.config.sampling import Sampling
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.pipeline.sample_shards import Job, generate, plan, prepare, read_samples
-from lmsi_jax.records import Sample
-from lmsi_jax.rollout.engine import Stats
+from lmsi_jax.pipeline.sample_shards import (
+    Job,
+    fill_shards,
+    plan_shards,
+    read_samples,
+    vote_is_settled,
+)
+from lmsi_jax.records import Question, Sample
+from lmsi_jax.rollout.requests import Request, Response, Rollout, Stats
+from lmsi_jax.rollout.scheduler import check_fit
 from lmsi_jax.runtime import files
 from lmsi_jax.runtime.store import ShardStore
 
 SAMPLING = Sampling(num_samples=3, max_new_tokens=8)
-_LENGTHS = st.dictionaries(st.text("abc/0", min_size=1), st.integers(1, 90), max_size=30)
+_LENGTHS = st.dictionaries(
+    st.text("abc/0", min_size=1), st.integers(1, 90), min_size=1, max_size=30
+)
 
 
-class PureEngine:
-    """Paths that depend on seed, round, uid and index alone; questions complete in any order."""
+class PureEngine(Rollout):
+    """Samples that depend on seed, round, uid and index alone; completed in any order."""
 
-    def __init__(self, order=0):
-        self.order = order
-        self.runs = []
-        self.tokenizer = types.SimpleNamespace(start_ids=())
+    def __init__(self, order=0, max_length=100):
+        self.order, self.max_length = order, max_length
+        self.calls = []
 
-    def prompt_tokens(self, text):
-        return len(text)
+    def prompt_lengths(self, requests):
+        lengths = {request.uid: len(request.text) for request in requests}
+        check_fit(lengths, 1, SAMPLING.max_new_tokens, self.max_length)
+        return [len(request.text) for request in requests]
 
-    def run(
-        self, prefix, questions, sampling, *,
-        seed, round_index, settled=None, numbers=None, on_chunk=None,
-    ):  # fmt: skip
-        numbers = range(3) if numbers is None else numbers
-        self.runs.append([uid for uid, _ in questions])
-        questions = list(questions)
-        random.Random(self.order).shuffle(questions)
-        for done, (uid, text) in enumerate(questions, start=1):
-            yield uid, [_path(seed, round_index, uid, prefix + text, k) for k in numbers]
-            on_chunk(Stats(3 * done, 12 * done, 20 * done))
-
-
-def _path(seed, round_index, uid, prompt, index):
-    text = f"{prompt}|{seed}|{round_index}|{index}"
-    return Sample(uid=uid, sample_index=index, text=text, tokens=4, logprob=-1.5, finished=True)
+    def generate(self, requests, *, seed, round_index, is_settled=None, on_chunk=None):
+        self.calls.append([request.uid for request in requests])
+        numbered = list(enumerate(requests))
+        random.Random(self.order).shuffle(numbered)
+        for done, (number, request) in enumerate(numbered, start=1):
+            samples = tuple(_sample(seed, round_index, request, k) for k in request.indices)
+            yield Response(number=number, samples=samples)
+            if on_chunk is not None:
+                on_chunk(Stats(3 * done, 12 * done, 20 * done))
 
 
-class Recorder:
-    """Keeps what a watcher is told."""
-
-    def __init__(self):
-        self.stats, self.questions = [], []
-
-    def chunk(self, stats):
-        self.stats.append(stats)
-
-    def question(self, uid, paths):
-        self.questions.append((uid, len(paths)))
+def _sample(seed, round_index, request, k):
+    text = f"{request.prefix}{request.text}|{seed}|{round_index}|{k}"
+    return Sample(uid=request.uid, sample_index=k, text=text, tokens=4, logprob=-1.5, finished=True)
 
 
 def _job(name="a", count=10, shuffled=None):
@@ -77,20 +71,18 @@ def _job(name="a", count=10, shuffled=None):
 JOBS = (_job("a", 10), _job("b", 3), _job("b-cot", 7))
 
 
-def _make(folder, jobs=JOBS, share=(0, 1), engine=None, leave=lambda: None, watcher=None):
-    engine = engine or PureEngine()
-    store = ShardStore(folder)
-    works = prepare(engine, jobs, store.missing, size=4, max_length=100, share=share)
-    generate(
-        engine,
-        works,
-        store,
-        seed=1,
-        round_index=2,
-        watcher=watcher or Recorder(),
-        leave=leave,
-    )
-    return works
+def _make(folder, jobs=JOBS, share=(0, 1), engine=None, on_chunk=None, completed=None):
+    """Makes the missing shards of a share; returns the numbers of all and of the missing ones."""
+    engine, store = engine or PureEngine(), ShardStore(folder)
+    shards = plan_shards(engine, jobs, size=4, share=share)
+    names = store.missing([shard.name for shard in shards])
+    missing = [shard for shard in shards if shard.name in names]
+    for uid, samples in fill_shards(
+        engine, missing, store, seed=1, round_index=2, on_chunk=on_chunk
+    ):
+        if completed is not None:
+            completed.append((uid, len(samples)))
+    return len(shards), len(missing)
 
 
 def _bytes(folder):
@@ -108,43 +100,46 @@ def whole(tmp_path_factory):
 # --- the plan -------------------------------------------------------------------------------------
 
 
+def _plan(lengths, size):
+    questions = {uid: "x" * length for uid, length in lengths.items()}
+    job = Job(name="t", prefix="P", questions=questions, sampling=SAMPLING)
+    return plan_shards(PureEngine(), [job], size=size)
+
+
+def _uids(shard):
+    return [request.uid for request in shard.requests]
+
+
 @given(lengths=_LENGTHS, size=st.integers(1, 9), random=st.randoms())
 def test_the_plan_is_a_function_of_the_set_of_questions(lengths, size, random):
     shuffled = list(lengths.items())
     random.shuffle(shuffled)
-    assert plan("t", dict(shuffled), size) == plan("t", lengths, size)
+    assert _plan(dict(shuffled), size) == _plan(lengths, size)
 
 
 @given(lengths=_LENGTHS, size=st.integers(1, 9))
 def test_every_question_is_in_one_shard_and_all_shards_but_the_last_are_full(lengths, size):
-    shards = plan("t", lengths, size)
-    assert sorted(uid for shard in shards for uid in shard.uids) == sorted(lengths)
-    assert [len(shard.uids) for shard in shards[:-1]] == [size] * (len(shards) - 1)
-    assert all(list(shard.uids) == sorted(shard.uids) for shard in shards)
+    shards = _plan(lengths, size)
+    assert sorted(uid for shard in shards for uid in _uids(shard)) == sorted(lengths)
+    assert [len(shard.requests) for shard in shards[:-1]] == [size] * (len(shards) - 1)
+    assert all(_uids(shard) == sorted(_uids(shard)) for shard in shards)
     count = len(shards)
     assert [shard.name for shard in shards] == [f"t-{i:05d}-of-{count:05d}" for i in range(count)]
 
 
 @given(lengths=_LENGTHS, size=st.integers(1, 9))
 def test_shards_are_in_the_order_of_the_lengths(lengths, size):
-    shards = plan("t", lengths, size)
-    for before, after in itertools.pairwise(shards):
-        longest = max(lengths[uid] // 16 for uid in before.uids)
-        assert longest <= min(lengths[uid] // 16 for uid in after.uids)
+    for before, after in itertools.pairwise(_plan(lengths, size)):
+        longest = max(lengths[uid] // 16 for uid in _uids(before))
+        assert longest <= min(lengths[uid] // 16 for uid in _uids(after))
 
 
 @given(count=st.integers(1, 6))
-def test_the_processes_share_all_shards_evenly(tmp_path_factory, count):
-    store = ShardStore(tmp_path_factory.mktemp("empty"))
-    shares = [
-        prepare(PureEngine(), JOBS, store.missing, size=4, max_length=100, share=(i, count))
-        for i in range(count)
-    ]
-    names = [[shard.name for work in works for shard in work.missing] for works in shares]
-    (everything,) = [prepare(PureEngine(), JOBS, store.missing, size=4, max_length=100)]
-    wanted = [shard.name for work in everything for shard in work.shards]
-    assert sorted(itertools.chain(*names)) == sorted(wanted)
-    assert max(map(len, names)) - min(map(len, names)) <= 1
+def test_the_processes_share_all_shards_evenly(count):
+    shares = [plan_shards(PureEngine(), JOBS, size=4, share=(i, count)) for i in range(count)]
+    names = [shard.name for share in shares for shard in share]
+    assert sorted(names) == sorted(shard.name for shard in plan_shards(PureEngine(), JOBS, size=4))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 # --- the bytes ------------------------------------------------------------------------------------
@@ -181,18 +176,26 @@ def test_rows_stand_in_the_order_of_uid_and_index(whole):
         assert rows == sorted(rows) and len(rows) == len(set(rows))
 
 
-def test_a_jobs_missing_shards_go_through_one_run_of_the_engine(tmp_path):
+def test_all_missing_shards_go_through_one_call_of_the_engine(tmp_path):
     _make(tmp_path)
     ShardStore(tmp_path).path("a-00001-of-00003").unlink()
     engine = PureEngine()
-    _make(tmp_path, engine=engine)
-    assert [len(run) for run in engine.runs] == [4]
+    assert _make(tmp_path, engine=engine) == (6, 1)
+    assert [len(call) for call in engine.calls] == [4]
     engine = PureEngine()
-    _make(tmp_path / "fresh", engine=engine)
-    assert [len(run) for run in engine.runs] == [10, 3, 7]
+    assert _make(tmp_path / "fresh", engine=engine) == (6, 6)
+    assert [len(call) for call in engine.calls] == [20]
     engine = PureEngine()
-    works = _make(tmp_path / "fresh", engine=engine)
-    assert engine.runs == [] and [(w.total, w.left) for w in works] == [(10, 0), (3, 0), (7, 0)]
+    assert _make(tmp_path / "fresh", engine=engine) == (6, 0)
+    assert engine.calls == []
+
+
+def test_one_question_may_be_asked_twice_by_equal_jobs(tmp_path):
+    """Greedy evaluation and a vote of one sample make the same request; both get their shard."""
+    job = _job("a", 5)
+    _make(tmp_path, [job, dataclasses.replace(job, name="again")])
+    store = ShardStore(tmp_path)
+    assert read_samples(store, "a") == read_samples(store, "again") != {}
 
 
 def test_a_job_with_numbers_has_the_paths_of_these_numbers_and_they_are_the_same(whole, tmp_path):
@@ -204,7 +207,7 @@ def test_a_job_with_numbers_has_the_paths_of_these_numbers_and_they_are_the_same
         for own in read_samples(ShardStore(tmp_path), "a").values()
         for sample in own
     ]
-    assert found == [row for row in wanted if row["index"] in (1, 2)]
+    assert found == [row for row in wanted if row["sample_index"] in (1, 2)]
 
 
 # --- leaving, and being thrown out ----------------------------------------------------------------
@@ -216,15 +219,15 @@ class _Out(Exception):
 
 @pytest.mark.parametrize("chunks", [0, 1, 5, 9, 11, 19])
 def test_whoever_leaves_between_two_chunks_has_written_what_was_complete(whole, tmp_path, chunks):
-    recorder = Recorder()
+    completed = []
 
-    def leave():
-        if len(recorder.stats) >= chunks:
+    def on_chunk(stats):
+        if stats.samples >= 3 * chunks:
             raise _Out
 
     with pytest.raises(_Out):
-        _make(tmp_path, leave=leave, watcher=recorder)
-    complete = {uid for uid, _ in recorder.questions}
+        _make(tmp_path, on_chunk=on_chunk, completed=completed)
+    complete = {uid for uid, _ in completed}
     assert len(complete) == chunks
     stand = _bytes(tmp_path)
     for name, data in whole.items():
@@ -272,15 +275,15 @@ def test_a_damaged_shard_is_named_and_made_again(whole, tmp_path, caplog, damage
     engine = PureEngine()
     _make(tmp_path, engine=engine)
     assert "a-00001-of-00003.jsonl.gz was truncated or altered" in caplog.text
-    assert len(engine.runs) == 1 and _bytes(tmp_path) == whole
+    assert len(engine.calls) == 1 and _bytes(tmp_path) == whole
 
 
 def test_an_engine_that_leaves_a_question_out_does_not_pass(tmp_path):
     class Forgetful(PureEngine):
-        def run(self, prefix, questions, *args, **kwargs):
-            yield from super().run(prefix, questions[1:], *args, **kwargs)
+        def generate(self, requests, **how):
+            yield from super().generate(requests[1:], **how)
 
-    with pytest.raises(RuntimeError, match="left out questions of a-00000-of-00003"):
+    with pytest.raises(RuntimeError, match="left out questions of b-cot-00001-of-00002"):
         _make(tmp_path, engine=Forgetful())
 
 
@@ -294,7 +297,7 @@ def test_a_prompt_that_does_not_fit_in_any_job_is_refused_before_the_first_is_sa
         LmsiError, match=r"question z/1 needs 101 positions .*the model has 100; use"
     ):
         _make(tmp_path, [*JOBS, long], engine=engine)
-    assert engine.runs == [] and not list(tmp_path.iterdir())
+    assert engine.calls == [] and not list(tmp_path.iterdir())
 
 
 def test_a_job_without_questions_names_the_settings(tmp_path):
@@ -306,12 +309,33 @@ def test_a_job_without_questions_names_the_settings(tmp_path):
 # --- what is told and read ------------------------------------------------------------------------
 
 
-def test_the_watcher_hears_of_every_question_and_of_counts_that_go_on_over_the_jobs(tmp_path):
-    recorder = Recorder()
-    _make(tmp_path, watcher=recorder)
-    assert sorted(recorder.questions) == sorted((uid, 3) for job in JOBS for uid in job.questions)
-    assert [stats.samples for stats in recorder.stats] == [3 * n for n in range(1, 21)]
-    assert recorder.stats[-1] == Stats(60, 240, 400)
+def test_every_question_is_reported_and_counts_go_on_over_the_jobs(tmp_path):
+    stats, completed = [], []
+    _make(tmp_path, on_chunk=stats.append, completed=completed)
+    assert sorted(completed) == sorted((uid, 3) for job in JOBS for uid in job.questions)
+    assert [one.samples for one in stats] == [3 * n for n in range(21)]
+    assert stats[-1] == Stats(60, 240, 400)
+
+
+def test_adaptive_consistency_goes_by_the_requests_threshold_and_the_parsed_answers():
+    question = Question(uid="q", task="t", text="Q: ?", kind="number")
+    rule = vote_is_settled({"q": question}, conclusions=True)
+
+    def is_settled(threshold, *answers):
+        sampling = dataclasses.replace(SAMPLING, adaptive_consistency=threshold)
+        request = Request(uid="q", text="Q: ?", sampling=sampling)
+        samples = [
+            Sample(
+                uid="q", sample_index=k, text=f"The answer is {answer}.", tokens=9, logprob=-1.0,
+                finished=True,
+            )
+            for k, answer in enumerate(answers)
+        ]  # fmt: skip
+        return rule(request, samples)
+
+    # 1 - I_0.5(5, 1) = 31/32, 1 - I_0.5(4, 2) = 26/32
+    assert is_settled(0.95, 7, 7, 7, 7) and not is_settled(0.98, 7, 7, 7, 7)
+    assert is_settled(0.80, 7, 7, 7, 8) and not is_settled(0.95, 7, 7, 7, 8)
 
 
 def test_paths_are_read_by_job_and_in_index_order(tmp_path):
@@ -342,5 +366,5 @@ def test_shards_go_to_a_bucket_as_they_go_to_a_folder(whole, bucket):
     (bucket.root / "run" / "sample" / "b-00000-of-00001.jsonl.gz").write_bytes(b"cut")
     engine = PureEngine()
     _make("gs://bucket/run/sample", engine=engine)
-    assert [len(run) for run in engine.runs] == [3]
+    assert [len(run) for run in engine.calls] == [3]
     assert set(read_samples(ShardStore("gs://bucket/run/sample"), "b")) == set(JOBS[1].questions)
