@@ -407,7 +407,7 @@ _FIGURES: tuple[tuple[str, Callable[[CollapseRow], _Value], Callable[[_Value], s
     ("Questions", lambda row: row["questions"], _count),
     ("Mean share of the vote", lambda row: row["confidence"], _share),
     ("Vote is right (majority@m)", _gold("majority"), _share),
-    ("Some path is right (pass@m)", _gold("pass_at_m_drop"), _share),
+    ("Some path is right (pass@m)", _gold("passed"), _share),
     ("Path is right (pass@1)", _gold("single"), _share),
     ("Entropy of the answers", lambda row: row["entropy"], _number(3)),
     *((f"Distinct-{n}", _distinct(n), _number(3)) for n in (1, 2, 3)),
@@ -462,7 +462,7 @@ def _charts(summary: Summary) -> Html:
         names = (
             ("share of the vote", "confidence"),
             ("right", "majority"),
-            ("pass@m", "pass_at_m_drop"),
+            ("pass@m", "passed"),
         )
         lines = [_line(label, test, _gold(name)) for label, name in names]
         figures.append(_chart("Sure and right, test questions", lines, "share", share=True))

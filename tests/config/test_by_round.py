@@ -49,7 +49,7 @@ def test_only_what_is_named_changes_wherever_it_lies():
     assert second.training.optimizer.learning_rate == 5e-4
     assert second.mixing.selection == (AnswerEntropy(share=0.5), MinConfidence(confidence=0.1))
     assert second.mixing.cap == 4 and second.sampling.temperature == 1.2
-    assert dataclasses.replace(run.in_round(1), by_round=()) == dataclasses.replace(
+    assert dataclasses.replace(run.in_round(1), schedule=()) == dataclasses.replace(
         RUN,
         training=dataclasses.replace(
             RUN.training, optimizer=dataclasses.replace(RUN.training.optimizer, learning_rate=1e-3)
@@ -68,7 +68,7 @@ def test_everything_that_may_change_is_there():
         if part == "Preference":
             run = dataclasses.replace(RUN, mixing=Mixing(), training=pairs)
         for field in fields:
-            value = {"steps": 3, "paths": 4, "cap": 5}.get(field, 0.25)
+            value = {"steps": 3, "num_samples": 4, "cap": 5}.get(field, 0.25)
             found = _with((f"{part}.{field}", (value,)), run=run).in_round(1)
             owners = (
                 *(found.sampling, found.augmentation, found.mixing, found.training),

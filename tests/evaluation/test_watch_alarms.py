@@ -193,7 +193,7 @@ def test_the_base_model_is_called_that():
     [
         (
             {"stop": ("entropie",)},
-            "CollapseMonitor.stop has 'entropie'; choose from sure, same, empty",
+            "CollapseMonitor.stop has 'entropie'; choose from saturated, no_diversity, empty",
         ),
         ({"kept": (0.5,)}, "CollapseMonitor.kept = (0.5,); two numbers of 0 or more"),
         ({"longer": (-1.0, 2.0)}, "two numbers of 0 or more"),
