@@ -72,14 +72,13 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
         max_new_tokens=workload.max_new,
         stop=(),
     )
-    count, limits = workload.samples, tuple(workload.lengths)
     requests = [
         Request(
             uid=f"question {i}",
             prefix=prefix,
             text=text,
             sampling=sampling,
-            limits=limits[i * count : (i + 1) * count],
+            limits=workload.of_question(i),
         )
         for i, text in enumerate(texts)
     ]
