@@ -50,7 +50,7 @@ FILES = {
 FILELESS = {
     *(PURE - {"config"}),
     *(f"config.{name}" for name in ("architecture", "optimization", "run", "sampling", "stages")),
-    *(f"rollout.{name}" for name in ("decode_step", "engine", "sampler", "scheduler")),
+    "rollout",
     *(f"models.{name}" for name in ("attention", "params", "rotary", "transformer")),
     *(f"training.{name}" for name in ("forward", "forward_cpu", "losses", "optimizers", "scoring")),
     *("evaluation.accuracy", "evaluation.collapse", "evaluation.statistics"),

@@ -340,9 +340,3 @@ def test_a_path_has_its_number_s_noise_whatever_its_prompt_is(engine):
         for uid, paths in _run(engine, QUESTIONS, half, prefix, numbers=some).items():
             assert [p.text for p in paths] == [whole[uid][k].text for k in some]
     assert len({path.text for paths in whole.values() for path in paths}) == 8
-
-
-@pytest.mark.parametrize("numbers", [(0, 1), (0, 2, 1), (0, 1, 1), (-1, 0, 1)])
-def test_numbers_that_are_not_as_many_rising_ones_as_paths_are_refused(engine, numbers):
-    with pytest.raises(ValueError, match="are not 3 rising numbers of paths"):
-        _run(engine, QUESTIONS, numbers=numbers)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmsi_jax.models.attention import MASKED, merge
+from lmsi_jax.rollout.chunk_inputs import page_table
 from lmsi_jax.rollout.kv_pages import (
     PageTable,
     Pool,
@@ -18,6 +19,7 @@ from lmsi_jax.rollout.kv_pages import (
     page_attention,
     write_entries,
 )
+from lmsi_jax.rollout.scheduler import Plan, Running
 
 WIDTH, ENTRIES = 8, 4
 
@@ -152,3 +154,24 @@ def test_a_sum_in_order_is_the_sum_however_many_terms(count, axis):
     shape.insert(axis, count)
     a = np.random.default_rng(count).integers(-50, 50, shape).astype(np.float32)
     np.testing.assert_array_equal(_sum_in_order(jnp.asarray(a), axis), a.sum(axis))
+
+
+def test_the_table_of_the_worked_example():
+    """Slot 0 has stored 6 positions in pages 2 and 0, slot 1 has stored 2 in page 3."""
+    plan = Plan(num_samples=1, slots=4, prompt_slots=4, slots_per_prompt=1, chunk=2, page=4)
+    samples = [
+        Running(question=0, index=0, prompt_slot=0, limit=99, tokens=[5] * 6, pages=[2, 0]),
+        Running(question=1, index=0, prompt_slot=1, limit=99, tokens=[5] * 2, pages=[3]),
+    ]
+    table = {
+        name: array.tolist()
+        for name, array in page_table(plan, samples, pages=4, slots=2, depth=2).items()
+    }
+    assert table == {
+        "owner": [[0, 0, 0, 1]],
+        "stored": [[2, 0, 4, 2]],
+        "first": [[4, 0, 0, 0]],
+        "used": [True],
+        "of_slot": [[2, 0], [3, 0]],
+        "count": [2, 1],
+    }
