@@ -23,7 +23,7 @@ from lmsi_jax.runtime.store import ShardStore
 _SCORES = "scores.json"
 _NEVER: dict[str, Any] = {"adaptive_consistency": None, "token_logprobs": False}
 _OWN = {
-    "paths",
+    "num_samples",
     "temperature",
     "adaptive_consistency",
     "adaptive_consistency_every",

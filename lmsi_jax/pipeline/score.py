@@ -299,7 +299,7 @@ def _needs(context: Context, round_index: int) -> frozenset[str]:
 def _settings(context: Context, round_index: int) -> dict[str, Any]:
     """What the scores, and of which paths there are some, depend on."""
     run = context.run_in(round_index)
-    names = ("rows", "length", "prefix_length", "data", "model")
+    names = ("sequences_per_prefix", "sequence_length", "max_prefix_length", "data", "model")
     settings: dict[str, Any] = {
         "needs": sorted(_needs(context, round_index)),
         "before": [settings_record(one) for one in _unscored(context, round_index)],

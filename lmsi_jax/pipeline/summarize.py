@@ -78,7 +78,7 @@ def _rule(context: Context, voted: Sequence[int]) -> _Rule:
         given |= {"adaptive_consistency": None} | record["config"]["Sampling"]
     on = given["adaptive_consistency"] is not None
     threshold = given["adaptive_consistency"] if on else _USUAL
-    return _Rule(threshold, given["adaptive_consistency_every"], given["paths"], on)
+    return _Rule(threshold, given["adaptive_consistency_every"], given["num_samples"], on)
 
 
 def _tests(context: Context, round_index: int, rule: _Rule) -> Iterator[_Set]:

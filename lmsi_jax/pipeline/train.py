@@ -97,7 +97,14 @@ def _settings(context: Context, round_index: int) -> dict[str, Any]:
     """What the numbers, and which of them there are, depend on."""
     training = context.run_in(round_index).training
     names = (
-        *("rows", "length", "prefix_length", "compute_dtype", "data", "model"),
+        *(
+            "sequences_per_prefix",
+            "sequence_length",
+            "max_prefix_length",
+            "compute_dtype",
+            "data",
+            "model",
+        ),
         *("human_rate", "task_rates", "validation_count"),
     )
     settings = {name: getattr(training, name) for name in names}
