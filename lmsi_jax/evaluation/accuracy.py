@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lmsi_jax import voting
-from lmsi_jax.config.stages import Voting
+from lmsi_jax.config import Voting
 from lmsi_jax.evaluation.statistics import bootstrap
 from lmsi_jax.records import Question, Sample, Vote
 from lmsi_jax.voting import EQUAL, right_keys

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from lmsi_jax import augmentation as generation
 from lmsi_jax.augmentation import FewShot, choose_asked, exemplar, few_shots
-from lmsi_jax.config.sampling import Sampling
+from lmsi_jax.config import Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.pipeline.context import Context
 from lmsi_jax.pipeline.questions import contaminated_questions

@@ -15,8 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.stages import Distillation
+from lmsi_jax.config import Distillation, ModelConfig
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.statistics import Difference, macro_difference, wilson
 from lmsi_jax.models.sharding import training_param_shardings

@@ -9,8 +9,7 @@ import io
 import itertools
 from collections.abc import Iterator
 
-from lmsi_jax.config.run import Run
-from lmsi_jax.config.stages import Pretraining
+from lmsi_jax.config import Pretraining, Run
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.sharding import is_multiprocess
 from lmsi_jax.models.tokenizers import SentencePiece

@@ -34,7 +34,7 @@ def draw_questions(context: Context) -> str:
     wanted = [("train", name, config.train_count) for name in dict.fromkeys(config.train)]
     wanted += [("test", name, config.test_count) for name in dict.fromkeys(config.test)]
     _check_names(context)
-    check_asked(context)
+    context.run.check_questions(context.stages)
     stage = context.questions_stage()
     if stage.begin() == "done":
         return stage.fingerprint
@@ -56,16 +56,6 @@ def draw_questions(context: Context) -> str:
         store.write(f"exemplars-{name}", [row.to_json() for row in exemplars])
     stage.finish()
     return stage.fingerprint
-
-
-def check_asked(context: Context) -> None:
-    """Raises LmsiError where a stage that is to run has no questions."""
-    config = context.questions
-    splits = [(stage, config.train) for stage in ("generate", "prompts", "sample")]
-    splits.append(("eval", config.test))
-    unasked = [stage for stage, names in splits if stage in context.stages and not names]
-    if unasked or not (config.train or config.test):
-        raise LmsiError("there are no questions: set Questions.train and Questions.test")
 
 
 def worked_questions(context: Context, task: str) -> list[tuple[Question, Exemplar]]:

@@ -14,12 +14,13 @@ noticed wherever it matters and nowhere else.
 
 import dataclasses
 
-from lmsi_jax.config.run import Run
+from lmsi_jax.config import Run
+from lmsi_jax.config.run import comparison_run
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.pipeline.augment import generate, generate_shards, make_prompts, prompt_shards
 from lmsi_jax.pipeline.context import Context, NotReady
 from lmsi_jax.pipeline.distill import open_teacher, teacher_loader
-from lmsi_jax.pipeline.evaluate import comparison_run, evaluate, evaluate_shards
+from lmsi_jax.pipeline.evaluate import evaluate, evaluate_shards
 from lmsi_jax.pipeline.mix import mix
 from lmsi_jax.pipeline.monitor import collapse_alarms
 from lmsi_jax.pipeline.questions import draw_questions

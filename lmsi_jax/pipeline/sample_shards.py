@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from etils import epath
 
-from lmsi_jax.config.sampling import Sampling
+from lmsi_jax.config import Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.sharding import ReplicaGroup
 from lmsi_jax.pipeline.context import Context

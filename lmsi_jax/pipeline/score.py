@@ -21,7 +21,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from lmsi_jax.augmentation import FewShot, prompt_of
-from lmsi_jax.config.sampling import Sampling
+from lmsi_jax.config import Sampling
+from lmsi_jax.config.row_filters import (
+    ALONE_LOSS,
+    HUMAN_LOSSES,
+    LOSS,
+    QUESTION_LOSS,
+    RATING,
+    SCORER,
+)
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models import sharding
 from lmsi_jax.models.tokenizers import Tokenizer, encode_first
@@ -37,13 +45,7 @@ from lmsi_jax.runtime.progress import Progress
 from lmsi_jax.runtime.store import ShardStore, shard_names
 from lmsi_jax.selection.filters import rating_prompt, read_rating
 from lmsi_jax.selection.rows import (
-    ALONE_LOSS,
-    HUMAN_LOSSES,
     LOGPROBS,
-    LOSS,
-    QUESTION_LOSS,
-    RATING,
-    SCORER,
     Facts,
     Row,
     select,

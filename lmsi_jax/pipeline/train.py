@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from lmsi_jax.config.optimization import Lora, Training
+from lmsi_jax.config import Lora, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models import sharding
 from lmsi_jax.pipeline.context import Context, settings_record

@@ -14,15 +14,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from lmsi_jax.config.run import Run
-from lmsi_jax.config.study_plan import Study, Variant
+from lmsi_jax.config import DistributionShift, Run, Study, Variant
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.statistics import Z_95, macro_variance, over_seeds
 from lmsi_jax.pipeline.context import Context
 from lmsi_jax.pipeline.questions import train_answers
 from lmsi_jax.pipeline.score import read_scored_rows
 from lmsi_jax.pipeline.vote import read_voted
-from lmsi_jax.selection.importance import DistributionShift, shift
+from lmsi_jax.selection.importance import importances, shift
 from lmsi_jax.tools.study_units import Evaluated, Outcomes, macro, read, unit_of
 
 Row = dict[str, Any]
@@ -221,7 +220,7 @@ def weighted_rows(run: Run) -> dict[str, list[WeightedRow]]:
                 f"the answers of {missing} questions of {task!r} are not known, so it is unknown "
                 "which rows are right; leave the task out of Questions.train"
             )
-        weights = measures[0].importances(rows, facts)
+        weights = importances(measures[0], rows, facts)
         by_task[task] = [
             WeightedRow(
                 rows[i].sample.uid, shift(weight), rows[i].key in answers[rows[i].sample.uid]

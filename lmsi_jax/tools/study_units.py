@@ -6,8 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.study_plan import Study, Variant
+from lmsi_jax.config import ModelConfig, Study, Variant
 from lmsi_jax.runtime.files import read_json, write_json
 
 _MARK = "unit.json"

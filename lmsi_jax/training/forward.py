@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec, get_abstract_mesh
 
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.attention import Cache, is_traced_on_mesh, packed_attention
 from lmsi_jax.models.params import Params, fuse_projections, split_weights
 from lmsi_jax.models.rotary import Angles, angles_of

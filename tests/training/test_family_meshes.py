@@ -19,13 +19,13 @@ import numpy as np
 from families import of_family
 from path_scores import sharp_params
 from lmsi_jax.training.packing import batch_shape
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.training import placement
 from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.packing import batches, weighted_row
 from lmsi_jax.training.trainer import start
 from lmsi_jax.training.trainer import train_step
-from lmsi_jax.config.optimization import Training
+from lmsi_jax.config import Training
 
 sizes = ModelConfig(vocab_size=160, num_layers=4, embed_dim=32, num_heads=8, num_kv_heads=4,
                     head_dim=8, mlp_dim=48, scan_layers=True, remat="layer")

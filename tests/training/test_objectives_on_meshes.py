@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SCRIPT = """
 import dataclasses, itertools, json, sys
 import jax, numpy as np
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.training import placement, trainer
 from lmsi_jax.training.losses import Loss
@@ -24,7 +24,7 @@ from lmsi_jax.training.metrics import read_metrics
 from lmsi_jax.training.packing import pair_row, weighted_row
 from lmsi_jax.training.losses import Preference
 from lmsi_jax.training.scoring import Scored, Scorer
-from lmsi_jax.config.optimization import Training
+from lmsi_jax.config import Training
 from lmsi_jax.training.losses import Teacher
 
 config = ModelConfig(vocab_size=160, num_layers=1, embed_dim=32, num_heads=4, num_kv_heads=2,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lmsi_jax.config.optimization import Optimizer, Training
+from lmsi_jax.config import Optimizer, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.sharding import mesh_of, opt_state_specs, weight_specs
 from lmsi_jax.models.transformer import parameter_shapes
@@ -27,7 +27,7 @@ _SCRIPT = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from lmsi_jax.runtime import processes
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.training import placement
 from lmsi_jax.training.lora import Lora
@@ -35,7 +35,7 @@ from lmsi_jax.training.optimizers import Optimizer
 from lmsi_jax.training.packing import batches, weighted_row
 from lmsi_jax.training.trainer import start
 from lmsi_jax.training.trainer import result, train_step
-from lmsi_jax.config.optimization import Training
+from lmsi_jax.config import Training
 
 out, meshes, cases, address, count, index = sys.argv[1:]
 if int(count) > 1:
