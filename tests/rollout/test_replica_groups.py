@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmsi_jax.config.sampling import Decoding
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.sharding import (
     ReplicaGroup,
@@ -19,33 +20,35 @@ from lmsi_jax.models.sharding import (
 )
 
 
-def test_palm_540b_on_a_v5p_slice_has_32_teams_of_four_machines():
-    teams = [replica_group_of(1, 16, [4] * 128, process) for process in range(128)]
-    assert {replica_group.count for replica_group in teams} == {32}
-    assert teams[6] == ReplicaGroup(1, 32, range(4, 8), 6)
-    assert [replica_group.process for replica_group in teams if replica_group.first] == list(
+def test_palm_540b_on_a_v5p_slice_has_32_replica_groups_of_four_machines():
+    groups = [replica_group_of(1, 16, [4] * 128, process) for process in range(128)]
+    assert {replica_group.count for replica_group in groups} == {32}
+    assert groups[6] == ReplicaGroup(1, 32, range(4, 8), 6)
+    assert [replica_group.process for replica_group in groups if replica_group.first] == list(
         range(0, 128, 4)
     )
-    assert [replica_group.index for replica_group in teams] == [
+    assert [replica_group.index for replica_group in groups] == [
         process // 4 for process in range(128)
     ]
 
 
 @given(own=st.integers(1, 8), size=st.integers(1, 6), count=st.integers(1, 5), data=st.data())
-def test_every_process_is_in_one_team_whose_members_agree_and_have_the_mesh(own, size, count, data):
+def test_every_process_is_in_one_group_whose_members_agree_and_have_the_mesh(
+    own, size, count, data
+):
     wanted = own * size
     model = data.draw(st.sampled_from([n for n in range(1, wanted + 1) if wanted % n == 0]))
-    teams = [
+    groups = [
         replica_group_of(wanted // model, model, [own] * (size * count), process)
         for process in range(size * count)
     ]
-    for process, replica_group in enumerate(teams):
+    for process, replica_group in enumerate(groups):
         assert process in replica_group.members and len(replica_group.members) == size
         for member in replica_group.members:
-            assert teams[member] == dataclasses.replace(replica_group, process=member)
+            assert groups[member] == dataclasses.replace(replica_group, process=member)
         assert replica_group.several == (size > 1)
         assert replica_group.first == (process == min(replica_group.members))
-    assert sorted({replica_group.index for replica_group in teams}) == list(range(count))
+    assert sorted({replica_group.index for replica_group in groups}) == list(range(count))
 
 
 @given(wanted=st.integers(1, 4), devices=st.lists(st.integers(4, 8), min_size=1, max_size=5))
@@ -75,17 +78,17 @@ def test_a_mesh_that_every_process_suffices_for_is_each_one_s_own(wanted, device
         ),
     ],
 )
-def test_what_makes_no_equal_teams_is_refused_by_all_with_the_remedy(mesh, devices, message):
+def test_what_makes_no_equal_groups_is_refused_by_all_with_the_remedy(mesh, devices, message):
     for process in range(len(devices)):
         with pytest.raises(LmsiError, match=re.escape(message)):
             replica_group_of(*mesh, devices, process)
 
 
-def test_the_devices_of_this_process_alone_are_its_team_s():
+def test_the_devices_of_this_process_alone_are_its_replica_group_s():
     replica_group = local_replica_group(1, 1)
     assert replica_group == ReplicaGroup() and not replica_group.several
     assert replica_group_devices(replica_group) == tuple(jax.devices())
-    assert make_decode_mesh(1, 1, False).shared is None
+    assert not make_decode_mesh(Decoding()).is_multiprocess
 
 
 class _Chip:
