@@ -108,15 +108,15 @@ def _compare(context: Context, command: str, config_text: str) -> None:
 
 
 def _distill(context: Context, command: str, config_text: str) -> None:
-    from lmsi_jax.pipeline.distill import distill
-    from lmsi_jax.report.training_sections import RESULT, print_table
+    from lmsi_jax.pipeline.distill import RESULT, distill
+    from lmsi_jax.report.terminal import open_console, print_distillation
 
     open_teacher(context)  # before any work: its run may be missing
     questions = draw_questions(context)
     hashes = {"questions": questions, "base": context.base_fingerprint}
     _describe(context, command, config_text, hashes)
     result = distill(context, questions)
-    print_table(result)
+    print_distillation(result, open_console())
     print(f"table: {context.output / RESULT}")
 
 

@@ -1,7 +1,4 @@
-"""A study's runs: in which folders, with which bindings, in which order, and for how long.
-
-What a finished run was right about, read from its folder alone.
-"""
+"""The runs of a study: folders, bindings, order and time, and the outcomes of finished ones."""
 
 import dataclasses
 import math
@@ -18,13 +15,13 @@ _MARK = "unit.json"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Unit:
-    """One variant with one seed: an ordinary run.
+    """An ordinary run: one variant with one seed.
 
     Attributes:
-      variant: what is run.
-      seed: with which; None for a run that serves all seeds.
+      variant: the variant.
+      seed: the seed; None for a run that serves all seeds.
       folder: its output_dir.
-      bindings: gin's, those of the variant, the seed and the folder.
+      bindings: gin's, of the variant, the seed and the folder.
     """
 
     variant: Variant
@@ -34,27 +31,27 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """As the progress calls it."""
+        """The name in the progress lines."""
         return self.variant.title + ("" if self.seed is None else f", seed {self.seed}")
 
     @property
     def mark(self) -> pathlib.Path:
-        """Stands there once the run is finished."""
+        """The file that a finished run has."""
         return pathlib.Path(self.folder) / _MARK
 
     @property
     def finished(self) -> bool:
-        """Whether the run is finished. It is run again all the same, which finds changes."""
+        """True if the run is finished. It is executed again all the same, which finds changes."""
         return self.mark.exists()
 
     def finish(self, seconds: float) -> None:
-        """Notes that the run is finished, and how long its last go took."""
+        """Records that the run is finished, and how long its last execution took."""
         if not self.finished:
             write_json(self.mark, {"seconds": round(seconds, 1)})
 
 
 def units(study: Study) -> list[Unit]:
-    """Returns what serves all seeds, then one seed after the other, so that each gives a table."""
+    """Returns the runs in order: those that serve all seeds, then seed by seed."""
     once = [_unit(study, variant, None) for variant in study.variants if not variant.each_seed]
     return once + [
         _unit(study, variant, seed)
@@ -65,41 +62,41 @@ def units(study: Study) -> list[Unit]:
 
 
 def unit_of(study: Study, variant: Variant, seed: int) -> Unit:
-    """Returns a variant's run that serves a seed."""
+    """Returns the run of a variant that serves a seed."""
     return _unit(study, variant, seed if variant.each_seed else None)
 
 
 def _unit(study: Study, variant: Variant, seed: int | None) -> Unit:
-    folder = f"{study.folder}/{variant.name}/{_place(seed)}"
-    own = [
+    folder = f"{study.folder}/{variant.name}/{_folder_name(seed)}"
+    bindings = [
         text.replace("{study}", study.folder).replace("{seed}", str(seed))
         for text in variant.bindings
     ]
     if seed is not None:
-        own += [f"Run.seed = {seed}", f"Questions.seed = {seed}"]
-    own += [f"Run.output_dir = {folder!r}"]
-    return Unit(variant=variant, seed=seed, folder=folder, bindings=tuple(own))
+        bindings += [f"Run.seed = {seed}", f"Questions.seed = {seed}"]
+    bindings += [f"Run.output_dir = {folder!r}"]
+    return Unit(variant=variant, seed=seed, folder=folder, bindings=tuple(bindings))
 
 
-def _place(seed: int | None) -> str:
+def _folder_name(seed: int | None) -> str:
     return "once" if seed is None else f"seed{seed}"
 
 
 def reusable_runs(study: Study, unit: Unit) -> tuple[str, ...]:
-    """Returns the runs of all studies that a run may share stages with: those of its seed."""
-    found = pathlib.Path(study.output_dir).glob(f"*/*/{_place(unit.seed)}")
-    return tuple(sorted(str(path) for path in found if path != pathlib.Path(unit.folder)))
+    """Returns the folders of the runs of the same seed, of all studies, to share stages with."""
+    folders = pathlib.Path(study.output_dir).glob(f"*/*/{_folder_name(unit.seed)}")
+    return tuple(sorted(str(path) for path in folders if path != pathlib.Path(unit.folder)))
 
 
-def expected_seconds(study: Study, left: Sequence[Unit]) -> float:
-    """Returns the seconds that runs take on two idle cores, shared with no other study."""
-    begun = {unit.seed for unit in units(study) if unit.finished}
-    fresh = {unit.seed for unit in left if unit.seed is not None} - begun
-    return sum(unit.variant.seconds for unit in left) + study.seconds * len(fresh)
+def expected_seconds(study: Study, remaining: Sequence[Unit]) -> float:
+    """Returns the seconds that runs take on two idle cores without the stages of other studies."""
+    started = {unit.seed for unit in units(study) if unit.finished}
+    fresh = {unit.seed for unit in remaining if unit.seed is not None} - started
+    return sum(unit.variant.seconds for unit in remaining) + study.seconds * len(fresh)
 
 
 def spent_seconds(unit: Unit) -> float:
-    """Returns the seconds that a finished run took; 0.0 where it is not finished."""
+    """Returns the seconds that a finished run took; 0.0 for an unfinished one."""
     return float(read_json(unit.mark)["seconds"]) if unit.finished else 0.0
 
 
@@ -109,12 +106,12 @@ Outcomes = dict[str, list[int]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """A run's evaluations.
+    """The evaluations of a run.
 
     Attributes:
       trained: the tasks that it trains on.
-      parameters: of its model.
-      scores: by round (0 is the base) the rows of its scores.json.
+      parameters: number of parameters of its model.
+      scores: the rows of scores.json by round; 0 is the base.
     """
 
     trained: tuple[str, ...]
@@ -123,24 +120,24 @@ class Evaluated:
 
     @property
     def last(self) -> int:
-        """The last round that was evaluated; stop rules may end a run before the last planned."""
+        """The last evaluated round; stop rules may end a run before the last planned one."""
         return max(self.scores)
 
     @property
     def prompt_styles(self) -> tuple[str, ...]:
-        """What was measured before and after."""
-        rows = [{row["prompt_style"]: None for row in own} for own in self.scores.values()]
-        return tuple(name for name in rows[0] if all(name in own for own in rows))
+        """The prompt styles that were measured in every round."""
+        by_round = [{row["prompt_style"]: None for row in rows} for rows in self.scores.values()]
+        return tuple(name for name in by_round[0] if all(name in names for names in by_round))
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """All tasks that the base was measured on."""
+        """The tasks that the base was measured on."""
         return tuple(dict.fromkeys(row["task"] for row in self.scores[0]))
 
     def outcomes(self, number: int, prompt_style: str, group: str) -> Outcomes:
         """Returns a round's outcomes on the trained tasks ("in"), the others ("out"), or one task.
 
-        Of a round that stop rules left out: those of the model that the run ended with.
+        For a round that stop rules left out: those of the model that the run ended with.
         """
         return {
             row["task"]: row["correct"]
@@ -149,29 +146,31 @@ class Evaluated:
         }
 
     def rows(self, number: int, prompt_style: str) -> list[dict[str, Any]]:
-        """Returns a round's scores under a prompt style."""
+        """Returns a round's scores in a prompt style."""
         scores = self.scores[min(number, self.last)]
         return [row for row in scores if row["prompt_style"] == prompt_style]
 
 
 def read(folder: str) -> Evaluated:
-    """Reads a finished run.
+    """Reads the evaluations of a finished run.
 
     Raises:
       LmsiError: a file is missing or damaged.
     """
-    place = pathlib.Path(folder)
-    questions = read_json(place / "questions" / "stage.json")["config"]["Questions"]
-    model = ModelConfig.from_json(read_json(place / "manifest.json")["model"])
-    found = place.glob("round_*/eval/scores.json")
-    scores = {int(path.parent.parent.name.removeprefix("round_")): path for path in found}
+    root = pathlib.Path(folder)
+    questions = read_json(root / "questions" / "stage.json")["config"]["Questions"]
+    model = ModelConfig.from_json(read_json(root / "manifest.json")["model"])
+    paths = {
+        int(path.parent.parent.name.removeprefix("round_")): path
+        for path in root.glob("round_*/eval/scores.json")
+    }
     return Evaluated(
         trained=tuple(questions["train"]),
         parameters=model.parameter_count,
-        scores={number: read_json(scores[number]) for number in sorted(scores)},
+        scores={number: read_json(paths[number]) for number in sorted(paths)},
     )
 
 
 def macro(tasks: Mapping[str, Sequence[float]]) -> float:
     """Returns the mean over tasks of their means, each task counting alike."""
-    return math.fsum(math.fsum(own) / len(own) for own in tasks.values()) / len(tasks)
+    return math.fsum(math.fsum(values) / len(values) for values in tasks.values()) / len(tasks)

@@ -171,7 +171,7 @@ def test_curves_are_averaged_over_tasks_and_seeds(monkeypatch):
 
 def test_questions_are_the_clusters_of_their_rows():
     """One row of each question: the binomial variance; copies of all rows add nothing."""
-    once = [study_results.Weighed(f"q{i}", 1.0, i % 3 == 0) for i in range(30)]
+    once = [study_results.WeightedRow(f"q{i}", 1.0, i % 3 == 0) for i in range(30)]
     share = 1 / 3
     assert study_results.clustered_variance(once) == pytest.approx(share * (1 - share) / 29)
     assert study_results.clustered_variance(once * 5) == pytest.approx(
@@ -185,15 +185,16 @@ def test_a_weight_lies_in_the_papers_bin_and_each_row_in_one():
     ]
     assert names == ["[1, 1.1)", "[1.1, 1.3)", "[1.3, 1.5)", "[1.5, 2)", "[2, ∞)"]
     rows = [
-        study_results.Weighed(f"q{w}", w, w < 1.4) for w in (1.0, 1.1, 1.2, 1.3, 1.5, 2.0, np.inf)
+        study_results.WeightedRow(f"q{w}", w, w < 1.4)
+        for w in (1.0, 1.1, 1.2, 1.3, 1.5, 2.0, np.inf)
     ]
     counts = [
-        study_results._bin([rows], *edge)["rows"]
+        study_results.right_share([rows], *edge)["rows"]
         for edge in itertools.pairwise(study_results.EDGES)
     ]
     assert counts == [1, 2, 1, 1, 2]
-    assert study_results._bin([rows], 1.0, 1.1)["right"][0] == 1.0
-    assert study_results._bin([rows[:1]], 1.5, 2.0)["right"] is None
+    assert study_results.right_share([rows], 1.0, 1.1)["right"][0] == 1.0
+    assert study_results.right_share([rows[:1]], 1.5, 2.0)["right"] is None
 
 
 @pytest.mark.parametrize("measure", ["accuracy", "rounds", "sizes", "paths", "shift"])

@@ -1,14 +1,13 @@
-"""Adaptive consistency on page and in the terminal, counted again with plain loops."""
+"""Adaptive consistency on page and terminal: counted again from the sets with plain loops."""
 
 import io
 
 import pytest
 from rich.console import Console
-from test_page import read, text_of
+from test_page import load, read, render, text_of
 
 from lmsi_jax.evaluation.statistics import paired_difference
 from lmsi_jax.report import vote_sections
-from lmsi_jax.report.page import render
 from lmsi_jax.report.terminal import print_summary
 
 
@@ -18,7 +17,7 @@ def sets(summary, source, number):
 
 
 def sampled_with_it(summary):
-    """The same run with adaptive consistency on in sampling."""
+    """The same run with the rule on in sampling."""
     summary["adaptive_consistency"]["on"] = True
     for row in summary["adaptive_consistency"]["sets"]:
         if row["source"] == "train":
@@ -28,7 +27,7 @@ def sampled_with_it(summary):
 
 def section(summary):
     """The section's text and its table."""
-    page = str(vote_sections.early_stop_section(summary))
+    page = str(vote_sections.adaptive_consistency(load(summary)))
     return text_of(page), [[cell.replace("\N{NO-BREAK SPACE}", " ") for cell in row]
                            for row in read(page).rows]  # fmt: skip
 
@@ -55,23 +54,27 @@ def test_a_task_s_row_holds_what_the_rule_takes_and_what_the_vote_loses(summary)
 
 def test_sums_over_tasks_count_every_question_alike(summary):
     rows = sets(summary, "test", 1)
-    stop(rows[0], 50)
-    one = vote_sections.effect(rows)
+    keep(rows[0], 50)
+    parts = load(summary).adaptive_consistency.sets
+    one = vote_sections.effect([row for row in parts if (row.source, row.round) == ("test", 1)])
     flat = {name: [x for row in rows for x in row[name]] for name in ("taken", "same", "correct")}
     assert one.questions == len(flat["taken"]) == 50 + 6 * 200
     assert (one.taken, one.possible) == (sum(flat["taken"]), 32 * one.questions)
     assert (one.same, one.right) == (sum(flat["same"]), sum(flat["correct"]))
 
 
-def stop(row, n):
+def keep(row, n):
     """Leaves a set its first n questions."""
     row.update({k: row[k][:n] for k in ("taken", "same", "correct", "correct_stopped")})
 
 
 def test_page_and_terminal_say_the_same_sentences(summary):
     file = io.StringIO()
-    print_summary(summary, Console(file=file, width=300))
-    sentences = [s.replace("\N{NO-BREAK SPACE}", " ") for s in vote_sections.sentences(summary)]
+    print_summary(load(summary), Console(file=file, width=300))
+    sentences = [
+        s.replace("\N{NO-BREAK SPACE}", " ")
+        for s in vote_sections.adaptive_consistency_sentences(load(summary))
+    ]
     printed = file.getvalue().replace("\N{NO-BREAK SPACE}", " ")
     assert len(sentences) == 2
     for sentence in sentences:
@@ -88,7 +91,7 @@ def test_page_and_terminal_say_the_same_sentences(summary):
 def test_where_it_was_off_the_page_says_how_to_turn_it_on(summary):
     text, _ = section(summary)
     assert "Sampling.adaptive_consistency = 0.95 turns it on" in text and "all sampled" in text
-    assert "sampled with adaptive consistency" not in text
+    assert "stopped early" not in text
 
 
 def test_where_it_was_on_the_paths_really_sampled_are_shown(summary):
@@ -97,7 +100,7 @@ def test_where_it_was_on_the_paths_really_sampled_are_shown(summary):
     saved = 100 * (1 - taken / 64000)
     assert f"saved {saved:.1f} % of the paths on the train questions of round 1: " in text
     assert f"{taken:,} of 64,000 were sampled" in text
-    assert "at most 32 paths each, sampled with adaptive consistency" in text
+    assert "at most 32 paths each, stopped early" in text
     assert "turns it on" not in text
     assert rows[-1][4:] == ["–"] * 4
 
@@ -118,5 +121,5 @@ def test_one_task_needs_no_row_for_all(summary):
 
 def test_a_run_without_several_paths_has_no_such_section(summary):
     summary["adaptive_consistency"]["sets"] = []
-    assert vote_sections.sentences(summary) == []
-    assert 'id="early-stop"' not in render(summary)
+    assert vote_sections.adaptive_consistency_sentences(load(summary)) == []
+    assert 'id="adaptive-consistency"' not in render(summary)

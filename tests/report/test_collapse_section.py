@@ -1,4 +1,4 @@
-"""The collapse monitor on page and in the terminal: numbers, odd rows, and runs without it."""
+"""Collapse metrics on the page and in the terminal: numbers, odd rows, and runs without them."""
 
 import io
 import math
@@ -8,10 +8,16 @@ import pytest
 from rich.console import Console
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.report import training_sections
-from lmsi_jax.report.page import render
-from lmsi_jax.report.summary import validate
+from lmsi_jax.report import page, training_sections
+from lmsi_jax.report.summary import Summary
 from lmsi_jax.report.terminal import print_summary
+
+load = Summary.from_json
+
+
+def render(summary):
+    """The page of a summary's JSON."""
+    return page.render(load(summary))
 
 
 def _row(source, number):
@@ -39,7 +45,7 @@ def _row(source, number):
 
 
 @pytest.fixture
-def watched(three_rounds):
+def monitored(three_rounds):
     rows = [_row("train", r) for r in (1, 2, 3)] + [_row("test", r) for r in range(4)]
     return {**three_rounds, "collapse": rows[::-1]}
 
@@ -50,9 +56,9 @@ def _cells(page, name):
     return [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in found]
 
 
-def test_the_tables_have_a_column_for_each_round_in_order(watched):
-    page = str(training_sections.watch_section(validate(watched)))
-    train, test = page.split("Its model on the test questions")
+def test_the_tables_have_a_column_for_each_round_in_order(monitored):
+    text = str(training_sections.collapse(load(monitored)))
+    train, test = text.split("Its model on the test questions")
     assert _cells(train, "Distinct-2") == [f"{0.2 - 0.0125 * r:.3f}" for r in (1, 2, 3)]
     assert _cells(train, "Their training weight") == ["20.0 %", "40.0 %", "60.0 %"]
     assert _cells(train, "Training rows") == ["39,786"] * 3
@@ -62,42 +68,42 @@ def test_the_tables_have_a_column_for_each_round_in_order(watched):
     assert "Base" in test and "Round 3" in test
 
 
-def test_charts_show_the_rounds(watched):
-    page = render(watched)
-    for title in ("Sure and right, test questions", "Easy questions", "Length of a path"):
-        assert title in page
-    assert page.count('href="#collapse"') == 1
+def test_charts_show_the_rounds(monitored):
+    text = render(monitored)
+    for title in ("Confident and right, test questions", "Easy questions", "Length of a path"):
+        assert title in text
+    assert text.count('href="#collapse"') == 1
 
 
-def test_the_terminal_has_the_figures_of_the_rounds_votes(watched):
+def test_the_terminal_has_the_metrics_of_the_rounds_votes(monitored):
     console = Console(file=io.StringIO(), width=130, force_terminal=False)
-    print_summary(watched, console)
+    print_summary(load(monitored), console)
     lines = console.file.getvalue().splitlines()
     (line,) = [line for line in lines if "Entropy of the answers" in line]
     assert line.split()[-3:] == ["0.320", "0.240", "0.160"]
 
 
-def test_one_round_or_none_has_nothing_to_compare(summary, watched):
+def test_one_round_or_none_has_nothing_to_compare(summary, monitored):
     assert "Collapse monitor" not in render(summary)
-    one = {**watched, "collapse": [_row("train", 1)]}
-    assert training_sections.rows_by_figure(validate(one), "train") is None
+    one = {**monitored, "collapse": [_row("train", 1)]}
+    assert training_sections.collapse_table(load(one), "train") is None
     assert "Collapse monitor" not in render(one)
 
 
-def test_what_is_no_number_is_a_dash(watched):
-    for row in watched["collapse"]:
+def test_what_is_no_number_is_a_dash(monitored):
+    for row in monitored["collapse"]:
         row.update(confidence=math.nan, scored=None, kept=None, easy_weight=None)
-    page = render(watched)
-    assert not re.search(r"\b(nan|None)\b", re.sub(r"<style>.*?</style>", "", page, flags=re.S))
+    text = render(monitored)
+    assert not re.search(r"\b(nan|None)\b", re.sub(r"<style>.*?</style>", "", text, flags=re.S))
 
 
-def test_two_rows_of_one_round_are_refused(watched):
-    watched["collapse"].append(_row("train", 1))
-    with pytest.raises(LmsiError, match=r"summary.collapse: expected one entry for each"):
-        validate(watched)
+def test_two_rows_of_one_round_are_refused(monitored):
+    monitored["collapse"].append(_row("train", 1))
+    with pytest.raises(LmsiError, match=r"summary: collapse has two entries for"):
+        load(monitored)
 
 
-def test_values_by_round_stand_beside_their_rounds(three_rounds):
+def test_scheduled_values_are_shown_by_round(three_rounds):
     assert "Run.schedule" not in render(three_rounds)
     for row, value in zip(three_rounds["rounds"], ("0.5", "0.2", "0.2"), strict=True):
         row["values"] = {"Training.human_rate": value}
