@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmsi_jax.models.attention import MASKED, merge
+from lmsi_jax.models.attention import MASKED, Part, merge
 from lmsi_jax.rollout.chunk_inputs import page_table
 from lmsi_jax.rollout.kv_pages import (
     PageTable,
@@ -98,7 +98,7 @@ def test_slots_attend_their_own_pages_wherever_they_are(lengths, heads, window, 
             scores = softcap * np.tanh(scores / softcap) if softcap else scores
             weights = np.exp(scores - scores.max())
             expected = weights @ values[at][first:, group] / weights.sum()
-            got = merge([(top[at, head], total[at, head], mixed[at, head])])
+            got = merge([Part(top[at, head], total[at, head], mixed[at, head])])
             np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
