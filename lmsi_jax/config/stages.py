@@ -35,8 +35,8 @@ class Questions:
       exemplars: (task, file) pairs, in place of the exemplars of this project; the layout is that
         of `lmsi_jax.tasks.exemplars`.
       contamination: what to do about training questions and exemplars that also stand among the
-        run's test questions (`lmsi_jax.tasks.overlap`): "refuse", "drop" such training questions,
-        or "allow" them.
+        run's test questions (`lmsi_jax.tasks.contamination`): "refuse", "drop" such training
+        questions, or "allow" them.
       seed: fixes which questions are drawn.
     """
 

@@ -130,7 +130,7 @@ def contaminated_questions(context: Context, name: str, texts: Mapping[str, str]
     Returns:
       id -> "id of the test question (how they overlap)".
     """
-    from lmsi_jax.tasks import overlap, registry
+    from lmsi_jax.tasks import contamination, registry
 
     store = ShardStore(context.output / "questions")
     found: dict[str, str] = {}
@@ -138,7 +138,9 @@ def contaminated_questions(context: Context, name: str, texts: Mapping[str, str]
         words = min(registry.get(task).contamination_ngram for task in (name, tested))
         rows = (Question.from_json(row) for row in store.read(f"test-{tested}"))
         evaluated = {row.uid: row.text for row in rows}
-        for one in overlap.find_contaminated(texts, evaluated, words, registry.get(name).content):
+        for one in contamination.find_contaminated(
+            texts, evaluated, words, registry.get(name).content
+        ):
             found.setdefault(one.uid, f"{one.evaluated} ({one.how})")
     return found
 
