@@ -1,4 +1,4 @@
-"""What a decode loop keeps on the devices: weights, the caches of prompts, the pool of pages."""
+"""Arrays that stay on the devices: weights, the caches of prompts, the pool of pages."""
 
 from collections.abc import Sequence
 

@@ -37,7 +37,7 @@ from lmsi_jax.models.sharding import (
     use_devices,
 )
 from lmsi_jax.models.transformer import parameter_shapes
-from lmsi_jax.rollout.chunk_inputs import NoiseSource, chunk_inputs, page_table, slot_arrays
+from lmsi_jax.rollout.chunk_inputs import NoiseSource, join_groups, page_table, slot_arrays
 from lmsi_jax.rollout.decode_step import ChunkInputs, Program, PromptCaches, decode_chunk
 from lmsi_jax.rollout.kv_pages import Pool
 from lmsi_jax.rollout.scheduler import plan, prompt_bucket, question_bucket
@@ -196,9 +196,11 @@ def _idle_inputs(decoding: Decoding, sampling: Sampling, depth: int, groups: int
     sizes = plan(decoding, sampling)
     table = page_table(sizes, [], depth * sizes.slots, sizes.slots, depth)
     slots = slot_arrays(sizes, [], [], sizes.slots, [], 0)
-    return jax.eval_shape(
-        lambda: chunk_inputs([slots] * groups, [table] * groups, NoiseSource(0, 0), 0.0)
+    tables, states = jax.eval_shape(
+        lambda: join_groups([slots] * groups, [table] * groups, NoiseSource(0, 0))
     )
+    temperature = jax.ShapeDtypeStruct((), jnp.float32)
+    return ChunkInputs(table=tables, slots=states, temperature=temperature)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

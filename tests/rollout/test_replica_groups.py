@@ -1,4 +1,4 @@
-"""Which processes hold one engine: arithmetic on numbers of processes and devices."""
+"""Replica groups: arithmetic on numbers of processes and devices."""
 
 import dataclasses
 import re
@@ -21,13 +21,13 @@ from lmsi_jax.models.sharding import (
 
 
 def test_palm_540b_on_a_v5p_slice_has_32_replica_groups_of_four_machines():
-    groups = [replica_group_of(1, 16, [4] * 128, process) for process in range(128)]
-    assert {replica_group.count for replica_group in groups} == {32}
-    assert groups[6] == ReplicaGroup(1, 32, range(4, 8), 6)
-    assert [replica_group.process for replica_group in groups if replica_group.first] == list(
+    teams = [replica_group_of(1, 16, [4] * 128, process) for process in range(128)]
+    assert {replica_group.count for replica_group in teams} == {32}
+    assert teams[6] == ReplicaGroup(1, 32, range(4, 8), 6)
+    assert [replica_group.process for replica_group in teams if replica_group.first] == list(
         range(0, 128, 4)
     )
-    assert [replica_group.index for replica_group in groups] == [
+    assert [replica_group.index for replica_group in teams] == [
         process // 4 for process in range(128)
     ]
 
@@ -38,21 +38,21 @@ def test_every_process_is_in_one_group_whose_members_agree_and_have_the_mesh(
 ):
     wanted = own * size
     model = data.draw(st.sampled_from([n for n in range(1, wanted + 1) if wanted % n == 0]))
-    groups = [
+    teams = [
         replica_group_of(wanted // model, model, [own] * (size * count), process)
         for process in range(size * count)
     ]
-    for process, replica_group in enumerate(groups):
+    for process, replica_group in enumerate(teams):
         assert process in replica_group.members and len(replica_group.members) == size
         for member in replica_group.members:
-            assert groups[member] == dataclasses.replace(replica_group, process=member)
+            assert teams[member] == dataclasses.replace(replica_group, process=member)
         assert replica_group.several == (size > 1)
         assert replica_group.first == (process == min(replica_group.members))
-    assert sorted({replica_group.index for replica_group in groups}) == list(range(count))
+    assert sorted({replica_group.index for replica_group in teams}) == list(range(count))
 
 
 @given(wanted=st.integers(1, 4), devices=st.lists(st.integers(4, 8), min_size=1, max_size=5))
-def test_a_mesh_that_every_process_suffices_for_is_each_one_s_own(wanted, devices):
+def test_a_mesh_that_fits_every_process_is_each_one_s_own(wanted, devices):
     for process in range(len(devices)):
         alone = ReplicaGroup(process, len(devices), range(process, process + 1), process)
         assert replica_group_of(wanted, 1, devices, process) == alone
@@ -84,7 +84,7 @@ def test_what_makes_no_equal_groups_is_refused_by_all_with_the_remedy(mesh, devi
             replica_group_of(*mesh, devices, process)
 
 
-def test_the_devices_of_this_process_alone_are_its_replica_group_s():
+def test_a_single_process_is_a_group_with_all_its_devices():
     replica_group = local_replica_group(1, 1)
     assert replica_group == ReplicaGroup() and not replica_group.several
     assert replica_group_devices(replica_group) == tuple(jax.devices())
@@ -92,7 +92,7 @@ def test_the_devices_of_this_process_alone_are_its_replica_group_s():
 
 
 class _Chip:
-    """A stand-in for a chip at a place of a slice."""
+    """A fake chip at given coordinates of a slice."""
 
     platform, device_kind, process_index, core_on_chip = "tpu", "TPU v5p", 0, 0
 
@@ -102,7 +102,7 @@ class _Chip:
 
 
 def test_chips_that_leave_a_hole_are_laid_out_in_their_order():
-    """Three machines' of a slice that is two machines wide."""
+    """Three machines of a slice that is two machines wide."""
     chips = [_Chip(x, y, 0) for y in range(4) for x in range(4) if y < 2 or x < 2]
     grid = make_mesh(chips, 3, 4).devices
     assert [chip.coords for chip in grid.flat] == [chip.coords for chip in chips]
