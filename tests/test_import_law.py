@@ -53,7 +53,10 @@ FILELESS = {
     *(f"config.{name}" for name in ("run", "steps", "schedule", "study_plan", "ranges")),
     "rollout",
     *(f"models.{name}" for name in ("attention", "params", "rotary", "transformer")),
-    *(f"training.{name}" for name in ("forward", "forward_cpu", "losses", "optimizers", "scoring")),
+    *(
+        f"training.{name}"
+        for name in ("forward", "forward_cpu", "forward_mesh", "losses", "optimizers", "scoring")
+    ),
     *("evaluation.accuracy", "evaluation.collapse", "evaluation.statistics"),
 }
 

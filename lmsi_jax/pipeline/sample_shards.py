@@ -120,7 +120,7 @@ def draw_samples(
       context: the run.
       jobs: what to sample.
       questions: all of the jobs' questions, by uid; none for texts that ask for no answer.
-      directory: where the shards go.
+      directory: the folder of the shards.
       model: the round whose model samples; 0 is the base.
       round_index: enters the noise.
       label: names the work in the progress bar.
@@ -222,7 +222,7 @@ def fill_shards(
     Args:
       engine: the model.
       shards: what is missing, from `plan_shards`.
-      store: where they go; None if another process writes what both compute.
+      store: takes the shards; None if another process writes what both compute.
       seed: with the round, the uid and the index it fixes the noise of a sample.
       round_index: the round of self-improvement.
       is_settled: see `Rollout.generate`.

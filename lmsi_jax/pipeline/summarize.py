@@ -244,7 +244,7 @@ def _rows_by_format(rows: Sequence[Example | ExamplePair]) -> dict[str, FormatRo
     weights: dict[str, list[float]] = {name: [] for name in FORMATS}
     for row in rows:
         weights[row.format].append(row.weight)
-    return {name: FormatRows(rows=len(own), weight=sum(own)) for name, own in weights.items()}
+    return {name: FormatRows(rows=len(w), weight=sum(w)) for name, w in weights.items()}
 
 
 def _new_questions(context: Context, index: int, votes: Sequence[Vote]) -> dict[str, NewQuestions]:
@@ -256,11 +256,11 @@ def _new_questions(context: Context, index: int, votes: Sequence[Vote]) -> dict[
     questions = augment.new_questions(context, index)
     counted = {}
     for task, counts in augment.read_counts(context, index, "generate").items():
-        own = [confidences[question.uid] for question in questions[task]]
+        of_new = [confidences[question.uid] for question in questions[task]]
         counted[task] = NewQuestions(
             **counts,
-            mean_confidence=_mean(own),
-            confident=sum(confidence >= least for confidence in own),
+            mean_confidence=_mean(of_new),
+            confident=sum(confidence >= least for confidence in of_new),
         )
     return counted
 
@@ -282,7 +282,7 @@ class _Rule:
 def _adaptive_consistency(
     context: Context, evaluated: Sequence[int], voted: Sequence[int]
 ) -> AdaptiveConsistency:
-    """Replays the rule wherever all samples were drawn, and counts them where it was on."""
+    """Replays the rule if all samples were drawn; counts them if it was on."""
     rule = _rule(context, voted[:1])
     tests = [row for r in evaluated for row in _test_sets(context, r, rule)]
     trains = [row for r in voted for row in _train_sets(context, r, _rule(context, [r]))]

@@ -1,7 +1,7 @@
 """The report's schema: dataclasses that a run writes to report.json, and the way back.
 
 Accuracies are not stored, only 0 or 1 for each question: intervals and paired tests need them.
-What a stage measures already has a dataclass; here it gains the round, task or source it is of.
+Measurements of a stage keep their dataclass and gain the round, task or source they belong to.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class Task:
 
     name: str
     kind: str
-    """Of its answers."""
+    """The kind of its answers, one of `records.KINDS`."""
     domain: Domain
     level: str
     """"" if the task has a single level."""
@@ -135,7 +135,7 @@ class NewPrompts:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskFilterStep(Step):
-    """What one filter of `Mixing.selection` did to a task's rows."""
+    """The effect of one filter of `Mixing.selection`, or of the vote, on a task's rows."""
 
     task: str
 
@@ -394,9 +394,9 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _fail(place: str, expected: object, value: object) -> NoReturn:
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    raise LmsiError(f"{place}: expected {expected}, found {shown}; {REMEDY}")
+    text = repr(value)
+    text = text if len(text) <= 60 else text[:57] + "..."
+    raise LmsiError(f"{place}: expected {expected}, found {text}; {REMEDY}")
 
 
 def _check_outcomes(name: str, values: Iterable[int], count: int) -> None:

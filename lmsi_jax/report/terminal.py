@@ -96,7 +96,7 @@ def print_evaluation(
 
     Args:
       summary: the run's.
-      console: where to print.
+      console: the output.
       names: the names of the first and the last model; None: the base and its last round.
     """
     if not evaluated_rounds(summary):
@@ -113,7 +113,7 @@ def print_distillation(result: Mapping[str, Any], console: Console) -> None:
 
     Args:
       result: of `lmsi_jax.pipeline.distill.distill`.
-      console: where to print.
+      console: the output.
     """
     _print_words(console, _model_sizes(result))
     console.print()
@@ -167,7 +167,7 @@ def print_table(
     Names are never cut: columns are left out instead, and named below.
 
     Args:
-      console: where to print.
+      console: the output.
       head: the head of the names.
       names: the rows' names, the first column.
       columns: the others, with as many cells.

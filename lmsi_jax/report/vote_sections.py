@@ -51,7 +51,7 @@ FORMAT_NAMES = {
     "zero_shot_direct": "Zero-shot direct",
 }
 _MOST_CHARACTERS = 110
-"""Of a folded question."""
+"""A folded question is cut to this length."""
 _OUTCOMES = {
     "right": ("up", "✓ right"),
     "wrong": ("down", "✗ wrong"),
@@ -247,15 +247,15 @@ def _formats(rounds: Sequence[Round]) -> Html:
             )
     if not rows:
         return element("p", "No training rows were made.", cls="empty")
-    own = sum(row.sources.self_generated for row in rounds)
+    generated = sum(row.sources.self_generated for row in rounds)
     human = sum(row.sources.human for row in rounds)
     if human:
         caption = (
-            f"{format_count(own)} rows are self-generated, {format_count(human)} are human "
-            f"({percent_of(human, own + human)})."
+            f"{format_count(generated)} rows are self-generated, {format_count(human)} are human "
+            f"({percent_of(human, generated + human)})."
         )
     else:
-        caption = f"All {format_count(own)} rows are self-generated; none is human."
+        caption = f"All {format_count(generated)} rows are self-generated; none is human."
     head = ("Format", "Trained in", "Rows", "Weight", "Share of weight")
     return _table_by_round(head, rows, rounds, caption)
 

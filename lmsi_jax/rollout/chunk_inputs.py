@@ -1,6 +1,6 @@
-"""What the host sends to the devices before a chunk: the scheduler's state as arrays.
+"""Arrays that the host sends to the devices before a chunk: the state of the scheduler.
 
-`slot_arrays` and `page_table` describe one device group in NumPy; `chunk_inputs` joins those of all
+`slot_arrays` and `page_table` describe one device group in NumPy; `join_groups` joins those of all
 groups along their first axis.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lmsi_jax.rollout.decode_step import ChunkInputs, SlotArrays
+from lmsi_jax.rollout.decode_step import SlotArrays
 from lmsi_jax.rollout.kv_pages import PageTable
 from lmsi_jax.rollout.noise import keys_of_words, uid_words
 from lmsi_jax.rollout.requests import Request
@@ -112,17 +112,16 @@ def page_table(plan: Plan, active: Sequence[Running], pages: int, slots: int, de
     }
 
 
-def chunk_inputs(
-    slots: Sequence[Arrays], tables: Sequence[Arrays], noise: NoiseSource, temperature: float
-) -> ChunkInputs:
-    """Joins the `slot_arrays` and `page_table` of all device groups, and draws the sample keys."""
+def join_groups(
+    slots: Sequence[Arrays], tables: Sequence[Arrays], noise: NoiseSource
+) -> tuple[PageTable, SlotArrays]:
+    """Joins the `page_table` and `slot_arrays` of all device groups; derives the sample keys."""
     arrays, table = _concatenate_groups(slots), _concatenate_groups(tables)
     words, indices = arrays.pop("words"), arrays.pop("index").astype(np.uint32)
     keys = keys_of_words(noise.seed, noise.round_index, words, indices)
-    return ChunkInputs(
-        table=PageTable(**table),  # type: ignore[arg-type]
-        slots=SlotArrays(noise=keys, **arrays),  # type: ignore[arg-type]
-        temperature=np.float32(temperature),
+    return (
+        PageTable(**table),  # type: ignore[arg-type]
+        SlotArrays(noise=keys, **arrays),  # type: ignore[arg-type]
     )
 
 

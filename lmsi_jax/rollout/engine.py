@@ -33,11 +33,11 @@ from lmsi_jax.records import Sample
 from lmsi_jax.rollout.chunk_inputs import (
     NoiseSource,
     Question,
-    chunk_inputs,
+    join_groups,
     page_table,
     slot_arrays,
 )
-from lmsi_jax.rollout.decode_step import Program, decode_chunk
+from lmsi_jax.rollout.decode_step import ChunkInputs, Program, decode_chunk
 from lmsi_jax.rollout.device_caches import DeviceCaches, DeviceModel
 from lmsi_jax.rollout.program_cache import Chunk
 from lmsi_jax.rollout.requests import IsSettled, OnChunk, Request, Response, Rollout, Stats
@@ -57,8 +57,8 @@ class _Group:
     """Requests that share a task prompt, their `Sampling` and their number of samples.
 
     Attributes:
-      prefix: the task prompt, as text and as tokens.
-      prefix_tokens: "" and none if there is no task prompt.
+      prefix: the task prompt, "" for none.
+      prefix_tokens: its tokens.
       sampling: with `num_samples` as requested.
       questions: in the order of the requests.
     """
@@ -106,7 +106,7 @@ class Engine(Rollout):
     @property
     def shared_mesh(self) -> Mesh | None:
         """The mesh if it spans several processes, else None."""
-        return self._model.mesh.shared
+        return self._model.mesh.multiprocess_mesh
 
     @property
     def checksum(self) -> int:
@@ -218,7 +218,7 @@ class DecodeLoop:
       model: the model.
       group: the questions.
       prompt: the task prompt's cache, or None.
-      stops: finds where samples end.
+      stops: finds the ends of samples.
       noise: seed and round.
       is_settled: see `Rollout.generate`.
 
@@ -246,7 +246,7 @@ class DecodeLoop:
         waiting = iter(range(len(self._questions)))
         self._schedulers = [
             Scheduler(self._plan, waiting, self._limit, self._settled)
-            for _ in range(model.mesh.groups)
+            for _ in range(model.mesh.data)
         ]
         self._caches = DeviceCaches(model, prompt, self._schedulers, self._bucket, self._depth)
         # By question, the samples that ended, by their position in `Request.indices`.
@@ -351,7 +351,9 @@ class DecodeLoop:
                 slot_arrays(self._plan, active, target, slots, self._questions, shared_length)
             )
             tables.append(page_table(self._plan, active, scheduler.pages, slots, self._depth))
-        inputs = chunk_inputs(arrays, tables, self._noise, self._sampling.temperature)
+        table, state = join_groups(arrays, tables, self._noise)
+        temperature = np.float32(self._sampling.temperature)
+        inputs = ChunkInputs(table=table, slots=state, temperature=temperature)
         *results, self._caches.pool = decode_chunk(
             self._program, self._model.weights, self._caches.prompts, self._caches.pool, inputs
         )

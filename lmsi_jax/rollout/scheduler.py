@@ -182,7 +182,7 @@ class Scheduler:
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to decode."""
+        """True if nothing is left to decode."""
         return self._exhausted and not self.active and not self._resident
 
     @property

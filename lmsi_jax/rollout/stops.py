@@ -1,4 +1,4 @@
-"""Where a sample ends: at an end token, the first stop string, or the limit. Plain Python.
+"""The end of a sample: an end token, the first stop string, or the limit. Plain Python.
 
 Stop strings are searched in the text, not in the tokens: a tokenizer may write one string in many
 ways, and a stop string may begin in the middle of a token.

@@ -17,9 +17,9 @@ from lmsi_jax.config import Run, Study
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.report.formats import count_of, duration
 from lmsi_jax.runtime.files import read_json, write_bytes, write_json
-from lmsi_jax.tools import study_results, study_units
+from lmsi_jax.tools import study_results
 from lmsi_jax.tools.study_page import markdown, render
-from lmsi_jax.tools.study_units import Unit
+from lmsi_jax.tools.study_results import Unit
 
 RESULT, PAGE = "study.json", "study.html"
 _TO_MIX = ("generate", "prompts", "sample", "vote", "path_scores", "mix")
@@ -47,20 +47,22 @@ def run_study(study: Study, load: Load, execute: Execute, say: Callable[[str], N
       execute: executes it; finished stages are checked and not repeated.
       say: prints a line.
     """
-    remaining = [unit for unit in study_units.units(study) if not unit.finished]
+    remaining = [unit for unit in study_results.units(study) if not unit.finished]
     say(plan(study))
     actual, expected = 0.0, 0.0  # seconds of the runs so far
-    for unit in study_units.units(study):
-        run = dataclasses.replace(load(unit.bindings), reuse=study_units.reusable_runs(study, unit))
-        own, start = study_units.expected_seconds(study, [unit]), time.monotonic()
+    for unit in study_results.units(study):
+        run = dataclasses.replace(
+            load(unit.bindings), reuse=study_results.reusable_runs(study, unit)
+        )
+        usual, start = study_results.expected_seconds(study, [unit]), time.monotonic()
         execute(run, _STAGES[unit.variant.command])
         seconds = time.monotonic() - start
         unit.finish(seconds)
         if unit not in remaining:
             continue
         remaining.remove(unit)
-        if seconds > _REUSED * own:  # a reused run tells nothing about this machine's pace
-            actual, expected = actual + seconds, expected + own
+        if seconds > _REUSED * usual:  # a reused run tells nothing about this machine's pace
+            actual, expected = actual + seconds, expected + usual
         pace = actual / expected if expected else 0.0
         say(f"{study.name}: {unit.name}: {duration(seconds)}; {_remaining(study, remaining, pace)}")
         if not any(other.seed == unit.seed for other in remaining):
@@ -71,11 +73,11 @@ def run_study(study: Study, load: Load, execute: Execute, say: Callable[[str], N
 
 def plan(study: Study) -> str:
     """Returns the runs of a study in words, with the time that they are expected to take."""
-    units = study_units.units(study)
+    units = study_results.units(study)
     remaining = [unit for unit in units if not unit.finished]
     count = len(units) - len(remaining)
     finished = f", {count} of them finished" if count else ""
-    seconds = study_units.expected_seconds(study, remaining)
+    seconds = study_results.expected_seconds(study, remaining)
     estimate = f"about {duration(seconds)} on two idle cores" if seconds else "time not known yet"
     if not remaining:
         estimate = "they are only checked, which takes seconds"
@@ -88,7 +90,7 @@ def plan(study: Study) -> str:
 
 def _remaining(study: Study, units: Sequence[Unit], pace: float) -> str:
     """The number of remaining runs, and their time at this machine's pace if it is known."""
-    seconds = pace * study_units.expected_seconds(study, units)
+    seconds = pace * study_results.expected_seconds(study, units)
     time_left = f", about {duration(seconds)}" if seconds else ""
     return f"{len(units) or 'none'} left{time_left}"
 
@@ -98,7 +100,7 @@ def finished_seeds(study: Study) -> list[int]:
     return [
         seed
         for seed in study.seeds
-        if all(study_units.unit_of(study, variant, seed).finished for variant in study.variants)
+        if all(study_results.unit_of(study, variant, seed).finished for variant in study.variants)
     ]
 
 
@@ -108,7 +110,9 @@ def write_result(study: Study, load: Load) -> None:
     if not seeds:
         return
     titles = {variant.name: variant.title for variant in study.variants}
-    counted = [unit for unit in study_units.units(study) if unit.seed is None or unit.seed in seeds]
+    counted = [
+        unit for unit in study_results.units(study) if unit.seed is None or unit.seed in seeds
+    ]
     result = {
         "name": study.name,
         "question": study.question,
@@ -118,7 +122,7 @@ def write_result(study: Study, load: Load) -> None:
         "against": study.against,
         "seeds": seeds,
         "planned": list(study.seeds),
-        "minutes": round(sum(map(study_units.spent_seconds, counted)) / 60, 1),
+        "minutes": round(sum(map(study_results.spent_seconds, counted)) / 60, 1),
         "rows": study_results.rows(study, seeds, load),
     }
     write_json(f"{study.folder}/{RESULT}", result)

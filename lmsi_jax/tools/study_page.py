@@ -166,7 +166,9 @@ def _shift_table(result: Result) -> tuple[list[str], list[list[str]]]:
         count = count_of(row["rows"], "row")
         cell = f"{_interval(row['right'])}, {count}" if row["right"] else count
         by_task.setdefault(row["task"], {})[row["bin"]] = cell
-    return ["task", *bins], [[task, *(own[name] for name in bins)] for task, own in by_task.items()]
+    return ["task", *bins], [
+        [task, *(cells[name] for name in bins)] for task, cells in by_task.items()
+    ]
 
 
 def _style_name(row: Row) -> str:
@@ -229,10 +231,10 @@ def _round_plots(result: Result) -> Plots:
         lines = [
             Line(
                 name,
-                [(0, own[0]["before"][0]), *((row["round"], row["after"][0]) for row in own)],
-                [tuple(own[0]["before"][1:]), *(tuple(row["after"][1:]) for row in own)],
+                [(0, line[0]["before"][0]), *((row["round"], row["after"][0]) for row in line)],
+                [tuple(line[0]["before"][1:]), *(tuple(row["after"][1:]) for row in line)],
             )
-            for name, own in by_line.items()
+            for name, line in by_line.items()
         ]
         title = f"{style}: accuracy by round"
         yield title, line_chart(title, lines, "round", "percent right", share=True, whole_x=True)

@@ -1,4 +1,4 @@
-"""What a person sees of the sampling, by a clock that the test turns."""
+"""The progress bar of sampling, by a clock that the test sets."""
 
 import io
 
@@ -19,7 +19,7 @@ def _paths(uid, *texts):
     ]
 
 
-def test_a_person_sees_questions_speeds_busy_lanes_parsed_answers_and_the_time_left():
+def test_the_bar_shows_questions_speeds_busy_slots_parsed_answers_and_the_time_left():
     now = [0.0]
     bar = Progress(
         "round 1: sampling", 50, unit="questions", rate_unit="tokens", initial=10,
@@ -38,7 +38,7 @@ def test_a_person_sees_questions_speeds_busy_lanes_parsed_answers_and_the_time_l
     )
 
 
-def test_before_anything_is_known_nothing_is_said():
+def test_before_anything_is_known_no_notes_are_shown():
     bar = Progress("sampling", 2, unit="questions", stream=io.StringIO(), clock=lambda: 0.0)
     Meter(bar, {}).chunk(Stats())
     assert bar.line() == "sampling 0/2 questions (0 %)"

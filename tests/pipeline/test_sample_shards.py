@@ -1,4 +1,4 @@
-"""Questions -> shards: the plan, who makes what, what survives; the engine here costs nothing."""
+"""Questions -> shards: the plan, the share of each process, what survives; the engine is a fake."""
 
 import dataclasses
 import errno
@@ -91,7 +91,7 @@ def _bytes(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The shards that one undisturbed process makes."""
+    """Returns the shards that one undisturbed process makes."""
     folder = tmp_path_factory.mktemp("whole")
     _make(folder)
     return _bytes(folder)

@@ -250,7 +250,7 @@ def test_stages_are_shared_between_local_folders_alone(lmsi, tmp_path):
 @pytest.mark.parametrize("name", gin_loader.packaged_configs("studies"))
 def test_every_run_of_a_packaged_study_has_a_configuration(name, tmp_path):
     from lmsi_jax.config.configurables import load_run, load_study
-    from lmsi_jax.tools.study_units import units
+    from lmsi_jax.tools.study_results import units
 
     arguments, _ = gin_loader.parse([f"--gin.Study.output_dir={str(tmp_path)!r}"])
     file = gin_loader.find_config(name, kind="studies")

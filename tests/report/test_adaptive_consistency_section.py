@@ -88,13 +88,13 @@ def test_page_and_terminal_say_the_same_sentences(summary):
     )
 
 
-def test_where_it_was_off_the_page_says_how_to_turn_it_on(summary):
+def test_if_the_rule_was_off_the_page_tells_how_to_turn_it_on(summary):
     text, _ = section(summary)
     assert "Sampling.adaptive_consistency = 0.95 turns it on" in text and "all sampled" in text
     assert "stopped early" not in text
 
 
-def test_where_it_was_on_the_paths_really_sampled_are_shown(summary):
+def test_if_the_rule_was_on_the_sampled_paths_are_counted(summary):
     text, rows = section(sampled_with_it(summary))
     taken = sum(sum(row["taken"]) for row in sets(summary, "train", 1))
     saved = 100 * (1 - taken / 64000)

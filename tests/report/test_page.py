@@ -150,7 +150,7 @@ def test_all_rounds_have_their_column(three_rounds):
     assert heads[0][:6] == ["Prompt style", "n", "Base", "Round 1", "Round 2", "Round 3"]
 
 
-def test_alarms_stand_on_the_page(three_rounds):
+def test_alarms_are_on_the_page(three_rounds):
     assert "confidence rose to 0.73 while diversity fell by 21 %" in text_of(render(three_rounds))
 
 
@@ -490,7 +490,7 @@ def test_a_summary_that_is_no_dictionary_is_refused():
         render(3)
 
 
-def test_the_calibration_error_of_each_model_stands_below_its_chart_and_in_the_rows(summary):
+def test_the_calibration_error_is_below_each_chart_and_in_the_rows(summary):
     text = text_of(render(summary))
     for number in (0, 1):
         rows = [
@@ -519,7 +519,7 @@ def _calibration_error(rows):
     return np.abs(apart).sum() / len(sure)
 
 
-def test_a_task_names_its_level_where_it_has_several(summary):
+def test_a_task_with_several_levels_names_its_level(summary):
     summary["tasks"][0]["level"] = ""
     told = " ".join("".join(read(render(summary)).text).split())
     first, second = (f"{t['name']} in-domain, {t['kind']}" for t in summary["tasks"][:2])
@@ -527,14 +527,14 @@ def test_a_task_names_its_level_where_it_has_several(summary):
     assert f"{second}, level easy" in told
 
 
-def test_a_confidence_is_of_all_paths_also_where_some_are_not_shown(summary):
+def test_a_confidence_counts_the_paths_that_are_not_shown(summary):
     shown = summary["examples"][0]
     shown["paths"] = shown["paths"][:1]
     assert shown["total"] == 32
     assert f"{100 * shown['confidence']:.1f} % of 32 paths" in text_of(render(summary))
 
 
-def test_losses_by_source_are_shown_where_there_are_several(summary):
+def test_losses_by_source_are_shown_if_there_are_several(summary):
     name = "Loss by source"
     assert name not in render(summary)
     for row in summary["rounds"]:

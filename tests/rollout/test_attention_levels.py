@@ -1,4 +1,4 @@
-"""Prompt, question, pages and chunk together, of random shapes, are plain attention over all."""
+"""Attention over prompt, question, pages and chunk of random shapes equals plain attention."""
 
 import numpy as np
 import pytest

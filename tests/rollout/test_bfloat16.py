@@ -1,4 +1,4 @@
-"""bfloat16 weights and caches: how far whole paths are from float32 arithmetic.
+"""bfloat16 weights and caches: the distance of whole samples from float32 arithmetic.
 
 The reference takes the rounded weights in float64, so what is measured is the engine's arithmetic.
 A bfloat16 number is off by up to 2**-9 = 0.2 %, and roundings add up through two layers and their
@@ -25,7 +25,7 @@ LAYOUT = Decoding(slots=5, chunk=2, page=4, prefill_tokens=64, dtype="bfloat16")
 
 @pytest.fixture(scope="module")
 def model(micro_config):
-    """With a window that ends inside the question, and later inside the path."""
+    """A model with a window that ends inside the question, and later inside the sample."""
     return dataclasses.replace(micro_config, vocab_size=60, windows=(0, 9))
 
 
@@ -64,14 +64,14 @@ def errors(model, params):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_every_token_of_a_path_has_the_log_probability_of_float32(errors, temperature):
+def test_every_token_of_a_sample_has_the_log_probability_of_float32(errors, temperature):
     off, _, right = errors[temperature]
     assert off.shape == (8, STEPS) and right.std() > 0.3
     assert np.abs(off).max() < 0.06
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_errors_stay_small_and_do_not_grow_along_a_path(errors, temperature):
+def test_errors_stay_small_and_do_not_grow_along_a_sample(errors, temperature):
     off, _, _ = errors[temperature]
     for half in np.split(off, 2, axis=1):
         assert np.sqrt((half**2).mean()) < 0.015
@@ -82,5 +82,5 @@ def test_greedy_tokens_are_the_best_of_float32_up_to_the_tolerance(errors):
 
 
 def test_sampled_tokens_are_those_that_float32_draws_up_to_the_tolerance(errors):
-    """Of the cumulative distribution less than of a log-probability, for it ends at 1."""
+    """Less of the cumulative distribution than of a log-probability, because it ends at 1."""
     assert errors[1.0][1].max() < 0.015

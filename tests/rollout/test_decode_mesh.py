@@ -1,4 +1,4 @@
-"""The engine over meshes of eight virtual devices gives the paths of one device."""
+"""The engine on meshes of eight virtual devices gives the samples of one device."""
 
 import dataclasses
 import inspect
@@ -19,7 +19,7 @@ from lmsi_jax.config import Decoding
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.sharding import (
     RULES,
-    DecodeMesh,
+    DeviceMesh,
     decoding_shapes,
     decoding_weights,
     logical_axes,
@@ -72,7 +72,7 @@ json.dump(found, open(sys.argv[3], "w"))
 
 
 def _is_settled(request, samples):
-    """Depends on what the paths say, so that a wrong path shows in how many there are."""
+    """Depends on the texts, so that a wrong sample shows in the number of samples."""
     return sum(map(ord, "".join(sample.text for sample in samples))) % 3 == 0
 
 
@@ -110,7 +110,7 @@ json.dump(found, open(sys.argv[3], "w"))
 
 
 def _on_eight_devices(script, meshes, tokenizer_path, out):
-    """What a script finds on each mesh, in a process with eight virtual devices."""
+    """Returns the results of a script on each mesh, in a process with eight virtual devices."""
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
@@ -127,18 +127,18 @@ def _on_eight_devices(script, meshes, tokenizer_path, out):
 @pytest.fixture(scope="module")
 def runs(tokenizer_path, tmp_path_factory):
     """The same questions on every mesh."""
-    out = tmp_path_factory.mktemp("spread") / "runs.json"
+    out = tmp_path_factory.mktemp("mesh") / "runs.json"
     return _on_eight_devices(_MESH_SCRIPT, _MESHES, tokenizer_path, out)
 
 
 @pytest.fixture(scope="module")
 def pools(tokenizer_path, tmp_path_factory):
-    """The same questions with a small pool: all paths, with adaptive consistency, with limits."""
-    out = tmp_path_factory.mktemp("spread") / "pools.json"
+    """The same questions with a small pool: all samples, with adaptive consistency, with limits."""
+    out = tmp_path_factory.mktemp("mesh") / "pools.json"
     return _on_eight_devices(_POOL_SCRIPT, _POOLS, tokenizer_path, out)
 
 
-def _assert_same_paths(one, mesh):
+def _assert_same_samples(one, mesh):
     """Sums over devices round differently: log-probabilities are near, texts are the same."""
     assert list(one) == list(mesh)
     for uid, paths in one.items():
@@ -150,22 +150,22 @@ def _assert_same_paths(one, mesh):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(1, len(_MESHES)))
 @pytest.mark.parametrize("temperature", ["0.0", "1.0"])
-def test_a_mesh_gives_the_paths_of_one_device(runs, number, temperature):
-    _assert_same_paths(runs[0][temperature], runs[number][temperature])
+def test_a_mesh_gives_the_samples_of_one_device(runs, number, temperature):
+    _assert_same_samples(runs[0][temperature], runs[number][temperature])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(1, len(_POOLS)))
 @pytest.mark.parametrize("name", ["all", "early", "cut"])
-def test_pools_that_grow_give_the_paths_of_a_large_one(pools, number, name):
+def test_pools_that_grow_give_the_samples_of_a_large_one(pools, number, name):
     """A pool that has grown is another program; the first, large from the start, never does."""
     assert pools[0]["compiled"] < pools[number]["compiled"]
-    _assert_same_paths(pools[0][name], pools[number][name])
+    _assert_same_samples(pools[0][name], pools[number][name])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(_POOLS)))
-def test_early_stop_on_a_mesh_follows_the_rule_path_by_path(pools, number):
+def test_adaptive_consistency_on_a_mesh_follows_the_rule_sample_by_sample(pools, number):
     counts = []
     for uid, paths in pools[number]["all"].items():
         said = [types.SimpleNamespace(text=text) for text, _, _ in paths]
@@ -176,7 +176,7 @@ def test_early_stop_on_a_mesh_follows_the_rule_path_by_path(pools, number):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(_POOLS)))
-def test_limits_on_a_mesh_hold_for_each_path(pools, number):
+def test_limits_on_a_mesh_hold_for_each_sample(pools, number):
     for uid, paths in pools[number]["cut"].items():
         whole = pools[number]["all"][uid]
         for index, ((text, tokens, _), (longer, most, _)) in enumerate(
@@ -187,12 +187,12 @@ def test_limits_on_a_mesh_hold_for_each_path(pools, number):
 
 
 def test_a_mesh_compiles_as_few_programs_as_one_device(runs):
-    """So the caches come back placed as they went in."""
+    """So the caches return with the shardings that they were passed with."""
     assert {run["compiled"] for run in runs} == {runs[0]["compiled"]}
 
 
-def test_weights_are_spread_as_the_mesh_says(runs):
-    """`up` is split over "model" where its width allows, and with fsdp over "data" too."""
+def test_weights_are_sharded_as_the_mesh_says(runs):
+    """`up` is split over "model" if its width allows, and with fsdp over "data" too."""
     assert [run["shards"] for run in runs] == [1, 8, 2, 8, 8]
 
 
@@ -240,7 +240,7 @@ def test_weights_that_were_read_to_their_place_are_those_that_were_cast(
     saved = checkpoints.Checkpoints(tmp_path)
     saved.save(1, micro_params)
     saved.close()
-    decode_mesh = DecodeMesh(make_mesh(jax.devices()[:1], 1, 1))
+    decode_mesh = DeviceMesh(make_mesh(jax.devices()[:1], 1, 1))
     like = parameter_shapes(micro_config, "bfloat16")
     read = checkpoints.load_params(tmp_path, like, param_shardings(micro_config, decode_mesh))
     weights = decoding_weights(micro_config, read, jnp.bfloat16, decode_mesh)
@@ -262,8 +262,8 @@ def test_a_collision_and_an_unknown_axis_are_named():
 
 
 def test_too_few_devices_are_refused_with_their_number():
-    assert make_decode_mesh(1, 1, False) == DecodeMesh()
+    assert make_decode_mesh(Decoding()) == DeviceMesh()
     with pytest.raises(LmsiError, match="need 64 devices, this process has"):
-        make_decode_mesh(8, 8, False)
+        make_decode_mesh(Decoding(data=8, model=8))
     with pytest.raises(LmsiError, match="Decoding.data = 0"):
         Decoding(data=0)

@@ -1,5 +1,4 @@
-"""Paths from the engine against plain, unshared, uncached decoding; and what they must not depend
-on."""
+"""Samples of the engine equal plain, uncached decoding, and depend on their noise alone."""
 
 import dataclasses
 import random
@@ -42,7 +41,7 @@ def _run(engine, questions, sampling=FREE, prefix=PREFIX, **more):
 
 
 def _plain(config, params, tokenizer, prompt, uid, index, sampling, steps):
-    """Decodes one path with a full forward pass for each token."""
+    """Decodes one sample with a full forward pass for each token."""
     ids, logprobs = tokenizer.encode(prompt), []
     start = len(ids)
     noise = np.asarray(uniforms(sample_keys(3, 1, [uid], [index]), jnp.arange(steps)[None]))[0]
@@ -62,7 +61,7 @@ def _plain(config, params, tokenizer, prompt, uid, index, sampling, steps):
 
 @pytest.mark.parametrize("prefix", ["", PREFIX])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_paths_equal_plain_decoding(
+def test_samples_equal_plain_decoding(
     engine, micro_config, micro_params, tokenizer, prefix, temperature
 ):
     sampling = Sampling(num_samples=3, temperature=temperature, max_new_tokens=9, stop=())
@@ -109,13 +108,13 @@ def test_every_kind_of_attention_equals_plain_decoding(micro_config, tokenizer, 
 
 @settings(max_examples=8)
 @given(st.randoms(), st.integers(1, 8))
-def test_a_path_depends_neither_on_the_order_nor_on_the_company(engine, shuffle, count):
+def test_a_sample_depends_neither_on_the_order_nor_on_the_company(engine, shuffle, count):
     everything = _run(engine, MANY)
     some = shuffle.sample(MANY, count)
     assert _run(engine, some) == {uid: everything[uid] for uid, _ in some}
 
 
-def test_a_path_does_not_depend_on_when_its_lane_was_refilled(engine):
+def test_a_sample_does_not_depend_on_when_its_slot_was_refilled(engine):
     whole = _run(engine, MANY)
     cut = random.Random(0)
     limits = {(uid, k): cut.randint(1, 13) for uid, _ in MANY for k in range(3)}
@@ -127,14 +126,16 @@ def test_a_path_does_not_depend_on_when_its_lane_was_refilled(engine):
 
 
 @pytest.mark.slow
-def test_paths_of_other_layouts_have_the_same_noise(engine, micro_config, micro_params, tokenizer):
-    """Other shapes may round differently; at this size no token lies that close to another."""
+def test_samples_of_other_layouts_have_the_same_noise(
+    engine, micro_config, micro_params, tokenizer
+):
+    """Other shapes may round differently; at this size no two tokens are that close."""
     other = Engine(micro_config, micro_params, tokenizer, Decoding(slots=16, chunk=4, page=8))
     texts = {uid: [p.text for p in samples] for uid, samples in _run(engine, MANY).items()}
     assert {uid: [p.text for p in samples] for uid, samples in _run(other, MANY).items()} == texts
 
 
-def test_fewer_rows_at_the_end_change_no_byte(micro_config, micro_params, tokenizer):
+def test_fewer_slots_at_the_end_change_no_byte(micro_config, micro_params, tokenizer):
     sampling = Sampling(num_samples=16, temperature=1.0, max_new_tokens=12, stop=("e",))
     found = []
     for adaptive_batch in (True, False):
@@ -147,7 +148,7 @@ def test_fewer_rows_at_the_end_change_no_byte(micro_config, micro_params, tokeni
     assert found[0] == found[1]
 
 
-def test_a_program_of_fewer_rows_that_gives_other_bits_is_not_used(
+def test_a_program_of_fewer_slots_that_gives_other_bits_is_not_used(
     micro_config, micro_params, tokenizer, monkeypatch
 ):
     sampling = Sampling(num_samples=16, temperature=1.0, max_new_tokens=12, stop=("e",))
@@ -192,13 +193,13 @@ def test_after_the_first_run_nothing_is_compiled(engine):
 
 
 @pytest.mark.slow
-def test_more_pages_come_when_paths_need_them(micro_config, micro_params, tokenizer, engine):
+def test_pages_are_added_when_samples_need_them(micro_config, micro_params, tokenizer, engine):
     tight = Engine(micro_config, micro_params, tokenizer, dataclasses.replace(SMALL, pool_bytes=1))
     assert _run(tight, MANY) == _run(engine, MANY)
 
 
-def test_a_settled_question_starts_no_more_paths(engine):
-    """The rule is asked at fixed counts, of paths in index order, whatever ended first."""
+def test_a_settled_question_starts_no_more_samples(engine):
+    """The rule is asked at fixed counts, of samples in index order, whatever ended first."""
     everything = _run(engine, MANY, dataclasses.replace(FREE, num_samples=8))
     asked = []
 
@@ -222,7 +223,7 @@ def test_a_settled_question_starts_no_more_paths(engine):
     assert {count for uid, count in asked if uid.startswith("q1")} == {2, 4}
 
 
-def test_a_path_ends_before_the_first_stop_string(engine):
+def test_a_sample_ends_before_the_first_stop_string(engine):
     free = Sampling(num_samples=3, temperature=1.0, max_new_tokens=40, stop=())
     whole = _run(engine, QUESTIONS, free, "")["q1"]
     stop = whole[0].text[10:13]
@@ -257,7 +258,7 @@ def test_bfloat16_stays_near_float32(engine, micro_config, micro_params, tokeniz
 
 
 @pytest.mark.slow
-def test_moving_pages_together_changes_no_path(micro_config, micro_params, tokenizer, monkeypatch):
+def test_compacting_pages_changes_no_sample(micro_config, micro_params, tokenizer, monkeypatch):
     layout = Decoding(slots=4, chunk=2, page=2, pool_bytes=1)
     engine = Engine(micro_config, micro_params, tokenizer, layout)
 
@@ -278,7 +279,7 @@ def test_moving_pages_together_changes_no_path(micro_config, micro_params, token
     assert run() == together
 
 
-def test_no_questions_give_no_paths(engine):
+def test_no_requests_give_no_responses(engine):
     assert _run(engine, []) == {}
 
 
@@ -313,7 +314,7 @@ def test_a_layout_out_of_range_is_refused(bad):
         Decoding(**bad)
 
 
-def test_paths_that_are_sampled_in_several_goes_are_those_that_are_sampled_together(engine):
+def test_samples_drawn_in_several_calls_equal_those_drawn_in_one(engine):
     seven = dataclasses.replace(FREE, num_samples=7)
     whole = _run(engine, MANY, seven)
     split: dict[str, list] = {uid: [] for uid in whole}
@@ -330,7 +331,7 @@ def test_paths_that_are_sampled_in_several_goes_are_those_that_are_sampled_toget
         ]
 
 
-def test_a_path_has_its_number_s_noise_whatever_its_prompt_is(engine):
+def test_a_sample_has_the_noise_of_its_index_whatever_its_prompt_is(engine):
     """So hot that every token is as likely as any other: what comes is the noise alone."""
     hot = dataclasses.replace(FREE, num_samples=4, temperature=1e12)
     whole = _run(engine, QUESTIONS, hot)

@@ -1,4 +1,4 @@
-"""Paths of every family's decoder equal plain decoding, and rows keep their bits in any company."""
+"""Samples of every family equal plain decoding, and rows keep their bits in any company."""
 
 import functools
 
@@ -23,7 +23,7 @@ LAYOUT = Decoding(slots=3, chunk=2, page=4, prefill_tokens=64)
 
 @pytest.mark.parametrize("family", FEW_FAST)
 def test_log_probabilities_equal_plain_decoding(micro_config, family):
-    """The windows of the families that have some end in the prompt, the question and the path."""
+    """Windows end in the prompt, in the question and in the sample."""
     config = of_family(micro_config, family)
     params, letters = sharp_params(config, 1), Characters(config.vocab_size)
     draw = np.random.default_rng(0)
@@ -47,7 +47,7 @@ def _states(config, weights, tokens):
     positions = 7 + jnp.arange(len(tokens))
 
     def attend(layer, q, k, v):
-        """Something of each row's own, from all three."""
+        """Returns numbers of each row's own that depend on q, k and v."""
         return q + jnp.repeat(k + v, q.shape[1] // k.shape[1], axis=1)
 
     return hidden_states(config, weights, tokens, angles_of(config, positions), attend)

@@ -1,4 +1,4 @@
-"""Attention over a pool of pages against a softmax over each row's own positions."""
+"""Attention over a pool of pages against a softmax over each slot's own positions."""
 
 import re
 
@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmsi_jax.models.attention import MASKED, merge
+from lmsi_jax.models.attention import MASKED, Part, merge
 from lmsi_jax.rollout.chunk_inputs import page_table
 from lmsi_jax.rollout.kv_pages import (
     PageTable,
@@ -25,7 +25,7 @@ WIDTH, ENTRIES = 8, 4
 
 
 def _layout(random, lengths, segments, size):
-    """Scatters each row's pages over the pool."""
+    """Scatters each slot's pages over the pool."""
     pages = list(range(segments * size))
     random.shuffle(pages)
     return [[pages.pop() for _ in range(-(-length // ENTRIES))] for length in lengths]
@@ -53,7 +53,7 @@ def _table(own, lengths, segments, size):
 
 
 def _filled(own, lengths, groups, segments, size, keys, values):
-    """A pool that holds each row's keys and values, and noise where nobody reads."""
+    """Returns a pool with each slot's keys and values, and noise in all other entries."""
     noise = np.random.default_rng(1)
     shape = (segments * size, groups, ENTRIES, WIDTH)
     pools = [noise.normal(size=shape).astype(np.float32) * 9 for _ in range(2)]
@@ -73,7 +73,7 @@ def _filled(own, lengths, groups, segments, size, keys, values):
     st.sampled_from([0.0, 3.0]),
     st.randoms(),
 )
-def test_rows_attend_their_own_pages_wherever_they_lie(lengths, heads, window, softcap, random):
+def test_slots_attend_their_own_pages_wherever_they_are(lengths, heads, window, softcap, random):
     heads, groups = heads
     size, segments = 7, 3
     own = _layout(random, lengths, segments, size)
@@ -98,7 +98,7 @@ def test_rows_attend_their_own_pages_wherever_they_lie(lengths, heads, window, s
             scores = softcap * np.tanh(scores / softcap) if softcap else scores
             weights = np.exp(scores - scores.max())
             expected = weights @ values[at][first:, group] / weights.sum()
-            got = merge([(top[at, head], total[at, head], mixed[at, head])])
+            got = merge([Part(top[at, head], total[at, head], mixed[at, head])])
             np.testing.assert_allclose(got, expected, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""The noise of a path is a pure function of (seed, round, uid, k, position)."""
+"""The noise of a sample is a pure function of (seed, round, uid, k, position)."""
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ from lmsi_jax.rollout.noise import sample_keys, uid_words, uniforms
 
 
 def _at(keys, position):
-    """Every key's uniform number for one position."""
+    """Returns every key's uniform number for one position."""
     return np.asarray(uniforms(keys, np.full((len(keys), 1), position)))[:, 0]
 
 
@@ -26,7 +26,7 @@ def _by_hand(seed, round_index, uid, index, position):
     st.lists(st.tuples(st.text(max_size=8), st.integers(0, 99)), min_size=3, max_size=3),
     st.randoms(),
 )
-def test_noise_does_not_depend_on_the_lane_or_its_neighbours(slots, random):
+def test_noise_does_not_depend_on_the_slot_or_its_neighbours(slots, random):
     keys = sample_keys(7, 2, [uid for uid, _ in slots], [k for _, k in slots])
     noise = _at(keys, 5)
     order = list(range(len(slots)))

@@ -1,4 +1,4 @@
-"""Which processes hold one engine: arithmetic on numbers of processes and devices."""
+"""Replica groups: arithmetic on numbers of processes and devices."""
 
 import dataclasses
 import re
@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmsi_jax.config import Decoding
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.sharding import (
     ReplicaGroup,
@@ -19,7 +20,7 @@ from lmsi_jax.models.sharding import (
 )
 
 
-def test_palm_540b_on_a_v5p_slice_has_32_teams_of_four_machines():
+def test_palm_540b_on_a_v5p_slice_has_32_replica_groups_of_four_machines():
     teams = [replica_group_of(1, 16, [4] * 128, process) for process in range(128)]
     assert {replica_group.count for replica_group in teams} == {32}
     assert teams[6] == ReplicaGroup(1, 32, range(4, 8), 6)
@@ -32,7 +33,9 @@ def test_palm_540b_on_a_v5p_slice_has_32_teams_of_four_machines():
 
 
 @given(own=st.integers(1, 8), size=st.integers(1, 6), count=st.integers(1, 5), data=st.data())
-def test_every_process_is_in_one_team_whose_members_agree_and_have_the_mesh(own, size, count, data):
+def test_every_process_is_in_one_group_whose_members_agree_and_have_the_mesh(
+    own, size, count, data
+):
     wanted = own * size
     model = data.draw(st.sampled_from([n for n in range(1, wanted + 1) if wanted % n == 0]))
     teams = [
@@ -49,7 +52,7 @@ def test_every_process_is_in_one_team_whose_members_agree_and_have_the_mesh(own,
 
 
 @given(wanted=st.integers(1, 4), devices=st.lists(st.integers(4, 8), min_size=1, max_size=5))
-def test_a_mesh_that_every_process_suffices_for_is_each_one_s_own(wanted, devices):
+def test_a_mesh_that_fits_every_process_is_each_one_s_own(wanted, devices):
     for process in range(len(devices)):
         alone = ReplicaGroup(process, len(devices), range(process, process + 1), process)
         assert replica_group_of(wanted, 1, devices, process) == alone
@@ -75,21 +78,21 @@ def test_a_mesh_that_every_process_suffices_for_is_each_one_s_own(wanted, device
         ),
     ],
 )
-def test_what_makes_no_equal_teams_is_refused_by_all_with_the_remedy(mesh, devices, message):
+def test_what_makes_no_equal_groups_is_refused_by_all_with_the_remedy(mesh, devices, message):
     for process in range(len(devices)):
         with pytest.raises(LmsiError, match=re.escape(message)):
             replica_group_of(*mesh, devices, process)
 
 
-def test_the_devices_of_this_process_alone_are_its_team_s():
+def test_a_single_process_is_a_group_with_all_its_devices():
     replica_group = local_replica_group(1, 1)
     assert replica_group == ReplicaGroup() and not replica_group.several
     assert replica_group_devices(replica_group) == tuple(jax.devices())
-    assert make_decode_mesh(1, 1, False).shared is None
+    assert not make_decode_mesh(Decoding()).is_multiprocess
 
 
 class _Chip:
-    """A stand-in for a chip at a place of a slice."""
+    """A fake chip at given coordinates of a slice."""
 
     platform, device_kind, process_index, core_on_chip = "tpu", "TPU v5p", 0, 0
 
@@ -99,7 +102,7 @@ class _Chip:
 
 
 def test_chips_that_leave_a_hole_are_laid_out_in_their_order():
-    """Three machines' of a slice that is two machines wide."""
+    """Three machines of a slice that is two machines wide."""
     chips = [_Chip(x, y, 0) for y in range(4) for x in range(4) if y < 2 or x < 2]
     grid = make_mesh(chips, 3, 4).devices
     assert [chip.coords for chip in grid.flat] == [chip.coords for chip in chips]

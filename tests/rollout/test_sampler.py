@@ -17,7 +17,9 @@ from lmsi_jax.rollout.sampler import apply_top_k_top_p, inverse_cdf, sample_toke
     st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=70, max_size=70).filter(any),
     st.floats(0, 1, exclude_max=True, width=32),
 )
-def test_a_draw_is_where_the_cumulative_sum_passes_the_uniform_number(weights, uniform):
+def test_a_draw_is_the_index_at_which_the_cumulative_sum_passes_the_uniform_number(
+    weights, uniform
+):
     drawn = int(inverse_cdf(jnp.asarray([weights]), jnp.asarray([uniform]))[0])
     upto = np.cumsum(np.asarray(weights, np.float64))
     target = uniform * upto[-1]
@@ -83,13 +85,13 @@ def test_settings_out_of_range_are_refused():
 
 
 @pytest.mark.parametrize("threshold", [0.5, 1.0, 1.5, -0.95, float("nan")])
-def test_an_early_stop_that_cannot_work_is_refused_with_its_remedy(threshold):
+def test_an_adaptive_consistency_that_cannot_work_is_refused_with_its_remedy(threshold):
     with pytest.raises(LmsiError, match="adaptive_consistency = .*above 0.5 and below 1.*None"):
         Sampling(adaptive_consistency=threshold)
     with pytest.raises(LmsiError, match="adaptive_consistency_every = 0; use 1 or more"):
         Sampling(adaptive_consistency=0.95, adaptive_consistency_every=0)
 
 
-def test_early_stop_is_off_unless_asked_for():
+def test_adaptive_consistency_is_off_by_default():
     assert Sampling().adaptive_consistency is None
     assert Sampling(adaptive_consistency=0.95).adaptive_consistency_every == 4

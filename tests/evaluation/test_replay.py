@@ -1,4 +1,4 @@
-"""The rule replayed on whole sets of paths, against sampling step by step."""
+"""Adaptive consistency replayed on all samples, against sampling step by step."""
 
 import dataclasses
 from fractions import Fraction
@@ -17,16 +17,16 @@ def _question(number, gold="2"):
     return Question(uid=f"q{number}", task="sums", text="Q: ?", kind="number", gold=gold)
 
 
-def _path(uid, index, answer):
+def _sample(uid, index, answer):
     text = "I do not know" if answer is None else f"so. The answer is {answer}."
     return Sample(
         uid=uid, sample_index=index, text=text, tokens=3, logprob=-1.0 * index, finished=True
     )
 
 
-def _paths(rows):
+def _samples(rows):
     return {
-        f"q{i}": [_path(f"q{i}", k, a) for k, a in enumerate(row)] for i, row in enumerate(rows)
+        f"q{i}": [_sample(f"q{i}", k, a) for k, a in enumerate(row)] for i, row in enumerate(rows)
     }
 
 
@@ -37,9 +37,9 @@ def _stops(answers, threshold):
     return Fraction(tail, 2 ** (a + b + 1)) >= threshold
 
 
-def _replayed(questions, paths, threshold, every):
-    votes = [voting.vote(question, paths[question.uid]) for question in questions]
-    return replay(questions, votes, paths, threshold, every)
+def _replay(questions, samples, threshold, every):
+    votes = [voting.vote(question, samples[question.uid]) for question in questions]
+    return replay(questions, votes, samples, threshold, every)
 
 
 @given(
@@ -47,31 +47,31 @@ def _replayed(questions, paths, threshold, every):
     st.sampled_from([0.6, 0.8, 0.95]),
     st.integers(1, 5),
 )
-def test_it_is_what_sampling_until_the_stop_gives(rows, threshold, every):
-    questions, paths = [_question(i) for i in range(len(rows))], _paths(rows)
-    found = _replayed(questions, paths, threshold, every)
+def test_replay_equals_sampling_until_the_stop(rows, threshold, every):
+    questions, samples = [_question(i) for i in range(len(rows))], _samples(rows)
+    replayed = _replay(questions, samples, threshold, every)
     for i, (question, row) in enumerate(zip(questions, rows, strict=True)):
         count = 0
         while count < len(row) and not (count and count % every == 0
                                         and _stops(row[:count], threshold)):  # fmt: skip
             count += 1
-        whole = voting.vote(question, paths[question.uid]).winner
-        stopped = voting.vote(question, paths[question.uid][:count]).winner
-        assert found.taken[i] == count
-        assert found.same[i] == (whole == stopped)
-        assert found.correct[i] == (whole == "2")
-        assert found.correct_stopped[i] == (stopped == "2")
+        full = voting.vote(question, samples[question.uid]).winner
+        stopped = voting.vote(question, samples[question.uid][:count]).winner
+        assert replayed.taken[i] == count
+        assert replayed.same[i] == (full == stopped)
+        assert replayed.correct[i] == (full == "2")
+        assert replayed.correct_stopped[i] == (stopped == "2")
 
 
-def test_a_stop_may_give_the_vote_away():
+def test_a_stop_may_change_the_vote():
     (rows,) = [[[1, 1, 1, 1, *[2] * 28]]]
-    found = _replayed([_question(0)], _paths(rows), 0.95, 4)
-    assert dataclasses.astuple(found) == ((4,), (0,), (1,), (0,))
+    replayed = _replay([_question(0)], _samples(rows), 0.95, 4)
+    assert dataclasses.astuple(replayed) == ((4,), (0,), (1,), (0,))
 
 
 @pytest.mark.parametrize("golds", [(None, None), ("2", None)])
-def test_without_gold_answers_nothing_is_judged(golds):
+def test_without_gold_answers_nothing_is_scored(golds):
     questions = [_question(i, gold) for i, gold in enumerate(golds)]
-    found = _replayed(questions, _paths([[2] * 8, [3] * 8]), 0.95, 4)
-    assert found.taken == (4, 4) and found.same == (1, 1)
-    assert found.correct == found.correct_stopped == ()
+    replayed = _replay(questions, _samples([[2] * 8, [3] * 8]), 0.95, 4)
+    assert replayed.taken == (4, 4) and replayed.same == (1, 1)
+    assert replayed.correct == replayed.correct_stopped == ()

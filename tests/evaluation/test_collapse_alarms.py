@@ -46,9 +46,9 @@ HEALTHY = [
 ]  # fmt: skip
 
 
-def _names(series, watch=None):
+def _names(series, monitor=None):
     rows = dict(enumerate(series, start=1))
-    return [alarm.name for alarm in alarms(rows, watch or CollapseMonitor())]
+    return [alarm.name for alarm in alarms(rows, monitor or CollapseMonitor())]
 
 
 def test_an_improving_run_is_silent():
@@ -90,13 +90,13 @@ def test_every_alarm_has_a_collapse_here():
         *ALONE,
     ],
 )
-def test_what_a_round_says_by_itself_needs_no_other(name, changes):
-    found = alarms({1: _with(BASE, **changes)}, CollapseMonitor())
-    assert [alarm.name for alarm in found] == [name] * bool(name)
-    assert all(any(char.isdigit() for char in alarm.words) for alarm in found)
+def test_alarms_about_a_single_round_need_no_other_round(name, changes):
+    raised = alarms({1: _with(BASE, **changes)}, CollapseMonitor())
+    assert [alarm.name for alarm in raised] == [name] * bool(name)
+    assert all(any(char.isdigit() for char in alarm.words) for alarm in raised)
 
 
-def test_zero_turns_off_what_a_round_says_by_itself():
+def test_zero_turns_off_the_alarms_about_a_single_round():
     gone = _with(BASE, confidence=1.0, distinct_kept=1.0, entropy=0.0, empty=0.95)
     assert _names([gone]) == ["saturated", "no_diversity", "empty"]
     assert _names([gone], CollapseMonitor(saturated=(0.0, 0.0), no_diversity=0.0, empty=0.0)) == []
@@ -110,11 +110,11 @@ def test_one_path_a_question_has_no_entropy_to_judge():
 def test_each_collapse_raises_its_alarm_with_then_and_now(name):
     series = COLLAPSES[name]
     rows = dict(enumerate(series, start=1))
-    found = {alarm.name: alarm.words for alarm in alarms(rows, CollapseMonitor())}
-    assert list(found) == (
+    raised = {alarm.name: alarm.words for alarm in alarms(rows, CollapseMonitor())}
+    assert list(raised) == (
         ["overconfident", "calibration_gap"] if name == "calibration_gap" else [name]
     )
-    assert "in round 1" in found[name] and any(char.isdigit() for char in found[name])
+    assert "in round 1" in raised[name] and any(char.isdigit() for char in raised[name])
     assert _names(series[:1]) == []
 
 
@@ -154,11 +154,11 @@ def test_a_jump_is_seen_in_the_second_round_already(name, changes):
 def test_a_total_collapse_raises_one_alarm_of_each_kind_in_order():
     gone = _with(BASE, sure=1.0, majority=0.3, passed=0.3, entropy=0.0, length=8.0, kept=0.3,
                  distinct=(0.01, 0.02, 0.02), unparsed=0.5, easy_weight=1.0)  # fmt: skip
-    wanted = [name for name in ALARMS if name not in ("saturated", "empty", "longer")]
-    assert _names([BASE, _with(BASE, entropy=0.3), gone]) == wanted
+    expected = [name for name in ALARMS if name not in ("saturated", "empty", "longer")]
+    assert _names([BASE, _with(BASE, entropy=0.3), gone]) == expected
 
 
-def test_a_fall_that_chance_explains_is_none():
+def test_a_fall_within_chance_raises_nothing():
     few = _with(BASE, sure=0.75, majority=0.7)
     assert "overconfident" in _names([BASE, few])
     small = [
@@ -170,7 +170,7 @@ def test_a_fall_that_chance_explains_is_none():
     assert 2 * error > 0.07
 
 
-def test_few_questions_say_nothing_but_that_they_have_no_answers():
+def test_few_questions_raise_only_the_alarm_about_missing_answers():
     none = _with(BASE, questions=8, empty=1.0, entropy=0.0, length=1.0)
     assert _names([BASE, none]) == ["empty"]
     series = [dataclasses.replace(row, questions=29) for row in COLLAPSES["shorter"]]
@@ -178,13 +178,13 @@ def test_few_questions_say_nothing_but_that_they_have_no_answers():
     assert _names(series, CollapseMonitor(least_questions=29)) == ["shorter"]
 
 
-def test_what_was_not_measured_is_not_alarming():
+def test_missing_metrics_raise_nothing():
     bare = dataclasses.replace(BASE, scored=None, kept=None, rows=None, easy_weight=None)
     assert _names([bare, bare]) == _names([BASE, bare]) == _names([bare, BASE]) == []
     assert alarms({}, CollapseMonitor()) == []
 
 
-def test_the_base_model_is_called_that():
+def test_an_alarm_calls_round_0_the_base_model():
     (alarm,) = alarms({0: BASE, 1: _with(BASE, length=20.0)}, CollapseMonitor())
     assert alarm.words == "the paths got short: tokens a path 20.0, of the base model 60.0"
 
