@@ -7,9 +7,9 @@ only where there is one candidate; a text that stops in mid-sentence has none.
 import re
 from collections.abc import Sequence
 
-from lmsi_jax.answers.keys import CANNOT_TELL, key
-from lmsi_jax.answers.plain import without_bold
-from lmsi_jax.answers.sentences import last_sentence
+from lmsi_jax.answers.canonical import CANNOT_TELL, key
+from lmsi_jax.answers.typeset import without_bold
+from lmsi_jax.answers.marks import last_sentence
 from lmsi_jax.records import Kind
 
 _TAIL = 600

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsi_jax import answers
-from lmsi_jax.answers import conclusions, extraction, marks, options
+from lmsi_jax.answers import conclusions, marks, options, reader
 from lmsi_jax.records import KINDS
 
 _REPEATS = (codes.MAX_REPEAT, codes.MIN_REPEAT)
@@ -144,7 +144,7 @@ def test_characters_looked_at_closely_grow_with_the_text(unit, kind, monkeypatch
             looked.append(min(len(text), answers.MAX_ANSWER))
             return original(text, *arguments)
 
-        for module, name in ((extraction, "sentence_length"), (conclusions, "last_sentence")):
+        for module, name in ((reader, "sentence_length"), (conclusions, "last_sentence")):
             original = getattr(module, name)
             monkeypatch.setattr(module, name, functools.partial(counted, original))
         text = unit * (length // len(unit))
