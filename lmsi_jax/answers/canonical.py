@@ -107,14 +107,12 @@ _FIXED = re.compile(
     r"|no question(?: about it)?,?)\s+(?=\w)",
     re.IGNORECASE,
 )
-# "no longer certain", "no one": a "no" that decides nothing.
-_NO_NOUN = frozenset(
-    (
-        *("longer", "one", "doubt", "information", "info", "evidence", "way", "idea", "clue"),
-        *("reason", "need", "matter", "more", "less", "fewer", "such", "data", "definite", "clear"),
-        *("definitive", "consensus", "question", "means", "mention", "indication", "known", "simple"),
-        *("single", "answer", "guarantee", "sign", "proof", "context", "details", "conclusive"),
-    )
+# "no longer certain", "no one knows", "no information is given": a "no" that decides nothing.
+_NO_NOUN = re.compile(
+    r"no (?:longer|one|doubt|way|idea|clue|reason|need|matter|more|less|fewer|such|definite|clear"
+    r"|definitive|consensus|question|means|single|simple|answer|guarantee|conclusive"
+    r"|(?:information|info|evidence|data|context|details|proof|mention|indication|sign) "
+    r"(?:is|was|are|were|has|to|about|on|in|available|that|can|for|or|of))\b"
 )
 _CONDITIONS = frozenset(("if", "unless", "otherwise", "depending", "depends", "provided", "when"))
 
@@ -149,8 +147,9 @@ def _decision(answer: str, decisions: dict[str, str]) -> str | None:
     words = _unhedged(all_words)
     if words == ["not"] and len(all_words) > 1:
         return decisions["no"]  # "probably not"
-    if not words or words[0] not in decisions or (words[0] == "no" and words[1:2] and
-                                                  words[1] in _NO_NOUN):
+    if not words or words[0] not in decisions:
+        return None
+    if words[0] == "no" and _NO_NOUN.match(" ".join(words[:4])):
         return None
     decision = decisions[words[0]]
     beside = _unhedged(words[2:]) if words[1:2] in (["or"], ["and"]) else words[1:]

@@ -52,12 +52,13 @@ _BRACKETED = re.compile(r"(?<![A-Za-z0-9])\([A-Ja-j]\)")
 # "option C", "I choose C.", "C is correct"; by the letter first, which is quick to look for.
 _NAMED = re.compile(
     r"[A-J](?:(?:(?<=ption .)|(?<=hoice .))\b"
-    r"|(?:(?<=hoose .)|(?<=pick .)|(?<=select .)|(?<=with .)|(?<= is .)|(?<=it.s .))(?=[.,:;!*]|$)"
+    r"|(?:(?<=hoose .)|(?<=pick .)|(?<=select .)|(?<=with .)|(?<= is .)|(?<=[Ii]t.s .))(?=[.,:;!*]|$)"
     r"|(?<= [B-HJ])(?= is (?:the )?(?:correct|right|best)\b))"
 )
 # "B. Photosynthesis", then why; not a list of all options.
 _OPENING_LETTER = re.compile(r"\W{0,4}(?:option )?(?:\(([A-J])\)|([A-J])[.):])", re.IGNORECASE)
 _LINE_OF_OPTION = re.compile(r"\n\W{0,6}(?:option )?\(?([A-J])[.):]", re.IGNORECASE)
+_OPENING_OPTION = re.compile(r"\W{0,4}(?:option|choice) \(?([A-Z])\b", re.IGNORECASE)
 _CORRECT = re.compile(r"\b(?:correct|right|best|answer|fits)\b")
 _DECISION = re.compile(r"\W{0,4}(yes|no|true|false)(?=[,.!:;*—–\n]|\s-|$)", re.IGNORECASE)
 _NLI_DECISION = re.compile(
@@ -174,6 +175,9 @@ def _last(tail: str, kind: Kind, options: Sequence[str], drawn: bool) -> str | N
             return _last_number(tail, begin)
         if _OPENING_LETTER.match(sentence) and _LINE_OF_OPTION.search("\n" + tail[:begin]):
             letters = letters if _CORRECT.search(sentence) else []  # the options, gone through
+        if (named := _OPENING_OPTION.match(sentence)) and not so and not _CORRECT.search(sentence):
+            others = {letter.lower() for letter in re.findall(r"\b[Oo]ption \(?([A-Z])\b", tail[:begin])}
+            letters = letters if others <= {named[1].lower()} else []
         return letters[0] if len({letter.lower() for letter in letters}) == 1 else None
     return _last_decision(sentence, so.end() if so else None, kind)
 

@@ -16,6 +16,7 @@ the text in lower case.
 
 import enum
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from lmsi_jax.records import Kind
@@ -60,7 +61,7 @@ class Solution(NamedTuple):
 
 # What may stand between a mark and its answer: markdown, display mathematics, a bullet.
 _GAP = (
-    r"(?:[\s:：*_>]|\$\$|\\\[|```[a-z]{0,8}\n){0,8}"
+    r"(?:[\s:：*_]|(?<=\n)>|\$\$|\\\[|```[a-z]{0,8}\n){0,8}"
     r"(?:(?:as follows|the following|below|here(?: it is)?)\s?:\s{0,4}\*{0,2})?(?:(?<=\n)[-•][ ])?"
 )
 _OF_WHAT = r"(?: (?:to|for|of|in|as|from|on|at|given|with|by|after|per)\s[^.!?\n:=]{1,80}?)?"
@@ -75,15 +76,25 @@ _ANSWER = re.compile(
 )
 _OPENED = (". the ", "\nthe ", ". so the ", ".so the ", ". therefore, the ", ". thus, the ", ". hence, the ")
 _PLAIN_IS = re.compile(r"answer is (?=[0-9($ynfc-])(?!\$\$)")
-_HYPOTHESIS = re.compile(
-    r"\b(?:if|whether|what|suppose|suppose that|assume|assuming|assume that|unless|why|how|until"
-    r"|see if|check that|check if|verify that|imagine|say)"
-    r" (?:the|your|our|this|that|my|an)? ?(?:[a-z]{4,10} )?$|\bno (?:[a-z]{4,12} )?$"
+# "answer choices" and "answer the question" mark nothing.
+_ONLY_WORDS = ("answer choice", "answer option", "answers ", "answered", "answering", "answer the ")
+_DETERMINERS = frozenset(("the", "your", "our", "this", "that", "my", "an", "a", "its"))
+# "if the answer is 40", "what the answer is", "no definitive answer"
+_HYPOTHESES = frozenset(
+    (
+        *("if", "whether", "what", "suppose", "assume", "assuming", "unless", "why", "how", "until"),
+        *("imagine", "say", "no", "supposing", "guess"),
+    )
 )
 _ANOTHER_CLAUSE = re.compile(r"\b(?:since|because|there|but|so|as it|although)\b")
-_STEP = re.compile(
-    r"(?:step|part|phase|stage|subquestion|sub-question|question part) ?\(?[0-9a-z]{1,3}\)?[:.)]?[*_ ]{0,4}$"
-    r"|(?:intermediate|partial|preliminary|first|second|initial|tentative|previous|wrong|sub)[ -]$"
+_STEPS = frozenset(
+    (*("step", "part", "phase", "stage", "subquestion", "sub-question", "question part"),)
+)
+_PARTIAL = frozenset(
+    (
+        *("intermediate", "partial", "preliminary", "first", "second", "initial", "tentative"),
+        *("previous", "wrong", "sub"),
+    )
 )
 _OF_STEP = re.compile(
     r"\b(?:to|for|of|in|from) (?:the )?(?:(?:first|second|third|fourth|previous|last|each|this|next"
@@ -91,7 +102,6 @@ _OF_STEP = re.compile(
     r"|(?:step|part|subproblem|subquestion) )"
 )
 _CONDITION = re.compile(r"\s{0,4}(?:but |and |so |or |now )?(?:if|unless|when|assuming|supposing|otherwise)\b")
-_CONDITION_WORDS = ("if ", "unless", "when ", "assuming", "supposing", "otherwise")
 # The answer sentences of MGSM's exemplars (Shi et al. 2022, arXiv 2210.03057) and the labels of
 # these languages, read if there is no English sentence.
 _FOREIGN = tuple(
@@ -115,23 +125,26 @@ _HASHES = re.compile(
 )
 _HASHED_NUMBER = re.compile(r"[-−–+*$€£¥₹\\({~≈]{0,8}(?:boxed\{|frac|rs\.? ?)?\s?[-−$]?\.?[0-9]")
 _TAGGED = re.compile(r"<(?:final[_ ]?)?answer>\s{0,8}")
-_ANS = re.compile(rf"(?<![a-z])ans\s?[:.=]{_GAP}")
-_LINE_A = re.compile(rf"(?<=\n)a[ \t]{{0,4}}:{_GAP}")
-_BOXED = re.compile(r"\\f?box(?:ed)?[ \t]{0,4}(?=\{)")
+_ANS = re.compile(rf"ans(?<![a-z]ans)\s?[:.=]{_GAP}")
+_LINE_A = re.compile(rf"\na[ \t]{{0,4}}:{_GAP}")
+_BOXED = re.compile(r"\\boxed[ \t]{0,4}(?=\{)")
+_FBOX = re.compile(r"\\fbox[ \t]{0,4}(?=\{)")
 # "the best choice is (B)"; "each option:" and "multiple choice:" are none.
 _CHOICE = re.compile(
     rf"(?:option|choice){_OF_WHAT}(?:\s(?:is|would be|must be|should be|seems to be|will be)\b|\s?[*_]{{0,2}}:){_GAP}"
 )
-_CHOSEN = re.compile(
-    r"(?:correct|best|right|final|closest|nearest|chosen|selected|appropriate|likely|suitable|my"
-    r"|plausible|logical|reasonable|matching|valid|accurate|fitting|only|sensible|probable)"
-    r"(?: (?:answer|remaining))? [\"'*_]{0,3}$|(?:^|\n)[#>*_ -]{0,6}$|which is $"
+_CHOSEN = frozenset(
+    (
+        *("correct", "best", "right", "final", "closest", "nearest", "chosen", "selected", "my"),
+        *("appropriate", "likely", "suitable", "plausible", "logical", "reasonable", "matching"),
+        *("valid", "accurate", "fitting", "only", "sensible", "probable", "which is", "answer"),
+    )
 )
 # "The most fitting word for it is (C)."
 _MOST = re.compile(
-    r"[tea]st\s[^.!?\n:;]{1,80}?\s(?:is|are|be|was)[:\s]{1,3}(?=[*\"$\\]{0,3}(?:boxed\{)?\([a-z]\))"
+    r"st [^.!?\n:;]{1,80}?\s(?:is|are|be|was)[:\s]{1,3}(?=[*\"$\\]{0,3}(?:boxed\{)?\([a-z]\))"
 )
-_NLI_LABEL = re.compile(rf"(?<![a-z])label[ \t*_]{{0,4}}:{_GAP}")
+_NLI_LABEL = re.compile(rf"label(?<![a-z]label)[ \t*_]{{0,4}}:{_GAP}")
 
 
 def strong_marks(solution: Solution, kind: Kind) -> list[Mark]:
@@ -158,7 +171,7 @@ def strong_marks(solution: Solution, kind: Kind) -> list[Mark]:
             if kind != "number" or _HASHED_NUMBER.match(lowered, match.end())
         ]
     if len(marks) > 1:
-        marks.sort(key=_place)
+        marks.sort(key=by_place)
     return marks
 
 
@@ -171,17 +184,18 @@ def foreign_marks(solution: Solution) -> list[Mark]:
         if word in lowered
         for match in pattern.finditer(lowered, solution.begin, solution.stop)
     ]
-    return sorted(marks, key=_place)
+    return sorted(marks, key=by_place)
 
 
 def weak_marks(solution: Solution, kind: Kind) -> list[Mark]:
     r"""Return boxes and labels without the word "answer", in the order of their places."""
     lowered, begin, stop = solution.lowered, solution.begin, solution.stop
     marks: list[Mark] = []
-    if "\\boxed" in lowered or "\\fbox" in lowered:
+    if "\\" in lowered:
         marks += [
             Mark("\\boxed", match.start(), match.end(), Strength.BOX)
-            for match in _BOXED.finditer(lowered, begin, stop)
+            for pattern in (_BOXED, _FBOX)
+            for match in pattern.finditer(lowered, begin, stop)
         ]
     for name, pattern in (("ans", _ANS), ("\na", _LINE_A)):
         if name in lowered:
@@ -191,24 +205,15 @@ def weak_marks(solution: Solution, kind: Kind) -> list[Mark]:
             ]
     if first := _FIRST_A.match(lowered, begin, stop):
         marks.append(Mark("a:", first.start(), first.end(), Strength.LABEL))
-    if kind == "choice" and ("option" in lowered or "choice" in lowered):
-        marks += [
-            Mark("option", match.start(), match.end(), Strength.LABEL)
-            for match in _CHOICE.finditer(lowered, begin, stop)
-            if _CHOSEN.search(lowered, max(begin, match.start() - 40), match.start())
-        ]
-    if kind == "choice" and ("most " in lowered or "best " in lowered or "least " in lowered):
-        marks += [
-            Mark("most", match.start(), match.end(), Strength.STEP)
-            for match in _MOST.finditer(lowered, begin, stop)
-        ]
+    if kind == "choice":
+        marks += _choices(lowered, begin, stop)
     if kind == "nli" and "label" in lowered:
         marks += [
             Mark("label:", match.start(), match.end(), Strength.LABEL)
             for match in _NLI_LABEL.finditer(lowered, begin, stop)
         ]
     if len(marks) > 1:
-        marks.sort(key=_place)
+        marks.sort(key=by_place)
     return marks
 
 
@@ -225,8 +230,37 @@ def _answers(lowered: str, begin: int, stop: int) -> list[Mark]:
     ]
 
 
-def _place(mark: Mark) -> tuple[int, int]:
+def by_place(mark: Mark) -> tuple[int, int]:
+    """Return the order of marks: of two at one place the longer one comes first."""
     return mark.place, -mark.start
+
+
+def _choices(lowered: str, begin: int, stop: int) -> Iterator[Mark]:
+    """Yield the marks "the best option is" and "Choice:", but not "each option:"."""
+    for word in ("option", "choice"):
+        place = lowered.find(word, begin, stop)
+        while place >= 0:
+            before = lowered[max(begin, place - 24) : place]
+            words = before.split()
+            opens_line = not before.rpartition("\n")[2].strip("#>*_- ") and (
+                "\n" in before or place - len(before) == begin
+            )
+            if opens_line or (words and words[-1].strip("\"'*_") in _CHOSEN):
+                if match := _CHOICE.match(lowered, place, stop):
+                    yield Mark("option", place, match.end(), Strength.LABEL)
+            place = lowered.find(word, place + 6, stop)
+
+
+def superlative_marks(solution: Solution) -> list[Mark]:
+    """Return the marks of "the most fitting word is (c)" for a choice."""
+    lowered, begin, stop = solution.lowered, solution.begin, solution.stop
+    if not ("most " in lowered or "best " in lowered or "least " in lowered):
+        return []
+    return [
+        Mark("most", match.start(), match.end(), Strength.STEP)
+        for match in _MOST.finditer(lowered, begin, stop)
+        if lowered.endswith(("mo", "be", "lea"), begin, match.start())
+    ]
 
 
 def _answer_mark(lowered: str, place: int, begin: int, stop: int) -> Mark | None:
@@ -237,34 +271,63 @@ def _answer_mark(lowered: str, place: int, begin: int, stop: int) -> Mark | None
         return Mark("answer is", place, place + 10, Strength.SENTENCE)
     if before.endswith('"') and lowered.startswith('answer": ', place):
         return Mark("answer field", place, place + 9, Strength.FINAL)
+    if lowered.startswith(_ONLY_WORDS, place):
+        return None
     match = _ANSWER.match(lowered, place, stop)
     if match is None:
         return None
-    start, said = match.end(), match.lastgroup
-    strength = Strength.SENTENCE if said == "is" else Strength.LABEL
-    name = "answer is" if said == "is" else "answer be" if said == "modal" else "answer:"
-    if said in ("is", "modal"):
-        if _HYPOTHESIS.search(before) or _ANOTHER_CLAUSE.search(match[0]):
+    start, form, words = match.end(), match.lastgroup, before.split()
+    name, strength = "answer:", Strength.LABEL
+    if form in ("is", "modal"):
+        of_what = match[0] if start - place > 14 else ""
+        if _hypothetical(words) or (of_what and _ANOTHER_CLAUSE.search(of_what)):
             return None
+        name = "answer is" if form == "is" else "answer be"
         if _conditional(lowered, begin, place):
             strength = Strength.CONDITIONAL
-    elif before.endswith(("<", "</", "</final_", "<final_")):
+        elif form == "is":
+            strength = Strength.SENTENCE
+        if of_what and _OF_STEP.search(of_what):
+            strength = Strength.STEP
+    elif form == "heading" and not _opens_heading(before, place - len(before) == begin):
         return None
-    elif said == "label" and (before.endswith(("\"", "'", "final_", "final ")) and "\"" in before[-8:]):
+    elif before.endswith("<") or before.endswith(("</", "<final_", "</final_")):
+        return None
+    elif form == "label" and before.endswith(("\"", "'", "\"final_", "\"final ")):
         name, strength = "answer field", Strength.FINAL
     elif before.endswith(("final ", "final\xa0", "final_", "final-")):
         name, strength = "final answer:", Strength.FINAL
-    elif said == "heading" and not before.endswith(("\n", "*", "# ", "- ")) and before.strip():
-        return None
-    if _STEP.search(before) or _OF_STEP.search(match[0]):
+    elif start - place > 14 and _OF_STEP.search(match[0]):
+        strength = Strength.STEP
+    if words and (
+        words[-1].rstrip("-") in _PARTIAL or (len(words) > 1 and words[-2].strip("*#(") in _STEPS)
+    ):
         strength = Strength.STEP
     return Mark(name, place, start, strength)
+
+
+def _opens_heading(before: str, at_begin: bool) -> bool:
+    """Return whether the line before "answer" has only words of a heading: "## Final"."""
+    _, newline, line = before.rpartition("\n")
+    words = line.strip("#*_>- ")
+    return bool(newline or at_begin) and words in ("", "final", "the final", "the", "correct", "my")
+
+
+def _hypothetical(words: list[str]) -> bool:
+    """Return whether the words before "answer is" only suppose or ask it: "if the correct"."""
+    position = len(words) - 1
+    if position > 0 and words[position] not in _DETERMINERS and words[position] not in _HYPOTHESES:
+        position -= 1  # an adjective
+    while position > 0 and words[position] in _DETERMINERS:
+        position -= 1
+    return position >= 0 and words[position] in _HYPOTHESES
 
 
 def _conditional(lowered: str, begin: int, place: int) -> bool:
     """Return whether the sentence before a place opens with a condition."""
     window = lowered[max(begin, place - 160) : place]
-    if not any(word in window for word in _CONDITION_WORDS):
+    if not ("if " in window or "unless" in window or "when " in window or "assum" in window
+            or "suppos" in window or "otherwise" in window):
         return False
     opening = max(window.rfind(". "), window.rfind("\n"), window.rfind("? "), window.rfind("! "))
     return _CONDITION.match(window, opening + 1) is not None
@@ -278,7 +341,8 @@ _QUESTION = re.compile(
 )
 _LINE_OPENING = re.compile(r"\n[ \t]{0,8}(?P<heading>#{1,6}[ \t]{1,4})?\*{0,2}$")
 _SENTENCE_OPENING = re.compile(r"[.!?][\"')*]{0,3}[ \t]{0,8}$")
-_NEEDLES = ("Q", "Premise", "Problem", "Exercise", "Instruction", "Human", "User", "Input")
+_NEEDLES = (("Q", "Q"), ("P", "Premise"), ("P", "Problem"), ("E", "Exercise"), ("H", "Human"))
+_NEEDLES += (("U", "User"), ("I", "Instruction"), ("I", "Input"))
 _TOKEN = re.compile(
     r"[<\[](?:(?<=<)(?:[|｜][A-Za-z_▁:]{1,30}[|｜]|/?s|end_of_turn|start_of_turn|eos)>|(?<=\[)/?INST\])"
 )
@@ -357,14 +421,13 @@ def _next_question(text: str, begin: int, stop: int) -> int:
     if "<" in text or "INST]" in text:
         token = _TOKEN.search(text, begin, stop)
         stop = token.start() if token else stop
-    for needle in _NEEDLES:
-        if needle in text:
-            place = text.find(needle, begin, stop)
-            while place >= 0:
-                if _opens_question(text, begin, place):
-                    stop = _line_begin(text, place)
-                    break
-                place = text.find(needle, place + len(needle), stop)
+    for initial, needle in _NEEDLES:
+        place = text.find(needle, begin, stop) if initial in text else -1
+        while place >= 0:
+            if _opens_question(text, begin, place):
+                stop = _line_begin(text, place)
+                break
+            place = text.find(needle, place + len(needle), stop)
     return stop if stop > begin else begin
 
 
@@ -435,6 +498,9 @@ _LETTERED = frozenset(
 )
 
 
+_END_MARKS = (".", "\n", "!", "?", "。")
+
+
 def sentence_length(text: str, kind: Kind) -> tuple[int, int]:
     """Return the length of the first sentence without its end mark, and with it."""
     match = _END.search(text)
@@ -448,12 +514,15 @@ def sentence_length(text: str, kind: Kind) -> tuple[int, int]:
 
 def last_sentence(text: str, kind: Kind) -> int:
     """Return where the last sentence of a text begins, whatever follows the last end mark."""
-    end = len(text.rstrip())
-    for match in reversed(list(_END.finditer(text, 0, end))):
-        short = text[match.start()] == "." and _abbreviated(text, match.start(), kind)
-        if match.end() < end and not short:
-            return match.end()
-    return 0
+    end = place = len(text.rstrip())
+    while True:
+        place = max([text.rfind(mark, 0, place) for mark in _END_MARKS])
+        if place < 0:
+            return 0
+        match = _END.match(text, place, end)
+        if match and match.end() < end:
+            if text[place] != "." or not _abbreviated(text, place, kind):
+                return match.end()
 
 
 def _abbreviated(text: str, point: int, kind: Kind) -> bool:

@@ -87,7 +87,8 @@ _ANOTHER = re.compile(
     r"|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|sixty|hundred)\b)"
 )
 _NAMED_ANOTHER = re.compile(
-    r"[^0-9]{0,40}?(?:,|;|\band|\n|\|)\s*(?:and\s)?[A-Za-z][\w' ]{0,20}\s?(?::|=|\bis|\bhas|\bgets)?\s?"
+    r"[^0-9]{0,40}?(?:,|;|\band|\n|\|)\s*(?:and\s)?"
+    r"(?!(?:since|because|which|so|as|where|when|if|given|but|not|that|who|after|for)\b)[A-Za-z][\w' ]{0,20}\s?(?::|=|\bis|\bhas|\bgets)?\s?"
     r"\$?[0-9]"
 )
 # "m^2", "cm2": a power of a unit.
@@ -108,6 +109,10 @@ _CIRCUMSTANCE = re.compile(
     r"|each|per|another|(?!during)[a-z]{2,}ing)\s(?:(?:the|a|an|all|about|only|his|her|their|last"
     r"|first|next|another)\s)*[$-]{0,2}\s?$"
 )
+_SHARE_OF = re.compile(
+    r"\b(?:multiple|half|third|quarter|fourth|fifth|one|some|most|none|power|factor|divisor|part|twice"
+    r"|double|percent|root|square|cube|each|any|product|sum|%)s?\sof(?:\sthe)?\s\$?$"
+)
 _TOTAL_OF = re.compile(
     r"\b(?:total|sum|amount|number|cost|price|value|profit|average|maximum|minimum|speed|length"
     r"|distance|area|volume|score|count|rate|ratio|discount|loss|gain|balance|mean|age|change"
@@ -119,6 +124,12 @@ _COPULA = re.compile(
     r"|pays?|spends?|sells?|takes?|eats?|buys?|bought|sold|paid|spent|saves?|will|would|can|must"
     r"|should|does|did|do|owns?|owes?|weighs?|contains?|requires?|received?|leaves?|gives?|gave)\b"
 )
+# "the total number of calls to sell 15 cars", but "the total is 15"
+_QUANTITY = re.compile(
+    r"(?:the|his|her|their|its|how|what|whatever)\s(?:[a-z]+\s){0,2}(?:number|amount|total|cost|price|time"
+    r"|sum|difference|distance|money|value|average|length|weight|age|count|profit|many|much|long|rest)\b"
+)
+_EQUALS = re.compile(r"\b(?:is|are|was|were|be|equals?|(?:comes|amounts|adds)\s(?:up\s|out\s)?to|becomes)\s[^.]{0,20}$")
 _DESCRIPTION = re.compile(r"(?:the|how|what|his|her|their|its|whatever)\s")
 
 # -- Rewriting before a number is looked for.
@@ -165,7 +176,7 @@ def number_key(answer: str) -> str | None:
     if "\\boxed" in answer and answer.count("\\boxed") > 1:
         keys = {number_key(content) for content in boxes(answer)}
         return keys.pop() if len(keys) == 1 else None
-    text = plain(answer).lstrip(" *_\"'#`:+=>~")
+    text = plain(answer).lstrip(" *_\"'#`:+~").removeprefix("=>").lstrip(" =")
     text = _TAIL_IN_BRACKETS.sub("", text) if text.endswith((")", ").", "),", ")*")) else text
     if not text or _REPEATING.search(text):
         return None
@@ -276,7 +287,7 @@ def _lead_allows(lead: str, number: re.Match[str], rest: str) -> bool:
         return False
     if last in _FUNCTIONS or _DENIED.search(low) or _BOUNDS.search(low):
         return False
-    if words[0] in _NUMBER_WORDS and "of" in words[1:3]:
+    if (words[0] in _NUMBER_WORDS and "of" in words[1:3]) or _SHARE_OF.search(low):
         return False
     if len(words) > 2 and any(c.isdigit() for c in _first_clause(rest)):
         return False
@@ -284,7 +295,11 @@ def _lead_allows(lead: str, number: re.Match[str], rest: str) -> bool:
         return True
     if _CIRCUMSTANCE.search(low):
         return False
-    return not _DESCRIPTION.match(low) or bool(_COPULA.search(low) or _TOTAL_OF.search(low))
+    if _TOTAL_OF.search(low):
+        return True
+    if _QUANTITY.match(low):
+        return _EQUALS.search(low) is not None
+    return not _DESCRIPTION.match(low) or _COPULA.search(low) is not None
 
 
 def _rest_allows(rest: str, has_lead: bool) -> bool:
@@ -296,7 +311,7 @@ def _rest_allows(rest: str, has_lead: bool) -> bool:
     if _BOUND_BEHIND.match(rest):
         return False
     clause = _first_clause(rest)
-    if _ANOTHER.match(clause) or (has_lead and _NAMED_ANOTHER.match(clause)):
+    if _ANOTHER.match(clause) or (has_lead and _NAMED_ANOTHER.match(rest)):
         return False
     return not _second_quantity(_UNIT_POWER.sub("", clause))
 

@@ -92,7 +92,7 @@ _OTHER = r"(?:(?:the|option|choice|answer|either|possibly|maybe|also|even) ){0,3
 _ANOTHER = re.compile(
     rf"[\s,]*(?:\band\b|\bor\b|&|/|\+)[\s,]*{_OTHER}(?:[(\[][A-Za-z][)\]]|[A-HJ-Za-hj-z](?:\W|$)(?!\s?[a-z]{{2}}))"
     rf"|,\s?{_OTHER}(?:[(\[][A-Za-z][)\]]|[A-HJ-Za-hj-z](?=[,.;)]|\s(?:and|or)\b|$))"
-    rf"|[^.;,:()]{{1,60}}?(?:,|\s(?:and|or|&))\s{_OTHER}[(\[][A-Za-z][)\]]",
+    rf"|[^.;,:()]{{1,60}}?(?:,|\s(?:and|or|&)\s)\s?{_OTHER}[(\[][A-Za-z][)\]]",
 )
 _BRACKETED = re.compile(r"(?<![A-Za-z0-9])[(\[]([A-Za-z])[)\]]")
 _DENIED = re.compile(r"(?:not|neither|none)\b", re.IGNORECASE)

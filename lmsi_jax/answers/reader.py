@@ -253,13 +253,15 @@ class _Reader:
         self, weak: list[Mark], attempts: list[Candidate], introductions: list[Candidate]
     ) -> Candidate | None:
         """Apply lines 2 to 4 of the rule."""
-        weak.sort(key=lambda mark: mark.place)
+        weak.sort(key=marks.by_place)
         label = self._label(weak, attempts, introductions)
         box = self._last(Strength.BOX, weak, attempts)
         if box is not None and (label is None or box.place > label.place):
             return box
         if label is not None:
             return self._solved(label) or label if self.kind == "number" else label
+        if self.kind == "choice":
+            weak = sorted([*weak, *marks.superlative_marks(self.solution)], key=marks.by_place)
         if step := self._last(Strength.STEP, weak, []):
             return step
         if attempts:
@@ -273,7 +275,7 @@ class _Reader:
         ]
         if len({candidate.key for candidate in conditional}) == 1:
             return conditional[0] if conditional[0].key is not None else None
-        attempts += conditional
+        attempts += [candidate._replace(key=None) for candidate in conditional]
         return None
 
     def _label(
@@ -376,36 +378,43 @@ class _Reader:
         if start > stop:
             return None
         window = text[start : start + MAX_ANSWER if start + MAX_ANSWER < stop else stop]
-        if mark.strength == Strength.BOX:
-            answer, end = self._boxed(mark, window)
-        elif mark.name == "answer field":
+        if mark.name == "answer field":
             answer, end = _field(window)
-        elif kind == "list" and (bullets := _BULLETS.match(window)):
-            answer, end = bullets[0].strip(), bullets.end()
+        elif mark.strength == Strength.BOX:
+            answer, end = self._boxed(mark, window)
+        elif kind == "list" and (bullets := _BULLETS.match(text, _line_start(text, start), stop)):
+            answer, end = bullets[0].strip()[:MAX_ANSWER], bullets.end() - start
+        elif kind == "choice" and _OPTIONS.match(text, _line_start(text, start), stop):
+            return None  # the options, gone through
         else:
             length, end = sentence_length(window, kind)
             if window[length : length + 1] == "?" and mark.strength != Strength.CONDITIONAL:
                 rest = end + len(window[end:]) - len(window[end:].lstrip(" "))
                 again = start + rest < self.solution.stop and mark.name.endswith(":") and rest > 1
                 return self._read(mark, start + rest) if again and rest < len(window) else None
-            answer = window[:length].strip().strip("*_ ")
+            answer = window[:length].strip(" \n\t,*_")
             if "<" in answer:
                 answer, end = _untagged(answer, window, end)
         if not answer:
             return None
         found_key = self._key(mark, answer)
         attempts = found_key is not None or (
-            may_answer(answer, kind, self.options) and not _REMARK.match(answer)
+            may_answer(answer, kind, self.options)
+            and not _REMARK.match(answer)
+            and not _METHOD.match(answer)
         )
-        return Candidate(
-            mark.name, mark.strength, mark.place, answer, found_key, start + self._closed(start, end), attempts
-        )
+        end += start
+        if text[end : end + 1] in _CLOSERS and (closing := _CLOSING.match(text, end, stop)):
+            end = closing.end()  # so that the kept text closes its typesetting
+        return Candidate(mark.name, mark.strength, mark.place, answer, found_key, end, attempts)
 
     def _key(self, mark: Mark, answer: str) -> str | None:
         kind, options = self.kind, self.options
         if mark.strength == Strength.BOX:
             return key(self._signed(mark, answer), kind, options)
-        if kind not in ("yes_no", "nli") and (remark := _REMARK.match(answer)):
+        if answer[0] not in "0123456789$(-" and kind not in ("yes_no", "nli") and (
+            remark := _REMARK.match(answer)
+        ):
             named = bool(options) and key(remark[0].strip(" .,;:"), kind, options) is not None
             if not named:
                 return None
@@ -428,24 +437,25 @@ class _Reader:
         length, end = sentence_length(window[width:], self.kind)
         return window[:width], width + (end if length < 200 else 0)
 
-    def _closed(self, start: int, end: int) -> int:
-        """Return an end behind what closes the answer's typesetting, so that text is kept whole."""
-        closing = _CLOSING.match(self.solution.text, start + end, self.solution.stop)
-        return end + len(closing[0]) if closing else end
-
-
 _OR = re.compile(r"\\boxed.{0,16}(?:\bor\b|\band\b|\\text\{ or \})[^a-z]{0,4}$|\}[$)\\ ]{0,4}(?:or|and)[$(\\ ]{1,5}$")
+_CLOSERS = frozenset((" ", "\n", "\\", "$", "*", "<", "`"))
 _CLOSING = re.compile(r"\s{0,2}(?:\\\]|\$\$)|\\\)|\*\*|</answer>|```")
 _TWO_WORDS = re.compile(r"[A-Za-z'’]{1,20},? [A-Za-z'’]{1,20}\b")
 # Behind a mark of another language a comma stands before a fraction.
 _COMMA = re.compile(r"([^0-9]{0,4}[0-9]{1,9}),([0-9]{1,2}(?![0-9]))")
 _BULLETS = re.compile(r"(?:[-*•]|\(?[0-9]{1,2}[.)])\s[^\n]{1,80}(?:\n\s{0,4}(?:[-*•]|\(?[0-9]{1,2}[.)])\s[^\n]{1,80}){0,20}")
+# "(A) red: no", and on the next line "(B) blue: yes"
+_OPTIONS = re.compile(
+    r"(?:[-*•]\s)?\W{0,4}(?:option )?\(?([A-Z])[).:][^\n]{1,280}\n{1,2}(?:[-*•]\s)?\W{0,4}"
+    r"(?:option )?\(?(?!\1)([A-Z])[).:]",
+    re.IGNORECASE,
+)
 # "The answer is reasonable", "correct: 18 / 2 = 9": words that judge an answer and give none.
 _REMARK = re.compile(
     r"(?:(?:also|indeed|now|still|in fact|thus|therefore|quite|very|so|most|more|both|[a-z]{2,16}ly)\s){0,3}"
     r"(?:not(?! enough\b)|reasonable|plausible|sensible|correct|incorrect|right|wrong|valid|invalid"
     r"|verified|confirmed|complete|incomplete|clear|obvious|consistent|accurate|inaccurate"
-    r"|supported|backed|explained|justified|based on|rounded(?: off)?(?: to| up| down)|final"
+    r"|supported|backed|explained|justified|based|rounded(?: off)?(?: to| up| down)|final"
     r"|expressed|written|given (?:below|above|in)|shown|stated|required|expected|needed|asked|important|simple"
     r"|easy|straightforward|as follows|below|above|here|already|ready|done|in (?:the|terms|form)\b"
     r"|between|independent|unique|satisfied|proven|checked|double[- ]checked|good|fine)"
@@ -453,10 +463,17 @@ _REMARK = re.compile(
     r"|considering|now|on|of|so|too|according|under|after|enough|form|[0-9])|(?<=not)\s)",
     re.IGNORECASE,
 )
+# "found by adding 9 and 9" tells how, unless a value follows.
+_METHOD = re.compile(r"(?:found|obtained|calculated|computed|determined|derived|reached|given|got)\b")
 
 
 def _shown(attempt: Candidate) -> bool:
     return attempt.strength == Strength.BOX or attempt.mark == "####"
+
+
+def _line_start(text: str, start: int) -> int:
+    """Return where the line begins whose bullet a mark's gap has taken."""
+    return start - 2 if text[start - 2 : start] in ("- ", "• ", "* ") else start
 
 
 def _may_be_foreign(lowered: str) -> bool:

@@ -43,6 +43,7 @@ _PARTS = tuple(
         rf"{_DAY} (?:of )?{_MONTH}",
     )
 )
+_SOME_MONTH = re.compile(rf"\b{_MONTH.replace('?P<month>', '?:')} [0-9]|[0-9] {_MONTH.replace('?P<month>', '?:')}")
 _MAX_DATE = 60
 _DATE_EDGES = " .,;:!?\"'*_`()[]“”‘’"
 
@@ -76,10 +77,12 @@ def date_key(answer: str) -> str | None:
     beside the date is dropped; a year, a month, a day of a month or a weekday alone is a key too.
     """
     text = _date_text(answer)
-    keys = {_day(match) for form in _IN_WORDS for match in form.finditer(text)}
+    matches = [match for form in _IN_WORDS for match in form.finditer(text)]
+    keys = {_day(match) for match in matches}
     keys |= {_day_in_figures(match) for match in _IN_FIGURES.finditer(text)}
     if keys:
-        return keys.pop() if len(keys) == 1 else None
+        months = len(_SOME_MONTH.findall(text)) if matches else 0
+        return keys.pop() if len(keys) == 1 and months < 2 else None
     if key := span_date(text):
         return key
     if re.fullmatch(_YEAR, text):
