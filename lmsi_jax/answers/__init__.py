@@ -20,7 +20,17 @@ times, and an answer is cut to `MAX_ANSWER` characters before it is looked at cl
 from lmsi_jax.answers.canonical import MAX_ANSWER, key
 from lmsi_jax.answers.numbers import MAX_DIGITS
 from lmsi_jax.answers.options import options_in, options_of
-from lmsi_jax.answers.reader import Candidate, Found, Reading, explain, extract, find, path_key, read, surface
+from lmsi_jax.answers.reader import (
+    Candidate,
+    Found,
+    Reading,
+    explain,
+    extract,
+    find,
+    path_key,
+    read,
+    surface,
+)
 
 __all__ = [
     "MAX_ANSWER",

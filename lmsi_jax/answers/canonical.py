@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from lmsi_jax.answers.numbers import has_number, number_key
-from lmsi_jax.answers.options import choice_key, names_option
+from lmsi_jax.answers.options import choice_key, names_option, option_with_text
 from lmsi_jax.answers.spans import date_key, span_key
 from lmsi_jax.answers.typeset import boxes, plain
 from lmsi_jax.records import Kind
@@ -39,10 +39,10 @@ def key(answer: str, kind: Kind, options: Sequence[str] = ()) -> str | None:
     Raises:
       ValueError: an unknown kind.
     """
-    if options and kind in ("choice", "list"):
-        return _option_key(answer[:MAX_ANSWER], kind, tuple(options))
     if kind not in _KEYS:
         raise ValueError(f"unknown answer kind {kind!r}; the kinds are {', '.join(_KEYS)}")
+    if options and kind in ("choice", "list"):
+        return _option_key(answer[:MAX_ANSWER], kind, tuple(options))
     return _plain_key(answer[:MAX_ANSWER], kind)
 
 
@@ -191,12 +191,15 @@ def list_key(answer: str, options: tuple[str, ...] = ()) -> str | None:
     else:
         text = plain(answer).strip(_LIST_EDGES)
         items = text.split(";") if ";" in text else _COMMAS.split(_ITEM_MARK.sub("", text))
-    keys = {_item_key(item.strip(_LIST_EDGES), options) for item in items} - {None}
-    return "; ".join(sorted(key for key in keys if key)) or None
+    keys = {_item_key(item.strip(_LIST_EDGES), options) for item in items}
+    joined = "; ".join(sorted(key for key in keys if key)) or None
+    # A key is its own key: taking punctuation out can leave a number or another list.
+    again = joined if joined is None or joined == answer else list_key(joined, options)
+    return again if again is None or len(again) <= len(joined or "") else joined
 
 
 def _item_key(item: str, options: tuple[str, ...]) -> str | None:
-    if options and (letter := choice_key(item, options)):
+    if options and (letter := option_with_text(item, options)):
         return letter
     bracketed = re.fullmatch(r"\(?([A-Za-z])\)?", item)
     if bracketed:

@@ -176,7 +176,9 @@ def _last(tail: str, kind: Kind, options: Sequence[str], drawn: bool) -> str | N
         if _OPENING_LETTER.match(sentence) and _LINE_OF_OPTION.search("\n" + tail[:begin]):
             letters = letters if _CORRECT.search(sentence) else []  # the options, gone through
         if (named := _OPENING_OPTION.match(sentence)) and not so and not _CORRECT.search(sentence):
-            others = {letter.lower() for letter in re.findall(r"\b[Oo]ption \(?([A-Z])\b", tail[:begin])}
+            others = {
+                letter.lower() for letter in re.findall(r"\b[Oo]ption \(?([A-Z])\b", tail[:begin])
+            }
             letters = letters if others <= {named[1].lower()} else []
         return letters[0] if len({letter.lower() for letter in letters}) == 1 else None
     return _last_decision(sentence, so.end() if so else None, kind)

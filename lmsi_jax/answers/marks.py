@@ -74,7 +74,15 @@ _ANSWER = re.compile(
     r"|(?P<modal>\b(?:would|must|should|will|could|may|might)(?: (?:then|also|therefore|still))? be\b)"
     rf"|(?P<label>[\"'*_ ]{{0,4}}[:：=])|(?P<heading>[*_ \t]{{0,4}}\n)){_GAP}"
 )
-_OPENED = (". the ", "\nthe ", ". so the ", ".so the ", ". therefore, the ", ". thus, the ", ". hence, the ")
+_OPENED = (
+    ". the ",
+    "\nthe ",
+    ". so the ",
+    ".so the ",
+    ". therefore, the ",
+    ". thus, the ",
+    ". hence, the ",
+)
 _PLAIN_IS = re.compile(r"answer is (?=[0-9($ynfc-])(?!\$\$)")
 # "answer choices" and "answer the question" mark nothing.
 _ONLY_WORDS = ("answer choice", "answer option", "answers ", "answered", "answering", "answer the ")
@@ -82,7 +90,18 @@ _DETERMINERS = frozenset(("the", "your", "our", "this", "that", "my", "an", "a",
 # "if the answer is 40", "what the answer is", "no definitive answer"
 _HYPOTHESES = frozenset(
     (
-        *("if", "whether", "what", "suppose", "assume", "assuming", "unless", "why", "how", "until"),
+        *(
+            "if",
+            "whether",
+            "what",
+            "suppose",
+            "assume",
+            "assuming",
+            "unless",
+            "why",
+            "how",
+            "until",
+        ),
         *("imagine", "say", "no", "supposing", "guess"),
     )
 )
@@ -101,7 +120,9 @@ _OF_STEP = re.compile(
     r"|intermediate) (?:part|step|subproblem|sub-problem|question part|subquestion)"
     r"|(?:step|part|subproblem|subquestion) )"
 )
-_CONDITION = re.compile(r"\s{0,4}(?:but |and |so |or |now )?(?:if|unless|when|assuming|supposing|otherwise)\b")
+_CONDITION = re.compile(
+    r"\s{0,4}(?:but |and |so |or |now )?(?:if|unless|when|assuming|supposing|otherwise)\b"
+)
 # The answer sentences of MGSM's exemplars (Shi et al. 2022, arXiv 2210.03057) and the labels of
 # these languages, read if there is no English sentence.
 _FOREIGN = tuple(
@@ -277,6 +298,8 @@ def _answer_mark(lowered: str, place: int, begin: int, stop: int) -> Mark | None
     if match is None:
         return None
     start, form, words = match.end(), match.lastgroup, before.split()
+    if words and words[-1] in ("to", "can", "could", "cannot", "please"):
+        return None  # the verb
     name, strength = "answer:", Strength.LABEL
     if form in ("is", "modal"):
         of_what = match[0] if start - place > 14 else ""
@@ -293,7 +316,7 @@ def _answer_mark(lowered: str, place: int, begin: int, stop: int) -> Mark | None
         return None
     elif before.endswith("<") or before.endswith(("</", "<final_", "</final_")):
         return None
-    elif form == "label" and before.endswith(("\"", "'", "\"final_", "\"final ")):
+    elif form == "label" and before.endswith(('"', "'", '"final_', '"final ')):
         name, strength = "answer field", Strength.FINAL
     elif before.endswith(("final ", "final\xa0", "final_", "final-")):
         name, strength = "final answer:", Strength.FINAL
@@ -326,8 +349,14 @@ def _hypothetical(words: list[str]) -> bool:
 def _conditional(lowered: str, begin: int, place: int) -> bool:
     """Return whether the sentence before a place opens with a condition."""
     window = lowered[max(begin, place - 160) : place]
-    if not ("if " in window or "unless" in window or "when " in window or "assum" in window
-            or "suppos" in window or "otherwise" in window):
+    if not (
+        "if " in window
+        or "unless" in window
+        or "when " in window
+        or "assum" in window
+        or "suppos" in window
+        or "otherwise" in window
+    ):
         return False
     opening = max(window.rfind(". "), window.rfind("\n"), window.rfind("? "), window.rfind("! "))
     return _CONDITION.match(window, opening + 1) is not None
@@ -391,7 +420,9 @@ def _without_thoughts(text: str, lowered: str) -> tuple[str, int, int, bool]:
     """Return the text with line breaks for thoughts, where it begins and stops, if it concludes."""
     begin, opened, pieces, kept = 0, None, [], 0
     for match in _THOUGHT.finditer(lowered):
-        closing = bool(match[1] or match[2] or match[3]) or match[4] == "final" or "end_of" in match[0]
+        closing = (
+            bool(match[1] or match[2] or match[3]) or match[4] == "final" or "end_of" in match[0]
+        )
         if not closing:
             opened = match.start() if opened is None else opened
             continue
@@ -471,7 +502,22 @@ def _introduces(opening: str, number: str) -> bool:
 _END = re.compile(r"[\n.!?。](?:(?<=[\n。])|(?<=[.!?])[\"')\]*”’]{0,4}(?=\s|$)|(?<=\.)(?=[A-Z]))")
 _ABBREVIATIONS = frozenset(
     (
-        *("approx", "mr", "mrs", "ms", "dr", "st", "vs", "rs", "jr", "sr", "mt", "prof", "gen", "col"),
+        *(
+            "approx",
+            "mr",
+            "mrs",
+            "ms",
+            "dr",
+            "st",
+            "vs",
+            "rs",
+            "jr",
+            "sr",
+            "mt",
+            "prof",
+            "gen",
+            "col",
+        ),
         *("jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec"),
         *("inc", "ltd", "co", "corp", "lt", "sgt", "capt", "rev", "hon", "gov", "sen", "rep", "ft"),
     )
@@ -480,9 +526,35 @@ _ABBREVIATIONS = frozenset(
 _OPENERS = frozenset(
     (
         *("he", "she", "it", "they", "the", "this", "that", "these", "those", "his", "her", "its"),
-        *("their", "we", "i", "you", "in", "on", "at", "an", "so", "but", "and", "however", "there"),
+        *(
+            "their",
+            "we",
+            "i",
+            "you",
+            "in",
+            "on",
+            "at",
+            "an",
+            "so",
+            "but",
+            "and",
+            "however",
+            "there",
+        ),
         *("therefore", "thus", "because", "since", "after", "before", "as", "for", "when", "while"),
-        *("both", "according", "note", "then", "also", "if", "from", "with", "by", "during", "here"),
+        *(
+            "both",
+            "according",
+            "note",
+            "then",
+            "also",
+            "if",
+            "from",
+            "with",
+            "by",
+            "during",
+            "here",
+        ),
         *("although", "though", "who", "which", "what", "let", "to", "hence", "answer", "question"),
         *("not", "no", "yes", "my", "our", "explanation", "reason", "based", "now", "all", "one"),
     )

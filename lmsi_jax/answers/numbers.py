@@ -39,7 +39,15 @@ _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9
 _SCALES |= {"trillion": 10**12, "lakh": 10**5, "lakhs": 10**5, "crore": 10**7, "crores": 10**7}
 _SCALES |= {"lac": 10**5, "mn": 10**6, "mln": 10**6, "bn": 10**9, "tn": 10**12, "trn": 10**12}
 _SCALE = re.compile(rf"\s*-?({'|'.join(sorted(_SCALES, key=len, reverse=True))})\b", re.I)
-_MONEY_SCALES = {"k": 10**3, "K": 10**3, "m": 10**6, "M": 10**6, "B": 10**9, "b": 10**9, "T": 10**12}
+_MONEY_SCALES = {
+    "k": 10**3,
+    "K": 10**3,
+    "m": 10**6,
+    "M": 10**6,
+    "B": 10**9,
+    "b": 10**9,
+    "T": 10**12,
+}
 _MONEY_SCALE = re.compile(r"([kKmMbBT])\b")
 
 # -- What may not follow a number.
@@ -129,7 +137,14 @@ _QUANTITY = re.compile(
     r"(?:the|his|her|their|its|how|what|whatever)\s(?:[a-z]+\s){0,2}(?:number|amount|total|cost|price|time"
     r"|sum|difference|distance|money|value|average|length|weight|age|count|profit|many|much|long|rest)\b"
 )
-_EQUALS = re.compile(r"\b(?:is|are|was|were|be|equals?|(?:comes|amounts|adds)\s(?:up\s|out\s)?to|becomes)\s[^.]{0,20}$")
+# "the number of points that satisfy x + y = 25"
+_SUCH_THAT = re.compile(
+    rf"{_QUANTITY.pattern}[^=]{{0,80}}\b(?:that|such|satisf[a-z]+|when|where|which|for)\b[^=]{{1,80}}=",
+    re.I,
+)
+_EQUALS = re.compile(
+    r"\b(?:is|are|was|were|be|equals?|(?:comes|amounts|adds)\s(?:up\s|out\s)?to|becomes)\s[^.]{0,20}$"
+)
 _DESCRIPTION = re.compile(r"(?:the|how|what|his|her|their|its|whatever)\s")
 
 # -- Rewriting before a number is looked for.
@@ -215,6 +230,8 @@ def _equation_key(text: str) -> str | None:
     """Return the key of what the last "=" gives, without a reason or a check behind it."""
     reason = _REASON.search(text)
     head = text[: reason.start()] if reason else text
+    if _SUCH_THAT.match(text):
+        return None
     several = _SEVERAL_UNKNOWNS.search(head)
     if several and (several[1] != several[3] or several[2] in ("and", "or")):
         return None
@@ -381,7 +398,9 @@ _SMALL = {
 _NUMBER_WORDS = frozenset(_SMALL)
 _LARGE = {"thousand": 10**3, "lakh": 10**5, "million": 10**6, "crore": 10**7, "billion": 10**9}
 _LARGE |= {"trillion": 10**12}
-_NO_UNITS = frozenset((*_SCALES, *_NUMBER_WORDS, "sqrt", "sin", "cos", "tan", "log", "exp", "times"))
+_NO_UNITS = frozenset(
+    (*_SCALES, *_NUMBER_WORDS, "sqrt", "sin", "cos", "tan", "log", "exp", "times")
+)
 _NO_UNITS |= {"plus", "minus", "squared", "cubed", "factorial", "root", "roots"}
 _SOME_NUMBER = re.compile(
     rf"\d|\b(?:{'|'.join((*_SMALL, *_LARGE, 'hundred', 'half', 'dozen'))})\b|[½¼¾√π∞]|\\(?:sqrt|pi|frac)",
@@ -417,8 +436,12 @@ def _tokens(text: str) -> list[str]:
 
 def _in_number(tokens: Sequence[str], hyphen: int) -> bool:
     parts = (tokens[hyphen - 1], tokens[hyphen + 1])
-    return parts[0] in _SMALL and (parts[1] in _SMALL or parts[1] in _FRACTION_WORDS or
-                                   parts[1] in _LARGE or parts[1] in ("hundred", "and"))
+    return parts[0] in _SMALL and (
+        parts[1] in _SMALL
+        or parts[1] in _FRACTION_WORDS
+        or parts[1] in _LARGE
+        or parts[1] in ("hundred", "and")
+    )
 
 
 def _part(words: list[str]) -> tuple[Fraction, list[str]] | None:

@@ -113,7 +113,7 @@ def choice_key(answer: str, options: tuple[str, ...] = ()) -> str | None:
     known = letter if letter and LETTERS.index(letter) < len(options) else None
     if letter and (len(answer) < 4 or answer.lstrip(" *$").startswith(("(", "[", "\\boxed", "{"))):
         return known
-    by_text = _only_option(answer, options, _option_span)  # "E. coli" may be one of them
+    by_text = option_with_text(answer, options)  # "E. coli" may be one of them
     return by_text or (known if letter else _only_option(answer, options, number_key))
 
 
@@ -133,11 +133,20 @@ def _named_letters(answer: str) -> set[str]:
 def _letters(written: str) -> set[str]:
     """Return the letters that plain text names, alone or with an option's text behind them."""
     name = _NAME.match(written)
-    if name and (name[1] or _stands_alone(name[2], written[name.end() :])):
+    if (
+        name
+        and (name[1] or name[2]).isascii()
+        and (name[1] or _stands_alone(name[2], written[name.end() :]))
+    ):
         letter = (name[1] or name[2]).lower()
         another = _ANOTHER.match(written, name.end())
         return {letter, another[0][-2:].strip(")] .,;").lower() or "?"} if another else {letter}
     return set() if _DENIED.match(written) else {x.lower() for x in _BRACKETED.findall(written)}
+
+
+def option_with_text(answer: str, options: tuple[str, ...]) -> str | None:
+    """Return the letter of the only option whose text an answer is."""
+    return _only_option(answer, options, _option_span)
 
 
 def _stands_alone(letter: str, behind: str) -> bool:

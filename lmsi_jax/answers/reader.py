@@ -18,6 +18,7 @@ nothing. The rule that chooses, the first line that gives a value:
    attempted to answer.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -27,9 +28,11 @@ from lmsi_jax.answers.canonical import MAX_ANSWER, key, may_answer
 from lmsi_jax.answers.conclusions import conclusion
 from lmsi_jax.answers.marks import Mark, Solution, Strength, sentence_length
 from lmsi_jax.answers.typeset import box_content, clean, plain
-from lmsi_jax.records import Kind
+from lmsi_jax.records import KINDS, Kind
 
 BLANK_LINE = "\n\n"
+MOST_READ = 64
+"""Marks of a strength that are read; a text with more of them that give no value has no answer."""
 
 
 class Candidate(NamedTuple):
@@ -95,9 +98,7 @@ class Reading(NamedTuple):
         return surface(self.chosen.text, self.kind, self.chosen.key, self.options)
 
 
-def read(
-    text: str, kind: Kind, options: Sequence[str] = (), *, finished: bool = True
-) -> Reading:
+def read(text: str, kind: Kind, options: Sequence[str] = (), *, finished: bool = True) -> Reading:
     """Return the reading of the first solution in a text.
 
     Args:
@@ -106,8 +107,9 @@ def read(
       options: texts of the question's options (a), (b), ..., for a choice.
       finished: False if the token limit cut the text, which then concludes nothing.
     """
-    reader = _Reader(text, kind, options)
-    return Reading(kind, options, reader.choose(finished), tuple(reader.candidates))
+    candidates: list[Candidate] = []
+    chosen = _choose(text, kind, options, finished, candidates)
+    return Reading(kind, options, chosen, tuple(candidates))
 
 
 def find(
@@ -117,7 +119,7 @@ def find(
 
     Its key is None if the text tries to answer and what it says has no key.
     """
-    chosen = _usual_sentence(text, kind, options) or _Reader(text, kind, options).choose(finished)
+    chosen = _usual_sentence(text, kind, options) or _choose(text, kind, options, finished)
     if chosen is None:
         return None
     return Found(chosen.text, chosen.key, chosen.end, chosen.strength != Strength.CONCLUSION)
@@ -125,7 +127,7 @@ def find(
 
 def extract(text: str, kind: Kind, options: Sequence[str] = ()) -> str | None:
     """Return the final answer of the first solution in a text as written; None without one."""
-    chosen = _Reader(text, kind, options).choose(True)
+    chosen = _choose(text, kind, options, True)
     return chosen.text if chosen else None
 
 
@@ -133,7 +135,7 @@ def path_key(
     text: str, kind: Kind, options: Sequence[str] = (), *, finished: bool = True
 ) -> str | None:
     """Return the key of the final answer of the first solution in a text; None without one."""
-    chosen = _usual_sentence(text, kind, options) or _Reader(text, kind, options).choose(finished)
+    chosen = _usual_sentence(text, kind, options) or _choose(text, kind, options, finished)
     return chosen.key if chosen else None
 
 
@@ -185,13 +187,35 @@ def _usual_sentence(text: str, kind: Kind, options: Sequence[str]) -> Candidate 
     return Candidate("answer is", Strength.SENTENCE, place, usual[1], found_key, usual.end(), True)
 
 
+def _choose(
+    text: str,
+    kind: Kind,
+    options: Sequence[str],
+    finished: bool,
+    candidates: list[Candidate] | None = None,
+) -> Candidate | None:
+    """Return the final answer by the rule; `candidates` gets all that were read.
+
+    A defect of a reader costs this text, not the run that reads it.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown answer kind {kind!r}; the kinds are {', '.join(KINDS)}")
+    try:
+        reader = _Reader(text, kind, options, [] if candidates is None else candidates)
+        return reader.choose(finished)
+    except Exception:  # noqa: BLE001
+        return None
+
+
 class _Reader:
     """The candidates of one text, read as far as the rule asks for them."""
 
-    def __init__(self, text: str, kind: Kind, options: Sequence[str]) -> None:
+    def __init__(
+        self, text: str, kind: Kind, options: Sequence[str], candidates: list[Candidate]
+    ) -> None:
         self.text, self.kind, self.options = text, kind, options
         self.solution = marks.first_solution(text)
-        self.candidates: list[Candidate] = []
+        self.candidates = candidates
 
     def choose(self, finished: bool) -> Candidate | None:
         """Return the final answer by the rule at the top of this module."""
@@ -218,7 +242,7 @@ class _Reader:
         """Apply line 1 of the rule."""
         chosen: Candidate | None = None
         paragraph = blocked = self.solution.stop
-        for mark in strong:
+        for mark in strong[:MOST_READ]:
             if chosen is not None and mark.place >= paragraph and mark.name != "answer field":
                 continue
             if mark.strength == Strength.SENTENCE and mark.place >= blocked:
@@ -233,7 +257,10 @@ class _Reader:
                 if chosen is None:
                     paragraph = self._paragraph(candidate.end)
                 chosen = candidate
-            elif candidate.strength == chosen.strength == Strength.FINAL and candidate.place < paragraph:
+            elif (
+                candidate.strength == chosen.strength == Strength.FINAL
+                and candidate.place < paragraph
+            ):
                 if candidate.key != chosen.key:  # two final answers
                     attempts.insert(0, chosen._replace(key=None))
                     return None
@@ -245,9 +272,8 @@ class _Reader:
             return False
         if candidate.place < paragraph:
             return True
-        opening = self.solution.text.find('{"', self.solution.begin, chosen.place)
-        opening = self.solution.text.find("{\n", self.solution.begin, chosen.place) if opening < 0 else opening
-        return candidate.mark == "answer field" and opening >= 0
+        before = self.solution.text[self.solution.begin : chosen.place]
+        return candidate.mark == "answer field" and ('{"' in before or "{\n" in before)
 
     def _weak(
         self, weak: list[Mark], attempts: list[Candidate], introductions: list[Candidate]
@@ -266,13 +292,9 @@ class _Reader:
             return step
         if attempts:
             return None
-        conditional = [
-            candidate
-            for mark in weak
-            if mark.strength == Strength.CONDITIONAL
-            and (candidate := self._candidate(mark)) is not None
-            and candidate.attempts
-        ]
+        conditions = [mark for mark in weak if mark.strength == Strength.CONDITIONAL]
+        read_all = map(self._candidate, conditions[:MOST_READ])
+        conditional = [row for row in read_all if row is not None and row.attempts]
         if len({candidate.key for candidate in conditional}) == 1:
             return conditional[0] if conditional[0].key is not None else None
         attempts += [candidate._replace(key=None) for candidate in conditional]
@@ -283,8 +305,9 @@ class _Reader:
     ) -> Candidate | None:
         """Return the first value behind a label; behind an attempt's paragraph labels do not count."""
         stop = self._paragraph(attempts[0].end) if attempts else self.solution.stop
-        for mark in weak:
-            if mark.strength == Strength.LABEL and mark.place < stop:
+        labels = (mark for mark in weak if mark.strength == Strength.LABEL)
+        for mark in itertools.islice(labels, MOST_READ):
+            if mark.place < stop:
                 candidate = self._candidate(mark)
                 if candidate is None or not candidate.attempts or candidate.text.endswith(":"):
                     continue
@@ -298,21 +321,23 @@ class _Reader:
         self, strength: Strength, weak: Sequence[Mark], attempts: list[Candidate]
     ) -> Candidate | None:
         """Return the last value of a strength; two boxes with "or" between them are an attempt."""
-        for mark in reversed(weak):
-            if mark.strength == strength:
-                candidate = self._candidate(mark)
-                if candidate is None or not candidate.attempts:
-                    continue
-                if candidate.key is not None and not self._alternative(candidate):
-                    return candidate
-                attempts.append(candidate._replace(key=None))
-                if candidate.key is not None:
-                    return None
+        marks_of_strength = (mark for mark in reversed(weak) if mark.strength == strength)
+        for mark in itertools.islice(marks_of_strength, MOST_READ):
+            candidate = self._candidate(mark)
+            if candidate is None or not candidate.attempts:
+                continue
+            if candidate.key is not None and not self._alternative(candidate):
+                return candidate
+            attempts.append(candidate._replace(key=None))
+            if candidate.key is not None:
+                return None
         return None
 
     def _alternative(self, candidate: Candidate) -> bool:
         """Return whether a box is one of two: "\\boxed{3} or \\boxed{4}"."""
-        before = self.solution.text[max(self.solution.begin, candidate.place - 24) : candidate.place]
+        before = self.solution.text[
+            max(self.solution.begin, candidate.place - 24) : candidate.place
+        ]
         return _OR.search(before) is not None
 
     def _solved(self, label: Candidate) -> Candidate | None:
@@ -335,7 +360,9 @@ class _Reader:
             return attempt
         drawn = attempt is not None and self.kind != "number"
         stop = self._before_remark(stop)
-        found = conclusion(solution.text, solution.begin, stop, self.kind, self.options, drawn=drawn)
+        found = conclusion(
+            solution.text, solution.begin, stop, self.kind, self.options, drawn=drawn
+        )
         return self._concluded(found) if found else attempt
 
     def _before_remark(self, stop: int) -> int:
@@ -412,8 +439,10 @@ class _Reader:
         kind, options = self.kind, self.options
         if mark.strength == Strength.BOX:
             return key(self._signed(mark, answer), kind, options)
-        if answer[0] not in "0123456789$(-" and kind not in ("yes_no", "nli") and (
-            remark := _REMARK.match(answer)
+        if (
+            answer[0] not in "0123456789$(-"
+            and kind not in ("yes_no", "nli")
+            and (remark := _REMARK.match(answer))
         ):
             named = bool(options) and key(remark[0].strip(" .,;:"), kind, options) is not None
             if not named:
@@ -425,9 +454,13 @@ class _Reader:
     def _signed(self, mark: Mark, answer: str) -> str:
         """Return a box's content with the sign before the box."""
         before = self.solution.text[max(0, mark.place - 3) : mark.place].rstrip(" $({")
-        return "-" + answer if self.kind == "number" and before.endswith(("-", "−")) and (
-            not before[:-1].strip() or before[:-1].endswith(("$", "=", "(", " "))
-        ) else answer
+        return (
+            "-" + answer
+            if self.kind == "number"
+            and before.endswith(("-", "−"))
+            and (not before[:-1].strip() or before[:-1].endswith(("$", "=", "(", " ")))
+            else answer
+        )
 
     def _boxed(self, mark: Mark, window: str) -> tuple[str, int]:
         found = box_content("\\boxed" + window)
@@ -437,13 +470,18 @@ class _Reader:
         length, end = sentence_length(window[width:], self.kind)
         return window[:width], width + (end if length < 200 else 0)
 
-_OR = re.compile(r"\\boxed.{0,16}(?:\bor\b|\band\b|\\text\{ or \})[^a-z]{0,4}$|\}[$)\\ ]{0,4}(?:or|and)[$(\\ ]{1,5}$")
+
+_OR = re.compile(
+    r"\\boxed.{0,16}(?:\bor\b|\band\b|\\text\{ or \})[^a-z]{0,4}$|\}[$)\\ ]{0,4}(?:or|and)[$(\\ ]{1,5}$"
+)
 _CLOSERS = frozenset((" ", "\n", "\\", "$", "*", "<", "`"))
 _CLOSING = re.compile(r"\s{0,2}(?:\\\]|\$\$)|\\\)|\*\*|</answer>|```")
 _TWO_WORDS = re.compile(r"[A-Za-z'’]{1,20},? [A-Za-z'’]{1,20}\b")
 # Behind a mark of another language a comma stands before a fraction.
 _COMMA = re.compile(r"([^0-9]{0,4}[0-9]{1,9}),([0-9]{1,2}(?![0-9]))")
-_BULLETS = re.compile(r"(?:[-*•]|\(?[0-9]{1,2}[.)])\s[^\n]{1,80}(?:\n\s{0,4}(?:[-*•]|\(?[0-9]{1,2}[.)])\s[^\n]{1,80}){0,20}")
+_BULLETS = re.compile(
+    r"(?:[-*•]|\(?[0-9]{1,2}[.)])\s[^\n]{1,80}(?:\n\s{0,4}(?:[-*•]|\(?[0-9]{1,2}[.)])\s[^\n]{1,80}){0,20}"
+)
 # "(A) red: no", and on the next line "(B) blue: yes"
 _OPTIONS = re.compile(
     r"(?:[-*•]\s)?\W{0,4}(?:option )?\(?([A-Z])[).:][^\n]{1,280}\n{1,2}(?:[-*•]\s)?\W{0,4}"
@@ -464,7 +502,9 @@ _REMARK = re.compile(
     re.IGNORECASE,
 )
 # "found by adding 9 and 9" tells how, unless a value follows.
-_METHOD = re.compile(r"(?:found|obtained|calculated|computed|determined|derived|reached|given|got)\b")
+_METHOD = re.compile(
+    r"(?:found|obtained|calculated|computed|determined|derived|reached|given|got)\b"
+)
 
 
 def _shown(attempt: Candidate) -> bool:
@@ -511,17 +551,21 @@ def surface(answer: str, kind: Kind, found_key: str, options: Sequence[str] = ()
     unset = plain(answer).strip(" *_\"'`:;,.-")
     clause = _CLAUSE.split(unset, maxsplit=1)[0].strip(" *_\"'`$:;,.-{}\\")
     for words in (answer.strip(), unset, clause):
-        if clean(words) and len(words) < MAX_ANSWER and _reads_back(words, kind, found_key, options):
+        if (
+            clean(words)
+            and len(words) < MAX_ANSWER
+            and _reads_back(words, kind, found_key, options)
+        ):
             return words
     if kind == "choice":
         return f"({found_key})"
     return "it is not possible to tell" if kind == "nli" and found_key == "unknown" else found_key
 
 
-_CLAUSE = re.compile(r"[,;(]?\s(?:since|because|as|which|where|so|in total)\b|\$?[,;:]\s|\s[-=]\s|[$}]")
+_CLAUSE = re.compile(
+    r"[,;(]?\s(?:since|because|as|which|where|so|in total)\b|\$?[,;:]\s|\s[-=]\s|[$}]"
+)
 
 
 def _reads_back(words: str, kind: Kind, found_key: str, options: Sequence[str]) -> bool:
     return path_key(f" The answer is {words}.", kind, options) == found_key
-
-

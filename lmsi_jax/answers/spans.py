@@ -43,7 +43,9 @@ _PARTS = tuple(
         rf"{_DAY} (?:of )?{_MONTH}",
     )
 )
-_SOME_MONTH = re.compile(rf"\b{_MONTH.replace('?P<month>', '?:')} [0-9]|[0-9] {_MONTH.replace('?P<month>', '?:')}")
+_SOME_MONTH = re.compile(
+    rf"\b{_MONTH.replace('?P<month>', '?:')} [0-9]|[0-9] {_MONTH.replace('?P<month>', '?:')}"
+)
 _MAX_DATE = 60
 _DATE_EDGES = " .,;:!?\"'*_`()[]“”‘’"
 

@@ -15,7 +15,17 @@ _LONG_DASH = re.compile(r"\s[—―]\s?|[—―]\s")
 # "18 – Janet makes $18", but not "7 – 3" or "12 – x".
 _SPACED_EN_DASH = re.compile(r"(?<=[\w)%])\s–\s(?=[A-Za-z][a-z'’])")
 _ASCII = {"·": "*", "⋅": "*", "∙": "*", "٫": ".", "٬": ",", "٪": "%", "⁄": "/", "∕": "/", "′": "'"}
-_ASCII |= {"“": '"', "”": '"', "„": '"', "«": '"', "»": '"', "″": '"', "…": "...", "≤": "<", "≥": ">"}
+_ASCII |= {
+    "“": '"',
+    "”": '"',
+    "„": '"',
+    "«": '"',
+    "»": '"',
+    "″": '"',
+    "…": "...",
+    "≤": "<",
+    "≥": ">",
+}
 _ASCII |= {"，": ",", "【": "[", "】": "]", "「": '"', "」": '"', "→": "=", "⇒": "="}
 # What these make is no fraction.
 _SYMBOLS = frozenset("√∛π∞±")
@@ -93,7 +103,9 @@ def clean(surface: str) -> bool:
     for character in surface:
         if character in "([“":
             open_brackets.append(character)
-        elif character in _PAIRS and (not open_brackets or open_brackets.pop() != _PAIRS[character]):
+        elif character in _PAIRS and (
+            not open_brackets or open_brackets.pop() != _PAIRS[character]
+        ):
             return False
     money = all(after.isdigit() or after == "." for after in re.findall(r"\$\s?(.?)", surface))
     return not open_brackets and surface.count('"') % 2 == 0 and money
