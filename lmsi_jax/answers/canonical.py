@@ -87,8 +87,8 @@ CANNOT_TELL = re.compile(
 )
 # "not necessarily" tells nothing of a relation; elsewhere in a sentence it may deny a word.
 _OPENS_UNKNOWN = re.compile(
-    r"\W*(?:that )?(?:(?:it|this|that) is )?not (?:necessarily|clear|certain|known|sure|determinable"
-    r"|specified|stated|mentioned|enough)\b",
+    r"\W*(?:that )?(?:(?:it|this|that) is )?not (?:necessarily|clear|certain|known|sure|enough"
+    r"|determinable|specified|stated|mentioned)\b",
     re.IGNORECASE,
 )
 # Words before a decision, besides adverbs in -ly.

@@ -71,7 +71,8 @@ _ANSWER = re.compile(
     r"(?:,[^.,!?\n:]{1,40},)?\s{0,4}"
     r"(?:(?P<is>\b(?:is|was|equals|is equal to|comes (?:out )?to|turns out to be|works out to be"
     r"|has to be|becomes)\b)"
-    r"|(?P<modal>\b(?:would|must|should|will|could|may|might)(?: (?:then|also|therefore|still))? be\b)"
+    r"|(?P<modal>\b(?:would|must|should|will|could|may|might)"
+    r"(?: (?:then|also|therefore|still))? be\b)"
     rf"|(?P<label>[\"'*_ ]{{0,4}}[:：=])|(?P<heading>[*_ \t]{{0,4}}\n)){_GAP}"
 )
 _OPENED = (
@@ -152,7 +153,8 @@ _BOXED = re.compile(r"\\boxed[ \t]{0,4}(?=\{)")
 _FBOX = re.compile(r"\\fbox[ \t]{0,4}(?=\{)")
 # "the best choice is (B)"; "each option:" and "multiple choice:" are none.
 _CHOICE = re.compile(
-    rf"(?:option|choice){_OF_WHAT}(?:\s(?:is|would be|must be|should be|seems to be|will be)\b|\s?[*_]{{0,2}}:){_GAP}"
+    rf"(?:option|choice){_OF_WHAT}(?:\s(?:is|would be|must be|should be|seems to be|will be)\b"
+    rf"|\s?[*_]{{0,2}}:){_GAP}"
 )
 _CHOSEN = frozenset(
     (
@@ -266,9 +268,9 @@ def _choices(lowered: str, begin: int, stop: int) -> Iterator[Mark]:
             opens_line = not before.rpartition("\n")[2].strip("#>*_- ") and (
                 "\n" in before or place - len(before) == begin
             )
-            if opens_line or (words and words[-1].strip("\"'*_") in _CHOSEN):
-                if match := _CHOICE.match(lowered, place, stop):
-                    yield Mark("option", place, match.end(), Strength.LABEL)
+            chosen = opens_line or (words and words[-1].strip("\"'*_") in _CHOSEN)
+            if chosen and (match := _CHOICE.match(lowered, place, stop)):
+                yield Mark("option", place, match.end(), Strength.LABEL)
             place = lowered.find(word, place + 6, stop)
 
 
@@ -312,9 +314,9 @@ def _answer_mark(lowered: str, place: int, begin: int, stop: int) -> Mark | None
             strength = Strength.SENTENCE
         if of_what and _OF_STEP.search(of_what):
             strength = Strength.STEP
-    elif form == "heading" and not _opens_heading(before, place - len(before) == begin):
-        return None
-    elif before.endswith("<") or before.endswith(("</", "<final_", "</final_")):
+    elif before.endswith(("<", "</", "<final_", "</final_")) or (
+        form == "heading" and not _opens_heading(before, place - len(before) == begin)
+    ):
         return None
     elif form == "label" and before.endswith(('"', "'", '"final_', '"final ')):
         name, strength = "answer field", Strength.FINAL
@@ -370,17 +372,21 @@ _QUESTION = re.compile(
 )
 _LINE_OPENING = re.compile(r"\n[ \t]{0,8}(?P<heading>#{1,6}[ \t]{1,4})?\*{0,2}$")
 _SENTENCE_OPENING = re.compile(r"[.!?][\"')*]{0,3}[ \t]{0,8}$")
-_NEEDLES = (("Q", "Q"), ("P", "Premise"), ("P", "Problem"), ("E", "Exercise"), ("H", "Human"))
-_NEEDLES += (("U", "User"), ("I", "Instruction"), ("I", "Input"))
+# The first letter is looked for first, which is many times faster.
+_NEEDLES = tuple(
+    (word[0], word)
+    for word in ("Q", "Premise", "Problem", "Exercise", "Human", "User", "Instruction", "Input")
+)
 _TOKEN = re.compile(
     r"[<\[](?:(?<=<)(?:[|｜][A-Za-z_▁:]{1,30}[|｜]|/?s|end_of_turn|start_of_turn|eos)>|(?<=\[)/?INST\])"
 )
 _ROLE = re.compile(r"\s{0,4}(?:assistant|model|final|analysis|message|\||>|<){0,3}\s{0,4}")
 # What may open a text that then restates its question.
 _OPENING_WORDS = re.compile(
-    r"\W{0,8}(?:sure|certainly|of course|absolutely|okay|ok|great|let['’]?s|let us|let me|here|to"
-    r" (?:solve|answer|find|determine)|we (?:need|are|have|will|can)|i(?:['’]ll| will| need|['’]m)|first"
-    r"|given|the (?:problem|question|following)|step|understand|restat|rewrit|thank|hello|hi|solution)",
+    r"\W{0,8}(?:sure|certainly|of course|absolutely|okay|ok|great|let['’]?s|let us|let me|here"
+    r"|to (?:solve|answer|find|determine)|we (?:need|are|have|will|can)"
+    r"|i(?:['’]ll| will| need|['’]m)|first|given|the (?:problem|question|following)|step|understand|restat|rewrit|thank|hello|hi"
+    r"|solution)",
     re.IGNORECASE,
 )
 _MOST_OPENING = 400
@@ -418,7 +424,9 @@ def _lower(text: str) -> str:
 
 def _without_thoughts(text: str, lowered: str) -> tuple[str, int, int, bool]:
     """Return the text with line breaks for thoughts, where it begins and stops, if it concludes."""
-    begin, opened, pieces, kept = 0, None, [], 0
+    begin, kept = 0, 0
+    opened: int | None = None
+    pieces: list[str] = []
     for match in _THOUGHT.finditer(lowered):
         closing = (
             bool(match[1] or match[2] or match[3]) or match[4] == "final" or "end_of" in match[0]
@@ -592,9 +600,9 @@ def last_sentence(text: str, kind: Kind) -> int:
         if place < 0:
             return 0
         match = _END.match(text, place, end)
-        if match and match.end() < end:
-            if text[place] != "." or not _abbreviated(text, place, kind):
-                return match.end()
+        short = text[place] == "." and _abbreviated(text, place, kind)
+        if match and match.end() < end and not short:
+            return match.end()
 
 
 def _abbreviated(text: str, point: int, kind: Kind) -> bool:

@@ -96,8 +96,8 @@ _ANOTHER = re.compile(
 )
 _NAMED_ANOTHER = re.compile(
     r"[^0-9]{0,40}?(?:,|;|\band|\n|\|)\s*(?:and\s)?"
-    r"(?!(?:since|because|which|so|as|where|when|if|given|but|not|that|who|after|for)\b)[A-Za-z][\w' ]{0,20}\s?(?::|=|\bis|\bhas|\bgets)?\s?"
-    r"\$?[0-9]"
+    r"(?!(?:since|because|which|so|as|where|when|if|given|but|not|that|who|after|for)\b)"
+    r"[A-Za-z][\w' ]{0,20}\s?(?::|=|\bis|\bhas|\bgets)?\s?\$?[0-9]"
 )
 # "m^2", "cm2": a power of a unit.
 _UNIT_POWER = re.compile(r"(?<=[a-zA-Z])(?:\^|\*\*)\(?-?[0-9]\)?|(?<=m)[23]\b")
@@ -139,8 +139,9 @@ _QUANTITY = re.compile(
 )
 # "the number of points that satisfy x + y = 25"
 _SUCH_THAT = re.compile(
-    rf"{_QUANTITY.pattern}[^=]{{0,80}}\b(?:that|such|satisf[a-z]+|when|where|which|for)\b[^=]{{1,80}}=",
-    re.I,
+    rf"{_QUANTITY.pattern}[^=]{{0,80}}\b(?:that|such|satisf[a-z]+|when|where|which|for)\b"
+    r"[^=]{1,80}=",
+    re.IGNORECASE,
 )
 _EQUALS = re.compile(
     r"\b(?:is|are|was|were|be|equals?|(?:comes|amounts|adds)\s(?:up\s|out\s)?to|becomes)\s[^.]{0,20}$"
@@ -155,7 +156,8 @@ _SIGNED_BRACKET = re.compile(r"(?<![\w)])-\s?[(`'\"]\s?(\$?[0-9][0-9.,/ ]{0,40}?
 _SIGN_OF_MONEY = re.compile(r"-\s?\$\s?\(?(?=[0-9])")
 _FULL_HOUR = re.compile(r"(?<![0-9:])([0-9]{1,2}):00(?![0-9:])")
 _AND_A_PART = re.compile(
-    r"(?<=[0-9]) and (?:(a|one) (half|third|quarter|fourth|fifth)|(two|three) (thirds|quarters|fourths))\b"
+    r"(?<=[0-9]) and (?:(a|one) (half|third|quarter|fourth|fifth)"
+    r"|(two|three) (thirds|quarters|fourths))\b"
 )
 _PARTS_BEHIND = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5}
 _TAIL_IN_BRACKETS = re.compile(r"(?:(?<=[\w%.°$])\s{1,4}|(?<=[a-z]))\([^()]*\)\W{0,3}$")
@@ -403,7 +405,8 @@ _NO_UNITS = frozenset(
 )
 _NO_UNITS |= {"plus", "minus", "squared", "cubed", "factorial", "root", "roots"}
 _SOME_NUMBER = re.compile(
-    rf"\d|\b(?:{'|'.join((*_SMALL, *_LARGE, 'hundred', 'half', 'dozen'))})\b|[½¼¾√π∞]|\\(?:sqrt|pi|frac)",
+    rf"\d|\b(?:{'|'.join((*_SMALL, *_LARGE, 'hundred', 'half', 'dozen'))})\b|[½¼¾√π∞]"
+    r"|\\(?:sqrt|pi|frac)",
     re.IGNORECASE,
 )
 _MOST_WORDS = 24
@@ -496,7 +499,7 @@ def _whole(words: list[str]) -> tuple[int, int]:
 
 
 def _goes_on(words: Sequence[str], position: int, length: int) -> bool:
-    """Return whether "and" or a comma is inside a number: "two thousand, three hundred and five"."""
+    """Return whether "and" or a comma is inside a number: "two thousand, three hundred"."""
     if not length or position == len(words) - 1 or words[position + 1] not in _SMALL:
         return False
     before = words[position - 1]

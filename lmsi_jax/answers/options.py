@@ -74,10 +74,11 @@ def _end(text: str, last: re.Match[str]) -> int:
 # What may introduce a letter: "I think it is most likely option (C)".
 _INTRODUCTION = (
     r"(?:the|my|option|choice|answer|letter|number|statement|is|are|most|very|so|i['’]?d|i['’]ll"
-    r"|i(?= (?:think|believe|guess|would|will|say|choose|pick|select|go))|think|believe|guess|say|choose|pick|select|go|with|for|it|it['’]s|its|would|will|must|should|be"
-    r"|that|this|one|correct|best|right|final|indeed|therefore|thus|hence|clear|closest|nearest|to"
-    r"|likely|plausible|probable|suitable|appropriate|reasonable|logical|accurate|sensible|still"
-    r"|only|indicated|by|as|probably|[a-z]{3,16}ly|no doubt|without a doubt|of course|in fact)"
+    r"|i(?= (?:think|believe|guess|would|will|say|choose|pick|select|go))|think|believe|guess|say"
+    r"|choose|pick|select|go|with|for|it|it['’]s|its|would|will|must|should|be|that|this|one"
+    r"|correct|best|right|final|indeed|therefore|thus|hence|clear|closest|nearest|to|likely"
+    r"|plausible|probable|suitable|appropriate|reasonable|logical|accurate|sensible|still|only"
+    r"|indicated|by|as|probably|[a-z]{3,16}ly|no doubt|without a doubt|of course|in fact)"
 )
 _NAME = re.compile(
     rf"(?:{_INTRODUCTION}[,:]{{0,2}}[ \"'`]{{1,3}}){{0,10}}[\"'`$]{{0,2}}"

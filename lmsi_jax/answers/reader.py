@@ -20,13 +20,14 @@ nothing. The rule that chooses, the first line that gives a value:
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 from lmsi_jax.answers import marks
 from lmsi_jax.answers.canonical import MAX_ANSWER, key, may_answer
 from lmsi_jax.answers.conclusions import conclusion
-from lmsi_jax.answers.marks import Mark, Solution, Strength, sentence_length
+from lmsi_jax.answers.marks import Mark, Strength, sentence_length
 from lmsi_jax.answers.typeset import box_content, clean, plain
 from lmsi_jax.records import KINDS, Kind
 
@@ -146,7 +147,7 @@ def explain(text: str, kind: Kind, options: Sequence[str] = ()) -> list[tuple[st
     verdict: "chosen", "value", "attempt" or "remark".
     """
     reading = read(text, kind, options)
-    rows = [("mark", "strength", "place", "answer", "key", "verdict")]
+    rows: list[tuple[str, ...]] = [("mark", "strength", "place", "answer", "key", "verdict")]
     for candidate in sorted(set(reading.candidates), key=lambda row: row.place):
         verdict = "value" if candidate.key is not None else "attempt"
         verdict = verdict if candidate.attempts else "remark"
@@ -168,10 +169,10 @@ _USUAL_ANSWER = re.compile(r"answer is (\$?[0-9]+(?:,[0-9]{3})*|\([a-z]\)|yes|no
 
 
 def _usual_sentence(text: str, kind: Kind, options: Sequence[str]) -> Candidate | None:
-    """Return what the rule chooses from a text whose only mark is a sentence as our prompts have it.
+    """Return the answer of a text whose only mark is a sentence as our prompts have it.
 
-    This is line 1 of the rule for the texts that are most common, several times faster; a test
-    checks that it chooses as the rule does.
+    This is line 1 of the rule for the most common texts, several times faster; a test checks that
+    it chooses as the rule does.
     """
     place = text.find("nswer") - 1
     if place < 0 or "<" in text or "#" in text or "[" in text or ":" in text or kind == "list":
@@ -260,10 +261,10 @@ class _Reader:
             elif (
                 candidate.strength == chosen.strength == Strength.FINAL
                 and candidate.place < paragraph
-            ):
-                if candidate.key != chosen.key:  # two final answers
-                    attempts.insert(0, chosen._replace(key=None))
-                    return None
+                and candidate.key != chosen.key
+            ):  # two final answers
+                attempts.insert(0, chosen._replace(key=None))
+                return None
         return chosen
 
     def _overrules(self, candidate: Candidate, chosen: Candidate, paragraph: int) -> bool:
@@ -303,7 +304,7 @@ class _Reader:
     def _label(
         self, weak: Sequence[Mark], attempts: list[Candidate], introductions: list[Candidate]
     ) -> Candidate | None:
-        """Return the first value behind a label; behind an attempt's paragraph labels do not count."""
+        """Return the first value behind a label; attempts end the labels with their paragraph."""
         stop = self._paragraph(attempts[0].end) if attempts else self.solution.stop
         labels = (mark for mark in weak if mark.strength == Strength.LABEL)
         for mark in itertools.islice(labels, MOST_READ):
@@ -472,7 +473,8 @@ class _Reader:
 
 
 _OR = re.compile(
-    r"\\boxed.{0,16}(?:\bor\b|\band\b|\\text\{ or \})[^a-z]{0,4}$|\}[$)\\ ]{0,4}(?:or|and)[$(\\ ]{1,5}$"
+    r"\\boxed.{0,16}(?:\bor\b|\band\b|\\text\{ or \})[^a-z]{0,4}$"
+    r"|\}[$)\\ ]{0,4}(?:or|and)[$(\\ ]{1,5}$"
 )
 _CLOSERS = frozenset((" ", "\n", "\\", "$", "*", "<", "`"))
 _CLOSING = re.compile(r"\s{0,2}(?:\\\]|\$\$)|\\\)|\*\*|</answer>|```")
@@ -490,13 +492,14 @@ _OPTIONS = re.compile(
 )
 # "The answer is reasonable", "correct: 18 / 2 = 9": words that judge an answer and give none.
 _REMARK = re.compile(
-    r"(?:(?:also|indeed|now|still|in fact|thus|therefore|quite|very|so|most|more|both|[a-z]{2,16}ly)\s){0,3}"
+    r"(?:(?:also|indeed|now|still|in fact|thus|therefore|quite|very|so|most|more|both"
+    r"|[a-z]{2,16}ly)\s){0,3}"
     r"(?:not(?! enough\b)|reasonable|plausible|sensible|correct|incorrect|right|wrong|valid|invalid"
     r"|verified|confirmed|complete|incomplete|clear|obvious|consistent|accurate|inaccurate"
     r"|supported|backed|explained|justified|based|rounded(?: off)?(?: to| up| down)|final"
-    r"|expressed|written|given (?:below|above|in)|shown|stated|required|expected|needed|asked|important|simple"
-    r"|easy|straightforward|as follows|below|above|here|already|ready|done|in (?:the|terms|form)\b"
-    r"|between|independent|unique|satisfied|proven|checked|double[- ]checked|good|fine)"
+    r"|expressed|written|given (?:below|above|in)|shown|stated|required|expected|needed|asked"
+    r"|important|simple|easy|straightforward|as follows|below|above|here|already|ready|done"
+    r"|in (?:the|terms|form)\b|between|independent|unique|satisfied|proven|checked|double[- ]checked|good|fine)"
     r"(?:\s?[.,:;!)]|\s?$|\s(?:because|since|as|and|but|that|when|if|by|with|in|for|to|from|given"
     r"|considering|now|on|of|so|too|according|under|after|enough|form|[0-9])|(?<=not)\s)",
     re.IGNORECASE,
@@ -559,7 +562,19 @@ def surface(answer: str, kind: Kind, found_key: str, options: Sequence[str] = ()
             return words
     if kind == "choice":
         return f"({found_key})"
+    if kind == "number":
+        return _decimal(found_key)
     return "it is not possible to tell" if kind == "nli" and found_key == "unknown" else found_key
+
+
+def _decimal(fraction: str) -> str:
+    """Return a fraction as an exact decimal of at most four places if it is one."""
+    value = Fraction(fraction)
+    if (value * 10_000).denominator != 1:
+        return fraction
+    whole, places = divmod(abs(value) * 10_000, 10_000)
+    digits = f"{whole}.{int(places):04}".rstrip("0").rstrip(".")
+    return f"-{digits}" if value < 0 else digits
 
 
 _CLAUSE = re.compile(

@@ -94,6 +94,16 @@ def date_key(answer: str) -> str | None:
     return None
 
 
+def written_date(text: str) -> str | None:
+    """Return the only full date of a text as written, None without one or with several."""
+    low = text.lower()
+    dates = [match[0] for form in (*_IN_WORDS, _IN_FIGURES) for match in form.finditer(low)]
+    if len(set(dates)) != 1:
+        return None
+    place = low.index(dates[0])
+    return text[place : place + len(dates[0])] if len(low) == len(text) else None
+
+
 def _date_text(answer: str) -> str:
     """Return the answer in plain lower case without a weekday, "the" and marks at its edges."""
     text = " ".join(plain(answer).lower().strip(_DATE_EDGES).split())

@@ -49,7 +49,10 @@ _MATHEMATICS = frozenset(
         *("sigma", "tau", "phi", "psi", "omega", "eta", "kappa", "xi", "chi", "varphi", "ell"),
     )
 )
-_STATED = frozenset("*`\\{}<>|\n\t#")
+_MARKUP = re.compile(r"[`\\{}<>|\n\t#]|\*(?! )|(?<! )\*")
+_DEBRIS_AT_EDGES = re.compile(
+    r"[ ,;:*_'\u2013\u2014]|-(?![$0-9.])|.*[ ,;:*_'\u2013\u2014-]$", re.DOTALL
+)
 _PAIRS = {")": "(", "]": "[", "”": "“"}
 
 
@@ -97,7 +100,7 @@ def clean(surface: str) -> bool:
 
     It is one line, has no markup, its brackets and quotes close, and a dollar sign is money's.
     """
-    if not surface or surface != surface.strip(" ,;:-–—_'") or not _STATED.isdisjoint(surface):
+    if not surface or _DEBRIS_AT_EDGES.match(surface) or _MARKUP.search(surface):
         return False
     open_brackets: list[str] = []
     for character in surface:
