@@ -149,8 +149,6 @@ _HASHED_NUMBER = re.compile(r"[-−–+*$€£¥₹\\({~≈]{0,8}(?:boxed\{|frac
 _TAGGED = re.compile(r"<(?:final[_ ]?)?answer>\s{0,8}")
 _ANS = re.compile(rf"ans(?<![a-z]ans)\s?[:.=]{_GAP}")
 _LINE_A = re.compile(rf"\na[ \t]{{0,4}}:{_GAP}")
-_BOXED = re.compile(r"\\boxed[ \t]{0,4}(?=\{)")
-_FBOX = re.compile(r"\\fbox[ \t]{0,4}(?=\{)")
 # "the best choice is (B)"; "each option:" and "multiple choice:" are none.
 _CHOICE = re.compile(
     rf"(?:option|choice){_OF_WHAT}(?:\s(?:is|would be|must be|should be|seems to be|will be)\b"
@@ -211,33 +209,42 @@ def foreign_marks(solution: Solution) -> list[Mark]:
 
 
 def weak_marks(solution: Solution, kind: Kind) -> list[Mark]:
-    r"""Return boxes and labels without the word "answer", in the order of their places."""
+    """Return labels without the word "answer", in the order of their places."""
     lowered, begin, stop = solution.lowered, solution.begin, solution.stop
     marks: list[Mark] = []
-    if "\\" in lowered:
-        marks += [
-            Mark("\\boxed", match.start(), match.end(), Strength.BOX)
-            for pattern in (_BOXED, _FBOX)
-            for match in pattern.finditer(lowered, begin, stop)
-        ]
-    for name, pattern in (("ans", _ANS), ("\na", _LINE_A)):
-        if name in lowered:
-            marks += [
-                Mark(name.strip() + ":", match.start(), match.end(), Strength.LABEL)
-                for match in pattern.finditer(lowered, begin, stop)
-            ]
+    if "ans" in lowered and (":" in lowered or "=" in lowered or "ans." in lowered):
+        for match in _ANS.finditer(lowered, begin, stop):
+            marks.append(Mark("ans:", match.start(), match.end(), Strength.LABEL))
+    if "\na:" in lowered or "\na " in lowered:
+        for match in _LINE_A.finditer(lowered, begin, stop):
+            marks.append(Mark("a:", match.start(), match.end(), Strength.LABEL))
     if first := _FIRST_A.match(lowered, begin, stop):
         marks.append(Mark("a:", first.start(), first.end(), Strength.LABEL))
     if kind == "choice":
         marks += _choices(lowered, begin, stop)
     if kind == "nli" and "label" in lowered:
-        marks += [
-            Mark("label:", match.start(), match.end(), Strength.LABEL)
-            for match in _NLI_LABEL.finditer(lowered, begin, stop)
-        ]
+        for match in _NLI_LABEL.finditer(lowered, begin, stop):
+            marks.append(Mark("label:", match.start(), match.end(), Strength.LABEL))
     if len(marks) > 1:
         marks.sort(key=by_place)
     return marks
+
+
+def boxes_from_end(solution: Solution) -> Iterator[Mark]:
+    """Yield the boxes of a solution, the last one first."""
+    lowered, begin = solution.lowered, solution.begin
+    if "\\boxed" not in lowered and "\\fbox" not in lowered:
+        return
+    place = solution.stop
+    while place > begin:
+        place = max(lowered.rfind("\\boxed", begin, place), lowered.rfind("\\fbox", begin, place))
+        if place < 0:
+            return
+        start = place + (6 if lowered[place + 1] == "b" else 5)
+        while lowered[start : start + 1] == " ":
+            start += 1
+        if lowered[start : start + 1] == "{":
+            yield Mark("\\boxed", place, start, Strength.BOX)
 
 
 _FIRST_A = re.compile(rf"\s{{0,4}}a[ \t]{{0,4}}:{_GAP}")
@@ -385,8 +392,8 @@ _ROLE = re.compile(r"\s{0,4}(?:assistant|model|final|analysis|message|\||>|<){0,
 _OPENING_WORDS = re.compile(
     r"\W{0,8}(?:sure|certainly|of course|absolutely|okay|ok|great|let['’]?s|let us|let me|here"
     r"|to (?:solve|answer|find|determine)|we (?:need|are|have|will|can)"
-    r"|i(?:['’]ll| will| need|['’]m)|first|given|the (?:problem|question|following)|step|understand|restat|rewrit|thank|hello|hi"
-    r"|solution)",
+    r"|i(?:['’]ll| will| need|['’]m)|first|given|the (?:problem|question|following)|step"
+    r"|understand|restat|rewrit|thank|hello|hi|solution)",
     re.IGNORECASE,
 )
 _MOST_OPENING = 400

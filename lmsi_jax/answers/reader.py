@@ -20,7 +20,7 @@ nothing. The rule that chooses, the first line that gives a value:
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from lmsi_jax.answers import marks
 from lmsi_jax.answers.canonical import MAX_ANSWER, key, may_answer
 from lmsi_jax.answers.conclusions import conclusion
 from lmsi_jax.answers.marks import Mark, Strength, sentence_length
-from lmsi_jax.answers.typeset import box_content, clean, plain
+from lmsi_jax.answers.typeset import clean, closing_brace, plain
 from lmsi_jax.records import KINDS, Kind
 
 BLANK_LINE = "\n\n"
@@ -141,14 +141,16 @@ def path_key(
 
 
 def explain(text: str, kind: Kind, options: Sequence[str] = ()) -> list[tuple[str, ...]]:
-    """Return a table of what was read in a text and why, its head first.
+    """Return a table of all candidates in a text, its head first.
 
     A row has the candidate's mark, strength, place, answer as written, key ("-" without one) and
     verdict: "chosen", "value", "attempt" or "remark".
     """
-    reading = read(text, kind, options)
+    reader = _Reader(text, kind, options, [])
+    chosen = reader.choose(finished=True)
+    reader.read_all()
     rows: list[tuple[str, ...]] = [("mark", "strength", "place", "answer", "key", "verdict")]
-    for candidate in sorted(set(reading.candidates), key=lambda row: row.place):
+    for candidate in sorted(set(reader.candidates), key=lambda row: (row.place, row.mark)):
         verdict = "value" if candidate.key is not None else "attempt"
         verdict = verdict if candidate.attempts else "remark"
         rows.append(
@@ -158,7 +160,7 @@ def explain(text: str, kind: Kind, options: Sequence[str] = ()) -> list[tuple[st
                 str(candidate.place),
                 candidate.text,
                 candidate.key or "-",
-                "chosen" if candidate == reading.chosen else verdict,
+                "chosen" if candidate == chosen else verdict,
             )
         )
     return rows
@@ -230,14 +232,21 @@ class _Reader:
             foreign = marks.foreign_marks(solution) if _may_be_foreign(solution.lowered) else []
             if foreign and (value := self._final(foreign, attempts)):
                 return value
-        others = [mark for mark in all_marks if mark.strength < Strength.SENTENCE]
-        others += marks.weak_marks(solution, kind)
+        weak = [mark for mark in all_marks if mark.strength < Strength.SENTENCE]
+        weak += marks.weak_marks(solution, kind)
         introductions: list[Candidate] = []
-        if others and (value := self._weak(others, attempts, introductions)):
+        if value := self._weak(weak, attempts, introductions):
             return value
         if attempts:
             return attempts[0]
         return self._conclusion(finished, introductions)
+
+    def read_all(self) -> None:
+        """Read also the candidates that the rule did not need."""
+        found = marks.strong_marks(self.solution, self.kind) + marks.foreign_marks(self.solution)
+        found += marks.weak_marks(self.solution, self.kind)
+        for mark in itertools.chain(found, marks.boxes_from_end(self.solution)):
+            self._candidate(mark)
 
     def _final(self, strong: Sequence[Mark], attempts: list[Candidate]) -> Candidate | None:
         """Apply line 1 of the rule."""
@@ -280,16 +289,19 @@ class _Reader:
         self, weak: list[Mark], attempts: list[Candidate], introductions: list[Candidate]
     ) -> Candidate | None:
         """Apply lines 2 to 4 of the rule."""
-        weak.sort(key=marks.by_place)
-        label = self._label(weak, attempts, introductions)
-        box = self._last(Strength.BOX, weak, attempts)
+        if len(weak) > 1:
+            weak.sort(key=marks.by_place)
+        label = self._label(weak, attempts, introductions) if weak else None
+        box = self._last(marks.boxes_from_end(self.solution), attempts)
         if box is not None and (label is None or box.place > label.place):
             return box
         if label is not None:
             return self._solved(label) or label if self.kind == "number" else label
         if self.kind == "choice":
             weak = sorted([*weak, *marks.superlative_marks(self.solution)], key=marks.by_place)
-        if step := self._last(Strength.STEP, weak, []):
+        if not weak:
+            return None
+        if step := self._last((m for m in reversed(weak) if m.strength == Strength.STEP), []):
             return step
         if attempts:
             return None
@@ -318,12 +330,9 @@ class _Reader:
                 stop = min(stop, max(self._paragraph(candidate.end), candidate.end))
         return None
 
-    def _last(
-        self, strength: Strength, weak: Sequence[Mark], attempts: list[Candidate]
-    ) -> Candidate | None:
-        """Return the last value of a strength; two boxes with "or" between them are an attempt."""
-        marks_of_strength = (mark for mark in reversed(weak) if mark.strength == strength)
-        for mark in itertools.islice(marks_of_strength, MOST_READ):
+    def _last(self, from_end: Iterator[Mark], attempts: list[Candidate]) -> Candidate | None:
+        """Return the last value; two boxes with "or" between them are an attempt."""
+        for mark in itertools.islice(from_end, MOST_READ):
             candidate = self._candidate(mark)
             if candidate is None or not candidate.attempts:
                 continue
@@ -339,7 +348,7 @@ class _Reader:
         before = self.solution.text[
             max(self.solution.begin, candidate.place - 24) : candidate.place
         ]
-        return _OR.search(before) is not None
+        return ("or" in before or "and" in before) and _OR.search(before) is not None
 
     def _solved(self, label: Candidate) -> Candidate | None:
         """Return what a paragraph concludes with that is a solution behind a label, not an answer.
@@ -464,10 +473,7 @@ class _Reader:
         )
 
     def _boxed(self, mark: Mark, window: str) -> tuple[str, int]:
-        found = box_content("\\boxed" + window)
-        if found is None:
-            return "", 0
-        width = found[1] - len("\\boxed")
+        width = closing_brace(window) + 1
         length, end = sentence_length(window[width:], self.kind)
         return window[:width], width + (end if length < 200 else 0)
 
@@ -499,7 +505,8 @@ _REMARK = re.compile(
     r"|supported|backed|explained|justified|based|rounded(?: off)?(?: to| up| down)|final"
     r"|expressed|written|given (?:below|above|in)|shown|stated|required|expected|needed|asked"
     r"|important|simple|easy|straightforward|as follows|below|above|here|already|ready|done"
-    r"|in (?:the|terms|form)\b|between|independent|unique|satisfied|proven|checked|double[- ]checked|good|fine)"
+    r"|in (?:the|terms|form)\b|between|independent|unique|satisfied|proven|checked|good|fine"
+    r"|double[- ]checked)"
     r"(?:\s?[.,:;!)]|\s?$|\s(?:because|since|as|and|but|that|when|if|by|with|in|for|to|from|given"
     r"|considering|now|on|of|so|too|according|under|after|enough|form|[0-9])|(?<=not)\s)",
     re.IGNORECASE,
@@ -520,10 +527,14 @@ def _line_start(text: str, start: int) -> int:
 
 
 def _may_be_foreign(lowered: str) -> bool:
-    return not lowered.isascii() or any(word in lowered for word in _ASCII_FOREIGN)
-
-
-_ASCII_FOREIGN = ("respuesta", "antwort", "jibu ni", "risposta", "resposta")
+    return (
+        not lowered.isascii()
+        or "antwort" in lowered
+        or "respuesta" in lowered
+        or "resposta" in lowered
+        or "risposta" in lowered
+        or "jibu ni" in lowered
+    )
 
 
 def _field(window: str) -> tuple[str, int]:
@@ -531,10 +542,13 @@ def _field(window: str) -> tuple[str, int]:
     match = _FIELD.match(window)
     if match is None:
         return "", 0
-    return (match[1] if match[1] is not None else match[2] or "").strip(), match.end()
+    return (match["bare"] if match["quote"] is None else match["quoted"]).strip(), match.end()
 
 
-_FIELD = re.compile(r"\"((?:[^\"\\]|\\.){0,280})\"|([^\",}\n]{0,280})")
+_FIELD = re.compile(
+    r"(?:(?P<quote>[\"'])(?P<quoted>(?:(?!(?P=quote))[^\\]|\\.){0,280})(?P=quote)"
+    r"|(?P<bare>[^\",}\n]{0,280}))(?:\s{0,4}\}(?:\s{0,4}```)?)?"
+)
 
 
 def _untagged(answer: str, window: str, end: int) -> tuple[str, int]:

@@ -82,7 +82,7 @@ def box_content(text: str) -> tuple[str, int] | None:
     begin = box.end()
     if text[begin : begin + 1] != "{":
         return (text[begin], begin + 1) if text[begin : begin + 1].strip() else None
-    end = _closing_brace(text, begin)
+    end = closing_brace(text, begin)
     return text[begin + 1 : end], end + 1
 
 
@@ -114,7 +114,11 @@ def clean(surface: str) -> bool:
     return not open_brackets and surface.count('"') % 2 == 0 and money
 
 
-def _closing_brace(text: str, begin: int) -> int:
+def closing_brace(text: str, begin: int = 0) -> int:
+    """Return where the brace at `begin` closes, the length of the text if it does not."""
+    first = text.find("}", begin)
+    if first >= 0 and text.find("{", begin + 1, first) < 0:
+        return first
     depth = 0
     for i in range(begin, len(text)):
         depth += (text[i] == "{") - (text[i] == "}")
@@ -132,7 +136,7 @@ def _unboxed(answer: str) -> str:
             sign = "-" if before.endswith(("-", "−")) and not before[:-1].strip(" $:=") else ""
             answer = sign + found[0]
         elif answer.startswith("{"):
-            answer = answer[1 : _closing_brace(answer, 0)]
+            answer = answer[1 : closing_brace(answer)]
         else:
             return answer
 
