@@ -196,6 +196,15 @@ def strong_marks(solution: Solution, kind: Kind) -> list[Mark]:
     return marks
 
 
+def may_be_foreign(text: str) -> bool:
+    """Return whether a text has a word of `foreign_marks`; its case does not matter."""
+    if "ntwort" in text or "espuesta" in text or "esposta" in text or "isposta" in text:
+        return True
+    if "ibu ni" in text:
+        return True
+    return not text.isascii() and ("éponse" in text or "твет" in text or "答" in text)
+
+
 def foreign_marks(solution: Solution) -> list[Mark]:
     """Return the answer sentences of other languages."""
     lowered = solution.lowered
@@ -475,6 +484,13 @@ def _next_question(text: str, begin: int, stop: int) -> int:
                 break
             place = text.find(needle, place + len(needle), stop)
     return stop if stop > begin else begin
+
+
+def may_ask(text: str) -> bool:
+    """Return whether another question or an end token may be in a text without "<"."""
+    if "INST]" in text or "hink]" in text or "HINK]" in text:
+        return True
+    return (":" in text or "# " in text) and any(word in text for _, word in _NEEDLES)
 
 
 def _line_begin(text: str, place: int) -> int:
