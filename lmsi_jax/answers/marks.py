@@ -86,7 +86,7 @@ _OPENED = (
 )
 _PLAIN_IS = re.compile(r"answer is (?=[0-9($ynfc-])(?!\$\$)")
 # "answer choices" and "answer the question" mark nothing.
-_ONLY_WORDS = ("answer choice", "answer option", "answers ", "answered", "answering", "answer the ")
+ONLY_WORDS = ("nswer choice", "nswer option", "nswers ", "nswered", "nswering", "nswer the ")
 _DETERMINERS = frozenset(("the", "your", "our", "this", "that", "my", "an", "a", "its"))
 # "if the answer is 40", "what the answer is", "no definitive answer"
 _HYPOTHESES = frozenset(
@@ -310,7 +310,7 @@ def _answer_mark(lowered: str, place: int, begin: int, stop: int) -> Mark | None
         return Mark("answer is", place, place + 10, Strength.SENTENCE)
     if before.endswith('"') and lowered.startswith('answer": ', place):
         return Mark("answer field", place, place + 9, Strength.FINAL)
-    if lowered.startswith(_ONLY_WORDS, place):
+    if lowered.startswith(ONLY_WORDS, place + 1):
         return None
     match = _ANSWER.match(lowered, place, stop)
     if match is None:

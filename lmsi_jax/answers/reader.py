@@ -174,12 +174,11 @@ _USUAL_ANSWER = re.compile(
     r"|\": (?:\"(?P<quoted>[^\"\\\n]{1,60})\"|(?P<bare>[0-9]{1,20})(?=\s{0,4}[,}\n]))"
     r"(?:\s{0,4}\}(?:\s{0,4}```)?)?)"
 )
-_USUAL_OPENING = (
-    *(". The a", "\nThe a", ". So the a", " So the a", ". Therefore, the a", ". Thus, the a"),
-    *("\nTherefore, the a", "\nSo the a", "\nThus, the a", "\nSo, the a", ". So, the a"),
-    *("\nTherefore, the correct a", "\nThus, the correct a", "\nSo the correct a"),
+_USUAL_OPENING = re.compile(
+    r"(?:^|[.\n])\s?(?:(?:So|Thus|Therefore|Hence),? )?[Tt]he"
+    r" (?:(?:correct|best|final|most [a-z]{3,14}) )?a$"
 )
-_OTHER_MARKS = ("Ans", " ans", "\nA:", "\na:", "\nA :", "hoice", "ption", "abel")
+_OTHER_MARKS = ("Ans", " ans", "\nA:", "\na:", "\nA :", "abel")
 
 
 def _usual(text: str, kind: Kind, options: Sequence[str]) -> Candidate | None:
@@ -192,6 +191,8 @@ def _usual(text: str, kind: Kind, options: Sequence[str]) -> Candidate | None:
     if "<" in text or "####" in text or "NSWER" in text or "◁" in text or kind == "list":
         return None
     place = text.find("nswer")
+    while place >= 0 and text.startswith(marks.ONLY_WORDS, place):
+        place = text.find("nswer", place + 5)
     if place < 0:
         return _usual_box(text, kind, options)
     usual = _USUAL_ANSWER.match(text, place)
@@ -199,7 +200,7 @@ def _usual(text: str, kind: Kind, options: Sequence[str]) -> Candidate | None:
         return None
     form, start = usual.lastgroup, place + 9
     if form in ("plain", "box"):
-        if not text.endswith(_USUAL_OPENING, max(0, place - 24), place):
+        if not _USUAL_OPENING.search(text[max(0, place - 40) : place]):
             return None
         mark, strength = "answer is", Strength.SENTENCE
         if form == "plain":
@@ -226,6 +227,8 @@ def _usual_box(text: str, kind: Kind, options: Sequence[str]) -> Candidate | Non
     """Return the last box of a text that has no other mark."""
     place = text.rfind("\\boxed{")
     if place < 0 or any(mark in text for mark in _OTHER_MARKS) or marks.may_ask(text):
+        return None
+    if kind == "choice" and ("hoice" in text[place:] or "ption" in text[place:]):
         return None
     if text[:4].lstrip()[:1] in "aA" or text.find("boxed", place - 40, place) > 0:
         return None
