@@ -27,7 +27,7 @@ _NUMBER = re.compile(
     r"(?:(?P<decimals>\.[0-9]+)|\.(?![0-9.]))?"
     r"(?P<exponent>[eE][+-]?[0-9]{1,2}(?!\w))?"
     r"(?: ?[*×x] ?10 ?(?:\^|\*\*) ?\(?(?P<power>[+-]?[0-9]{1,2})\)?(?![0-9.]))?"
-    rf"(?:(?P<part>(?:-| and | )(?={_DIGITS} ?/))?(?P<top>(?<=[ -]){_DIGITS})?"
+    rf"(?:(?P<part>(?<=[0-9])(?:-| and | )(?={_DIGITS} ?/))?(?P<top>(?<=[ -]){_DIGITS})?"
     rf" ?/ ?(?P<bottom>-?{_DIGITS}))?"
 )
 # The forms that most answers have: digits, money, one plain unit behind them.
@@ -163,7 +163,7 @@ _PARTS_BEHIND = {"half": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5}
 _TAIL_IN_BRACKETS = re.compile(r"(?:(?<=[\w%.°$])\s{1,4}|(?<=[a-z]))\([^()]*\)\W{0,3}$")
 _REPEATING = re.compile(r"[0-9]\.[0-9]*\([0-9]+\)|[0-9]\.{3}|[0-9]̅")
 _REASON = re.compile(
-    r"(?<=[\w%)])[,;]?\s(?:because|since|as|where|when|if|given|which|from|based|so|this|that|after"
+    r"(?<=[\w%)$\"'*`°])\s?[,;]?\s(?:because|since|as|where|when|if|given|which|from|based|so|this|that|after"
     r"|i\.e\.?|by|found|obtained|check(?:ed)?|verif[a-z]+)\b"
 )
 # "x = 5 and y = 6"; not "9 * 2 = 18, so the total = 18".
