@@ -37,8 +37,8 @@ _TYPESETTING = (
     r"|approx|boxed|fbox|ldots|dots|newline)(?![a-zA-Z])"
 )
 _COMMAND = re.compile(rf"{_TYPESETTING}|\\[,;:! ()\[\]]|\\(?P<other>[a-zA-Z]+)|[{{}}]")
-_FRACTION = re.compile(r"\\[dtc]?frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}")
-_SHORT_FRACTION = re.compile(r"\\[dtc]?frac\s?([0-9])([0-9])")
+_FRACTION = re.compile(r"(-?)\s?\\[dtc]?frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}")
+_SHORT_FRACTION = re.compile(r"(-?)\s?\\[dtc]?frac\s?([0-9])([0-9])")
 _TIMES = re.compile(r"\\(?:times|cdot)(?![a-zA-Z])")
 _MATHEMATICS = frozenset(
     (
@@ -143,8 +143,8 @@ def _unboxed(answer: str) -> str:
 
 def _without_latex(answer: str) -> str:
     answer = answer.replace("^{\\circ}", " ").replace("^\\circ", " ").replace("\\%", "%")
-    answer = _FRACTION.sub(r" \1/\2 ", answer)
-    answer = _SHORT_FRACTION.sub(r" \1/\2 ", answer)
+    answer = _FRACTION.sub(r" \1\2/\3 ", answer)
+    answer = _SHORT_FRACTION.sub(r" \1\2/\3 ", answer)
     answer = _TIMES.sub("*", answer)
     answer = _COMMAND.sub(_command, answer).replace("\\", "")
     # Dollar signs are brackets when they come in pairs around the whole, money otherwise.

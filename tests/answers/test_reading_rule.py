@@ -77,7 +77,12 @@ def _notations(value: Fraction):
     sign, size = ("-" if value < 0 else ""), abs(value)
     yield f"{value}"
     if size.denominator == 1:
-        yield from (f"{sign}{size.numerator:,}", f"{sign}{size}.0", f"{sign}${size}", f"{sign}{size}%")
+        yield from (
+            f"{sign}{size.numerator:,}",
+            f"{sign}{size}.0",
+            f"{sign}${size}",
+            f"{sign}{size}%",
+        )
         yield from (f"{sign}{size} kg", f"${value}$", f"{value} of them", f"{sign}0{size}")
         yield f"{sign}{size}".replace("-", "−")
     else:
@@ -105,11 +110,58 @@ def test_all_renderings_of_a_number_have_one_key(value):
     assert keys == dict.fromkeys(keys, str(value))
 
 
-_PIECES = ["answer is ", "The answer is ", "\n", "\n\n", "Q:", " ", "9", "18", "1,800", ".", "(a)", ","]
-_PIECES += ["=", "yes", "no ", "<think>", "</think>", "\\boxed{", "}", "#### ", "answer: ", "$", "-"]
+_PIECES = [
+    "answer is ",
+    "The answer is ",
+    "\n",
+    "\n\n",
+    "Q:",
+    " ",
+    "9",
+    "18",
+    "1,800",
+    ".",
+    "(a)",
+    ",",
+]
+_PIECES += [
+    "=",
+    "yes",
+    "no ",
+    "<think>",
+    "</think>",
+    "\\boxed{",
+    "}",
+    "#### ",
+    "answer: ",
+    "$",
+    "-",
+]
 _PIECES += ["İ", "May ", "one ", "and ", "or ", "if ", "Final answer: ", '{"answer": "', '"}', "**"]
-_PIECES += ["option ", "½", "twenty-five", "not ", "cannot be determined", "of ", "—", "July 28, 2001"]
-_PIECES += ["07/28/2001", "; ", "- ", "Step 1 ", "C", "\\frac{3}{4}", "x = 5 ", "kg ", "²", "（Ｃ）", "[", "|"]
+_PIECES += [
+    "option ",
+    "½",
+    "twenty-five",
+    "not ",
+    "cannot be determined",
+    "of ",
+    "—",
+    "July 28, 2001",
+]
+_PIECES += [
+    "07/28/2001",
+    "; ",
+    "- ",
+    "Step 1 ",
+    "C",
+    "\\frac{3}{4}",
+    "x = 5 ",
+    "kg ",
+    "²",
+    "（Ｃ）",
+    "[",
+    "|",
+]
 _PIECES += ["no information", "determine", "{", "“", "<|eot_id|>", "# Question", "\\", ":"]
 texts = st.lists(st.sampled_from(_PIECES), max_size=14).map("".join)
 options = st.sampled_from([(), ("red", "9", "gold and iron"), ("a", "E. coli", "12 m")])
@@ -133,7 +185,12 @@ def test_a_key_is_its_own_key(text, kind, options):
 
 @given(texts, st.sampled_from(KINDS), options)
 def test_a_usual_form_is_read_as_the_rule_reads_it(text, kind, options):
-    for whole in (text, text + "\nThe answer is 18.", text + " \\boxed{B}.", '{"answer": "7"}' + text):
+    for whole in (
+        text,
+        text + "\nThe answer is 18.",
+        text + " \\boxed{B}.",
+        '{"answer": "7"}' + text,
+    ):
         if usual := reader._usual(whole, kind, options):
             assert usual == reader._choose(whole, kind, options, True)
 
