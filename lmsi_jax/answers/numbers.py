@@ -72,11 +72,17 @@ _BOUND_BEHIND = re.compile(
     r"\s?\+|[^0-9.,;:]{0,24}?\s(?:or|and)\s(?:more|less|fewer|greater|higher|lower|above|below|over"
     r"|under|up|so\son)\b|\s(?:at\s(?:least|most)|minimum|maximum)\b"
 )
-# A number that goes on with its unit ends where a remark begins.
-_BREAK = re.compile(
-    r"[;:(\n]|\s-\s|,?\s(?:which|because|since|so|as|where|when|if|given|but|not|rather|instead"
-    r"|although|though|while|whereas|therefore|thus|hence|assuming|that|who|after|before|until"
-    r"|i\.e|e\.g)\b|,\s(?:[a-z]+ing|based|according|in\stotal)\b|\.\s|\sand\s(?:not|thus|so)\b|\sor\s(?:about|approximately|roughly|equivalently)\b"
+# A remark behind the number may have other numbers: "18, since 2 * 9 = 18".
+_REMARK = re.compile(
+    r"[;:(\n]|\s-\s|,?\s(?:which|because|since|so|as|if|given|but|not|rather|instead|although"
+    r"|though|while|whereas|therefore|thus|hence|assuming|i\.e|e\.g)\b"
+    r"|,\s(?:[a-z]+ing|based|according|in\stotal|where|when|after|before|who)\b|\.\s"
+    r"|\sand\s(?:not|thus|so)\b|\sor\s(?:about|approximately|roughly|equivalently)\b"
+)
+# A phrase that goes on with these may have other numbers, but no second quantity.
+_CLAUSE = re.compile(
+    r"\s(?:that|who|where|when|after|before|until"
+    r"|to\s(?!(?:the|her|his|their|each|my|our|your|its|him|them)\b)[a-z]{2,})\b"
 )
 # Two numbers in one phrase are one quantity only beside these words: "$18 per day for 7 days".
 _BETWEEN = frozenset(
@@ -113,9 +119,9 @@ _BOUNDS = re.compile(
 _DENIED = re.compile(r"\b(?:not|never|no|neither|nor|cannot)\b|n['’]t\b|\bthan\b")
 # "the money Gerald has left after spending $10" describes the answer by another number.
 _CIRCUMSTANCE = re.compile(
-    r"\b(?:after|before|by|from|with|without|during|until|when|if|because|since|between|every"
-    r"|each|per|another|(?!during)[a-z]{2,}ing)\s(?:(?:the|a|an|all|about|only|his|her|their|last"
-    r"|first|next|another)\s)*[$-]{0,2}\s?$"
+    r"\b(?:after|before|by|from|without|during|until|when|if|because|since|between|every"
+    r"|each|per|another|(?<!is )(?<!are )(?<!was )(?<!were )(?<!be )[a-z]{2,}ing)\s"
+    r"(?:(?:the|a|an|all|about|only|his|her|their|last|first|next|another)\s)*[$-]{0,2}\s?$"
 )
 _SHARE_OF = re.compile(
     r"\b(?:multiple|half|third|quarter|fourth|fifth|one|some|most|none|power|factor|divisor|part|twice"
@@ -337,12 +343,14 @@ def _rest_allows(rest: str, has_lead: bool) -> bool:
 
 def _first_clause(rest: str) -> str:
     """Return what follows a number up to a remark: " dollars a day" of " dollars a day, since"."""
-    clause = _BREAK.search(rest)
-    return rest[: clause.start()] if clause else rest
+    remark = _REMARK.search(rest)
+    return rest[: remark.start()] if remark else rest
 
 
 def _second_quantity(clause: str) -> bool:
     """Return whether a phrase behind a number has another: "h 30 min", "cm x 4 cm", "of the 20"."""
+    if goes_on := _CLAUSE.search(clause):
+        clause = clause[: goes_on.start()]
     digit = next((i for i, c in enumerate(clause) if c.isdigit()), None)
     if digit is None:
         return False
