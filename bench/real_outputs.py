@@ -7,13 +7,13 @@ LMSI_DATA names, else in ../shared/data beside the checkout, each file as publis
     model_samples/NAME/MODEL_COT.jsonl     its output_dir/NAME/test/MODEL_COT/predictions.jsonl
     gsm8k/test.jsonl                       grade-school-math's grade_school_math/data/test.jsonl
     gsm8k/example_model_solutions.jsonl    of the same folder
-    chat_samples/CHAT.jsonl                chat models' texts with their publishers' labels: ZeroEval's
-                                           result_dirs/gsm, Rereading-LLM-Reasoning's results
+    chat_samples/CHAT.jsonl                ZeroEval's result_dirs/gsm, Rereading-LLM-Reasoning's
+                                           results: chat models' texts with the publisher's label
 
-NAME is GSM8K, AQUA or StrategyQA. Faithful-COT is github.com/veronica320/Faithful-COT (commit
-301784317c99), grade-school-math is github.com/openai/grade-school-math (commit 3101c7d50724), ZeroEval is
-github.com/WildEval/ZeroEval (commit 8c1485edf12c), Rereading-LLM-Reasoning is
-github.com/Tebmer/Rereading-LLM-Reasoning (commit 0dbad50be663).
+NAME is GSM8K, AQUA or StrategyQA. The repositories and commits are, on github.com:
+
+    veronica320/Faithful-COT (301784317c99)      openai/grade-school-math (3101c7d50724)
+    WildEval/ZeroEval (8c1485edf12c)             Tebmer/Rereading-LLM-Reasoning (0dbad50be663)
 """
 
 import argparse

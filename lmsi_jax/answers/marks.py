@@ -64,7 +64,10 @@ _GAP = (
     r"(?:[\s:：*_]|(?<=\n)>|\$\$|\\\[|```[a-z]{0,8}\n){0,8}"
     r"(?:(?:as follows|the following|below|here(?: it is)?)\s?:\s{0,4}\*{0,2})?(?:(?<=\n)[-•][ ])?"
 )
-_OF_WHAT = r"(?: (?:to|for|of|in|as|from|on|at|given|with|by|after|per)\s[^.!?\n:=]{1,80}?)?"
+_OF_WHAT = (
+    r"(?: (?:to|for|of|in|as|from|on|at|given|with|by|after|per)"
+    r"(?:\s[^\s.!?:=]{1,24}(?=[\s:=])){1,16}?)?"
+)
 # "answer", a remark in brackets, what it is the answer to, and a verb, a colon or a heading's end.
 _ANSWER = re.compile(
     rf"answer[\"'*_`]{{0,3}}(?:\s?\([^()\n]{{1,60}}\))?{_OF_WHAT}(?:\s?\([^()\n]{{1,60}}\))?"
@@ -86,7 +89,10 @@ _OPENED = (
 )
 _PLAIN_IS = re.compile(r"answer is (?=[0-9($ynfc-])(?!\$\$)")
 # "answer choices" and "answer the question" mark nothing.
-ONLY_WORDS = ("nswer choice", "nswer option", "nswers ", "nswered", "nswering", "nswer the ")
+ONLY_WORDS = (
+    *("nswer choice", "nswer option", "nswers ", "nswered", "nswering", "nswer the ", "nswer."),
+    *("nswer that", "nswer because", "nswer since", "nswer and", "nswer or", "nswer which"),
+)
 _DETERMINERS = frozenset(("the", "your", "our", "this", "that", "my", "an", "a", "its"))
 # "if the answer is 40", "what the answer is", "no definitive answer"
 _HYPOTHESES = frozenset(
@@ -425,6 +431,8 @@ def first_solution(text: str) -> Solution:
             text, begin, stop, concludes = _without_thoughts(text, lowered)
             lowered = _lower(text)
         begin = _behind_role(text, begin)
+    elif "INST]" in text:
+        begin = _behind_role(text, begin)
     if ":" in text or "<" in text or "# " in text or "[" in text:
         stop = _next_question(text, begin, stop)
     return Solution(text, lowered, begin, stop, concludes)
@@ -490,7 +498,14 @@ def may_ask(text: str) -> bool:
     """Return whether another question or an end token may be in a text without "<"."""
     if "INST]" in text or "hink]" in text or "HINK]" in text:
         return True
-    return (":" in text or "# " in text) and any(word in text for _, word in _NEEDLES)
+    return (":" in text or "# " in text) and (
+        "Q" in text
+        or ("P" in text and ("Premise" in text or "Problem" in text))
+        or ("I" in text and ("Instruction" in text or "Input" in text))
+        or ("H" in text and "Human" in text)
+        or ("U" in text and "User" in text)
+        or ("E" in text and "Exercise" in text)
+    )
 
 
 def _line_begin(text: str, place: int) -> int:

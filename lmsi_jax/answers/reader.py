@@ -178,6 +178,7 @@ _USUAL_OPENING = re.compile(
     r"(?:^|[.\n])\s?(?:(?:So|Thus|Therefore|Hence),? )?[Tt]he"
     r" (?:(?:correct|best|final|most [a-z]{3,14}) )?a$"
 )
+_COMMON_OPENINGS = (". The a", " So the a", ". Therefore, the a", ". Thus, the a")
 _OTHER_MARKS = ("Ans", " ans", "\nA:", "\na:", "\nA :", "abel")
 
 
@@ -200,7 +201,9 @@ def _usual(text: str, kind: Kind, options: Sequence[str]) -> Candidate | None:
         return None
     form, start = usual.lastgroup, place + 9
     if form in ("plain", "box"):
-        if not _USUAL_OPENING.search(text[max(0, place - 40) : place]):
+        if not text.endswith(_COMMON_OPENINGS, max(0, place - 24), place) and (
+            not _USUAL_OPENING.search(text[max(0, place - 40) : place])
+        ):
             return None
         mark, strength = "answer is", Strength.SENTENCE
         if form == "plain":
