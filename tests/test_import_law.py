@@ -52,7 +52,10 @@ FILELESS = {
     *(f"config.{name}" for name in ("architecture", "optimization", "run", "sampling", "stages")),
     "rollout",
     *(f"models.{name}" for name in ("attention", "params", "rotary", "transformer")),
-    *(f"training.{name}" for name in ("forward", "forward_cpu", "losses", "optimizers", "scoring")),
+    *(
+        f"training.{name}"
+        for name in ("forward", "forward_cpu", "forward_mesh", "losses", "optimizers", "scoring")
+    ),
     *("evaluation.accuracy", "evaluation.collapse", "evaluation.statistics"),
 }
 

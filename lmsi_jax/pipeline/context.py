@@ -20,9 +20,9 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.sharding import (
     ReplicaGroup,
-    is_multiprocess,
     local_replica_group,
     make_decode_mesh,
+    make_training_mesh,
     param_shardings,
 )
 from lmsi_jax.models.tokenizers import FileTokenizer, open_tokenizer
@@ -228,7 +228,7 @@ class Context:
         self, training: Training, stage: str, round_index: int
     ) -> contextlib.AbstractContextManager[None]:
         """Around the leader's part of a training: orders the others theirs, where it has any."""
-        if not is_multiprocess(training):
+        if not make_training_mesh(training).is_multiprocess:
             return contextlib.nullcontext()
         return self.processes.together(stage, round_index)
 
@@ -256,7 +256,7 @@ class Context:
         process and no device ever holds all of it.
         """
         run, layout = self.run, self.run.decoding
-        decode_mesh = make_decode_mesh(layout.data, layout.model, layout.fsdp)
+        decode_mesh = make_decode_mesh(layout)
         shardings = param_shardings(run.model, decode_mesh)
         params = self.params(round_index, shardings, layout.dtype)
         return Engine(run.model, params, self.tokenizer, layout)

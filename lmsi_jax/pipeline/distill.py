@@ -19,7 +19,7 @@ from lmsi_jax.config.architecture import ModelConfig
 from lmsi_jax.config.stages import Distillation
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.statistics import Difference, macro_difference, wilson
-from lmsi_jax.models.sharding import training_param_shardings
+from lmsi_jax.models.sharding import make_training_mesh, param_shardings
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.pipeline.context import Context
 from lmsi_jax.pipeline.evaluate import evaluate, read_scores
@@ -114,7 +114,7 @@ class TeacherRun:
         folder = checkpoints.find(self.folder / f"round_{self.round}" / "train")
         training, where = context.run.training, None
         if training.loss.distillation == "model":  # "top_k" is scored by each process for itself
-            where = training_param_shardings(self.config, training)
+            where = param_shardings(self.config, make_training_mesh(training))
         params = checkpoints.load_params(folder, parameter_shapes(self.config), where)
         return Teacher(config=self.config, params=params)
 

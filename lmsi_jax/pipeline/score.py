@@ -229,7 +229,7 @@ def path_scores(context: Context, round_index: int, inputs: dict[str, str]) -> d
         inputs = inputs | {"base": context.base_fingerprint}
     stage = context.stage(round_index, NAME, _settings(context, round_index), inputs)
     if not context.done(stage):
-        if needs & OF_BASE and sharding.is_multiprocess(context.run.training):
+        if needs & OF_BASE and sharding.make_training_mesh(context.run.training).is_multiprocess:
             raise LmsiError(
                 "each process computes paths' losses with a whole model of its own; choose "
                 "Training.data and Training.model that its own devices suffice for, or leave "

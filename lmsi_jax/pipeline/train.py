@@ -56,7 +56,7 @@ def score(
     stage = context.stage(round_index, "score", _settings(context, round_index), inputs)
     if context.done(stage):
         return
-    if sharding.is_multiprocess(context.run.training):
+    if sharding.make_training_mesh(context.run.training).is_multiprocess:
         raise LmsiError(
             "pairs and a teacher's top_k are scored by process 0 alone; choose Training.data and "
             "Training.model that its own devices suffice for"

@@ -106,13 +106,13 @@ class Verifier:
 
     @functools.cached_property
     def _loaded(self) -> tuple[TargetScorer, Tokenizer]:
-        if sharding.is_multiprocess(self.shape):
+        if sharding.make_training_mesh(self.shape).is_multiprocess:
             raise LmsiError(
                 f"each process asks the verifier of {self.folder} by itself; give it a `shape` "
                 "whose data and model its own devices suffice for"
             )
         config = self._config
-        where = sharding.training_param_shardings(config, self.shape)
+        where = sharding.param_shardings(config, sharding.make_training_mesh(self.shape))
         params = checkpoints.load_params(
             checkpoints.find(self.folder), parameter_shapes(config), where
         )

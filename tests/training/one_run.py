@@ -33,9 +33,9 @@ SETTINGS = {
     "steps": 60,
     "optimizer": Optimizer(learning_rate=3e-3),
     "microbatches": 2,
-    "rows": 2,
-    "length": 24,
-    "prefix_length": 8,
+    "sequences_per_prefix": 2,
+    "sequence_length": 24,
+    "max_prefix_length": 8,
     "log_every": 4,
     "save_every": 3,
     "keep": 2,
@@ -73,7 +73,7 @@ def outcome(folder):
         "params": checkpoints.digest(params),
         "state": checkpoints.digest(state),
         "metrics": (folder / "metrics.jsonl").read_bytes(),
-        "position": made.data_state(training.steps),
+        "data_state": made.data_state(training.steps),
     }
 
 

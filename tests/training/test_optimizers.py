@@ -144,11 +144,11 @@ def test_the_global_norm_is_clipped():
         ({"decay": "step"}, "one of constant, linear, cosine"),
         ({"learning_rate": -1e-3}, "0 or more"),
         ({"learning_rate": float("nan")}, "0 or more"),
-        ({"matrix_rate": float("inf")}, "0 or more"),
+        ({"muon_learning_rate": float("inf")}, "0 or more"),
         ({"weight_decay": -0.1}, "0 or more"),
         ({"warmup_steps": -1}, "0 or more"),
         ({"decay_share": 0.0}, "a share above 0, 1 for all steps"),
-        ({"clip": -1.0}, "0 (off) or more"),
+        ({"max_grad_norm": -1.0}, "0 (off) or more"),
         ({"b2": 1.0}, "0 or more, below 1"),
     ],
 )

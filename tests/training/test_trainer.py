@@ -158,7 +158,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, micro_config, micro_pa
 
 
 @pytest.mark.parametrize(
-    "changes", [{"steps": 0}, {"rows": 0}, {"log_every": 0}, {"human_rate": 1.5}]
+    "changes", [{"steps": 0}, {"sequences_per_prefix": 0}, {"log_every": 0}, {"human_rate": 1.5}]
 )
 def test_settings_out_of_range_are_named(changes):
     with pytest.raises(LmsiError, match=f"Training.{next(iter(changes))} = "):
