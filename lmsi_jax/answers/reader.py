@@ -18,6 +18,7 @@ nothing. The rule that chooses, the first line that gives a value:
    attempted to answer.
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -636,6 +637,11 @@ def surface(answer: str, kind: Kind, found_key: str, options: Sequence[str] = ()
     That is the answer as written if it is clean, else without its typesetting, else without what
     follows its first clause, else its key in words.
     """
+    return _surface(answer, kind, found_key, tuple(options))
+
+
+@functools.lru_cache(maxsize=4096)  # a question's samples write few different answers
+def _surface(answer: str, kind: Kind, found_key: str, options: tuple[str, ...]) -> str:
     unset = plain(answer).strip(" *_\"'`:;,.-")
     clause = _CLAUSE.split(unset, maxsplit=1)[0].strip(" *_\"'`$:;,.-{}\\")
     for words in (answer.strip(), unset, clause):

@@ -53,8 +53,8 @@ def test_long_answers_are_cut_to_the_width(explain):
 
 def test_options_are_read_as_in_a_question(explain):
     flags = ("--kind=choice", "--options=(a) ice (b) a nail")
-    assert "answer: b" in explain("So it must be a nail.", *flags)[1]
-    assert explain("So it must be a nail.", "--kind=choice")[1][-1] == "no answer"
+    assert "answer: b" in explain("So the answer is a nail.", *flags)[1]
+    assert explain("So the answer is a nail.", "--kind=choice")[1][-1] == "no answer"
     code, lines = explain("(b)", "--kind=choice", "--options=ice; a nail")
     assert code == 2 and "write the options as in the question" in " ".join(lines)
 
