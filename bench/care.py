@@ -13,8 +13,8 @@ import re
 import sys
 
 from lmsi_jax import answers
-from lmsi_jax.pipeline.sample_shards import read_paths
-from lmsi_jax.records import Path, Question, Vote
+from lmsi_jax.pipeline.sample_shards import read_samples
+from lmsi_jax.records import Question, Sample, Vote
 from lmsi_jax.runtime.store import ShardStore
 
 _STEP = re.compile(r"((?:-?\d+ [+-] )+\d+) = ")
@@ -38,9 +38,9 @@ def percent(values: list[bool]) -> float | None:
 def one_task(run: pathlib.Path, task: str, last: int) -> dict[str, float | None]:
     """The figures of one task of one run."""
 
-    def shards(folder: str, name: str) -> list[Path]:
-        rows = read_paths(ShardStore(run / folder), name)
-        return [path for paths in rows.values() for path in paths]
+    def shards(folder: str, name: str) -> list[Sample]:
+        rows = read_samples(ShardStore(run / folder), name)
+        return [sample for samples in rows.values() for sample in samples]
 
     tests = [Question.from_json(r) for r in ShardStore(run / "questions").read(f"test-{task}")]
     gold = {q.uid: answers.key(q.gold or "", q.kind) for q in tests}
@@ -49,9 +49,11 @@ def one_task(run: pathlib.Path, task: str, last: int) -> dict[str, float | None]
     votes = [Vote.from_json(row) for row in ShardStore(run / "round_1/vote").read(task)]
     kept = {vote.uid: set(vote.kept) for vote in votes}
     right: dict[bool, list[bool]] = {True: [], False: []}
-    for path in sampled:
-        right[is_careful(path.text)].append(answers.path_key(path.text, kind) == gold[path.uid])
-    trained_on = [p for p in shards("round_1/sample", task) if p.index in kept[p.uid]]
+    for sample in sampled:
+        right[is_careful(sample.text)].append(
+            answers.path_key(sample.text, kind) == gold[sample.uid]
+        )
+    trained_on = [p for p in shards("round_1/sample", task) if p.sample_index in kept[p.uid]]
     return {
         "careful, sampled": percent([is_careful(p.text) for p in sampled]),
         "careful, kept": percent([is_careful(p.text) for p in trained_on]),

@@ -1,10 +1,11 @@
 """Decoding beside its peers and beside the machine's floor: python bench/decode.py
 
 Measures the machine, then runs each system in its own process, one after the other, on each
-workload, and prints one JSON object: the machine's rates, the floor of each workload, and for each
-system its figures, its ratio to the floor and ours to it. A peer that is not installed is reported
-as skipped with the reason, one that fails with the last lines of its error. bench/README.md says
-what is measured and how to install the peers. Run it on a machine that does nothing else.
+workload, and prints one JSON object: the machine's rates, the roofline of each workload, and for
+each system its figures, its ratio to the roofline and ours to it. A peer that is not installed is
+reported as skipped with the reason, one that fails with the last lines of its error.
+bench/README.md says what is measured and how to install the peers. Run it on a machine that does
+nothing else.
 """
 
 import pathlib
@@ -14,12 +15,12 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from bench import driver  # noqa: E402
-from bench.workloads import WORKLOADS, floor  # noqa: E402
+from bench.workloads import WORKLOADS, roofline  # noqa: E402
 
 
-def _floor(workload: str, machine: dict) -> dict[str, float]:
+def _roofline(workload: str, machine: dict) -> dict[str, float]:
     given = WORKLOADS[workload]
-    return floor(
+    return roofline(
         given, machine["matmul_flops_per_s"][given.model.dtype], machine["read_bytes_per_s"]
     )
 
@@ -37,7 +38,7 @@ BENCH = driver.Bench(
     },
     workloads=tuple(WORKLOADS),
     chosen="A,B",
-    floor=_floor,
+    roofline=_roofline,
 )
 
 if __name__ == "__main__":

@@ -26,15 +26,15 @@ class Bench:
       systems: the module under bench.peers and its flags, by name; ours is called `OURS`.
       workloads: all names.
       chosen: names that are measured when none is given, with commas between.
-      floor: (workload's name, the machine's rates) -> "tokens_per_s" that no system can pass, and
-        what it is made of.
+      roofline: (workload's name, the machine's rates) -> "tokens_per_s" that no system can pass,
+        and what it is made of.
       check: is given a workload's name and its results, and adds to them what it finds.
     """
 
     systems: dict[str, tuple[str, ...]]
     workloads: Sequence[str]
     chosen: str
-    floor: Callable[[str, dict], dict[str, float]]
+    roofline: Callable[[str, dict], dict[str, float]]
     check: Callable[[str, list[dict]], object] = lambda workload, results: None
 
 
@@ -86,13 +86,13 @@ def parsed(stdout: str, stderr: str, returncode: int) -> dict:
 
 
 def compare(results: list[dict], limit: dict[str, float]) -> list[dict]:
-    """Adds each system's ratio to the floor, and ours to it, where it was measured."""
+    """Adds each system's ratio to the roofline, and ours to it, where it was measured."""
     rate = {r["system"]: r["tokens_per_s"] for r in results if "tokens_per_s" in r}
     for result in results:
         own = rate.get(result["system"])
         if own is None:
             continue
-        result["ratio_to_floor"] = round(own / limit["tokens_per_s"], 4)
+        result["ratio_to_roofline"] = round(own / limit["tokens_per_s"], 4)
         if OURS in rate:
             result["ours_to_this"] = round(rate[OURS] / own, 3)
     return results
@@ -154,10 +154,12 @@ def main(bench: Bench, options: argparse.Namespace, about: dict[str, object]) ->
     with tempfile.TemporaryDirectory() as folder:
         tuned = tuned_environment(machine["cores"], machine["processor"], pathlib.Path(folder))
         for name in workloads:
-            results = [_watched(bench, system, name, options, tuned) for system in [OURS, *peers]]
-            limit = bench.floor(name, machine)
+            results = [
+                _collapse_rows(bench, system, name, options, tuned) for system in [OURS, *peers]
+            ]
+            limit = bench.roofline(name, machine)
             bench.check(name, results)
-            reports[name] = {"floor": limit, "systems": compare(results, limit)}
+            reports[name] = {"roofline": limit, "systems": compare(results, limit)}
     text = json.dumps({"machine": machine, **about, "workloads": reports}, indent=1)
     print(text)
     if options.out:
@@ -165,7 +167,7 @@ def main(bench: Bench, options: argparse.Namespace, about: dict[str, object]) ->
     sys.exit(any("failed" in result for one in reports.values() for result in one["systems"]))
 
 
-def _watched(
+def _collapse_rows(
     bench: Bench, system: str, workload: str, options: argparse.Namespace, tuned: dict[str, str]
 ) -> dict:
     """`run_one`, for a person who watches."""

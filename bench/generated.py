@@ -24,9 +24,9 @@ from lmsi_jax.pipeline.augment import new_questions, read_counts, read_prompts
 from lmsi_jax.pipeline.context import Context
 from lmsi_jax.pipeline.questions import read_exemplars
 from lmsi_jax.pipeline.rounds import execute
-from lmsi_jax.pipeline.sample_shards import Job, draw_paths, make_job, read_paths
+from lmsi_jax.pipeline.sample_shards import Job, draw_samples, make_job, read_samples
 from lmsi_jax.pipeline.vote import read_votes
-from lmsi_jax.records import Path, Question
+from lmsi_jax.records import Question, Sample
 from lmsi_jax.runtime.store import ShardStore
 
 _STAGES = ("generate", "prompts", "sample", "vote", "mix")
@@ -60,9 +60,9 @@ def _run(args: argparse.Namespace) -> Run:
         "Questions.test": f"('{args.task}',)",
         "Questions.train_count": str(args.train),
         "Questions.test_count": str(args.test),
-        "Generation.questions": str(args.train),
-        "Generation.prompts": str(args.prompts),
-        "Sampling.paths": str(args.paths),
+        "Augmentation.questions": str(args.train),
+        "Augmentation.prompts": str(args.prompts),
+        "Sampling.num_samples": str(args.paths),
     }
     bindings = tuple(gin_edge.Binding(name=name, value=value) for name, value in changes.items())
     gin_edge.load("generated", gin_edge.GinArgs(bindings=bindings))
@@ -78,7 +78,7 @@ def _new(context: Context, task: str) -> dict[str, Any]:
     sure: dict[str, list[float]] = {"real": [], "new": []}
     for vote in votes:
         sure["new" if vote.uid in new else "real"].append(vote.confidence)
-    least = context.run.generation.min_confidence
+    least = context.run.augmentation.min_confidence
     found: dict[str, Any] = read_counts(context, 1)[task]
     for name, values in sure.items():
         found[f"{name}_confidence"] = round(sum(values) / max(1, len(values)), 3)
@@ -89,7 +89,7 @@ def _new(context: Context, task: str) -> dict[str, Any]:
 
 
 def _prompts(context: Context, task: str) -> dict[str, Any]:
-    """Accuracies of the votes under three promptings, on the same test questions and noise."""
+    """Accuracies of the votes under three prompt styles, on the same test questions and noise."""
     questions = context.load_questions("test")[task]
     made = read_prompts(context, 1, task)
     sampling = context.run.sampling
@@ -106,12 +106,12 @@ def _prompts(context: Context, task: str) -> dict[str, Any]:
                 sampling,
                 group.numbers,
             )
-            for group in groups(list(by_uid), sampling.paths, made)
+            for group in groups(list(by_uid), sampling.num_samples, made)
         ],
         "packaged": [make_job("packaged", questions, own, "cot", sampling)],
     }
     folder = context.output / "compared"
-    draw_paths(
+    draw_samples(
         context,
         [job for way in _WAYS for job in jobs[way]],
         by_uid,
@@ -126,16 +126,16 @@ def _prompts(context: Context, task: str) -> dict[str, Any]:
 
 def _right(store: ShardStore, jobs: list[Job], questions: list[Question]) -> dict[str, list[int]]:
     """Whether the vote on each question is right: on the first paths, and on all."""
-    paths: dict[str, list[Path]] = {}
+    samples: dict[str, list[Sample]] = {}
     for job in jobs:
-        for uid, rows in read_paths(store, job.name).items():
-            paths.setdefault(uid, []).extend(rows)
+        for uid, rows in read_samples(store, job.name).items():
+            samples.setdefault(uid, []).extend(rows)
     found: dict[str, list[int]] = {"first": [], "all": []}
     for question in questions:
         assert question.gold is not None
         gold = answers.key(question.gold, question.kind, answers.options_of(question))
-        vote = voting.vote(question, paths[question.uid])
-        first = voting.winner_of_first(vote, paths[question.uid], _FIRST)
+        vote = voting.vote(question, samples[question.uid])
+        first = voting.winner_of_first(vote, samples[question.uid], _FIRST)
         found["first"].append(int(first == gold))
         found["all"].append(int(vote.winner == gold))
     return found

@@ -23,7 +23,9 @@ ADAPTERS = {
 
 def megabytes(lora: Lora | None) -> tuple[float, float]:
     """Returns (arguments, temporaries) of a step, in MB."""
-    training = Training(microbatches=2, rows=2, length=128, prefix_length=16, lora=lora)
+    training = Training(
+        microbatches=2, sequences_per_prefix=2, sequence_length=128, max_prefix_length=16, lora=lora
+    )
     row = weighted_row((3,) * 8, [5] * 10, [6] * 100, 1.0)
     batch = next(batches([row] * 400, batch_shape(training)))
     params = parameter_shapes(CONFIG)

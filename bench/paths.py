@@ -32,7 +32,7 @@ def main() -> None:
     """Measures and prints."""
     flags = argparse.ArgumentParser(description=__doc__)
     flags.add_argument("--samples", default="1,2,4,8,16,32,64,128")
-    flags.add_argument("--lanes", type=int, default=128)
+    flags.add_argument("--slots", type=int, default=128)
     flags.add_argument("--chunk", type=int, default=8)
     flags.add_argument("--dtype", default="float32")
     flags.add_argument("--repeats", type=int, default=2)

@@ -61,7 +61,7 @@ def _times(roofline: dict[str, Any]) -> str:
 
 def _gives(found: dict[str, Any], name: str) -> str:
     if name == "train":
-        return f"{found['train']['tokens'] / found['train']['roofline']['floor']:,.0f} tokens/s"
+        return f"{found['train']['tokens'] / found['train']['roofline']['seconds']:,.0f} tokens/s"
     rate = found["sample"]["rate"]["questions_per_hour"]
     return f"{rate:,.0f} questions/h, {rate / found['chips']:,.0f} a chip"
 

@@ -16,7 +16,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from bench.care import is_careful  # noqa: E402
-from lmsi_jax.pipeline.sample_shards import read_paths
+from lmsi_jax.pipeline.sample_shards import read_samples
 from lmsi_jax.runtime.store import ShardStore
 from lmsi_jax.selection.importance import (
     importance,
@@ -37,11 +37,11 @@ def one_task(run: pathlib.Path, task: str, cap: float, share: float) -> dict[str
         rows = [row for name in names for row in scores.read(name)]
         return [row for row in rows if row["loss"] is not None]
 
-    validation = [row["loss"] for row in scored("strong")]
-    paths = read_paths(ShardStore(run / "round_1/sample"), task)
-    careful = {(p.uid, p.index): is_careful(p.text) for own in paths.values() for p in own}
+    validation = [row["loss"] for row in scored("human")]
+    samples = read_samples(ShardStore(run / "round_1/sample"), task)
+    careful = {(p.uid, p.sample_index): is_careful(p.text) for own in samples.values() for p in own}
     rows = [
-        (careful[row["uid"], row["index"]], row["loss"], importance(validation, row["loss"]))
+        (careful[row["uid"], row["sample_index"]], row["loss"], importance(validation, row["loss"]))
         for row in scored("loss")
     ]
     weights = [min(weight, cap) for _, _, weight in rows]

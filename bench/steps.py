@@ -1,4 +1,4 @@
-"""What the training benchmark computes: batches of random tokens, AdamW, and the floor."""
+"""What the training benchmark computes: batches of random tokens, AdamW, and the roofline."""
 
 import dataclasses
 
@@ -71,7 +71,7 @@ def flops_per_token(steps: Steps) -> float:
     return 6 * weights + 12 * model.layers * inner * (steps.length + 1) / 2
 
 
-def floor(steps: Steps, matmul_rate: float) -> dict[str, float]:
+def roofline(steps: Steps, matmul_rate: float) -> dict[str, float]:
     """The time below which a step cannot go on a machine with this matmul rate.
 
     Nothing is computed twice; the optimiser's own work and memory traffic are not counted. At

@@ -1,10 +1,10 @@
 """Training steps beside their peers and beside the machine's floor: python bench/train.py
 
 Measures the machine, then runs each system in its own process, one after the other, and prints one
-JSON object: the machine's rates, the floor, and for each system its figures, its losses, its ratio
-to the floor and ours to it. A peer that is not installed is reported as skipped with the reason,
-one that fails, or whose losses are not what they must be, as failed. bench/README.md says what is
-measured and how to install the peers. Run it on a machine that does nothing else.
+JSON object: the machine's rates, the roofline, and for each system its figures, its losses, its
+ratio to the roofline and ours to it. A peer that is not installed is reported as skipped with the
+reason, one that fails, or whose losses are not what they must be, as failed. bench/README.md says
+what is measured and how to install the peers. Run it on a machine that does nothing else.
 """
 
 import math
@@ -15,7 +15,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from bench import driver  # noqa: E402
-from bench.steps import STEPS, Steps, floor  # noqa: E402
+from bench.steps import STEPS, Steps, roofline  # noqa: E402
 
 _FROM_CHANCE = 1.0  # nats that a fresh model's loss may be off that of guessing
 _APART = 1e-3  # nats between systems that started from the same weights
@@ -46,8 +46,8 @@ def check(workload: str, results: list[dict]) -> None:
             result["failed"] = f"its losses are not those of {reference['system']}: {pairs}"
 
 
-def _floor(steps: Steps, machine: dict) -> dict[str, float]:
-    return floor(steps, machine["matmul_flops_per_s"][steps.model.dtype])
+def _roofline(steps: Steps, machine: dict) -> dict[str, float]:
+    return roofline(steps, machine["matmul_flops_per_s"][steps.model.dtype])
 
 
 BENCH = driver.Bench(
@@ -62,7 +62,7 @@ BENCH = driver.Bench(
     },
     workloads=tuple(STEPS),
     chosen="train",
-    floor=lambda workload, machine: _floor(STEPS[workload], machine),
+    roofline=lambda workload, machine: _roofline(STEPS[workload], machine),
     check=check,
 )
 

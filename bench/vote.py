@@ -21,13 +21,13 @@ from typing import Any
 
 from bench.real_outputs import KINDS, VARIABLE, add_flag, default, folder, gold, outputs, rows_of
 from lmsi_jax import answers, voting
-from lmsi_jax.records import Path, Question
+from lmsi_jax.records import Question, Sample
 
 
-def real(data: pathlib.Path, name: str) -> list[tuple[Question, list[Path]]]:
+def real(data: pathlib.Path, name: str) -> list[tuple[Question, list[Sample]]]:
     """Returns each question of a set with one path of each model."""
     asked = {row["id"]: row for row in rows_of(data / gold(name))}
-    by_id: dict[Any, list[Path]] = {uid: [] for uid in asked}
+    by_id: dict[Any, list[Sample]] = {uid: [] for uid in asked}
     models = {file.name.split("_COT")[0] for file in data.glob(f"{outputs(name, '*')}*")}
     for index, model in enumerate(sorted(models)):
         for row in rows_of(data / outputs(name, model)):
@@ -38,7 +38,7 @@ def real(data: pathlib.Path, name: str) -> list[tuple[Question, list[Path]]]:
     ]
 
 
-def synthetic(questions: int, paths: int) -> list[tuple[Question, list[Path]]]:
+def synthetic(questions: int, paths: int) -> list[tuple[Question, list[Sample]]]:
     """Returns sums in words, 300 characters a path, with a few answers a question."""
     draw = random.Random(0)
     made = []
@@ -66,21 +66,21 @@ def rate(work: Callable[[], int], paths: int, passes: int) -> dict[str, float]:
     return {"paths_per_second": round(paths / best), "found": round(found / paths, 4)}
 
 
-def measure(rows: Sequence[tuple[Question, list[Path]]], passes: int) -> dict[str, Any]:
+def measure(rows: Sequence[tuple[Question, list[Sample]]], passes: int) -> dict[str, Any]:
     """Returns the rates of all that is installed on one set of questions."""
-    texts = [path.text for _, paths in rows for path in paths]
+    texts = [sample.text for _, samples in rows for sample in samples]
     n = len(texts)
     kind = rows[0][0].kind
 
     def read() -> int:
         return sum(
-            answers.path_key(path.text, kind, answers.options_of(question)) is not None
-            for question, paths in rows
-            for path in paths
+            answers.path_key(sample.text, kind, answers.options_of(question)) is not None
+            for question, samples in rows
+            for sample in samples
         )
 
     def vote() -> int:
-        return sum(voting.vote(question, paths).parsed for question, paths in rows)
+        return sum(voting.vote(question, samples).parsed for question, samples in rows)
 
     result: dict[str, Any] = {
         "paths": n,
@@ -131,8 +131,8 @@ def _math_verify(texts: Sequence[str]) -> Callable[[], int] | None:
     return lambda: sum(bool(parse(text, parsing_timeout=None)) for text in texts)
 
 
-def _path(uid: str, index: int, text: str) -> Path:
-    return Path(uid=uid, index=index, text=text, tokens=1, logprob=-1.0, finished=True)
+def _path(uid: str, index: int, text: str) -> Sample:
+    return Sample(uid=uid, sample_index=index, text=text, tokens=1, logprob=-1.0, finished=True)
 
 
 def main() -> None:

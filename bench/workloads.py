@@ -161,7 +161,7 @@ def _decode_flops(model: Model, before: int, length: int) -> float:
 
 
 def _memory_bytes(workload: Workload) -> float:
-    """Bytes that decoding reads when every path is in a lane from the first step on."""
+    """Bytes that decoding reads when every path is in a slot from the first step on."""
     model = workload.model
     steps = max(workload.lengths)
     weights = steps * model.weight_bytes
@@ -171,7 +171,7 @@ def _memory_bytes(workload: Workload) -> float:
     return weights + (paths + shared) * model.cache_bytes
 
 
-def floor(workload: Workload, matmul_rate: float, bandwidth: float) -> dict[str, float]:
+def roofline(workload: Workload, matmul_rate: float, bandwidth: float) -> dict[str, float]:
     """The time below which this machine cannot go when every prefix is computed and kept once.
 
     Compute: the shared prompt is prefilled once and each question once, through the blocks alone
@@ -179,7 +179,7 @@ def floor(workload: Workload, matmul_rate: float, bandwidth: float) -> dict[str,
     matrix included; attention costs 4 * heads * head_dim FLOPs per layer and position attended to,
     the token's own included.
 
-    Memory: with all paths in lanes from the first step on, each step reads the weights once, the
+    Memory: with all paths in slots from the first step on, each step reads the weights once, the
     shared prompt's cache once, the cache of each question that still has a path once, and the cache
     of each living path once, its new token included. Prefill adds none: compute bounds it.
 

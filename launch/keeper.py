@@ -19,7 +19,7 @@ def _say(text: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Keeper:
+class Supervisor:
     """Brings a pod up and keeps a run going on it, by the commands given and no others.
 
     Attributes:
@@ -38,7 +38,7 @@ class Keeper:
     sleep: Callable[[float], None] = time.sleep
     say: Callable[[str], None] = _say
 
-    def up(self) -> None:
+    def bring_up(self) -> None:
         """Asks for the pod unless it stands, waits for it, prepares it.
 
         Raises:
@@ -50,9 +50,9 @@ class Keeper:
                 self.say(f"{self.pod.name}: {state or 'not there, asking for it'}")
             said = state
             if state is None:
-                self._must(self.create)
+                self._run_checked(self.create)
             elif state == "SUSPENDED":
-                self._must(self.pod.delete)
+                self._run_checked(self.pod.delete)
             elif state == "FAILED":
                 raise LmsiError(
                     f"{self.pod.name} cannot be had (FAILED): `gcloud compute tpus "
@@ -61,21 +61,21 @@ class Keeper:
             self.sleep(self.poll)
         self.say(f"{self.pod.name}: ACTIVE")
         for number, command in enumerate(self.prepare):
-            self._must(command, 1 if number else _TRIES)
+            self._run_checked(command, 1 if number else _TRIES)
 
-    def keep(self) -> None:
+    def supervise(self) -> None:
         """Brings the pod up, and up again whenever it is taken away, until the run has ended.
 
         Raises:
           LmsiError: the run failed, or somebody deleted the pod or stopped the run.
         """
-        self.up()
+        self.bring_up()
         while not self._ended():
             state = self._state()
             if state is None:
                 raise LmsiError(f"{self.pod.name} was deleted; the same command begins again")
             if state != "ACTIVE":
-                self.up()
+                self.bring_up()
             self.sleep(self.poll)
         self.say(f"{self.pod.name}: the run has ended; `down` gives the pod back")
 
@@ -96,9 +96,9 @@ class Keeper:
         return False
 
     def _state(self) -> str | None:
-        return self.pod.state_in(self._must(self.pod.state, _TRIES))
+        return self.pod.state_in(self._run_checked(self.pod.state, _TRIES))
 
-    def _must(self, command: Command, tries: int = 1) -> str:
+    def _run_checked(self, command: Command, tries: int = 1) -> str:
         """Runs a command until it succeeds; returns what it printed."""
         for attempt in range(tries):
             if attempt:

@@ -25,7 +25,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from launch import arguments  # noqa: E402
 from launch.commands import Command, script, shown  # noqa: E402
-from launch.keeper import Keeper  # noqa: E402
+from launch.keeper import Supervisor  # noqa: E402
 from launch.pod import CAPACITIES, Pod, runtime_of  # noqa: E402
 from lmsi_jax.errors import LmsiError  # noqa: E402
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     return codes[-1]
 
 
-def keeper(pod: Pod, options: argparse.Namespace) -> Keeper:
+def make_supervisor(pod: Pod, options: argparse.Namespace) -> Supervisor:
     """What `up` and `run` use."""
     create = pod.create(
         options.accelerator_type,
@@ -69,24 +69,24 @@ def keeper(pod: Pod, options: argparse.Namespace) -> Keeper:
     if options.subcommand == "run":
         start = pod.start(options.words, options.max_restarts, options.stop_seconds)
         prepare = (*prepare, start)
-    return Keeper(pod=pod, create=create, prepare=prepare, poll=options.poll_seconds)
+    return Supervisor(pod=pod, create=create, prepare=prepare, poll=options.poll_seconds)
 
 
-def plan(made: Keeper, run: bool) -> tuple[Command, ...]:
-    """All commands that the keeper uses, as --dry_run shows them."""
+def plan(made: Supervisor, run: bool) -> tuple[Command, ...]:
+    """All commands that the supervisor uses, as --dry_run shows them."""
     health = (made.pod.health,) if run else ()
     return (made.pod.state, made.create, *made.prepare, *health, made.pod.delete)
 
 
 def _keep(pod: Pod, options: argparse.Namespace) -> int:
-    made = keeper(pod, options)
+    made = make_supervisor(pod, options)
     run = options.subcommand == "run"
     if options.dry_run:
         print(shown(plan(made, run)), end="")
     elif run:
-        made.keep()
+        made.supervise()
     else:
-        made.up()
+        made.bring_up()
     return 0
 
 

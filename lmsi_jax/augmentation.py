@@ -27,7 +27,7 @@ import re
 from collections.abc import Sequence
 
 from lmsi_jax import answers, prompts
-from lmsi_jax.records import Exemplar, Kind, Path, Question
+from lmsi_jax.records import Exemplar, Kind, Question, Sample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Group:
     numbers: tuple[int, ...]
 
 
-def asked(uids: Sequence[str], count: int, place: tuple[int, int, str]) -> list[str]:
+def choose_asked(uids: Sequence[str], count: int, place: tuple[int, int, str]) -> list[str]:
     """Returns the questions that are asked for exemplars, in the order in which they are taken.
 
     Args:
@@ -68,16 +68,16 @@ def asked(uids: Sequence[str], count: int, place: tuple[int, int, str]) -> list[
     return order[:count]
 
 
-def exemplar(question: Question, path: Path) -> Exemplar | None:
+def exemplar(question: Question, sample: Sample) -> Exemplar | None:
     """Returns a zero-shot answer as an exemplar; None where it has not the layout of a prompt.
 
     It has to reason first, and to end in "The answer is ..." with an answer of the question's kind.
     """
     options = answers.options_of(question)
-    found = answers.find(path.text, question.kind, options, finished=path.finished)
+    found = answers.find(sample.text, question.kind, options, finished=sample.finished)
     if found is None or found.key is None:
         return None
-    solution = path.text[: found.end].strip()
+    solution = sample.text[: found.end].strip()
     sentence = prompts.answer_sentence(found.answer)
     reasoning = solution.removesuffix(sentence).strip()
     if not solution.endswith(sentence) or not reasoning or prompts.SEPARATOR in reasoning:
@@ -135,7 +135,7 @@ _OPTION = re.compile(r"\(([a-z])\)")
 _SLACK = 1.5
 
 
-def shown(texts: Sequence[str], count: int, place: tuple[int, int, str, int]) -> list[str]:
+def choose_shown(texts: Sequence[str], count: int, place: tuple[int, int, str, int]) -> list[str]:
     """Returns the real questions that one prompt shows, in random order.
 
     Args:

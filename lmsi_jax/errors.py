@@ -39,8 +39,8 @@ def check_ranges(settings: Any, ranges: Mapping[str, tuple[bool, str]]) -> None:
             raise LmsiError(f"{field} = {getattr(settings, name)!r}; use {wanted}")
 
 
-def check_ranker(parameter: str, ranker: str) -> None:
+def check_scorer(parameter: str, scorer: str) -> None:
     """Raises LmsiError where a name is not "module:function"."""
-    module, _, function = ranker.partition(":")
+    module, _, function = scorer.partition(":")
     if not (module and function.isidentifier()):
-        raise LmsiError(f"{parameter} = {ranker!r}; write 'module:function'")
+        raise LmsiError(f"{parameter} = {scorer!r}; write 'module:function'")

@@ -38,7 +38,7 @@ def examples(
     merge_equal: bool = True,
     normalise: Normalise = "question",
 ) -> list[Example]:
-    """Writes a question's voted paths as weak training examples.
+    """Writes a question's voted paths as self-generated training examples.
 
     Args:
       question: what was asked.
@@ -64,19 +64,19 @@ def examples(
         False: [row.solution for row, _ in rows],
         True: [prompts.answer_sentence(surface) for surface in direct],
     }
-    shown = [(own or {}).get(row.path.index, exemplars) for row, _ in rows]
+    shown = [(own or {}).get(row.sample.sample_index, exemplars) for row, _ in rows]
     unit = 1 / len(rows) if normalise == "question" else 1.0
     factors = [factor for _, factor in rows]
     made = []
     for name in formats:
-        prompting = prompts.PROMPTING_OF_FORMAT[name]
+        prompt_style = prompts.PROMPT_STYLE_OF_FORMAT[name]
         learnt = zip(
-            _prompts(question, shown, prompting),
-            targets[prompts.is_direct(prompting)],
+            _prompts(question, shown, prompt_style),
+            targets[prompts.is_direct(prompt_style)],
             strict=True,
         )
         made += [
-            _example(question, prompt, name, "weak", target, weight * unit)
+            _example(question, prompt, name, "self_generated", target, weight * unit)
             for (prompt, target), weight in _weighed(list(learnt), factors, merge_equal)
         ]
     return made
@@ -95,13 +95,13 @@ def check_switches(formats: Sequence[Format], keep: str, cap: int | None, normal
         raise LmsiError(f"Mixing.normalise = {normalise!r}; use 'question' or 'path'")
 
 
-def strong_examples(
+def human_solution_examples(
     question: Question,
     worked: Exemplar,
     exemplars: Sequence[Exemplar],
     formats: Sequence[Format] = FORMATS,
 ) -> list[Example]:
-    """Writes one human (or otherwise trusted) solution as strong examples of weight 1, by format.
+    """Writes one human (or otherwise trusted) solution as human examples of weight 1, by format.
 
     Args:
       question: what is asked; its text is used, not that of `worked`.
@@ -111,11 +111,11 @@ def strong_examples(
     """
     made = []
     for name in formats:
-        prompting = prompts.PROMPTING_OF_FORMAT[name]
-        reasoning = "" if prompts.is_direct(prompting) else worked.reasoning
-        prompt = prompts.build_prompt(question, exemplars, prompting)
+        prompt_style = prompts.PROMPT_STYLE_OF_FORMAT[name]
+        reasoning = "" if prompts.is_direct(prompt_style) else worked.reasoning
+        prompt = prompts.build_prompt(question, exemplars, prompt_style)
         target = prompts.solution(reasoning, worked.answer)
-        made.append(_example(question, prompt, name, "strong", target, 1.0))
+        made.append(_example(question, prompt, name, "human", target, 1.0))
     return made
 
 
@@ -139,11 +139,11 @@ def _weighed(
 
 
 def _prompts(
-    question: Question, shown: Sequence[Sequence[Exemplar]], prompting: prompts.Prompting
+    question: Question, shown: Sequence[Sequence[Exemplar]], prompt_style: prompts.PromptStyle
 ) -> list[Prompt]:
     """The prompt behind each of several lists of exemplars; the same list is written once."""
     written = {id(one): one for one in shown}
-    built = {at: prompts.build_prompt(question, one, prompting) for at, one in written.items()}
+    built = {at: prompts.build_prompt(question, one, prompt_style) for at, one in written.items()}
     return [built[id(one)] for one in shown]
 
 

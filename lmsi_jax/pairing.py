@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from lmsi_jax import prompts, voting
-from lmsi_jax.records import FORMATS, ExamplePair, Exemplar, Format, Path, Question, Vote
+from lmsi_jax.records import FORMATS, ExamplePair, Exemplar, Format, Question, Sample, Vote
 from lmsi_jax.selection.rows import solutions
 
 
@@ -29,7 +29,7 @@ class Pair:
     weight: float
 
 
-def pair(vote: Vote, paths: Sequence[Path], threshold: float = 0.5) -> Pair | None:
+def pair(vote: Vote, samples: Sequence[Sample], threshold: float = 0.5) -> Pair | None:
     """Returns a question's pair (Prasad et al. 2024, section 2), None where there is none.
 
     Of an answer's paths the most probable one is taken, of equals the first. Of equally rare
@@ -37,8 +37,8 @@ def pair(vote: Vote, paths: Sequence[Path], threshold: float = 0.5) -> Pair | No
     the most inclined to make; then the smaller key. Unparsed paths are in no pair, and count in k.
 
     Args:
-      vote: the vote over all of `paths`.
-      paths: the question's paths, in any order.
+      vote: the vote over all of `samples`.
+      samples: the question's paths, in any order.
       threshold: tau, as a share of k (or of all weights): least votes of the chosen answer.
 
     Raises:
@@ -46,13 +46,13 @@ def pair(vote: Vote, paths: Sequence[Path], threshold: float = 0.5) -> Pair | No
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold = {threshold}; use a share of the paths, 0 to 1")
-    if len(paths) != vote.total or any(path.uid != vote.uid for path in paths):
+    if len(samples) != vote.total or any(sample.uid != vote.uid for sample in samples):
         raise ValueError(f"{vote.uid!r}: a vote over {vote.total} paths, others are given")
-    ordered = sorted(paths, key=lambda path: path.index)
-    best: dict[str, Path] = {}
-    for path, key in zip(ordered, vote.keys, strict=True):
-        if key is not None and (key not in best or path.logprob > best[key].logprob):
-            best[key] = path
+    ordered = sorted(samples, key=lambda sample: sample.sample_index)
+    best: dict[str, Sample] = {}
+    for sample, key in zip(ordered, vote.keys, strict=True):
+        if key is not None and (key not in best or sample.logprob > best[key].logprob):
+            best[key] = sample
     votes, total = voting.tally(vote)
     if vote.winner is None or votes[vote.winner] < threshold * total:
         return None
@@ -60,13 +60,13 @@ def pair(vote: Vote, paths: Sequence[Path], threshold: float = 0.5) -> Pair | No
     ahead = votes[vote.winner] - votes[least]
     if ahead <= 0:  # one answer alone, or all equally frequent
         return None
-    chosen, rejected = best[vote.winner].index, best[least].index
+    chosen, rejected = best[vote.winner].sample_index, best[least].sample_index
     return Pair(uid=vote.uid, chosen=chosen, rejected=rejected, weight=ahead / total)
 
 
 def vote_pairs(
     question: Question,
-    paths: Sequence[Path],
+    samples: Sequence[Sample],
     vote: Vote,
     exemplars: Sequence[Exemplar],
     *,
@@ -77,7 +77,7 @@ def vote_pairs(
 
     Args:
       question: what was asked.
-      paths: its paths, in any order.
+      samples: its paths, in any order.
       vote: the vote over all of them.
       exemplars: the task's few-shot exemplars.
       formats: which formats to write, in this order.
@@ -86,10 +86,10 @@ def vote_pairs(
     Returns:
       The pairs, none where the votes give none; see `selection.pairs.pair`.
     """
-    found = pair(vote, paths, threshold)
+    found = pair(vote, samples, threshold)
     if found is None:
         return []
-    learnt = solutions(question, paths)
+    learnt = solutions(question, samples)
     chosen, rejected = (learnt[index][:2] for index in (found.chosen, found.rejected))
     return _pairs(question, exemplars, formats, chosen, rejected, found.weight)
 
@@ -97,7 +97,7 @@ def vote_pairs(
 def given_pairs(
     question: Question,
     worked: Exemplar,
-    path: Path,
+    sample: Sample,
     exemplars: Sequence[Exemplar],
     formats: Sequence[Format] = FORMATS,
 ) -> list[ExamplePair]:
@@ -106,7 +106,7 @@ def given_pairs(
     Args:
       question: what was asked.
       worked: its given reasoning and answer.
-      path: the model's.
+      sample: the model's.
       exemplars: the task's few-shot exemplars.
       formats: which formats to write, in this order.
 
@@ -115,10 +115,10 @@ def given_pairs(
       format of a path without an answer.
     """
     given = (prompts.solution(worked.reasoning, worked.answer), worked.answer)
-    own = solutions(question, [path]).get(path.index)
-    if own is None and not path.finished:
+    own = solutions(question, [sample]).get(sample.sample_index)
+    if own is None and not sample.finished:
         return []
-    text, surface = (path.text.strip(), None) if own is None else own[:2]
+    text, surface = (sample.text.strip(), None) if own is None else own[:2]
     return _pairs(question, exemplars, formats, given, (text, surface), 1.0)
 
 
@@ -137,7 +137,7 @@ def _pairs(
         if None in targets or targets[0] == targets[1]:
             continue
         prefix, inputs = prompts.build_prompt(
-            question, exemplars, prompts.PROMPTING_OF_FORMAT[name]
+            question, exemplars, prompts.PROMPT_STYLE_OF_FORMAT[name]
         )
         made.append(
             ExamplePair(
@@ -156,6 +156,6 @@ def _pairs(
 
 def _target(name: Format, solution: str, surface: str | None) -> str | None:
     """What is learnt of a solution in a format; None where it has no answer to give directly."""
-    if not prompts.is_direct(prompts.PROMPTING_OF_FORMAT[name]):
+    if not prompts.is_direct(prompts.PROMPT_STYLE_OF_FORMAT[name]):
         return solution
     return None if surface is None else prompts.answer_sentence(surface)

@@ -23,9 +23,9 @@ STOP_STRINGS: tuple[str, ...] = (SEPARATOR, "\nQ:", "\nPremise:")
 # What ends a question that a model writes: the same, or its answer.
 QUESTION_STOPS: tuple[str, ...] = (*STOP_STRINGS, "\nA:")
 
-Prompting = Literal["standard", "cot", "zero_shot_cot", "zero_shot_direct"]
-PROMPTINGS: tuple[Prompting, ...] = get_args(Prompting)
-PROMPTING_OF_FORMAT: dict[Format, Prompting] = {
+PromptStyle = Literal["standard", "cot", "zero_shot_cot", "zero_shot_direct"]
+PROMPT_STYLES: tuple[PromptStyle, ...] = get_args(PromptStyle)
+PROMPT_STYLE_OF_FORMAT: dict[Format, PromptStyle] = {
     "few_shot_cot": "cot",
     "few_shot_direct": "standard",
     "zero_shot_cot": "zero_shot_cot",
@@ -33,9 +33,9 @@ PROMPTING_OF_FORMAT: dict[Format, Prompting] = {
 }
 
 
-def is_direct(prompting: str) -> bool:
+def is_direct(prompt_style: str) -> bool:
     """Whether the answer is asked for at once, without reasoning."""
-    return prompting in ("standard", "zero_shot_direct")
+    return prompt_style in ("standard", "zero_shot_direct")
 
 
 def answer_sentence(answer: str) -> str:
@@ -78,29 +78,33 @@ def question_list(texts: Sequence[str], opening: str = "") -> str:
 
 
 def build_prompt(
-    question: Question, exemplars: Sequence[Exemplar], prompting: Prompting
+    question: Question, exemplars: Sequence[Exemplar], prompt_style: PromptStyle
 ) -> tuple[str, str]:
     """Returns (prefix, inputs) for one question; the prefix is "" for zero-shot prompting.
 
     Raises:
-      LmsiError: an unknown prompting, or few-shot prompting without exemplars.
+      LmsiError: an unknown prompt style, or few-shot prompting without exemplars.
     """
-    if prompting not in PROMPTINGS:
-        raise LmsiError(f"unknown prompting {prompting!r}; choose one of {', '.join(PROMPTINGS)}")
-    if prompting in ("zero_shot_cot", "zero_shot_direct"):
-        return "", question_prompt(question.text, zero_shot_cot=prompting == "zero_shot_cot")
+    if prompt_style not in PROMPT_STYLES:
+        raise LmsiError(
+            f"unknown prompt style {prompt_style!r}; choose one of {', '.join(PROMPT_STYLES)}"
+        )
+    if prompt_style in ("zero_shot_cot", "zero_shot_direct"):
+        return "", question_prompt(question.text, zero_shot_cot=prompt_style == "zero_shot_cot")
     if not exemplars:
         raise LmsiError(
-            f"{prompting!r} prompting needs exemplars and the task has none;"
+            f"{prompt_style!r} prompting needs exemplars and the task has none;"
             " give it some, or use zero_shot_cot or zero_shot_direct"
         )
-    return few_shot_prefix(exemplars, reasoning=prompting == "cot"), question_prompt(question.text)
+    return few_shot_prefix(exemplars, reasoning=prompt_style == "cot"), question_prompt(
+        question.text
+    )
 
 
 # "The answer is ..." and its stop; a standard prompt asks for nothing else.
 _DIRECT_TOKENS = 32
 
 
-def new_tokens(prompting: str, limit: int) -> int:
+def new_tokens(prompt_style: str, limit: int) -> int:
     """Returns how many tokens a greedy path gets; `limit`: `Sampling.max_new_tokens`."""
-    return min(limit, _DIRECT_TOKENS) if is_direct(prompting) else limit
+    return min(limit, _DIRECT_TOKENS) if is_direct(prompt_style) else limit

@@ -1,4 +1,4 @@
-"""The records that cross stages: Question -> Path -> Vote -> Example. Standard library alone.
+"""The records that cross stages: Question -> Sample -> Vote -> Example. Standard library alone.
 
 Every record is a frozen dataclass that becomes one line of JSON and comes back equal. `SCHEMA` is
 written with each store, so that a change of shape is noticed instead of misread.
@@ -7,11 +7,11 @@ written with each store, so that a change of shape is noticed instead of misread
 import dataclasses
 from typing import Any, Literal, Self
 
-SCHEMA = 2
+SCHEMA = 3
 
 Kind = Literal["number", "choice", "yes_no", "nli", "span"]
 Format = Literal["few_shot_cot", "few_shot_direct", "zero_shot_cot", "zero_shot_direct"]
-Source = Literal["weak", "strong"]
+Source = Literal["self_generated", "human"]
 
 KINDS: tuple[Kind, ...] = ("number", "choice", "yes_no", "nli", "span")
 FORMATS: tuple[Format, ...] = (
@@ -81,7 +81,7 @@ class Question(_Record):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Path(_Record):
+class Sample(_Record):
     """One sampled continuation of a question's prompt.
 
     `text` is what the model wrote after the prompt, cut before the stop string. `logprob` is the
@@ -90,7 +90,7 @@ class Path(_Record):
     """
 
     uid: str
-    index: int
+    sample_index: int
     text: str
     tokens: int
     logprob: float

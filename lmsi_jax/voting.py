@@ -18,7 +18,7 @@ from fractions import Fraction
 
 from lmsi_jax import answers
 from lmsi_jax.config.stages import Voting
-from lmsi_jax.records import Path, Question, Vote
+from lmsi_jax.records import Question, Sample, Vote
 
 
 def adaptive_stop(a: int, b: int, threshold: float = 0.95) -> bool:
@@ -43,7 +43,7 @@ def adaptive_stop(a: int, b: int, threshold: float = 0.95) -> bool:
     return Fraction(heads, 2**tosses) >= Fraction(threshold)
 
 
-def settled(keys: Iterable[str | None], threshold: float = 0.95) -> bool:
+def is_settled(keys: Iterable[str | None], threshold: float = 0.95) -> bool:
     """Whether the two leading answers among these keys meet `adaptive_stop`.
 
     Args:
@@ -55,7 +55,7 @@ def settled(keys: Iterable[str | None], threshold: float = 0.95) -> bool:
     return adaptive_stop(a, b, threshold)
 
 
-def paths_needed(keys: Sequence[str | None], threshold: float = 0.95, every: int = 4) -> int:
+def samples_needed(keys: Sequence[str | None], threshold: float = 0.95, every: int = 4) -> int:
     """How many of a question's paths Adaptive-Consistency samples (Aggarwal et al. 2023).
 
     A function of the keys in index order alone: when a path ended and where it ran do not matter.
@@ -74,7 +74,7 @@ def paths_needed(keys: Sequence[str | None], threshold: float = 0.95, every: int
     if every < 1:
         raise ValueError(f"the rule cannot be looked at every {every} paths")
     looks = range(every, len(keys), every)
-    return next((n for n in looks if settled(keys[:n], threshold)), len(keys))
+    return next((n for n in looks if is_settled(keys[:n], threshold)), len(keys))
 
 
 EQUAL = Voting()
@@ -82,29 +82,29 @@ EQUAL = Voting()
 
 
 def weigh(
-    paths: Sequence[Path], voting: Voting, ranks: Sequence[float] | None = None
+    samples: Sequence[Sample], voting: Voting, scores: Sequence[float] | None = None
 ) -> list[float] | None:
-    """Returns the weight of each path, in [0, 1] or a ranker's; None where each path counts 1.
+    """Returns the weight of each path, in [0, 1] or a scorer's; None where each path counts 1.
 
     A path that is exp(-745) times as likely as the likeliest weighs 0.
 
     Args:
-      paths: of a question.
+      samples: of a question.
       voting: the rule.
-      ranks: what its ranker says of each path; None where it is not asked.
+      scores: what its scorer says of each path; None where it is not asked.
 
     Raises:
-      ValueError: the ranker is to be asked, and was not.
+      ValueError: the scorer is to be asked, and was not.
     """
-    if voting.weights == "none" or not paths:
+    if voting.weights == "none" or not samples:
         return None
-    if voting.weights == "ranker":
-        if ranks is None:
-            raise ValueError("Voting.weights = 'ranker' wants what the ranker says of each path")
-        return list(ranks)
+    if voting.weights == "scorer":
+        if scores is None:
+            raise ValueError("Voting.weights = 'scorer' wants what the scorer says of each path")
+        return list(scores)
     if voting.weights == "logprob":
-        return _relative([path.logprob for path in paths])
-    per_token = [math.exp(min(0.0, path.logprob / max(1, path.tokens))) for path in paths]
+        return _relative([sample.logprob for sample in samples])
+    per_token = [math.exp(min(0.0, sample.logprob / max(1, sample.tokens))) for sample in samples]
     if voting.weights == "normalised_logprob":
         return per_token
     relative = _relative([p / voting.temperature for p in per_token])
@@ -118,16 +118,16 @@ def _relative(logs: Sequence[float]) -> list[float]:
     return [math.exp(log - most) if log > -math.inf else 0.0 for log in logs]
 
 
-_INDEX = operator.attrgetter("index")
+_INDEX = operator.attrgetter("sample_index")
 
 
 def vote(
     question: Question,
-    paths: Sequence[Path],
+    samples: Sequence[Sample],
     weights: Sequence[float] | None = None,
     *,
     conclusions: bool = True,
-    ranks: Sequence[float] | None = None,
+    scores: Sequence[float] | None = None,
 ) -> Vote:
     """Counts the paths' answers, or adds up their weights.
 
@@ -137,12 +137,12 @@ def vote(
 
     Args:
       question: what was asked; its `gold` is not looked at.
-      paths: its sampled paths, in any order.
-      weights: of each path, in the order of `paths`, from `weigh` or any other scorer; 0 or more.
+      samples: its sampled paths, in any order.
+      weights: of each path, in the order of `samples`, from `weigh` or any other scorer; 0 or more.
         None: one path one vote.
       conclusions: see `Voting`.
-      ranks: a ranker's score of each path, in the order of `paths`: a tie goes by the best one of
-        an answer first. None: ties go by log-probability.
+      scores: a scorer's score of each path, in the order of `samples`: a tie goes by the best one
+        of an answer first. None: ties go by log-probability.
 
     Returns:
       The vote; without any parsed path the winner is None and nothing is kept.
@@ -151,12 +151,16 @@ def vote(
       ValueError: a path of another question, an index that comes twice, a log-probability that is
         not a number, or weights that are negative, infinite or not one for each path.
     """
-    ordered, weighed = _checked(question, paths, weights)
-    keys = tuple(path_keys(question, ordered, conclusions))
+    ordered, weighed = _checked(question, samples, weights)
+    keys = tuple(answer_keys(question, ordered, conclusions))
     sums = _sums(keys, weighed)
-    by_index = {} if ranks is None else {p.index: r for p, r in zip(paths, ranks, strict=True)}
+    by_index = (
+        {} if scores is None else {p.sample_index: r for p, r in zip(samples, scores, strict=True)}
+    )
     winner, tied = _winner(sums, ordered, keys, by_index)
-    agree = tuple([path.index for path, key in zip(ordered, keys, strict=True) if key == winner])
+    agree = tuple(
+        [sample.sample_index for sample, key in zip(ordered, keys, strict=True) if key == winner]
+    )
     total = len(ordered) if weighed is None else math.fsum(weighed)
     return Vote(
         uid=question.uid,
@@ -174,26 +178,29 @@ def vote(
 
 
 def cast(
-    question: Question, paths: Sequence[Path], voting: Voting, ranks: Sequence[float] | None = None
+    question: Question,
+    samples: Sequence[Sample],
+    voting: Voting,
+    scores: Sequence[float] | None = None,
 ) -> Vote:
-    """Votes by a rule; `ranks` are what its ranker says of each path, where it has one."""
+    """Votes by a rule; `scores` are what its scorer says of each path, where it has one."""
     return vote(
         question,
-        paths,
-        weigh(paths, voting, ranks),
+        samples,
+        weigh(samples, voting, scores),
         conclusions=voting.conclusions,
-        ranks=ranks if voting.ties == "ranker" else None,
+        scores=scores if voting.ties == "scorer" else None,
     )
 
 
-def path_keys(
-    question: Question, paths: Iterable[Path], conclusions: bool = True
+def answer_keys(
+    question: Question, samples: Iterable[Sample], conclusions: bool = True
 ) -> list[str | None]:
     """Returns each path's answer as the vote reads it, None where it has none."""
     options, kind = answers.options_of(question), question.kind
     return [
-        answers.path_key(path.text, kind, options, finished=path.finished and conclusions)
-        for path in paths
+        answers.path_key(sample.text, kind, options, finished=sample.finished and conclusions)
+        for sample in samples
     ]
 
 
@@ -231,18 +238,18 @@ def entropy(counts: Iterable[float]) -> float:
     return math.fsum([-share * math.log(share) for share in shares if share > 0]) + 0.0
 
 
-def winner_of_first(vote: Vote, paths: Iterable[Path], count: int) -> str | None:
+def winner_of_first(vote: Vote, samples: Iterable[Sample], count: int) -> str | None:
     """Returns the winner among a question's first `count` paths, as `vote` without ranks finds it.
 
     Args:
-      vote: the vote over all of `paths`.
-      paths: the question's paths, in any order.
+      vote: the vote over all of `samples`.
+      samples: the question's paths, in any order.
       count: how many of them vote, in index order.
 
     Raises:
       ValueError: the vote is over another number of paths.
     """
-    ordered = sorted(paths, key=lambda path: path.index)
+    ordered = sorted(samples, key=lambda sample: sample.sample_index)
     if len(ordered) != vote.total:
         raise ValueError(f"{vote.uid!r}: a vote over {vote.total} paths, {len(ordered)} are given")
     keys = vote.keys[:count]
@@ -251,19 +258,21 @@ def winner_of_first(vote: Vote, paths: Iterable[Path], count: int) -> str | None
 
 
 def _checked(
-    question: Question, paths: Sequence[Path], weights: Sequence[float] | None
-) -> tuple[list[Path], tuple[float, ...] | None]:
+    question: Question, samples: Sequence[Sample], weights: Sequence[float] | None
+) -> tuple[list[Sample], tuple[float, ...] | None]:
     """The paths in the order of their indices, and their weights."""
-    if weights is not None and len(weights) != len(paths):
-        raise ValueError(f"question {question.uid!r}: {len(weights)} weights, {len(paths)} paths")
-    ordered = sorted(paths, key=_INDEX)
+    if weights is not None and len(weights) != len(samples):
+        raise ValueError(f"question {question.uid!r}: {len(weights)} weights, {len(samples)} paths")
+    ordered = sorted(samples, key=_INDEX)
     uid = question.uid
-    for path in ordered:
-        if path.uid != uid:
-            raise ValueError(f"a path of question {path.uid!r} cannot vote on {uid!r}")
-        if path.logprob != path.logprob:  # NaN
-            raise ValueError(f"path {path.index} of question {path.uid!r} has no log-probability")
-    indices = [path.index for path in ordered]
+    for sample in ordered:
+        if sample.uid != uid:
+            raise ValueError(f"a path of question {sample.uid!r} cannot vote on {uid!r}")
+        if sample.logprob != sample.logprob:  # NaN
+            raise ValueError(
+                f"path {sample.sample_index} of question {sample.uid!r} has no log-probability"
+            )
+    indices = [sample.sample_index for sample in ordered]
     if len(set(indices)) < len(indices):
         twice = next(i for i, count in collections.Counter(indices).items() if count > 1)
         raise ValueError(f"question {question.uid!r} has path {twice} twice")
@@ -271,7 +280,7 @@ def _checked(
         return ordered, None
     if bad := [weight for weight in weights if not 0 <= weight < math.inf]:
         raise ValueError(f"question {question.uid!r}: {bad[0]} is no weight; use 0 or more")
-    of_index = dict(zip([path.index for path in paths], weights, strict=True))
+    of_index = dict(zip([sample.sample_index for sample in samples], weights, strict=True))
     return ordered, tuple([float(of_index[index]) for index in indices])
 
 
@@ -293,9 +302,9 @@ def _sums(keys: Sequence[str | None], weights: Sequence[float] | None) -> Mappin
 
 def _winner(
     sums: Mapping[str, float],
-    paths: Sequence[Path],
+    samples: Sequence[Sample],
     keys: Sequence[str | None],
-    ranks: Mapping[int, float],
+    scores: Mapping[int, float],
 ) -> tuple[str | None, tuple[str, ...]]:
     """The winning key, and the keys that share its sum when there are several."""
     if not sums:
@@ -305,15 +314,15 @@ def _winner(
     if len(leaders) == 1:
         return leaders[0], ()
     leaders.sort()
-    mass = {leader: _mass(leader, paths, keys, ranks) for leader in leaders}
+    mass = {leader: _mass(leader, samples, keys, scores) for leader in leaders}
     # max takes the first of equals, and leaders are sorted: the smaller key.
     return max(leaders, key=mass.__getitem__), tuple(leaders)
 
 
 def _mass(
-    leader: str, paths: Sequence[Path], keys: Sequence[str | None], ranks: Mapping[int, float]
+    leader: str, samples: Sequence[Sample], keys: Sequence[str | None], scores: Mapping[int, float]
 ) -> tuple[float, float]:
     """What a tie goes by: the best rank of an answer's paths, their summed log-probability."""
-    own = [path for path, key in zip(paths, keys, strict=True) if key == leader]
-    best = max(ranks.get(path.index, 0.0) for path in own)
-    return best, math.fsum(path.logprob for path in own)
+    own = [sample for sample, key in zip(samples, keys, strict=True) if key == leader]
+    best = max(scores.get(sample.sample_index, 0.0) for sample in own)
+    return best, math.fsum(sample.logprob for sample in own)

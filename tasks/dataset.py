@@ -64,8 +64,8 @@ class Dataset:
       folder: of `data_dir`, looked into besides `data_dir` itself.
       expand: a file's row -> the rows that `parse` takes.
       content: a question's text -> the parts of it that are no template's, see `overlap`.
-      overlap_words: as many equal words in a row are no accident in people's text (Brown et al.
-        2020, appendix C).
+      contamination_ngram: as many equal words in a row are no accident in people's text (Brown et
+        al. 2020, appendix C).
       data_dir: the folder with the files, local or gs://; None: TFDS.
     """
 
@@ -82,7 +82,7 @@ class Dataset:
     folder: str = ""
     expand: Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]] = _itself
     content: Callable[[str], Sequence[str]] = first_line
-    overlap_words: int = 13
+    contamination_ngram: int = 13
     data_dir: str | None = None
     levels: tuple[Level, ...] = ()
 

@@ -39,7 +39,7 @@ class Family:
     domain: Domain
     generate: Callable[[random.Random, Level], Exemplar]
     shots: int = 3
-    overlap_words: int = 0  # its questions share their templates' words
+    contamination_ngram: int = 0  # its questions share their templates' words
 
     @property
     def content(self) -> Callable[[str], Sequence[str]]:

@@ -12,7 +12,7 @@ _WORD = re.compile(r"\w+")
 Content = Callable[[str], Sequence[str]]
 
 
-class Overlap(NamedTuple):
+class Contamination(NamedTuple):
     """A question that an evaluation also has: the ids of both, and how they overlap."""
 
     uid: str
@@ -20,12 +20,12 @@ class Overlap(NamedTuple):
     how: str
 
 
-def find(
+def find_contaminated(
     questions: Mapping[str, str],
     evaluated: Mapping[str, str],
     words: int,
     content: Content = lambda text: (text,),
-) -> list[Overlap]:
+) -> list[Contamination]:
     """Returns which questions overlap with which evaluated one (the first of them).
 
     Args:
@@ -45,13 +45,13 @@ def find(
         same = whole.get(_words(text))
         near = next((runs[run] for run in _runs(text, words, content) if run in runs), None)
         if same is not None:
-            found.append(Overlap(uid, same, "the same question"))
+            found.append(Contamination(uid, same, "the same question"))
         elif near is not None:
-            found.append(Overlap(uid, near, f"{words} equal words in a row"))
+            found.append(Contamination(uid, near, f"{words} equal words in a row"))
     return found
 
 
-def distinct(
+def deduplicate(
     questions: Mapping[str, str], words: int, content: Content = lambda text: (text,)
 ) -> list[str]:
     """Returns the ids of those that overlap with none before them that was returned.

@@ -25,9 +25,9 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.accuracy import score
 from lmsi_jax.interop.seqio_vocabularies import Pieces, Tokens, encode_prompt
 from lmsi_jax.models.tokenizers import open_tokenizer
-from lmsi_jax.prompts import SEPARATOR, STOP_STRINGS, Prompting, build_prompt
+from lmsi_jax.prompts import SEPARATOR, STOP_STRINGS, PromptStyle, build_prompt
 from lmsi_jax.prompts import new_tokens as limit_of
-from lmsi_jax.records import Example, Exemplar, Path, Question
+from lmsi_jax.records import Example, Exemplar, Question, Sample
 from lmsi_jax.rollout.stops import first_stop
 from lmsi_jax.runtime.files import embedded_path, read_json
 from lmsi_jax.runtime.store import ShardStore
@@ -42,7 +42,7 @@ def tokenizer_path(tokenizer: str) -> str:
 
 
 def examples(
-    run_dir: epath.PathLike, round_index: int, strong_rate: float
+    run_dir: epath.PathLike, round_index: int, human_rate: float
 ) -> dict[str, tuple[Texts, float]]:
     """Returns a round's training examples and their rate, by source.
 
@@ -51,14 +51,14 @@ def examples(
     """
     store = ShardStore(epath.Path(run_dir) / f"round_{round_index}" / "mix")
     found = {}
-    for source, rate in {"weak": 1.0 - strong_rate, "strong": strong_rate}.items():
+    for source, rate in {"self_generated": 1.0 - human_rate, "human": human_rate}.items():
         if rate > 0:
             shards = [name for name in store.names() if name.startswith(f"{source}-")]
             rows = [Example.from_json(row) for name in shards for row in store.read(name)]
             if not rows:
                 raise LmsiError(
                     f"{store.directory} holds no {source} examples; finish `lmsi mix`, or change "
-                    "mixture.strong_rate or mixture.round_index"
+                    "mixture.human_rate or mixture.round_index"
                 )
             found[source] = (_learnt(rows), rate)
     return found
@@ -74,7 +74,9 @@ def _learnt(rows: Sequence[Example]) -> Texts:
     }
 
 
-def question_texts(run_dir: epath.PathLike, prompting: Prompting) -> dict[str, dict[str, Texts]]:
+def question_texts(
+    run_dir: epath.PathLike, prompt_style: PromptStyle
+) -> dict[str, dict[str, Texts]]:
     """Returns a run's questions as prompts, by task and split.
 
     Raises:
@@ -87,15 +89,17 @@ def question_texts(run_dir: epath.PathLike, prompting: Prompting) -> dict[str, d
         if split in registry.SPLITS:
             rows = [Question.from_json(row) for row in store.read(shard)]
             exemplars = [Exemplar.from_json(row) for row in store.read(f"exemplars-{task}")]
-            found.setdefault(task, {})[split] = asked(rows, exemplars, prompting)
+            found.setdefault(task, {})[split] = prompt_columns(rows, exemplars, prompt_style)
     if not found:
         raise LmsiError(f"{store.directory} holds no questions; run `lmsi run` into {run_dir}")
     return found
 
 
-def asked(rows: Sequence[Question], exemplars: Sequence[Exemplar], prompting: Prompting) -> Texts:
+def prompt_columns(
+    rows: Sequence[Question], exemplars: Sequence[Exemplar], prompt_style: PromptStyle
+) -> Texts:
     """Returns the columns of questions as prompts."""
-    prompts = [build_prompt(row, exemplars, prompting) for row in rows]
+    prompts = [build_prompt(row, exemplars, prompt_style) for row in rows]
     return {
         "prefix": [prefix for prefix, _ in prompts],
         "inputs": [text for _, text in prompts],
@@ -118,7 +122,7 @@ def add(
     checked: Callable[..., tf.data.Dataset],
     *,
     weighted: bool = False,
-    asked: Prompting | None = None,
+    asked: PromptStyle | None = None,
 ) -> None:
     """Registers a task anew; the last registration of a name holds.
 
@@ -174,14 +178,14 @@ def _tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, Any]) -> t
     return dataset.map(one, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _answer(text: Any, example: Mapping[str, Any], is_target: bool = False) -> Question | Path:
+def _answer(text: Any, example: Mapping[str, Any], is_target: bool = False) -> Question | Sample:
     """The question with its gold answer, or the path that was decoded, cut at its stop."""
     uid, kind, task, question, gold, also = (_text(example[name]) for name in _LABELS)
     if is_target:
         row = {"uid": uid, "task": task, "text": question, "kind": kind, "gold": gold}
         return Question.from_json({**row, "also": also.splitlines()})
     stop = first_stop(text, STOP_STRINGS)
-    return Path(uid=uid, index=0, text=text[:stop], tokens=0, logprob=0.0, finished=True)
+    return Sample(uid=uid, sample_index=0, text=text[:stop], tokens=0, logprob=0.0, finished=True)
 
 
 def _text(value: Any) -> str:
@@ -189,18 +193,18 @@ def _text(value: Any) -> str:
 
 
 def _accuracy(
-    prompting: str, targets: Sequence[Question], predictions: Sequence[Path]
+    prompt_style: str, targets: Sequence[Question], predictions: Sequence[Sample]
 ) -> dict[str, float]:
     """What `lmsi eval` reports of a task: shares of right and of parsed answers."""
-    paths = {path.uid: [path] for path in predictions}
-    found = score(targets, paths, prompting, temperature=0.0)
+    samples = {sample.uid: [sample] for sample in predictions}
+    found = score(targets, samples, prompt_style, temperature=0.0)
     return {"accuracy": sum(found.correct) / len(found.correct), "parsed": found.parsed}
 
 
 Lengths = dict[str, int]
 
 
-def new_tokens(run_dir: epath.PathLike, prompting: Prompting = "cot") -> int:
+def new_tokens(run_dir: epath.PathLike, prompt_style: PromptStyle = "cot") -> int:
     """Returns how many new tokens the run's own evaluation lets the model make.
 
     Raises:
@@ -211,17 +215,17 @@ def new_tokens(run_dir: epath.PathLike, prompting: Prompting = "cot") -> int:
         raise LmsiError(
             f"{record} is missing; run `lmsi run` into {run_dir}, or set MAX_NEW_TOKENS"
         )
-    return limit_of(prompting, read_json(record)["config"]["Sampling"]["max_new_tokens"])
+    return limit_of(prompt_style, read_json(record)["config"]["Sampling"]["max_new_tokens"])
 
 
 def of_questions(
     run_dir: epath.PathLike,
     tokenizer: str = "embedded",
-    prompting: Prompting = "cot",
+    prompt_style: PromptStyle = "cot",
     max_new_tokens: int = 256,
 ) -> Lengths:
     """Returns what the longest prompt of a run's questions needs, and its answer."""
-    tasks = question_texts(run_dir, prompting).values()
+    tasks = question_texts(run_dir, prompt_style).values()
     prompts = [
         size for splits in tasks for own in splits.values() for size in _inputs(own, tokenizer)
     ]
@@ -232,10 +236,10 @@ def of_examples(
     run_dir: epath.PathLike,
     round_index: int = 1,
     tokenizer: str = "embedded",
-    strong_rate: float = 0.0,
+    human_rate: float = 0.0,
 ) -> Lengths:
     """Returns what the longest prompt and the longest target of a round's examples need."""
-    sources = examples(run_dir, round_index, strong_rate).values()
+    sources = examples(run_dir, round_index, human_rate).values()
     pairs = [pair for texts, _ in sources for pair in _pairs(texts, tokenizer)]
     return {"inputs": max(a for a, _ in pairs), "targets": max(b for _, b in pairs)}
 

@@ -22,7 +22,7 @@ from lmsi_jax.config.optimization import Optimizer
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.seqio_vocabularies import Pieces, Tokens, id_shift, open_t5x_vocabulary
 from lmsi_jax.models.tokenizers import open_tokenizer
-from lmsi_jax.prompts import Prompting
+from lmsi_jax.prompts import PromptStyle
 from lmsi_jax.runtime.files import read_json
 from lmsi_jax.tasks import seqio_prompts
 from lmsi_jax.tasks.seqio_prompts import Texts, check_examples, check_prompts
@@ -62,7 +62,7 @@ def mixture(
     run_dir: epath.PathLike,
     round_index: int = 1,
     tokenizer: str = "embedded",
-    strong_rate: float = 0.0,
+    human_rate: float = 0.0,
 ) -> str:
     """Registers a round's training examples, split "train", and returns the mixture's name.
 
@@ -70,13 +70,13 @@ def mixture(
       run_dir: `Run.output_dir` of a run that has finished the stage `mix`.
       round_index: whose examples.
       tokenizer: `Run.tokenizer`.
-      strong_rate: share of strong (human) examples; the rest are weak (own) ones.
+      human_rate: share of human examples; the rest are self-generated ones.
 
     Raises:
       LmsiError: the round has no examples of a source whose rate is above 0.
     """
     parts = []
-    for source, (texts, rate) in seqio_prompts.examples(run_dir, round_index, strong_rate).items():
+    for source, (texts, rate) in seqio_prompts.examples(run_dir, round_index, human_rate).items():
         name = f"lmsi_round_{source}"
         fitting = functools.partial(_fitting, name, texts, tokenizer)
         texts_of: _Splits = {"train": functools.partial(dict, texts)}
@@ -88,7 +88,7 @@ def mixture(
 def questions(
     run_dir: epath.PathLike,
     tokenizer: str = "embedded",
-    prompting: Prompting = "cot",
+    prompt_style: PromptStyle = "cot",
     max_new_tokens: int = 256,
 ) -> str:
     """Registers a run's questions as prompts, and returns the name of the mixture of their tasks.
@@ -98,25 +98,25 @@ def questions(
     Args:
       run_dir: `Run.output_dir` of a run that has finished the stage `questions`.
       tokenizer: `Run.tokenizer`.
-      prompting: how the questions are put.
+      prompt_style: how the questions are put.
       max_new_tokens: most tokens of an answer that are looked at, as `Sampling.max_new_tokens`.
 
     Raises:
       LmsiError: the folder has no questions.
     """
-    by_task = seqio_prompts.question_texts(run_dir, prompting)
+    by_task = seqio_prompts.question_texts(run_dir, prompt_style)
     pieces = vocabulary(tokenizer, max_new_tokens)
-    names = {task: f"lmsi_run_{task}_{prompting}" for task in by_task}
+    names = {task: f"lmsi_run_{task}_{prompt_style}" for task in by_task}
     for task, splits in by_task.items():
         whole = functools.partial(_whole, names[task], tuple(splits.values()), tokenizer)
         texts_of: _Splits = {s: functools.partial(dict, texts) for s, texts in splits.items()}
-        seqio_prompts.add(names[task], texts_of, pieces, whole, asked=prompting)
+        seqio_prompts.add(names[task], texts_of, pieces, whole, asked=prompt_style)
     # A mixture has the splits that all its tasks have.
     tested = [(name, 1.0) for task, name in names.items() if "test" in by_task[task]]
     trained = [(name, 1.0) for task, name in names.items() if "train" in by_task[task]]
     if trained:
-        seqio_prompts.mix(f"lmsi_run_train_{prompting}", trained)
-    return seqio_prompts.mix(f"lmsi_run_test_{prompting}", tested)
+        seqio_prompts.mix(f"lmsi_run_train_{prompt_style}", trained)
+    return seqio_prompts.mix(f"lmsi_run_test_{prompt_style}", tested)
 
 
 def train_questions(**settings: Any) -> str:

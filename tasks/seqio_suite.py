@@ -1,4 +1,4 @@
-"""The tasks as SeqIO tasks in the four promptings, and the paper's mixtures, for any evaluator.
+"""The tasks as SeqIO tasks in the four prompt styles, and the paper's mixtures, for any evaluator.
 
 One explicit call registers what it names; calling it again has the same effect:
 
@@ -10,8 +10,8 @@ One explicit call registers what it names; calling it again has the same effect:
 | lmsi_in_domain_PROMPTING     | GSM8K, DROP, OpenBookQA, ARC-Challenge, ANLI R2 and R3 |
 | lmsi_out_of_domain_PROMPTING | SVAMP, AQuA, StrategyQA, ANLI R1, RTE, MNLI            |
 
-PROMPTING is cot, standard, zero_shot_cot or zero_shot_direct. A mixture has the splits that all its
-tasks have; training questions carry no answer.
+PROMPT_STYLE is cot, standard, zero_shot_cot or zero_shot_direct. A mixture has the splits that all
+its tasks have; training questions carry no answer.
 """
 
 import functools
@@ -20,11 +20,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from lmsi_jax.prompts import PROMPTINGS, Prompting
+from lmsi_jax.prompts import PROMPT_STYLES, PromptStyle
 from lmsi_jax.tasks import exemplars as exemplar_files
 from lmsi_jax.tasks import registry, seqio_prompts, seqio_rounds
 from lmsi_jax.tasks.dataset import Dataset
-from lmsi_jax.tasks.seqio_prompts import Texts, asked, check_prompts
+from lmsi_jax.tasks.seqio_prompts import Texts, check_prompts, prompt_columns
 from lmsi_jax.tasks.task import Level, Split, Task
 
 PUBLISHED = tuple(name for name in registry.NAMES if isinstance(registry.get(name), Dataset))
@@ -33,7 +33,7 @@ _MIXTURES = {"in": "in_domain", "out": "out_of_domain"}
 
 def register(
     names: Sequence[str] = PUBLISHED,
-    promptings: Sequence[Prompting] = PROMPTINGS,
+    prompt_styles: Sequence[PromptStyle] = PROMPT_STYLES,
     *,
     tokenizer: str = "embedded",
     max_new_tokens: int = 256,
@@ -46,7 +46,7 @@ def register(
 
     Args:
       names: tasks of `registry.NAMES`.
-      promptings: how they are asked.
+      prompt_styles: how they are asked.
       tokenizer: `Run.tokenizer`.
       max_new_tokens: most tokens of an answer that are looked at.
       data_dirs: task -> folder of its files; without one it comes through TFDS.
@@ -65,32 +65,32 @@ def register(
         task = registry.get(name, (data_dirs or {}).get(name))
         file = (exemplars or {}).get(name)
         shown = exemplar_files.load(file) if file else task.exemplars()
-        for prompting in promptings:
+        for prompt_style in prompt_styles:
             texts: dict[str, _Columns] = {
-                split: _columns(task, split, level, seed, shown, prompting)
+                split: _columns(task, split, level, seed, shown, prompt_style)
                 for split in _splits(task)
             }
-            full = f"{registry.seqio_name(task, level)}_{prompting}"
+            full = f"{registry.seqio_name(task, level)}_{prompt_style}"
             check = functools.partial(_whole, full, texts, tokenizer)
             pieces = seqio_rounds.vocabulary(tokenizer, max_new_tokens)
-            seqio_prompts.add(full, texts, pieces, check, asked=prompting)
+            seqio_prompts.add(full, texts, pieces, check, asked=prompt_style)
             registered.append(full)
             if isinstance(task, Dataset):
-                mixture = f"lmsi_{_MIXTURES[task.domain]}_{prompting}"
+                mixture = f"lmsi_{_MIXTURES[task.domain]}_{prompt_style}"
                 parts.setdefault(mixture, []).append((full, 1.0))
     return registered + [seqio_prompts.mix(name, rates) for name, rates in parts.items()]
 
 
-def mixture(domain: str = "in", prompting: Prompting = "cot", **settings: Any) -> str:
+def mixture(domain: str = "in", prompt_style: PromptStyle = "cot", **settings: Any) -> str:
     """Registers as `register` does, and returns the name of a mixture, for T5X's gin files.
 
     Args:
       domain: "in" or "out".
-      prompting: how the questions are asked.
+      prompt_style: how the questions are asked.
       **settings: of `register`.
     """
-    register(promptings=(prompting,), **settings)
-    return f"lmsi_{_MIXTURES[domain]}_{prompting}"
+    register(prompt_styles=(prompt_style,), **settings)
+    return f"lmsi_{_MIXTURES[domain]}_{prompt_style}"
 
 
 def _splits(task: Task) -> tuple[Split, ...]:
@@ -117,9 +117,11 @@ class _Columns:
 
 
 def _columns(
-    task: Task, split: Split, level: Level, seed: int, shown: Any, prompting: Prompting
+    task: Task, split: Split, level: Level, seed: int, shown: Any, prompt_style: PromptStyle
 ) -> _Columns:
-    return _Columns(lambda: asked(list(task.stream(split, level, seed)), shown, prompting))
+    return _Columns(
+        lambda: prompt_columns(list(task.stream(split, level, seed)), shown, prompt_style)
+    )
 
 
 def _whole(

@@ -21,7 +21,8 @@ class Task(Protocol):
     test split carry their answer.
     `domain` is "in" when the packaged runs train on the task, "out" when they only test on it.
     `levels` is empty when a task has one level only; the argument `level` is then ignored.
-    `overlap_words` and `content` say what counts as the same question elsewhere, see `overlap`.
+    `contamination_ngram` and `content` say what counts as the same question elsewhere, see
+    `overlap`.
     """
 
     @property
@@ -35,7 +36,7 @@ class Task(Protocol):
     @property
     def levels(self) -> tuple[Level, ...]: ...
     @property
-    def overlap_words(self) -> int: ...
+    def contamination_ngram(self) -> int: ...
 
     @property
     def content(self) -> Callable[[str], Sequence[str]]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from reference_decoder import reference_logits
 
-from lmsi_jax.rollout.decode_step import path_keys, uniforms
+from lmsi_jax.rollout.decode_step import sample_keys, uniforms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def expected(config, params, prompt, path, temperature, seed, round_index):
     weights = np.exp(shifted / temperature)
     upto = np.cumsum(weights, -1) / weights.sum(-1, keepdims=True)
     below = np.pad(upto, ((0, 0), (1, 0)))[taken]
-    keys = path_keys(seed, round_index, [path.uid], [path.index])
+    keys = sample_keys(seed, round_index, [path.uid], [path.sample_index])
     noise = np.asarray(uniforms(keys, jnp.arange(len(tokens))[None]), np.float64)[0]
     return Expected(logprobs, np.maximum(0, np.maximum(below - noise, noise - upto[taken])))
 

@@ -5,8 +5,8 @@ import jax
 from lmsi_jax.config.architecture import ModelConfig
 from lmsi_jax.config.optimization import Loss
 from lmsi_jax.models.params import Params
-from lmsi_jax.training.forward import by_parameters
-from lmsi_jax.training.losses import Arrays, Sums, Teacher, averaged, weighted_sums
+from lmsi_jax.training.forward import parameter_gradients
+from lmsi_jax.training.losses import Arrays, Sums, Teacher, normalize_sums, weighted_sums
 
 _PLAIN = Loss()
 
@@ -30,7 +30,7 @@ def step_losses(
     def objective(weights: Params, one: Arrays) -> tuple[jax.Array, Sums]:
         return weighted_sums(config, weights, one, groups, loss, teacher)
 
-    return averaged(*by_parameters(config, params, objective, batch))
+    return normalize_sums(*parameter_gradients(config, params, objective, batch))
 
 
 def loss_and_gradient(

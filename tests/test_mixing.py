@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lmsi_jax import mixing, prompts, voting
 from lmsi_jax.config.stages import Mixing
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.records import FORMATS, Exemplar, Path, Question
+from lmsi_jax.records import FORMATS, Exemplar, Question, Sample
 from lmsi_jax.selection.rows import select, voted_rows
 
 EXEMPLARS = (Exemplar(question="Q: What is 1 + 1?", reasoning="One and one are 2.", answer="2"),)
@@ -19,7 +19,7 @@ QUESTION = Question(uid="q", task="sums", text="Q: What is 4 + 5?", kind="number
 
 def paths_of(*texts):
     return [
-        Path(uid="q", index=i, text=text, tokens=3, logprob=-1.0, finished=True)
+        Sample(uid="q", sample_index=i, text=text, tokens=3, logprob=-1.0, finished=True)
         for i, text in enumerate(texts)
     ]
 
@@ -37,8 +37,12 @@ def written(paths=PATHS, question=QUESTION, weights=None, cap=None, min_confiden
     rows = voted_rows(question, paths, vote, keep)
     chosen = select(rows, Mixing(cap=cap, min_confidence=min_confidence).filters).rows
     if weights is None:
-        weights = {row.path.index: 1.0 for row in chosen}
-    weighed = [(row, weights[row.path.index]) for row in chosen if row.path.index in weights]
+        weights = {row.sample.sample_index: 1.0 for row in chosen}
+    weighed = [
+        (row, weights[row.sample.sample_index])
+        for row in chosen
+        if row.sample.sample_index in weights
+    ]
     return mixing.examples(question, weighed, EXEMPLARS, **switches)
 
 
@@ -68,10 +72,10 @@ def test_without_the_vote_every_parsed_path_stays_with_its_own_answer():
 
 def test_prompts_of_the_formats():
     for example in written():
-        prompting = prompts.PROMPTING_OF_FORMAT[example.format]
-        prompt = prompts.build_prompt(QUESTION, EXEMPLARS, prompting)
+        prompt_style = prompts.PROMPT_STYLE_OF_FORMAT[example.format]
+        prompt = prompts.build_prompt(QUESTION, EXEMPLARS, prompt_style)
         assert (example.prefix, example.inputs) == prompt
-        assert (example.uid, example.task, example.source) == ("q", "sums", "weak")
+        assert (example.uid, example.task, example.source) == ("q", "sums", "self_generated")
     assert written()[-2].inputs == "Q: What is 4 + 5?\nA: Let's think step by step."
 
 
@@ -141,11 +145,11 @@ def test_targets_complete_the_prompt_to_a_document():
 
 def test_strong_examples_come_from_the_given_solution():
     worked = Exemplar(question="unused", reasoning="Count on from 5.", answer="9")
-    rows = by_format(mixing.strong_examples(QUESTION, worked, EXEMPLARS))
+    rows = by_format(mixing.human_solution_examples(QUESTION, worked, EXEMPLARS))
     path, direct = [(" Count on from 5. The answer is 9.", 1.0)], [(" The answer is 9.", 1.0)]
     assert list(rows.values()) == [path, direct, path, direct]
-    strong = mixing.strong_examples(QUESTION, worked, EXEMPLARS, ["few_shot_cot"])
-    assert [example.source for example in strong] == ["strong"]
+    human = mixing.human_solution_examples(QUESTION, worked, EXEMPLARS, ["few_shot_cot"])
+    assert [example.source for example in human] == ["human"]
 
 
 def test_mistakes_are_named():
@@ -173,13 +177,13 @@ def test_few_shot_rows_stand_behind_the_prompt_that_the_path_was_sampled_with(me
         (Exemplar(question=f"Q: {n}?", reasoning=f"Just {n}.", answer=str(n)),) for n in range(2)
     ]
     paths = paths_of(A, A, A, B)
-    own = {path.index: others[path.index % 2] for path in paths}
+    own = {path.sample_index: others[path.sample_index % 2] for path in paths}
     examples = written(paths, own=own, merge_equal=merge, normalise="path")
     wanted = collections.Counter()
     for path in paths:
         for name in FORMATS:
-            prompting = prompts.PROMPTING_OF_FORMAT[name]
-            prompt = prompts.build_prompt(QUESTION, own[path.index], prompting)
+            prompt_style = prompts.PROMPT_STYLE_OF_FORMAT[name]
+            prompt = prompts.build_prompt(QUESTION, own[path.sample_index], prompt_style)
             direct = name in ("few_shot_direct", "zero_shot_direct")
             wanted[name, *prompt, " The answer is 9." if direct else path.text] += 1.0
     found = collections.Counter()
@@ -195,7 +199,7 @@ def test_weights_of_equal_rows_add_up_where_their_prompts_are_equal_too():
         (Exemplar(question=f"Q: {n}?", reasoning=f"Just {n}.", answer=str(n)),) for n in range(2)
     ]
     paths = paths_of(A, A, A, B)
-    own = {path.index: others[path.index % 2] for path in paths}
+    own = {path.sample_index: others[path.sample_index % 2] for path in paths}
     weights = {0: 0.5, 1: 0.25, 2: 2.0}
     rows = written(
         paths, own=own, weights=weights, normalise="path", formats=["few_shot_cot", "zero_shot_cot"]

@@ -127,7 +127,8 @@ def _package_files(*folders: str) -> set[str]:
 _CHECK = """
 import importlib.util, sys
 import lmsi_jax, lmsi_jax.gin_configs, lmsi_jax.tasks
-from lmsi_jax import gin_edge, main
+from lmsi_jax.cli import main
+from lmsi_jax.config import gin_edge
 assert importlib.util.find_spec("tasks") is None and importlib.util.find_spec("gin_configs") is None
 for kind in ("runs", "studies"):
     assert gin_edge.packaged_configs(kind)

@@ -29,7 +29,7 @@ A: The answer is 4.
 
 
 @pytest.mark.parametrize(
-    ("prompting", "prefix", "inputs"),
+    ("prompt_style", "prefix", "inputs"),
     [
         ("cot", WITH_REASONING, "Q: What is 3 + 3?\nA:"),
         ("standard", WITHOUT_REASONING, "Q: What is 3 + 3?\nA:"),
@@ -37,8 +37,8 @@ A: The answer is 4.
         ("zero_shot_direct", "", "Q: What is 3 + 3?\nA:"),
     ],
 )
-def test_prompts_have_the_fixed_layout(prompting, prefix, inputs):
-    assert prompts.build_prompt(QUESTION, EXEMPLARS, prompting) == (prefix, inputs)
+def test_prompts_have_the_fixed_layout(prompt_style, prefix, inputs):
+    assert prompts.build_prompt(QUESTION, EXEMPLARS, prompt_style) == (prefix, inputs)
 
 
 def test_an_exemplar_is_laid_out_as_a_prompt_with_its_target():
@@ -54,8 +54,8 @@ def test_questions_may_span_lines_and_end_in_blanks():
 
 
 def test_every_format_has_its_own_prompting():
-    assert tuple(prompts.PROMPTING_OF_FORMAT) == FORMATS
-    assert sorted(prompts.PROMPTING_OF_FORMAT.values()) == sorted(prompts.PROMPTINGS)
+    assert tuple(prompts.PROMPT_STYLE_OF_FORMAT) == FORMATS
+    assert sorted(prompts.PROMPT_STYLE_OF_FORMAT.values()) == sorted(prompts.PROMPT_STYLES)
 
 
 def test_stop_strings_end_an_item_where_the_next_begins():
@@ -65,7 +65,7 @@ def test_stop_strings_end_an_item_where_the_next_begins():
 
 
 def test_mistakes_are_named_with_their_remedy():
-    with pytest.raises(LmsiError, match=r"unknown prompting 'few'.*standard, cot"):
+    with pytest.raises(LmsiError, match=r"unknown prompt style 'few'.*standard, cot"):
         prompts.build_prompt(QUESTION, EXEMPLARS, "few")
     with pytest.raises(LmsiError, match="needs exemplars"):
         prompts.build_prompt(QUESTION, (), "cot")

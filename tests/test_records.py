@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from lmsi_jax import records
 
-RECORDS = [records.Exemplar, records.Question, records.Path, records.Vote, records.Example]
+RECORDS = [records.Exemplar, records.Question, records.Sample, records.Vote, records.Example]
 finite = st.floats(allow_nan=False, allow_infinity=False)
 keys = st.none() | st.text()
 overrides = {
-    records.Path: {"logprob": finite},
+    records.Sample: {"logprob": finite},
     records.Vote: {
         "keys": st.lists(keys).map(tuple),
         "kept": st.lists(st.integers()).map(tuple),

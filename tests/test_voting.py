@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from lmsi_jax import answers, voting
 from lmsi_jax.config import stages
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.records import Path, Question, Vote
+from lmsi_jax.records import Question, Sample, Vote
 
 QUESTION = Question(uid="q", task="sums", text="Q: 1 + 1?", kind="number", gold="2")
 
 
 def path(index, answer, logprob=-1.0):
     text = " no idea" if answer is None else f" So it goes. The answer is {answer}."
-    return Path(uid="q", index=index, text=text, tokens=5, logprob=logprob, finished=True)
+    return Sample(uid="q", sample_index=index, text=text, tokens=5, logprob=logprob, finished=True)
 
 
 def paths_of(*answers):
@@ -103,7 +103,7 @@ def test_the_vote_is_the_count_of_the_keys(paths):
 def test_paths_that_cannot_vote_are_refused():
     with pytest.raises(ValueError, match="has path 0 twice"):
         voting.vote(QUESTION, [path(0, "1"), path(0, "2")])
-    foreign = Path(uid="other", index=0, text="", tokens=1, logprob=0.0, finished=True)
+    foreign = Sample(uid="other", sample_index=0, text="", tokens=1, logprob=0.0, finished=True)
     with pytest.raises(ValueError, match="question 'other' cannot vote on 'q'"):
         voting.vote(QUESTION, [foreign])
     with pytest.raises(ValueError, match="no log-probability"):
@@ -138,7 +138,7 @@ def sure(keys, threshold):
 
 @given(some_keys, thresholds)
 def test_settled_is_the_beta_criterion_of_the_two_leading_answers(keys, threshold):
-    assert voting.settled(keys, threshold) == sure(keys, threshold)
+    assert voting.is_settled(keys, threshold) == sure(keys, threshold)
 
 
 @given(some_keys, thresholds, st.integers(1, 9))
@@ -148,21 +148,21 @@ def test_paths_needed_is_what_sampling_step_by_step_would_take(keys, threshold, 
         sampled.append(key)
         if len(sampled) % every == 0 and sure(sampled, threshold):
             break
-    assert voting.paths_needed(keys, threshold, every) == len(sampled)
+    assert voting.samples_needed(keys, threshold, every) == len(sampled)
 
 
 @given(some_keys, some_keys, thresholds, st.integers(1, 9))
 def test_paths_after_the_stop_cannot_move_it(keys, others, threshold, every):
-    needed = voting.paths_needed(keys, threshold, every)
+    needed = voting.samples_needed(keys, threshold, every)
     if needed < len(keys):
-        assert voting.paths_needed(keys[:needed] + others, threshold, every) == needed
+        assert voting.samples_needed(keys[:needed] + others, threshold, every) == needed
 
 
 @given(some_keys, thresholds, st.integers(1, 9))
 def test_the_names_of_the_answers_do_not_move_the_stop(keys, threshold, every):
     renamed = [{"1": "z", "2": "yes", "3": "(a)", None: None}[key] for key in keys]
-    same = voting.paths_needed(keys, threshold, every)
-    assert voting.paths_needed(renamed, threshold, every) == same
+    same = voting.samples_needed(keys, threshold, every)
+    assert voting.samples_needed(renamed, threshold, every) == same
 
 
 @pytest.mark.parametrize(
@@ -180,12 +180,12 @@ def test_the_names_of_the_answers_do_not_move_the_stop(keys, threshold, every):
     ],
 )
 def test_paths_needed_by_hand(keys, every, needed):
-    assert voting.paths_needed(keys, 0.95, every) == needed
+    assert voting.samples_needed(keys, 0.95, every) == needed
 
 
 def test_a_rule_that_is_never_looked_at_is_refused():
     with pytest.raises(ValueError, match="every 0 paths"):
-        voting.paths_needed(["1"], 0.95, 0)
+        voting.samples_needed(["1"], 0.95, 0)
 
 
 @given(some_paths, st.integers(0, 12), st.randoms(use_true_random=False))
@@ -332,30 +332,30 @@ def test_the_winner_of_the_first_weighed_paths_is_that_of_a_vote_on_them(paths, 
 def test_a_path_that_marks_no_answer_votes_only_where_conclusions_are_read():
     question = Question(uid="q", task="t", text="Q: How many?", kind="number")
     texts = (" The answer is 4.", " So she has 5 apples.", " So she has 5 apples.")
-    paths = [
-        Path(uid="q", index=i, text=text, tokens=5, logprob=-1.0, finished=True)
+    samples = [
+        Sample(uid="q", sample_index=i, text=text, tokens=5, logprob=-1.0, finished=True)
         for i, text in enumerate(texts)
     ]
-    assert voting.vote(question, paths).winner == "5"
-    marked = voting.vote(question, paths, conclusions=False)
+    assert voting.vote(question, samples).winner == "5"
+    marked = voting.vote(question, samples, conclusions=False)
     assert (marked.winner, marked.keys, marked.parsed) == ("4", ("4", None, None), 1)
 
 
-# --- a ranker -------------------------------------------------------------------------------------
+# --- a scorer -------------------------------------------------------------------------------------
 
 
-def _ranked(texts, ranks, **rule):
+def _ranked(texts, scores, **rule):
     question = Question(uid="q", task="t", text="Q: ?", kind="number")
-    paths = [
-        Path(uid="q", index=i, text=text, tokens=3, logprob=-1.0 - i, finished=True)
+    samples = [
+        Sample(uid="q", sample_index=i, text=text, tokens=3, logprob=-1.0 - i, finished=True)
         for i, text in enumerate(texts)
     ]
-    return voting.cast(question, paths, stages.Voting(ranker="m:f", **rule), ranks)
+    return voting.cast(question, samples, stages.Voting(scorer="m:f", **rule), scores)
 
 
 def test_a_ranker_weighs_votes():
     texts = ["The answer is 1.", "The answer is 1.", "The answer is 2."]
-    found = _ranked(texts, [0.2, 0.3, 0.9], weights="ranker")
+    found = _ranked(texts, [0.2, 0.3, 0.9], weights="scorer")
     assert found.winner == "2" and found.weights == (0.2, 0.3, 0.9)
     assert found.confidence == pytest.approx(0.9 / 1.4)
 
@@ -363,12 +363,12 @@ def test_a_ranker_weighs_votes():
 def test_a_ranker_breaks_ties_and_only_those():
     texts = ["The answer is 1.", "The answer is 2."]
     assert _ranked(texts, [0.1, 0.2]).winner == "1"  # by log-probability
-    assert _ranked(texts, [0.1, 0.2], ties="ranker").winner == "2"
-    assert _ranked([*texts, texts[0]], [0.1, 0.2, 0.0], ties="ranker").winner == "1"
+    assert _ranked(texts, [0.1, 0.2], ties="scorer").winner == "2"
+    assert _ranked([*texts, texts[0]], [0.1, 0.2, 0.0], ties="scorer").winner == "1"
 
 
 def test_without_a_ranker_its_votes_are_refused():
-    with pytest.raises(LmsiError, match="set Voting.ranker"):
-        stages.Voting(weights="ranker")
-    with pytest.raises(ValueError, match="what the ranker says"):
-        _ranked(["The answer is 1."], None, weights="ranker")
+    with pytest.raises(LmsiError, match="set Voting.scorer"):
+        stages.Voting(weights="scorer")
+    with pytest.raises(ValueError, match="what the scorer says"):
+        _ranked(["The answer is 1."], None, weights="scorer")

@@ -22,7 +22,7 @@ from bench.workloads import MODEL, Workload, prompts
 class Context:
     """A llama.cpp model and context, with batches and sequences in a few plain calls."""
 
-    def __init__(self, path: pathlib.Path, positions: int, batch: int, lanes: int, cache: str):
+    def __init__(self, path: pathlib.Path, positions: int, batch: int, slots: int, cache: str):
         import llama_cpp
 
         self._llama = llama_cpp
@@ -32,7 +32,7 @@ class Context:
             str(path).encode(), llama_cpp.llama_model_default_params()
         )
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_seq_max = positions, lanes
+        params.n_ctx, params.n_seq_max = positions, slots
         params.n_batch = params.n_ubatch = batch
         params.n_threads = params.n_threads_batch = cores()
         params.kv_unified = True
@@ -142,14 +142,14 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
     # Attention looks at every cell in use, other questions' too, but a larger batch multiplies
     # faster: of 1, 2 and 4 questions at a time, 2 were the fastest on A.
     parts = groups(workload, options.group or 2)
-    lanes = len(parts[0]) * workload.samples
+    slots = len(parts[0]) * workload.samples
     most = max(sum(workload.of_question(q)) for q in range(workload.questions))
     positions = workload.shared + len(parts[0]) * (workload.question + most)
-    batch = max(workload.shared, workload.question, lanes)
+    batch = max(workload.shared, workload.question, slots)
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.gguf"
         write(path, workload.prompt + workload.max_new)
-        context = Context(path, positions + 256, batch, lanes + 1, options.cache)
+        context = Context(path, positions + 256, batch, slots + 1, options.cache)
         rows = prompts(workload)
         # The file is mapped; reading it once here keeps it when the folder goes.
         _decode(context, workload, rows[:1], [range(1)], 0)

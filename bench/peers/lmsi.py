@@ -17,12 +17,12 @@ from lmsi_jax.rollout.engine import Engine
 _NEVER = -7  # as the end's id: no path ends by chance
 _LAYOUT = {
     "C": Decoding(
-        lanes=1024, chunk=16, page=64, prefill_tokens=8192, shrink=False, dtype="bfloat16"
+        slots=1024, chunk=16, page=64, prefill_tokens=8192, adaptive_batch=False, dtype="bfloat16"
     )
 }
 
 
-_LAYOUT_FLAGS = {"lanes": int, "chunk": int, "page": int, "prefill_tokens": int, "dtype": str}
+_LAYOUT_FLAGS = {"slots": int, "chunk": int, "page": int, "prefill_tokens": int, "dtype": str}
 
 
 class Numbers:
@@ -69,7 +69,7 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
     wanted = iter(workload.lengths)
     lengths = {(uid, k): next(wanted) for uid, _ in questions for k in range(workload.samples)}
     sampling = Sampling(
-        paths=workload.samples,
+        num_samples=workload.samples,
         temperature=workload.temperature,
         max_new_tokens=workload.max_new,
         stop=(),
@@ -83,7 +83,7 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
 
     def run(seed: int) -> list[int]:
         engine._prompt = None  # the prompt's prefill belongs to the run
-        paths = dict(
+        samples = dict(
             engine.run(
                 prefix,
                 questions,
@@ -93,7 +93,7 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
                 limit=lambda uid, k: lengths[uid, k],
             )
         )
-        return [path.tokens for uid, _ in questions for path in paths[uid]]
+        return [sample.tokens for uid, _ in questions for sample in samples[uid]]
 
     return Ready(
         run=run,

@@ -44,12 +44,12 @@ def training(steps: Steps, options: argparse.Namespace) -> Training:
             learning_rate=adamw.LEARNING_RATE,
             b2=adamw.B2,
             weight_decay=adamw.WEIGHT_DECAY,
-            clip=0.0,
+            max_grad_norm=0.0,
         ),
         microbatches=parts,
-        rows=steps.rows // parts,
-        length=steps.length,
-        prefix_length=0,
+        sequences_per_prefix=steps.rows // parts,
+        sequence_length=steps.length,
+        max_prefix_length=0,
         compute_dtype=steps.model.dtype,
     )
 

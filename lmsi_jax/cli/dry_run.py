@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from etils import epath
 
 from lmsi_jax.config.run import Run
-from lmsi_jax.config.schedule import values_in
+from lmsi_jax.config.schedule import scheduled_values
 from lmsi_jax.config.stages import Pretraining
 from lmsi_jax.errors import LmsiError
 
@@ -49,8 +49,10 @@ def dry_run(run: Run, stages: tuple[str, ...]) -> None:
     """
     for name, value in parameters(run).items():
         print(f"{name} = {value!r}")
-    for index in range(1, run.rounds + 1) if run.by_round else ():
-        own = ", ".join(f"{name} = {value!r}" for name, value in values_in(run, index).items())
+    for index in range(1, run.rounds + 1) if run.schedule else ():
+        own = ", ".join(
+            f"{name} = {value!r}" for name, value in scheduled_values(run, index).items()
+        )
         print(f"round {index}: {own}")
     count = run.model.parameter_count
     print(f"{count:,} weights; stages: {', '.join(stages)}; rounds: {run.rounds}")
@@ -146,11 +148,11 @@ def _through_tfds(run: Run) -> Iterator[str]:
             yield f"{name}: Questions.data_dir is not set, so its files come through TFDS"
 
 
-def _rankers(run: Run) -> list[str]:
-    """The rankers of the vote and of all rounds' filters."""
+def _scorers(run: Run) -> list[str]:
+    """The scorers of the vote and of all rounds' filters."""
     rounds = [run.in_round(index) for index in range(1, run.rounds + 1)]
     parts = [run.voting, *(one for each in rounds for one in each.mixing.selection)]
-    named = (getattr(part, "ranker", None) for part in parts)
+    named = (getattr(part, "scorer", None) for part in parts)
     return list(dict.fromkeys(name for name in named if name is not None))
 
 
@@ -158,13 +160,13 @@ def _wrong(run: Run, stages: tuple[str, ...], check_model: bool) -> Iterator[str
     """What the stages would end with."""
     from lmsi_jax.pipeline import scorers
     from lmsi_jax.pipeline.context import Context
-    from lmsi_jax.pipeline.evaluate import compared
+    from lmsi_jax.pipeline.evaluate import comparison_run
 
     context = Context(run, frozenset(stages))
-    yield from _said(functools.partial(compared, run, stages))
+    yield from _said(functools.partial(comparison_run, run, stages))
     yield from _wrong_questions(context)
-    for ranker in _rankers(run):
-        yield from _said(functools.partial(scorers.load, ranker))
+    for scorer in _scorers(run):
+        yield from _said(functools.partial(scorers.load, scorer))
     yield from _wrong_models(context, check_model)
     for stage, given in (("pretrain", run.pretraining), ("distill", run.distillation)):
         if stage in stages and given is None:

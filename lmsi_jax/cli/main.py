@@ -18,7 +18,7 @@ from lmsi_jax import __version__
 from lmsi_jax.cli.commands import Command, Load, commands
 from lmsi_jax.config import gin_edge, gin_errors
 from lmsi_jax.errors import LmsiError, TryAgain
-from lmsi_jax.runtime.processes import Terminated, leaving
+from lmsi_jax.runtime.signals import Terminated, signals_as_exceptions
 
 if TYPE_CHECKING:
     from lmsi_jax.config.run import Run
@@ -37,11 +37,15 @@ _COMMANDS: dict[str, tuple[tuple[str, ...], str, str]] = {
         "zero-shot answers -> few-shot prompts, where asked for",
         "generated",
     ),
-    "sample": (("sample",), "questions -> reasoning paths", "quickstart --gin.Sampling.paths=8"),
+    "sample": (
+        ("sample",),
+        "questions -> reasoning paths",
+        "quickstart --gin.Sampling.num_samples=8",
+    ),
     "vote": (("vote",), "paths -> the majority's answer and its confidence", "quickstart"),
     "mix": (("path_scores", "mix"), "votes -> training examples in the four formats", "quickstart"),
     "train": (("score", "train"), "examples -> a fine-tuned model", "quickstart"),
-    "eval": (("eval",), "accuracy before and after, per prompting and task", "quickstart"),
+    "eval": (("eval",), "accuracy before and after, per prompt style and task", "quickstart"),
     "report": (("report",), "the table and report.html of what is there", "quickstart"),
     "distill": (
         ("mix", "score", "train", "eval", "distill"),
@@ -128,7 +132,9 @@ def _execute(words: list[str], as_command: bool, last: contextlib.ExitStack) -> 
         command = shlex.join(["lmsi", *words])
         if args.coordinator_address is not None:
             _connect(args, last)
-        with leaving():  # after connecting, where JAX puts a handler of its own on SIGTERM
+        with (
+            signals_as_exceptions()
+        ):  # after connecting, where JAX puts a handler of its own on SIGTERM
             execute(run, stages, command, gin_edge.operative_config())
 
 

@@ -7,14 +7,14 @@ from lmsi_jax.config.optimization import Lora, Loss, Optimizer, Preference, Trai
 from lmsi_jax.config.run import Run
 from lmsi_jax.config.sampling import Decoding, Sampling
 from lmsi_jax.config.stages import (
+    Augmentation,
+    CollapseMonitor,
     Distillation,
     Evaluation,
-    Generation,
     Mixing,
     Pretraining,
     Questions,
     Voting,
-    Watch,
 )
 from lmsi_jax.config.study_plan import Study, Variant
 from lmsi_jax.selection.filters import (
@@ -22,20 +22,20 @@ from lmsi_jax.selection.filters import (
     Cap,
     Difficulty,
     DistinctReasoning,
+    ExternalScore,
     InstructionFollowing,
     MinConfidence,
-    Ranked,
     SelfRating,
 )
 from lmsi_jax.selection.importance import DistributionShift, ImportanceWeights
 
 _CLASSES = (
-    *(Run, Questions, Generation, ModelConfig, Decoding, Sampling, Voting, Mixing),
+    *(Run, Questions, Augmentation, ModelConfig, Decoding, Sampling, Voting, Mixing),
     *(LinearScaling, Llama3Scaling, YarnScaling),
     *(MinConfidence, Cap, AnswerEntropy, DistinctReasoning, DistributionShift, ImportanceWeights),
-    *(SelfRating, Ranked, InstructionFollowing, Difficulty),
+    *(SelfRating, ExternalScore, InstructionFollowing, Difficulty),
     *(Training, Optimizer, Lora, Loss, Preference),
-    *(Evaluation, Watch, Pretraining, Distillation),
+    *(Evaluation, CollapseMonitor, Pretraining, Distillation),
     *(Study, Variant),
 )
 

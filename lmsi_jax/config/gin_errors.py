@@ -10,6 +10,7 @@ import typing
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from lmsi_jax.config.gin_renames import renamed
 from lmsi_jax.config.schedule import fits, remedy
 from lmsi_jax.errors import LmsiError
 
@@ -87,8 +88,12 @@ def _first_line(text: str) -> str:
 def _explain(text: str) -> str:
     if match := _CONFIGURABLE.search(text):
         name = match["name"]
+        if change := renamed(name.rpartition("/")[2].rpartition(".")[2]):
+            return change
         return f"there is no configurable {name!r}{suggestion(name, _configurables())}"
     if match := _PARAMETER.search(text):
+        if change := renamed(f"{match['name'].rpartition('.')[2]}.{match['arg']}"):
+            return change
         names = _parameters(match["name"])
         near = suggestion(match["arg"], names)
         has = f"{near}" if near else f"; it has {', '.join(names)}"

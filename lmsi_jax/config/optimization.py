@@ -39,7 +39,7 @@ class Lora:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Loss:
-    """What is optimised at each target token y; Z is the sum of exp(scores), q the model's softmax.
+    """What is optimised at each target token y; Z is the sum of exp(logits), q the model's softmax.
 
     (1 - a) * smoothed cross entropy + a * divergence from the teacher + z_loss * log(Z)**2.
 
@@ -108,9 +108,10 @@ class Optimizer:
       decay: what follows: "constant" (the paper's literal reading), "linear" or "cosine" to zero.
       decay_share: share of the steps, at the end, that "linear" decays over ("cosine" uses all).
       weight_decay: decoupled; not with Adafactor.
-      clip: largest global gradient norm; 0 does not clip.
+      max_grad_norm: largest global gradient norm; 0 does not clip.
       b2: AdamW's second decay.
-      matrix_rate: "muon" only: the matrices' peak rate; `learning_rate` is then that of the rest.
+      muon_learning_rate: "muon" only: the matrices' peak rate; `learning_rate` is then that of the
+        rest.
     """
 
     name: Literal["adamw", "adafactor", "muon"] = "adamw"
@@ -119,20 +120,20 @@ class Optimizer:
     decay: Literal["constant", "linear", "cosine"] = "constant"
     decay_share: float = 1.0
     weight_decay: float = 0.0
-    clip: float = 1.0
+    max_grad_norm: float = 1.0
     b2: float = 0.99
-    matrix_rate: float = 0.02
+    muon_learning_rate: float = 0.02
 
     def __post_init__(self) -> None:
         names, decays = ("adamw", "adafactor", "muon"), ("constant", "linear", "cosine")
-        rates = ("learning_rate", "matrix_rate", "weight_decay")
+        rates = ("learning_rate", "muon_learning_rate", "weight_decay")
         ranges = {
             "name": (self.name in names, f"one of {', '.join(names)}"),
             **{name: (0 <= getattr(self, name) < math.inf, "0 or more") for name in rates},
             "warmup_steps": (self.warmup_steps >= 0, "0 or more"),
             "decay": (self.decay in decays, f"one of {', '.join(decays)}"),
             "decay_share": (0 < self.decay_share <= 1, "a share above 0, 1 for all steps"),
-            "clip": (self.clip >= 0, "0 (off) or more"),
+            "max_grad_norm": (self.max_grad_norm >= 0, "0 (off) or more"),
             "b2": (0 <= self.b2 < 1, "0 or more, below 1"),
         }
         check_ranges(self, ranges)
@@ -144,7 +145,7 @@ class Preference:
 
     Attributes:
       form: "scpo": paths of the most and of the least voted answer, without labels. "spin": a given
-        answer against the model's own path (the run has as many as `Mixing.strong_count`).
+        answer against the model's own path (the run has as many as `Mixing.human_examples`).
       beta: how strongly the margin over the reference counts. 0.5 is ScPO's. SPIN's formula leaves
         it open; its published recipe has 0.1.
       likelihood: "scpo" only: how much of the chosen sequence's negative log-probability per token
@@ -185,15 +186,15 @@ class Training:
       loss: what is optimised.
       preference: pairs to learn from in place of `loss`, which is then left as it is by default.
       microbatches: prefixes per step; the gradient is summed over them.
-      rows: packed sequences behind each prefix.
-      length: tokens per packed sequence.
-      prefix_length: most tokens of a few-shot prompt.
-      rows_at_once: rows that are computed at once on one device, where none share a prompt
+      sequences_per_prefix: packed sequences behind each prefix.
+      sequence_length: tokens per packed sequence.
+      max_prefix_length: most tokens of a few-shot prompt.
+      sequences_at_once: rows that are computed at once on one device, where none share a prompt
         (`prefix_length=0`); 0: about 512 tokens on a CPU, all rows elsewhere. It changes the order
         of sums alone.
       log_every: steps per line of metrics.
       save_every: steps between checkpoints (the last step is always saved).
-      strong_rate: share of strong (human) examples in the mixture, where a run has some.
+      human_rate: share of human examples in the mixture, where a run has some.
       task_rates: (task, rate) pairs: how often a task's examples are drawn within their source;
         tasks that are not named are left out. By default each example is drawn equally often.
       keep: newest checkpoints to keep; None keeps all.
@@ -216,13 +217,13 @@ class Training:
     loss: Loss = Loss()
     preference: Preference | None = None
     microbatches: int = 4
-    rows: int = 8
-    length: int = 256
-    prefix_length: int = 384
-    rows_at_once: int = 0
+    sequences_per_prefix: int = 8
+    sequence_length: int = 256
+    max_prefix_length: int = 384
+    sequences_at_once: int = 0
     log_every: int = 10
     save_every: int = 1000
-    strong_rate: float = 0.0
+    human_rate: float = 0.0
     task_rates: tuple[tuple[str, float], ...] = ()
     keep: int | None = 1
     keep_best: int = 0
@@ -237,8 +238,15 @@ class Training:
     fsdp: bool = False
 
     def __post_init__(self) -> None:
-        from_one = ("steps", "microbatches", "rows", "length", "log_every", "save_every")
-        from_zero = ("rows_at_once", "prefix_length", "keep_best", "validation_count")
+        from_one = (
+            "steps",
+            "microbatches",
+            "sequences_per_prefix",
+            "sequence_length",
+            "log_every",
+            "save_every",
+        )
+        from_zero = ("sequences_at_once", "max_prefix_length", "keep_best", "validation_count")
         ranges = {
             **{name: (getattr(self, name) >= 1, "1 or more") for name in from_one},
             **{name: (getattr(self, name) >= 1, "1 or more devices") for name in ("data", "model")},
@@ -247,7 +255,7 @@ class Training:
                 self.compute_dtype in ("float32", "bfloat16"),
                 "'float32' or 'bfloat16'",
             ),
-            "strong_rate": (0 <= self.strong_rate <= 1, "a share, 0 to 1"),
+            "human_rate": (0 <= self.human_rate <= 1, "a share, 0 to 1"),
             "task_rates": (all(rate >= 0 for _, rate in self.task_rates), "rates of 0 or more"),
             "keep": (self.keep is None or self.keep >= 1, "1 or more, or None for all"),
             "best_mode": (self.best_mode in ("min", "max"), "'min' or 'max'"),
@@ -259,9 +267,10 @@ class Training:
                 f"Training.best_metric = {VALIDATION!r} wants examples that are held out; set "
                 "Training.validation_count"
             )
-        if self.rows % self.data:
+        if self.sequences_per_prefix % self.data:
             raise LmsiError(
-                f"Training.rows = {self.rows} do not divide among Training.data = {self.data}; "
+                f"Training.sequences_per_prefix = {self.sequences_per_prefix} do not divide among "
+                f"Training.data = {self.data}; "
                 "make rows a multiple of it"
             )
         self._check_preference()

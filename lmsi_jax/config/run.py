@@ -6,16 +6,16 @@ from typing import Literal
 from lmsi_jax.config.architecture import ModelConfig
 from lmsi_jax.config.optimization import Training
 from lmsi_jax.config.sampling import Decoding, Sampling
-from lmsi_jax.config.schedule import Schedule, check_schedule, in_round
+from lmsi_jax.config.schedule import Schedule, apply_schedule, check_schedule
 from lmsi_jax.config.stages import (
+    Augmentation,
+    CollapseMonitor,
     Distillation,
     Evaluation,
-    Generation,
     Mixing,
     Pretraining,
     Questions,
     Voting,
-    Watch,
 )
 from lmsi_jax.errors import LmsiError
 
@@ -28,9 +28,9 @@ class Run:
       output_dir: where everything is written; local or gs://.
       seed: fixes sampling noise and the order of training rows.
       rounds: rounds of self-improvement.
-      by_round: (parameter, values) pairs, such as ('Mixing.min_confidence', (0.0, 0.5)): round r
+      schedule: (parameter, values) pairs, such as ('Mixing.min_confidence', (0.0, 0.5)): round r
         has the r-th value in place of the parameter's own, the last one holds on
-        (`lmsi_jax.config.schedule.CHANGING` lists which may change).
+        (`lmsi_jax.config.schedule.SCHEDULABLE` lists which may change).
       start_from: each round trains from the "base" model or from the "last" round's.
       model: the model's shape.
       init_checkpoint: a checkpoint folder, "embedded", or "fresh" for weights drawn from the seed.
@@ -41,7 +41,7 @@ class Run:
         again.
       reuse: folders of other runs; a stage that one of them has finished with the same settings
         and inputs is copied, not computed again.
-      questions, generation, sampling, voting, mixing, training, evaluation, watch: one
+      questions, augmentation, sampling, voting, mixing, training, evaluation, monitor: one
         stage, or what looks at one, each.
       pretraining: only for `lmsi pretrain`.
       distillation: only for `lmsi distill`.
@@ -50,19 +50,19 @@ class Run:
     output_dir: str
     model: ModelConfig
     questions: Questions | None = None
-    generation: Generation = Generation()
+    augmentation: Augmentation = Augmentation()
     sampling: Sampling = Sampling()
     voting: Voting = Voting()
     mixing: Mixing = Mixing()
     training: Training = Training()
     evaluation: Evaluation = Evaluation()
-    watch: Watch = Watch()
+    collapse_monitor: CollapseMonitor = CollapseMonitor()
     pretraining: Pretraining | None = None
     distillation: Distillation | None = None
     name: str = "lmsi"
     seed: int = 0
     rounds: int = 1
-    by_round: Schedule = ()
+    schedule: Schedule = ()
     start_from: Literal["base", "last"] = "base"
     init_checkpoint: str = "embedded"
     tokenizer: str = "embedded"
@@ -77,35 +77,35 @@ class Run:
             raise LmsiError(f"Run.rounds = {self.rounds}; at least 1")
         if self.questions_per_shard < 1:
             raise LmsiError(f"Run.questions_per_shard = {self.questions_per_shard}; at least 1")
-        if self.generation.prompts and self.sampling.early_stop is not None:
+        if self.augmentation.prompts and self.sampling.adaptive_consistency is not None:
             raise LmsiError(
-                "Sampling.early_stop judges a question by paths of one prompt; with "
-                "Generation.prompts set it to None"
+                "Sampling.adaptive_consistency judges a question by paths of one prompt; with "
+                "Augmentation.prompts set it to None"
             )
         if self.reuse and any("://" in folder for folder in (self.output_dir, *self.reuse)):
             raise LmsiError("Run.reuse copies between local folders; set it to ()")
         if self.start_from not in ("base", "last"):
             raise LmsiError(f"Run.start_from = {self.start_from!r}; use 'base' or 'last'")
         self._check_preference()
-        self._check_strong()
+        self._check_human_examples()
         check_schedule(self)
 
     def in_round(self, index: int) -> "Run":
-        """Returns the run as a round (1, 2, ...) sees it: with the values of `by_round`."""
-        return in_round(self, index)
+        """Returns the run as a round (1, 2, ...) sees it: with the values of `schedule`."""
+        return apply_schedule(self, index)
 
-    def _check_strong(self) -> None:
-        """Where a round's examples are its own, strong ones must be there to be mixed in."""
+    def _check_human_examples(self) -> None:
+        """Where a round's examples are its own, human ones must be there to be mixed in."""
         training = self.training
         own = self.distillation is None and self.pretraining is None and training.preference is None
-        if own and training.strong_rate > 0 and not self.mixing.strong_count:
+        if own and training.human_rate > 0 and not self.mixing.human_examples:
             raise LmsiError(
-                f"Training.strong_rate = {training.strong_rate} mixes given solutions in: set "
-                "Mixing.strong_count above 0, or Training.strong_rate to 0"
+                f"Training.human_rate = {training.human_rate} mixes given solutions in: set "
+                "Mixing.human_examples above 0, or Training.human_rate to 0"
             )
 
     def _check_preference(self) -> None:
-        preference, given = self.training.preference, self.mixing.strong_count
+        preference, given = self.training.preference, self.mixing.human_examples
         if preference is None:
             return
         if self.mixing.selection:
@@ -127,23 +127,24 @@ class Run:
             )
         if self.distillation is not None:
             raise LmsiError("a student learns no pairs: bind Training.preference to None")
-        if self.generation.prompts:
+        if self.augmentation.prompts:
             raise LmsiError(
-                "both members of a pair stand behind one prompt, and Generation.prompts spreads a "
-                "question's paths over several; set Generation.prompts to 0, or bind "
+                "both members of a pair stand behind one prompt, and Augmentation.prompts spreads "
+                "a "
+                "question's paths over several; set Augmentation.prompts to 0, or bind "
                 "Training.preference to None"
             )
-        if preference.form == "spin" and self.generation.questions:
+        if preference.form == "spin" and self.augmentation.questions:
             raise LmsiError(
                 "Preference.form = 'spin' learns from given solutions alone; set "
-                "Generation.questions to 0"
+                "Augmentation.questions to 0"
             )
         if preference.form == "spin" and not given:
             raise LmsiError(
                 "Preference.form = 'spin' sets given solutions against the model's own; set "
-                "Mixing.strong_count to how many there are of each task"
+                "Mixing.human_examples to how many there are of each task"
             )
         if preference.form == "scpo" and given:
             raise LmsiError(
-                "Preference.form = 'scpo' learns from votes alone; set Mixing.strong_count to 0"
+                "Preference.form = 'scpo' learns from votes alone; set Mixing.human_examples to 0"
             )

@@ -11,7 +11,7 @@ class Sampling:
     """How paths are drawn.
 
     Attributes:
-      paths: paths per question (m).
+      num_samples: paths per question (m).
       temperature: 0 is greedy; 0.7 is the paper's for the base model.
       top_k: keep this many most likely tokens; 0 keeps all.
       top_p: keep the smallest set of tokens with this much probability; 1 keeps all.
@@ -19,15 +19,15 @@ class Sampling:
       max_new_tokens: a path is cut, and marked unfinished, after this many tokens.
       stop: a path ends before the first of these strings.
       token_logprobs: whether each path keeps the log-probability of each of its tokens.
-      early_stop: no further path of a question is started once its leading answer will stay ahead
-        with this probability, above 0.5 and below 1 (`voting.paths_needed`; 0.95 is Aggarwal et
-        al.'s); None: all paths are sampled. Sure questions then have fewer paths: their
+      adaptive_consistency: no further path of a question is started once its leading answer will
+        stay ahead with this probability, above 0.5 and below 1 (`voting.samples_needed`; 0.95 is
+        Aggarwal et al.'s); None: all paths are sampled. Sure questions then have fewer paths: their
         confidence is a share of these, and with Mixing.normalise = "path" they weigh less.
-      early_stop_every: the rule is looked at after this many paths, twice as many, ..., in index
-        order, so the outcome does not depend on which paths end first.
+      adaptive_consistency_every: the rule is looked at after this many paths, twice as many, ...,
+        in index order, so the outcome does not depend on which paths end first.
     """
 
-    paths: int = 32
+    num_samples: int = 32
     temperature: float = 0.7
     top_k: int = 0
     top_p: float = 1.0
@@ -35,8 +35,8 @@ class Sampling:
     max_new_tokens: int = 256
     stop: tuple[str, ...] = STOP_STRINGS
     token_logprobs: bool = False
-    early_stop: float | None = None
-    early_stop_every: int = 4
+    adaptive_consistency: float | None = None
+    adaptive_consistency_every: int = 4
 
     def __post_init__(self) -> None:
         stops = self.stop
@@ -45,19 +45,19 @@ class Sampling:
                 f"Sampling.stop = {stops!r}; use a tuple of strings that are not empty, such as "
                 "('\\n\\n',), or () for none"
             )
-        chance = self.early_stop
+        chance = self.adaptive_consistency
         ranges = {
-            "paths": (self.paths >= 1, "1 or more"),
+            "num_samples": (self.num_samples >= 1, "1 or more"),
             "temperature": (self.temperature >= 0, "0 (greedy) or more"),
             "top_k": (self.top_k >= 0, "0 (off) or more"),
             "top_p": (0 < self.top_p <= 1, "a probability above 0, 1 for off"),
             "min_p": (0 <= self.min_p <= 1, "0 (off) to 1"),
             "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
-            "early_stop": (
+            "adaptive_consistency": (
                 chance is None or 0.5 < chance < 1,
-                "a probability above 0.5 and below 1 (0.95), or None for no early stop",
+                "a probability above 0.5 and below 1 (0.95), or None for no adaptive consistency",
             ),
-            "early_stop_every": (self.early_stop_every >= 1, "1 or more"),
+            "adaptive_consistency_every": (self.adaptive_consistency_every >= 1, "1 or more"),
         }
         check_ranges(self, ranges)
 
@@ -82,27 +82,27 @@ class Decoding:
     """How the engine is laid out; with the model it fixes the compiled shapes.
 
     Attributes:
-      lanes: paths decoded at the same time (by each of `data` device groups).
+      slots: paths decoded at the same time (by each of `data` device groups).
       chunk: steps between two looks at the paths; a path that ends wastes half of it on average.
       page: positions in a page of a path's cache, a multiple of `chunk`.
       prefill_tokens: question tokens prefilled together, roughly.
-      resident: question slots, as a multiple of what fills all lanes: paths end at different times,
-        so the questions at hand overlap.
-      shrink: run fewer rows once no more are needed, at the end of a task. A narrower program is
-        used only after it has repeated a full chunk bit by bit.
+      prompt_cache_factor: prompt slots, as a multiple of what fills all slots: paths end at
+        different times, so the questions at hand overlap.
+      adaptive_batch: run fewer rows once no more are needed, at the end of a task. A narrower
+        program is used only after it has repeated a full chunk bit by bit.
       pool_bytes: memory for the paths' pages from the start; more is added when they need it.
       dtype: of weights and caches, "float32" or "bfloat16".
-      data: device groups that decode side by side, each with its own lanes.
+      data: device groups that decode side by side, each with its own slots.
       model: devices in a group: heads, MLP and vocabulary are split over them.
       fsdp: whether the weights are spread over the groups too, and gathered where they are used.
     """
 
-    lanes: int = 128
+    slots: int = 128
     chunk: int = 8
     page: int = 16
     prefill_tokens: int = 256
-    resident: float = 2.0
-    shrink: bool = True
+    prompt_cache_factor: float = 2.0
+    adaptive_batch: bool = True
     pool_bytes: int = 256 * 2**20
     dtype: str = "float32"
     data: int = 1
@@ -110,7 +110,7 @@ class Decoding:
     fsdp: bool = False
 
     def __post_init__(self) -> None:
-        from_one = ("lanes", "chunk", "page", "prefill_tokens", "resident")
+        from_one = ("slots", "chunk", "page", "prefill_tokens", "prompt_cache_factor")
         ranges = {
             **{name: (getattr(self, name) >= 1, "1 or more") for name in from_one},
             "pool_bytes": (self.pool_bytes >= 0, "0 or more"),

@@ -1,6 +1,6 @@
 """Values by round: parameters that change from one round to the next.
 
-    Run.by_round = (('Training.strong_rate', (0.5, 0.2)), ('Sampling.temperature', (0.7, 1.2)))
+    Run.schedule = (('Training.human_rate', (0.5, 0.2)), ('Sampling.temperature', (0.7, 1.2)))
 
 Round r has the r-th value, and the last one holds on. A stage's record has its own round's values
 alone, so those of later rounds may be changed while a run goes on.
@@ -94,33 +94,33 @@ if TYPE_CHECKING:
 Schedule = tuple[tuple[str, tuple[Any, ...]], ...]
 """(parameter, its values by round) pairs."""
 
-CHANGING: dict[str, tuple[str, ...]] = {
-    "Sampling": ("paths", "temperature"),
-    "Generation": ("min_confidence",),
+SCHEDULABLE: dict[str, tuple[str, ...]] = {
+    "Sampling": ("num_samples", "temperature"),
+    "Augmentation": ("min_confidence",),
     "Mixing": ("min_confidence", "cap"),
     "Preference": ("threshold",),
-    "Training": ("steps", "strong_rate"),
+    "Training": ("steps", "human_rate"),
     "Optimizer": ("learning_rate",),
 }
 """What may change, by class; of filters in `Mixing.selection`, every parameter may."""
-_PARTS = ("generation", "sampling", "mixing", "training")
+_PARTS = ("augmentation", "sampling", "mixing", "training")
 
 
-def in_round(run: "Run", index: int) -> "Run":
-    """Returns the run as round `index` (1, 2, ...) sees it, its `by_round` used up."""
-    if not run.by_round:
+def apply_schedule(run: "Run", index: int) -> "Run":
+    """Returns the run as round `index` (1, 2, ...) sees it, its `schedule` used up."""
+    if not run.schedule:
         return run
     changes: dict[str, dict[str, Any]] = {}
-    for name, values in run.by_round:
+    for name, values in run.schedule:
         part, _, field = name.partition(".")
         changes.setdefault(part, {})[field] = values[min(index, len(values)) - 1]
     parts = {name: _changed(getattr(run, name), changes) for name in _PARTS}
-    return dataclasses.replace(run, by_round=(), **parts)
+    return dataclasses.replace(run, schedule=(), **parts)
 
 
-def values_in(run: "Run", index: int) -> dict[str, Any]:
-    """Returns the values that `by_round` gives a round, by parameter."""
-    return {name: values[min(index, len(values)) - 1] for name, values in run.by_round}
+def scheduled_values(run: "Run", index: int) -> dict[str, Any]:
+    """Returns the values that `schedule` gives a round, by parameter."""
+    return {name: values[min(index, len(values)) - 1] for name, values in run.schedule}
 
 
 def check_schedule(run: "Run") -> None:
@@ -130,16 +130,16 @@ def check_schedule(run: "Run") -> None:
       LmsiError: an unknown parameter, one that may not change, one twice, or a value that its class
         refuses.
     """
-    names = [name for name, _ in run.by_round]
-    for name, values in run.by_round:
+    names = [name for name, _ in run.schedule]
+    for name, values in run.schedule:
         if names.count(name) > 1:
-            raise LmsiError(f"Run.by_round has {name} twice; write all its values in one tuple")
+            raise LmsiError(f"Run.schedule has {name} twice; write all its values in one tuple")
         _check_values(name, values, _hint(run, name))
-    for index in range(1, max((len(values) for _, values in run.by_round), default=0) + 1):
+    for index in range(1, max((len(values) for _, values in run.schedule), default=0) + 1):
         try:
-            in_round(run, index)
+            apply_schedule(run, index)
         except LmsiError as error:
-            raise LmsiError(f"Run.by_round, round {index}: {error}") from None
+            raise LmsiError(f"Run.schedule, round {index}: {error}") from None
 
 
 def _hint(run: "Run", name: str) -> Any:
@@ -151,27 +151,27 @@ def _hint(run: "Run", name: str) -> Any:
     part, _, field = name.partition(".")
     filters: dict[str, Any] = {type(one).__name__: one for one in run.mixing.selection}
     of_filter = dataclasses.fields(filters[part]) if part in filters else ()
-    if field not in (*CHANGING.get(part, ()), *(one.name for one in of_filter)):
-        known = [f"{cls}.{one}" for cls, ones in CHANGING.items() for one in ones]
+    if field not in (*SCHEDULABLE.get(part, ()), *(one.name for one in of_filter)):
+        known = [f"{cls}.{one}" for cls, ones in SCHEDULABLE.items() for one in ones]
         raise LmsiError(
-            f"Run.by_round cannot change {name!r}; choose from {', '.join(known)}, or a parameter "
+            f"Run.schedule cannot change {name!r}; choose from {', '.join(known)}, or a parameter "
             "of a filter in Mixing.selection"
         )
     found = {type(one).__name__: type(one) for one in _parts(run)}
     if part not in found:
-        raise LmsiError(f"Run.by_round has {name}, and this run has no {part}; bind it or drop it")
+        raise LmsiError(f"Run.schedule has {name}, and this run has no {part}; bind it or drop it")
     return typing.get_type_hints(found[part])[field]
 
 
 def _check_values(name: str, values: Any, hint: Any) -> None:
     if not isinstance(values, (tuple, list)) or not values:
         raise LmsiError(
-            f"Run.by_round wants a tuple of values for {name}, one for each round: "
+            f"Run.schedule wants a tuple of values for {name}, one for each round: "
             f"('{name}', (FIRST, SECOND))"
         )
     for value in values:
         if not fits(value, hint):
-            raise LmsiError(f"Run.by_round: {name} = {value!r}; {remedy(value, hint)}")
+            raise LmsiError(f"Run.schedule: {name} = {value!r}; {remedy(value, hint)}")
 
 
 def _changed(value: Any, changes: dict[str, dict[str, Any]]) -> Any:

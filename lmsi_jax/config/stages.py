@@ -4,19 +4,19 @@ The other stages have theirs beside what they set.
 
 What a person sets of question and prompt generation.
 
-What a person sets of the watch: from where on a figure is an alarm.
+What a person sets of the collapse monitor: from where on a figure is an alarm.
 """
 
 import dataclasses
 from typing import Literal, get_args
 
 from lmsi_jax.config.optimization import Training
-from lmsi_jax.errors import LmsiError, check_ranges, check_ranker
+from lmsi_jax.errors import LmsiError, check_ranges, check_scorer
 from lmsi_jax.mixing import check_switches
-from lmsi_jax.prompts import PROMPTINGS
+from lmsi_jax.prompts import PROMPT_STYLES
 from lmsi_jax.records import FORMATS, Format
 from lmsi_jax.selection.filters import Cap, MinConfidence
-from lmsi_jax.selection.rows import STRONG_LOSSES, Filter
+from lmsi_jax.selection.rows import HUMAN_LOSSES, Filter
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,9 @@ class Questions:
       data_dirs: (task, folder) pairs, where a task's files are elsewhere.
       exemplars: (task, file) pairs, in place of the exemplars of this project; the layout is that
         of `lmsi_jax.tasks.exemplars`.
-      overlap: what to do about training questions and exemplars that also stand among the run's
-        test questions (`lmsi_jax.tasks.overlap`): "refuse", "drop" such training questions, or
-        "allow" them.
+      contamination: what to do about training questions and exemplars that also stand among the
+        run's test questions (`lmsi_jax.tasks.overlap`): "refuse", "drop" such training questions,
+        or "allow" them.
       seed: fixes which questions are drawn.
     """
 
@@ -48,7 +48,7 @@ class Questions:
     data_dir: str | None = None
     data_dirs: tuple[tuple[str, str], ...] = ()
     exemplars: tuple[tuple[str, str], ...] = ()
-    overlap: Literal["refuse", "drop", "allow"] = "refuse"
+    contamination: Literal["refuse", "drop", "allow"] = "refuse"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class Questions:
             "level": (self.level in ("easy", "hard"), "'easy' or 'hard'"),
             "train_count": (self.train_count >= 1, "1 or more"),
             "test_count": (self.test_count >= 1, "1 or more"),
-            "overlap": (self.overlap in ways, "'refuse', 'drop' or 'allow'"),
+            "contamination": (self.contamination in ways, "'refuse', 'drop' or 'allow'"),
         }
         check_ranges(self, ranges)
 
@@ -77,8 +77,8 @@ class Mixing:
       cap: most distinct paths kept per question; None for all.
       min_confidence: questions with a less sure vote are left out.
       normalise: "path" weighs each kept path equally, "question" each question.
-      strong_count: labelled worked questions per train task to mix in (0: none, the paper). Where
-        `Training.strong_rate` is 0 they only serve filters as a validation set.
+      human_examples: labelled worked questions per train task to mix in (0: none, the paper). Where
+        `Training.human_rate` is 0 they only serve filters as a validation set.
       selection: filters and weights of `lmsi_jax.selection`, in their order; () for all voted
         paths (LMSI). `min_confidence` is looked at before them, `cap` after them.
     """
@@ -89,28 +89,28 @@ class Mixing:
     cap: int | None = None
     min_confidence: float = 0.0
     normalise: Literal["path", "question"] = "path"
-    strong_count: int = 0
+    human_examples: int = 0
     selection: tuple[Filter, ...] = ()
 
     @property
     def filters(self) -> tuple[Filter, ...]:
         """All filters, in their order."""
         first = [MinConfidence(confidence=self.min_confidence)] if self.min_confidence else []
-        last = [Cap(paths=self.cap)] if self.cap is not None else []
+        last = [Cap(num_samples=self.cap)] if self.cap is not None else []
         return (*first, *self.selection, *last)
 
     def __post_init__(self) -> None:
         check_switches(self.formats, self.keep, self.cap, self.normalise)
         ranges = {
             "min_confidence": (0 <= self.min_confidence <= 1, "a share, 0 to 1"),
-            "strong_count": (self.strong_count >= 0, "0 or more"),
+            "human_examples": (self.human_examples >= 0, "0 or more"),
         }
         check_ranges(self, ranges)
         for one in self.selection:
-            if STRONG_LOSSES in one.needs and not self.strong_count:
+            if HUMAN_LOSSES in one.needs and not self.human_examples:
                 name = type(one).__name__
                 raise LmsiError(
-                    f"{name}.validation = 'strong' wants given solutions: set Mixing.strong_count "
+                    f"{name}.validation = 'human' wants given solutions: set Mixing.human_examples "
                     f"(50 to 100 are enough), or {name}.validation = 'confident'"
                 )
 
@@ -120,8 +120,9 @@ class Evaluation:
     """How accuracy is measured, before and after.
 
     Attributes:
-      promptings: which of standard, cot, zero_shot_cot (one greedy path each) and self_consistency.
-      paths: sampled paths per question for self-consistency.
+      prompt_styles: which of standard, cot, zero_shot_cot (one greedy path each) and
+        self_consistency.
+      num_samples: sampled paths per question for self-consistency.
       temperature: theirs, for the base model.
       temperature_after: theirs, for a fine-tuned model (the paper: 1.2).
       vote_count: test questions per task that self-consistency is measured on; None for all.
@@ -129,8 +130,8 @@ class Evaluation:
         () for the run's own models.
     """
 
-    promptings: tuple[str, ...] = ("standard", "cot", "zero_shot_cot", "self_consistency")
-    paths: int = 32
+    prompt_styles: tuple[str, ...] = ("standard", "cot", "zero_shot_cot", "self_consistency")
+    num_samples: int = 32
     temperature: float = 0.7
     temperature_after: float = 1.2
     vote_count: int | None = None
@@ -139,17 +140,17 @@ class Evaluation:
     def __post_init__(self) -> None:
         count = self.vote_count
         ranges = {
-            "paths": (self.paths >= 1, "1 or more"),
+            "num_samples": (self.num_samples >= 1, "1 or more"),
             "temperature": (self.temperature >= 0, "0 (greedy) or more"),
             "temperature_after": (self.temperature_after >= 0, "0 (greedy) or more"),
             "vote_count": (count is None or count >= 1, "1 or more, or None for all"),
         }
         check_ranges(self, ranges)
-        known = (*PROMPTINGS, "self_consistency")
-        for name in self.promptings:
+        known = (*PROMPT_STYLES, "self_consistency")
+        for name in self.prompt_styles:
             if name not in known:
                 raise LmsiError(
-                    f"Evaluation.promptings has {name!r}; choose from {', '.join(known)}"
+                    f"Evaluation.prompt_styles has {name!r}; choose from {', '.join(known)}"
                 )
 
 
@@ -208,7 +209,7 @@ class Distillation:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Generation:
+class Augmentation:
     """What the model makes itself before each round's sampling (LMSI, section 3.3).
 
     Attributes:
@@ -252,39 +253,40 @@ class Generation:
         check_ranges(self, ranges)
         if self.prompts == 1:
             raise LmsiError(
-                "Generation.prompts = 1: a question is never asked with a prompt that shows it, so "
+                "Augmentation.prompts = 1: a question is never asked with a prompt that shows it, "
+                "so "
                 "2 or more are needed; or 0 for the task's own exemplars"
             )
 
 
 NAMES = (
-    *("sure", "same", "empty"),
-    *("surer", "gap", "passed", "entropy", "distinct"),
+    *("saturated", "no_diversity", "empty"),
+    *("overconfident", "calibration_gap", "pass_at_m_drop", "entropy", "distinct"),
     *("shorter", "longer", "unparsed", "easy", "kept"),
 )
 """All alarms. The first line looks at a round alone; the first three of the second need gold."""
 
 _SINGLE = (
-    *("same", "empty", "confidence_rise", "accuracy_fall"),
-    *("gap", "pass_fall", "unparsed", "easy"),
+    *("no_diversity", "empty", "confidence_rise", "accuracy_fall"),
+    *("calibration_gap", "pass_at_m_drop", "unparsed", "easy"),
 )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Watch:
+class CollapseMonitor:
     """From where on a figure is an alarm. Each is a switch, and 0 turns it off.
 
     Pairs from `entropy` on are against the first comparable round and against the round before.
 
     Attributes:
-      sure: the vote's mean share is at least the first, while fewer different paths than the second
-        agree with a question's vote.
-      same: the answers' entropy is below this.
+      saturated: the vote's mean share is at least the first, while fewer different paths than the
+        second agree with a question's vote.
+      no_diversity: the answers' entropy is below this.
       empty: more than this share of the questions has no parsed answer.
       confidence_rise: the vote's share rose by this ...
       accuracy_fall: ... while its accuracy fell by this, and by two of its standard errors.
-      gap: the vote's mean share is above its accuracy by this.
-      pass_fall: pass@m fell by this, and by two of its standard errors.
+      calibration_gap: the vote's mean share is above its accuracy by this.
+      pass_at_m_drop: pass@m fell by this, and by two of its standard errors.
       entropy: the answers' entropy is below these shares of what it was.
       distinct: likewise distinct-2.
       shorter: likewise the paths' length.
@@ -293,18 +295,19 @@ class Watch:
       easy: easy questions have more than this share of the training weight, and more than before.
       kept: the share of questions that give training rows is below these shares of what it was.
       least_questions: fewer questions say nothing but "empty".
-      stop: names of alarms after which no further round follows; () only warns. "surer", "gap" and
-        "passed" look at gold answers of the test questions, so a run that they end has seen labels.
-        The default ends runs whose further rounds would feed on themselves.
+      stop: names of alarms after which no further round follows; () only warns. "overconfident",
+        "calibration_gap" and "pass_at_m_drop" look at gold answers of the test questions, so a run
+        that they end has seen labels. The default ends runs whose further rounds would feed on
+        themselves.
     """
 
-    sure: tuple[float, float] = (0.95, 2.0)
-    same: float = 0.006
+    saturated: tuple[float, float] = (0.95, 2.0)
+    no_diversity: float = 0.006
     empty: float = 0.9
     confidence_rise: float = 0.05
     accuracy_fall: float = 0.03
-    gap: float = 0.25
-    pass_fall: float = 0.05
+    calibration_gap: float = 0.25
+    pass_at_m_drop: float = 0.05
     entropy: tuple[float, float] = (0.25, 0.5)
     distinct: tuple[float, float] = (0.4, 0.6)
     shorter: tuple[float, float] = (0.5, 0.7)
@@ -313,30 +316,34 @@ class Watch:
     easy: float = 0.8
     kept: tuple[float, float] = (0.5, 0.7)
     least_questions: int = 30
-    stop: tuple[str, ...] = ("sure", "same", "empty")
+    stop: tuple[str, ...] = ("saturated", "no_diversity", "empty")
 
     def __post_init__(self) -> None:
         for name in self.stop:
             if name not in NAMES:
-                raise LmsiError(f"Watch.stop has {name!r}; choose from {', '.join(NAMES)}")
+                raise LmsiError(
+                    f"CollapseMonitor.stop has {name!r}; choose from {', '.join(NAMES)}"
+                )
         for name in _SINGLE:
             if getattr(self, name) < 0:
-                raise LmsiError(f"Watch.{name} = {getattr(self, name)}; 0 (off) or more")
-        if len(self.sure) != 2 or min(self.sure) < 0:
+                raise LmsiError(f"CollapseMonitor.{name} = {getattr(self, name)}; 0 (off) or more")
+        if len(self.saturated) != 2 or min(self.saturated) < 0:
             raise LmsiError(
-                f"Watch.sure = {self.sure}; two numbers of 0 or more: a share, and different paths"
+                f"CollapseMonitor.saturated = {self.saturated}; two numbers of 0 or more: a "
+                "share, and different paths"
             )
         for name in ("entropy", "distinct", "shorter", "longer", "kept"):
             pair = getattr(self, name)
             if len(pair) != 2 or min(pair) < 0:
                 raise LmsiError(
-                    f"Watch.{name} = {pair}; two numbers of 0 or more: against the first round, "
+                    f"CollapseMonitor.{name} = {pair}; two numbers of 0 or more: against the "
+                    "first round, "
                     "and against the round before"
                 )
 
 
-Weights = Literal["none", "logprob", "normalised_logprob", "softmax", "ranker"]
-Ties = Literal["logprob", "ranker"]
+Weights = Literal["none", "logprob", "normalised_logprob", "softmax", "scorer"]
+Ties = Literal["logprob", "scorer"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -348,15 +355,15 @@ class Voting:
         the question's likeliest path. "normalised_logprob": its probability per token, the
         geometric mean (both: Wang et al. 2022, table 1, weighted sums). "softmax": the softmax over
         the question's paths of the probability per token, over `temperature` (CISC, Taubenfeld et
-        al. 2025, section 3, response probability). "ranker": what `ranker` says, 0 or more.
+        al. 2025, section 3, response probability). "scorer": what `scorer` says, 0 or more.
       temperature: of the softmax; near 0 the surest path decides, at infinity each path counts
         the same.
       conclusions: whether a path that marks no answer votes for what it concludes with
         (`answers.conclusions`). A strong model's conclusions are as good as its marked answers, a
         weak model's are worse: docs/answers.md has figures. The paper reads marked answers alone.
-      ties: what a tie goes by: the summed "logprob" of the answer's paths, or the "ranker"'s best
+      ties: what a tie goes by: the summed "logprob" of the answer's paths, or the "scorer"'s best
         score of one of them, then the log-probability.
-      ranker: "module:function" of a `Question` and a `Path` that gives a number, the higher the
+      scorer: "module:function" of a `Question` and a `Sample` that gives a number, the higher the
         better; None without one.
     """
 
@@ -364,22 +371,22 @@ class Voting:
     temperature: float = 1.0
     conclusions: bool = True
     ties: Ties = "logprob"
-    ranker: str | None = None
+    scorer: str | None = None
 
     @property
-    def ranks(self) -> bool:
-        """Whether the ranker is asked."""
-        return "ranker" in (self.weights, self.ties)
+    def uses_scorer(self) -> bool:
+        """Whether the scorer is asked."""
+        return "scorer" in (self.weights, self.ties)
 
     def __post_init__(self) -> None:
         if self.weights not in get_args(Weights):
             names = ", ".join(get_args(Weights))
             raise LmsiError(f"Voting.weights = {self.weights!r}; choose from {names}")
         if self.ties not in get_args(Ties):
-            raise LmsiError(f"Voting.ties = {self.ties!r}; use 'logprob' or 'ranker'")
-        if self.ranks and not self.ranker:
-            raise LmsiError("set Voting.ranker to 'module:function', or weigh without a ranker")
-        if self.ranker is not None:
-            check_ranker("Voting.ranker", self.ranker)
+            raise LmsiError(f"Voting.ties = {self.ties!r}; use 'logprob' or 'scorer'")
+        if self.uses_scorer and not self.scorer:
+            raise LmsiError("set Voting.scorer to 'module:function', or weigh without a scorer")
+        if self.scorer is not None:
+            check_scorer("Voting.scorer", self.scorer)
         if not self.temperature > 0:
             raise LmsiError(f"Voting.temperature = {self.temperature}; use a number above 0")

@@ -27,7 +27,7 @@ class Variant:
       shown: whether the study's table has it; what only prepares others is not shown.
       seconds: what one of its runs is expected to take on two idle cores, what it shares with runs
         before it left out. The study says what is left by them, and by the pace of its runs so far.
-      paper: what a paper found, as (prompting, text) pairs, to stand in the table.
+      paper: what a paper found, as (prompt style, text) pairs, to stand in the table.
     """
 
     name: str

@@ -7,7 +7,8 @@ Accuracy over the number of paths: the vote's (majority@k) and the best path's (
 Both are unbiased estimates of what k paths give, from one set of m >= k paths a question: means
 over subsets of k paths, drawn without replacement.
 
-What early stop would have done to paths that were all sampled. PURE: records in, numbers out.
+What adaptive consistency would have done to paths that were all sampled. PURE: records in, numbers
+out.
 """
 
 import bisect
@@ -23,7 +24,7 @@ import numpy as np
 from lmsi_jax import voting
 from lmsi_jax.config.stages import Voting
 from lmsi_jax.evaluation.statistics import bootstrap
-from lmsi_jax.records import Path, Question, Vote
+from lmsi_jax.records import Question, Sample, Vote
 from lmsi_jax.voting import EQUAL, right_keys
 
 
@@ -126,7 +127,7 @@ class Point:
 
 
 def curve(
-    paths: Sequence[Sequence[Path]],
+    samples: Sequence[Sequence[Sample]],
     votes: Sequence[Vote],
     right: Sequence[Set[str]],
     *,
@@ -136,7 +137,7 @@ def curve(
     """Returns majority@k and pass@k over questions.
 
     Args:
-      paths: each question's paths, in any order.
+      samples: each question's paths, in any order.
       votes: on these, in the same order.
       right: the keys that count as right for each question.
       ks: which k; None: 1, 2, 4, ... and m. k above the fewest paths of a question are left out.
@@ -147,20 +148,20 @@ def curve(
     """
     fewest = min((vote.total for vote in votes), default=0)
     wanted = _powers(fewest) if ks is None else [k for k in ks if 1 <= k <= fewest]
-    rows = list(zip(paths, votes, right, strict=True))
+    rows = list(zip(samples, votes, right, strict=True))
     return [_point(k, rows, seed) for k in wanted]
 
 
 def majority_at_k(
-    vote: Vote, paths: Sequence[Path], right: Set[str], k: int, seed: int = 0
+    vote: Vote, samples: Sequence[Sample], right: Set[str], k: int, seed: int = 0
 ) -> tuple[float, float]:
     """Returns the chance that the vote on k of a question's paths is right, and its variance.
 
     The vote's own rule decides, weights and ties included; a subset without a parsed path is wrong.
 
     Args:
-      vote: on all of `paths`.
-      paths: the question's paths, in any order.
+      vote: on all of `samples`.
+      samples: the question's paths, in any order.
       right: the keys that count as right.
       k: paths of a subset, 1 to m.
       seed: of the random subsets where there are more than `MOST_SUBSETS`.
@@ -173,25 +174,27 @@ def majority_at_k(
       ValueError: not 1 <= k <= m, or the vote is over another number of paths.
     """
     m = vote.total
-    if len(paths) != m or not 1 <= k <= m:
-        raise ValueError(f"{vote.uid!r}: cannot draw {k} of {len(paths)} paths, {m} voted")
+    if len(samples) != m or not 1 <= k <= m:
+        raise ValueError(f"{vote.uid!r}: cannot draw {k} of {len(samples)} paths, {m} voted")
     if right.isdisjoint(vote.keys):
         return 0.0, 0.0
     if k == m:
         return float(vote.winner in right), 0.0
     exact = math.comb(m, k) <= MOST_SUBSETS
     members = _all_subsets(m, k) if exact else _random_subsets(m, k, seed)
-    share = float(np.mean(_wins(members, vote, paths, right)))
+    share = float(np.mean(_wins(members, vote, samples, right)))
     return share, 0.0 if exact else share * (1 - share) / DRAWS
 
 
-def _wins(members: np.ndarray, vote: Vote, paths: Sequence[Path], right: Set[str]) -> np.ndarray:
+def _wins(
+    members: np.ndarray, vote: Vote, samples: Sequence[Sample], right: Set[str]
+) -> np.ndarray:
     """Whether the vote on each subset is right. members_SxM: 1.0 where a path is in a subset."""
     keys = sorted({key for key in vote.keys if key is not None})
     own = np.array([[float(key == k) for k in keys] for key in vote.keys])  # m paths, a answers
     weights = np.ones(vote.total) if vote.weights is None else np.array(vote.weights)
-    ordered = sorted(paths, key=lambda path: path.index)
-    logprobs = np.array([path.logprob for path in ordered])
+    ordered = sorted(samples, key=lambda sample: sample.sample_index)
+    logprobs = np.array([sample.logprob for sample in ordered])
     # Rounded, so that sums which are equal but for the order of their terms tie, as `fsum` does.
     votes = np.round(members @ (own * weights[:, None]), 12)
     mass = np.round(members @ (own * logprobs[:, None]), 9)
@@ -212,21 +215,21 @@ def _all_subsets(m: int, k: int) -> np.ndarray:
 
 def _random_subsets(m: int, k: int, seed: int) -> np.ndarray:
     """The first k of random orders, so that the subsets of rising k grow by one path each."""
-    ranks = np.random.default_rng(seed).random((DRAWS, m)).argsort(axis=1).argsort(axis=1)
-    return (ranks < k).astype(float)
+    scores = np.random.default_rng(seed).random((DRAWS, m)).argsort(axis=1).argsort(axis=1)
+    return (scores < k).astype(float)
 
 
 def _powers(m: int) -> list[int]:
     return sorted({2**i for i in range(m.bit_length()) if 2**i <= m} | ({m} if m else set()))
 
 
-_Row = tuple[Sequence[Path], Vote, Set[str]]
+_Row = tuple[Sequence[Sample], Vote, Set[str]]
 
 
 def _point(k: int, rows: Sequence[_Row], seed: int) -> Point:
     shares, variance, passed = [], 0.0, []
-    for i, (paths, vote, right) in enumerate(rows):
-        share, own = majority_at_k(vote, paths, right, k, seed + i)
+    for i, (samples, vote, right) in enumerate(rows):
+        share, own = majority_at_k(vote, samples, right, k, seed + i)
         shares.append(share)
         variance += own
         among = sum(key in right for key in vote.keys)
@@ -246,17 +249,17 @@ def _point(k: int, rows: Sequence[_Row], seed: int) -> Point:
     )
 
 
-Ranks = Callable[[Question, Sequence[Path]], list[float] | None]
-"""A ranker's score of each of a question's paths."""
+Scores = Callable[[Question, Sequence[Sample]], list[float] | None]
+"""A scorer's score of each of a question's paths."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskScore:
-    """One task under one prompting.
+    """One task under one prompt style.
 
     Attributes:
       task: its name.
-      prompting: "standard", "cot", "zero_shot_cot" (one path) or "self_consistency" (the vote).
+      prompt_style: "standard", "cot", "zero_shot_cot" (one path) or "self_consistency" (the vote).
       temperature: of the paths.
       paths: per question.
       correct: 1 or 0 per question, in question order.
@@ -269,7 +272,7 @@ class TaskScore:
     """
 
     task: str
-    prompting: str
+    prompt_style: str
     temperature: float
     paths: int
     correct: tuple[int, ...]
@@ -283,11 +286,11 @@ class TaskScore:
 
 def score(
     questions: Sequence[Question],
-    paths: Mapping[str, Sequence[Path]],
-    prompting: str,
+    samples: Mapping[str, Sequence[Sample]],
+    prompt_style: str,
     temperature: float,
     weights: Voting = EQUAL,
-    ranks: Ranks | None = None,
+    scores: Scores | None = None,
 ) -> TaskScore:
     """Votes on each question's paths (one path is its own vote) and compares with the gold answer.
 
@@ -295,26 +298,26 @@ def score(
 
     Args:
       questions: of one task, with gold answers.
-      paths: of each question, by uid.
-      prompting: how they were asked.
+      samples: of each question, by uid.
+      prompt_style: how they were asked.
       temperature: at which they were answered.
       weights: how much a path's vote counts.
-      ranks: what the ranker of `weights` says of a question's paths, where it has one.
+      scores: what the scorer of `weights` says of a question's paths, where it has one.
     """
-    several = prompting == "self_consistency"
-    ordered = [paths[question.uid] for question in questions]
+    several = prompt_style == "self_consistency"
+    ordered = [samples[question.uid] for question in questions]
     votes = [
-        voting.cast(question, own, weights, ranks(question, own) if ranks else None)
+        voting.cast(question, own, weights, scores(question, own) if scores else None)
         for question, own in zip(questions, ordered, strict=True)
     ]
     gold = [right_keys(question) for question in questions]
     right = [vote.winner in g for vote, g in zip(votes, gold, strict=True)]
     total = max(1, sum(vote.total for vote in votes))
     agree = sum(key in g for vote, g in zip(votes, gold, strict=True) for key in vote.keys)
-    tokens = sum(path.tokens for own in ordered for path in own)
+    tokens = sum(sample.tokens for own in ordered for sample in own)
     return TaskScore(
         task=questions[0].task,
-        prompting=prompting,
+        prompt_style=prompt_style,
         temperature=temperature,
         paths=max(vote.total for vote in votes),
         correct=tuple(map(int, right)),
@@ -347,27 +350,27 @@ class Replay:
 def replay(
     questions: Sequence[Question],
     votes: Sequence[Vote],
-    paths: Mapping[str, Sequence[Path]],
+    samples: Mapping[str, Sequence[Sample]],
     threshold: float,
     every: int,
 ) -> Replay:
-    """Applies `voting.paths_needed` to votes on all paths, and votes again on what it takes.
+    """Applies `voting.samples_needed` to votes on all paths, and votes again on what it takes.
 
     A vote without a winner is wrong, and the same as another without one.
 
     Args:
       questions: with gold answers, or at least one without (then nothing is judged).
       votes: on all paths of each question, in the same order.
-      paths: by question uid.
+      samples: by question uid.
       threshold: wanted probability that the leading answer stays ahead, in (0.5, 1).
       every: how many paths lie between two looks.
 
     Raises:
       ValueError: as many votes as questions are needed, or a vote is not over its question's paths.
     """
-    taken = [voting.paths_needed(vote.keys, threshold, every) for vote in votes]
+    taken = [voting.samples_needed(vote.keys, threshold, every) for vote in votes]
     winners = [
-        voting.winner_of_first(vote, paths[question.uid], count)
+        voting.winner_of_first(vote, samples[question.uid], count)
         for question, vote, count in zip(questions, votes, taken, strict=True)
     ]
     return Replay(

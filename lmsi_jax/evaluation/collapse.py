@@ -1,4 +1,4 @@
-"""The watch against collapse: figures of a round's paths and votes, and when they call for a look.
+"""The collapse monitor: figures of a round's paths and votes, and when they call for a look.
 
 Label-free training fails by getting surer without getting better (TTRL, SRT): the vote's share
 rises while its accuracy falls, answers and words differ less and less, pass@m falls while single
@@ -15,8 +15,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from lmsi_jax.config.stages import Watch
-from lmsi_jax.records import Example, ExamplePair, Path, Question, Vote
+from lmsi_jax.config.stages import CollapseMonitor
+from lmsi_jax.records import Example, ExamplePair, Question, Sample, Vote
 from lmsi_jax.selection.filters import relative_entropy
 from lmsi_jax.voting import right_keys
 
@@ -28,7 +28,7 @@ _WORD = re.compile(r"\w+|[^\w\s]")  # a run of letters and digits, or a single o
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scored:
+class LabelledMetrics:
     """What gold answers say of questions that have one.
 
     Attributes:
@@ -47,7 +47,7 @@ class Scored:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Figures:
+class CollapseMetrics:
     """One round, or one model on some questions.
 
     Attributes:
@@ -81,37 +81,37 @@ class Figures:
     kept: float | None
     rows: int | None
     easy_weight: float | None
-    scored: Scored | None
+    scored: LabelledMetrics | None
 
 
 def measure(
     questions: Sequence[Question],
-    paths: Mapping[str, Sequence[Path]],
+    samples: Mapping[str, Sequence[Sample]],
     votes: Sequence[Vote],
     examples: Iterable[Example | ExamplePair] | None = None,
-) -> Figures:
+) -> CollapseMetrics:
     """Measures a round.
 
     Args:
       questions: what was asked; those with `gold` are scored.
-      paths: of each question, by uid.
+      samples: of each question, by uid.
       votes: one on each question, in their order.
       examples: what training learns of it; rows of other questions (given solutions) are not
         counted. None: nothing was made yet.
     """
-    flat = [path for vote in votes for path in paths[vote.uid]]
+    flat = [sample for vote in votes for sample in samples[vote.uid]]
     easy = {vote.uid for vote in votes if vote.confidence > EASY}
     kept, rows, easy_weight = _learnt(votes, easy, examples)
-    return Figures(
+    return CollapseMetrics(
         questions=len(votes),
         paths=len(flat),
         confidence=_mean([vote.confidence for vote in votes]),
         entropy=_mean([relative_entropy(vote) for vote in votes]),
-        distinct=_distinct([path.text for path in paths[vote.uid]] for vote in votes),
-        length=_mean([path.tokens for path in flat]),
+        distinct=_distinct([sample.text for sample in samples[vote.uid]] for vote in votes),
+        length=_mean([sample.tokens for sample in flat]),
         unparsed=1 - sum(vote.parsed for vote in votes) / len(flat) if flat else 0.0,
         easy=len(easy) / max(1, len(votes)),
-        distinct_kept=_mean([distinct_kept(vote, paths[vote.uid]) for vote in votes]),
+        distinct_kept=_mean([distinct_kept(vote, samples[vote.uid]) for vote in votes]),
         empty=_mean([vote.winner is None for vote in votes]),
         kept=kept,
         rows=rows,
@@ -120,10 +120,10 @@ def measure(
     )
 
 
-def distinct_kept(vote: Vote, paths: Iterable[Path]) -> int:
+def distinct_kept(vote: Vote, samples: Iterable[Sample]) -> int:
     """Returns how many different texts a question's kept paths have."""
     kept = set(vote.kept)
-    return len({path.text for path in paths if path.index in kept})
+    return len({sample.text for sample in samples if sample.sample_index in kept})
 
 
 def _distinct_n(texts: Iterable[Sequence[str]], n: int) -> float | None:
@@ -149,7 +149,7 @@ def _distinct(questions: Iterable[Sequence[str]]) -> tuple[float, ...]:
 def _learnt(
     votes: Sequence[Vote], easy: set[str], examples: Iterable[Example | ExamplePair] | None
 ) -> tuple[float | None, int | None, float | None]:
-    """(kept, rows, easy_weight) of `Figures`."""
+    """(kept, rows, easy_weight) of `CollapseMetrics`."""
     if examples is None:
         return None, None, None
     asked = {vote.uid for vote in votes}
@@ -160,7 +160,7 @@ def _learnt(
     return kept, len(own), of_easy / total if total else 0.0
 
 
-def _scored(questions: Sequence[Question], votes: Sequence[Vote]) -> Scored | None:
+def _scored(questions: Sequence[Question], votes: Sequence[Vote]) -> LabelledMetrics | None:
     both = [
         (vote, right_keys(question))
         for question, vote in zip(questions, votes, strict=True)
@@ -169,7 +169,7 @@ def _scored(questions: Sequence[Question], votes: Sequence[Vote]) -> Scored | No
     if not both:
         return None
     right = [sum(key in gold for key in vote.keys if key is not None) for vote, gold in both]
-    return Scored(
+    return LabelledMetrics(
         questions=len(both),
         confidence=_mean([vote.confidence for vote, _ in both]),
         majority=_mean([vote.winner in gold for vote, gold in both]),
@@ -195,13 +195,13 @@ class Alarm(NamedTuple):
     words: str
 
 
-def alarms(rounds: Mapping[int, Figures], watch: Watch) -> list[Alarm]:
+def alarms(rounds: Mapping[int, CollapseMetrics], monitor: CollapseMonitor) -> list[Alarm]:
     """Returns what is alarming about the last of the rounds.
 
     Args:
       rounds: comparable figures (as many paths, at the same temperature) by round; 0 is the base
         model.
-      watch: from where on.
+      monitor: from where on.
 
     Returns:
       At most one alarm of each of `settings.NAMES`, in their order. Too few questions say only
@@ -211,8 +211,8 @@ def alarms(rounds: Mapping[int, Figures], watch: Watch) -> list[Alarm]:
     if not order:
         return []
     now = rounds[order[-1]]
-    if now.questions < watch.least_questions:
-        words = _empty(now, watch)
+    if now.questions < monitor.least_questions:
+        words = _empty(now, monitor)
         return [Alarm("empty", words)] if words else []
     # A second round has one round before it, which is the first and the last: both limits hold.
     since = [
@@ -220,10 +220,10 @@ def alarms(rounds: Mapping[int, Figures], watch: Watch) -> list[Alarm]:
         for which, index in enumerate((order[0], *order[-2:-1]))
         if index != order[-1]
     ]
-    alone = {"sure": _sure, "same": _same, "empty": _empty}
-    found = [Alarm(name, words) for name, of in alone.items() if (words := of(now, watch))]
+    alone = {"saturated": _saturated, "no_diversity": _no_diversity, "empty": _empty}
+    found = [Alarm(name, words) for name, of in alone.items() if (words := of(now, monitor))]
     for name, judge in _JUDGES.items():
-        words = next(filter(None, (judge(now, one, watch) for one in since)), None)
+        words = next(filter(None, (judge(now, one, monitor) for one in since)), None)
         if words is not None:
             found.append(Alarm(name, words))
     return found
@@ -234,18 +234,18 @@ class _Since(NamedTuple):
 
     which: int
     place: str
-    then: Figures
+    then: CollapseMetrics
 
 
-_Judge = Callable[[Figures, _Since, Watch], str | None]
+_Judge = Callable[[CollapseMetrics, _Since, CollapseMonitor], str | None]
 
 
 def _place(index: int) -> str:
     return f"in round {index}" if index else "of the base model"
 
 
-def _sure(now: Figures, watch: Watch) -> str | None:
-    share, paths = watch.sure
+def _saturated(now: CollapseMetrics, monitor: CollapseMonitor) -> str | None:
+    share, paths = monitor.saturated
     if not share or now.confidence < share or now.distinct_kept >= paths:
         return None
     return (
@@ -254,8 +254,8 @@ def _sure(now: Figures, watch: Watch) -> str | None:
     )
 
 
-def _same(now: Figures, watch: Watch) -> str | None:
-    if now.entropy >= watch.same or now.empty == 1 or now.paths == now.questions:
+def _no_diversity(now: CollapseMetrics, monitor: CollapseMonitor) -> str | None:
+    if now.entropy >= monitor.no_diversity or now.empty == 1 or now.paths == now.questions:
         return None
     return (
         "a question's answers hardly differ any more: of the largest possible entropy there is "
@@ -263,33 +263,33 @@ def _same(now: Figures, watch: Watch) -> str | None:
     )
 
 
-def _empty(now: Figures, watch: Watch) -> str | None:
-    if not watch.empty or now.empty <= watch.empty:
+def _empty(now: CollapseMetrics, monitor: CollapseMonitor) -> str | None:
+    if not monitor.empty or now.empty <= monitor.empty:
         return None
     return f"{_percent(now.empty)} of the questions have no parsed answer"
 
 
-def _surer(now: Figures, since: _Since, watch: Watch) -> str | None:
+def _overconfident(now: CollapseMetrics, since: _Since, monitor: CollapseMonitor) -> str | None:
     a, b = since.then.scored, now.scored
-    if not (a and b and watch.confidence_rise and watch.accuracy_fall):
+    if not (a and b and monitor.confidence_rise and monitor.accuracy_fall):
         return None
-    fell = _fell(a.majority, b.majority, a, b, watch.accuracy_fall)
-    if not fell or b.confidence - a.confidence < watch.confidence_rise:
+    fell = _fell(a.majority, b.majority, a, b, monitor.accuracy_fall)
+    if not fell or b.confidence - a.confidence < monitor.confidence_rise:
         return None
     return f"the votes got surer and less often right: {_both(b, a, since)}"
 
 
-def _gap(now: Figures, since: _Since, watch: Watch) -> str | None:
+def _calibration_gap(now: CollapseMetrics, since: _Since, monitor: CollapseMonitor) -> str | None:
     a, b = since.then.scored, now.scored
-    if not (a and b and watch.gap):
+    if not (a and b and monitor.calibration_gap):
         return None
     before, gap = a.confidence - a.majority, b.confidence - b.majority
-    if gap < watch.gap or gap <= before:
+    if gap < monitor.calibration_gap or gap <= before:
         return None
     return f"the votes are far surer than right: {_both(b, a, since)}"
 
 
-def _both(now: Scored, then: Scored, since: _Since) -> str:
+def _both(now: LabelledMetrics, then: LabelledMetrics, since: _Since) -> str:
     """Share and accuracy, now and then."""
     return (
         f"mean share {_percent(now.confidence)}, right {_percent(now.majority)}; {since.place} "
@@ -297,9 +297,11 @@ def _both(now: Scored, then: Scored, since: _Since) -> str:
     )
 
 
-def _passed(now: Figures, since: _Since, watch: Watch) -> str | None:
+def _pass_at_m_drop(now: CollapseMetrics, since: _Since, monitor: CollapseMonitor) -> str | None:
     a, b = since.then.scored, now.scored
-    if not (a and b and watch.pass_fall) or not _fell(a.passed, b.passed, a, b, watch.pass_fall):
+    if not (a and b and monitor.pass_at_m_drop) or not _fell(
+        a.passed, b.passed, a, b, monitor.pass_at_m_drop
+    ):
         return None
     return (
         f"fewer questions have a right path at all: pass@m {_percent(b.passed)}, {since.place} "
@@ -307,16 +309,16 @@ def _passed(now: Figures, since: _Since, watch: Watch) -> str | None:
     )
 
 
-def _unparsed(now: Figures, since: _Since, watch: Watch) -> str | None:
+def _unparsed(now: CollapseMetrics, since: _Since, monitor: CollapseMonitor) -> str | None:
     before, share = since.then.unparsed, now.unparsed
-    if not watch.unparsed or share - before < watch.unparsed:
+    if not monitor.unparsed or share - before < monitor.unparsed:
         return None
     return f"more paths end without an answer: {_percent(share)}, {since.place} {_percent(before)}"
 
 
-def _easy(now: Figures, since: _Since, watch: Watch) -> str | None:
+def _easy(now: CollapseMetrics, since: _Since, monitor: CollapseMonitor) -> str | None:
     before, share = since.then.easy_weight, now.easy_weight
-    if not watch.easy or share is None or before is None or share <= max(watch.easy, before):
+    if not monitor.easy or share is None or before is None or share <= max(monitor.easy, before):
         return None
     return (
         f"easy questions (over {_percent(EASY)} of the paths agree) crowd out hard ones: they have "
@@ -324,13 +326,13 @@ def _easy(now: Figures, since: _Since, watch: Watch) -> str | None:
     )
 
 
-def _ratio(name: str, figure: Callable[[Figures], float | None], words: str) -> _Judge:
+def _ratio(name: str, figure: Callable[[CollapseMetrics], float | None], words: str) -> _Judge:
     """Judges a figure by how many times its former value it is; "longer" looks upwards."""
     sign = -1 if name == "longer" else 1
 
-    def judge(now: Figures, since: _Since, watch: Watch) -> str | None:
+    def judge(now: CollapseMetrics, since: _Since, monitor: CollapseMonitor) -> str | None:
         """See `_Judge`."""
-        a, b, limit = figure(since.then), figure(now), getattr(watch, name)[since.which]
+        a, b, limit = figure(since.then), figure(now), getattr(monitor, name)[since.which]
         if not (a and limit) or b is None or sign * b >= sign * limit * a:
             return None
         return f"{words} {_short(b)}, {since.place} {_short(a)}"
@@ -339,9 +341,9 @@ def _ratio(name: str, figure: Callable[[Figures], float | None], words: str) -> 
 
 
 _JUDGES: dict[str, _Judge] = {
-    "surer": _surer,
-    "gap": _gap,
-    "passed": _passed,
+    "overconfident": _overconfident,
+    "calibration_gap": _calibration_gap,
+    "pass_at_m_drop": _pass_at_m_drop,
     "entropy": _ratio(
         "entropy",
         lambda one: one.entropy,
@@ -364,12 +366,14 @@ _JUDGES: dict[str, _Judge] = {
 }
 
 
-def _fell(before: float, after: float, a: Scored, b: Scored, least: float) -> bool:
+def _fell(
+    before: float, after: float, a: LabelledMetrics, b: LabelledMetrics, least: float
+) -> bool:
     """Whether a share of questions fell by `least`, and by more than chance would let it."""
     return before - after >= max(least, _SURE * math.hypot(_error(before, a), _error(after, b)))
 
 
-def _error(share: float, of: Scored) -> float:
+def _error(share: float, of: LabelledMetrics) -> float:
     """Standard error of a share; a half is added to both sides, so that 0 and 1 have one too."""
     n = of.questions + 1
     smooth = (share * of.questions + 0.5) / n

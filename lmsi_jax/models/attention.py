@@ -51,7 +51,7 @@ class Cache:
     lengths: jax.Array
 
 
-def part(
+def partial_attention(
     rows: jax.Array, keys: jax.Array, values: jax.Array, bias: Any, softcap: float = 0.0
 ) -> Part:
     """Unmerged attention of rows [B, G, n, K] over keys and values [B, G, L, K].
@@ -67,7 +67,7 @@ def part(
       maximum [B, G, n], sum of exponentials [B, G, n], weighted values [B, G, n, K], all relative
       to the maximum and float32.
     """
-    scores = soft_cap(wide_matmul(rows, keys, turned=True), softcap) + bias
+    scores = soft_cap(wide_matmul(rows, keys, transposed=True), softcap) + bias
     # The maximum cancels in `merge`, so no gradient need flow through it.
     top = jax.lax.stop_gradient(scores.max(-1))
     weights = jnp.exp(scores - top[..., None])
@@ -93,7 +93,7 @@ def _padding_bias(lengths: jax.Array, size: int) -> jax.Array:
     return jnp.where(jnp.arange(size) < lengths[:, None], 0.0, MASKED)[:, None]
 
 
-def on_mesh() -> bool:
+def is_traced_on_mesh() -> bool:
     """Whether this is traced for several devices, see `jax.sharding.use_abstract_mesh`."""
     return not jax.sharding.get_abstract_mesh().empty
 
@@ -106,14 +106,14 @@ def grouped(q: jax.Array, groups: int) -> jax.Array:
     """
     batch, n, heads, width = q.shape
     split = q.reshape(batch, n, groups, heads // groups, width)
-    if on_mesh():
+    if is_traced_on_mesh():
         return split.transpose(0, 2, 3, 1, 4)
     return split.transpose(0, 2, 1, 3, 4).reshape(batch, groups, n * (heads // groups), width)
 
 
 def grouped_bias(bias: jax.Array, per: int) -> jax.Array:
     """Gives bias [B, n, L], or [B, 1, L], the axes of `grouped`'s scores."""
-    if on_mesh():
+    if is_traced_on_mesh():
         return bias[:, None, None]
     return (bias if bias.shape[1] == 1 else jnp.repeat(bias, per, axis=1))[:, None]
 
@@ -122,7 +122,7 @@ def ungrouped(a: jax.Array, heads: int) -> jax.Array:
     """Undoes `grouped` on a part: [B, G, n * per, ...] -> [B, n, H, ...]."""
     batch, groups = a.shape[:2]
     per = heads // groups
-    if on_mesh():
+    if is_traced_on_mesh():
         split = jnp.moveaxis(a, 3, 1)
     else:
         split = jnp.moveaxis(a.reshape(batch, groups, -1, per, *a.shape[3:]), 1, 2)
@@ -161,7 +161,7 @@ def over_cache(
         seen = jnp.arange(size) >= since.reshape(sequences, -1, 1)
         bias = jnp.where(seen, bias, MASKED)
     bias = grouped_bias(bias, heads // groups)
-    own = part(rows, cache.keys[layer], cache.values[layer], bias, softcap)
+    own = partial_attention(rows, cache.keys[layer], cache.values[layer], bias, softcap)
     joined = (ungrouped(a, heads) for a in own)
     return tuple(a.reshape(batch, n, *a.shape[2:]) for a in joined)
 
@@ -201,7 +201,7 @@ def prefill(
         keys.append(k.transpose(0, 2, 1, 3))
         values.append(v.transpose(0, 2, 1, 3))
         bias = grouped_bias(causal[window][None], per)
-        own = part(grouped(q, groups), keys[-1], values[-1], bias, softcap)
+        own = partial_attention(grouped(q, groups), keys[-1], values[-1], bias, softcap)
         parts = [tuple(ungrouped(a, config.num_heads) for a in own)]
         if before is not None:
             since = positions - window + 1 if window else None
@@ -263,7 +263,7 @@ def packed_attention(
       shared: cache of the one prefix that all rows see, or None.
       block: queries per block; 0: `ModelConfig.query_block`, or what suits the devices.
     """
-    narrow = jax.default_backend() == "cpu" and not on_mesh()
+    narrow = jax.default_backend() == "cpu" and not is_traced_on_mesh()
     size = block or config.query_block or (_BLOCK if narrow else _WIDE_BLOCK)
     softcap = config.attention_softcap
 
@@ -276,7 +276,7 @@ def packed_attention(
             own, queries = slice(one.first, one.end), q[:, one.start : one.end]
             bias = grouped_bias(one.bias, heads // groups)
             rows = grouped(queries, groups)
-            mine = part(rows, keys[:, :, own], values[:, :, own], bias, softcap)
+            mine = partial_attention(rows, keys[:, :, own], values[:, :, own], bias, softcap)
             parts = [tuple(ungrouped(a, heads) for a in mine)]
             if shared is not None:
                 since = positions[:, one.start : one.end] - window + 1 if window else None

@@ -105,28 +105,28 @@ def _norms(config: ModelConfig) -> dict[str, Array]:
     return norms
 
 
-def soft_cap(scores: jax.Array, cap: float) -> jax.Array:
+def soft_cap(logits: jax.Array, cap: float) -> jax.Array:
     """Keeps scores within -cap and cap, in their own type; 0.0 leaves them alone (Gemma 2)."""
-    return cap * jnp.tanh(scores / cap) if cap else scores
+    return cap * jnp.tanh(logits / cap) if cap else logits
 
 
-def product(turned: bool, a: jax.Array, b: jax.Array, **how: Any) -> jax.Array:
+def product(transposed: bool, a: jax.Array, b: jax.Array, **how: Any) -> jax.Array:
     """a @ b, or a @ b's transpose, as one product that names the axes: a transpose before it
     would be carried out."""
     batch = tuple(range(b.ndim - 2))
-    axes = (((a.ndim - 1,), (b.ndim - (1 if turned else 2),)), (batch, batch))
+    axes = (((a.ndim - 1,), (b.ndim - (1 if transposed else 2),)), (batch, batch))
     return jax.lax.dot_general(a, b, axes, **how)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _wide(turned: bool, a: jax.Array, b: jax.Array) -> jax.Array:
-    return product(turned, a, b, preferred_element_type=jnp.float32)
+def _wide(transposed: bool, a: jax.Array, b: jax.Array) -> jax.Array:
+    return product(transposed, a, b, preferred_element_type=jnp.float32)
 
 
 def _wide_backward(
-    turned: bool, operands: tuple[jax.Array, jax.Array], gradient: jax.Array
+    transposed: bool, operands: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    _, pull = jax.vjp(functools.partial(product, turned), *operands)
+    _, pull = jax.vjp(functools.partial(product, transposed), *operands)
     return pull(gradient.astype(operands[0].dtype))
 
 
@@ -134,17 +134,17 @@ def _wide_backward(
 _wide.defvjp(lambda turned, a, b: (_wide(turned, a, b), (a, b)), _wide_backward)
 
 
-def wide_matmul(a: jax.Array, b: jax.Array, turned: bool = False) -> jax.Array:
+def wide_matmul(a: jax.Array, b: jax.Array, transposed: bool = False) -> jax.Array:
     """a @ b of one float type, with sums and result in float32; the gradient's products likewise.
 
     No operand is widened: bfloat16 matrices are multiplied as such, forward and backward.
 
     Args:
       a: [..., n, K], or [..., K] where b has two axes.
-      b: [..., K, m]; with `turned` [..., m, K].
-      turned: as fast, and on XLA's CPU back end a row's bits are then the same whatever n.
+      b: [..., K, m]; with `transposed` [..., m, K].
+      transposed: as fast, and on XLA's CPU back end a row's bits are then the same whatever n.
     """
-    return product(turned, a, b) if a.dtype == jnp.float32 else _wide(turned, a, b)
+    return product(transposed, a, b) if a.dtype == jnp.float32 else _wide(transposed, a, b)
 
 
 # What reads one input is one product. The parallel block has one input for all, and one sum of
@@ -157,7 +157,7 @@ _JOINED: dict[str, dict[str, tuple[str, ...]]] = {
 _OUT = ("attention_out", "down")
 
 
-def fuse(config: ModelConfig, params: Params) -> Params:
+def fuse_projections(config: ModelConfig, params: Params) -> Params:
     """Joins the projections of each layer that read one input, or add to one sum.
 
     A parallel block is then two products, not seven; a sequential one four.
@@ -182,7 +182,7 @@ def split_weights(config: ModelConfig, params: Params) -> Params:
     return _tables(params) | layers
 
 
-def turned(config: ModelConfig, fused: Params) -> Params:
+def transpose_weights(config: ModelConfig, fused: Params) -> Params:
     """`fuse`'s tree with the layers' matrices stored [out, in].
 
     Equally fast, and XLA's kernels for CPUs then give a row of the product the same bits whatever
@@ -204,13 +204,13 @@ def _tables(params: Params) -> Params:
     return own | ({"lm_head": params["lm_head"]} if "lm_head" in params else {})
 
 
-def times(p: Params, name: str, x: jax.Array) -> jax.Array:
+def apply_matrix(p: Params, name: str, x: jax.Array) -> jax.Array:
     """x [..., in] times one of a layer's matrices, however it lies, with its bias: [..., out]."""
     y = x @ p[name] if name in p else product(True, x, p[f"{name}_turned"])
     return _adapted(p, name, x, _biased(p, name, y))
 
 
-def projected(config: ModelConfig, p: Params, joint: str, x: jax.Array) -> list[jax.Array]:
+def apply_fused(config: ModelConfig, p: Params, joint: str, x: jax.Array) -> list[jax.Array]:
     """x times each of the matrices that `fuse` joins as `joint`, from one product or from several.
 
     Args:
@@ -221,24 +221,24 @@ def projected(config: ModelConfig, p: Params, joint: str, x: jax.Array) -> list[
     """
     names = _JOINED[config.block][joint]
     if names[0] in p:
-        return [times(p, name, x) for name in names]
+        return [apply_matrix(p, name, x) for name in names]
     groups = config.num_kv_heads * config.head_dim
     widths = {"query": config.num_heads * config.head_dim, "key": groups, "value": groups}
     sizes = [widths.get(name, config.mlp_dim) for name in names]
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
-    parts = jnp.split(times(p, joint, x), ends, axis=-1)
+    parts = jnp.split(apply_matrix(p, joint, x), ends, axis=-1)
     return [
         _adapted(p, name, x, _biased(p, name, part))
         for name, part in zip(names, parts, strict=True)
     ]
 
 
-def summed_outputs(p: Params, x: jax.Array, attended: jax.Array, hidden: jax.Array) -> jax.Array:
+def add_outputs(p: Params, x: jax.Array, attended: jax.Array, hidden: jax.Array) -> jax.Array:
     """A parallel block's sum: x + attended times "attention_out" + hidden times "down"."""
     if "attention_out" in p:
         # Between themselves first: devices that hold parts of both then add up once.
-        return x + (times(p, "attention_out", attended) + times(p, "down", hidden))
-    joined = times(p, "out", jnp.concatenate([attended, hidden], axis=-1))
+        return x + (apply_matrix(p, "attention_out", attended) + apply_matrix(p, "down", hidden))
+    joined = apply_matrix(p, "out", jnp.concatenate([attended, hidden], axis=-1))
     return x + _adapted(p, "down", hidden, _adapted(p, "attention_out", attended, joined))
 
 

@@ -2,26 +2,26 @@
 
 One table from logical axes to mesh axes, for weights; checked before anything is placed.
 
-The mesh has two axes: "data" (rows of a batch, lanes of the decoder) and "model" (heads, the MLP,
+The mesh has two axes: "data" (rows of a batch, slots of the decoder) and "model" (heads, the MLP,
 the vocabulary). With `fsdp` the weights are spread over "data" too, and gathered where they are
 used (Rajbhandari et al. 2020).
 
-Which processes hold one engine together: a team.
+Which processes hold one engine together: a replica group.
 
     Decoding.data x Decoding.model = 16, 8 processes of 4 devices:
-    team 0 is processes 0 to 3, team 1 is processes 4 to 7
+    replica group 0 is processes 0 to 3, replica group 1 is processes 4 to 7
 
-Every team makes shards of its own, as a single process does; its first process writes them.
-Consecutive processes' chips are neighbours on a TPU slice.
+Every replica group makes shards of its own, as a single process does; its first process writes
+them. Consecutive processes' chips are neighbours on a TPU slice.
 
-The decode loop over a mesh: lanes over "data", heads, MLP and vocabulary over "model".
+The decode loop over a mesh: slots over "data", heads, MLP and vocabulary over "model".
 
-Along "data" each device group runs its own lanes, questions and pages, as one device would: the
+Along "data" each device group runs its own slots, questions and pages, as one device would: the
 axis is manual (`shard_map`), so nothing is exchanged but weights, where `fsdp` spreads them. Along
 "model" XLA splits the products by the weights' sharding (`models.partitioning`).
 
-The mesh may span the processes of a team (`teams`). Each of them then says the same of all lanes
-before a chunk, and gets all tokens after it.
+The mesh may span the processes of a replica group (`teams`). Each of them then says the same of all
+slots before a chunk, and gets all tokens after it.
 
 Where training keeps its arrays: one device, or a mesh ("data", "model") of this process or all.
 
@@ -48,7 +48,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, use_abstr
 from lmsi_jax.config.architecture import ModelConfig
 from lmsi_jax.config.optimization import Training
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.params import Params, arrays, fuse, split_weights, turned
+from lmsi_jax.models.params import (
+    Params,
+    arrays,
+    fuse_projections,
+    split_weights,
+    transpose_weights,
+)
 
 _OFFERED: contextvars.ContextVar[tuple[jax.Device, ...] | None] = contextvars.ContextVar(
     "offered devices", default=None
@@ -56,7 +62,7 @@ _OFFERED: contextvars.ContextVar[tuple[jax.Device, ...] | None] = contextvars.Co
 
 
 @contextlib.contextmanager
-def offered(devices: Sequence[jax.Device]) -> Iterator[None]:
+def use_devices(devices: Sequence[jax.Device]) -> Iterator[None]:
     """Within it meshes are made of these devices, as if one process had them: to compile for them
     where they are not (`lmsi_jax.tools`)."""
     token = _OFFERED.set(tuple(devices))
@@ -156,12 +162,12 @@ def spec(names: tuple[str | None, ...], rules: dict[str, str | None]) -> Partiti
 
 
 @dataclasses.dataclass(frozen=True)
-class Team:
+class ReplicaGroup:
     """The processes that hold an engine together, as one of them sees them.
 
     Attributes:
-      index: the team's number.
-      count: how many teams the run has.
+      index: the replica group's number.
+      count: how many replica groups the run has.
       members: the numbers of its processes, consecutive.
       process: that of the one that looks.
     """
@@ -182,8 +188,8 @@ class Team:
         return len(self.members) > 1
 
 
-def team_of(data: int, model: int, devices: Sequence[int], process: int) -> Team:
-    """Returns the team of a process.
+def replica_group_of(data: int, model: int, devices: Sequence[int], process: int) -> ReplicaGroup:
+    """Returns the replica group of a process.
 
     Args:
       data: `Decoding.data`.
@@ -192,12 +198,12 @@ def team_of(data: int, model: int, devices: Sequence[int], process: int) -> Team
       process: the number of the process.
 
     Raises:
-      LmsiError: there are not that many devices, or the processes make no equal teams; it is the
-        same in all of them.
+      LmsiError: there are not that many devices, or the processes make no equal replica groups; it
+        is the same in all of them.
     """
     wanted, own, count = data * model, min(devices), len(devices)
     if wanted <= own:
-        return Team(process, count, range(process, process + 1), process)
+        return ReplicaGroup(process, count, range(process, process + 1), process)
     needs = f"Decoding.data = {data} and Decoding.model = {model} need {wanted} devices"
     if wanted > sum(devices):
         all_of_them = f", all {count} processes {sum(devices)} together" if count > 1 else ""
@@ -223,28 +229,28 @@ def team_of(data: int, model: int, devices: Sequence[int], process: int) -> Team
             f"{' or '.join(str(own * n) for n in fitting)} devices"
         )
     index = process // size
-    return Team(index, count // size, range(index * size, (index + 1) * size), process)
+    return ReplicaGroup(index, count // size, range(index * size, (index + 1) * size), process)
 
 
-def team_here(data: int, model: int) -> Team:
-    """Returns this process' team among those of `jax.distributed`; raises as `team_of`."""
+def local_replica_group(data: int, model: int) -> ReplicaGroup:
+    """Returns this process' replica group in `jax.distributed`; raises as `replica_group_of`."""
     held = Counter(device.process_index for device in jax.devices())
     devices = [held[process] for process in range(jax.process_count())]
-    return team_of(data, model, devices, jax.process_index())
+    return replica_group_of(data, model, devices, jax.process_index())
 
 
-def team_devices(team: Team) -> tuple[jax.Device, ...]:
-    """Returns the devices of a team, in the order of its processes."""
-    own = [device for device in jax.devices() if device.process_index in team.members]
+def replica_group_devices(replica_group: ReplicaGroup) -> tuple[jax.Device, ...]:
+    """Returns the devices of a replica group, in the order of its processes."""
+    own = [device for device in jax.devices() if device.process_index in replica_group.members]
     return tuple(sorted(own, key=lambda device: (device.process_index, device.id)))
 
 
-LANES = PartitionSpec("data")
-EVERYWHERE = PartitionSpec()
+SLOTS = PartitionSpec("data")
+REPLICATED = PartitionSpec()
 
 
 @dataclasses.dataclass(frozen=True)
-class Spread:
+class DecodeMesh:
     """A mesh, and whether weights are spread over its "data" axis too; None: one device."""
 
     mesh: Mesh | None = None
@@ -259,41 +265,45 @@ class Spread:
     def shared(self) -> Mesh | None:
         """The mesh where it spans several processes, else None."""
         mesh = self.mesh
-        if mesh is None or NamedSharding(mesh, EVERYWHERE).is_fully_addressable:
+        if mesh is None or NamedSharding(mesh, REPLICATED).is_fully_addressable:
             return None
         return mesh
 
 
-def make_spread(data: int, model: int, fsdp: bool) -> Spread:
-    """Lays out as a mesh the devices of this process, or of its team where it needs more.
+def make_decode_mesh(data: int, model: int, fsdp: bool) -> DecodeMesh:
+    """Lays out as a mesh the devices of this process, or of its replica group where it needs more.
 
     Raises:
-      LmsiError: see `teams.team_of`.
+      LmsiError: see `teams.replica_group_of`.
     """
     if data * model == 1:
-        return Spread()
+        return DecodeMesh()
     devices = offered_devices()
     if devices is None:
-        devices = team_devices(team_here(data, model))
+        devices = replica_group_devices(local_replica_group(data, model))
     else:
-        team_of(data, model, [len(devices)], 0)  # as if one process had them
-    return Spread(make_mesh(devices, data, model), fsdp)
+        replica_group_of(data, model, [len(devices)], 0)  # as if one process had them
+    return DecodeMesh(make_mesh(devices, data, model), fsdp)
 
 
-def param_shardings(config: ModelConfig, spread: Spread) -> Any:
+def param_shardings(config: ModelConfig, decode_mesh: DecodeMesh) -> Any:
     """Returns the parameter tree with shardings in place of arrays; None on one device."""
-    return None if spread.mesh is None else _on_mesh(spread.mesh, _param_specs(config, spread))
+    return (
+        None
+        if decode_mesh.mesh is None
+        else _on_mesh(decode_mesh.mesh, _param_specs(config, decode_mesh))
+    )
 
 
-def _param_specs(config: ModelConfig, spread: Spread) -> Any:
-    assert spread.mesh is not None
-    shape = spread.mesh.shape
-    return weight_specs(config, shape["model"], shape["data"], fsdp=spread.fsdp)
+def _param_specs(config: ModelConfig, decode_mesh: DecodeMesh) -> Any:
+    assert decode_mesh.mesh is not None
+    shape = decode_mesh.mesh.shape
+    return weight_specs(config, shape["model"], shape["data"], fsdp=decode_mesh.fsdp)
 
 
-def _tree(config: ModelConfig, spread: Spread) -> Any:
+def _tree(config: ModelConfig, decode_mesh: DecodeMesh) -> Any:
     """`PartitionSpec`s of the decoding weights."""
-    return split_weights(config, _param_specs(config, spread))
+    return split_weights(config, _param_specs(config, decode_mesh))
 
 
 def _on_mesh(mesh: Mesh, specs: Any) -> Any:
@@ -305,26 +315,26 @@ def _on_mesh(mesh: Mesh, specs: Any) -> Any:
 
 
 def decoding_weights(
-    config: ModelConfig, params: Params, dtype: Any, spread: Spread = Spread()
+    config: ModelConfig, params: Params, dtype: Any, decode_mesh: DecodeMesh = DecodeMesh()
 ) -> Params:
     """Returns the parameters as the loop reads them: cast, laid out for products, and placed.
 
     What lies on the mesh in its type, as `param_shardings` says, is taken as it is.
     """
-    if spread.mesh is None:
+    if decode_mesh.mesh is None:
         return jax.jit(functools.partial(_joined, config, dtype))(params)
-    where = _on_mesh(spread.mesh, _tree(config, spread))
+    where = _on_mesh(decode_mesh.mesh, _tree(config, decode_mesh))
     return jax.tree.map(
-        functools.partial(_placed, dtype=dtype), split_weights(config, params), where
+        functools.partial(_device_put, dtype=dtype), split_weights(config, params), where
     )
 
 
 def _joined(config: ModelConfig, dtype: Any, params: Params) -> Params:
     narrow = jax.tree.map(lambda a: a.astype(dtype), params)
-    return turned(config, fuse(config, narrow))
+    return transpose_weights(config, fuse_projections(config, narrow))
 
 
-def _placed(leaf: jax.Array, where: NamedSharding, dtype: Any) -> jax.Array:
+def _device_put(leaf: jax.Array, where: NamedSharding, dtype: Any) -> jax.Array:
     if getattr(leaf, "sharding", None) == where:
         return leaf.astype(dtype)
     if where.is_fully_addressable:
@@ -334,32 +344,32 @@ def _placed(leaf: jax.Array, where: NamedSharding, dtype: Any) -> jax.Array:
 
 
 def decoding_shapes(
-    config: ModelConfig, params: Params, dtype: Any, spread: Spread = Spread()
+    config: ModelConfig, params: Params, dtype: Any, decode_mesh: DecodeMesh = DecodeMesh()
 ) -> Params:
     """Returns `decoding_weights` with shapes in place of arrays, those of a mesh with shardings."""
-    if spread.mesh is None:
+    if decode_mesh.mesh is None:
         return jax.eval_shape(functools.partial(_joined, config, dtype), params)
     return jax.tree.map(
         lambda a, where: jax.ShapeDtypeStruct(a.shape, jnp.dtype(dtype), sharding=where),
         split_weights(config, params),
-        _on_mesh(spread.mesh, _tree(config, spread)),
+        _on_mesh(decode_mesh.mesh, _tree(config, decode_mesh)),
     )
 
 
-def manual_specs(config: ModelConfig, spread: Spread) -> Any:
+def manual_specs(config: ModelConfig, decode_mesh: DecodeMesh) -> Any:
     """The weights' specs along the manual axis alone: P("data") where `fsdp` spreads them."""
 
     def only_data(spec: PartitionSpec) -> PartitionSpec:
         return PartitionSpec(*(axis if axis == "data" else None for axis in spec))
 
     return jax.tree.map(
-        only_data, _tree(config, spread), is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
+        only_data, _tree(config, decode_mesh), is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
     )
 
 
-def all_gather(config: ModelConfig, spread: Spread, weights: Params) -> Params:
+def all_gather(config: ModelConfig, decode_mesh: DecodeMesh, weights: Params) -> Params:
     """Inside `over_data`: the weights with what lies on other device groups gathered."""
-    if not spread.fsdp or spread.mesh is None:
+    if not decode_mesh.fsdp or decode_mesh.mesh is None:
         return weights
 
     def gather(spec: PartitionSpec, weight: jax.Array) -> jax.Array:
@@ -368,21 +378,21 @@ def all_gather(config: ModelConfig, spread: Spread, weights: Params) -> Params:
 
     return jax.tree.map(
         gather,
-        manual_specs(config, spread),
+        manual_specs(config, decode_mesh),
         weights,
         is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
     )
 
 
-def over_data(
-    spread: Spread, function: Callable[..., Any], in_specs: Any, out_specs: Any
+def map_over_data(
+    decode_mesh: DecodeMesh, function: Callable[..., Any], in_specs: Any, out_specs: Any
 ) -> Callable[..., Any]:
-    """Runs a function once per device group, on that group's lanes."""
-    if spread.mesh is None:
+    """Runs a function once per device group, on that group's slots."""
+    if decode_mesh.mesh is None:
         return function
     return jax.shard_map(
         function,
-        mesh=spread.mesh,
+        mesh=decode_mesh.mesh,
         in_specs=in_specs,
         out_specs=out_specs,
         axis_names=frozenset({"data"}),
@@ -390,40 +400,40 @@ def over_data(
     )
 
 
-def lanes_sharding(spread: Spread, kv_heads: int = 1) -> NamedSharding | None:
-    """Where an array of lanes, questions or pages goes, with its kv heads, where it has such an
+def slots_sharding(decode_mesh: DecodeMesh, kv_heads: int = 1) -> NamedSharding | None:
+    """Where an array of slots, questions or pages goes, with its kv heads, where it has such an
     axis, over "model" if they divide; None: the default device."""
-    if spread.mesh is None:
+    if decode_mesh.mesh is None:
         return None
-    data, model = spread.mesh.shape["data"], spread.mesh.shape["model"]
+    data, model = decode_mesh.mesh.shape["data"], decode_mesh.mesh.shape["model"]
     split = model > 1 and kv_heads > 1 and kv_heads % model == 0
     # An axis of one device is left out, as XLA does when it hands arrays back.
     axes = ["data" if data > 1 else None, "model" if split else None]
     while axes and axes[-1] is None:
         axes.pop()
-    return NamedSharding(spread.mesh, PartitionSpec(*axes))
+    return NamedSharding(decode_mesh.mesh, PartitionSpec(*axes))
 
 
-def as_placed(spread: Spread, caches: Any) -> Any:
+def constrain_caches(decode_mesh: DecodeMesh, caches: Any) -> Any:
     """Keeps caches, kv heads on axis 1, where they were made: else each chunk compiles anew."""
-    if spread.mesh is None:
+    if decode_mesh.mesh is None:
         return caches
 
     def held(a: jax.Array) -> jax.Array:
-        place = lanes_sharding(spread, a.shape[1] if a.ndim > 1 else 1)
+        place = slots_sharding(decode_mesh, a.shape[1] if a.ndim > 1 else 1)
         return jax.lax.with_sharding_constraint(a, place)
 
     return jax.tree.map(held, caches)
 
 
-def replicate(spread: Spread, tree: Any) -> Any:
+def replicate(decode_mesh: DecodeMesh, tree: Any) -> Any:
     """Within a compiled function: every device gets the whole of what the host is to read."""
-    if spread.mesh is None:
+    if decode_mesh.mesh is None:
         return tree
-    return jax.lax.with_sharding_constraint(tree, NamedSharding(spread.mesh, EVERYWHERE))
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(decode_mesh.mesh, REPLICATED))
 
 
-_EVERYWHERE = PartitionSpec()
+_REPLICATED = PartitionSpec()
 
 
 def mesh_of(training: Training) -> Mesh | None:
@@ -453,13 +463,13 @@ def _mesh(data: int, model: int, devices: tuple[jax.Device, ...]) -> Mesh | None
     return make_mesh(devices, data, model)
 
 
-def spans(training: Training) -> bool:
+def is_multiprocess(training: Training) -> bool:
     """Whether the mesh is made of several processes' devices: then all of them train together."""
     mesh = mesh_of(training)
-    return mesh is not None and not NamedSharding(mesh, _EVERYWHERE).is_fully_addressable
+    return mesh is not None and not NamedSharding(mesh, _REPLICATED).is_fully_addressable
 
 
-def machines(training: Training) -> int:
+def num_peak_devices(training: Training) -> int:
     """The mesh's rate over one device's; a process' virtual CPU devices count as one."""
     mesh = mesh_of(training)
     if mesh is None:
@@ -469,7 +479,7 @@ def machines(training: Training) -> int:
     return mesh.size
 
 
-def within(training: Training) -> contextlib.AbstractContextManager[Any]:
+def mesh_context(training: Training) -> contextlib.AbstractContextManager[Any]:
     """Around what is traced for the mesh; does nothing for one device."""
     mesh = mesh_of(training)
     if mesh is None:
@@ -482,13 +492,13 @@ def replicate_over_mesh(training: Training, tree: Any) -> Any:
     mesh = mesh_of(training)
     if mesh is None:
         return tree
-    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, _EVERYWHERE))
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, _REPLICATED))
 
 
-def weights_on_mesh(config: ModelConfig, training: Training) -> Any:
+def training_param_shardings(config: ModelConfig, training: Training) -> Any:
     """Returns the parameter tree with shardings in place of arrays; None on one device."""
     mesh = mesh_of(training)
-    return None if mesh is None else on_mesh(mesh, param_specs(config, training))
+    return None if mesh is None else is_traced_on_mesh(mesh, param_specs(config, training))
 
 
 def param_specs(config: ModelConfig, training: Training) -> Any:
@@ -496,12 +506,12 @@ def param_specs(config: ModelConfig, training: Training) -> Any:
     return weight_specs(config, training.model, training.data, fsdp=training.fsdp)
 
 
-def spread(config: ModelConfig, training: Training, params: Any) -> Any:
+def shard_params(config: ModelConfig, training: Training, params: Any) -> Any:
     """Places a model's parameters on the run's mesh, whichever model it is.
 
     What lies there already is not copied, and on one device nothing is: it is not to be donated.
     """
-    where = weights_on_mesh(config, training)
+    where = training_param_shardings(config, training)
 
     def put(leaf: Any, sharding: NamedSharding) -> Any:
         return leaf if getattr(leaf, "sharding", None) == sharding else _put(leaf, sharding)
@@ -509,12 +519,12 @@ def spread(config: ModelConfig, training: Training, params: Any) -> Any:
     return params if where is None else jax.tree.map(put, params, where)
 
 
-def narrow(training: Training, params: Any) -> Any:
+def cast_params(training: Training, params: Any) -> Any:
     """Rounds parameters to the type of the computation."""
     return jax.tree.map(lambda leaf: leaf.astype(training.compute_dtype), params)
 
 
-def following(specs: Any, params: Any, state: Any) -> Any:
+def opt_state_specs(specs: Any, params: Any, state: Any) -> Any:
     """Returns a tree like `state` with `PartitionSpec`s: each array's is that of its parameter.
 
     Args:
@@ -534,7 +544,7 @@ def following(specs: Any, params: Any, state: Any) -> Any:
             if path[start:] in owners:
                 shape, spec = owners[path[start:]]
                 return _reduced(path[:start], leaf.shape, shape, spec)
-        return _EVERYWHERE
+        return _REPLICATED
 
     return jax.tree_util.tree_map_with_path(follow, state)
 
@@ -552,10 +562,10 @@ def _reduced(
         if name in lacks and own == tuple(np.delete(shape, lacks[name])):
             kept = [axis for at, axis in enumerate(spec) if at not in lacks[name]]
             return PartitionSpec(*kept)
-    return _EVERYWHERE
+    return _REPLICATED
 
 
-def on_mesh(mesh: Mesh, specs: Any) -> Any:
+def is_traced_on_mesh(mesh: Mesh, specs: Any) -> Any:
     """Turns a tree of `PartitionSpec`s into one of shardings, as XLA would name them itself.
 
     What comes out of a step is then equal to what went in, and the step is compiled once.
@@ -570,7 +580,7 @@ def on_mesh(mesh: Mesh, specs: Any) -> Any:
     return jax.tree.map(sharding, specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 
 
-def placed(tree: Any, shardings: Any) -> Any:
+def device_put_tree(tree: Any, shardings: Any) -> Any:
     """Copies a tree of arrays to where `shardings` say.
 
     What lies there is copied where it lies; of all else every process holds the whole.
@@ -588,7 +598,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
-def fed(training: Training, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+def shard_batch(training: Training, batch: dict[str, np.ndarray]) -> dict[str, Any]:
     """Places a step's batch: rows over "data", prefixes everywhere.
 
     All processes read the same stream, and each hands over the rows of its own devices.
@@ -600,8 +610,8 @@ def fed(training: Training, batch: dict[str, np.ndarray]) -> dict[str, Any]:
     if mesh is None:
         return dict(batch)
     rows = PartitionSpec(None, "data")
-    specs = {name: _EVERYWHERE if name.startswith("prefix") else rows for name in batch}
-    return placed(batch, on_mesh(mesh, specs))
+    specs = {name: _REPLICATED if name.startswith("prefix") else rows for name in batch}
+    return device_put_tree(batch, is_traced_on_mesh(mesh, specs))
 
 
 def fetch_tree(tree: Any) -> Any:
@@ -609,16 +619,16 @@ def fetch_tree(tree: Any) -> Any:
 
     All processes call it together, where a mesh spans them.
     """
-    return jax.tree.map(lambda leaf: np.asarray(_gathered(leaf)), tree)
+    return jax.tree.map(lambda leaf: np.asarray(_all_gather(leaf)), tree)
 
 
-def _gathered(leaf: Any) -> Any:
+def _all_gather(leaf: Any) -> Any:
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
         return leaf
     assert isinstance(leaf.sharding, NamedSharding)
-    return _everywhere(leaf.sharding.mesh)(leaf).addressable_data(0)
+    return _replicator(leaf.sharding.mesh)(leaf).addressable_data(0)
 
 
 @functools.cache
-def _everywhere(mesh: Any) -> Callable[[jax.Array], jax.Array]:
-    return jax.jit(lambda leaf: leaf, out_shardings=NamedSharding(mesh, _EVERYWHERE))
+def _replicator(mesh: Any) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda leaf: leaf, out_shardings=NamedSharding(mesh, _REPLICATED))

@@ -105,7 +105,7 @@ def open_tokenizer(path: epath.PathLike) -> FileTokenizer:
     return SentencePiece(str(place))
 
 
-def settings_beside(path: epath.Path) -> dict[str, Any]:
+def adjacent_settings(path: epath.Path) -> dict[str, Any]:
     """Returns what tokenizer_config.json beside a tokenizer's file says; {} without one."""
     file = path.parent / "tokenizer_config.json"
     return dict(read_json(file)) if file.exists() else {}
@@ -152,7 +152,7 @@ class SentencePiece:
     @functools.cached_property
     def start_ids(self) -> tuple[int, ...]:
         """The start piece where tokenizer_config.json asks for it, else nothing."""
-        wanted = settings_beside(epath.Path(self.path)).get("add_bos_token", False)
+        wanted = adjacent_settings(epath.Path(self.path)).get("add_bos_token", False)
         start = self._processor.bos_id()
         if wanted and start < 0:
             raise LmsiError(
@@ -219,7 +219,7 @@ class TokenizerJson:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # control tokens in a text are plain text
-        self._settings = settings_beside(epath.Path(path))
+        self._settings = adjacent_settings(epath.Path(path))
         added = self._tokenizer.get_added_tokens_decoder()
         self._controls = frozenset(i for i, token in added.items() if token.special)
         self._own_end = self._named("eos_token")

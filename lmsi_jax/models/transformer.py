@@ -30,12 +30,12 @@ from lmsi_jax.config.architecture import ModelConfig
 from lmsi_jax.models.params import (
     Array,
     Params,
+    add_outputs,
+    apply_fused,
+    apply_matrix,
     arrays,
-    fuse,
-    projected,
+    fuse_projections,
     soft_cap,
-    summed_outputs,
-    times,
     wide_matmul,
 )
 from lmsi_jax.models.rotary import Angles, angles_of, layer_angles, rotate
@@ -121,9 +121,9 @@ def block(
     if config.block == "sequential":
         x += _attention(config, p, layer, x, angles, attend)
         return x + _mlp(config, p, x)
-    q, k, v, gate, up = projected(config, p, "into", norm(config, p["norm"], x))
+    q, k, v, gate, up = apply_fused(config, p, "into", norm(config, p["norm"], x))
     attended = _attended(config, p, layer, (q, k, v), angles, attend)
-    return summed_outputs(p, x, attended, gated(config.activation, gate, up))
+    return add_outputs(p, x, attended, gated(config.activation, gate, up))
 
 
 def _attention(
@@ -135,15 +135,15 @@ def _attention(
     attend: Attend,
 ) -> jax.Array:
     """What a sequential block's attention adds to x."""
-    q, k, v = projected(config, p, "into", norm(config, p["attention_norm"], x))
-    out = times(p, "attention_out", _attended(config, p, layer, (q, k, v), angles, attend))
+    q, k, v = apply_fused(config, p, "into", norm(config, p["attention_norm"], x))
+    out = apply_matrix(p, "attention_out", _attended(config, p, layer, (q, k, v), angles, attend))
     return norm(config, p["attention_post_norm"], out) if config.post_norms else out
 
 
 def _mlp(config: ModelConfig, p: Params, x: jax.Array) -> jax.Array:
     """What a sequential block's MLP adds to x."""
-    gate, up = projected(config, p, "gate_up", norm(config, p["mlp_norm"], x))
-    out = times(p, "down", gated(config.activation, gate, up))
+    gate, up = apply_fused(config, p, "gate_up", norm(config, p["mlp_norm"], x))
+    out = apply_matrix(p, "down", gated(config.activation, gate, up))
     return norm(config, p["mlp_post_norm"], out) if config.post_norms else out
 
 
@@ -204,7 +204,7 @@ def logits(config: ModelConfig, weights: Params, states: jax.Array) -> jax.Array
     Rounded to bfloat16, a score of 20 could be 0.06 off, and with it its log-probability.
     """
     scored = weights["embedding" if config.tied_embeddings else "lm_head"]
-    return soft_cap(wide_matmul(states, scored, turned=True), config.logits_softcap)
+    return soft_cap(wide_matmul(states, scored, transposed=True), config.logits_softcap)
 
 
 class Decoder(nn.Module):
@@ -220,7 +220,7 @@ class Decoder(nn.Module):
             name: _declared(name, one) if isinstance(one, Array) else _Arrays(one, name=name)()
             for name, one in arrays(c).items()
         }
-        fused = fuse(c, params)
+        fused = fuse_projections(c, params)
         states = hidden_states(c, fused, tokens, angles_of(c, positions), attend)
         return logits(c, fused, states)
 

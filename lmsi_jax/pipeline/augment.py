@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from lmsi_jax import augmentation as generation
-from lmsi_jax.augmentation import FewShot, asked, exemplar, few_shots
+from lmsi_jax.augmentation import FewShot, choose_asked, exemplar, few_shots
 from lmsi_jax.config.sampling import Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.pipeline.context import Context
-from lmsi_jax.pipeline.questions import overlapping
-from lmsi_jax.pipeline.sample_shards import Job, draw_paths, make_job, read_paths
+from lmsi_jax.pipeline.questions import contaminated_questions
+from lmsi_jax.pipeline.sample_shards import Job, draw_samples, make_job, read_samples
 from lmsi_jax.prompts import QUESTION_STOPS, question_list
-from lmsi_jax.records import Exemplar, Path, Question
+from lmsi_jax.records import Exemplar, Question, Sample
 from lmsi_jax.runtime.store import ShardStore
 
 _LATER = ("min_confidence", "prompts", "shots")  # settings that other stages read
@@ -35,10 +35,10 @@ def generate(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     Raises:
       LmsiError: a task has none, and its real ones are not used.
     """
-    own = dataclasses.asdict(context.run.generation)
+    own = dataclasses.asdict(context.run.augmentation)
     for name in _LATER:
         del own[name]
-    config = {"Generation": own, **context.decoding_settings}
+    config = {"Augmentation": own, **context.decoding_settings}
     stage = context.stage(round_index, "generate", config, inputs)
     if context.done(stage):
         return stage.fingerprint
@@ -46,12 +46,12 @@ def generate(context: Context, round_index: int, inputs: dict[str, str]) -> str:
         generate_shards(context, round_index)
     store = ShardStore(stage.directory)
     for task, real in context.load_questions("train").items():
-        new, counts = _sift(context, real, read_paths(store, f"written-{task}"))
+        new, counts = _sift(context, real, read_samples(store, f"written-{task}"))
         if not new and own["use"] == "instead":
             raise LmsiError(
                 f"round {round_index}: none of {counts['written']} texts is a new question of "
-                f"{task!r} ({counts['malformed']} malformed); set Generation.use to 'beside', or "
-                "raise Generation.tries"
+                f"{task!r} ({counts['malformed']} malformed); set Augmentation.use to 'beside', or "
+                "raise Augmentation.tries"
             )
         store.write(f"questions-{task}", [row.to_json() for row in new])
         store.write(f"counts-{task}", [counts])
@@ -61,7 +61,7 @@ def generate(context: Context, round_index: int, inputs: dict[str, str]) -> str:
 
 def generate_shards(context: Context, round_index: int) -> None:
     """Samples this process' shards of what the model writes."""
-    draw_paths(
+    draw_samples(
         context,
         [
             _job(context, round_index, task, real)
@@ -78,10 +78,10 @@ def generate_shards(context: Context, round_index: int) -> None:
 def training_questions(context: Context, round_index: int) -> dict[str, list[Question]]:
     """Returns the questions that a round samples, by task: the real ones, the new ones, or both."""
     real = context.load_questions("train")
-    if not context.run.generation.questions:
+    if not context.run.augmentation.questions:
         return real
     new = new_questions(context, round_index)
-    if context.run.generation.use == "instead":
+    if context.run.augmentation.use == "instead":
         return new
     return {task: [*rows, *new[task]] for task, rows in real.items()}
 
@@ -89,7 +89,7 @@ def training_questions(context: Context, round_index: int) -> dict[str, list[Que
 def new_questions(context: Context, round_index: int) -> dict[str, list[Question]]:
     """Reads a round's new questions by task; empty lists where none were asked for."""
     tasks = dict.fromkeys(context.questions.train)
-    if not context.run.generation.questions:
+    if not context.run.augmentation.questions:
         return {task: [] for task in tasks}
     store = ShardStore(context.folder(round_index, "generate"))
     return {
@@ -104,7 +104,7 @@ def read_counts(
 
     {} where none was asked for.
     """
-    asked = context.run.generation
+    asked = context.run.augmentation
     if not {"generate": asked.questions, "prompts": asked.prompts}[stage]:
         return {}
     store = ShardStore(context.folder(round_index, stage))
@@ -114,18 +114,19 @@ def read_counts(
 
 def _job(context: Context, round_index: int, task: str, real: list[Question]) -> Job:
     """Lists of a task's real questions, each to be continued several times."""
-    settings, seed = context.run.generation, context.run.seed
+    settings, seed = context.run.augmentation, context.run.seed
     lists = math.ceil(settings.questions * settings.tries / settings.continuations)
     texts = [question.text for question in real]
     begins = _opening(context, texts)
     prompts = {
         f"{task}-list-{number:05d}": question_list(
-            generation.shown(texts, settings.shown, (seed, round_index, task, number)), begins
+            generation.choose_shown(texts, settings.shown, (seed, round_index, task, number)),
+            begins,
         )
         for number in range(lists)
     }
     sampling = Sampling(
-        paths=settings.continuations,
+        num_samples=settings.continuations,
         temperature=settings.temperature,
         max_new_tokens=settings.max_new_tokens,
         stop=QUESTION_STOPS,
@@ -135,11 +136,11 @@ def _job(context: Context, round_index: int, task: str, real: list[Question]) ->
 
 def _opening(context: Context, texts: Sequence[str]) -> str:
     """How each new question begins in the prompt; "" where the model writes that itself."""
-    return generation.opening(texts) if context.run.generation.opening else ""
+    return generation.opening(texts) if context.run.augmentation.opening else ""
 
 
 def _sift(
-    context: Context, real: list[Question], written: Mapping[str, list[Path]]
+    context: Context, real: list[Question], written: Mapping[str, list[Sample]]
 ) -> tuple[list[Question], Counts]:
     """Keeps well-formed questions that stand neither in the run's questions nor twice."""
     from lmsi_jax.tasks import overlap, registry
@@ -147,21 +148,24 @@ def _sift(
     task = registry.get(real[0].task)
     known = {row.uid: row.text for row in real}
     shape, begins = generation.Shape.of([*known.values()]), _opening(context, [*known.values()])
-    paths = [path for uid in sorted(written) for path in written[uid]]
-    parsed = [generation.parse(path.text, path.finished, shape, begins) for path in paths]
+    samples = [sample for uid in sorted(written) for sample in written[uid]]
+    parsed = [generation.parse(sample.text, sample.finished, shape, begins) for sample in samples]
     formed = [text for text in parsed if text is not None]
     rows = [generation.question(task.name, task.kind, text) for text in dict.fromkeys(formed)]
     texts = {row.uid: row.text for row in rows}
-    seen = {one.uid for one in overlap.find(texts, known, task.overlap_words, task.content)}
-    tested = overlapping(context, task.name, texts).keys() - seen
+    seen = {
+        one.uid
+        for one in overlap.find_contaminated(texts, known, task.contamination_ngram, task.content)
+    }
+    tested = contaminated_questions(context, task.name, texts).keys() - seen
     fresh = {uid: text for uid, text in texts.items() if uid not in seen | tested}
-    distinct = overlap.distinct(fresh, task.overlap_words, task.content)
-    kept = set(distinct[: context.run.generation.questions])
+    distinct = overlap.deduplicate(fresh, task.contamination_ngram, task.content)
+    kept = set(distinct[: context.run.augmentation.questions])
     counts = {
         "written": len(parsed),
         "malformed": len(parsed) - len(formed),
         "duplicates": len(formed) - len(tested) - len(distinct),
-        "overlapping": len(tested),
+        "contaminated": len(tested),
         "surplus": len(distinct) - len(kept),
         "new": len(kept),
     }
@@ -179,7 +183,7 @@ def make_prompts(context: Context, round_index: int, inputs: dict[str, str]) -> 
     """
     run = context.run
     config = {
-        "Generation": {"prompts": run.generation.prompts, "shots": run.generation.shots},
+        "Augmentation": {"prompts": run.augmentation.prompts, "shots": run.augmentation.shots},
         "Sampling": {"max_new_tokens": run.sampling.max_new_tokens, "stop": run.sampling.stop},
         **context.decoding_settings,
     }
@@ -200,7 +204,7 @@ def make_prompts(context: Context, round_index: int, inputs: dict[str, str]) -> 
 def prompt_shards(context: Context, round_index: int) -> None:
     """Samples this process' shards of the zero-shot answers."""
     by_task = training_questions(context, round_index)
-    draw_paths(
+    draw_samples(
         context,
         [
             _job_prompts(context, round_index, task, questions)
@@ -216,7 +220,7 @@ def prompt_shards(context: Context, round_index: int) -> None:
 
 def read_prompts(context: Context, round_index: int, task: str) -> tuple[FewShot, ...]:
     """Reads a task's generated prompts; () where the run uses the task's own exemplars."""
-    if not context.run.generation.prompts:
+    if not context.run.augmentation.prompts:
         return ()
     store = ShardStore(context.folder(round_index, "prompts"))
     return tuple(
@@ -231,17 +235,21 @@ def read_prompts(context: Context, round_index: int, task: str) -> tuple[FewShot
 def _asked(
     context: Context, round_index: int, task: str, questions: list[Question]
 ) -> list[Question]:
-    settings = context.run.generation
+    settings = context.run.augmentation
     by_uid = {question.uid: question for question in questions}
     place = (context.run.seed, round_index, task)
-    uids = asked(list(by_uid), _TRIES * settings.prompts * settings.shots, place)
+    uids = choose_asked(list(by_uid), _TRIES * settings.prompts * settings.shots, place)
     return [by_uid[uid] for uid in uids]
 
 
 def _job_prompts(context: Context, round_index: int, task: str, questions: list[Question]) -> Job:
     some = _asked(context, round_index, task, questions)
     greedy = dataclasses.replace(
-        context.run.sampling, paths=1, temperature=0.0, early_stop=None, token_logprobs=False
+        context.run.sampling,
+        num_samples=1,
+        temperature=0.0,
+        adaptive_consistency=None,
+        token_logprobs=False,
     )
     return make_job(f"zero-shot-{task}", some, (), "zero_shot_cot", greedy)
 
@@ -249,20 +257,20 @@ def _job_prompts(context: Context, round_index: int, task: str, questions: list[
 def _made(
     context: Context, round_index: int, task: str, questions: list[Question]
 ) -> tuple[tuple[FewShot, ...], Counts]:
-    settings = context.run.generation
-    paths = read_paths(
+    settings = context.run.augmentation
+    samples = read_samples(
         ShardStore(context.folder(round_index, "prompts")),
         f"zero-shot-{task}",
     )
     some = _asked(context, round_index, task, questions)
-    found = [(row.uid, exemplar(row, paths[row.uid][0])) for row in some]
+    found = [(row.uid, exemplar(row, samples[row.uid][0])) for row in some]
     worked = [(uid, one) for uid, one in found if one is not None]
     made = few_shots(worked, settings.prompts, settings.shots)
     if len(made) < 2:
         raise LmsiError(
             f"round {round_index}: {len(worked)} of {len(some)} zero-shot answers of {task!r} can "
-            f"be exemplars, two prompts need {2 * settings.shots}; lower Generation.shots, raise "
-            "Questions.train_count, or set Generation.prompts to 0"
+            f"be exemplars, two prompts need {2 * settings.shots}; lower Augmentation.shots, raise "
+            "Questions.train_count, or set Augmentation.prompts to 0"
         )
     return made, {"asked": len(some), "usable": len(worked), "prompts": len(made)}
 

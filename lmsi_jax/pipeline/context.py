@@ -18,7 +18,13 @@ from lmsi_jax.config.run import Run
 from lmsi_jax.config.stages import Questions
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.params import Params
-from lmsi_jax.models.sharding import Team, make_spread, param_shardings, spans, team_here
+from lmsi_jax.models.sharding import (
+    ReplicaGroup,
+    is_multiprocess,
+    local_replica_group,
+    make_decode_mesh,
+    param_shardings,
+)
 from lmsi_jax.models.tokenizers import FileTokenizer, open_tokenizer
 from lmsi_jax.models.transformer import fresh_fingerprint, fresh_params, parameter_shapes
 from lmsi_jax.records import Question
@@ -29,7 +35,7 @@ from lmsi_jax.runtime.store import ShardStore, Stage
 from lmsi_jax.training import checkpoints
 
 
-def take_over(stage: Stage, output: epath.Path, runs: Sequence[str]) -> None:
+def reuse_stage(stage: Stage, output: epath.Path, runs: Sequence[str]) -> None:
     """Copies an equal finished stage of another run, unless this run has begun it.
 
     Equal is what lies at the same place of the run's folder, so that round and noise are the same,
@@ -87,7 +93,9 @@ class Context:
         self.worked = False
         self.output = epath.Path(run.output_dir)
         self.processes = Processes()
-        self.ranks: dict[tuple[str, int, str], float] = {}  # what the voting's ranker has said
+        self.scorer_scores: dict[
+            tuple[str, int, str], float
+        ] = {}  # what the voting's scorer has said
         self._params: tuple[int, Params] | None = None
         self._checked: set[epath.Path] = set()
 
@@ -107,7 +115,7 @@ class Context:
         return self.run.questions
 
     def run_in(self, round_index: int) -> Run:
-        """Returns the configuration as a round sees it, see `Run.by_round`."""
+        """Returns the configuration as a round sees it, see `Run.schedule`."""
         return self.run.in_round(round_index)
 
     @property
@@ -115,7 +123,7 @@ class Context:
         """What shapes paths and their shards, for a stage's record."""
         run = self.run
         own = {"seed": run.seed, "questions_per_shard": run.questions_per_shard}
-        return {"Run": own, **named(run.decoding)}
+        return {"Run": own, **settings_record(run.decoding)}
 
     @functools.cached_property
     def tokenizer_path(self) -> str:
@@ -220,25 +228,26 @@ class Context:
         self, training: Training, stage: str, round_index: int
     ) -> contextlib.AbstractContextManager[None]:
         """Around the leader's part of a training: orders the others theirs, where it has any."""
-        if not spans(training):
+        if not is_multiprocess(training):
             return contextlib.nullcontext()
         return self.processes.together(stage, round_index)
 
     @functools.cached_property
-    def team(self) -> Team:
+    def replica_group(self) -> ReplicaGroup:
         """The processes that this one samples with.
 
         Raises:
           LmsiError: `Decoding`'s mesh fits neither one process nor several, or the processes are
             numbered otherwise than their devices.
         """
-        team = team_here(self.run.decoding.data, self.run.decoding.model)
-        if team.several and team.process != self.processes.index:
+        replica_group = local_replica_group(self.run.decoding.data, self.run.decoding.model)
+        if replica_group.several and replica_group.process != self.processes.index:
             raise LmsiError(
-                f"process {self.processes.index} has the devices of process {team.process}; number "
+                f"process {self.processes.index} has the devices of process "
+                f"{replica_group.process}; number "
                 "the processes as their machines are, or leave that to --coordinator_address=auto"
             )
-        return team
+        return replica_group
 
     def engine(self, round_index: int) -> Engine:
         """Returns an engine over the model that a round ended with.
@@ -247,8 +256,8 @@ class Context:
         process and no device ever holds all of it.
         """
         run, layout = self.run, self.run.decoding
-        spread = make_spread(layout.data, layout.model, layout.fsdp)
-        shardings = param_shardings(run.model, spread)
+        decode_mesh = make_decode_mesh(layout.data, layout.model, layout.fsdp)
+        shardings = param_shardings(run.model, decode_mesh)
         params = self.params(round_index, shardings, layout.dtype)
         return Engine(run.model, params, self.tokenizer, layout)
 
@@ -267,13 +276,15 @@ class Context:
 
     def questions_stage(self) -> Stage:
         """Returns the bookkeeping of the run's questions, likewise."""
-        return self._stage(self.output / "questions", "questions", named(self.questions), {})
+        return self._stage(
+            self.output / "questions", "questions", settings_record(self.questions), {}
+        )
 
     def _stage(
         self, directory: epath.Path, name: str, config: Any, inputs: dict[str, str]
     ) -> Stage:
         stage = Stage(directory, name, config, inputs)
-        take_over(stage, self.output, self.run.reuse)
+        reuse_stage(stage, self.output, self.run.reuse)
         return stage
 
     def done(self, stage: Stage) -> bool:
@@ -306,6 +317,6 @@ def _check_digest(folder: epath.Path, found: str) -> None:
         )
 
 
-def named(value: Any) -> dict[str, Any]:
+def settings_record(value: Any) -> dict[str, Any]:
     """Returns a configuration dataclass as {"Class": {field: value}} for a stage's record."""
     return {type(value).__name__: dataclasses.asdict(value)}

@@ -19,7 +19,7 @@ from lmsi_jax.config.architecture import ModelConfig
 from lmsi_jax.config.stages import Distillation
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.statistics import Difference, macro_difference, wilson
-from lmsi_jax.models.sharding import weights_on_mesh
+from lmsi_jax.models.sharding import training_param_shardings
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.pipeline.context import Context
 from lmsi_jax.pipeline.evaluate import evaluate, read_scores
@@ -111,7 +111,7 @@ class TeacherRun:
         folder = checkpoints.find(self.folder / f"round_{self.round}" / "train")
         training, where = context.run.training, None
         if training.loss.distillation == "model":  # "top_k" is scored by each process for itself
-            where = weights_on_mesh(self.config, training)
+            where = training_param_shardings(self.config, training)
         params = checkpoints.load_params(folder, parameter_shapes(self.config), where)
         return Teacher(config=self.config, params=params)
 
@@ -152,7 +152,7 @@ def distill(context: Context, questions: str) -> dict[str, Any]:
       questions: fingerprint of its questions.
 
     Returns:
-      What it writes to `distillation.json`: a row per task and prompting, and one per domain and
+      What it writes to `distillation.json`: a row per task and prompt style, and one per domain and
       prompting, with percentages teacher_before, student_before and student_after, their
       intervals, the gain, and the distance to the teacher.
 
@@ -198,18 +198,18 @@ def _take_examples(context: Context, teacher: TeacherRun) -> str:
 
 
 Outcomes = dict[str, list[int]]
-"""Of one task and prompting: whether each question was right, by side."""
+"""Of one task and prompt style: whether each question was right, by side."""
 
 
 def _measured(context: Context, teacher: TeacherRun) -> dict[tuple[str, str], Outcomes]:
-    """Outcomes by task and prompting that all three were measured on."""
+    """Outcomes by task and prompt style that all three were measured on."""
     scores = {
         "teacher_before": read_scores(teacher.folder, 0),
         "student_before": read_scores(context.output, 0),
         "student_after": read_scores(context.output, 1),
     }
     found = {
-        side: {(row["task"], row["prompting"]): row["correct"] for row in rows}
+        side: {(row["task"], row["prompt_style"]): row["correct"] for row in rows}
         for side, rows in scores.items()
     }
     return {
@@ -224,26 +224,26 @@ def _domain(context: Context, task: str) -> str:
 
 
 def _rows(context: Context, measured: dict[tuple[str, str], Outcomes]) -> list[dict[str, Any]]:
-    """One row per task and prompting."""
+    """One row per task and prompt style."""
     return [
         {
             "task": task,
             "domain": _domain(context, task),
-            "prompting": prompting,
+            "prompt_style": prompt_style,
             **_compared([outcomes]),
         }
-        for (task, prompting), outcomes in measured.items()
+        for (task, prompt_style), outcomes in measured.items()
     ]
 
 
 def _means(context: Context, measured: dict[tuple[str, str], Outcomes]) -> list[dict[str, Any]]:
-    """One row per domain and prompting: means over the tasks, each counting alike."""
+    """One row per domain and prompt style: means over the tasks, each counting alike."""
     groups: dict[tuple[str, str], list[Outcomes]] = {}
-    for (task, prompting), outcomes in measured.items():
-        groups.setdefault((_domain(context, task), prompting), []).append(outcomes)
+    for (task, prompt_style), outcomes in measured.items():
+        groups.setdefault((_domain(context, task), prompt_style), []).append(outcomes)
     return [
-        {"domain": domain, "prompting": prompting, "tasks": len(tasks), **_compared(tasks)}
-        for (domain, prompting), tasks in sorted(groups.items(), key=lambda one: one[0][0])
+        {"domain": domain, "prompt_style": prompt_style, "tasks": len(tasks), **_compared(tasks)}
+        for (domain, prompt_style), tasks in sorted(groups.items(), key=lambda one: one[0][0])
     ]
 
 

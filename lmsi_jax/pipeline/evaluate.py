@@ -1,4 +1,4 @@
-"""Evaluation: a round's model on the test questions, for each prompting."""
+"""Evaluation: a round's model on the test questions, for each prompt style."""
 
 import dataclasses
 import functools
@@ -13,19 +13,25 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.accuracy import score
 from lmsi_jax.pipeline.context import Context
 from lmsi_jax.pipeline.questions import read_exemplars
-from lmsi_jax.pipeline.sample_shards import draw_paths, make_job, read_paths
-from lmsi_jax.pipeline.vote import rank_paths, vote_settings
-from lmsi_jax.prompts import Prompting, new_tokens
+from lmsi_jax.pipeline.sample_shards import draw_samples, make_job, read_samples
+from lmsi_jax.pipeline.vote import score_samples, vote_settings
+from lmsi_jax.prompts import PromptStyle, new_tokens
 from lmsi_jax.records import Question
 from lmsi_jax.runtime.files import read_json, write_json
 from lmsi_jax.runtime.store import ShardStore
 
 _SCORES = "scores.json"
-_NEVER: dict[str, Any] = {"early_stop": None, "token_logprobs": False}
-_OWN = {"paths", "temperature", "early_stop", "early_stop_every", "token_logprobs"}
+_NEVER: dict[str, Any] = {"adaptive_consistency": None, "token_logprobs": False}
+_OWN = {
+    "paths",
+    "temperature",
+    "adaptive_consistency",
+    "adaptive_consistency_every",
+    "token_logprobs",
+}
 
 
-def compared(run: Run, stages: tuple[str, ...]) -> Run:
+def comparison_run(run: Run, stages: tuple[str, ...]) -> Run:
     """Returns the run whose "rounds" are `Evaluation.checkpoints`, the first of them the base.
 
     Raises:
@@ -66,13 +72,13 @@ def evaluate(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     scores = [
         score(
             asked,
-            read_paths(store, _job_name(task, prompting)),
-            prompting,
-            _sampling(context, round_index, prompting).temperature,
+            read_samples(store, _job_name(task, prompt_style)),
+            prompt_style,
+            _sampling(context, round_index, prompt_style).temperature,
             run.voting,
-            functools.partial(rank_paths, context),
+            functools.partial(score_samples, context),
         )
-        for task, prompting, asked in _asked(context)
+        for task, prompt_style, asked in _asked(context)
     ]
     write_json(stage.directory / _SCORES, [dataclasses.asdict(one) for one in scores])
     stage.finish()
@@ -84,16 +90,16 @@ def evaluate_shards(context: Context, round_index: int) -> None:
     asked = list(_asked(context))
     jobs = [
         make_job(
-            _job_name(task, prompting),
+            _job_name(task, prompt_style),
             questions,
             read_exemplars(context, task),
-            "cot" if prompting == "self_consistency" else cast(Prompting, prompting),
-            _sampling(context, round_index, prompting),
+            "cot" if prompt_style == "self_consistency" else cast(PromptStyle, prompt_style),
+            _sampling(context, round_index, prompt_style),
         )
-        for task, prompting, questions in asked
+        for task, prompt_style, questions in asked
     ]
     label = "base model" if round_index == 0 else f"round {round_index}"
-    draw_paths(
+    draw_samples(
         context,
         jobs,
         {question.uid: question for _, _, questions in asked for question in questions},
@@ -121,23 +127,28 @@ def read_scores(run: epath.PathLike, round_index: int) -> list[dict[str, Any]]:
 
 
 def _asked(context: Context) -> Iterator[tuple[str, str, list[Question]]]:
-    """Yields (task, prompting, its questions), in the order of the scores."""
+    """Yields (task, prompt_style, its questions), in the order of the scores."""
     evaluation = context.run.evaluation
     for task, questions in context.load_questions("test").items():
-        for prompting in evaluation.promptings:
-            votes = prompting == "self_consistency"
-            yield task, prompting, questions[: evaluation.vote_count] if votes else questions
+        for prompt_style in evaluation.prompt_styles:
+            votes = prompt_style == "self_consistency"
+            yield task, prompt_style, questions[: evaluation.vote_count] if votes else questions
 
 
-def _job_name(task: str, prompting: str) -> str:
-    return f"{task}-{prompting}"
+def _job_name(task: str, prompt_style: str) -> str:
+    return f"{task}-{prompt_style}"
 
 
-def _sampling(context: Context, round_index: int, prompting: str) -> Sampling:
+def _sampling(context: Context, round_index: int, prompt_style: str) -> Sampling:
     evaluation, sampling = context.run.evaluation, context.run.sampling
-    if prompting == "self_consistency":
+    if prompt_style == "self_consistency":
         after = evaluation.temperature_after if round_index else evaluation.temperature
-        # Accuracy is of the vote on all paths; the report says what early stop would do to it.
-        return dataclasses.replace(sampling, paths=evaluation.paths, temperature=after, **_NEVER)
-    tokens = new_tokens(prompting, sampling.max_new_tokens)
-    return dataclasses.replace(sampling, paths=1, temperature=0.0, max_new_tokens=tokens, **_NEVER)
+        # Accuracy is of the vote on all paths; the report says what adaptive consistency would do
+        # to it.
+        return dataclasses.replace(
+            sampling, num_samples=evaluation.num_samples, temperature=after, **_NEVER
+        )
+    tokens = new_tokens(prompt_style, sampling.max_new_tokens)
+    return dataclasses.replace(
+        sampling, num_samples=1, temperature=0.0, max_new_tokens=tokens, **_NEVER
+    )

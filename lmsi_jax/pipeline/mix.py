@@ -1,4 +1,4 @@
-"""Mixing: votes and paths -> training examples in the four formats; strong ones where asked for.
+"""Mixing: votes and paths -> training examples in the four formats; human ones where asked for.
 
 Where paths were sampled with generated prompts, each stands in the few-shot formats behind the
 prompt that it was sampled with. With `Training.preference` pairs take the examples' place.
@@ -17,7 +17,7 @@ from lmsi_jax import mixing, pairing
 from lmsi_jax.augmentation import FewShot, prompt_of
 from lmsi_jax.config.run import Run
 from lmsi_jax.pipeline.augment import read_prompts
-from lmsi_jax.pipeline.context import Context, named
+from lmsi_jax.pipeline.context import Context, settings_record
 from lmsi_jax.pipeline.questions import read_exemplars, train_answers, worked_questions
 from lmsi_jax.pipeline.sample import read_given
 from lmsi_jax.pipeline.score import read_scored_rows
@@ -44,12 +44,12 @@ def _settings(run: Run) -> dict[str, Any]:
     """What the rows depend on, beside what the stages before depend on."""
     own, preference = dataclasses.asdict(run.mixing), run.training.preference
     if run.mixing.selection:
-        own["selection"] = [named(one) for one in run.mixing.selection]
+        own["selection"] = [settings_record(one) for one in run.mixing.selection]
     else:
         del own["selection"]
     settings: dict[str, Any] = {"Mixing": own}
-    if run.generation.questions:
-        settings["Generation"] = {"min_confidence": run.generation.min_confidence}
+    if run.augmentation.questions:
+        settings["Augmentation"] = {"min_confidence": run.augmentation.min_confidence}
     if preference is not None:
         settings["Preference"] = {"form": preference.form}
         if preference.form == "scpo":
@@ -68,12 +68,12 @@ def _shards(
     chosen = select(rows, context.run_in(round_index).mixing.filters, facts)
     made = read_prompts(context, round_index, task)
     shards: dict[str, Sequence[Example | ExamplePair | Step]] = {
-        "weak": _weak(context, chosen, exemplars, made)
+        "self_generated": _self_generated(context, chosen, exemplars, made)
     }
     if chosen.steps:
         shards["funnel"] = chosen.steps
-    if context.run.mixing.strong_count:
-        shards["strong"] = _strong(context, task, exemplars)
+    if context.run.mixing.human_examples:
+        shards["human"] = _human(context, task, exemplars)
     return shards
 
 
@@ -103,7 +103,7 @@ def _pairs(
     return [row for rows in found for row in rows]
 
 
-def _weak(
+def _self_generated(
     context: Context, chosen: Selection, exemplars: Sequence[Exemplar], made: Sequence[FewShot]
 ) -> list[Example]:
     """The chosen paths of a task's questions, each behind the prompt that it was sampled with."""
@@ -133,24 +133,27 @@ def _own(
     """The exemplars of each path's own prompt, by the path's index; {} without such prompts."""
     if not made:
         return {}
-    paths = [row.path for row, _ in rows]
-    return {path.index: made[prompt_of(path.uid, path.index, made)].exemplars for path in paths}
+    samples = [row.sample for row, _ in rows]
+    return {
+        sample.sample_index: made[prompt_of(sample.uid, sample.sample_index, made)].exemplars
+        for sample in samples
+    }
 
 
-def _strong(context: Context, task: str, exemplars: Sequence[Exemplar]) -> list[Example]:
-    """Worked, labelled questions: the human examples of a strong and weak mixture."""
+def _human(context: Context, task: str, exemplars: Sequence[Exemplar]) -> list[Example]:
+    """Writes worked, labelled questions: the human examples of a mixture."""
     formats = context.run.mixing.formats
     return [
         example
         for question, worked in worked_questions(context, task)
-        for example in mixing.strong_examples(question, worked, exemplars, formats)
+        for example in mixing.human_solution_examples(question, worked, exemplars, formats)
     ]
 
 
 def read_examples(context: Context, round_index: int) -> dict[str, list[Example]]:
-    """Reads a round's examples by source, "weak" and "strong"."""
+    """Reads a round's examples by source, "self_generated" and "human"."""
     store = ShardStore(context.folder(round_index, "mix"))
-    by_source: dict[str, list[Example]] = {"weak": [], "strong": []}
+    by_source: dict[str, list[Example]] = {"self_generated": [], "human": []}
     for name in store.names():
         if (source := name.split("-")[0]) in by_source:
             by_source[source] += [Example.from_json(row) for row in store.read(name)]

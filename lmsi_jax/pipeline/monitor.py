@@ -1,21 +1,22 @@
-"""The watch: figures of a round's votes and of its model on the test questions, measured once.
+"""The collapse monitor: figures of a round's votes and of its model on the test questions, measured
+once.
 
-`round_R/watch.json` keeps them beside the fingerprints of what they were measured on; it is written
-again where one of these has changed.
+`round_R/collapse.json` keeps them beside the fingerprints of what they were measured on; it is
+written again where one of these has changed.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from lmsi_jax.evaluation.collapse import Alarm, Figures, Scored, alarms, measure
+from lmsi_jax.evaluation.collapse import Alarm, CollapseMetrics, LabelledMetrics, alarms, measure
 from lmsi_jax.pipeline.augment import training_questions
 from lmsi_jax.pipeline.context import Context
 from lmsi_jax.pipeline.mix import read_examples, read_pairs
 from lmsi_jax.pipeline.sample import read_round
-from lmsi_jax.pipeline.sample_shards import read_paths
+from lmsi_jax.pipeline.sample_shards import read_samples
 from lmsi_jax.pipeline.vote import cast_vote, read_votes
-from lmsi_jax.records import Example, ExamplePair, Path, Question
+from lmsi_jax.records import Example, ExamplePair, Question, Sample
 from lmsi_jax.runtime.files import read_json, write_json
 from lmsi_jax.runtime.store import ShardStore
 
@@ -23,43 +24,45 @@ Source = Literal["train", "test"]
 """Train: the votes that the round learnt, of the model before it. Test: the round's own model."""
 
 SOURCES: tuple[Source, ...] = ("train", "test")
-_FILE = "watch.json"
+_FILE = "collapse.json"
 _READ = ("sample", "vote", "mix", "eval")
-_FIELDS = sorted(field.name for one in (Figures, Scored) for field in dataclasses.fields(one))
+_FIELDS = sorted(
+    field.name for one in (CollapseMetrics, LabelledMetrics) for field in dataclasses.fields(one)
+)
 
 
-class Watched(NamedTuple):
+class StoredMetrics(NamedTuple):
     """Figures of a round, with what they can be compared by: paths a question and temperature."""
 
-    figures: Figures
+    metrics: CollapseMetrics
     sampled: tuple[int, float]
 
 
-def read_watched(context: Context, round_index: int) -> dict[Source, Watched]:
+def read_collapse_metrics(context: Context, round_index: int) -> dict[Source, StoredMetrics]:
     """Returns a round's figures by source, as far as its stages are finished."""
     path = context.output / f"round_{round_index}" / _FILE
     of = {stage: _fingerprint(context, round_index, stage) for stage in _READ}
     of["fields"] = ",".join(_FIELDS)  # another version has other figures
     stored = read_json(path) if path.exists() else {}
     if stored.get("of") != of:
-        stored = {"of": of, "figures": _measured(context, round_index, of)}
-        if stored["figures"]:
+        stored = {"of": of, "metrics": _measured(context, round_index, of)}
+        if stored["metrics"]:
             write_json(path, stored)
-    figures = stored["figures"]
+    figures = stored["metrics"]
     return {source: _from_json(figures[source]) for source in SOURCES if source in figures}
 
 
-def watch_alarms(context: Context, round_index: int) -> list[Alarm]:
+def collapse_alarms(context: Context, round_index: int) -> list[Alarm]:
     """Returns what is alarming about a round, against the comparable ones before it."""
-    seen = {index: read_watched(context, index) for index in range(round_index + 1)}
+    seen = {index: read_collapse_metrics(context, index) for index in range(round_index + 1)}
     found: list[Alarm] = []
     for source, where in (("train", ""), ("test", "test questions: ")):
         rows = {index: row[source] for index, row in seen.items() if source in row}
         now = rows.get(round_index)
         if now is None:
             continue
-        same = {i: row.figures for i, row in rows.items() if row.sampled == now.sampled}
-        for name, words in alarms(same, context.run.watch):
+        same = {i: row.metrics for i, row in rows.items() if row.sampled == now.sampled}
+        for name, words in alarms(same, context.run.collapse_monitor):
             found.append(Alarm(name, where + words))
     return found
 
@@ -84,41 +87,41 @@ def _train(context: Context, round_index: int, mixed: bool) -> dict[str, Any]:
     by_task = read_votes(context, round_index)
     examples: list[Example | ExamplePair] | None = None
     if mixed:
-        weak = read_examples(context, round_index)["weak"]
-        examples = [*weak, *read_pairs(context, round_index)]
-    figures = measure(
+        self_generated = read_examples(context, round_index)["self_generated"]
+        examples = [*self_generated, *read_pairs(context, round_index)]
+    metrics = measure(
         [question for rows in asked.values() for question in rows],
         read_round(context, round_index),
         [vote for task in asked for vote in by_task[task]],
         examples,
     )
     sampling = context.run_in(round_index).sampling
-    return _to_json(figures, sampling.paths, sampling.temperature)
+    return _to_json(metrics, sampling.num_samples, sampling.temperature)
 
 
 def _test(context: Context, round_index: int) -> dict[str, Any] | None:
     """The vote of many paths on the test questions; None where evaluation had none."""
     store = ShardStore(context.folder(round_index, "eval"))
     asked: list[Question] = []
-    paths: dict[str, Sequence[Path]] = {}
+    samples: dict[str, Sequence[Sample]] = {}
     for task, questions in context.load_questions("test").items():
-        own = read_paths(store, f"{task}-self_consistency")
+        own = read_samples(store, f"{task}-self_consistency")
         asked += [question for question in questions if question.uid in own]
-        paths |= own
+        samples |= own
     if not asked:
         return None
-    votes = [cast_vote(context, question, paths[question.uid]) for question in asked]
+    votes = [cast_vote(context, question, samples[question.uid]) for question in asked]
     evaluation = context.run.evaluation
     after = evaluation.temperature_after if round_index else evaluation.temperature
-    return _to_json(measure(asked, paths, votes), evaluation.paths, after)
+    return _to_json(measure(asked, samples, votes), evaluation.num_samples, after)
 
 
-def _to_json(figures: Figures, paths: int, temperature: float) -> dict[str, Any]:
-    return {"figures": dataclasses.asdict(figures), "sampled": [paths, temperature]}
+def _to_json(metrics: CollapseMetrics, paths: int, temperature: float) -> dict[str, Any]:
+    return {"metrics": dataclasses.asdict(metrics), "sampled": [paths, temperature]}
 
 
-def _from_json(row: dict[str, Any]) -> Watched:
-    own, (paths, temperature) = dict(row["figures"]), row["sampled"]
+def _from_json(row: dict[str, Any]) -> StoredMetrics:
+    own, (paths, temperature) = dict(row["metrics"]), row["sampled"]
     own["distinct"] = tuple(own["distinct"])
-    own["scored"] = Scored(**own["scored"]) if own["scored"] else None
-    return Watched(Figures(**own), (paths, temperature))
+    own["scored"] = LabelledMetrics(**own["scored"]) if own["scored"] else None
+    return StoredMetrics(CollapseMetrics(**own), (paths, temperature))

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from lmsi_jax.config.run import Run
 from lmsi_jax.config.stages import Pretraining
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.sharding import spans
+from lmsi_jax.models.sharding import is_multiprocess
 from lmsi_jax.models.tokenizers import SentencePiece
 from lmsi_jax.models.transformer import fresh_params
-from lmsi_jax.pipeline.context import Context, named
+from lmsi_jax.pipeline.context import Context, settings_record
 from lmsi_jax.prompts import SEPARATOR
 from lmsi_jax.runtime.files import write_bytes
 from lmsi_jax.training import checkpoints
@@ -41,7 +41,7 @@ def pretrain(context: Context) -> None:
         raise LmsiError(
             "Run.pretraining is not set; bind it to @Pretraining() as pretrain.gin does"
         )
-    config = {**named(run.pretraining), **named(run.model)}
+    config = {**settings_record(run.pretraining), **settings_record(run.model)}
     stage = context.stage(0, "pretrain", config, {})
     if stage.begin() == "done":
         return
@@ -69,7 +69,7 @@ def train_base(context: Context) -> None:
         directory,
         name="pre-training",
     )
-    final = checkpoints.Checkpoints(directory / _FINAL, together=spans(config.training))
+    final = checkpoints.Checkpoints(directory / _FINAL, together=is_multiprocess(config.training))
     with contextlib.closing(final):
         if final.latest is None:
             final.save(config.training.steps, params)  # without the optimiser's arrays
@@ -138,7 +138,7 @@ def rows(run: Run, tokenizer: SentencePiece) -> Iterator[Row]:
         weights: list[float] = []
         for question, answer in document:
             asked, answered = tokenizer.encode(question), tokenizer.encode(answer + SEPARATOR)
-            if len(tokens) + len(asked) + len(answered) > config.training.length:
+            if len(tokens) + len(asked) + len(answered) > config.training.sequence_length:
                 break
             tokens += asked + answered
             weights += [config.question_weight] * len(asked) + [1.0] * len(answered)

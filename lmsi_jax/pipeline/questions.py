@@ -22,7 +22,7 @@ from lmsi_jax.tasks.task import Split
 _LISTED = 10
 
 
-def draw(context: Context) -> str:
+def draw_questions(context: Context) -> str:
     """Draws the run's questions once, for all rounds; returns the stage's fingerprint.
 
     Raises:
@@ -48,10 +48,10 @@ def draw(context: Context) -> str:
             progress.advance()
     for name in dict.fromkeys((*config.train, *config.test)):
         exemplars = _exemplars(context, name)
-        if config.overlap != "allow":
-            remedy = "name another file in Questions.exemplars, or set Questions.overlap"
+        if config.contamination != "allow":
+            remedy = "name another file in Questions.exemplars, or set Questions.contamination"
             texts = {f"number {n}": row.question for n, row in enumerate(exemplars, 1)}
-            found = overlapping(context, name, texts)
+            found = contaminated_questions(context, name, texts)
             _refuse(f"exemplars of {name!r}", found, remedy)
         store.write(f"exemplars-{name}", [row.to_json() for row in exemplars])
     stage.finish()
@@ -69,10 +69,10 @@ def check_asked(context: Context) -> None:
 
 
 def worked_questions(context: Context, task: str) -> list[tuple[Question, Exemplar]]:
-    """Returns `Mixing.strong_count` questions of a task, each with its given solution."""
+    """Returns `Mixing.human_examples` questions of a task, each with its given solution."""
     from lmsi_jax.tasks import registry
 
-    config, count = context.questions, context.run.mixing.strong_count
+    config, count = context.questions, context.run.mixing.human_examples
     source = registry.get(task, config.folder(task))
     rows = itertools.islice(source.worked("pretrain", config.level, config.seed), count)
     return [
@@ -104,11 +104,11 @@ def _drawn(context: Context, split: Split, name: str, count: int) -> list[Questi
     rows = registry.load_questions(
         name, split, config.level, count, config.seed, config.folder(name)
     )
-    if split == "test" or config.overlap == "allow":
+    if split == "test" or config.contamination == "allow":
         return rows
-    found = overlapping(context, name, {row.uid: row.text for row in rows})
-    if config.overlap == "refuse":
-        remedy = "set Questions.overlap to 'drop' to leave them out"
+    found = contaminated_questions(context, name, {row.uid: row.text for row in rows})
+    if config.contamination == "refuse":
+        remedy = "set Questions.contamination to 'drop' to leave them out"
         _refuse(f"training questions of {name!r}", found, remedy)
     left = [row for row in rows if row.uid not in found]
     if not left:
@@ -119,7 +119,7 @@ def _drawn(context: Context, split: Split, name: str, count: int) -> list[Questi
     return left
 
 
-def overlapping(context: Context, name: str, texts: Mapping[str, str]) -> dict[str, str]:
+def contaminated_questions(context: Context, name: str, texts: Mapping[str, str]) -> dict[str, str]:
     """Returns which questions the run's test questions have too.
 
     Args:
@@ -135,10 +135,10 @@ def overlapping(context: Context, name: str, texts: Mapping[str, str]) -> dict[s
     store = ShardStore(context.output / "questions")
     found: dict[str, str] = {}
     for tested in dict.fromkeys(context.questions.test):
-        words = min(registry.get(task).overlap_words for task in (name, tested))
+        words = min(registry.get(task).contamination_ngram for task in (name, tested))
         rows = (Question.from_json(row) for row in store.read(f"test-{tested}"))
         evaluated = {row.uid: row.text for row in rows}
-        for one in overlap.find(texts, evaluated, words, registry.get(name).content):
+        for one in overlap.find_contaminated(texts, evaluated, words, registry.get(name).content):
             found.setdefault(one.uid, f"{one.evaluated} ({one.how})")
     return found
 

@@ -3,10 +3,10 @@
     questions -> [generate -> prompts -> sample -> vote -> mix -> train -> eval] x rounds,
                  after an eval of the base model
 
-`generate` and `prompts` are there where `Generation` asks for them. Between vote and mix the voted
-paths are scored, where `Mixing.selection` has filters that want it. With several processes, process
-0 does all this, and the others help it to generate, to sample, to score paths, to evaluate and,
-where its own devices are too few for `Training`'s mesh, to train.
+`generate` and `prompts` are there where `Augmentation` asks for them. Between vote and mix the
+voted paths are scored, where `Mixing.selection` has filters that want it. With several processes,
+process 0 does all this, and the others help it to generate, to sample, to score paths, to evaluate
+and, where its own devices are too few for `Training`'s mesh, to train.
 
 A stage's identity is its configuration and the fingerprints of what it reads, so a change is
 noticed wherever it matters and nowhere else.
@@ -19,10 +19,10 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.pipeline.augment import generate, generate_shards, make_prompts, prompt_shards
 from lmsi_jax.pipeline.context import Context, NotReady
 from lmsi_jax.pipeline.distill import open_teacher, teacher_loader
-from lmsi_jax.pipeline.evaluate import compared, evaluate, evaluate_shards
+from lmsi_jax.pipeline.evaluate import comparison_run, evaluate, evaluate_shards
 from lmsi_jax.pipeline.mix import mix
-from lmsi_jax.pipeline.monitor import watch_alarms
-from lmsi_jax.pipeline.questions import draw
+from lmsi_jax.pipeline.monitor import collapse_alarms
+from lmsi_jax.pipeline.questions import draw_questions
 from lmsi_jax.pipeline.sample import sample, sample_shards
 from lmsi_jax.pipeline.score import path_scores, score_shards
 from lmsi_jax.pipeline.summarize import report, report_evaluation
@@ -66,7 +66,7 @@ def execute(run: Run, stages: tuple[str, ...], command: str, config_text: str) -
     Raises:
       LmsiError: what the user can mend.
     """
-    run = compared(run, stages)
+    run = comparison_run(run, stages)
     context = Context(run, frozenset(stages))
     with context.processes.joined():
         if context.processes.index == 0:
@@ -99,7 +99,7 @@ def _lead(context: Context, stages: tuple[str, ...], command: str, config_text: 
 
 def _compare(context: Context, command: str, config_text: str) -> None:
     """Evaluates the given checkpoints on the same questions, with the same noise for all."""
-    questions = draw(context)
+    questions = draw_questions(context)
     count = len(context.run.evaluation.checkpoints)
     models = {f"checkpoint {i}": context.fingerprint(i) for i in range(count)}
     for index, model in enumerate(models.values()):
@@ -112,7 +112,7 @@ def _distill(context: Context, command: str, config_text: str) -> None:
     from lmsi_jax.report.training_sections import RESULT, print_table
 
     open_teacher(context)  # before any work: its run may be missing
-    questions = draw(context)
+    questions = draw_questions(context)
     hashes = {"questions": questions, "base": context.base_fingerprint}
     _describe(context, command, config_text, hashes)
     result = distill(context, questions)
@@ -122,9 +122,11 @@ def _distill(context: Context, command: str, config_text: str) -> None:
 
 def _run_rounds(context: Context, command: str, config_text: str) -> None:
     for stage, wanted in (("generate", "questions"), ("prompts", "prompts")):
-        if context.stages == {stage} and not getattr(context.run.generation, wanted):
-            raise LmsiError(f"Generation.{wanted} = 0 asks for none; set it, as generated.gin does")
-    questions = draw(context)
+        if context.stages == {stage} and not getattr(context.run.augmentation, wanted):
+            raise LmsiError(
+                f"Augmentation.{wanted} = 0 asks for none; set it, as generated.gin does"
+            )
+    questions = draw_questions(context)
     base = context.base_fingerprint
     hashes = {"questions": questions, "base": base}
     if not (context.output / "config.gin").exists():
@@ -146,11 +148,11 @@ def _run_rounds(context: Context, command: str, config_text: str) -> None:
 
 def _one_round(context: Context, index: int, model: str, questions: str) -> str:
     """Runs one round; returns the new model's fingerprint."""
-    generation = context.run.generation
+    augmentation = context.run.augmentation
     inputs = {"model": model, "questions": questions}
-    if generation.questions:
+    if augmentation.questions:
         inputs["generate"] = generate(context, index, dict(inputs))
-    if generation.prompts:
+    if augmentation.prompts:
         inputs["prompts"] = make_prompts(context, index, dict(inputs))
     sampled = sample(context, index, inputs)
     voted = vote(context, index, {"sample": sampled})
@@ -168,10 +170,12 @@ def _evaluate(context: Context, index: int, model: str, questions: str) -> None:
 
 
 def stop_reasons(context: Context, index: int) -> list[str]:
-    """Why no round should follow round `index`: the alarms that `Watch.stop` names; [] for none."""
-    ending = context.run.watch.stop
+    """Returns the alarms of round `index` that `CollapseMonitor.stop` names; [] for none."""
+    ending = context.run.collapse_monitor.stop
     return (
-        [words for name, words in watch_alarms(context, index) if name in ending] if ending else []
+        [words for name, words in collapse_alarms(context, index) if name in ending]
+        if ending
+        else []
     )
 
 

@@ -2,7 +2,7 @@
 
 A task's shards are called by its name; with generated prompts there is a job for each of them,
 `TASK-prompt003`, and `TASK-prompt003-standing-in` for the questions that the prompt before shows.
-`strong-TASK` has the model's own path on each question with a given solution, where pairs need it.
+`human-TASK` has the model's own path on each question with a given solution, where pairs need it.
 """
 
 import dataclasses
@@ -10,13 +10,13 @@ from typing import Any
 
 from lmsi_jax.augmentation import FewShot, Group, groups
 from lmsi_jax.pipeline.augment import read_prompts, training_questions
-from lmsi_jax.pipeline.context import Context, named
+from lmsi_jax.pipeline.context import Context, settings_record
 from lmsi_jax.pipeline.questions import read_exemplars, worked_questions
-from lmsi_jax.pipeline.sample_shards import Job, draw_paths, make_job, read_paths
-from lmsi_jax.records import Path, Question
+from lmsi_jax.pipeline.sample_shards import Job, draw_samples, make_job, read_samples
+from lmsi_jax.records import Question, Sample
 from lmsi_jax.runtime.store import ShardStore
 
-Paths = dict[str, list[Path]]
+Paths = dict[str, list[Sample]]
 
 
 def sample(context: Context, round_index: int, inputs: dict[str, str]) -> str:
@@ -37,11 +37,11 @@ def sample(context: Context, round_index: int, inputs: dict[str, str]) -> str:
 def _settings(context: Context, round_index: int) -> dict[str, Any]:
     """What the paths, and of which questions there are some, depend on."""
     run = context.run_in(round_index)
-    settings = {**named(run.sampling), **context.decoding_settings}
-    if run.sampling.early_stop is not None:  # it counts votes
+    settings = {**settings_record(run.sampling), **context.decoding_settings}
+    if run.sampling.adaptive_consistency is not None:  # it counts votes
         settings["Voting"] = {"conclusions": run.voting.conclusions}
     if _plays(context):
-        settings["Mixing"] = {"strong_count": run.mixing.strong_count}
+        settings["Mixing"] = {"human_examples": run.mixing.human_examples}
     return settings
 
 
@@ -56,7 +56,7 @@ def sample_shards(context: Context, round_index: int) -> None:
         given = {task: [row for row, _ in worked_questions(context, task)] for task in by_task}
         asked += [question for rows in given.values() for question in rows]
         jobs += [_given_job(context, round_index, task, rows) for task, rows in given.items()]
-    draw_paths(
+    draw_samples(
         context,
         jobs,
         {question.uid: question for question in asked},
@@ -75,10 +75,10 @@ def _plays(context: Context) -> bool:
 
 def read_round(context: Context, round_index: int) -> Paths:
     """Reads all paths of a round by question uid."""
-    paths: Paths = {}
+    samples: Paths = {}
     for task in dict.fromkeys(context.questions.train):
-        paths |= read_task(context, round_index, task)
-    return paths
+        samples |= read_task(context, round_index, task)
+    return samples
 
 
 def read_task(context: Context, round_index: int, task: str) -> Paths:
@@ -86,18 +86,20 @@ def read_task(context: Context, round_index: int, task: str) -> Paths:
     store = ShardStore(context.folder(round_index, "sample"))
     made = read_prompts(context, round_index, task)
     if not made:
-        return read_paths(store, task)
-    paths: Paths = {}
+        return read_samples(store, task)
+    samples: Paths = {}
     names = (_name(task, n, standing_in) for n in range(len(made)) for standing_in in (False, True))
     for name in names:
-        for uid, rows in read_paths(store, name).items():
-            paths.setdefault(uid, []).extend(rows)
-    return {uid: sorted(rows, key=lambda path: path.index) for uid, rows in paths.items()}
+        for uid, rows in read_samples(store, name).items():
+            samples.setdefault(uid, []).extend(rows)
+    return {
+        uid: sorted(rows, key=lambda sample: sample.sample_index) for uid, rows in samples.items()
+    }
 
 
 def read_given(context: Context, round_index: int, task: str) -> Paths:
     """Reads the model's own path on each question with a given solution, by uid."""
-    return read_paths(ShardStore(context.folder(round_index, "sample")), _given_name(task))
+    return read_samples(ShardStore(context.folder(round_index, "sample")), _given_name(task))
 
 
 def _jobs(context: Context, round_index: int, task: str, rows: list[Question]) -> list[Job]:
@@ -114,18 +116,18 @@ def _jobs(context: Context, round_index: int, task: str, rows: list[Question]) -
         some = [by_uid[uid] for uid in group.uids]
         return make_job(name, some, prompt.exemplars, "cot", sampling, group.numbers)
 
-    return [job(one, made[one.prompt]) for one in groups(list(by_uid), sampling.paths, made)]
+    return [job(one, made[one.prompt]) for one in groups(list(by_uid), sampling.num_samples, made)]
 
 
 def _given_job(context: Context, round_index: int, task: str, rows: list[Question]) -> Job:
     """One path of each question with a given solution."""
     sampling = context.run_in(round_index).sampling
-    one = dataclasses.replace(sampling, paths=1, early_stop=None)
+    one = dataclasses.replace(sampling, num_samples=1, adaptive_consistency=None)
     return make_job(_given_name(task), rows, read_exemplars(context, task), "cot", one)
 
 
 def _given_name(task: str) -> str:
-    return f"strong-{task}"
+    return f"human-{task}"
 
 
 def _name(task: str, prompt: int, standing_in: bool) -> str:

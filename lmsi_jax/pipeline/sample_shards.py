@@ -2,12 +2,12 @@
 
 A shard's questions are a function of the task's questions and of their lengths in tokens alone; not
 of the order they come in, the number of processes, or what is there already. The shards of a stage
-are counted through all of its jobs, and team i of n makes those whose number is i modulo n (a team
-is one process, or several that hold one engine): so nobody has to ask anybody, nobody idles while
-there are shards enough, and a restart on another number of processes goes on with what is missing.
-All questions of a task that a team has left to do go through one run of the engine, so lanes never
-wait for a shard to end. A shard is written once its last question is complete: whoever is killed
-loses the open shards, and nothing else.
+are counted through all of its jobs, and replica group i of n makes those whose number is i modulo n
+(a replica group is one process, or several that hold one engine): so nobody has to ask anybody,
+nobody idles while there are shards enough, and a restart on another number of processes goes on
+with what is missing. All questions of a task that a replica group has left to do go through one run
+of the engine, so slots never wait for a shard to end. A shard is written once its last question is
+complete: whoever is killed loses the open shards, and nothing else.
 
 Jobs -> paths on disk, for sampling and evaluation: the engine, a person's view, and leaving.
 """
@@ -24,16 +24,17 @@ from etils import epath
 from lmsi_jax.config.run import Run
 from lmsi_jax.config.sampling import Sampling
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.sharding import Team
+from lmsi_jax.models.sharding import ReplicaGroup
 from lmsi_jax.pipeline.context import Context
-from lmsi_jax.prompts import Prompting, build_prompt
-from lmsi_jax.records import Exemplar, Path, Question
+from lmsi_jax.prompts import PromptStyle, build_prompt
+from lmsi_jax.records import Exemplar, Question, Sample
 from lmsi_jax.rollout.engine import Engine, Stats
 from lmsi_jax.rollout.scheduler import check_fit
-from lmsi_jax.runtime.processes import Agreement, Terminated, deferred, meet
+from lmsi_jax.runtime.processes import Agreement, synchronize
 from lmsi_jax.runtime.progress import Progress
+from lmsi_jax.runtime.signals import Terminated, deferred_signals
 from lmsi_jax.runtime.store import ShardStore, shard_names
-from lmsi_jax.voting import path_keys, settled
+from lmsi_jax.voting import answer_keys, is_settled
 
 # Neighbours in a shard are of like length, and then in the order of their uids.
 _LENGTH_BUCKET = 16
@@ -41,7 +42,7 @@ _LENGTH_BUCKET = 16
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """The questions of one task under one prompting: they share a task prompt.
+    """The questions of one task under one prompt style: they share a task prompt.
 
     Attributes:
       name: begins the names of its shards, `NAME-00003-of-00012`.
@@ -69,7 +70,7 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """A job's shards that one team makes, and which of them are missing."""
+    """A job's shards that one replica group makes, and which of them are missing."""
 
     job: Job
     shards: tuple[Shard, ...]
@@ -77,7 +78,7 @@ class Work:
 
     @property
     def total(self) -> int:
-        """Questions in this team's shards."""
+        """Questions in this replica group's shards."""
         return sum(len(shard.uids) for shard in self.shards)
 
     @property
@@ -92,7 +93,7 @@ class Watcher(Protocol):
     def chunk(self, stats: Stats) -> None:
         """Between two chunks: what was counted since `generate` began."""
 
-    def question(self, uid: str, paths: Sequence[Path]) -> None:
+    def question(self, uid: str, samples: Sequence[Sample]) -> None:
         """A question is complete."""
 
 
@@ -122,7 +123,7 @@ def prepare(
     max_length: int,
     share: tuple[int, int] = (0, 1),
 ) -> tuple[Work, ...]:
-    """Plans every job's shards, and looks which of this team's are missing or damaged.
+    """Plans every job's shards, and looks which of this replica group's are missing or damaged.
 
     Args:
       engine: counts tokens.
@@ -131,14 +132,14 @@ def prepare(
         says that looked.
       size: most questions of a shard.
       max_length: the model's context, in tokens.
-      share: (this team's number, the number of teams).
+      share: (this replica group's number, the number of replica groups).
 
     Raises:
       LmsiError: a job has no questions, or one of them does not fit the model's context; before
         anything has been sampled.
     """
     mine, count = share
-    numbers = itertools.count()  # through all jobs, as many have fewer shards than teams
+    numbers = itertools.count()  # through all jobs, as many have fewer shards than replica groups
     own = []
     for job in jobs:
         lengths = {uid: engine.prompt_tokens(text) for uid, text in job.questions.items()}
@@ -172,7 +173,7 @@ def generate(
     round_index: int,
     watcher: Watcher,
     leave: Callable[[], None] = lambda: None,
-    settled: Callable[[str, Sequence[Path]], bool] | None = None,
+    settled: Callable[[str, Sequence[Sample]], bool] | None = None,
 ) -> None:
     """Samples what is missing and writes each shard once it is complete.
 
@@ -197,7 +198,7 @@ def generate(
         totals.begin()
         shards = _OpenShards(store, work.missing)
         questions = [(uid, work.job.questions[uid]) for s in work.missing for uid in s.uids]
-        for uid, paths in engine.run(
+        for uid, samples in engine.run(
             work.job.prefix,
             questions,
             work.job.sampling,
@@ -207,8 +208,8 @@ def generate(
             numbers=work.job.numbers,
             on_chunk=totals.add,
         ):
-            shards.add(uid, paths)
-            watcher.question(uid, paths)
+            shards.add(uid, samples)
+            watcher.question(uid, samples)
         shards.close()
 
 
@@ -237,17 +238,17 @@ class _OpenShards:
     def __init__(self, store: ShardStore | None, shards: Sequence[Shard]):
         self._store = store
         self._home = {uid: shard for shard in shards for uid in shard.uids}
-        self._open: dict[str, dict[str, list[Path]]] = {shard.name: {} for shard in shards}
+        self._open: dict[str, dict[str, list[Sample]]] = {shard.name: {} for shard in shards}
 
-    def add(self, uid: str, paths: list[Path]) -> None:
+    def add(self, uid: str, samples: list[Sample]) -> None:
         """Takes a complete question."""
         shard = self._home[uid]
         rows = self._open[shard.name]
-        rows[uid] = paths
+        rows[uid] = samples
         if len(rows) == len(shard.uids):
-            ordered = (path for uid in shard.uids for path in rows[uid])
+            ordered = (sample for uid in shard.uids for sample in rows[uid])
             if self._store is not None:
-                self._store.write(shard.name, [path.to_json() for path in ordered])
+                self._store.write(shard.name, [sample.to_json() for sample in ordered])
             del self._open[shard.name]
 
     def close(self) -> None:
@@ -256,7 +257,7 @@ class _OpenShards:
             raise RuntimeError(f"the engine left out questions of {', '.join(self._open)}")
 
 
-def read_paths(store: ShardStore, name: str) -> dict[str, list[Path]]:
+def read_samples(store: ShardStore, name: str) -> dict[str, list[Sample]]:
     """Reads a job's shards; paths by question uid, in index order; {} where there are none.
 
     Raises:
@@ -264,34 +265,34 @@ def read_paths(store: ShardStore, name: str) -> dict[str, list[Path]]:
     """
     shape = re.compile(rf"{re.escape(name)}-\d{{5}}-of-(\d{{5}})")
     counts = {int(match[1]) for shard in store.names() if (match := shape.fullmatch(shard))}
-    paths: dict[str, list[Path]] = {}
+    samples: dict[str, list[Sample]] = {}
     for number in (number for count in counts for number in shard_names(count)):
         for row in store.read(f"{name}-{number}"):
-            paths.setdefault(row["uid"], []).append(Path.from_json(row))
-    return paths
+            samples.setdefault(row["uid"], []).append(Sample.from_json(row))
+    return samples
 
 
 def make_job(
     name: str,
     questions: Sequence[Question],
     exemplars: Sequence[Exemplar],
-    prompting: Prompting,
+    prompt_style: PromptStyle,
     sampling: Sampling,
     numbers: tuple[int, ...] | None = None,
 ) -> Job:
-    """Returns the job of one task's questions under one prompting; `name` begins its shards'.
+    """Returns the job of one task's questions under one prompt style; `name` begins its shards'.
 
     With `numbers` it samples the paths of these numbers instead of the first `sampling.paths`.
     """
     if numbers is not None:
-        sampling = dataclasses.replace(sampling, paths=len(numbers))
-    prompts = {q.uid: build_prompt(q, exemplars, prompting) for q in questions}
+        sampling = dataclasses.replace(sampling, num_samples=len(numbers))
+    prompts = {q.uid: build_prompt(q, exemplars, prompt_style) for q in questions}
     prefix = next(iter(prompts.values()))[0] if prompts else ""
     texts = {uid: text for uid, (_, text) in prompts.items()}
     return Job(name=name, prefix=prefix, questions=texts, sampling=sampling, numbers=numbers)
 
 
-def draw_paths(
+def draw_samples(
     context: Context,
     jobs: Sequence[Job],
     questions: Mapping[str, Question],
@@ -301,7 +302,7 @@ def draw_paths(
     round_index: int,
     label: str,
 ) -> None:
-    """Samples this team's missing shards of the jobs, or leaves between two chunks.
+    """Samples this replica group's missing shards of the jobs, or leaves between two chunks.
 
     Args:
       context: the run.
@@ -314,24 +315,27 @@ def draw_paths(
 
     Raises:
       LmsiError: a prompt does not fit, or the disk is full.
-      Terminated: SIGTERM came, to any process of the team; the shards that were complete are
+      Terminated: SIGTERM came, to any process of the replica group; the shards that were complete
+      are
         written.
     """
     store = ShardStore(directory)
-    engine, team = context.engine(model), context.team
-    members = team.members
+    engine, replica_group = context.engine(model), context.replica_group
+    members = replica_group.members
     works = prepare(
         engine,
         jobs,
         lambda names: context.processes.found(members, lambda: store.missing(names)),
         size=context.run.questions_per_shard,
         max_length=context.run.model.max_length,
-        share=(team.index, team.count),
+        share=(replica_group.index, replica_group.count),
     )
-    bar = _bar(label + _said(team, context.processes.count), works, shown=team.first)
+    bar = _bar(
+        label + _said(replica_group, context.processes.count), works, shown=replica_group.first
+    )
     if engine.shared is not None:
-        meet(engine.shared)
-    with deferred() as requested, bar:
+        synchronize(engine.shared)
+    with deferred_signals() as requested, bar:
         agreement, looks = _agreement(engine, requested), itertools.count()
 
         def leave() -> None:
@@ -342,12 +346,12 @@ def draw_paths(
         generate(
             engine,
             works,
-            store if team.first else None,
+            store if replica_group.first else None,
             seed=context.run.seed,
             round_index=round_index,
             watcher=Meter(bar, questions),
             leave=leave,
-            settled=early_stop(context.run, questions),
+            settled=adaptive_consistency(context.run, questions),
         )
         agreement.settle()
 
@@ -361,40 +365,40 @@ def _bar(label: str, works: Sequence[Work], shown: bool) -> Progress:
     )
 
 
-def _said(team: Team, count: int) -> str:
+def _said(replica_group: ReplicaGroup, count: int) -> str:
     """Whose part of the work it is, where there are several processes."""
     if count == 1:
         return ""
-    if team.several:
-        return f", processes {team.members[0]} to {team.members[-1]} of {count}"
-    return f", process {team.process} of {count}"
+    if replica_group.several:
+        return f", processes {replica_group.members[0]} to {replica_group.members[-1]} of {count}"
+    return f", process {replica_group.process} of {count}"
 
 
 def _agreement(engine: Engine, requested: Callable[[], bool]) -> Agreement:
     return Agreement(engine.shared, requested, "drawn different tokens")
 
 
-def early_stop(
+def adaptive_consistency(
     run: Run, questions: Mapping[str, Question]
-) -> Callable[[str, Sequence[Path]], bool] | None:
+) -> Callable[[str, Sequence[Sample]], bool] | None:
     """Returns the rule by which a question needs no more paths, None where it is off.
 
-    Adaptive-Consistency (Aggarwal et al. 2023); jobs whose own `Sampling.early_stop` is None never
-    ask it.
+    Adaptive-Consistency (Aggarwal et al. 2023); jobs whose own `Sampling.adaptive_consistency` is
+    None never ask it.
     """
-    if run.sampling.early_stop is None:
+    if run.sampling.adaptive_consistency is None:
         return None
-    threshold, conclusions = run.sampling.early_stop, run.voting.conclusions
+    threshold, conclusions = run.sampling.adaptive_consistency, run.voting.conclusions
 
-    def rule(uid: str, paths: Sequence[Path]) -> bool:
+    def rule(uid: str, samples: Sequence[Sample]) -> bool:
         """Whether the question's paths so far settle its vote."""
-        return settled(path_keys(questions[uid], paths, conclusions), threshold)
+        return is_settled(answer_keys(questions[uid], samples, conclusions), threshold)
 
     return rule
 
 
 class Meter:
-    """Shows a person how the sampling goes: speeds, busy lanes, parsed answers.
+    """Shows a person how the sampling goes: speeds, busy slots, parsed answers.
 
     Args:
       bar: the progress; it shows questions, tokens/s and the time left by itself.
@@ -412,10 +416,10 @@ class Meter:
         self._stats = stats
         self._bar.advance(0, amount=stats.tokens - before, note=self._note())
 
-    def question(self, uid: str, paths: Sequence[Path]) -> None:
+    def question(self, uid: str, samples: Sequence[Sample]) -> None:
         """Takes a complete question."""
         if uid in self._questions:
-            keys = path_keys(self._questions[uid], paths)
+            keys = answer_keys(self._questions[uid], samples)
             self._answers += len(keys)
             self._parsed += sum(key is not None for key in keys)
         self._bar.advance(1, amount=0, note=self._note())
@@ -423,9 +427,9 @@ class Meter:
     def _note(self) -> str:
         notes = []
         if self._stats and self._bar.seconds > 0:
-            notes.append(f"{self._stats.paths / self._bar.seconds:,.1f} paths/s")
-        if self._stats and self._stats.lane_steps:
-            notes.append(f"lanes {100 * self._stats.utilisation:.0f} % busy")
+            notes.append(f"{self._stats.samples / self._bar.seconds:,.1f} paths/s")
+        if self._stats and self._stats.slot_steps:
+            notes.append(f"slots {100 * self._stats.utilisation:.0f} % busy")
         if self._answers:
             notes.append(f"parsed {100 * self._parsed / self._answers:.0f} %")
         return ", ".join(notes)

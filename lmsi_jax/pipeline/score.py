@@ -1,9 +1,9 @@
 """Path scores: what filters want to know of the voted paths, where they ask for it.
 
     loss-TASK-NNNNN-of-MMMMM     losses of solutions under the base model
-    strong-TASK                  the same of given solutions: a validation set
+    human-TASK                  the same of given solutions: a validation set
     rating-TASK-NNNNN-of-MMMMM   what the model that sampled them says when it is asked to rate them
-    rank-TASK-NNNNN-of-MMMMM     what rankers say
+    rank-TASK-NNNNN-of-MMMMM     what scorers say
 
 Equal solutions of a question, behind the same prompt, are scored once, and what filters drop that
 need no score not at all. Shards are complete or absent, so this goes on where it was; several
@@ -27,9 +27,9 @@ from lmsi_jax.models import sharding
 from lmsi_jax.models.tokenizers import Tokenizer, encode_first
 from lmsi_jax.pipeline import scorers
 from lmsi_jax.pipeline.augment import read_prompts
-from lmsi_jax.pipeline.context import Context, named
+from lmsi_jax.pipeline.context import Context, settings_record
 from lmsi_jax.pipeline.questions import read_exemplars, worked_questions
-from lmsi_jax.pipeline.sample_shards import Job, draw_paths, read_paths
+from lmsi_jax.pipeline.sample_shards import Job, draw_samples, read_samples
 from lmsi_jax.pipeline.vote import Voted, read_voted
 from lmsi_jax.prompts import build_prompt, question_prompt, solution
 from lmsi_jax.records import Exemplar, Question
@@ -38,12 +38,12 @@ from lmsi_jax.runtime.store import ShardStore, shard_names
 from lmsi_jax.selection.filters import rating_prompt, read_rating
 from lmsi_jax.selection.rows import (
     ALONE_LOSS,
+    HUMAN_LOSSES,
     LOGPROBS,
     LOSS,
     QUESTION_LOSS,
-    RANK,
     RATING,
-    STRONG_LOSSES,
+    SCORER,
     Facts,
     Row,
     select,
@@ -94,7 +94,7 @@ def write_missing(
 
 
 LOSSES = (LOSS, QUESTION_LOSS, ALONE_LOSS)
-OF_BASE = frozenset({*LOSSES, LOGPROBS, STRONG_LOSSES})
+OF_BASE = frozenset({*LOSSES, LOGPROBS, HUMAN_LOSSES})
 """The scores that the base model is loaded for."""
 
 
@@ -123,7 +123,7 @@ def score_losses(
     def load() -> Callable[[Sequence[_Solved]], list[dict[str, Any]]]:
         """Loads the base model; returns what computes a shard's losses with it."""
         run = context.run
-        scorer = scoring.Scorer.of(run.model, context.params(0), run.training)
+        scorer = scoring.TargetScorer.of(run.model, context.params(0), run.training)
         return functools.partial(_losses, context, scorer, LOGPROBS in needs)
 
     names, solved = [name for name, _ in own], [some for _, some in own]
@@ -152,9 +152,9 @@ def _loss_shards(
             made = read_prompts(context, round_index, task)
             solved = [_of_row(row, made, exemplars, wanted) for row in own]
             yield from in_shards(f"loss-{task}", solved)
-        if STRONG_LOSSES in needs:
+        if HUMAN_LOSSES in needs:
             given = worked_questions(context, task)
-            yield f"strong-{task}", [_of_given(*one, exemplars) for one in given]
+            yield f"human-{task}", [_of_given(*one, exemplars) for one in given]
 
 
 def _of_row(
@@ -163,7 +163,7 @@ def _of_row(
     """A path's solution, behind the prompt that it was sampled with."""
     uid, index = row.name
     own = made[prompt_of(uid, index, made)].exemplars if made else exemplars
-    return _Solved({"uid": uid, "index": index}, own, row.question, row.solution, wanted)
+    return _Solved({"uid": uid, "sample_index": index}, own, row.question, row.solution, wanted)
 
 
 def _of_given(question: Question, worked: Exemplar, exemplars: Sequence[Exemplar]) -> _Solved:
@@ -172,20 +172,20 @@ def _of_given(question: Question, worked: Exemplar, exemplars: Sequence[Exemplar
 
 
 def _losses(
-    context: Context, scorer: scoring.Scorer, logprobs: bool, solved: Sequence[_Solved]
+    context: Context, scorer: scoring.TargetScorer, logprobs: bool, solved: Sequence[_Solved]
 ) -> list[dict[str, Any]]:
     """A shard's rows: each with the losses that there is room to compute."""
     rows, places = [], []
     for at, one in enumerate(solved):
         for name in one.wanted:
             prompt = _prompt(name, one.question, one.exemplars)
-            rows.append(tokenised(context.tokenizer, *prompt, one.text))
+            rows.append(tokenize_solution(context.tokenizer, *prompt, one.text))
             places.append((at, name))
     made: list[dict[str, Any]] = [dict(one.identity) for one in solved]
     for (at, name), losses in zip(places, scorer.losses(rows), strict=True):
         if losses is not None:
             made[at][name] = round(float(losses.mean()), 6)
-            of_path = "index" in made[at]  # not of a given solution
+            of_path = "sample_index" in made[at]  # not of a given solution
             if logprobs and name == LOSS and of_path:
                 made[at][LOGPROBS] = (0.0 - losses).round(5).tolist()
     return made
@@ -198,7 +198,7 @@ def _prompt(name: str, question: Question, exemplars: Sequence[Exemplar]) -> tup
     return "", question_prompt(question.text) if name == QUESTION_LOSS else "A:"
 
 
-def tokenised(tokenizer: Tokenizer, prefix: str, inputs: str, text: str) -> packing.Row:
+def tokenize_solution(tokenizer: Tokenizer, prefix: str, inputs: str, text: str) -> packing.Row:
     """Returns a prompt and a solution, of which the solution's tokens alone have weight.
 
     Nothing stands before it or follows it. Texts are encoded apart, as training and decoding do.
@@ -209,7 +209,7 @@ def tokenised(tokenizer: Tokenizer, prefix: str, inputs: str, text: str) -> pack
 
 
 NAME = "path_scores"
-_RATE = Sampling(paths=1, temperature=0.0, max_new_tokens=8)
+_RATE = Sampling(num_samples=1, temperature=0.0, max_new_tokens=8)
 
 
 def path_scores(context: Context, round_index: int, inputs: dict[str, str]) -> dict[str, str]:
@@ -229,7 +229,7 @@ def path_scores(context: Context, round_index: int, inputs: dict[str, str]) -> d
         inputs = inputs | {"base": context.base_fingerprint}
     stage = context.stage(round_index, NAME, _settings(context, round_index), inputs)
     if not context.done(stage):
-        if needs & OF_BASE and sharding.spans(context.run.training):
+        if needs & OF_BASE and sharding.is_multiprocess(context.run.training):
             raise LmsiError(
                 "each process computes paths' losses with a whole model of its own; choose "
                 "Training.data and Training.model that its own devices suffice for, or leave "
@@ -248,8 +248,8 @@ def score_shards(context: Context, round_index: int) -> None:
         score_losses(context, round_index, rows, needs)
     if RATING in needs:
         _rate(context, round_index, rows)
-    if names := _rankers(context, round_index):
-        _rank(context, round_index, rows, names)
+    if names := _scorers(context, round_index):
+        _apply_scorers(context, round_index, rows, names)
 
 
 def read_scored_rows(
@@ -261,14 +261,14 @@ def read_scored_rows(
     made = read_prompts(context, round_index, task)
     known: dict[tuple[str, int], dict[str, Any]] = {}
     for row in _stored(store, task, needs):
-        scores = {name: value for name, value in row.items() if name not in ("uid", "index")}
-        known.setdefault((row["uid"], row["index"]), {}).update(scores)
+        scores = {name: value for name, value in row.items() if name not in ("uid", "sample_index")}
+        known.setdefault((row["uid"], row["sample_index"]), {}).update(scores)
     first = _first(rows, made)
     rows = [_with(row, known.get(first[_scored_as(row, made)].name, {})) for row in rows]
-    if STRONG_LOSSES not in needs:
+    if HUMAN_LOSSES not in needs:
         return rows, Facts()
-    given = [row[LOSS] for row in store.read(f"strong-{task}") if LOSS in row]
-    return rows, Facts(strong_losses=tuple(given))
+    given = [row[LOSS] for row in store.read(f"human-{task}") if LOSS in row]
+    return rows, Facts(human_losses=tuple(given))
 
 
 def _with(row: Row, known: dict[str, Any]) -> Row:
@@ -283,11 +283,11 @@ def _stored(store: ShardStore, task: str, needs: frozenset[str]) -> Iterator[dic
         if name.startswith((f"loss-{task}-", f"rank-{task}-")):
             yield from store.read(name)
     if RATING in needs:
-        for name, (path,) in read_paths(store, f"rating-{task}").items():
+        for name, (sample,) in read_samples(store, f"rating-{task}").items():
             uid, _, index = name.rpartition("/")
-            rating = read_rating(path.text)
+            rating = read_rating(sample.text)
             if rating is not None:
-                yield {"uid": uid, "index": int(index), RATING: rating}
+                yield {"uid": uid, "sample_index": int(index), RATING: rating}
 
 
 def _needs(context: Context, round_index: int) -> frozenset[str]:
@@ -302,25 +302,25 @@ def _settings(context: Context, round_index: int) -> dict[str, Any]:
     names = ("rows", "length", "prefix_length", "data", "model")
     settings: dict[str, Any] = {
         "needs": sorted(_needs(context, round_index)),
-        "before": [named(one) for one in _unscored(context, round_index)],
+        "before": [settings_record(one) for one in _unscored(context, round_index)],
         "Mixing": {"keep": run.mixing.keep},
         "Training": {name: getattr(run.training, name) for name in names},
     }
-    if STRONG_LOSSES in _needs(context, round_index):
-        settings["Mixing"]["strong_count"] = run.mixing.strong_count
-    if run.generation.questions:
-        settings["Generation"] = {"min_confidence": run.generation.min_confidence}
+    if HUMAN_LOSSES in _needs(context, round_index):
+        settings["Mixing"]["human_examples"] = run.mixing.human_examples
+    if run.augmentation.questions:
+        settings["Augmentation"] = {"min_confidence": run.augmentation.min_confidence}
     if RATING in _needs(context, round_index):
         settings |= context.decoding_settings
-    if asked := _rankers(context, round_index):
-        settings["rankers"] = {name: scorers.fingerprint(name) for name in asked}
+    if asked := _scorers(context, round_index):
+        settings["scorers"] = {name: scorers.fingerprint(name) for name in asked}
     return settings
 
 
-def _rankers(context: Context, round_index: int) -> list[str]:
-    """The rankers that a round's filters want to be asked."""
+def _scorers(context: Context, round_index: int) -> list[str]:
+    """The scorers that a round's filters want to be asked."""
     needs = _needs(context, round_index)
-    return sorted(name.removeprefix(RANK) for name in needs if name.startswith(RANK))
+    return sorted(name.removeprefix(SCORER) for name in needs if name.startswith(SCORER))
 
 
 def _unscored(context: Context, round_index: int) -> list[Any]:
@@ -340,7 +340,7 @@ _Name = tuple[str, str, int]
 def _scored_as(row: Row, made: Sequence[FewShot]) -> _Name:
     """What rows that are scored once have in common: question, solution, prompt."""
     uid = row.question.uid
-    return uid, row.solution, prompt_of(uid, row.path.index, made) if made else 0
+    return uid, row.solution, prompt_of(uid, row.sample.sample_index, made) if made else 0
 
 
 def _first(rows: Sequence[Row], made: Sequence[FewShot]) -> dict[_Name, Row]:
@@ -370,12 +370,12 @@ def _rate(context: Context, round_index: int, by_task: _ByTask) -> None:
     jobs: list[Job] = []
     questions: dict[str, Question] = {}
     for task, rows in by_task.items():
-        asked = {f"{row.path.uid}/{row.path.index}": row for row in rows}
+        asked = {f"{row.sample.uid}/{row.sample.sample_index}": row for row in rows}
         texts = {n: rating_prompt(row.question.text, row.solution) for n, row in asked.items()}
         questions |= {n: dataclasses.replace(row.question, uid=n) for n, row in asked.items()}
         if texts:
             jobs.append(Job(name=f"rating-{task}", prefix="", questions=texts, sampling=_RATE))
-    draw_paths(
+    draw_samples(
         context,
         jobs,
         questions,
@@ -386,22 +386,26 @@ def _rate(context: Context, round_index: int, by_task: _ByTask) -> None:
     )
 
 
-def _rank(context: Context, round_index: int, by_task: _ByTask, names: Sequence[str]) -> None:
-    """Asks the rankers about this process' missing shards."""
+def _apply_scorers(
+    context: Context, round_index: int, by_task: _ByTask, names: Sequence[str]
+) -> None:
+    """Asks the scorers about this process' missing shards."""
     store = ShardStore(context.folder(round_index, NAME))
     shards = [shard for task, rows in by_task.items() for shard in in_shards(f"rank-{task}", rows)]
     index, count = context.processes.share
     own = shards[index::count]
     label = f"round {round_index}: asking {', '.join(names)}"
-    make = functools.partial(_ranks, names)
+    make = functools.partial(_scorer_scores, names)
     write_missing(store, [name for name, _ in own], [rows for _, rows in own], lambda: make, label)
 
 
-def _ranks(names: Sequence[str], rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """What rankers say of a shard's rows."""
-    made: list[dict[str, Any]] = [{"uid": row.path.uid, "index": row.path.index} for row in rows]
-    asked = [(row.question, row.path) for row in rows]
+def _scorer_scores(names: Sequence[str], rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What scorers say of a shard's rows."""
+    made: list[dict[str, Any]] = [
+        {"uid": row.sample.uid, "sample_index": row.sample.sample_index} for row in rows
+    ]
+    asked = [(row.question, row.sample) for row in rows]
     for name in names:
-        for one, score in zip(made, scorers.rank(name, asked), strict=True):
-            one[RANK + name] = score
+        for one, score in zip(made, scorers.apply_scorer(name, asked), strict=True):
+            one[SCORER + name] = score
     return made

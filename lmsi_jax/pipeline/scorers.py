@@ -1,4 +1,4 @@
-"""Rankers: functions of a question and a path, which a configuration names "module:function".
+"""Scorers: functions of a question and a path, which a configuration names "module:function".
 
 One that has a method `many` is asked about several paths at once, as a model wants it; one with an
 attribute `fingerprint` says itself what its scores depend on.
@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.records import Path, Question
-from lmsi_jax.selection.rows import Ranker
+from lmsi_jax.records import Question, Sample
+from lmsi_jax.selection.rows import ScoringFunction
 
 
 @functools.cache
-def load(name: str) -> Ranker:
-    """Imports a ranker once.
+def load(name: str) -> ScoringFunction:
+    """Imports a scorer once.
 
     Raises:
       LmsiError: there is no such module or function; its own errors keep their traceback.
@@ -31,19 +31,19 @@ def load(name: str) -> Ranker:
         if not f"{module}.".startswith(f"{error.name}."):
             raise  # the module is there and misses another one
         raise LmsiError(
-            f"there is no module {error.name!r} for the ranker {name!r}; install it, or put its "
+            f"there is no module {error.name!r} for the scorer {name!r}; install it, or put its "
             "folder into PYTHONPATH"
         ) from error
     if not callable(found):
         raise LmsiError(
-            f"the module {module} has no function {function!r} for the ranker {name!r}; name one "
-            "that takes a Question and a Path"
+            f"the module {module} has no function {function!r} for the scorer {name!r}; name one "
+            "that takes a Question and a Sample"
         )
-    return cast(Ranker, found)
+    return cast(ScoringFunction, found)
 
 
 def fingerprint(name: str) -> str:
-    """Returns what a ranker's scores depend on, for a stage's record.
+    """Returns what a scorer's scores depend on, for a stage's record.
 
     That is what it says itself, in an attribute `fingerprint`; else the text of its function or
     class, so that scores of another one are not taken for its own.
@@ -51,42 +51,43 @@ def fingerprint(name: str) -> str:
     Raises:
       LmsiError: it is missing.
     """
-    ranker = load(name)
-    own = getattr(ranker, "fingerprint", None)
+    scorer = load(name)
+    own = getattr(scorer, "fingerprint", None)
     if own is not None:
         return str(own)
-    what = ranker if inspect.isroutine(ranker) or inspect.isclass(ranker) else type(ranker)
+    what = scorer if inspect.isroutine(scorer) or inspect.isclass(scorer) else type(scorer)
     try:
         return hashlib.sha256(inspect.getsource(what).encode()).hexdigest()
     except (OSError, TypeError):  # made without a file, or compiled
         return name
 
 
-def rank(name: str, asked: Sequence[tuple[Question, Path]]) -> list[float]:
-    """Returns what a ranker says of paths.
+def apply_scorer(name: str, asked: Sequence[tuple[Question, Sample]]) -> list[float]:
+    """Returns what a scorer says of paths.
 
     Raises:
       LmsiError: it is missing, or does not give a finite number for each.
     """
-    ranker = load(name)
-    many = getattr(ranker, "many", None)
-    found = list(many(asked) if many else [ranker(*one) for one in asked])
+    scorer = load(name)
+    many = getattr(scorer, "many", None)
+    found = list(many(asked) if many else [scorer(*one) for one in asked])
     if len(found) != len(asked):
         raise LmsiError(
-            f"the ranker {name!r} gives {len(found)} numbers for {len(asked)} paths; its method "
+            f"the scorer {name!r} gives {len(found)} numbers for {len(asked)} paths; its method "
             "`many` must give one for each"
         )
-    return [_number(name, score, path) for score, (_, path) in zip(found, asked, strict=True)]
+    return [_number(name, score, sample) for score, (_, sample) in zip(found, asked, strict=True)]
 
 
-def _number(name: str, score: Any, path: Path) -> float:
+def _number(name: str, score: Any, sample: Sample) -> float:
     try:
         number = float(score)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
         raise LmsiError(
-            f"the ranker {name!r} gives {score!r} to path {path.index} of {path.uid!r}; it must "
+            f"the scorer {name!r} gives {score!r} to path {sample.sample_index} of "
+            f"{sample.uid!r}; it must "
             "give a finite number"
         )
     return number

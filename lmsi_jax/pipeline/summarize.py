@@ -2,7 +2,7 @@
 
 A round's counts for the report: paths, votes, training rows, speed.
 
-What early stop saves, for the report: read off the paths that a run sampled.
+What adaptive consistency saves, for the report: read off the paths that a run sampled.
 """
 
 import collections
@@ -13,19 +13,19 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lmsi_jax.config.schedule import values_in
+from lmsi_jax.config.schedule import scheduled_values
 from lmsi_jax.evaluation.accuracy import replay
-from lmsi_jax.evaluation.collapse import Figures, distinct_kept
+from lmsi_jax.evaluation.collapse import CollapseMetrics, distinct_kept
 from lmsi_jax.pipeline import augment
 from lmsi_jax.pipeline.augment import training_questions
 from lmsi_jax.pipeline.context import Context, NotReady
 from lmsi_jax.pipeline.evaluate import read_scores
 from lmsi_jax.pipeline.mix import labelled_funnel, read_examples, read_pairs
-from lmsi_jax.pipeline.monitor import read_watched, watch_alarms
+from lmsi_jax.pipeline.monitor import collapse_alarms, read_collapse_metrics
 from lmsi_jax.pipeline.sample import read_round, read_task
-from lmsi_jax.pipeline.sample_shards import read_paths
+from lmsi_jax.pipeline.sample_shards import read_samples
 from lmsi_jax.pipeline.vote import cast_vote, read_votes
-from lmsi_jax.records import FORMATS, Example, ExamplePair, Path, Question, Vote
+from lmsi_jax.records import FORMATS, Example, ExamplePair, Question, Sample, Vote
 from lmsi_jax.report.training_sections import RESULT, sentences
 from lmsi_jax.runtime.files import read_json, write_bytes, write_json
 from lmsi_jax.runtime.store import ShardStore
@@ -46,7 +46,9 @@ class _Rule:
     on: bool
 
 
-def early_stop(context: Context, evaluated: Sequence[int], voted: Sequence[int]) -> dict[str, Any]:
+def adaptive_consistency(
+    context: Context, evaluated: Sequence[int], voted: Sequence[int]
+) -> dict[str, Any]:
     """Replays the rule wherever all paths were sampled, and counts where it was on.
 
     Args:
@@ -73,22 +75,22 @@ def _rule(context: Context, voted: Sequence[int]) -> _Rule:
     given = dataclasses.asdict(context.run.sampling)
     if voted:
         record = read_json(context.folder(voted[0], "sample") / "stage.json")
-        given |= {"early_stop": None} | record["config"]["Sampling"]
-    on = given["early_stop"] is not None
-    threshold = given["early_stop"] if on else _USUAL
-    return _Rule(threshold, given["early_stop_every"], given["paths"], on)
+        given |= {"adaptive_consistency": None} | record["config"]["Sampling"]
+    on = given["adaptive_consistency"] is not None
+    threshold = given["adaptive_consistency"] if on else _USUAL
+    return _Rule(threshold, given["adaptive_consistency_every"], given["paths"], on)
 
 
 def _tests(context: Context, round_index: int, rule: _Rule) -> Iterator[_Set]:
     """Test questions under self-consistency, which always samples all paths."""
     store = ShardStore(context.folder(round_index, "eval"))
     for task, questions in context.load_questions("test").items():
-        paths = read_paths(store, f"{task}-self_consistency")
-        asked = [question for question in questions if question.uid in paths]
+        samples = read_samples(store, f"{task}-self_consistency")
+        asked = [question for question in questions if question.uid in samples]
         if not asked:
             continue
-        votes = [cast_vote(context, question, paths[question.uid]) for question in asked]
-        found = replay(asked, votes, paths, rule.threshold, rule.every)
+        votes = [cast_vote(context, question, samples[question.uid]) for question in asked]
+        found = replay(asked, votes, samples, rule.threshold, rule.every)
         m = max(vote.total for vote in votes)
         yield _set("test", round_index, task, m, **dataclasses.asdict(found))
 
@@ -102,8 +104,8 @@ def _trains(context: Context, round_index: int, rule: _Rule) -> Iterator[_Set]:
             taken = [vote.total for vote in votes]
             yield _set("train", round_index, task, rule.paths, taken)
         else:
-            paths = read_task(context, round_index, task)
-            found = replay(questions, votes, paths, rule.threshold, rule.every)
+            samples = read_task(context, round_index, task)
+            found = replay(questions, votes, samples, rule.threshold, rule.every)
             yield _set("train", round_index, task, rule.paths, **dataclasses.asdict(found))
 
 
@@ -139,20 +141,22 @@ def round_counts(context: Context, index: int) -> dict[str, Any]:
     """Returns what the report says of one round, from its votes on (`report.summary.Round`)."""
     by_task = read_votes(context, index)
     votes = [vote for rows in by_task.values() for vote in rows]
-    paths = read_round(context, index)
+    samples = read_round(context, index)
     metrics = read_metrics(context.folder(index, "train"))
     return {
         "round": index,
         "start_from": context.run.start_from,
-        **_speed(context, index, paths, metrics),
-        **_vote_counts(votes, paths),
-        "votes_by_task": {task: _task_votes(rows, paths) for task, rows in by_task.items()},
+        **_speed(context, index, samples, metrics),
+        **_vote_counts(votes, samples),
+        "votes_by_task": {task: _task_votes(rows, samples) for task, rows in by_task.items()},
         "generated": _generated(context, index, votes),
         "prompts": augment.read_counts(context, index, "prompts"),
         **_mixed(context, index),
         "train": metrics,
-        "values": {name: repr(value) for name, value in values_in(context.run, index).items()},
-        "alarms": [words for _, words in watch_alarms(context, index)],
+        "values": {
+            name: repr(value) for name, value in scheduled_values(context.run, index).items()
+        },
+        "alarms": [words for _, words in collapse_alarms(context, index)],
     }
 
 
@@ -164,7 +168,7 @@ def finished(context: Context, round_index: int, stage: str) -> bool:
 def _speed(
     context: Context,
     index: int,
-    paths: Mapping[str, Sequence[Path]],
+    samples: Mapping[str, Sequence[Sample]],
     metrics: Sequence[Mapping[str, float]],
 ) -> dict[str, Any]:
     """Seconds of a round's finished stages, and tokens a second of those that count tokens."""
@@ -174,25 +178,25 @@ def _speed(
         if finished(context, index, stage)
     }
     tokens = {
-        "sample": sum(path.tokens for rows in paths.values() for path in rows),
+        "sample": sum(sample.tokens for rows in samples.values() for sample in rows),
         "train": sum(line.get("tokens", 0) for line in metrics),
     }
     rates = {stage: tokens[stage] / seconds[stage] for stage in tokens if seconds.get(stage)}
     return {"seconds": seconds, "tokens_per_second": rates}
 
 
-def _vote_counts(votes: Sequence[Vote], paths: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
+def _vote_counts(votes: Sequence[Vote], samples: Mapping[str, Sequence[Sample]]) -> dict[str, Any]:
     """What became of a round's paths, over all of its tasks."""
-    flat = [path for rows in paths.values() for path in rows]
+    flat = [sample for rows in samples.values() for sample in rows]
     return {
         "questions": len(votes),
         "paths": len(flat),
         "parsed": sum(vote.parsed for vote in votes),
-        "unfinished": sum(not path.finished for path in flat),
+        "unfinished": sum(not sample.finished for sample in flat),
         "empty_votes": sum(vote.winner is None for vote in votes),
         "tied_votes": sum(bool(vote.tied) for vote in votes),
         "kept": sum(len(vote.kept) for vote in votes),
-        "distinct_kept": sum(distinct_kept(vote, paths[vote.uid]) for vote in votes),
+        "distinct_kept": sum(distinct_kept(vote, samples[vote.uid]) for vote in votes),
         "mean_confidence": _mean([vote.confidence for vote in votes]),
         "mean_entropy": _mean([vote.entropy for vote in votes]),
     }
@@ -208,8 +212,8 @@ def _mixed(context: Context, index: int) -> dict[str, Any]:
     return {
         "examples": {name: _rows_of(name, rows) for name in FORMATS},
         "sources": {
-            "weak": len(examples.get("weak", [])) + len(pairs),
-            "strong": len(examples.get("strong", [])),
+            "self_generated": len(examples.get("self_generated", [])) + len(pairs),
+            "human": len(examples.get("human", [])),
         },
         "funnel": labelled_funnel(context, index) if mixed else [],
     }
@@ -226,7 +230,7 @@ def _generated(context: Context, index: int, votes: Sequence[Vote]) -> dict[str,
     run = context.run_in(index)
     preference = run.training.preference
     own = run.mixing.min_confidence if preference is None else preference.threshold
-    least = max(run.generation.min_confidence, own)
+    least = max(run.augmentation.min_confidence, own)
     found = {}
     new = augment.new_questions(context, index)
     for task, counts in augment.read_counts(context, index, "generate").items():
@@ -239,11 +243,11 @@ def _generated(context: Context, index: int, votes: Sequence[Vote]) -> dict[str,
     return found
 
 
-def _task_votes(votes: Sequence[Vote], paths: dict[str, list[Path]]) -> dict[str, Any]:
+def _task_votes(votes: Sequence[Vote], samples: dict[str, list[Sample]]) -> dict[str, Any]:
     return {
         "questions": len(votes),
         "mean_confidence": _mean([vote.confidence for vote in votes]),
-        "distinct_kept_per_question": _mean([distinct_kept(v, paths[v.uid]) for v in votes]),
+        "distinct_kept_per_question": _mean([distinct_kept(v, samples[v.uid]) for v in votes]),
         "empty": sum(vote.winner is None for vote in votes),
         "tied": sum(bool(vote.tied) for vote in votes),
     }
@@ -336,8 +340,8 @@ def summarise(context: Context, command: str, config_text: str) -> dict[str, Any
         "tasks": list(tasks.values()),
         "evals": [_evaluation(r, row) for r in evaluated for row in read_scores(context.output, r)],
         "rounds": [round_counts(context, r) for r in voted],
-        "watch": _watched(context, sorted({*evaluated, *voted})),
-        "early_stop": early_stop(context, evaluated, voted),
+        "collapse": _collapse_rows(context, sorted({*evaluated, *voted})),
+        "adaptive_consistency": adaptive_consistency(context, evaluated, voted),
         "examples": _examples(context, evaluated[-1]) if evaluated else [],
         "notes": _notes(context),
     }
@@ -361,18 +365,18 @@ def _evaluation(round_index: int, row: dict[str, Any]) -> dict[str, Any]:
     return {"round": round_index, **kept}
 
 
-def _watched(context: Context, rounds: Sequence[int]) -> list[dict[str, Any]]:
-    """The watch's figures, one row for each round and source."""
+def _collapse_rows(context: Context, rounds: Sequence[int]) -> list[dict[str, Any]]:
+    """The collapse monitor's figures, one row for each round and source."""
     return [
-        {"round": index, "source": source, **_jsonable(row.figures)}
+        {"round": index, "source": source, **_jsonable(row.metrics)}
         for index in rounds
-        for source, row in read_watched(context, index).items()
+        for source, row in read_collapse_metrics(context, index).items()
     ]
 
 
-def _jsonable(figures: Figures) -> dict[str, Any]:
-    row = dataclasses.asdict(figures)
-    return row | {"distinct": list(figures.distinct)}
+def _jsonable(metrics: CollapseMetrics) -> dict[str, Any]:
+    row = dataclasses.asdict(metrics)
+    return row | {"distinct": list(metrics.distinct)}
 
 
 def _examples(context: Context, round_index: int) -> list[dict[str, Any]]:
@@ -381,18 +385,20 @@ def _examples(context: Context, round_index: int) -> list[dict[str, Any]]:
     shown = []
     for task, questions in context.load_questions("test").items():
         name = f"{task}-self_consistency"
-        paths = read_paths(store, name) or read_paths(store, f"{task}-cot")
-        for question in [q for q in questions if q.uid in paths][:_SHOWN_PER_TASK]:
-            vote = cast_vote(context, question, paths[question.uid])
-            shown.append(_shown(question, vote, paths[question.uid]))
+        samples = read_samples(store, name) or read_samples(store, f"{task}-cot")
+        for question in [q for q in questions if q.uid in samples][:_SHOWN_PER_TASK]:
+            vote = cast_vote(context, question, samples[question.uid])
+            shown.append(_shown(question, vote, samples[question.uid]))
     return shown
 
 
-def _shown(question: Question, vote: Vote, paths: Sequence[Path]) -> dict[str, Any]:
-    counts = collections.Counter(path.text for path in paths)
-    first = {path.text: path for path in reversed(paths)}
-    order = sorted(counts, key=lambda text: (-counts[text], first[text].index))
-    indices = sorted(path.index for path in paths)  # those that were sampled, in the keys' order
+def _shown(question: Question, vote: Vote, samples: Sequence[Sample]) -> dict[str, Any]:
+    counts = collections.Counter(sample.text for sample in samples)
+    first = {sample.text: sample for sample in reversed(samples)}
+    order = sorted(counts, key=lambda text: (-counts[text], first[text].sample_index))
+    indices = sorted(
+        sample.sample_index for sample in samples
+    )  # those that were sampled, in the keys' order
     keys = dict(zip(indices, vote.keys, strict=True))
     return {
         "task": question.task,
@@ -405,8 +411,8 @@ def _shown(question: Question, vote: Vote, paths: Sequence[Path]) -> dict[str, A
         "paths": [
             {
                 "text": text,
-                "key": keys[first[text].index],
-                "kept": first[text].index in vote.kept,
+                "key": keys[first[text].sample_index],
+                "kept": first[text].sample_index in vote.kept,
                 "count": counts[text],
             }
             for text in order[:_SHOWN_PATHS]

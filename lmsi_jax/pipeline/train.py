@@ -18,14 +18,14 @@ from etils import epath
 from lmsi_jax.config.optimization import Lora, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models import sharding
-from lmsi_jax.pipeline.context import Context, named
+from lmsi_jax.pipeline.context import Context, settings_record
 from lmsi_jax.pipeline.mix import read_examples, read_funnel, read_pairs
 from lmsi_jax.pipeline.score import ROWS, write_missing
 from lmsi_jax.records import Example
 from lmsi_jax.runtime.files import remove
 from lmsi_jax.runtime.store import ShardStore, shard_names
 from lmsi_jax.training import checkpoints, scoring, validation
-from lmsi_jax.training.data import Examples, Rows, in_order
+from lmsi_jax.training.data import Examples, RowReader, in_order
 from lmsi_jax.training.lora import check_installed, export_adapters, write_peft
 from lmsi_jax.training.losses import Teacher
 from lmsi_jax.training.metrics import records
@@ -56,7 +56,7 @@ def score(
     stage = context.stage(round_index, "score", _settings(context, round_index), inputs)
     if context.done(stage):
         return
-    if sharding.spans(context.run.training):
+    if sharding.is_multiprocess(context.run.training):
         raise LmsiError(
             "pairs and a teacher's top_k are scored by process 0 alone; choose Training.data and "
             "Training.model that its own devices suffice for"
@@ -65,7 +65,7 @@ def score(
     def load_scorer() -> Callable[[Sequence[Row]], list[dict[str, Any]]]:
         """Loads the model; returns what scores rows with it."""
         model = load()
-        return scoring.Scorer.of(model.config, model.params, context.run.training).records
+        return scoring.TargetScorer.of(model.config, model.params, context.run.training).records
 
     write_missing(
         ShardStore(stage.directory),
@@ -77,7 +77,7 @@ def score(
     stage.finish()
 
 
-def read_scored(context: Context, round_index: int, examples: Examples) -> scoring.Scored:
+def read_scored(context: Context, round_index: int, examples: Examples) -> scoring.ScoredRows:
     """Returns the examples with what `score` wrote of them.
 
     Raises:
@@ -86,7 +86,7 @@ def read_scored(context: Context, round_index: int, examples: Examples) -> scori
     store, names = ShardStore(context.folder(round_index, "score")), _names(examples)
     if store.names() != names:
         raise LmsiError(f"{store.directory} is not of these examples; delete it and repeat this")
-    return scoring.Scored(examples, [row for name in names for row in store.read(name)])
+    return scoring.ScoredRows(examples, [row for name in names for row in store.read(name)])
 
 
 def _names(examples: Examples) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ def _settings(context: Context, round_index: int) -> dict[str, Any]:
     training = context.run_in(round_index).training
     names = (
         *("rows", "length", "prefix_length", "compute_dtype", "data", "model"),
-        *("strong_rate", "task_rates", "validation_count"),
+        *("human_rate", "task_rates", "validation_count"),
     )
     settings = {name: getattr(training, name) for name in names}
     own: dict[str, Any] = {"Training": settings, "Run": {"start_from": context.run.start_from}}
@@ -135,9 +135,9 @@ def finetune(
     """
     run = context.run_in(round_index)
     training = run.training
-    config = {**named(training), "Run": {"seed": run.seed, "start_from": run.start_from}}
+    config = {**settings_record(training), "Run": {"seed": run.seed, "start_from": run.start_from}}
     stage = context.stage(round_index, "train", config, inputs)
-    if not checkpoints.present(stage.directory):
+    if not checkpoints.has_checkpoint(stage.directory):
         remove(stage.directory / "stage.json")  # the record does not cover checkpoints, see below
     if context.done(stage):
         return stage.fingerprint
@@ -202,12 +202,14 @@ def train_round(
         run.model,
         training,
         functools.partial(context.params, _start(context, round_index)),
-        fitting(rows, training),
+        fitting_rows(rows, training),
         context.folder(round_index, "train"),
         groups=examples.groups,
         name=f"round {round_index}: training",
         teacher=teacher,
-        held_out=fitting(in_order(held_out, context.tokenizer_path), training) if held_out else (),
+        held_out=fitting_rows(in_order(held_out, context.tokenizer_path), training)
+        if held_out
+        else (),
     )
 
 
@@ -227,7 +229,7 @@ def _examples(context: Context, round_index: int) -> tuple[Examples, list[Exampl
     sources = read_examples(context, round_index)
     if not any(sources.values()):
         raise _nothing_kept(context, round_index)
-    rates = {"weak": 1.0 - training.strong_rate, "strong": training.strong_rate}
+    rates = {"self_generated": 1.0 - training.human_rate, "human": training.human_rate}
     sources = {name: rows for name, rows in sources.items() if rates[name] > 0}
     sources, held_out = validation.split(sources, training.validation_count)
     own = Examples(sources, rates, context.tokenizer_path, task_rates=tasks, seed=seed)
@@ -247,12 +249,12 @@ def _nothing_kept(context: Context, round_index: int) -> LmsiError:
                     f"left ({why}); loosen it, or take it out of Mixing"
                 )
     return LmsiError(
-        f"round {round_index} kept no path: no answer was parsed, or Generation.min_confidence "
+        f"round {round_index} kept no path: no answer was parsed, or Augmentation.min_confidence "
         "leaves none. Look at `lmsi report`; use a stronger base model or another prompt"
     )
 
 
-def fitting(rows: Iterable[Row], training: Training) -> Rows:
+def fitting_rows(rows: Iterable[Row], training: Training) -> RowReader:
     """Leaves out rows that the batch shape has no room for; reading raises where none fits.
 
     Raises:
@@ -269,11 +271,11 @@ def fitting(rows: Iterable[Row], training: Training) -> Rows:
         except ValueError as reason:
             if not fitted and tried > 1000:
                 raise LmsiError(
-                    f"no training row fits: {reason}; raise Training.length or "
-                    "Training.prefix_length"
+                    f"no training row fits: {reason}; raise Training.sequence_length or "
+                    "Training.max_prefix_length"
                 ) from None
             return False
         fitted += 1
         return True
 
-    return Rows(rows, fits)
+    return RowReader(rows, fits)

@@ -1,10 +1,11 @@
-"""A model as a ranker: how probable it holds that a path is right (a generative verifier).
+"""A model as a scorer: how probable it holds that a path is right (a generative verifier).
 
     # my_rankers.py
     from lmsi_jax.pipeline.verifier import Verifier
     right = Verifier("models/qwen")
 
-    lmsi run iwsi --gin.Mixing.selection='(@Ranked(),)' --gin.Ranked.ranker="'my_rankers:right'"
+    lmsi run iwsi --gin.Mixing.selection='(@ExternalScore(),)'
+    --gin.ExternalScore.scorer="'my_scorers:right'"
 
 Any model that `lmsi import-hf` made will do; it is loaded when it is first asked, and stays. After
 Zhang et al. 2024 (2408.15240), section 3: the score is the probability of "Yes" to the question
@@ -25,19 +26,19 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.models import sharding
 from lmsi_jax.models.tokenizers import Tokenizer, open_tokenizer
 from lmsi_jax.models.transformer import parameter_shapes
-from lmsi_jax.pipeline.score import tokenised
-from lmsi_jax.records import Path, Question
+from lmsi_jax.pipeline.score import tokenize_solution
+from lmsi_jax.records import Question, Sample
 from lmsi_jax.runtime.files import read_json
 from lmsi_jax.training import checkpoints
-from lmsi_jax.training.scoring import Scorer
+from lmsi_jax.training.scoring import TargetScorer
 
 MODEL = "model.json"
 _ASKED = "{question}\n\nSolution: {solution}\n\nIs this solution correct (Yes or No)?\nA:"
-_SHAPE = Training(microbatches=1, rows=4, length=1024, prefix_length=0)
+_SHAPE = Training(microbatches=1, sequences_per_prefix=4, sequence_length=1024, max_prefix_length=0)
 
 
 class Verifier:
-    """A ranker, see `selection.rows.Ranker`; call it, or ask it about many paths at once.
+    """A scorer, see `selection.rows.ScoringFunction`; call it, or ask it about many paths at once.
 
     Args:
       folder: of an imported model.
@@ -58,11 +59,11 @@ class Verifier:
         self.answer = answer
         self.shape = shape
 
-    def __call__(self, question: Question, path: Path) -> float:
+    def __call__(self, question: Question, sample: Sample) -> float:
         """Returns the probability of the answer."""
-        return self.many([(question, path)])[0]
+        return self.many([(question, sample)])[0]
 
-    def many(self, asked: Sequence[tuple[Question, Path]]) -> list[float]:
+    def many(self, asked: Sequence[tuple[Question, Sample]]) -> list[float]:
         """Returns the probability of the answer for each path.
 
         Raises:
@@ -70,15 +71,16 @@ class Verifier:
         """
         scorer, tokenizer = self._loaded
         texts = [
-            self.prompt.format(question=question.text, solution=path.text.strip())
-            for question, path in asked
+            self.prompt.format(question=question.text, solution=sample.text.strip())
+            for question, sample in asked
         ]
-        rows = [tokenised(tokenizer, "", text, self.answer) for text in texts]
+        rows = [tokenize_solution(tokenizer, "", text, self.answer) for text in texts]
         found = []
         for row, losses in zip(rows, scorer.losses(rows), strict=True):
             if losses is None:
                 raise LmsiError(
-                    f"the verifier of {self.folder} reads {self.shape.length} tokens at most, and "
+                    f"the verifier of {self.folder} reads {self.shape.sequence_length} tokens at "
+                    "most, and "
                     f"a path has {len(row.tokens)} with its question; give it a longer `shape`"
                 )
             found.append(math.exp(-losses.sum()))
@@ -90,7 +92,7 @@ class Verifier:
         config = self._config
         weights = checkpoints.stored_digest(checkpoints.find(self.folder), parameter_shapes(config))
         tokenizer = open_tokenizer(str(self.folder / "tokenizer"))
-        own = (weights, tokenizer.fingerprint, self.prompt, self.answer, self.shape.length)
+        own = (weights, tokenizer.fingerprint, self.prompt, self.answer, self.shape.sequence_length)
         return hashlib.sha256(json.dumps(own).encode()).hexdigest()
 
     @property
@@ -103,16 +105,16 @@ class Verifier:
         return ModelConfig.from_json(read_json(self.folder / MODEL))
 
     @functools.cached_property
-    def _loaded(self) -> tuple[Scorer, Tokenizer]:
-        if sharding.spans(self.shape):
+    def _loaded(self) -> tuple[TargetScorer, Tokenizer]:
+        if sharding.is_multiprocess(self.shape):
             raise LmsiError(
                 f"each process asks the verifier of {self.folder} by itself; give it a `shape` "
                 "whose data and model its own devices suffice for"
             )
         config = self._config
-        where = sharding.weights_on_mesh(config, self.shape)
+        where = sharding.training_param_shardings(config, self.shape)
         params = checkpoints.load_params(
             checkpoints.find(self.folder), parameter_shapes(config), where
         )
         tokenizer = open_tokenizer(str(self.folder / "tokenizer"))
-        return Scorer.of(config, params, self.shape), tokenizer
+        return TargetScorer.of(config, params, self.shape), tokenizer

@@ -8,12 +8,12 @@ from lmsi_jax.config import stages
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.pipeline import scorers
 from lmsi_jax.pipeline.augment import new_questions, training_questions
-from lmsi_jax.pipeline.context import Context, named
+from lmsi_jax.pipeline.context import Context, settings_record
 from lmsi_jax.pipeline.sample import read_task
-from lmsi_jax.records import Path, Question, Vote
+from lmsi_jax.records import Question, Sample, Vote
 from lmsi_jax.runtime.store import ShardStore
 
-Voted = tuple[Question, list[Path], Vote]
+Voted = tuple[Question, list[Sample], Vote]
 
 
 def vote(context: Context, round_index: int, inputs: dict[str, str]) -> str:
@@ -23,53 +23,61 @@ def vote(context: Context, round_index: int, inputs: dict[str, str]) -> str:
         return stage.fingerprint
     store = ShardStore(stage.directory)
     for task, questions in training_questions(context, round_index).items():
-        paths = read_task(context, round_index, task)
-        votes = [cast_vote(context, question, paths[question.uid]) for question in questions]
+        samples = read_task(context, round_index, task)
+        votes = [cast_vote(context, question, samples[question.uid]) for question in questions]
         store.write(task, [row.to_json() for row in votes])
     stage.finish()
     return stage.fingerprint
 
 
 def vote_settings(rule: stages.Voting) -> dict[str, Any]:
-    """What votes depend on, for a stage's record: the ranker only where it is asked."""
-    settings = named(rule)
-    if not rule.ranks or rule.ranker is None:
-        del settings["Voting"]["ties"], settings["Voting"]["ranker"]
+    """What votes depend on, for a stage's record: the scorer only where it is asked."""
+    settings = settings_record(rule)
+    if not rule.uses_scorer or rule.scorer is None:
+        del settings["Voting"]["ties"], settings["Voting"]["scorer"]
     else:
-        settings["rankers"] = {rule.ranker: scorers.fingerprint(rule.ranker)}
+        settings["scorers"] = {rule.scorer: scorers.fingerprint(rule.scorer)}
     return settings
 
 
-def cast_vote(context: Context, question: Question, paths: Sequence[Path]) -> Vote:
+def cast_vote(context: Context, question: Question, samples: Sequence[Sample]) -> Vote:
     """Votes as the run's `Voting` says."""
-    ranks = rank_paths(context, question, paths)
-    return voting.cast(question, paths, context.run.voting, ranks)
+    scores = score_samples(context, question, samples)
+    return voting.cast(question, samples, context.run.voting, scores)
 
 
-def rank_paths(context: Context, question: Question, paths: Sequence[Path]) -> list[float] | None:
-    """Asks the voting's ranker about each path; None where it has no use for one.
+def score_samples(
+    context: Context, question: Question, samples: Sequence[Sample]
+) -> list[float] | None:
+    """Asks the voting's scorer about each path; None where it has no use for one.
 
-    What it said once it is not asked again in this process: it may be a large model, and the watch
-    and the report vote on the paths of the evaluation too.
+    What it said once it is not asked again in this process: it may be a large model, and the
+    collapse monitor and the report vote on the paths of the evaluation too.
 
     Raises:
       LmsiError: it gives no number, or one below 0 where it is to be a weight.
     """
     rule = context.run.voting
-    if not rule.ranks or rule.ranker is None:
+    if not rule.uses_scorer or rule.scorer is None:
         return None
-    names = [(path.uid, path.index, path.text) for path in paths]
-    new = [path for path, name in zip(paths, names, strict=True) if name not in context.ranks]
+    names = [(sample.uid, sample.sample_index, sample.text) for sample in samples]
+    new = [
+        sample
+        for sample, name in zip(samples, names, strict=True)
+        if name not in context.scorer_scores
+    ]
     if new:
-        found = scorers.rank(rule.ranker, [(question, path) for path in new])
-        context.ranks.update({(p.uid, p.index, p.text): n for p, n in zip(new, found, strict=True)})
-    ranks = [context.ranks[name] for name in names]
-    if rule.weights == "ranker" and (low := min(ranks, default=0.0)) < 0:
+        found = scorers.apply_scorer(rule.scorer, [(question, sample) for sample in new])
+        context.scorer_scores.update(
+            {(p.uid, p.sample_index, p.text): n for p, n in zip(new, found, strict=True)}
+        )
+    scores = [context.scorer_scores[name] for name in names]
+    if rule.weights == "scorer" and (low := min(scores, default=0.0)) < 0:
         raise LmsiError(
-            f"the ranker {rule.ranker!r} gives {low:g} to a path of {question.uid!r}, and a vote "
+            f"the scorer {rule.scorer!r} gives {low:g} to a path of {question.uid!r}, and a vote "
             "weighs 0 or more; let it return exp(score), or use it for Voting.ties alone"
         )
-    return ranks
+    return scores
 
 
 def read_votes(context: Context, round_index: int) -> dict[str, list[Vote]]:
@@ -85,12 +93,12 @@ def read_voted(context: Context, round_index: int) -> dict[str, list[Voted]]:
       Questions, paths and votes, without new questions whose vote is not sure enough.
     """
     votes, new = read_votes(context, round_index), new_questions(context, round_index)
-    least = context.run_in(round_index).generation.min_confidence
+    least = context.run_in(round_index).augmentation.min_confidence
     found = {}
     for task, questions in training_questions(context, round_index).items():
-        uids, paths = {row.uid for row in new[task]}, read_task(context, round_index, task)
+        uids, samples = {row.uid for row in new[task]}, read_task(context, round_index, task)
         found[task] = [
-            (question, paths[question.uid], vote)
+            (question, samples[question.uid], vote)
             for question, vote in zip(questions, votes[task], strict=True)
             if question.uid not in uids or vote.confidence >= least
         ]

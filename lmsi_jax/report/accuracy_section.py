@@ -20,21 +20,21 @@ from lmsi_jax.report import charts
 from lmsi_jax.report.html import (
     DASH,
     Html,
+    count_of,
     element,
     figure,
-    joined,
+    format_count,
+    format_part,
+    join_html,
     p_value,
-    part,
     percent,
     points,
-    scrolling,
-    several,
+    scrolling_table,
     table,
-    whole,
 )
-from lmsi_jax.report.summary import PROMPTINGS, Domain, Evaluation, Prompting, Summary, Task
+from lmsi_jax.report.summary import PROMPT_STYLES, Domain, Evaluation, PromptStyle, Summary, Task
 
-PROMPTING_NAMES: dict[Prompting, str] = {
+PROMPT_STYLE_NAMES: dict[PromptStyle, str] = {
     "standard": "Standard (direct answer)",
     "cot": "Chain of thought",
     "zero_shot_cot": "Zero-shot chain of thought",
@@ -92,9 +92,9 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """One prompting on one task, or its mean over a domain's tasks, through the rounds."""
+    """One prompt style on one task, or its mean over a domain's tasks, through the rounds."""
 
-    prompting: Prompting
+    prompt_style: PromptStyle
     by_round: dict[int, Accuracy]
     change: Change | None
     """None where base and last model were not measured on the same questions."""
@@ -116,23 +116,23 @@ def tasks_of(summary: Summary, domain: Domain) -> list[Task]:
 
 
 def of_task(summary: Summary, task: str) -> list[Comparison]:
-    """Returns one comparison for each prompting that was measured on the task."""
-    found = (_compare(summary, [task], prompting) for prompting in PROMPTINGS)
+    """Returns one comparison for each prompt style that was measured on the task."""
+    found = (_compare(summary, [task], prompt_style) for prompt_style in PROMPT_STYLES)
     return [comparison for comparison in found if comparison.by_round]
 
 
 def of_domain(summary: Summary, domain: Domain) -> list[Comparison]:
-    """Returns the macro mean over a domain's tasks for each prompting.
+    """Returns the macro mean over a domain's tasks for each prompt style.
 
     Only tasks that every compared round measured count, so that rounds differ by model alone.
     """
     names = [task["name"] for task in tasks_of(summary, domain)]
-    found = (_compare(summary, names, prompting) for prompting in PROMPTINGS)
+    found = (_compare(summary, names, prompt_style) for prompt_style in PROMPT_STYLES)
     return [comparison for comparison in found if comparison.by_round]
 
 
 def as_rows(summary: Summary, models: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Returns every accuracy and change as plain JSON, one row for each task and prompting.
+    """Returns every accuracy and change as plain JSON, one row for each task and prompt style.
 
     Args:
       summary: the run's.
@@ -141,7 +141,7 @@ def as_rows(summary: Summary, models: Sequence[str] = ()) -> list[dict[str, Any]
     last = max(rounds_measured(summary), default=0)
     names = models or [round_name(number).lower() for number in range(last + 1)]
     return [
-        _as_row(task["name"], found, _rows(summary, task["name"], found.prompting), names)
+        _as_row(task["name"], found, _rows(summary, task["name"], found.prompt_style), names)
         for task in summary["tasks"]
         for found in of_task(summary, task["name"])
     ]
@@ -149,10 +149,10 @@ def as_rows(summary: Summary, models: Sequence[str] = ()) -> list[dict[str, Any]
 
 def headline(summary: Summary) -> tuple[Domain, Comparison] | None:
     """Returns what the page opens with: CoT in-domain, or the next best that has a change."""
-    order: Sequence[Prompting] = ("cot", "zero_shot_cot", "standard", "self_consistency")
+    order: Sequence[PromptStyle] = ("cot", "zero_shot_cot", "standard", "self_consistency")
     domains: Sequence[Domain] = ("in", "out")
     for domain in domains:
-        found = sorted(of_domain(summary, domain), key=lambda c: order.index(c.prompting))
+        found = sorted(of_domain(summary, domain), key=lambda c: order.index(c.prompt_style))
         for comparison in found:
             if comparison.change:
                 return domain, comparison
@@ -175,14 +175,14 @@ def confidences(
     return sure, right, paths
 
 
-def _compare(summary: Summary, names: Sequence[str], prompting: Prompting) -> Comparison:
+def _compare(summary: Summary, names: Sequence[str], prompt_style: PromptStyle) -> Comparison:
     measured = rounds_measured(summary)
-    rows = {name: _rows(summary, name, prompting) for name in names}
+    rows = {name: _rows(summary, name, prompt_style) for name in names}
     shown = {r for of_task in rows.values() for r in of_task}
     compared = {name: found for name, found in rows.items() if found and set(found) == shown}
     by_round = {r: _mean([found[r] for found in compared.values()]) for r in sorted(shown)}
     return Comparison(
-        prompting,
+        prompt_style,
         {r: accuracy for r, accuracy in by_round.items() if accuracy},
         change(list(_pairs(compared.values(), measured))),
     )
@@ -191,7 +191,7 @@ def _compare(summary: Summary, names: Sequence[str], prompting: Prompting) -> Co
 def _as_row(
     task: str, found: Comparison, rows: Mapping[int, Evaluation], names: Sequence[str]
 ) -> dict[str, Any]:
-    """One task and prompting of `as_rows`, from its evaluations by round."""
+    """One task and prompt style of `as_rows`, from its evaluations by round."""
     accuracies = [
         {
             "model": names[number],
@@ -202,17 +202,17 @@ def _as_row(
     ]
     return {
         "task": task,
-        "prompting": found.prompting,
+        "prompt_style": found.prompt_style,
         "accuracy": accuracies,
         "change": dataclasses.asdict(found.change) if found.change else None,
         "curves": {names[n]: row["curve"] for n, row in rows.items() if row.get("curve")},
     }
 
 
-def _rows(summary: Summary, task: str, prompting: str) -> dict[int, Evaluation]:
-    """The evaluations of a task in one prompting, by round."""
+def _rows(summary: Summary, task: str, prompt_style: str) -> dict[int, Evaluation]:
+    """The evaluations of a task in one prompt style, by round."""
     rounds = rounds_measured(summary)
-    return {number: row for number in rounds if (row := _find(summary, task, prompting, number))}
+    return {number: row for number in rounds if (row := _find(summary, task, prompt_style, number))}
 
 
 def _calibration_error(row: Evaluation) -> float | None:
@@ -222,10 +222,10 @@ def _calibration_error(row: Evaluation) -> float | None:
     return expected_calibration_error(row["confidence"], list(map(bool, row["correct"])))
 
 
-def _find(summary: Summary, task: str, prompting: str, number: int) -> Evaluation | None:
+def _find(summary: Summary, task: str, prompt_style: str, number: int) -> Evaluation | None:
     """The evaluation, unless it has no questions."""
     for row in summary["evals"]:
-        if (row["task"], row["prompting"], row["round"]) == (task, prompting, number):
+        if (row["task"], row["prompt_style"], row["round"]) == (task, prompt_style, number):
             return row if row["correct"] else None
     return None
 
@@ -277,7 +277,7 @@ def change(pairs: Sequence[tuple[list[bool], list[bool]]]) -> Change | None:
 DOMAINS: tuple[Domain, ...] = ("in", "out")
 _ARROWS = {"rose": "▲ rose", "fell": "▼ fell", "no clear change": "unclear"}
 _VERBS = {"rose": "rose", "fell": "fell", "no clear change": "did not clearly change:"}
-_SUBJECTS: dict[Prompting, str] = {
+_SUBJECTS: dict[PromptStyle, str] = {
     "standard": "Direct-answer accuracy",
     "cot": "Chain-of-thought accuracy",
     "zero_shot_cot": "Zero-shot chain-of-thought accuracy",
@@ -301,45 +301,45 @@ def headline_words(summary: Summary) -> tuple[str, str]:
     change = comparison.change
     assert change is not None
     words = (
-        f"{_SUBJECTS[comparison.prompting]} on {DOMAIN_NAMES[domain].lower()} tasks "
+        f"{_SUBJECTS[comparison.prompt_style]} on {DOMAIN_NAMES[domain].lower()} tasks "
         f"{_VERBS[change.verdict]} from {percent(change.before)} to {percent(change.after)}"
     )
     basis = (
         f"{points(change.difference)} points [95 %: {points(change.low)} to {points(change.high)}]"
-        f", p {_equals(change.p)}. Mean over {several(change.tasks, 'task')}, "
-        f"{several(change.n, 'test question')}; base model against round "
+        f", p {_equals(change.p)}. Mean over {count_of(change.tasks, 'task')}, "
+        f"{count_of(change.n, 'test question')}; base model against round "
         f"{max(comparison.by_round)}."
     )
     return words, basis
 
 
 def overview(summary: Summary) -> Html:
-    """Returns the table of means by domain and prompting."""
+    """Returns the table of means by domain and prompt style."""
     measured = rounds_measured(summary)
     groups = []
     for domain in DOMAINS:
         tasks = tasks_of(summary, domain)
-        title = f"{DOMAIN_NAMES[domain]} ({several(len(tasks), 'task')})"
+        title = f"{DOMAIN_NAMES[domain]} ({count_of(len(tasks), 'task')})"
         groups.append((title, of_domain(summary, domain), len(tasks)))
     caption = "Mean over tasks, each counting alike."
     return _comparison_table(groups, measured, caption)
 
 
 def by_task(summary: Summary) -> Html:
-    """Returns the bars of every prompting and the table of every task."""
+    """Returns the bars of every prompt style and the table of every task."""
     groups = []
     for domain in DOMAINS:
         for task in tasks_of(summary, domain):
             about = f"{DOMAIN_NAMES[domain].lower()}, {task['kind']}"
             about += f", level {task['level']}" if task["level"] else ""
-            title = joined([element("strong", task["name"]), f" {about}"])
+            title = join_html([element("strong", task["name"]), f" {about}"])
             groups.append((title, of_task(summary, task["name"]), 1))
     measured = rounds_measured(summary)
-    bars = [_bars(summary, prompting, measured) for prompting in PROMPTINGS]
+    bars = [_bars(summary, prompt_style, measured) for prompt_style in PROMPT_STYLES]
     note = element("p", "Bars: accuracy; whiskers: 95 % Wilson interval.", cls="note")
     panels = element("div", *bars, cls="panels")
     detailed = _comparison_table(groups, measured)
-    return joined(
+    return join_html(
         [
             charts.legend([round_name(number) for number in measured]),
             note,
@@ -362,7 +362,7 @@ def confidence(summary: Summary) -> Html:
             if sure:
                 bins = accuracy_by_confidence(sure, right)
                 error = percent(expected_calibration_error(sure, right))
-                said = f"{several(len(sure), 'vote')} of {several(paths, 'path')}, error {error}"
+                said = f"{count_of(len(sure), 'vote')} of {count_of(paths, 'path')}, error {error}"
                 series.append((round_name(number), bins, said))
         if series:
             name = DOMAIN_NAMES[domain]
@@ -381,7 +381,7 @@ def confidence(summary: Summary) -> Html:
         "sure; the error is the mean distance of the bins from it, weighted by their votes "
         "(expected calibration error)."
     )
-    return joined([element("p", note, cls="note"), element("div", *figures, cls="panels")])
+    return join_html([element("p", note, cls="note"), element("div", *figures, cls="panels")])
 
 
 def _without_change(summary: Summary) -> tuple[str, str]:
@@ -394,7 +394,7 @@ def _without_change(summary: Summary) -> tuple[str, str]:
         return "Fine-tuned, but not evaluated", "Only the base model has been evaluated."
     return (
         "Base and last model cannot be compared",
-        "They were not evaluated on the same questions with the same prompting.",
+        "They were not evaluated on the same questions with the same prompt style.",
     )
 
 
@@ -410,7 +410,7 @@ def _comparison_table(
     changes = [
         element("th", n, scope="col", cls=s) for n, s in zip(change_names, sides, strict=False)
     ]
-    first = element("th", "Prompting", scope="col", cls="text")
+    first = element("th", "PromptStyle", scope="col", cls="text")
     head = element(
         "thead", element("tr", first, element("th", "n", scope="col", cls="num"), *names, *changes)
     )
@@ -425,7 +425,7 @@ def _comparison_table(
         bodies.append(element("tbody", top, *rows))
     said = " ".join([f"{caption} Accuracy in percent, {INTERVALS}", HOW_TESTED if compared else ""])
     style = "stacked" if len(measured) > 2 else None if compared else "slim"
-    return scrolling(head, bodies, said.strip(), style)
+    return scrolling_table(head, bodies, said.strip(), style)
 
 
 def _comparison_row(
@@ -435,8 +435,8 @@ def _comparison_row(
     found = max(accuracy.tasks for accuracy in comparison.by_round.values())
     counted = f" ({found} of {tasks} tasks)" if found < tasks else ""
     cells = [
-        element("th", PROMPTING_NAMES[comparison.prompting], scope="row", cls="text"),
-        element("td", "/".join(whole(n) for n in sizes), counted, cls="num quiet"),
+        element("th", PROMPT_STYLE_NAMES[comparison.prompt_style], scope="row", cls="text"),
+        element("td", "/".join(format_count(n) for n in sizes), counted, cls="num quiet"),
     ]
     for number in measured:
         cells.append(element("td", _accuracy(comparison.by_round.get(number)), cls="num"))
@@ -450,7 +450,7 @@ def _accuracy(accuracy: Accuracy | None) -> Html:
         return element("span", DASH, cls="quiet")
     interval = f"[{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
     value = element("b", f"{100 * accuracy.share:.1f}")
-    return joined([value, " ", element("span", interval, cls="interval")])
+    return join_html([value, " ", element("span", interval, cls="interval")])
 
 
 def _change_cells(change: Change | None, scale: tuple[float, float]) -> Iterator[Html]:
@@ -475,19 +475,19 @@ def _scale(comparisons: Sequence[Comparison]) -> tuple[float, float]:
     return min([-0.02, *(c.low for c in changes)]), max([0.02, *(c.high for c in changes)])
 
 
-def _bars(summary: Summary, prompting: Prompting, measured: Sequence[int]) -> Html:
+def _bars(summary: Summary, prompt_style: PromptStyle, measured: Sequence[int]) -> Html:
     groups: list[charts.Group] = []
     for domain in DOMAINS:
         heading = DOMAIN_NAMES[domain]
         for task in tasks_of(summary, domain):
             for found in of_task(summary, task["name"]):
-                if found.prompting == prompting:
+                if found.prompt_style == prompt_style:
                     bars = [_bar(found.by_round.get(number)) for number in measured]
                     groups.append(charts.Group(task["name"], bars, heading))
                     heading = ""
     if not groups:
         return Html("")
-    name = PROMPTING_NAMES[prompting]
+    name = PROMPT_STYLE_NAMES[prompt_style]
     series = [round_name(number) for number in measured]
     return figure(name, charts.grouped_bars(f"{name}: accuracy by task", groups, series))
 
@@ -497,22 +497,22 @@ def _bar(accuracy: Accuracy | None) -> charts.Bar | None:
 
 
 def _sampling(summary: Summary) -> Html:
-    names = {p: PROMPTING_NAMES[p] for p in PROMPTINGS}
+    names = {p: PROMPT_STYLE_NAMES[p] for p in PROMPT_STYLES}
     rows = [
         (
             e["task"],
-            names[e["prompting"]],
+            names[e["prompt_style"]],
             round_name(e["round"]),
-            whole(len(e["correct"])),
-            whole(e["paths"]),
+            format_count(len(e["correct"])),
+            format_count(e["paths"]),
             f"{e['temperature']:g}",
             percent(e["parsed"]) if e["correct"] else DASH,
-            part(e["tied"], len(e["correct"])) if e["paths"] > 1 else DASH,
+            format_part(e["tied"], len(e["correct"])) if e["paths"] > 1 else DASH,
             f"{e['mean_tokens']:.0f}" if e["mean_tokens"] == e["mean_tokens"] else DASH,
         )
-        for e in sorted(summary["evals"], key=lambda e: (e["task"], e["prompting"], e["round"]))
+        for e in sorted(summary["evals"], key=lambda e: (e["task"], e["prompt_style"], e["round"]))
     ]
-    head = ("Task", "Prompting", "Model", "n", "Paths", "T", "Parsed", "Tied", "Tokens a path")
+    head = ("Task", "PromptStyle", "Model", "n", "Paths", "T", "Parsed", "Tied", "Tokens a path")
     caption = (
         "Paths are sampled for each question at temperature T (0: greedy). Parsed: paths with a "
         "readable answer. Tied: questions on which two answers shared the most votes."

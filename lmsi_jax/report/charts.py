@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from lmsi_jax.evaluation.accuracy import Bin
 from lmsi_jax.evaluation.statistics import wilson
 from lmsi_jax.report import html
-from lmsi_jax.report.html import Html, decimal, element, percent, whole
+from lmsi_jax.report.html import Html, decimal, element, format_count, percent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,8 @@ def confidence_chart(title: str, series: Sequence[tuple[str, Sequence[Bin]]]) ->
         parts += _confidence_dots(bins, i, len(series), x, y, shift)
         parts.append(html.text(0, row, name, cls="tick"))
         parts += [
-            html.text(x((b.low + b.high) / 2), row, whole(b.n), cls="tick middle") for b in bins
+            html.text(x((b.low + b.high) / 2), row, format_count(b.n), cls="tick middle")
+            for b in bins
         ]
         parts.append(
             element("rect", x=54, y=row - 9, width=8, height=8, **html.paint(i, len(series)))
@@ -262,7 +263,7 @@ def _end_labels(
 def _x_ticks(xs: Sequence[float], each: bool) -> Iterator[tuple[float, str, str]]:
     marks = sorted(set(xs)) if each else sorted({min(xs), max(xs)})
     for mark in marks:
-        yield mark, whole(mark), "middle" if each or mark == marks[0] else "end"
+        yield mark, format_count(mark), "middle" if each or mark == marks[0] else "end"
 
 
 def _runs(points: Sequence[tuple[float, float]]) -> Iterator[list[tuple[float, float]]]:

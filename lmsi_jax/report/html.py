@@ -20,7 +20,7 @@ class Html(str):
     """A piece of a page that is safe as it stands."""
 
 
-def escaped(content: object) -> Html:
+def escape(content: object) -> Html:
     """Returns any object as text of a page; `Html` stays as it is."""
     if isinstance(content, Html):
         return content
@@ -36,12 +36,12 @@ def element(tag: str, *children: object, **attributes: object) -> Html:
     written = "".join(_attribute(name, value) for name, value in attributes.items())
     if tag in _VOID:
         return Html(f"<{tag}{written}>" if tag in ("meta", "br") else f"<{tag}{written}/>")
-    return Html(f"<{tag}{written}>{joined(children)}</{tag}>")
+    return Html(f"<{tag}{written}>{join_html(children)}</{tag}>")
 
 
-def joined(parts: Iterable[object], separator: str = "") -> Html:
+def join_html(parts: Iterable[object], separator: str = "") -> Html:
     """Returns the parts, each escaped, one after the other."""
-    return Html(separator.join(escaped(part) for part in parts))
+    return Html(separator.join(escape(part) for part in parts))
 
 
 def table(
@@ -61,10 +61,12 @@ def table(
     sides = ["text" if i < text_columns else "num" for i in range(len(head))]
     top = [element("th", c, scope="col", cls=s) for c, s in zip(head, sides, strict=True)]
     body = [_row(row, sides) for row in rows]
-    return scrolling(element("thead", element("tr", *top)), [element("tbody", *body)], caption)
+    return scrolling_table(
+        element("thead", element("tr", *top)), [element("tbody", *body)], caption
+    )
 
 
-def scrolling(
+def scrolling_table(
     head: Html, bodies: Sequence[Html], caption: object = "", style: str | None = None
 ) -> Html:
     """Returns the frame around a table's parts; a keyboard can scroll it.
@@ -93,10 +95,10 @@ def _attribute(name: str, value: object) -> str:
     if value is None:
         return ""
     name = "class" if name == "cls" else name.replace("_", "-").replace("viewbox", "viewBox")
-    return f" {name}" if value is True else f' {name}="{escaped(value)}"'
+    return f" {name}" if value is True else f' {name}="{escape(value)}"'
 
 
-def whole(value: float) -> str:
+def format_count(value: float) -> str:
     """12800 -> "12,800"."""
     return f"{value:,.0f}" if math.isfinite(value) else DASH
 
@@ -111,7 +113,7 @@ def percent(share: float, places: int = 1) -> str:
     return f"{100 * share:.{places}f}\N{NO-BREAK SPACE}%" if math.isfinite(share) else DASH
 
 
-def part(count: float, of: float) -> str:
+def format_part(count: float, of: float) -> str:
     """The share of a count, or a dash where there is nothing to be a share of."""
     return percent(count / of) if of else DASH
 
@@ -141,9 +143,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def with_share(count: float, of: float) -> Html:
+def format_with_share(count: float, of: float) -> Html:
     """12, 200 -> "12 6.0 %", the shares of a column in line."""
-    return joined([whole(count), " ", element("span", part(count, of), cls="share")])
+    return join_html(
+        [format_count(count), " ", element("span", format_part(count, of), cls="share")]
+    )
 
 
 def bar(share: float, content: object) -> Html:
@@ -153,9 +157,9 @@ def bar(share: float, content: object) -> Html:
     return element("div", room, element("span", content), cls="cellbar")
 
 
-def several(count: int, noun: str) -> str:
+def count_of(count: int, noun: str) -> str:
     """1, "task" -> "1 task"; 3, "task" -> "3 tasks"."""
-    return f"{whole(count)} {noun}{'' if count == 1 else 's'}"
+    return f"{format_count(count)} {noun}{'' if count == 1 else 's'}"
 
 
 WIDTH = 420

@@ -6,7 +6,7 @@ from typing import Any
 
 from lmsi_jax.report import accuracy_section, training_sections, vote_sections
 from lmsi_jax.report.accuracy_section import rounds_measured
-from lmsi_jax.report.html import Html, element, joined, several, table, whole
+from lmsi_jax.report.html import Html, count_of, element, format_count, join_html, table
 from lmsi_jax.report.summary import Summary, validate
 
 # Nothing is ever loaded, whatever a model wrote into a question.
@@ -58,7 +58,7 @@ def _header(summary: Summary) -> Html:
     words, basis = accuracy_section.headline_words(summary)
     model = summary["model"]
     facts = [
-        ("Model", f"{model['name']}, {whole(model['parameters'])} parameters"),
+        ("Model", f"{model['name']}, {format_count(model['parameters'])} parameters"),
         ("Rounds", _rounds(summary)),
         ("Trained on", _trained_on(summary)),
         ("Seed", str(summary["seed"])),
@@ -85,7 +85,7 @@ def _sections(summary: Summary) -> Iterator[tuple[str, str, Html]]:
         yield "paths", "Accuracy and the number of paths", vote_sections.curves_section(summary)
     if len(rounds) > 1:
         yield "rounds", "Round by round", training_sections.by_round(summary)
-    yield "watch", "Watch against collapse", training_sections.watch_section(summary)
+    yield "collapse", "Collapse monitor", training_sections.watch_section(summary)
     if rounds:
         yield (
             "generation",
@@ -93,7 +93,7 @@ def _sections(summary: Summary) -> Iterator[tuple[str, str, Html]]:
             training_sections.generation_section(rounds),
         )
         yield "votes", "From paths to training rows", _votes(summary)
-    yield "early-stop", "Early stop", vote_sections.early_stop_section(summary)
+    yield "adaptive-consistency", "Adaptive consistency", vote_sections.early_stop_section(summary)
     if rounds:
         yield "training", "Training", training_sections.losses(rounds)
     yield "examples", "Questions, paths and votes", _examples(summary)
@@ -110,7 +110,7 @@ def _votes(summary: Summary) -> Html:
         vote_sections.by_task,
     ]
     mix = [element("h3", "Mix of formats"), vote_sections.format_mix(rounds)]
-    return joined([*(part(rounds) for part in parts), *mix])
+    return join_html([*(part(rounds) for part in parts), *mix])
 
 
 def _examples(summary: Summary) -> Html:
@@ -118,7 +118,7 @@ def _examples(summary: Summary) -> Html:
         "The vote sees no label; the gold answer is shown here to judge it. Equal paths are shown "
         "once with their number. Kept paths agree with the vote."
     )
-    return joined([element("p", note, cls="note"), vote_sections.examples(summary)])
+    return join_html([element("p", note, cls="note"), vote_sections.examples(summary)])
 
 
 def _configuration(summary: Summary) -> Html:
@@ -132,9 +132,9 @@ def _configuration(summary: Summary) -> Html:
         element("dd", f"{model['name']} from {model['source']}"),
     ]
     gin = element("pre", summary["config"] or "(empty)", cls="config")
-    return joined(
+    return join_html(
         [
-            joined([element("h3", "Notes"), element("ul", *notes)]) if notes else Html(""),
+            join_html([element("h3", "Notes"), element("ul", *notes)]) if notes else Html(""),
             element("dl", *listed, cls="plain"),
             element("details", element("summary", "Operative gin configuration"), gin),
             element("details", element("summary", "Versions"), table(("Package", "Version"), rows)),
@@ -159,7 +159,7 @@ def _trained_on(summary: Summary) -> str:
     rounds = summary["rounds"]
     if not rounds:
         return "another run's paths" if max(rounds_measured(summary), default=0) else "nothing yet"
-    questions = several(rounds[-1]["questions"], "question")
-    strong = sum(row["sources"]["strong"] for row in rounds)
-    labels = f"and {several(strong, 'human row')}" if strong else "without labels"
+    questions = count_of(rounds[-1]["questions"], "question")
+    human = sum(row["sources"]["human"] for row in rounds)
+    labels = f"and {count_of(human, 'human row')}" if human else "without labels"
     return f"{questions} {labels}"

@@ -12,10 +12,10 @@ from typing import Any, Literal, NotRequired, TypedDict, cast, get_args, get_ori
 
 from lmsi_jax.errors import LmsiError
 
-Prompting = Literal["standard", "cot", "zero_shot_cot", "self_consistency"]
+PromptStyle = Literal["standard", "cot", "zero_shot_cot", "self_consistency"]
 Domain = Literal["in", "out"]
 
-PROMPTINGS: tuple[Prompting, ...] = get_args(Prompting)
+PROMPT_STYLES: tuple[PromptStyle, ...] = get_args(PromptStyle)
 
 
 class Model(TypedDict):
@@ -55,12 +55,12 @@ class CurvePoint(TypedDict):
 
 
 class Evaluation(TypedDict):
-    """One model on one task with one prompting; at most one for each (round, task, prompting)."""
+    """One model, task and prompt style; at most one for each (round, task, prompt style)."""
 
     round: int
     """0 is the base model, r the model after round r."""
     task: str
-    prompting: Prompting
+    prompt_style: PromptStyle
     correct: list[int]
     """0 or 1 for each question, in the same order of questions in every round."""
     parsed: float
@@ -68,7 +68,7 @@ class Evaluation(TypedDict):
     tied: int
     """Questions whose vote was tied; 0 for single paths."""
     paths: int
-    """Sampled for each question; 1 for greedy prompting."""
+    """Sampled for each question; 1 for greedy decoding."""
     temperature: float
     mean_tokens: float
     """Mean length of a path."""
@@ -97,10 +97,10 @@ class FormatRows(TypedDict):
 
 
 class Sources(TypedDict):
-    """Training rows by origin: the model's own paths (weak) and human ones (strong)."""
+    """Training rows by origin: the model's own samples (self-generated) and human ones."""
 
-    weak: int
-    strong: int
+    self_generated: int
+    human: int
 
 
 class NewQuestions(TypedDict):
@@ -111,7 +111,7 @@ class NewQuestions(TypedDict):
     malformed: int
     duplicates: int
     """Of each other, or of real training questions."""
-    overlapping: int
+    contaminated: int
     """With a test question of the run."""
     surplus: int
     new: int
@@ -191,12 +191,12 @@ class Round(TypedDict):
     """One dictionary for each logged step: step, loss, learning_rate, grad_norm,
     tokens_per_second, and loss/<format>."""
     values: NotRequired[dict[str, str]]
-    """What `Run.by_round` gave this round, by parameter."""
+    """What `Run.schedule` gave this round, by parameter."""
     alarms: list[str]
-    """Warnings of the stop rules and of the watch, in words."""
+    """Warnings of the stop rules and of the collapse monitor, in words."""
 
 
-class WatchScored(TypedDict):
+class CollapseLabelled(TypedDict):
     """What gold answers say of the votes: `lmsi_jax.evaluation.collapse.Scored`."""
 
     questions: int
@@ -206,8 +206,8 @@ class WatchScored(TypedDict):
     single: float
 
 
-class WatchRow(TypedDict):
-    """The watch's figures of one round: `lmsi_jax.evaluation.collapse.Figures`."""
+class CollapseRow(TypedDict):
+    """A round's `lmsi_jax.evaluation.collapse.CollapseMetrics`."""
 
     round: int
     source: Literal["train", "test"]
@@ -225,10 +225,10 @@ class WatchRow(TypedDict):
     kept: float | None
     rows: int | None
     easy_weight: float | None
-    scored: WatchScored | None
+    scored: CollapseLabelled | None
 
 
-class EarlyStopSet(TypedDict):
+class AdaptiveConsistencySet(TypedDict):
     """The early-stop rule on one task's questions under one model; lists are in their order."""
 
     source: Literal["test", "train"]
@@ -236,7 +236,7 @@ class EarlyStopSet(TypedDict):
     """Test: that of the model, 0 for the base. Train: the round that sampled them."""
     task: str
     paths: int
-    """Of a question without early stop (m)."""
+    """Of a question without adaptive consistency (m)."""
     taken: list[int]
     """Paths of each question that the rule takes, or took where it was on."""
     same: list[int]
@@ -248,8 +248,8 @@ class EarlyStopSet(TypedDict):
     """The same for the vote on the paths that the rule takes."""
 
 
-class EarlyStop(TypedDict):
-    """What early stop does to the number of paths and to the votes."""
+class AdaptiveConsistency(TypedDict):
+    """What adaptive consistency does to the number of paths and to the votes."""
 
     threshold: float
     """Wanted probability that the leading answer stays ahead."""
@@ -257,7 +257,7 @@ class EarlyStop(TypedDict):
     """Paths between two looks at the rule."""
     on: bool
     """Whether train questions were sampled with it."""
-    sets: list[EarlyStopSet]
+    sets: list[AdaptiveConsistencySet]
     """At most one for each (source, round, task)."""
 
 
@@ -303,9 +303,9 @@ class Summary(TypedDict):
     tasks: list[Task]
     evals: list[Evaluation]
     rounds: list[Round]
-    watch: NotRequired[list[WatchRow]]
+    collapse: NotRequired[list[CollapseRow]]
     """At most one for each (source, round)."""
-    early_stop: EarlyStop
+    adaptive_consistency: AdaptiveConsistency
     examples: list[ShownQuestion]
     notes: list[str]
 
@@ -323,10 +323,10 @@ def validate(summary: Any) -> Summary:
     checked = cast(Summary, summary)
     _check_tasks(checked)
     _check_evals(checked)
-    _check_early_stop(checked)
+    _check_adaptive_consistency(checked)
     _unique((row["round"] for row in checked["rounds"]), "summary.rounds", "round")
-    watched = ((row["source"], row["round"]) for row in checked.get("watch", []))
-    _unique(watched, "summary.watch", "(source, round)")
+    watched = ((row["source"], row["round"]) for row in checked.get("collapse", []))
+    _unique(watched, "summary.collapse", "(source, round)")
     for i, row in enumerate(checked["rounds"]):
         if row["round"] < 1:
             _fail(f"summary.rounds[{i}].round", "1 or more", row["round"])
@@ -357,15 +357,15 @@ def _check_evals(summary: Summary) -> None:
             _fail(f"{place}.confidence", f"one for each of {n} questions", confidence)
         if outside := [c for c in confidence if not 0 <= c <= 1]:
             _fail(f"{place}.confidence", "numbers in [0, 1]", outside[0])
-    keys = ((e["round"], e["task"], e["prompting"]) for e in summary["evals"])
-    _unique(keys, "summary.evals", "(round, task, prompting)")
+    keys = ((e["round"], e["task"], e["prompt_style"]) for e in summary["evals"])
+    _unique(keys, "summary.evals", "(round, task, prompt_style)")
 
 
-def _check_early_stop(summary: Summary) -> None:
+def _check_adaptive_consistency(summary: Summary) -> None:
     names = {task["name"] for task in summary["tasks"]}
-    rows = summary["early_stop"]["sets"]
+    rows = summary["adaptive_consistency"]["sets"]
     for i, row in enumerate(rows):
-        place = f"summary.early_stop.sets[{i}]"
+        place = f"summary.adaptive_consistency.sets[{i}]"
         if row["task"] not in names:
             _fail(f"{place}.task", "one of summary.tasks", row["task"])
         if outside := [n for n in row["taken"] if not 0 <= n <= row["paths"]]:
@@ -379,7 +379,7 @@ def _check_early_stop(summary: Summary) -> None:
         if len(correct) != len(stopped):
             _fail(f"{place}.correct_stopped", "as many as in correct", stopped)
     keys = ((row["source"], row["round"], row["task"]) for row in rows)
-    _unique(keys, "summary.early_stop.sets", "(source, round, task)")
+    _unique(keys, "summary.adaptive_consistency.sets", "(source, round, task)")
 
 
 def _unique(values: Iterable[object], place: str, what: str) -> None:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from lmsi_jax.report import accuracy_section, training_sections, vote_sections
 from lmsi_jax.report.accuracy_section import DOMAINS, headline_words
-from lmsi_jax.report.html import DASH, p_value, percent, points, whole
+from lmsi_jax.report.html import DASH, format_count, p_value, percent, points
 from lmsi_jax.report.summary import Evaluation, Summary, validate
 
 _SHORT = {
@@ -25,7 +25,8 @@ _STYLES = {"rose": "bold green", "fell": "bold red", "no clear change": ""}
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
-    """Prints verdict, alarms, accuracy before and after by task and prompting, and early stop.
+    """Prints verdict, alarms, accuracy before and after by task and prompt style, and adaptive
+    consistency.
 
     Args:
       summary: as `lmsi_jax.report.summary.Summary` describes it.
@@ -45,7 +46,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         console.print(_table(checked, _names(checked), console.width >= _WIDE))
         console.print(_legend())
     if rows := training_sections.rows_by_figure(checked, "train"):
-        console.print(_watch_table(*rows))
+        console.print(_collapse_table(*rows))
     for sentence in vote_sections.sentences(checked):
         console.print(Text(sentence))
 
@@ -53,7 +54,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
 def print_evaluation(
     summary: dict[str, Any], console: Console, names: tuple[str, str] | None = None
 ) -> None:
-    """Prints accuracy by task and prompting, and the votes' accuracy by the number of paths.
+    """Prints accuracy by task and prompt style, and the votes' accuracy by the number of paths.
 
     Args:
       summary: as `lmsi_jax.report.summary.Summary` describes it.
@@ -91,7 +92,7 @@ def _table(summary: Summary, names: tuple[str, str], wide: bool) -> Table:
     last = accuracy_section.rounds_measured(summary)[-1]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("task")
-    table.add_column("prompting")
+    table.add_column("prompt_style")
     after = [names[1], "change [95 %]", "p"] if last else []
     for name in ("n", names[0], *after, "unparsed", "tied"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -120,8 +121,8 @@ def _paths_table(summary: Summary, rows: list[Evaluation], names: tuple[str, str
     return table
 
 
-def _watch_table(head: list[str], rows: list[list[str]]) -> Table:
-    """The watch's figures of the votes that each round learnt."""
+def _collapse_table(head: list[str], rows: list[list[str]]) -> Table:
+    """The collapse monitor's figures of the votes that each round learnt."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(head):
         table.add_column(Text(name), justify="right" if i else "left", no_wrap=True)
@@ -141,15 +142,17 @@ def _groups(summary: Summary) -> Iterator[tuple[str, list[accuracy_section.Compa
 
 
 def _cells(comparison: accuracy_section.Comparison, last: int, wide: bool) -> Iterator[Text]:
-    yield Text(_SHORT[comparison.prompting])
-    yield Text("/".join(whole(n) for n in sorted({a.n for a in comparison.by_round.values()})))
+    yield Text(_SHORT[comparison.prompt_style])
+    yield Text(
+        "/".join(format_count(n) for n in sorted({a.n for a in comparison.by_round.values()}))
+    )
     yield _accuracy(comparison.by_round.get(0), wide)
     if last:
         yield _accuracy(comparison.by_round.get(last), wide)
         yield from _change(comparison.change)
     measured = comparison.by_round.get(last)
     yield Text(DASH if measured is None else percent(measured.unparsed))
-    votes = comparison.prompting == "self_consistency"
+    votes = comparison.prompt_style == "self_consistency"
     yield Text(percent(measured.tied) if measured is not None and votes else DASH)
 
 

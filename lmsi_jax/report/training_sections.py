@@ -6,7 +6,8 @@ A result is what `lmsi_jax.pipeline.distill` writes to `RESULT` in a student's f
 
 The part of the page about what the model made itself: questions and few-shot prompts.
 
-The part of the page about the watch: how a run would fail without labels, round by round.
+The part of the page about the collapse monitor: how a run would fail without labels, round by
+round.
 """
 
 import math
@@ -29,23 +30,23 @@ from lmsi_jax.report.html import (
     duration,
     element,
     figure,
-    joined,
+    format_count,
+    format_part,
+    format_with_share,
+    join_html,
     p_value,
-    part,
     percent,
     table,
-    whole,
-    with_share,
 )
-from lmsi_jax.report.summary import NewQuestions, Round, Summary, WatchRow, WatchScored
+from lmsi_jax.report.summary import CollapseLabelled, CollapseRow, NewQuestions, Round, Summary
 from lmsi_jax.report.vote_sections import FORMAT_NAMES
 
 MOST_POINTS = 150
 """A curve with more is averaged over neighbouring steps, so that the page stays small."""
 _START = {"base": "base model", "last": "last model"}
 _SHORT = {f: f.replace("_shot", "-shot").replace("_", " ") for f in FORMAT_NAMES}
-_SOURCES = {"weak": "weak (own paths)", "strong": "strong (human)"}
-_PROMPTING = {
+_SOURCES = {"self_generated": "self-generated", "human": "human"}
+_PROMPT_STYLE = {
     "standard": "standard",
     "cot": "CoT",
     "zero_shot_cot": "zero-shot CoT",
@@ -68,7 +69,7 @@ def losses(rounds: Sequence[Round]) -> Html:
     longest = max(len(row["train"]) for row in rounds)
     note = f"Each point is the mean of {_bucket(longest)} logged steps."
     said = element("p", note, cls="note") if _bucket(longest) > 1 else ""
-    return joined([said, element("div", *figures, cls="panels")])
+    return join_html([said, element("div", *figures, cls="panels")])
 
 
 def _unit(rounds: Sequence[Round]) -> str:
@@ -116,7 +117,7 @@ def by_round(summary: Summary) -> Html:
         f"Started: {starts}. Rising confidence with falling diversity is the sign of a collapse: "
         "the model agrees with itself ever more, whether right or wrong."
     )
-    return joined(
+    return join_html(
         [
             element("p", note, cls="note"),
             element("div", *figures, cls="panels"),
@@ -132,11 +133,11 @@ def _values(rounds: Sequence[Round]) -> Html:
         return Html("")
     head = ["Parameter", *(accuracy_section.round_name(row["round"]) for row in rounds)]
     body = [[name, *(row.get("values", {}).get(name, DASH) for row in rounds)] for name in names]
-    return table(head, body, "Run.by_round: what was set differently from round to round.")
+    return table(head, body, "Run.schedule: what was set differently from round to round.")
 
 
 def alarms(rounds: Sequence[Round]) -> Html:
-    """Returns the warnings of the stop rules and of the watch, or nothing."""
+    """Returns the warnings of the stop rules and of the collapse monitor, or nothing."""
     items = [
         element("li", element("b", accuracy_section.round_name(row["round"])), ": ", alarm)
         for row in rounds
@@ -174,8 +175,8 @@ def _stage_cells(row: Round, stage: str, total: float) -> list[object]:
     seconds, rate = row["seconds"].get(stage), row["tokens_per_second"].get(stage)
     return [
         DASH if seconds is None else duration(seconds),
-        DASH if seconds is None else part(seconds, total),
-        DASH if rate is None else whole(rate),
+        DASH if seconds is None else format_part(seconds, total),
+        DASH if rate is None else format_count(rate),
     ]
 
 
@@ -183,7 +184,7 @@ def _curves(rounds: Sequence[Round], field: str, name: str, unit: str) -> Html:
     lines = [
         charts.Line(accuracy_section.round_name(row["round"]), curve)
         for row in rounds
-        if (curve := thinned(row["train"], field))
+        if (curve := thin_steps(row["train"], field))
     ]
     if not lines:
         return Html("")
@@ -202,7 +203,7 @@ def _label_losses(row: Round, named: bool) -> Html:
         lines = [
             charts.Line(
                 _SOURCES.get(label) or _SHORT.get(label, label),
-                thinned(row["train"], f"loss/{label}"),
+                thin_steps(row["train"], f"loss/{label}"),
             )
             for label in chosen
         ]
@@ -211,10 +212,10 @@ def _label_losses(row: Round, named: bool) -> Html:
             name = f"Loss by {what}{round_name}"
             chart = charts.line_chart(name, lines, "step", _unit([row]))
             figures.append(figure(name, chart))
-    return joined(figures)
+    return join_html(figures)
 
 
-def thinned(steps: Sequence[dict[str, float]], field: str) -> list[tuple[float, float]]:
+def thin_steps(steps: Sequence[dict[str, float]], field: str) -> list[tuple[float, float]]:
     """Returns (step, value), averaged over neighbours so that at most MOST_POINTS remain.
 
     Values that are not finite stay apart: they do not spoil their neighbours' mean, and a stretch
@@ -238,7 +239,7 @@ def _bucket(count: int) -> int:
 def _accuracy_line(comparison: accuracy_section.Comparison) -> charts.Line:
     found = comparison.by_round.items()
     return charts.Line(
-        _PROMPTING[comparison.prompting],
+        _PROMPT_STYLE[comparison.prompt_style],
         [(float(number), accuracy.share) for number, accuracy in found],
         [(accuracy.low, accuracy.high) for _, accuracy in found],
     )
@@ -256,14 +257,22 @@ _TITLES = {"in": "trained", "out": "others"}
 def print_table(result: dict[str, Any]) -> None:
     """Prints the paper's table: means over the tasks, inside and outside of training."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    heads = ("tasks", "prompting", "n", "teacher", "student", "student, distilled", "gain [95 %]")
+    heads = (
+        "tasks",
+        "prompt_style",
+        "n",
+        "teacher",
+        "student",
+        "student, distilled",
+        "gain [95 %]",
+    )
     for name in (*heads, "p"):
         table.add_column(Text(name))
     for row in result["means"]:
         gain = row["gain"]
         cells = [
             f"{_TITLES[row['domain']]} ({row['tasks']})",
-            row["prompting"],
+            row["prompt_style"],
             str(row["n"]),
             *(f"{row[side]:.1f}" for side in SIDES),
             f"{gain['difference']:+.1f} [{gain['low']:+.1f}, {gain['high']:+.1f}]",
@@ -287,7 +296,8 @@ def sentences(result: dict[str, Any]) -> list[str]:
     for row in result["means"]:
         gain = row["gain"]
         said.append(
-            f"{_TITLES[row['domain']]}, {row['prompting']}: teacher {row['teacher_before']:.1f}, "
+            f"{_TITLES[row['domain']]}, {row['prompt_style']}: teacher "
+            f"{row['teacher_before']:.1f}, "
             f"student {row['student_before']:.1f}, distilled {row['student_after']:.1f} "
             f"({gain['difference']:+.1f} points, 95 % {gain['low']:+.1f} to {gain['high']:+.1f}, "
             f"p {p_value(gain['p'])})."
@@ -295,12 +305,12 @@ def sentences(result: dict[str, Any]) -> list[str]:
     return said
 
 
-_PARTS = ("malformed", "duplicates", "overlapping", "surplus", "new")
+_PARTS = ("malformed", "duplicates", "contaminated", "surplus", "new")
 
 
 def generation_section(rounds: Sequence[Round]) -> Html:
     """Returns a table of new questions and one of generated prompts, where there are any."""
-    return joined([_questions(rounds), _prompts(rounds)])
+    return join_html([_questions(rounds), _prompts(rounds)])
 
 
 def _questions(rounds: Sequence[Round]) -> Html:
@@ -323,9 +333,9 @@ def _questions(rounds: Sequence[Round]) -> Html:
 
 def _cells(found: NewQuestions) -> list[object]:
     written, new = found["written"], found["new"]
-    shares = [with_share(n, written) for n in (found[name] for name in _PARTS)]  # type: ignore[literal-required]
+    shares = [format_with_share(n, written) for n in (found[name] for name in _PARTS)]  # type: ignore[literal-required]
     confidence = percent(found["mean_confidence"]) if new else DASH
-    return [whole(written), *shares, confidence, with_share(found["confident"], new)]
+    return [format_count(written), *shares, confidence, format_with_share(found["confident"], new)]
 
 
 def _prompts(rounds: Sequence[Round]) -> Html:
@@ -333,9 +343,9 @@ def _prompts(rounds: Sequence[Round]) -> Html:
         [
             task,
             round_name(row["round"]),
-            whole(found["asked"]),
-            with_share(found["usable"], found["asked"]),
-            whole(found["prompts"]),
+            format_count(found["asked"]),
+            format_with_share(found["usable"], found["asked"]),
+            format_count(found["prompts"]),
         ]
         for row in rounds
         for task, found in row["prompts"].items()
@@ -377,23 +387,23 @@ def _number(digits: int) -> Callable[[_Value], str]:
 
 
 def _count(value: _Value) -> str:
-    return DASH if value is None else whole(value)
+    return DASH if value is None else format_count(value)
 
 
-def _gold(name: str) -> Callable[[WatchRow], _Value]:
-    def value(row: WatchRow) -> _Value:
+def _gold(name: str) -> Callable[[CollapseRow], _Value]:
+    def value(row: CollapseRow) -> _Value:
         """Of the questions with a gold answer."""
-        scored: WatchScored | None = row["scored"]
+        scored: CollapseLabelled | None = row["scored"]
         return None if scored is None else scored[name]  # type: ignore[literal-required]
 
     return value
 
 
-def _distinct(n: int) -> Callable[[WatchRow], _Value]:
+def _distinct(n: int) -> Callable[[CollapseRow], _Value]:
     return lambda row: row["distinct"][n - 1]
 
 
-_FIGURES: tuple[tuple[str, Callable[[WatchRow], _Value], Callable[[_Value], str]], ...] = (
+_FIGURES: tuple[tuple[str, Callable[[CollapseRow], _Value], Callable[[_Value], str]], ...] = (
     ("Questions", lambda row: row["questions"], _count),
     ("Mean share of the vote", lambda row: row["confidence"], _share),
     ("Vote is right (majority@m)", _gold("majority"), _share),
@@ -420,7 +430,7 @@ def watch_section(summary: Summary) -> Html:
         if found:
             head, rows = found
             parts += [element("h3", _HEAD[source]), table(head, rows, _ABOUT[source])]
-    return joined([*parts, _charts(summary)])
+    return join_html([*parts, _charts(summary)])
 
 
 def rows_by_figure(summary: Summary, source: Source) -> tuple[list[str], list[list[str]]] | None:
@@ -440,8 +450,8 @@ def rows_by_figure(summary: Summary, source: Source) -> tuple[list[str], list[li
     return head, rows
 
 
-def _rows(summary: Summary, source: Source) -> list[WatchRow]:
-    own = [row for row in summary.get("watch", []) if row["source"] == source]
+def _rows(summary: Summary, source: Source) -> list[CollapseRow]:
+    own = [row for row in summary.get("collapse", []) if row["source"] == source]
     return sorted(own, key=lambda row: row["round"])
 
 
@@ -449,7 +459,11 @@ def _charts(summary: Summary) -> Html:
     train, test = _rows(summary, "train"), _rows(summary, "test")
     figures = []
     if len(test) > 1 and all(row["scored"] for row in test):
-        names = (("share of the vote", "confidence"), ("right", "majority"), ("pass@m", "passed"))
+        names = (
+            ("share of the vote", "confidence"),
+            ("right", "majority"),
+            ("pass@m", "passed"),
+        )
         lines = [_line(label, test, _gold(name)) for label, name in names]
         figures.append(_chart("Sure and right, test questions", lines, "share", share=True))
     if len(train) > 1:
@@ -465,7 +479,9 @@ def _charts(summary: Summary) -> Html:
     return element("div", *figures, cls="panels") if figures else Html("")
 
 
-def _line(label: str, rows: Sequence[WatchRow], value: Callable[[WatchRow], _Value]) -> charts.Line:
+def _line(
+    label: str, rows: Sequence[CollapseRow], value: Callable[[CollapseRow], _Value]
+) -> charts.Line:
     found = ((float(row["round"]), value(row)) for row in rows)
     return charts.Line(label, [(x, float("nan") if y is None else y) for x, y in found])
 

@@ -2,7 +2,7 @@
 
 The part of the report about the number of paths: majority@k and pass@k.
 
-The part of the report about early stop: paths saved, and what the vote loses by it.
+The part of the report about adaptive consistency: paths saved, and what the vote loses by it.
 """
 
 import dataclasses
@@ -17,23 +17,23 @@ from lmsi_jax.report.html import (
     DASH,
     Html,
     bar,
+    count_of,
     decimal,
     element,
     figure,
-    joined,
-    part,
+    format_count,
+    format_part,
+    format_with_share,
+    join_html,
     percent,
     points,
-    scrolling,
-    several,
+    scrolling_table,
     table,
-    whole,
-    with_share,
 )
 from lmsi_jax.report.summary import (
+    AdaptiveConsistency,
+    AdaptiveConsistencySet,
     CurvePoint,
-    EarlyStop,
-    EarlyStopSet,
     Evaluation,
     FilterStep,
     Round,
@@ -62,7 +62,7 @@ def funnel(rounds: Sequence[Round]) -> Html:
     for step in steps:
         rows.append([step, *(_step(c[step], max(c.values(), default=0), c) for c in counts)])
     for name, count, of in _mishaps(rounds):
-        cells = [with_share(c, o) for c, o in zip(count, of, strict=True)]
+        cells = [format_with_share(c, o) for c, o in zip(count, of, strict=True)]
         rows.append([element("span", name, cls="quiet"), *cells])
     caption = (
         "Percentages of paths and rows are of the sampled paths, those of questions of all "
@@ -82,11 +82,11 @@ def by_task(rounds: Sequence[Round]) -> Html:
                 (
                     task,
                     round_name(row["round"]),
-                    whole(n),
+                    format_count(n),
                     percent(votes["mean_confidence"]) if n else DASH,
                     decimal(votes["distinct_kept_per_question"], 1) if n else DASH,
-                    with_share(votes["empty"], n),
-                    with_share(votes["tied"], n),
+                    format_with_share(votes["empty"], n),
+                    format_with_share(votes["tied"], n),
                 )
             )
     if not rows:
@@ -110,12 +110,13 @@ def selection(rounds: Sequence[Round]) -> Html:
         cells = [
             f"{step['filter']}, {step['task']}",
             round_name(row["round"]),
-            whole(step["rows"]),
+            format_count(step["rows"]),
             _kept(step),
-            *([with_share(step["right"], step["right"] + step["wrong"])] if known else []),
-            whole(step["questions"]),
+            *([format_with_share(step["right"], step["right"] + step["wrong"])] if known else []),
+            format_count(step["questions"]),
             decimal(step["weight"], 1),
-            "; ".join(f"{reason}: {whole(n)}" for reason, n in step["dropped"].items()) or DASH,
+            "; ".join(f"{reason}: {format_count(n)}" for reason, n in step["dropped"].items())
+            or DASH,
         ]
         rows.append(cells)
     head = ["Filter, task", "Selected in", "Paths in", "Kept", *(["Right"] if known else [])]
@@ -134,7 +135,7 @@ def selection(rounds: Sequence[Round]) -> Html:
 
 def _kept(step: FilterStep) -> Html:
     share = step["kept"] / step["rows"] if step["rows"] else 0.0
-    return bar(share, with_share(step["kept"], step["rows"]))
+    return bar(share, format_with_share(step["kept"], step["rows"]))
 
 
 def format_mix(rounds: Sequence[Round]) -> Html:
@@ -150,9 +151,9 @@ def format_mix(rounds: Sequence[Round]) -> Html:
                 (
                     FORMAT_NAMES.get(name, name),
                     round_name(row["round"]),
-                    whole(found["rows"]),
+                    format_count(found["rows"]),
                     decimal(found["weight"], 0 if found["weight"] == round(found["weight"]) else 1),
-                    bar(share, part(found["weight"], total)),
+                    bar(share, format_part(found["weight"], total)),
                 )
             )
     if not rows:
@@ -166,7 +167,7 @@ def examples(summary: Summary) -> Html:
     if not summary["examples"]:
         return element("p", "The run saved no questions to show.", cls="empty")
     kinds = {task["name"]: task["kind"] for task in summary["tasks"]}
-    return joined(_example(shown, kinds.get(shown["task"], "")) for shown in summary["examples"])
+    return join_html(_example(shown, kinds.get(shown["task"], "")) for shown in summary["examples"])
 
 
 def outcome(shown: ShownQuestion, kind: str) -> str:
@@ -193,7 +194,7 @@ def _funnel_counts(row: Round) -> dict[str, int]:
 
 
 def _step(count: int, most: int, counts: dict[str, int]) -> Html:
-    return bar(count / most if most else 0.0, with_share(count, counts["Sampled paths"]))
+    return bar(count / most if most else 0.0, format_with_share(count, counts["Sampled paths"]))
 
 
 def _mishaps(rounds: Sequence[Round]) -> Iterator[tuple[str, list[int], list[int]]]:
@@ -217,13 +218,13 @@ def _by_round(
 
 
 def _origin(rounds: Sequence[Round]) -> str:
-    weak = sum(r["sources"]["weak"] for r in rounds)
-    strong = sum(r["sources"]["strong"] for r in rounds)
-    if not strong:
-        return f"All {whole(weak)} rows are the model’s own (weak); none is human (strong)."
+    self_generated = sum(r["sources"]["self_generated"] for r in rounds)
+    human = sum(r["sources"]["human"] for r in rounds)
+    if not human:
+        return f"All {format_count(self_generated)} rows are self-generated; none is human."
     return (
-        f"{whole(weak)} rows are the model’s own (weak), {whole(strong)} are human (strong, "
-        f"{part(strong, weak + strong)})."
+        f"{format_count(self_generated)} rows are self-generated, {format_count(human)} are human ("
+        f"{format_part(human, self_generated + human)})."
     )
 
 
@@ -243,7 +244,7 @@ def _example(shown: ShownQuestion, kind: str) -> Html:
     facts = [
         ("Vote", shown["winner"] if shown["winner"] is not None else "none: no path was parsed"),
         ("Gold answer", shown["gold"] if shown["gold"] is not None else "no label"),
-        ("Confidence", f"{percent(shown['confidence'])} of {several(shown['total'], 'path')}"),
+        ("Confidence", f"{percent(shown['confidence'])} of {count_of(shown['total'], 'path')}"),
         ("Tie", "yes, broken by probability, then by key" if shown["tied"] else "no"),
     ]
     listed = [part for name, value in facts for part in (element("dt", name), element("dd", value))]
@@ -285,7 +286,7 @@ def curves_section(summary: Summary) -> Html:
             figures.append(figure(name, _chart(name, own)))
     details = element("details", element("summary", "Every task, with intervals"), _table(rows))
     note = element("p", _NOTE, cls="note")
-    return joined([note, element("div", *figures, cls="panels"), details])
+    return join_html([note, element("div", *figures, cls="panels"), details])
 
 
 def with_curves(summary: Summary) -> list[Evaluation]:
@@ -319,7 +320,7 @@ def _table(rows: Sequence[Evaluation]) -> Html:
         (
             row["task"],
             accuracy_section.round_name(row["round"]),
-            whole(point["k"]),
+            format_count(point["k"]),
             _share(point["majority"], point["majority_low"], point["majority_high"]),
             f"{100 * point['majority_error']:.2f}",
             _share(point["passed"], point["passed_low"], point["passed_high"]),
@@ -366,10 +367,10 @@ class Effect:
     @property
     def saved(self) -> str:
         """The share of the paths that are not sampled, in percent."""
-        return part(self.possible - self.taken, self.possible)
+        return format_part(self.possible - self.taken, self.possible)
 
 
-def effect(rows: Sequence[EarlyStopSet]) -> Effect:
+def effect(rows: Sequence[AdaptiveConsistencySet]) -> Effect:
     """Returns the rule's effect over the questions of some sets; what not all know is None."""
     taken = [n for row in rows for n in row["taken"]]
     same = [c for row in rows for c in row["same"]]
@@ -390,7 +391,7 @@ def effect(rows: Sequence[EarlyStopSet]) -> Effect:
 
 def sentences(summary: Summary) -> list[str]:
     """Returns in words what the rule does to the last model's votes and to the last sampling."""
-    found = summary["early_stop"]
+    found = summary["adaptive_consistency"]
     said = []
     for source in _SOURCES:
         rounds = _rounds(found, source)
@@ -403,7 +404,7 @@ def sentences(summary: Summary) -> list[str]:
 
 def early_stop_section(summary: Summary) -> Html:
     """Returns what the rule is, and its effect on each task; nothing without any paths."""
-    found = summary["early_stop"]
+    found = summary["adaptive_consistency"]
     said = [element("p", sentence) for sentence in sentences(summary)]
     if not said:
         return Html("")
@@ -423,11 +424,11 @@ def early_stop_section(summary: Summary) -> Html:
         "tasks: every question counts alike."
     )
     caption += " Rounds between the first and the last are left out." if between else ""
-    figure = scrolling(element("thead", element("tr", *head)), bodies, caption)
-    return joined([*said, element("p", _note(found), cls="note"), figure])
+    figure = scrolling_table(element("thead", element("tr", *head)), bodies, caption)
+    return join_html([*said, element("p", _note(found), cls="note"), figure])
 
 
-def _note(found: EarlyStop) -> str:
+def _note(found: AdaptiveConsistency) -> str:
     threshold = f"{100 * found['threshold']:g}\N{NO-BREAK SPACE}%"
     rule = (
         f"Adaptive-Consistency (Aggarwal et al. 2023): after every {found['every']} paths of a "
@@ -441,36 +442,40 @@ def _note(found: EarlyStop) -> str:
         )
     return (
         f"{rule} It was off, so all paths were sampled; here it is replayed on them. "
-        f"Sampling.early_stop = {found['threshold']:g} turns it on for train questions."
+        f"Sampling.adaptive_consistency = {found['threshold']:g} turns it on for train questions."
     )
 
 
 def _sentence(one: Effect, where: str) -> str:
     if one.same is None:
         return (
-            f"Early stop saved {one.saved} of the paths on the {where}: {whole(one.taken)} of "
-            f"{whole(one.possible)} were sampled."
+            f"Adaptive consistency saved {one.saved} of the paths on the {where}: "
+            f"{format_count(one.taken)} of "
+            f"{format_count(one.possible)} were sampled."
         )
     said = (
-        f"Early stop would save {one.saved} of the paths on the {where}; the vote is the same on "
-        f"{part(one.same, one.questions)} of the {several(one.questions, 'question')}"
+        f"Adaptive consistency would save {one.saved} of the paths on the {where}; the vote is "
+        "the same on "
+        f"{format_part(one.same, one.questions)} of the {count_of(one.questions, 'question')}"
     )
     if one.right is None or one.right_stopped is None:
         return f"{said}."
-    before, after = (part(n, one.questions) for n in (one.right, one.right_stopped))
+    before, after = (format_part(n, one.questions) for n in (one.right, one.right_stopped))
     return f"{said}, and right on {after} instead of {before}."
 
 
-def _group(found: EarlyStop, source: str, number: int) -> Html:
+def _group(found: AdaptiveConsistency, source: str, number: int) -> Html:
     """One table body: a title, all tasks together, each task."""
     rows = _rows(found, source, number)
-    most = several(max(row["paths"] for row in rows), "path")
+    most = count_of(max(row["paths"] for row in rows), "path")
     stopped = found["on"] and source == "train"
     how = (
-        f"at most {most} each, sampled with early stop" if stopped else f"{most} each, all sampled"
+        f"at most {most} each, sampled with adaptive consistency"
+        if stopped
+        else f"{most} each, all sampled"
     )
     name = f"{source.capitalize()} questions, {round_name(number).lower()}"
-    title = joined([element("strong", name), " ", how])
+    title = join_html([element("strong", name), " ", how])
     top = element("tr", element("th", title, colspan=len(_HEAD), scope="rowgroup", cls="group"))
     lines = [_line(element("b", "All tasks"), effect(rows))] if len(rows) > 1 else []
     lines += [_line(row["task"], effect([row])) for row in rows]
@@ -481,10 +486,10 @@ def _line(name: object, one: Effect) -> Html:
     n = one.questions
     saved = (one.possible - one.taken) / one.possible if one.possible else 0.0
     cells: list[object] = [
-        whole(n),
-        whole(one.taken),
+        format_count(n),
+        format_count(one.taken),
         bar(saved, one.saved),
-        DASH if one.same is None else part(one.same, n),
+        DASH if one.same is None else format_part(one.same, n),
         DASH if one.right is None else f"{100 * one.right / n:.1f}",
         DASH if one.right_stopped is None else f"{100 * one.right_stopped / n:.1f}",
         DASH if one.change is None else _change(one.change),
@@ -496,14 +501,14 @@ def _line(name: object, one: Effect) -> Html:
 def _change(change: Difference) -> Html:
     interval = f"[{points(change.low)}, {points(change.high)}]"
     value = element("b", points(change.difference))
-    return joined([value, " ", element("span", interval, cls="interval")])
+    return join_html([value, " ", element("span", interval, cls="interval")])
 
 
-def _rows(found: EarlyStop, source: str, number: int) -> list[EarlyStopSet]:
+def _rows(found: AdaptiveConsistency, source: str, number: int) -> list[AdaptiveConsistencySet]:
     return [row for row in found["sets"] if (row["source"], row["round"]) == (source, number)]
 
 
-def _rounds(found: EarlyStop, source: str) -> list[int]:
+def _rounds(found: AdaptiveConsistency, source: str) -> list[int]:
     """The rounds with at least one question, in order."""
     rows = (row for row in found["sets"] if row["source"] == source and row["taken"])
     return sorted({row["round"] for row in rows})

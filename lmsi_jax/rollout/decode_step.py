@@ -31,18 +31,25 @@ from lmsi_jax.models.attention import Cache, Part, merge, over_cache, prefill
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.rotary import angles_of
 from lmsi_jax.models.sharding import (
-    EVERYWHERE,
-    LANES,
-    Spread,
+    REPLICATED,
+    SLOTS,
+    DecodeMesh,
     all_gather,
-    as_placed,
+    constrain_caches,
     manual_specs,
-    over_data,
+    map_over_data,
     replicate,
 )
 from lmsi_jax.models.transformer import Attend, hidden_states, logits
-from lmsi_jax.rollout.kv_pages import Pool, Table, moved, over_entries, over_pages, written
-from lmsi_jax.rollout.sampler import draw
+from lmsi_jax.rollout.kv_pages import (
+    PageTable,
+    Pool,
+    copy_pages,
+    over_entries,
+    over_pages,
+    write_entries,
+)
+from lmsi_jax.rollout.sampler import sample_token
 
 
 def uid_words(uid: str) -> tuple[int, int]:
@@ -51,7 +58,7 @@ def uid_words(uid: str) -> tuple[int, int]:
     return int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:8], "big")
 
 
-def path_keys(
+def sample_keys(
     seed: int, round_index: int, uids: Sequence[str], indices: Sequence[int]
 ) -> jax.Array:
     """Returns one key per row, [W], for the path `indices[r]` of question `uids[r]`."""
@@ -86,16 +93,17 @@ def uniforms(keys: jax.Array, positions: jax.Array) -> jax.Array:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Rows:
-    """What the host says of W rows before a chunk; S question slots of C places each.
+class SlotArrays:
+    """What the host says of W rows before a chunk; S prompt slots of C places each.
 
     Attributes:
       token: [W] the next input.
       length: [W] tokens that the path has drawn.
       before: [W] positions before the path: the task prompt's and the question's cached ones.
       noise: [W] path keys.
-      place: [W] the row's place among all S * C: its queries meet its question's cache there.
-      seated: [S, C] the row at each place (any row where none sits).
+      slot_in_group: [W] the row's place among all S * C: its queries meet its question's cache
+        there.
+      group_slots: [S, C] the row at each place (any row where none sits).
       page: [W] the page that takes this chunk's entries; -1 where they are not needed again.
       offset: [W] at which entry of that page.
     """
@@ -104,30 +112,34 @@ class Rows:
     length: jax.Array
     before: jax.Array
     noise: jax.Array
-    place: jax.Array
-    seated: jax.Array
+    slot_in_group: jax.Array
+    group_slots: jax.Array
     page: jax.Array
     offset: jax.Array
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def prefill_prompt(
-    config: ModelConfig, spread: Spread, weights: Params, tokens: jax.Array, length: jax.Array
+    config: ModelConfig,
+    decode_mesh: DecodeMesh,
+    weights: Params,
+    tokens: jax.Array,
+    length: jax.Array,
 ) -> Cache:
     """Caches a task prompt: tokens [1, L], length [1]."""
 
     def local(weights: Params, tokens: jax.Array, length: jax.Array) -> Cache:
-        return prefill(config, all_gather(config, spread, weights), tokens, length, None)
+        return prefill(config, all_gather(config, decode_mesh, weights), tokens, length, None)
 
-    specs = (_weights(config, spread), EVERYWHERE, EVERYWHERE)
-    cache = over_data(spread, local, specs, EVERYWHERE)(weights, tokens, length)
-    return dataclasses.replace(cache, lengths=replicate(spread, cache.lengths))
+    specs = (_weights(config, decode_mesh), REPLICATED, REPLICATED)
+    cache = map_over_data(decode_mesh, local, specs, REPLICATED)(weights, tokens, length)
+    return dataclasses.replace(cache, lengths=replicate(decode_mesh, cache.lengths))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def seat_questions(
+def prefill_questions(
     config: ModelConfig,
-    spread: Spread,
+    decode_mesh: DecodeMesh,
     weights: Params,
     questions: Cache,
     shared: Cache | None,
@@ -139,8 +151,8 @@ def seat_questions(
 
     Args:
       config: the model's shape.
-      spread: the mesh; with D device groups every array but the prompt has D times as many rows,
-        and slots count within a group.
+      decode_mesh: the mesh; with D device groups every array but the prompt has D times as many
+        rows, and slots count within a group.
       weights: from `decoding_weights`.
       questions: S sequences of at most L positions; donated.
       shared: the task prompt, or None.
@@ -157,41 +169,41 @@ def seat_questions(
         lengths: jax.Array,
         slots: jax.Array,
     ) -> Cache:
-        """`seat_questions` of one device group."""
-        new = prefill(config, all_gather(config, spread, weights), tokens, lengths, shared)
+        """`prefill_questions` of one device group."""
+        new = prefill(config, all_gather(config, decode_mesh, weights), tokens, lengths, shared)
         return jax.tree.map(
             lambda old, fresh: old.at[slots].set(fresh.astype(old.dtype), mode="drop"),
             questions,
             new,
         )
 
-    specs = (_weights(config, spread), LANES, EVERYWHERE, LANES, LANES, LANES)
-    seated = over_data(spread, local, specs, LANES)(
+    specs = (_weights(config, decode_mesh), SLOTS, REPLICATED, SLOTS, SLOTS, SLOTS)
+    seated = map_over_data(decode_mesh, local, specs, SLOTS)(
         weights, questions, shared, tokens, lengths, slots
     )
-    return as_placed(spread, seated)
+    return constrain_caches(decode_mesh, seated)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=7)
 def decode_chunk(
     config: ModelConfig,
-    spread: Spread,
+    decode_mesh: DecodeMesh,
     filters: Filters,
     steps: int,
     weights: Params,
     shared: Cache | None,
     questions: Cache,
     pool: Pool,
-    table: Table,
-    rows: Rows,
+    table: PageTable,
+    rows: SlotArrays,
     temperature: jax.Array | float,
 ) -> tuple[jax.Array, jax.Array, Pool]:
     """Draws `steps` further tokens for every row.
 
     Args:
       config: the model's shape.
-      spread: the mesh; with D device groups every array but the prompt has D times as many rows,
-        and rows, places and pages count within a group.
+      decode_mesh: the mesh; with D device groups every array but the prompt has D times as many
+        rows, and rows, places and pages count within a group.
       filters: greedy, top-k, top-p, min-p.
       steps: tokens per chunk.
       weights: from `decoding_weights`.
@@ -206,17 +218,17 @@ def decode_chunk(
       tokens [W, steps], their log-probabilities at temperature 1 [W, steps], both whole on every
       device, and the pool with the chunk's keys and values in it.
     """
-    local = functools.partial(_chunk, config, spread, filters, steps)
-    specs = (_weights(config, spread), EVERYWHERE, LANES, LANES, LANES, LANES, EVERYWHERE)
-    tokens, logprobs, pool = over_data(spread, local, specs, LANES)(
+    local = functools.partial(_chunk, config, decode_mesh, filters, steps)
+    specs = (_weights(config, decode_mesh), REPLICATED, SLOTS, SLOTS, SLOTS, SLOTS, REPLICATED)
+    tokens, logprobs, pool = map_over_data(decode_mesh, local, specs, SLOTS)(
         weights, shared, questions, pool, table, rows, temperature
     )
-    return *replicate(spread, (tokens, logprobs)), as_placed(spread, pool)
+    return *replicate(decode_mesh, (tokens, logprobs)), constrain_caches(decode_mesh, pool)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def move_pages(
-    spread: Spread,
+    decode_mesh: DecodeMesh,
     source: list[jax.Array],
     target: list[jax.Array],
     begin: jax.Array,
@@ -224,25 +236,27 @@ def move_pages(
     count: jax.Array,
 ) -> list[jax.Array]:
     """`pages.moved` in every device group: counts [D], page numbers [D * P] within a group."""
-    copied = over_data(spread, moved, (LANES,) * 5, LANES)(source, target, begin, end, count)
-    return as_placed(spread, copied)
+    copied = map_over_data(decode_mesh, copy_pages, (SLOTS,) * 5, SLOTS)(
+        source, target, begin, end, count
+    )
+    return constrain_caches(decode_mesh, copied)
 
 
-def _weights(config: ModelConfig, spread: Spread) -> Any:
-    return None if spread.mesh is None else manual_specs(config, spread)
+def _weights(config: ModelConfig, decode_mesh: DecodeMesh) -> Any:
+    return None if decode_mesh.mesh is None else manual_specs(config, decode_mesh)
 
 
 def _chunk(
     config: ModelConfig,
-    spread: Spread,
+    decode_mesh: DecodeMesh,
     filters: Filters,
     steps: int,
     weights: Params,
     shared: Cache | None,
     questions: Cache,
     pool: Pool,
-    table: Table,
-    rows: Rows,
+    table: PageTable,
+    rows: SlotArrays,
     temperature: jax.Array | float,
 ) -> tuple[jax.Array, jax.Array, Pool]:
     """`decode_chunk` of one device group."""
@@ -261,17 +275,19 @@ def _chunk(
         keys, values = list(keys), list(values)
         attend = _attention(config, shared, questions, pool, table, rows, keys, values, step)
         now = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, step, 0, False), angles)
-        gathered = all_gather(config, spread, weights)
+        gathered = all_gather(config, decode_mesh, weights)
         states = hidden_states(config, gathered, token, now, attend)
         uniform = jax.lax.dynamic_index_in_dim(noise, step, 1, keepdims=False)
-        token, logprob = draw(logits(config, gathered, states), uniform, temperature, filters)
+        token, logprob = sample_token(
+            logits(config, gathered, states), uniform, temperature, filters
+        )
         tokens = jax.lax.dynamic_update_index_in_dim(tokens, token, step, 1)
         logprobs = jax.lax.dynamic_update_index_in_dim(logprobs, logprob, step, 1)
         return token, keys, values, tokens, logprobs
 
     start = (rows.token, fresh, list(fresh), blank.astype(jnp.int32), blank)
     _, keys, values, tokens, logprobs = jax.lax.fori_loop(0, steps, body, start)
-    return tokens, logprobs, written(pool, keys, values, rows.page, rows.offset)
+    return tokens, logprobs, write_entries(pool, keys, values, rows.page, rows.offset)
 
 
 def _attention(
@@ -279,8 +295,8 @@ def _attention(
     shared: Cache | None,
     questions: Cache,
     pool: Pool,
-    table: Table,
-    rows: Rows,
+    table: PageTable,
+    rows: SlotArrays,
     keys: list[jax.Array],
     values: list[jax.Array],
     step: jax.Array,
@@ -305,12 +321,14 @@ def _attention(
             _over_chunk(q, keys[layer], values[layer], step, window, softcap),
         ]
         # Each question's rows side by side, so that its cache is read once for all of them.
-        seated = q.at[rows.seated].get(mode="promise_in_bounds")
-        first = (since - prompt).at[rows.seated].get(mode="promise_in_bounds") if window else None
+        seated = q.at[rows.group_slots].get(mode="promise_in_bounds")
+        first = (
+            (since - prompt).at[rows.group_slots].get(mode="promise_in_bounds") if window else None
+        )
         asked = over_cache(seated, questions, layer, groups, first, softcap)
         parts.append(
             tuple(
-                a.reshape(-1, *a.shape[2:]).at[rows.place].get(mode="promise_in_bounds")
+                a.reshape(-1, *a.shape[2:]).at[rows.slot_in_group].get(mode="promise_in_bounds")
                 for a in asked
             )
         )

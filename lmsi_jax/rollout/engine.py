@@ -27,28 +27,28 @@ from lmsi_jax.config.sampling import Decoding, Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.attention import Cache
 from lmsi_jax.models.params import Params
-from lmsi_jax.models.sharding import Spread, decoding_weights, lanes_sharding, make_spread
+from lmsi_jax.models.sharding import DecodeMesh, decoding_weights, make_decode_mesh, slots_sharding
 from lmsi_jax.models.tokenizers import Tokenizer, encode_first
-from lmsi_jax.records import Path
+from lmsi_jax.records import Sample
 from lmsi_jax.rollout.decode_step import (
-    Rows,
+    SlotArrays,
     decode_chunk,
     keys_of_words,
     move_pages,
     prefill_prompt,
-    seat_questions,
+    prefill_questions,
     uid_words,
 )
-from lmsi_jax.rollout.kv_pages import Pool, Table, empty_segments, with_more
+from lmsi_jax.rollout.kv_pages import PageTable, Pool, empty_segments, with_more
 from lmsi_jax.rollout.scheduler import (
     Plan,
     Running,
     Scheduler,
+    batch_sizes,
     check_fit,
     plan,
     prompt_bucket,
     question_bucket,
-    widths,
 )
 from lmsi_jax.rollout.stops import Ending, Stops
 
@@ -61,17 +61,24 @@ class Device:
 
     Attributes:
       config: the model's shape.
-      spread: the mesh.
+      decode_mesh: the mesh.
       weights: from `spread.decoding_weights`.
       decoding: the layout.
-      proven: programs of fewer rows that were tried, and whether they repeated a full chunk bit by
-        bit.
+      verified_programs: programs of fewer rows that were tried, and whether they repeated a full
+        chunk bit by bit.
       trace: a checksum of all chunks so far; processes that do the same have the same.
     """
 
-    def __init__(self, config: ModelConfig, spread: Spread, weights: Params, decoding: Decoding):
-        self.config, self.spread, self.weights, self.decoding = config, spread, weights, decoding
-        self.proven: dict[tuple, bool] = {}
+    def __init__(
+        self, config: ModelConfig, decode_mesh: DecodeMesh, weights: Params, decoding: Decoding
+    ):
+        self.config, self.decode_mesh, self.weights, self.decoding = (
+            config,
+            decode_mesh,
+            weights,
+            decoding,
+        )
+        self.verified_programs: dict[tuple, bool] = {}
         self.trace = 0
 
     def note(self, chunk: Chunk) -> None:
@@ -81,20 +88,20 @@ class Device:
 
     def zeros(self, shape: tuple[int, ...], dtype: str | None = None) -> jax.Array:
         """Zeros with `shape` in each device group; caches have their kv heads on axis 1."""
-        shape = (self.spread.groups * shape[0], *shape[1:])
+        shape = (self.decode_mesh.groups * shape[0], *shape[1:])
         kind = jnp.dtype(dtype or self.decoding.dtype)
         heads = shape[1] if len(shape) > 1 else 1
-        return jnp.zeros(shape, kind, device=lanes_sharding(self.spread, heads))
+        return jnp.zeros(shape, kind, device=slots_sharding(self.decode_mesh, heads))
 
 
 Arrays = dict[str, np.ndarray]
 
 
-def rows_of(
+def slot_arrays(
     plan: Plan,
     active: Sequence[Running],
     targets: Sequence[tuple[int, int]],
-    width: int,
+    slots: int,
     prompts: Sequence[Sequence[int]],
     words: np.ndarray,
     before: int,
@@ -105,54 +112,56 @@ def rows_of(
       plan: the run's sizes.
       active: the paths, one for each of the first rows.
       targets: page and offset for each of them.
-      width: rows.
+      slots: rows.
       prompts: tokens of each question's prompt.
       words: [questions, 2], see `keys.uid_words`.
       before: cached positions of the task prompt.
     """
-    names = ("token", "length", "before", "place", "index", "offset")
-    arrays: Arrays = {name: np.zeros(width, np.int32) for name in names}
-    arrays["page"] = np.full(width, -1, np.int32)
-    arrays["words"] = np.zeros((width, 2), np.uint32)
-    places = min(plan.places, width)
-    arrays["seated"] = np.zeros((plan.slots, places), np.int32)
-    taken = [0] * plan.slots
-    for row, (path, (page, offset)) in enumerate(zip(active, targets, strict=True)):
-        prompt = prompts[path.question]
-        arrays["token"][row] = path.tokens[-1] if path.tokens else prompt[-1]
-        arrays["length"][row] = len(path.tokens)
+    names = ("token", "length", "before", "slot_in_group", "index", "offset")
+    arrays: Arrays = {name: np.zeros(slots, np.int32) for name in names}
+    arrays["page"] = np.full(slots, -1, np.int32)
+    arrays["words"] = np.zeros((slots, 2), np.uint32)
+    slots_per_prompt = min(plan.slots_per_prompt, slots)
+    arrays["group_slots"] = np.zeros((plan.prompt_slots, slots_per_prompt), np.int32)
+    taken = [0] * plan.prompt_slots
+    for row, (running, (page, offset)) in enumerate(zip(active, targets, strict=True)):
+        prompt = prompts[running.question]
+        arrays["token"][row] = running.tokens[-1] if running.tokens else prompt[-1]
+        arrays["length"][row] = len(running.tokens)
         arrays["before"][row] = before + len(prompt) - 1
-        arrays["index"][row] = path.index
-        arrays["words"][row] = words[path.question]
+        arrays["sample_index"][row] = running.index
+        arrays["words"][row] = words[running.question]
         arrays["page"][row], arrays["offset"][row] = page, offset
-        arrays["place"][row] = path.slot * places + taken[path.slot]
-        arrays["seated"][path.slot, taken[path.slot]] = row
-        taken[path.slot] += 1
+        arrays["slot_in_group"][row] = (
+            running.prompt_slot * slots_per_prompt + taken[running.prompt_slot]
+        )
+        arrays["group_slots"][running.prompt_slot, taken[running.prompt_slot]] = row
+        taken[running.prompt_slot] += 1
     return arrays
 
 
-def table_of(plan: Plan, active: Sequence[Running], pages: int, width: int, depth: int) -> Arrays:
+def page_table(plan: Plan, active: Sequence[Running], pages: int, slots: int, depth: int) -> Arrays:
     """Returns the arrays of `pages.Table`.
 
     Args:
       plan: the run's sizes; a segment has as many pages as there are rows.
       active: the paths, one for each of the first rows.
       pages: how many pages there are, free or not.
-      width: rows.
+      slots: rows.
       depth: most pages of a path.
     """
     row, stored, first = (np.zeros(pages, np.int32) for _ in range(3))
-    of_row, count = np.zeros((width, depth), np.int32), np.zeros(width, np.int32)
-    for at, path in enumerate(active):
-        length = len(path.tokens)
-        own = path.pages[: -(-length // plan.page)]  # without one that is still empty
+    of_row, count = np.zeros((slots, depth), np.int32), np.zeros(slots, np.int32)
+    for at, running in enumerate(active):
+        length = len(running.tokens)
+        own = running.pages[: -(-length // plan.page)]  # without one that is still empty
         count[at] = len(own)
         if own:
             of_row[at, : len(own)] = own
             begins = np.arange(len(own)) * plan.page
             row[own], first[own] = at, begins
             stored[own] = np.minimum(plan.page, length - begins)
-    segments = (-1, plan.rows)
+    segments = (-1, plan.slots)
     return {
         "row": row.reshape(segments),
         "stored": stored.reshape(segments),
@@ -163,7 +172,7 @@ def table_of(plan: Plan, active: Sequence[Running], pages: int, width: int, dept
     }
 
 
-def padded(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+def pad_sequences(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
     """Right-pads rows: tokens [B, length] and lengths [B]."""
     batch = np.zeros((len(rows), length), np.int32)
     for i, row in enumerate(rows):
@@ -171,7 +180,7 @@ def padded(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.n
     return batch, np.array([len(row) for row in rows], np.int32)
 
 
-def joined(groups: Sequence[Arrays]) -> Arrays:
+def concatenate_groups(groups: Sequence[Arrays]) -> Arrays:
     """Joins the arrays of several device groups along their first axis."""
     if len(groups) == 1:
         return groups[0]
@@ -179,7 +188,7 @@ def joined(groups: Sequence[Arrays]) -> Arrays:
 
 
 Limit = Callable[[str, int], int]
-Settled = Callable[[str, Sequence[Path]], bool]
+Settled = Callable[[str, Sequence[Sample]], bool]
 
 
 class Stream:
@@ -217,16 +226,16 @@ class Stream:
         self._words = np.array([uid_words(uid) for uid in self._uids], np.uint32)
         self._sampling, self._noise, self._bucket = sampling, noise, bucket
         self._settled, self._limit = settled, limit
-        self._numbers = np.arange(sampling.paths) if numbers is None else np.asarray(numbers)
+        self._numbers = np.arange(sampling.num_samples) if numbers is None else np.asarray(numbers)
         self._plan = plan(device.decoding, sampling)
         self._depth = -(-sampling.max_new_tokens // self._plan.page)  # most pages of a path
-        self._done: list[dict[int, Path]] = [{} for _ in questions]
+        self._done: list[dict[int, Sample]] = [{} for _ in questions]
         self._before = 0 if shared is None else int(np.asarray(shared.lengths)[0])
-        self._widths = widths(device.decoding)
+        self._batch_sizes = batch_sizes(device.decoding)
         waiting = iter(range(len(questions)))
         self._groups = [
             Scheduler(self._plan, waiting, self._most, self._is_settled)
-            for _ in range(device.spread.groups)
+            for _ in range(device.decode_mesh.groups)
         ]
         self._caches = self._empty_caches()
         self._pool = self._first_pool()
@@ -236,14 +245,14 @@ class Stream:
         """Whether nothing is left to decode."""
         return all(group.done for group in self._groups)
 
-    def step(self) -> tuple[list[tuple[str, list[Path]]], tuple[int, int, int]]:
+    def step(self) -> tuple[list[tuple[str, list[Sample]]], tuple[int, int, int]]:
         """Decodes one chunk.
 
         Returns:
           the questions that are complete by it, each with its paths in index order; and how many
           paths ended, tokens came that count, and row steps were run.
         """
-        self._seat(self._seated())
+        self._prefill(self._admitted())
         for group in self._groups:
             group.start()
         if not any(group.active for group in self._groups):
@@ -258,8 +267,8 @@ class Stream:
             finished, tokens = self._take(group, chunk[0][own], chunk[1][own])
             ended, useful = ended + len(finished), useful + tokens
             for question in group.end(finished):
-                paths, self._done[question] = self._done[question], {}
-                complete.append((self._uids[question], [paths[k] for k in sorted(paths)]))
+                samples, self._done[question] = self._done[question], {}
+                complete.append((self._uids[question], [samples[k] for k in sorted(samples)]))
         return complete, (ended, useful, chunk[0].size)
 
     def _take(
@@ -267,22 +276,22 @@ class Stream:
     ) -> tuple[list[Running], int]:
         """Adds a chunk to the paths; returns those that ended, and how many tokens count."""
         finished, useful = [], 0
-        for path, new, scores in zip(group.active, tokens, logprobs, strict=True):
-            before = len(path.tokens)
-            path.tokens += new.tolist()
-            path.logprobs += scores.tolist()
-            ending = self._stops.ending(path.tokens, len(new), path.limit)
-            useful += (ending.used if ending else len(path.tokens)) - before
+        for running, new, scores in zip(group.active, tokens, logprobs, strict=True):
+            before = len(running.tokens)
+            running.tokens += new.tolist()
+            running.logprobs += scores.tolist()
+            ending = self._stops.ending(running.tokens, len(new), running.limit)
+            useful += (ending.used if ending else len(running.tokens)) - before
             if ending:
-                finished.append(path)
-                self._keep(path, ending)
+                finished.append(running)
+                self._keep(running, ending)
         return finished, useful
 
-    def _keep(self, path: Running, ending: Ending) -> None:
-        scores = np.asarray(path.logprobs[: ending.used], np.float64)
-        self._done[path.question][path.index] = Path(
-            uid=self._uids[path.question],
-            index=int(self._numbers[path.index]),
+    def _keep(self, running: Running, ending: Ending) -> None:
+        scores = np.asarray(running.logprobs[: ending.used], np.float64)
+        self._done[running.question][running.index] = Sample(
+            uid=self._uids[running.question],
+            sample_index=int(self._numbers[running.index]),
             text=ending.text,
             tokens=ending.used,
             logprob=round(float(scores.sum()), 4),
@@ -299,11 +308,11 @@ class Stream:
     def _is_settled(self, question: int, count: int) -> bool:
         if self._settled is None:
             return False
-        paths = self._done[question]
-        return self._settled(self._uids[question], [paths[k] for k in range(count)])
+        samples = self._done[question]
+        return self._settled(self._uids[question], [samples[k] for k in range(count)])
 
     def _empty_caches(self) -> Cache:
-        config, slots = self._device.config, self._plan.slots
+        config, slots = self._device.config, self._plan.prompt_slots
         layers, groups, width = range(config.num_layers), config.num_kv_heads, config.head_dim
         zeros = self._device.zeros
         return Cache(
@@ -312,17 +321,17 @@ class Stream:
             zeros((slots,), "int32"),
         )
 
-    def _seated(self) -> list[list[tuple[int, int]]]:
+    def _admitted(self) -> list[list[tuple[int, int]]]:
         """Deals questions out, each to the group with the most idle rows; pairs for each group."""
         pairs: list[list[tuple[int, int]]] = [[] for _ in self._groups]
         while True:
             number = max(range(len(pairs)), key=lambda n: self._groups[n].idle)
-            pair = self._groups[number].seat() if self._groups[number].idle else None
+            pair = self._groups[number].admit() if self._groups[number].idle else None
             if pair is None:
                 return pairs
             pairs[number].append(pair)
 
-    def _seat(self, pairs: list[list[tuple[int, int]]]) -> None:
+    def _prefill(self, pairs: list[list[tuple[int, int]]]) -> None:
         """Caches all but the last token of each question; its paths start from that one."""
         size = max(1, self._device.decoding.prefill_tokens // self._bucket)
         for begin in range(0, max(map(len, pairs)), size):
@@ -332,11 +341,11 @@ class Stream:
                 some = group[begin : begin + size]
                 rows += [self._prompts[question][:-1] for question, _ in some]
                 rows += [[]] * (size - len(some))
-                slots += [slot for _, slot in some] + [self._plan.slots] * (size - len(some))
-            batch, lengths = padded(rows, self._bucket)
-            self._caches = seat_questions(
+                slots += [slot for _, slot in some] + [self._plan.prompt_slots] * (size - len(some))
+            batch, lengths = pad_sequences(rows, self._bucket)
+            self._caches = prefill_questions(
                 self._device.config,
-                self._device.spread,
+                self._device.decode_mesh,
                 self._device.weights,
                 self._caches,
                 self._shared,
@@ -348,26 +357,26 @@ class Stream:
     def _first_pool(self) -> Pool:
         config, plan, decoding = self._device.config, self._plan, self._device.decoding
         entry = 2 * config.num_kv_heads * config.head_dim * config.num_layers
-        size = entry * plan.page * plan.rows * jnp.dtype(decoding.dtype).itemsize
+        size = entry * plan.page * plan.slots * jnp.dtype(decoding.dtype).itemsize
         return self._segments(max(1, min(self._depth, decoding.pool_bytes // size)))
 
     def _segments(self, count: int) -> Pool:
         config, plan = self._device.config, self._plan
-        shape = (plan.rows, config.num_kv_heads, plan.page, config.head_dim)
+        shape = (plan.slots, config.num_kv_heads, plan.page, config.head_dim)
         for group in self._groups:
-            group.add_pages(count * plan.rows)
+            group.add_pages(count * plan.slots)
         return empty_segments(config.num_layers, count, lambda: self._device.zeros(shape))
 
     def _grow(self) -> None:
         """Doubles the pool until the next chunk fits: few sizes, so few compilations."""
         while any(group.missing_pages() for group in self._groups):
-            now = self._groups[0].pages // self._plan.rows
+            now = self._groups[0].pages // self._plan.slots
             assert now < self._depth, "every path has all pages that it can need"
             self._pool = with_more(self._pool, self._segments(min(now, self._depth - now)))
 
     def _compact(self) -> None:
         """Leaves as few segments in use as hold the pages: a step reads each of them whole."""
-        size = self._plan.rows
+        size = self._plan.slots
         moves: dict[tuple[int, int], list[list[tuple[int, int]]]] = {}
         for number, group in enumerate(self._groups):
             for begin, end in group.compact(size):
@@ -378,14 +387,14 @@ class Stream:
 
     def _move(self, source: int, target: int, groups: list[list[tuple[int, int]]]) -> None:
         """Copies pages from one segment to another, (from, to) pairs for each device group."""
-        places = np.zeros((2, len(groups), self._plan.rows), np.int32)
+        places = np.zeros((2, len(groups), self._plan.slots), np.int32)
         for number, pairs in enumerate(groups):
             for i, pair in enumerate(pairs):
                 places[:, number, i] = pair
         pool = self._pool
         layers = [*pool.keys, *pool.values]
         new = move_pages(
-            self._device.spread,
+            self._device.decode_mesh,
             [layer[source] for layer in layers],
             [layer[target] for layer in layers],
             *places.reshape(2, -1),
@@ -397,18 +406,20 @@ class Stream:
     def _decode(self) -> Chunk:
         """Decodes one chunk: tokens and log-probabilities, the rows of each group in turn."""
         targets = [group.allot() for group in self._groups]
-        proven, full = self._device.proven, self._plan.rows
+        verified_programs, full = self._device.verified_programs, self._plan.slots
         busiest = max(len(group.active) for group in self._groups)
-        keys = {width: self._program(width) for width in self._widths if width >= busiest}
-        sure = min(width for width, key in keys.items() if proven.get(key, width == full))
-        width = min(width for width, key in keys.items() if proven.get(key, True))
-        if width == sure or 2 * busiest <= width:  # so few rows would not prove much
-            return self._run(targets, sure)
-        wide = self._run(targets, sure)
+        keys = {width: self._program(width) for width in self._batch_sizes if width >= busiest}
+        verified = min(
+            width for width, key in keys.items() if verified_programs.get(key, width == full)
+        )
+        width = min(width for width, key in keys.items() if verified_programs.get(key, True))
+        if width == verified or 2 * busiest <= width:  # so few rows would not prove much
+            return self._run(targets, verified)
+        wide = self._run(targets, verified)
         # The same chunk again: it reads what was stored before it, and stores the same entries.
         narrow = self._run(targets, width)
-        proven[keys[width]] = self._alike(wide, narrow)
-        return narrow if proven[keys[width]] else self._run(targets, sure)
+        verified_programs[keys[width]] = self._alike(wide, narrow)
+        return narrow if verified_programs[keys[width]] else self._run(targets, verified)
 
     def _program(self, width: int) -> tuple:
         """What a chunk of so many rows is compiled for, and how many pages paths have, roughly.
@@ -416,9 +427,9 @@ class Stream:
         A chunk of short paths says little of long ones, so those are proven anew.
         """
         prompt = None if self._shared is None else self._shared.keys[0].shape[2]
-        segments = self._groups[0].pages // self._plan.rows
+        segments = self._groups[0].pages // self._plan.slots
         filters = self._sampling.filters
-        longest = max(len(path.pages) for group in self._groups for path in group.active)
+        longest = max(len(running.pages) for group in self._groups for running in group.active)
         shapes = (width, self._bucket, prompt, self._plan, self._depth, segments, filters)
         return *shapes, longest.bit_length()
 
@@ -437,9 +448,9 @@ class Stream:
 
     def _run(self, targets: list[list[tuple[int, int]]], width: int) -> Chunk:
         device = self._device
-        rows = joined(
+        rows = concatenate_groups(
             [
-                rows_of(
+                slot_arrays(
                     self._plan, group.active, target, width,
                     self._prompts, self._words, self._before,
                 )
@@ -447,19 +458,19 @@ class Stream:
             ]
         )  # fmt: skip
         tables = [
-            table_of(self._plan, group.active, group.pages, width, self._depth)
+            page_table(self._plan, group.active, group.pages, width, self._depth)
             for group in self._groups
         ]
         tokens, logprobs, self._pool = decode_chunk(
             device.config,
-            device.spread,
+            device.decode_mesh,
             self._sampling.filters,
             self._plan.chunk,
             device.weights,
             self._shared,
             self._caches,
             self._pool,
-            Table(**joined(tables)),  # type: ignore[arg-type]
+            PageTable(**concatenate_groups(tables)),  # type: ignore[arg-type]
             self._rows(rows),
             self._sampling.temperature,
         )
@@ -467,10 +478,10 @@ class Stream:
         device.note(chunk)
         return chunk
 
-    def _rows(self, arrays: Arrays) -> Rows:
+    def _rows(self, arrays: Arrays) -> SlotArrays:
         words, index = arrays.pop("words"), arrays.pop("index")
         noise = keys_of_words(*self._noise, words, self._numbers[index].astype(np.uint32))
-        return Rows(noise=noise, **arrays)  # type: ignore[arg-type]
+        return SlotArrays(noise=noise, **arrays)  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -478,24 +489,26 @@ class Stats:
     """What a run has done so far.
 
     Attributes:
-      paths: finished paths.
+      samples: finished paths.
       tokens: tokens of all paths, finished or not, that count.
-      lane_steps: steps times rows, whether they gave such a token or not.
+      slot_steps: steps times rows, whether they gave such a token or not.
     """
 
-    paths: int = 0
+    samples: int = 0
     tokens: int = 0
-    lane_steps: int = 0
+    slot_steps: int = 0
 
     def __add__(self, other: "Stats") -> "Stats":
         return Stats(
-            self.paths + other.paths, self.tokens + other.tokens, self.lane_steps + other.lane_steps
+            self.samples + other.samples,
+            self.tokens + other.tokens,
+            self.slot_steps + other.slot_steps,
         )
 
     @property
     def utilisation(self) -> float:
         """Share of the row steps that gave a token that counts."""
-        return self.tokens / self.lane_steps if self.lane_steps else 0.0
+        return self.tokens / self.slot_steps if self.slot_steps else 0.0
 
 
 OnChunk = Callable[[Stats], None]
@@ -531,16 +544,16 @@ class Engine:
         self.config = config
         self.tokenizer = tokenizer
         self.decoding = decoding = decoding or Decoding()
-        spread = make_spread(decoding.data, decoding.model, decoding.fsdp)
-        weights = decoding_weights(config, params, jnp.dtype(decoding.dtype), spread)
-        self._device = Device(config, spread, weights, decoding)
+        decode_mesh = make_decode_mesh(decoding.data, decoding.model, decoding.fsdp)
+        weights = decoding_weights(config, params, jnp.dtype(decoding.dtype), decode_mesh)
+        self._device = Device(config, decode_mesh, weights, decoding)
         self._prompt: tuple[str, Cache | None] | None = None
         self._found: dict[tuple[str, ...], Stops] = {}
 
     @property
     def shared(self) -> Mesh | None:
         """The mesh where it spans several processes, else None."""
-        return self._device.spread.shared
+        return self._device.decode_mesh.shared
 
     @property
     def trace(self) -> int:
@@ -563,7 +576,7 @@ class Engine:
         limit: Limit | None = None,
         numbers: Sequence[int] | None = None,
         on_chunk: OnChunk | None = None,
-    ) -> Iterator[tuple[str, list[Path]]]:
+    ) -> Iterator[tuple[str, list[Sample]]]:
         """Samples the paths of questions that share a task prompt.
 
         Args:
@@ -573,7 +586,8 @@ class Engine:
           seed: with the round, the uid and the path's index it fixes the noise of a path.
           round_index: the round of self-improvement.
           settled: whether a question needs no more paths, given those it has, in index order;
-            asked after every `sampling.early_stop_every` paths where `sampling.early_stop` is set.
+            asked after every `sampling.adaptive_consistency_every` paths where
+            `sampling.adaptive_consistency` is set.
           limit: most tokens of path k of a uid; `sampling.max_new_tokens` for all by default.
           numbers: the numbers of the paths to sample, rising, `sampling.paths` of them; 0, 1,
             2, ... by default. The noise of path k is the same whichever others are sampled with it.
@@ -588,7 +602,7 @@ class Engine:
           ValueError: `numbers` are not `sampling.paths` rising ones.
         """
         if numbers is not None:
-            _check_numbers(numbers, sampling.paths)
+            _check_numbers(numbers, sampling.num_samples)
         encode = self.tokenizer.encode
         prompt = encode_first(self.tokenizer, prefix) if prefix else []
         first = [] if prefix else [*self.tokenizer.start_ids]
@@ -627,9 +641,11 @@ class Engine:
         if self._prompt is None or self._prompt[0] != prefix:
             cache = None
             if tokens:
-                batch, lengths = padded([tokens], prompt_bucket(len(tokens)))
+                batch, lengths = pad_sequences([tokens], prompt_bucket(len(tokens)))
                 device = self._device
-                cache = prefill_prompt(self.config, device.spread, device.weights, batch, lengths)
+                cache = prefill_prompt(
+                    self.config, device.decode_mesh, device.weights, batch, lengths
+                )
             self._prompt = prefix, cache
         return self._prompt[1]
 

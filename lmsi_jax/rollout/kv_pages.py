@@ -42,7 +42,7 @@ class Pool:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Table:
+class PageTable:
     """Who owns which page during one chunk; page p of segment s has number s * P + p.
 
     Attributes:
@@ -74,7 +74,7 @@ def with_more(pool: Pool, more: Pool) -> Pool:
     return Pool(keys, values)
 
 
-def moved(
+def copy_pages(
     source: list[jax.Array],
     target: list[jax.Array],
     begin: jax.Array,
@@ -138,7 +138,7 @@ def over_pages(
     q: jax.Array,
     pool: Pool,
     layer: int,
-    table: Table,
+    table: PageTable,
     position: jax.Array,
     window: int = 0,
     softcap: float = 0.0,
@@ -203,7 +203,7 @@ def _where_used(
     )
 
 
-def _by_row(table: Table, top: jax.Array, total: jax.Array, mixed: jax.Array) -> Part:
+def _by_row(table: PageTable, top: jax.Array, total: jax.Array, mixed: jax.Array) -> Part:
     """Joins the parts of each row's pages [Q * P, H, ...] -> [W, H, ...]."""
     owned = jnp.arange(table.of_row.shape[1]) < table.count[:, None]  # [W, J]
 
@@ -217,7 +217,7 @@ def _by_row(table: Table, top: jax.Array, total: jax.Array, mixed: jax.Array) ->
     return highest, total, _sum_in_order(of_row(mixed) * scales[..., None], 1)
 
 
-def written(
+def write_entries(
     pool: Pool, keys: list[jax.Array], values: list[jax.Array], page: jax.Array, offset: jax.Array
 ) -> Pool:
     """Stores a chunk's entries of every row in its page, in place where the pool is donated.

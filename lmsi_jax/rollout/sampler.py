@@ -1,7 +1,7 @@
 """From scores to tokens: temperature, top-k, top-p, greedy, by the inverse cumulative distribution.
 
 One uniform number per path and position is exact and needs no vocabulary's worth of random bits
-(Gumbel noise does): a step over 256 lanes and 1,024 tokens takes 0.1 ms instead of 4 ms on a CPU.
+(Gumbel noise does): a step over 256 slots and 1,024 tokens takes 0.1 ms instead of 4 ms on a CPU.
 """
 
 import math
@@ -14,21 +14,21 @@ from lmsi_jax.config.sampling import Filters
 _BLOCK = 32  # the cumulative sum goes by blocks of this many tokens, then inside one block
 
 
-def filtered(scores: jax.Array, top_k: int, top_p: float, min_p: float = 0.0) -> jax.Array:
-    """Masks scores [R, V] outside the top-k, top-p and min-p sets, in this order, with -inf."""
-    if top_k and top_k < scores.shape[-1]:
-        least = jax.lax.top_k(scores, top_k)[0][:, -1:]
-        scores = jnp.where(scores < least, -jnp.inf, scores)
+def apply_top_k_top_p(logits: jax.Array, top_k: int, top_p: float, min_p: float = 0.0) -> jax.Array:
+    """Masks logits [R, V] outside the top-k, top-p and min-p sets, in this order, with -inf."""
+    if top_k and top_k < logits.shape[-1]:
+        least = jax.lax.top_k(logits, top_k)[0][:, -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
     if top_p < 1.0:
-        ordered = jnp.sort(scores, axis=-1, descending=True)
+        ordered = jnp.sort(logits, axis=-1, descending=True)
         probabilities = jax.nn.softmax(ordered, axis=-1)
         before = jnp.cumsum(probabilities, axis=-1) - probabilities
         least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
-        scores = jnp.where(scores < least, -jnp.inf, scores)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
     if min_p > 0.0:
-        least = scores.max(-1, keepdims=True) + math.log(min_p)
-        scores = jnp.where(scores < least, -jnp.inf, scores)
-    return scores
+        least = logits.max(-1, keepdims=True) + math.log(min_p)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return logits
 
 
 def inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
@@ -55,7 +55,7 @@ def _running(x: jax.Array) -> jax.Array:
         return jnp.cumsum(x, axis=-1)
     # In full precision: a TPU's or GPU's usual product of float32 would round the weights.
     below = jnp.tril(jnp.ones((size, size), x.dtype))
-    # Stored [out, in], see `decoder.turned`.
+    # Stored [out, in], see `transpose_weights`.
     return jax.lax.dot_general(x, below, (((1,), (1,)), ((), ())), precision="highest")
 
 
@@ -66,19 +66,19 @@ def _first_above(upto: jax.Array, parts: jax.Array, target: jax.Array) -> jax.Ar
     return jnp.where(found.any(-1), jnp.argmax(found, axis=-1), last).astype(jnp.int32)
 
 
-def draw(
-    scores: jax.Array, uniform: jax.Array, temperature: jax.Array | float, filters: Filters
+def sample_token(
+    logits: jax.Array, uniform: jax.Array, temperature: jax.Array | float, filters: Filters
 ) -> tuple[jax.Array, jax.Array]:
-    """Draws a token per lane; scores [R, V], uniform [R] -> tokens [R] and log-probabilities [R].
+    """Draws a token per slot; logits [R, V], uniform [R] -> tokens [R] and log-probabilities [R].
 
     The log-probabilities are the model's own, at temperature 1 and unfiltered.
     """
-    scores = scores.astype(jnp.float32)
-    shifted = scores - scores.max(-1, keepdims=True)
+    logits = logits.astype(jnp.float32)
+    shifted = logits - logits.max(-1, keepdims=True)
     if filters.greedy:
         tokens = jnp.argmax(shifted, axis=-1).astype(jnp.int32)
     else:
-        kept = filtered(shifted / temperature, filters.top_k, filters.top_p, filters.min_p)
+        kept = apply_top_k_top_p(shifted / temperature, filters.top_k, filters.top_p, filters.min_p)
         tokens = inverse_cdf(jnp.exp(kept), uniform)
     normaliser = jnp.log(jnp.exp(shifted).sum(-1))
     chosen = jnp.take_along_axis(shifted, tokens[:, None], axis=-1)[:, 0]

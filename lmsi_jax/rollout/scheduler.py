@@ -8,7 +8,8 @@ How the engine is laid out: what a person sets, and the sizes that follow from i
 With the model these fix the compiled shapes. They follow from the configuration alone, never from
 how much is left to do, so that a restart compiles, and computes, the same. Two things may differ
 between programs of one run, neither of which enters a row's numbers: how many rows there are
-(`Decoding.shrink`, proven on the spot) and how many segments of pages, each attended by itself.
+(`Decoding.adaptive_batch`, proven on the spot) and how many segments of pages, each attended by
+itself.
 """
 
 import dataclasses
@@ -27,7 +28,7 @@ class Running:
     Attributes:
       question: the question's number.
       index: k, the path's number.
-      slot: the question's slot.
+      prompt_slot: the prompt slot.
       limit: tokens after which it is cut.
       tokens: drawn so far.
       logprobs: theirs, at temperature 1.
@@ -36,7 +37,7 @@ class Running:
 
     question: int
     index: int
-    slot: int
+    prompt_slot: int
     limit: int
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
@@ -44,11 +45,11 @@ class Running:
 
 
 @dataclasses.dataclass
-class _Seated:
+class _Resident:
     """A question whose cache is on the device."""
 
     question: int
-    slot: int
+    prompt_slot: int
     started: int = 0
     running: int = 0
     ended: set[int] = dataclasses.field(default_factory=set)
@@ -60,22 +61,22 @@ class Plan:
     """Sizes that stay the same through a run.
 
     Attributes:
-      paths: most paths of a question.
-      rows: most paths decoded at the same time.
-      slots: questions whose caches are resident at the same time.
-      places: most rows of one question at the same time.
+      num_samples: most paths of a question.
+      slots: most paths decoded at the same time.
+      prompt_slots: questions whose caches are resident at the same time.
+      slots_per_prompt: most rows of one question at the same time.
       chunk: steps between two looks at the paths.
       page: positions in a page; a multiple of `chunk`.
-      every: paths of a question that may be started between two looks at `settled`; 0: all.
+      check_every: paths of a question that may be started between two looks at `settled`; 0: all.
     """
 
-    paths: int
-    rows: int
+    num_samples: int
     slots: int
-    places: int
+    prompt_slots: int
+    slots_per_prompt: int
     chunk: int
     page: int
-    every: int = 0
+    check_every: int = 0
 
 
 class Scheduler:
@@ -103,51 +104,53 @@ class Scheduler:
         self._limit, self._settled = limit, settled
         self._waiting = questions
         self._exhausted = False
-        self._free_slots = list(range(plan.slots))
+        self._free_prompt_slots = list(range(plan.prompt_slots))
         self._free_pages: list[int] = []
-        self._seated: list[_Seated] = []
+        self._resident: list[_Resident] = []
 
     @property
     def done(self) -> bool:
         """Whether nothing is left to decode."""
-        return self._exhausted and not self.active and not self._seated
+        return self._exhausted and not self.active and not self._resident
 
     @property
     def idle(self) -> int:
         """Rows that another question could fill now; 0 where there is no slot for it either."""
-        if self._exhausted or not self._free_slots:
+        if self._exhausted or not self._free_prompt_slots:
             return 0
-        room = self.plan.rows - len(self.active)
-        return max(0, room - sum(self._startable(seated) for seated in self._seated))
+        room = self.plan.slots - len(self.active)
+        return max(0, room - sum(self._startable(resident) for resident in self._resident))
 
-    def seat(self) -> tuple[int, int] | None:
+    def admit(self) -> tuple[int, int] | None:
         """Takes the next question into a free slot: (question, slot); None where none is left."""
         question = next(self._waiting, None)
         if question is None:
             self._exhausted = True
             return None
-        slot = heapq.heappop(self._free_slots)
-        allowed = min(self.plan.every or self.plan.paths, self.plan.paths)
-        self._seated.append(_Seated(question, slot, allowed=allowed))
+        slot = heapq.heappop(self._free_prompt_slots)
+        allowed = min(self.plan.check_every or self.plan.num_samples, self.plan.num_samples)
+        self._resident.append(_Resident(question, slot, allowed=allowed))
         return question, slot
 
     def start(self) -> None:
         """Lets free rows take the next paths, in the order of the questions."""
-        for seated in self._seated:
-            while self._startable(seated) and len(self.active) < self.plan.rows:
-                index = seated.started
-                limit = self._limit(seated.question, index)
-                self.active.append(Running(seated.question, index, seated.slot, limit))
-                seated.started += 1
-                seated.running += 1
+        for resident in self._resident:
+            while self._startable(resident) and len(self.active) < self.plan.slots:
+                index = resident.started
+                limit = self._limit(resident.question, index)
+                self.active.append(Running(resident.question, index, resident.prompt_slot, limit))
+                resident.started += 1
+                resident.running += 1
 
-    def _startable(self, seated: _Seated) -> int:
+    def _startable(self, resident: _Resident) -> int:
         """How many paths of a question may start now."""
-        return min(seated.allowed - seated.started, self.plan.places - seated.running)
+        return min(
+            resident.allowed - resident.started, self.plan.slots_per_prompt - resident.running
+        )
 
     def missing_pages(self) -> int:
         """How many pages the next chunk needs beyond those that are free."""
-        needed = sum(self._needs_page(path) for path in self.active)
+        needed = sum(self._needs_page(running) for running in self.active)
         return max(0, needed - len(self._free_pages))
 
     def add_pages(self, count: int) -> None:
@@ -163,25 +166,25 @@ class Scheduler:
           (from, to) pairs of page numbers, in the order of `to`; empty where no segment would
           become free.
         """
-        needed = sum(self._needs_page(path) for path in self.active)
-        owned = {page: path for path in self.active for page in path.pages}
+        needed = sum(self._needs_page(running) for running in self.active)
+        owned = {page: running for running in self.active for page in running.pages}
         end = -(-(len(owned) + needed) // size) * size
         above = sorted(page for page in owned if page >= end)
         room = sorted(page for page in self._free_pages if page < end)
         moves = list(zip(above, room, strict=False))
         new = dict(moves)
-        for path in {id(owned[page]): owned[page] for page in above}.values():
-            path.pages = [new.get(page, page) for page in path.pages]
+        for running in {id(owned[page]): owned[page] for page in above}.values():
+            running.pages = [new.get(page, page) for page in running.pages]
         free = set(self._free_pages) - set(new.values()) | set(new)
         self._free_pages = sorted(free)  # a sorted list is a heap
         return moves
 
-    def _goes_on(self, path: Running) -> bool:
+    def _goes_on(self, running: Running) -> bool:
         """Whether the path may need this chunk's entries later."""
-        return len(path.tokens) + self.plan.chunk < path.limit
+        return len(running.tokens) + self.plan.chunk < running.limit
 
-    def _needs_page(self, path: Running) -> bool:
-        return self._goes_on(path) and len(path.tokens) % self.plan.page == 0
+    def _needs_page(self, running: Running) -> bool:
+        return self._goes_on(running) and len(running.tokens) % self.plan.page == 0
 
     def allot(self) -> list[tuple[int, int]]:
         """Returns, for each active path, the page and offset that take the next chunk's entries.
@@ -189,40 +192,40 @@ class Scheduler:
         (-1, 0) where none are kept: the path cannot go on after the chunk.
         """
         targets = []
-        for path in self.active:
-            if self._needs_page(path):
-                path.pages.append(heapq.heappop(self._free_pages))
-            going = self._goes_on(path)
-            offset = len(path.tokens) % self.plan.page
-            targets.append((path.pages[-1], offset) if going else (-1, 0))
+        for running in self.active:
+            if self._needs_page(running):
+                running.pages.append(heapq.heappop(self._free_pages))
+            going = self._goes_on(running)
+            offset = len(running.tokens) % self.plan.page
+            targets.append((running.pages[-1], offset) if going else (-1, 0))
         return targets
 
     def end(self, finished: Sequence[Running]) -> Iterator[int]:
         """Takes finished paths out; yields the questions that are complete by that."""
-        gone = {(path.question, path.index) for path in finished}
+        gone = {(running.question, running.index) for running in finished}
         self.active = [p for p in self.active if (p.question, p.index) not in gone]
-        of_question = {seated.question: seated for seated in self._seated}
-        for path in finished:
-            for page in path.pages:
+        of_question = {resident.question: resident for resident in self._resident}
+        for running in finished:
+            for page in running.pages:
                 heapq.heappush(self._free_pages, page)
-            seated = of_question[path.question]
-            seated.running -= 1
-            seated.ended.add(path.index)
-            self._look(seated)
-        for seated in [s for s in self._seated if self._complete(s)]:
-            self._seated.remove(seated)
-            heapq.heappush(self._free_slots, seated.slot)
-            yield seated.question
+            resident = of_question[running.question]
+            resident.running -= 1
+            resident.ended.add(running.index)
+            self._look(resident)
+        for resident in [s for s in self._resident if self._complete(s)]:
+            self._resident.remove(resident)
+            heapq.heappush(self._free_prompt_slots, resident.prompt_slot)
+            yield resident.question
 
-    def _look(self, seated: _Seated) -> None:
+    def _look(self, resident: _Resident) -> None:
         """Allows more paths where all that were allowed have ended and are not enough."""
-        if seated.allowed == self.plan.paths or len(seated.ended) < seated.allowed:
+        if resident.allowed == self.plan.num_samples or len(resident.ended) < resident.allowed:
             return
-        if not self._settled(seated.question, seated.allowed):
-            seated.allowed = min(seated.allowed + self.plan.every, self.plan.paths)
+        if not self._settled(resident.question, resident.allowed):
+            resident.allowed = min(resident.allowed + self.plan.check_every, self.plan.num_samples)
 
-    def _complete(self, seated: _Seated) -> bool:
-        return not seated.running and seated.started == seated.allowed
+    def _complete(self, resident: _Resident) -> bool:
+        return not resident.running and resident.started == resident.allowed
 
 
 _PROMPT_BUCKET = 64  # task prompts are padded to multiples of this many tokens
@@ -272,26 +275,30 @@ def check_fit(lengths: Mapping[str, int], before: int, new: int, max_length: int
 
 def plan(decoding: Decoding, sampling: Sampling) -> Plan:
     """The sizes of a run."""
-    places = min(sampling.paths, decoding.lanes)
-    if sampling.early_stop is not None:
-        places = min(places, sampling.early_stop_every)
-    fill = math.ceil(decoding.lanes / places)
+    slots_per_prompt = min(sampling.num_samples, decoding.slots)
+    if sampling.adaptive_consistency is not None:
+        slots_per_prompt = min(slots_per_prompt, sampling.adaptive_consistency_every)
+    fill = math.ceil(decoding.slots / slots_per_prompt)
     return Plan(
-        paths=sampling.paths,
-        rows=decoding.lanes,
-        slots=fill if sampling.paths == 1 else math.ceil(fill * decoding.resident),
-        places=places,
+        num_samples=sampling.num_samples,
+        slots=decoding.slots,
+        prompt_slots=fill
+        if sampling.num_samples == 1
+        else math.ceil(fill * decoding.prompt_cache_factor),
+        slots_per_prompt=slots_per_prompt,
         chunk=decoding.chunk,
         page=decoding.page,
-        every=sampling.early_stop_every if sampling.early_stop is not None else 0,
+        check_every=sampling.adaptive_consistency_every
+        if sampling.adaptive_consistency is not None
+        else 0,
     )
 
 
-def widths(decoding: Decoding) -> list[int]:
-    """How many rows a chunk may have: all lanes, 3/4 of them, 1/2, 1/4, and so on."""
-    found = [decoding.lanes]
-    while decoding.shrink and found[-1] // 2 >= _LEAST_ROWS:
+def batch_sizes(decoding: Decoding) -> list[int]:
+    """How many rows a chunk may have: all slots, 3/4 of them, 1/2, 1/4, and so on."""
+    found = [decoding.slots]
+    while decoding.adaptive_batch and found[-1] // 2 >= _LEAST_ROWS:
         found.append(found[-1] // 2)
     if len(found) > 1:
-        found.append(decoding.lanes * 3 // 4)
+        found.append(decoding.slots * 3 // 4)
     return sorted(found)

@@ -7,7 +7,7 @@ difficulty is the base model's loss, and the features are pairs of neighbouring 
 
 One path for each distinct way of reasoning (RFT, Yuan et al. 2023, section 3.3).
 
-Filters by one score of a row: the model's own rating, any ranker's, or its difficulty ratio.
+Filters by one score of a row: the model's own rating, any scorer's, or its difficulty ratio.
 
 The model as its own judge: a prompt that asks for 0 to 10, and what its answer says.
 
@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Literal
 
-from lmsi_jax.errors import LmsiError, check_ranker
+from lmsi_jax.errors import LmsiError, check_scorer
 from lmsi_jax.prompts import SEPARATOR, question_prompt
 from lmsi_jax.records import Vote
 from lmsi_jax.selection.rows import (
@@ -31,16 +31,16 @@ from lmsi_jax.selection.rows import (
     KEPT,
     LOSS,
     QUESTION_LOSS,
-    RANK,
     RATING,
+    SCORER,
     Facts,
     Row,
     Verdict,
-    scored,
+    rows_with_scores,
 )
 
 
-def kept_of(count: int, share: float) -> int:
+def kept_count(count: int, share: float) -> int:
     """Returns how many of `count` rows a share keeps, rounded up: in [0, count] for every count.
 
     The share is the decimal that was written: 0.1 of 10 is 1, though the float is a little more.
@@ -67,7 +67,7 @@ def keep_lowest(
       missing: why one without is.
     """
     order = sorted(values, key=lambda i: (values[i], rows[i].name))
-    chosen = set(order[: kept_of(len(rows), share)])
+    chosen = set(order[: kept_count(len(rows), share)])
     return [
         KEPT if i in chosen else Verdict(0.0, reason if i in values else missing)
         for i in range(len(rows))
@@ -100,22 +100,22 @@ class Cap:
     """Keeps the first distinct solutions of a question, by path index, with all their copies.
 
     Attributes:
-      paths: how many distinct ones.
+      num_samples: how many distinct ones.
     """
 
-    paths: int = 10
+    num_samples: int = 10
     needs = frozenset[str]()
 
     def __post_init__(self) -> None:
-        if self.paths < 1:
-            raise LmsiError(f"Cap.paths = {self.paths}; use 1 or more")
+        if self.num_samples < 1:
+            raise LmsiError(f"Cap.num_samples = {self.num_samples}; use 1 or more")
 
     def judge(self, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
         """See `rows.Filter`."""
         first: dict[str, list[str]] = {}
         for row in sorted(rows, key=lambda row: row.name):
             texts = first.setdefault(row.question.uid, [])
-            if row.solution not in texts and len(texts) < self.paths:
+            if row.solution not in texts and len(texts) < self.num_samples:
                 texts.append(row.solution)
         more = Verdict(0.0, "the question has enough paths")
         return [KEPT if row.solution in first[row.question.uid] else more for row in rows]
@@ -182,11 +182,11 @@ class Difficulty:
 
     def judge(self, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
         """See `rows.Filter`."""
-        known = sorted(scored(rows, LOSS), key=lambda i: rows[i].name)
+        known = sorted(rows_with_scores(rows, LOSS), key=lambda i: rows[i].name)
         losses = [rows[i].scores[LOSS] for i in known]
         features = [word_pairs(f"{rows[i].question.text} {rows[i].solution}") for i in known]
-        count = kept_of(len(rows), self.share)
-        found = hardest(losses, features, count, self.neighbours, self.penalty)
+        count = kept_count(len(rows), self.share)
+        found = select_hardest(losses, features, count, self.neighbours, self.penalty)
         chosen = {known[j] for j in found}
         easy = Verdict(0.0, "easy, or like a chosen row")
         missing = Verdict(0.0, "not scored: longer than the batch shape")
@@ -202,7 +202,7 @@ def word_pairs(text: str) -> frozenset[tuple[str, str]]:
     return frozenset(zip(words, words[1:], strict=False))
 
 
-def hardest(
+def select_hardest(
     losses: Sequence[float],
     features: Sequence[frozenset[tuple[str, str]]],
     count: int,
@@ -283,7 +283,7 @@ class DistinctReasoning:
         """See `rows.Filter`."""
         ways = [(row.question.uid, row.key, reasoning(row.solution, self.form)) for row in rows]
         best: dict[object, int] = {}
-        order = sorted(range(len(rows)), key=lambda i: (-rows[i].path.logprob, rows[i].name))
+        order = sorted(range(len(rows)), key=lambda i: (-rows[i].sample.logprob, rows[i].name))
         for i in order:
             best.setdefault(ways[i], i)
         chosen = set(best.values())
@@ -325,37 +325,37 @@ class SelfRating:
 
     def judge(self, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
         """See `rows.Filter`."""
-        values = {i: -rows[i].scores[RATING] for i in scored(rows, RATING)}
+        values = {i: -rows[i].scores[RATING] for i in rows_with_scores(rows, RATING)}
         return keep_lowest(rows, values, self.share, "the rating is low", "no rating was given")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ranked:
-    """Keeps the rows that a ranker likes best: a reward model (RM-filter in IWSI), or any function.
+class ExternalScore:
+    """Keeps the rows that a scorer likes best: a reward model (RM-filter in IWSI), or any function.
 
     Attributes:
-      ranker: "module:function"; the function takes a `Question` and a `Path` and returns a number,
-        the higher the better.
+      scorer: "module:function"; the function takes a `Question` and a `Sample` and returns a
+        number, the higher the better.
       share: of the rows that is kept, k.
     """
 
-    ranker: str
+    scorer: str
     share: float = 0.8
 
     def __post_init__(self) -> None:
-        check_share("Ranked.share", self.share)
-        check_ranker("Ranked.ranker", self.ranker)
+        check_share("ExternalScore.share", self.share)
+        check_scorer("ExternalScore.scorer", self.scorer)
 
     @property
     def needs(self) -> frozenset[str]:
         """Names of the scores that it reads."""
-        return frozenset({RANK + self.ranker})
+        return frozenset({SCORER + self.scorer})
 
     def judge(self, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
         """See `rows.Filter`."""
         (name,) = self.needs
-        values = {i: -rows[i].scores[name] for i in scored(rows, name)}
-        return keep_lowest(rows, values, self.share, "the ranker likes others better", "not ranked")
+        values = {i: -rows[i].scores[name] for i in rows_with_scores(rows, name)}
+        return keep_lowest(rows, values, self.share, "the scorer likes others better", "not scored")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -377,7 +377,10 @@ class InstructionFollowing:
 
     def judge(self, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
         """See `rows.Filter`."""
-        ratios = {i: following(rows[i]) for i in scored(rows, *self.needs)}
+        ratios = {
+            i: instruction_following_difficulty(rows[i])
+            for i in rows_with_scores(rows, *self.needs)
+        }
         values = {i: -ratio for i, ratio in ratios.items() if ratio <= 1}
         found = keep_lowest(rows, values, self.share, "the question says it all", "")
         why = {True: "the question does not help", False: "not scored: longer than the batch shape"}
@@ -386,7 +389,7 @@ class InstructionFollowing:
         ]
 
 
-def following(row: Row) -> float:
+def instruction_following_difficulty(row: Row) -> float:
     """Returns a row's IFD; without a loss alone infinity, or 1 where neither has any."""
     given, alone = row.scores[QUESTION_LOSS], row.scores[ALONE_LOSS]
     if alone == 0:

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.selection.filters import check_share, keep_lowest, kept_of
-from lmsi_jax.selection.rows import LOSS, STRONG_LOSSES, Facts, Row, Verdict, scored
+from lmsi_jax.selection.filters import check_share, keep_lowest, kept_count
+from lmsi_jax.selection.rows import HUMAN_LOSSES, LOSS, Facts, Row, Verdict, rows_with_scores
 
-Validation = Literal["strong", "confident"]
+Validation = Literal["human", "confident"]
 _MISSING = "not scored: longer than the batch shape"
 
 
@@ -51,24 +51,24 @@ class _Validated:
     """What both of IWSI's variants share.
 
     Attributes:
-      validation: D_v: "strong", the `Mixing.strong_count` given solutions of the task; "confident",
-        the rows of its surest votes, which needs no label.
+      validation: D_v: "human", the `Mixing.human_examples` given solutions of the task;
+        "confident", the rows of its surest votes, which needs no label.
       surest: "confident" only: share of the questions that is D_v.
     """
 
-    validation: Validation = "strong"
+    validation: Validation = "human"
     surest: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.validation not in ("strong", "confident"):
+        if self.validation not in ("human", "confident"):
             name = f"{type(self).__name__}.validation"
-            raise LmsiError(f"{name} = {self.validation!r}; use 'strong' or 'confident'")
+            raise LmsiError(f"{name} = {self.validation!r}; use 'human' or 'confident'")
         check_share(f"{type(self).__name__}.surest", self.surest)
 
     @property
     def needs(self) -> frozenset[str]:
         """Names of the scores that it reads."""
-        own = {STRONG_LOSSES} if self.validation == "strong" else set()
+        own = {HUMAN_LOSSES} if self.validation == "human" else set()
         return frozenset({LOSS} | own)
 
     def importances(self, rows: Sequence[Row], facts: Facts) -> dict[int, float]:
@@ -77,7 +77,7 @@ class _Validated:
         Raises:
           LmsiError: no given solution has a loss.
         """
-        known = scored(rows, LOSS)
+        known = rows_with_scores(rows, LOSS)
         if not known:
             return {}
         validation = self._losses([rows[i] for i in known], facts)
@@ -86,12 +86,13 @@ class _Validated:
     def _losses(self, rows: Sequence[Row], facts: Facts) -> Sequence[float]:
         if self.validation == "confident":
             return confident_losses(rows, self.surest)
-        if not facts.strong_losses:
+        if not facts.human_losses:
             raise LmsiError(
-                f"{type(self).__name__}.validation = 'strong', but no given solution fits "
-                "Training.length and Training.prefix_length; raise these, or use 'confident'"
+                f"{type(self).__name__}.validation = 'human', but no given solution fits "
+                "Training.sequence_length and Training.max_prefix_length; raise these, or use "
+                "'confident'"
             )
-        return facts.strong_losses
+        return facts.human_losses
 
 
 def confident_losses(rows: Sequence[Row], surest: float) -> list[float]:
@@ -105,7 +106,7 @@ def confident_losses(rows: Sequence[Row], surest: float) -> list[float]:
     """
     confidence = {row.question.uid: row.vote.confidence for row in rows}
     order = sorted(confidence, key=lambda uid: (-confidence[uid], uid))
-    chosen = set(order[: kept_of(len(order), surest)])
+    chosen = set(order[: kept_count(len(order), surest)])
     return [row.scores[LOSS] for row in rows if row.question.uid in chosen]
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from lmsi_jax import answers, prompts
-from lmsi_jax.records import Path, Question, Vote
+from lmsi_jax.records import Question, Sample, Vote
 
 LOSS = "loss"
 """Mean cross entropy (nats) of the solution's tokens after exemplars and question, base model."""
@@ -29,12 +29,12 @@ LOGPROBS = "logprobs"
 """Of each of the solution's tokens, where `LOSS` has their mean: `Row.logprobs`."""
 RATING = "rating"
 """What the model itself gives the solution, 0 to 10."""
-STRONG_LOSSES = "strong_losses"
-"""Not of a row: `LOSS` of given (human) solutions, see `Facts.strong_losses`."""
-RANK = "rank:"
-"""Begins the name of a ranker's score: "rank:module:function"."""
+HUMAN_LOSSES = "human_losses"
+"""Not of a row: `LOSS` of given (human) solutions, see `Facts.human_losses`."""
+SCORER = "scorer:"
+"""Begins the name of a scorer's score: "scorer:module:function"."""
 
-Ranker = Callable[[Question, Path], float]
+ScoringFunction = Callable[[Question, Sample], float]
 """Says how good a path is: the higher the better."""
 
 
@@ -45,7 +45,7 @@ class Row:
     Attributes:
       question: what was asked.
       vote: the vote on it.
-      path: what the model wrote.
+      sample: what the model wrote.
       solution: the part that is learnt, up to and with its answer.
       answer: the answer as the path writes it.
       key: its canonical form.
@@ -56,7 +56,7 @@ class Row:
 
     question: Question
     vote: Vote
-    path: Path
+    sample: Sample
     solution: str
     answer: str
     key: str
@@ -66,7 +66,7 @@ class Row:
     @property
     def name(self) -> tuple[str, int]:
         """What identifies it: question and index of the path."""
-        return self.path.uid, self.path.index
+        return self.sample.uid, self.sample.sample_index
 
     def has(self, score: str) -> bool:
         """Whether a score could be had."""
@@ -78,10 +78,10 @@ class Facts:
     """What filters know of a task beside its rows.
 
     Attributes:
-      strong_losses: `LOSS` of given solutions of this task.
+      human_losses: `LOSS` of given solutions of this task.
     """
 
-    strong_losses: tuple[float, ...] = ()
+    human_losses: tuple[float, ...] = ()
 
 
 NOTHING = Facts()
@@ -117,7 +117,7 @@ class Filter(Protocol):
         """
 
 
-def scored(rows: Sequence[Row], *names: str) -> list[int]:
+def rows_with_scores(rows: Sequence[Row], *names: str) -> list[int]:
     """Returns which of the rows have all of these scores."""
     return [i for i, row in enumerate(rows) if all(map(row.has, names))]
 
@@ -226,7 +226,7 @@ def _step(
 
 def right_and_wrong(rows: Sequence[Row], answers: Answers) -> tuple[int, int]:
     """Counts rows whose answers are right and wrong; those of unknown questions are neither."""
-    known = [row.key in answers[row.path.uid] for row in rows if row.path.uid in answers]
+    known = [row.key in answers[row.sample.uid] for row in rows if row.sample.uid in answers]
     return sum(known), len(known) - sum(known)
 
 
@@ -241,17 +241,19 @@ class Solution(NamedTuple):
     key: str
 
 
-def solutions(question: Question, paths: Sequence[Path]) -> dict[int, Solution]:
+def solutions(question: Question, samples: Sequence[Sample]) -> dict[int, Solution]:
     """Returns what is learnt of each path of the question that has an answer, by path index."""
     options = answers.options_of(question)
     found = [
-        (path, answers.find(path.text, question.kind, options, finished=path.finished))
-        for path in paths
-        if path.uid == question.uid
+        (sample, answers.find(sample.text, question.kind, options, finished=sample.finished))
+        for sample in samples
+        if sample.uid == question.uid
     ]
     return {
-        path.index: Solution(_ending(path.text[: hit.end].strip(), hit), hit.answer, hit.key)
-        for path, hit in found
+        sample.sample_index: Solution(
+            _ending(sample.text[: hit.end].strip(), hit), hit.answer, hit.key
+        )
+        for sample, hit in found
         if hit is not None and hit.key is not None
     }
 
@@ -263,13 +265,13 @@ def _ending(solution: str, found: answers.Found) -> str:
 
 
 def voted_rows(
-    question: Question, paths: Sequence[Path], vote: Vote, keep: Keep = "majority"
+    question: Question, samples: Sequence[Sample], vote: Vote, keep: Keep = "majority"
 ) -> list[Row]:
     """Returns a question's paths that training may learn, by index, for filters to judge.
 
     Args:
       question: what was asked.
-      paths: its paths, in any order.
+      samples: its paths, in any order.
       vote: the vote over these paths.
       keep: the paths that agree with the "majority"; or every "parsed" path, one that voted at all.
 
@@ -281,8 +283,8 @@ def voted_rows(
         raise ValueError(f"the vote on {vote.uid!r} is not on question {question.uid!r}")
     if vote.winner is None:
         return []
-    by_index = {path.index: path for path in paths if path.uid == question.uid}
-    learnt = solutions(question, paths)
+    by_index = {sample.sample_index: sample for sample in samples if sample.uid == question.uid}
+    learnt = solutions(question, samples)
     keys = dict(zip(sorted(by_index), vote.keys, strict=False))
     chosen = vote.kept if keep == "majority" else [i for i, key in keys.items() if key is not None]
     rows = []
@@ -294,7 +296,7 @@ def voted_rows(
             Row(
                 question=question,
                 vote=vote,
-                path=by_index[index],
+                sample=by_index[index],
                 solution=own.text,
                 answer=own.answer,
                 key=own.key,

@@ -42,7 +42,7 @@ class Instruction:
     literal: str
 
 
-def parsed(text: str) -> tuple[str, dict[str, list[Instruction]]]:
+def parse_hlo(text: str) -> tuple[str, dict[str, list[Instruction]]]:
     """Returns the entry's name, and every computation's instructions."""
     entry = ""
     computations: dict[str, list[Instruction]] = {}
@@ -179,7 +179,7 @@ def read(text: str, most: int = 12) -> Program:
       text: the module.
       most: how many of the largest collectives to name.
     """
-    entry, computations = parsed(text)
+    entry, computations = parse_hlo(text)
     times, unknown = _times(entry, computations)
     flops = cycles = 0.0
     # XLA for TPU cuts a collective into pieces between which it computes, each with a copy of the

@@ -29,18 +29,18 @@ from lmsi_jax.config.sampling import Decoding, Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.attention import Cache
 from lmsi_jax.models.sharding import (
-    Spread,
+    DecodeMesh,
     decoding_shapes,
-    lanes_sharding,
-    make_spread,
+    is_traced_on_mesh,
+    make_decode_mesh,
     mesh_of,
-    offered,
-    on_mesh,
+    slots_sharding,
+    use_devices,
 )
 from lmsi_jax.models.transformer import parameter_shapes
-from lmsi_jax.rollout.decode_step import Rows, decode_chunk, keys_of_words
-from lmsi_jax.rollout.engine import joined, rows_of, table_of
-from lmsi_jax.rollout.kv_pages import Pool, Table
+from lmsi_jax.rollout.decode_step import SlotArrays, decode_chunk, keys_of_words
+from lmsi_jax.rollout.engine import concatenate_groups, page_table, slot_arrays
+from lmsi_jax.rollout.kv_pages import PageTable, Pool
 from lmsi_jax.rollout.scheduler import plan, prompt_bucket, question_bucket
 from lmsi_jax.tools import aot_costs
 from lmsi_jax.training.packing import batch_shape
@@ -70,7 +70,7 @@ def train_program(
     Raises:
       LmsiError: there are not that many.
     """
-    with offered(devices):
+    with use_devices(devices):
         mesh = mesh_of(training)
         params = parameter_shapes(config)
         trees = (params, state_shapes(training, params))
@@ -99,7 +99,7 @@ def _batch(training: Training, devices: Sequence[jax.Device], mesh: Any) -> dict
     found = {}
     for name, (own, kind) in sizes.items():
         spec = PartitionSpec() if name.startswith("prefix") else PartitionSpec(None, "data")
-        where = SingleDeviceSharding(devices[0]) if mesh is None else on_mesh(mesh, spec)
+        where = SingleDeviceSharding(devices[0]) if mesh is None else is_traced_on_mesh(mesh, spec)
         found[name] = jax.ShapeDtypeStruct(own, kind, sharding=where)
     return found
 
@@ -111,20 +111,20 @@ def sample_program(
     lengths: Lengths,
     devices: Sequence[jax.Device],
 ) -> jax.stages.Lowered:
-    """Traces a decode chunk of all lanes, with pages for paths of full length.
+    """Traces a decode chunk of all slots, with pages for paths of full length.
 
     Raises:
       LmsiError: the layout wants more devices.
     """
-    with offered(devices):
-        spread = make_spread(decoding.data, decoding.model, decoding.fsdp)
-        arguments = decode_arguments(config, decoding, sampling, lengths, spread)
-        if spread.mesh is None:
+    with use_devices(devices):
+        decode_mesh = make_decode_mesh(decoding.data, decoding.model, decoding.fsdp)
+        arguments = decode_arguments(config, decoding, sampling, lengths, decode_mesh)
+        if decode_mesh.mesh is None:
             here = SingleDeviceSharding(devices[0])
             arguments = jax.tree.map(lambda a: _placed(a, here), arguments)
         chunk = plan(decoding, sampling).chunk
         return decode_chunk.lower(
-            config, spread, sampling.filters, chunk, *arguments, sampling.temperature
+            config, decode_mesh, sampling.filters, chunk, *arguments, sampling.temperature
         )
 
 
@@ -133,8 +133,8 @@ def decode_arguments(
     decoding: Decoding,
     sampling: Sampling,
     lengths: Lengths,
-    spread: Spread,
-) -> tuple[Any, Cache | None, Cache, Pool, Table, Rows]:
+    decode_mesh: DecodeMesh,
+) -> tuple[Any, Cache | None, Cache, Pool, PageTable, SlotArrays]:
     """What `decode_chunk` is given from `weights` to `rows`, as shapes with places.
 
     Args:
@@ -142,12 +142,12 @@ def decode_arguments(
       decoding: the layout.
       sampling: how paths are drawn.
       lengths: of prompt and questions.
-      spread: the mesh.
+      decode_mesh: the mesh.
     """
     sizes = plan(decoding, sampling)
     heads, width = config.num_kv_heads, config.head_dim
-    groups, kind = spread.groups, jnp.dtype(decoding.dtype)
-    by_head = lanes_sharding(spread, heads)
+    groups, kind = decode_mesh.groups, jnp.dtype(decoding.dtype)
+    by_head = slots_sharding(decode_mesh, heads)
 
     def cached(sequences: int, places: int) -> Any:
         return jax.ShapeDtypeStruct(
@@ -158,49 +158,55 @@ def decode_arguments(
         """Keys and values of all layers, and how many places of each sequence are filled."""
         layers = [cached(sequences, places) for _ in range(config.num_layers)]
         counts: Any = jax.ShapeDtypeStruct(
-            (groups * sequences,), jnp.int32, sharding=lanes_sharding(spread)
+            (groups * sequences,), jnp.int32, sharding=slots_sharding(decode_mesh)
         )
         return Cache(layers, list(layers), counts)
 
     depth = -(-sampling.max_new_tokens // sizes.page)
-    segments = [[cached(sizes.rows, sizes.page)] * depth for _ in range(config.num_layers)]
-    weights = decoding_shapes(config, parameter_shapes(config), kind, spread)
+    segments = [[cached(sizes.slots, sizes.page)] * depth for _ in range(config.num_layers)]
+    weights = decoding_shapes(config, parameter_shapes(config), kind, decode_mesh)
     return (
         weights,
-        _prompt(config, lengths, kind, spread),
-        cache(sizes.slots, question_bucket(lengths.question - 1)),
+        _prompt(config, lengths, kind, decode_mesh),
+        cache(sizes.prompt_slots, question_bucket(lengths.question - 1)),
         Pool(segments, [list(one) for one in segments]),
         *_orders(decoding, sampling, depth, groups),
     )
 
 
-def _prompt(config: ModelConfig, lengths: Lengths, kind: Any, spread: Spread) -> Cache | None:
+def _prompt(
+    config: ModelConfig, lengths: Lengths, kind: Any, decode_mesh: DecodeMesh
+) -> Cache | None:
     """The task prompt's cache, on all devices; its heads over "model" where they divide."""
     if not lengths.prompt:
         return None
     own = (1, config.num_kv_heads, prompt_bucket(lengths.prompt), config.head_dim)
     layer: Any
     count: Any
-    if spread.mesh is None:
+    if decode_mesh.mesh is None:
         layer, count = jax.ShapeDtypeStruct(own, kind), jax.ShapeDtypeStruct((1,), jnp.int32)
     else:
-        split = config.num_kv_heads % spread.mesh.shape["model"] == 0
+        split = config.num_kv_heads % decode_mesh.mesh.shape["model"] == 0
         spec = PartitionSpec(None, "model" if split else None)
-        layer = jax.ShapeDtypeStruct(own, kind, sharding=NamedSharding(spread.mesh, spec))
-        everywhere = NamedSharding(spread.mesh, PartitionSpec())
+        layer = jax.ShapeDtypeStruct(own, kind, sharding=NamedSharding(decode_mesh.mesh, spec))
+        everywhere = NamedSharding(decode_mesh.mesh, PartitionSpec())
         count = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=everywhere)
     return Cache([layer] * config.num_layers, [layer] * config.num_layers, count)
 
 
-def _orders(decoding: Decoding, sampling: Sampling, depth: int, groups: int) -> tuple[Table, Rows]:
+def _orders(
+    decoding: Decoding, sampling: Sampling, depth: int, groups: int
+) -> tuple[PageTable, SlotArrays]:
     """What the host sends with a chunk, as the shapes of orders for idle rows."""
     sizes = plan(decoding, sampling)
-    table = joined([table_of(sizes, [], depth * sizes.rows, sizes.rows, depth)] * groups)
-    rows = joined([rows_of(sizes, [], [], sizes.rows, [], _NO_WORDS, 0)] * groups)
+    table = concatenate_groups(
+        [page_table(sizes, [], depth * sizes.slots, sizes.slots, depth)] * groups
+    )
+    rows = concatenate_groups([slot_arrays(sizes, [], [], sizes.slots, [], _NO_WORDS, 0)] * groups)
     words, index = rows.pop("words"), rows.pop("index").astype(np.uint32)
     noise = jax.eval_shape(lambda w, i: keys_of_words(0, 0, w, i), words, index)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (table, rows))
-    return Table(**shapes[0]), Rows(noise=noise, **shapes[1])
+    return PageTable(**shapes[0]), SlotArrays(noise=noise, **shapes[1])
 
 
 _NO_WORDS = np.zeros((0, 2), np.uint32)
@@ -369,7 +375,7 @@ class Compiled:
         return sum(traffic.bytes for traffic in self.collectives.values())
 
 
-def compiled(lowered: jax.stages.Lowered, chips: int, chip: Chip) -> Compiled:
+def compile_program(lowered: jax.stages.Lowered, chips: int, chip: Chip) -> Compiled:
     """Compiles; what does not fit into the chips' memory is a result too.
 
     Args:

@@ -20,7 +20,7 @@ from lmsi_jax.tools.aot_programs import (
     Lengths,
     chip_of,
     chips_in,
-    compiled,
+    compile_program,
     devices_of,
     sample_program,
     slice_of,
@@ -39,9 +39,12 @@ def for_training(config: ModelConfig, training: Training) -> list[str]:
         found.append("ModelConfig.scan_layers = True: one layer's buffers, used again and again")
     if training.compute_dtype != "bfloat16":
         found.append("Training.compute_dtype = 'bfloat16': half the bytes of states and products")
-    if training.rows > training.data:
-        rows = max(1, training.rows // training.data // 2) * training.data
-        found.append(f"Training.rows = {rows}, more microbatches: the step's gradient is the same")
+    if training.sequences_per_prefix > training.data:
+        rows = max(1, training.sequences_per_prefix // training.data // 2) * training.data
+        found.append(
+            f"Training.sequences_per_prefix = {rows}, more microbatches: the step's gradient is "
+            "the same"
+        )
     if training.optimizer.name != "adafactor":
         found.append("Optimizer.name = 'adafactor': no second array of each weight's size")
     return [*found, _wider("Training", config, training.model), "a larger topology"]
@@ -53,8 +56,8 @@ def for_sampling(config: ModelConfig, decoding: Decoding) -> list[str]:
     if decoding.dtype != "bfloat16":
         found.append("Decoding.dtype = 'bfloat16': half the bytes of weights and caches")
     found.append(_wider("Decoding", config, decoding.model))
-    if decoding.lanes > 1:
-        found.append(f"Decoding.lanes = {decoding.lanes // 2}: half the paths' caches")
+    if decoding.slots > 1:
+        found.append(f"Decoding.slots = {decoding.slots // 2}: half the paths' caches")
     if decoding.data > 1 and not decoding.fsdp:
         found.append("Decoding.fsdp = True: weights are gathered in every step, which is slow")
     return [*found, "a larger topology"]
@@ -70,7 +73,7 @@ def _wider(room: str, config: ModelConfig, model: int) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Roofline:
-    """Seconds at the published rates; the slowest of the three is the floor.
+    """Seconds at the published rates; the slowest of the three is the roofline.
 
     Attributes:
       compute: FLOPs over the peak.
@@ -84,7 +87,7 @@ class Roofline:
     links: float
 
     @property
-    def floor(self) -> float:
+    def seconds(self) -> float:
         """Seconds where all three go on side by side."""
         return max(self.compute, self.memory, self.links)
 
@@ -130,8 +133,8 @@ class Rate:
       copies: meshes of Decoding.data * Decoding.model chips that the topology holds.
       seconds_per_token: of one decode step.
       prefill_seconds: per question and mesh, at the peak FLOP rate.
-      paths, tokens: per question, and per path: none ends early.
-      occupancy: share of the lanes that decode a token that counts.
+      num_samples, tokens: per question, and per path: none ends early.
+      occupancy: share of the slots that decode a token that counts.
       lengths: of prompt and question.
     """
 
@@ -139,7 +142,7 @@ class Rate:
     copies: int
     seconds_per_token: float
     prefill_seconds: float
-    paths: int
+    num_samples: int
     tokens: int
     occupancy: float
     lengths: Lengths
@@ -155,7 +158,7 @@ def rate(
     lengths: Lengths,
     occupancy: float,
 ) -> Rate:
-    """Questions an hour where every chunk takes its roofline's floor.
+    """Questions an hour where every chunk takes the least time of its roofline.
 
     Args:
       roofline: of a chunk.
@@ -165,23 +168,23 @@ def rate(
       decoding: the layout.
       sampling: paths and tokens.
       lengths: of prompt and question.
-      occupancy: of the lanes.
+      occupancy: of the slots.
     """
     steps = plan(decoding, sampling).chunk
     mesh = decoding.data * decoding.model
-    seconds = roofline.floor / steps
+    seconds = roofline.seconds / steps
     bucket = question_bucket(lengths.question - 1)
     prefill = 2.0 * config.parameter_count * bucket / (decoding.model * chip.flops)
     prefill /= decoding.data
-    rows = decoding.data * decoding.lanes * occupancy
-    decode = sampling.paths * sampling.max_new_tokens * seconds / rows
+    rows = decoding.data * decoding.slots * occupancy
+    decode = sampling.num_samples * sampling.max_new_tokens * seconds / rows
     copies = max(1, chips // mesh)
     return Rate(
         questions_per_hour=copies * 3600.0 / (decode + prefill),
         copies=copies,
         seconds_per_token=seconds,
         prefill_seconds=prefill,
-        paths=sampling.paths,
+        num_samples=sampling.num_samples,
         tokens=sampling.max_new_tokens,
         occupancy=occupancy,
         lengths=lengths,
@@ -190,7 +193,7 @@ def rate(
 
 def model_flops(config: ModelConfig, training: Training) -> float:
     """FLOPs that a full step needs, remat aside: 6 per parameter and token (see `floor`)."""
-    own = training.rows * training.length + training.prefix_length
+    own = training.sequences_per_prefix * training.sequence_length + training.max_prefix_length
     return 6.0 * config.parameter_count * training.microbatches * own
 
 
@@ -214,7 +217,7 @@ def check(
       topology: such as "v5p:8x8x8".
       what: "train", "sample" or both.
       lengths: of prompts and questions.
-      occupancy: share of the lanes that are busy.
+      occupancy: share of the slots that are busy.
       say: is given each paragraph as soon as it is known.
 
     Raises:
@@ -228,12 +231,12 @@ def check(
     if "train" in what:
         size = run.training.data * run.training.model
         lowered = train_program(run.model, run.training, devices_of(slice_of(topology, size)))
-        found["train"] = _training(run, chip, compiled(lowered, size, chip), say)
+        found["train"] = _training(run, chip, compile_program(lowered, size, chip), say)
     if "sample" in what:
         size = run.decoding.data * run.decoding.model
         devices = devices_of(slice_of(topology, size))
         lowered = sample_program(run.model, run.decoding, run.sampling, lengths, devices)
-        program = compiled(lowered, size, chip)
+        program = compile_program(lowered, size, chip)
         found["sample"] = _sampling(run, chip, chips, program, lengths, occupancy, say)
     return found
 
@@ -243,19 +246,20 @@ def _training(
 ) -> dict[str, Any]:
     training = run.training
     mesh = f"data {training.data} x model {training.model}{', fsdp' if training.fsdp else ''}"
-    batch = f"{training.microbatches} x {training.rows} rows of {training.length}"
-    say(f"\ntrain, one step ({mesh}; {batch} behind {training.prefix_length}; "
+    rows = f"{training.sequences_per_prefix} rows of {training.sequence_length}"
+    batch = f"{training.microbatches} x {rows}"
+    say(f"\ntrain, one step ({mesh}; {batch} behind {training.max_prefix_length}; "
         f"{training.optimizer.name}, {training.compute_dtype})")  # fmt: skip
     found = _figures(program)
     if not program.fits:
         return found | _refused(program, for_training(run.model, training), say)
     roofline = of_step(program, chip, run.model, training)
     useful = model_flops(run.model, training) / program.chips / program.flops
-    tokens = training.microbatches * training.rows * training.length
+    tokens = training.microbatches * training.sequences_per_prefix * training.sequence_length
     say(_memory(program, chip))
     say(_work(program, roofline))
     say(f"  useful      {100 * useful:.0f} % of the FLOPs are the model's 6 per weight and token; "
-        f"at the floor {tokens / roofline.floor:,.0f} tokens/s")  # fmt: skip
+        f"at the roofline {tokens / roofline.seconds:,.0f} tokens/s")  # fmt: skip
     found["roofline"] = _times(roofline)
     return found | {"tokens": tokens, "useful_flops": useful}
 
@@ -272,8 +276,8 @@ def _sampling(
     decoding = run.decoding
     sizes = plan(decoding, run.sampling)
     mesh = f"data {decoding.data} x model {decoding.model}{', fsdp' if decoding.fsdp else ''}"
-    paths = f"{run.sampling.paths} paths of {run.sampling.max_new_tokens} tokens"
-    say(f"\nsample, a chunk of {sizes.chunk} steps ({mesh}; {decoding.lanes} lanes each, "
+    paths = f"{run.sampling.num_samples} paths of {run.sampling.max_new_tokens} tokens"
+    say(f"\nsample, a chunk of {sizes.chunk} steps ({mesh}; {decoding.slots} slots each, "
         f"{paths}; {decoding.dtype})")  # fmt: skip
     found = _figures(program)
     if not program.fits:
@@ -283,15 +287,15 @@ def _sampling(
     say(_memory(program, chip))
     say(_work(program, roofline))
     say(f"  questions   {speed.questions_per_hour:,.0f} an hour at most, "
-        f"on {speed.copies} such meshes: {speed.paths} paths x {speed.tokens} tokens, "
-        f"{100 * occupancy:.0f} % of the lanes busy, "
+        f"on {speed.copies} such meshes: {speed.num_samples} paths x {speed.tokens} tokens, "
+        f"{100 * occupancy:.0f} % of the slots busy, "
         f"prompt {lengths.prompt} and question {lengths.question} tokens")  # fmt: skip
     found["roofline"] = _times(roofline)
     return found | {"rate": dataclasses.asdict(speed)}
 
 
 def _times(roofline: Roofline) -> dict[str, Any]:
-    return dataclasses.asdict(roofline) | {"floor": roofline.floor, "bound": roofline.bound}
+    return dataclasses.asdict(roofline) | {"seconds": roofline.seconds, "bound": roofline.bound}
 
 
 def _figures(program: Compiled) -> dict[str, Any]:
@@ -331,7 +335,7 @@ def _work(program: Compiled, roofline: Roofline) -> str:
     if program.unknown_loops:
         lines.append(f"  ({program.unknown_loops} loops with unknown turns count once)")
     times = f"compute {roofline.compute:.4g}, HBM {roofline.memory:.4g}, links {roofline.links:.4g}"
-    lines.append(f"  time        at least {roofline.floor:.4g} s ({times})")
+    lines.append(f"  time        at least {roofline.seconds:.4g} s ({times})")
     lines.append(
         f"  compiler    {program.compiler_seconds:.4g} s without collectives; "
         f"{program.compile_seconds:.0f} s to compile"

@@ -16,7 +16,7 @@ from typing import Any
 from lmsi_jax.config.run import Run
 from lmsi_jax.config.study_plan import Study
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.report.html import duration, several
+from lmsi_jax.report.html import count_of, duration
 from lmsi_jax.runtime.files import read_json, write_bytes, write_json
 from lmsi_jax.tools import study_results, study_units
 from lmsi_jax.tools.study_page import markdown, render
@@ -53,8 +53,8 @@ def run_study(study: Study, load: Load, execute: Execute, say: Callable[[str], N
     say(plan(study))
     took = [0.0, 0.0]  # seconds, of these runs and as expected
     for unit in study_units.units(study):
-        run = dataclasses.replace(load(unit.bindings), reuse=study_units.others(study, unit))
-        own, begun = study_units.expected(study, [unit]), time.monotonic()
+        run = dataclasses.replace(load(unit.bindings), reuse=study_units.reusable_runs(study, unit))
+        own, begun = study_units.expected_seconds(study, [unit]), time.monotonic()
         execute(run, _STAGES[unit.variant.command])
         seconds = time.monotonic() - begun
         unit.finish(seconds)
@@ -74,20 +74,20 @@ def plan(study: Study) -> str:
     every = study_units.units(study)
     left = [unit for unit in every if not unit.finished]
     done = f", {len(every) - len(left)} of them finished" if len(left) < len(every) else ""
-    seconds = study_units.expected(study, left)
+    seconds = study_units.expected_seconds(study, left)
     time_left = f"about {duration(seconds)} on two idle cores" if seconds else "time not known yet"
     if not left:
         time_left = "all are looked over in seconds"
-    seeds = several(len(study.seeds), "seed")
+    seeds = count_of(len(study.seeds), "seed")
     return (
-        f"{study.name}: {study.question}\n{several(len(every), 'run')} "
-        f"({several(len(study.variants), 'variant')}, {seeds}){done}: {time_left}"
+        f"{study.name}: {study.question}\n{count_of(len(every), 'run')} "
+        f"({count_of(len(study.variants), 'variant')}, {seeds}){done}: {time_left}"
     )
 
 
 def _remaining(study: Study, left: Sequence[Unit], took: Sequence[float]) -> str:
     """Runs left, and their time at this machine's pace."""
-    seconds = study_units.expected(study, left)
+    seconds = study_units.expected_seconds(study, left)
     told = f"{len(left)} left" if left else "none left"
     if left and seconds and took[1]:
         told += f", about {duration(seconds * took[0] / took[1])}"
@@ -140,7 +140,7 @@ def _title(study: Study) -> str:
 def _minutes(study: Study, seeds: Sequence[int]) -> float:
     """Of all runs that the table is of."""
     counted = [unit for unit in study_units.units(study) if unit.seed is None or unit.seed in seeds]
-    return round(sum(map(study_units.spent, counted)) / 60, 1)
+    return round(sum(map(study_units.spent_seconds, counted)) / 60, 1)
 
 
 def read_result(study: Study) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.report.accuracy_section import PROMPTING_NAMES
+from lmsi_jax.report.accuracy_section import PROMPT_STYLE_NAMES
 from lmsi_jax.report.charts import Bar, Group, Line, grouped_bars, legend, line_chart
-from lmsi_jax.report.html import DASH, Html, element, figure, points, several, table, whole
+from lmsi_jax.report.html import DASH, Html, count_of, element, figure, format_count, points, table
 from lmsi_jax.report.page import document
-from lmsi_jax.report.summary import Prompting
+from lmsi_jax.report.summary import PromptStyle
 from lmsi_jax.runtime.files import write_bytes
 
 PlottedResult = dict[str, Any]
@@ -33,19 +33,19 @@ def plots(result: PlottedResult) -> list[Html]:
 
 def _bars(result: PlottedResult) -> Iterable[tuple[str, Html]]:
     """Before and after, of each variant, on the trained tasks."""
-    for prompting, rows in _by_prompting(result["rows"]).items():
+    for prompt_style, rows in _by_prompt_style(result["rows"]).items():
         groups = [
             Group(row["label"], [Bar(*row["before"]), Bar(*row["after"])])
             for row in rows
             if row["domain"] == "in"
         ]
-        title = f"{prompting}, trained tasks"
+        title = f"{prompt_style}, trained tasks"
         yield title, grouped_bars(f"{title}: before and after", groups, _SERIES)
 
 
 def _rounds(result: PlottedResult) -> Iterable[tuple[str, Html]]:
     """Accuracy by round, a line for each variant and group of tasks."""
-    for prompting, rows in _by_prompting(result["rows"]).items():
+    for prompt_style, rows in _by_prompt_style(result["rows"]).items():
         lines: dict[str, list[PlottedRow]] = {}
         for row in rows:
             if row["domain"] not in ("in", "out"):
@@ -60,7 +60,7 @@ def _rounds(result: PlottedResult) -> Iterable[tuple[str, Html]]:
             )
             for name, own in lines.items()
         ]
-        title = f"{prompting}: accuracy by round"
+        title = f"{prompt_style}: accuracy by round"
         yield (
             title,
             line_chart(title, drawn, "round", "percent right", share=True, whole_x=True),
@@ -70,14 +70,14 @@ def _rounds(result: PlottedResult) -> Iterable[tuple[str, Html]]:
 def _sizes(result: PlottedResult) -> Iterable[tuple[str, Html]]:
     """The change in points over the base's accuracy in percent, trained tasks."""
     lines = []
-    for prompting, rows in _by_prompting(result["rows"]).items():
+    for prompt_style, rows in _by_prompt_style(result["rows"]).items():
         own = sorted(
             (row for row in rows if row["domain"] == "in"), key=lambda row: row["before"][0]
         )
         changes = [(row["before"][0], row["change"]) for row in own if row["change"]]
         lines.append(
             Line(
-                prompting,
+                prompt_style,
                 [(round(100 * x), 100 * change["difference"]) for x, change in changes],
                 [(100 * change["low"], 100 * change["high"]) for _, change in changes],
             )
@@ -119,10 +119,10 @@ def _shift_study_plots(result: PlottedResult) -> Iterable[tuple[str, Html]]:
         yield title, grouped_bars(title, groups, ("right",), ramp=False)
 
 
-def _by_prompting(rows: Iterable[PlottedRow]) -> dict[str, list[PlottedRow]]:
+def _by_prompt_style(rows: Iterable[PlottedRow]) -> dict[str, list[PlottedRow]]:
     found: dict[str, list[PlottedRow]] = {}
     for row in rows:
-        found.setdefault(PROMPTING_NAMES[row["prompting"]], []).append(row)
+        found.setdefault(PROMPT_STYLE_NAMES[row["prompt_style"]], []).append(row)
     return found
 
 
@@ -231,7 +231,7 @@ def _accuracy(result: Result) -> tuple[list[str], list[list[str]]]:
     measure, rows = result["measure"], result["rows"]
     compared = [row for row in rows if row["against"]]
     papers = any(row["paper"] for row in rows)
-    head = ["variant", "prompting", "tasks"]
+    head = ["variant", "prompt_style", "tasks"]
     extra = {"rounds": "round", "sizes": "parameters"}.get(measure)
     head[1:1] = [extra] if extra else []
     head += ["before", "after", "change", "each seed's"]
@@ -241,11 +241,13 @@ def _accuracy(result: Result) -> tuple[list[str], list[list[str]]]:
     for row in rows:
         own = [
             row["label"],
-            PROMPTING_NAMES[_prompting(row)],
+            PROMPT_STYLE_NAMES[_prompt_style(row)],
             _TASKS.get(row["domain"], row["domain"]),
         ]
         if extra:
-            own.insert(1, str(row["round"]) if measure == "rounds" else whole(row["parameters"]))
+            own.insert(
+                1, str(row["round"]) if measure == "rounds" else format_count(row["parameters"])
+            )
         own += [_share(row["before"][0]), _share(row["after"][0]), _change(row["change"])]
         own.append(", ".join(points(one) for one in (row["change"] or {"seeds": []})["seeds"]))
         own += [_change(row["against"])] if compared else []
@@ -254,8 +256,8 @@ def _accuracy(result: Result) -> tuple[list[str], list[list[str]]]:
     return head, cells
 
 
-def _prompting(row: Row) -> Prompting:
-    return row["prompting"]
+def _prompt_style(row: Row) -> PromptStyle:
+    return row["prompt_style"]
 
 
 def _when(result: Result) -> str:
@@ -271,7 +273,7 @@ def _paths(result: Result) -> tuple[list[str], list[list[str]]]:
     for (label, number), line in by_line.items():
         own = [_interval(line[k]["accuracy"]) if k in line else DASH for k in counts]
         cells.append([label, "after" if number else "before", *own])
-    return ["variant", "model", *(several(k, "path") for k in counts)], cells
+    return ["variant", "model", *(count_of(k, "path") for k in counts)], cells
 
 
 def _shift(result: Result) -> tuple[list[str], list[list[str]]]:
@@ -284,7 +286,7 @@ def _shift(result: Result) -> tuple[list[str], list[list[str]]]:
 
 
 def _bin(row: Row) -> str:
-    told = several(row["rows"], "row")
+    told = count_of(row["rows"], "row")
     return f"{_interval(row['right'])}, {told}" if row["right"] else told
 
 

@@ -1,8 +1,8 @@
 """Accuracy before and after, of each variant, on the same questions, over seeds.
 
-A row is a variant, a round, a prompting, and the trained tasks, the others, or one task. Shares of
-several are means over tasks, each counting alike. Questions are paired within a seed; intervals are
-those of `evaluation.statistics.over_seeds`.
+A row is a variant, a round, a prompt style, and the trained tasks, the others, or one task. Shares
+of several are means over tasks, each counting alike. Questions are paired within a seed; intervals
+are those of `evaluation.statistics.over_seeds`.
 
 The share of right rows by their distribution shift weight (IWSI, figure 5).
 
@@ -62,9 +62,9 @@ def _variant(
 ) -> Iterator[Row]:
     last = max(run.last for run in runs)
     paper = dict(variant.paper)
-    for prompting in runs[0].promptings:
+    for prompt_style in runs[0].prompt_styles:
         for domain in (*_DOMAINS, *(runs[0].tasks if study.by_task else ())):
-            if not runs[0].outcomes(0, prompting, domain):
+            if not runs[0].outcomes(0, prompt_style, domain):
                 continue
             for number in range(1, last + 1) if study.measure == "rounds" else [last]:
                 yield {
@@ -73,10 +73,10 @@ def _variant(
                     "parameters": runs[0].parameters,
                     "round": number,
                     "stopped": sum(run.last < number for run in runs),
-                    "prompting": prompting,
+                    "prompt_style": prompt_style,
                     "domain": domain,
-                    "paper": paper.get(prompting, "") if domain == "in" else "",
-                    **_compared(study, runs, reference, (number, prompting, domain)),
+                    "paper": paper.get(prompt_style, "") if domain == "in" else "",
+                    **_compared(study, runs, reference, (number, prompt_style, domain)),
                 }
 
 
@@ -86,18 +86,18 @@ def _compared(
     reference: list[Evaluated] | None,
     what: tuple[int, str, str],
 ) -> Row:
-    number, prompting, domain = what
-    before = [run.outcomes(0, prompting, domain) for run in runs]
-    after = [run.outcomes(number, prompting, domain) for run in runs]
+    number, prompt_style, domain = what
+    before = [run.outcomes(0, prompt_style, domain) for run in runs]
+    after = [run.outcomes(number, prompt_style, domain) for run in runs]
     row: Row = {
         "before": _share(before),
         "after": _share(after),
         "change": change(before, after),
         "against": None,
     }
-    if reference is not None and prompting in reference[0].promptings:
+    if reference is not None and prompt_style in reference[0].prompt_styles:
         theirs = number if study.against == "after" else 0
-        compared = [run.outcomes(theirs, prompting, domain) for run in reference]
+        compared = [run.outcomes(theirs, prompt_style, domain) for run in reference]
         row["against"] = change(compared, after)
     return row
 
@@ -145,7 +145,7 @@ def shift_rows(
 ) -> list[dict[str, Any]]:
     """Returns a row for each task and bin, of the first variant that is shown."""
     variant = next(variant for variant in study.variants if variant.shown)
-    runs = [weighed(load(unit_of(study, variant, seed).bindings)) for seed in seeds]
+    runs = [weighted_rows(load(unit_of(study, variant, seed).bindings)) for seed in seeds]
     return [
         {"task": task, "bin": bin_name(low, high), **_bin([run[task] for run in runs], low, high)}
         for task in runs[0]
@@ -153,7 +153,7 @@ def shift_rows(
     ]
 
 
-def weighed(run: Run) -> dict[str, list[Weighed]]:
+def weighted_rows(run: Run) -> dict[str, list[Weighed]]:
     """Returns the first round's voted rows with their DS weights, by task.
 
     Raises:
@@ -173,7 +173,7 @@ def weighed(run: Run) -> dict[str, list[Weighed]]:
             )
         weights = measures[0].importances(rows, facts)
         found[task] = [
-            Weighed(rows[i].path.uid, shift(w), rows[i].key in answers[rows[i].path.uid])
+            Weighed(rows[i].sample.uid, shift(w), rows[i].key in answers[rows[i].sample.uid])
             for i, w in weights.items()
         ]
     return found

@@ -85,20 +85,20 @@ def _place(seed: int | None) -> str:
     return "once" if seed is None else f"seed{seed}"
 
 
-def others(study: Study, unit: Unit) -> tuple[str, ...]:
+def reusable_runs(study: Study, unit: Unit) -> tuple[str, ...]:
     """Returns the runs of all studies that a run may share stages with: those of its seed."""
     found = pathlib.Path(study.output_dir).glob(f"*/*/{_place(unit.seed)}")
     return tuple(sorted(str(path) for path in found if path != pathlib.Path(unit.folder)))
 
 
-def expected(study: Study, left: Sequence[Unit]) -> float:
+def expected_seconds(study: Study, left: Sequence[Unit]) -> float:
     """Returns the seconds that runs take on two idle cores, shared with no other study."""
     begun = {unit.seed for unit in units(study) if unit.finished}
     fresh = {unit.seed for unit in left if unit.seed is not None} - begun
     return sum(unit.variant.seconds for unit in left) + study.seconds * len(fresh)
 
 
-def spent(unit: Unit) -> float:
+def spent_seconds(unit: Unit) -> float:
     """Returns the seconds that a finished run took; 0.0 where it is not finished."""
     return float(read_json(unit.mark)["seconds"]) if unit.finished else 0.0
 
@@ -127,9 +127,9 @@ class Evaluated:
         return max(self.scores)
 
     @property
-    def promptings(self) -> tuple[str, ...]:
+    def prompt_styles(self) -> tuple[str, ...]:
         """What was measured before and after."""
-        rows = [{row["prompting"]: None for row in own} for own in self.scores.values()]
+        rows = [{row["prompt_style"]: None for row in own} for own in self.scores.values()]
         return tuple(name for name in rows[0] if all(name in own for own in rows))
 
     @property
@@ -137,21 +137,21 @@ class Evaluated:
         """All tasks that the base was measured on."""
         return tuple(dict.fromkeys(row["task"] for row in self.scores[0]))
 
-    def outcomes(self, number: int, prompting: str, group: str) -> Outcomes:
+    def outcomes(self, number: int, prompt_style: str, group: str) -> Outcomes:
         """Returns a round's outcomes on the trained tasks ("in"), the others ("out"), or one task.
 
         Of a round that stop rules left out: those of the model that the run ended with.
         """
         return {
             row["task"]: row["correct"]
-            for row in self.rows(number, prompting)
+            for row in self.rows(number, prompt_style)
             if group in (row["task"], "in" if row["task"] in self.trained else "out")
         }
 
-    def rows(self, number: int, prompting: str) -> list[dict[str, Any]]:
-        """Returns a round's scores under a prompting."""
+    def rows(self, number: int, prompt_style: str) -> list[dict[str, Any]]:
+        """Returns a round's scores under a prompt style."""
         scores = self.scores[min(number, self.last)]
-        return [row for row in scores if row["prompting"] == prompting]
+        return [row for row in scores if row["prompt_style"] == prompt_style]
 
 
 def read(folder: str) -> Evaluated:

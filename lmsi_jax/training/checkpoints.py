@@ -38,7 +38,7 @@ UNFINISHED = ".orbax-checkpoint-tmp"
 LAYOUT = "a folder checkpoint_N with an Orbax item 'state' that holds a tree 'target'"
 
 
-def damaged(folder: epath.Path, error: Exception, others: Sequence[int]) -> LmsiError:
+def damaged_checkpoint(folder: epath.Path, error: Exception, others: Sequence[int]) -> LmsiError:
     """Returns the error of a checkpoint that cannot be read.
 
     Args:
@@ -56,7 +56,7 @@ def damaged(folder: epath.Path, error: Exception, others: Sequence[int]) -> Lmsi
     )
 
 
-def seen(folder: epath.Path) -> str:
+def describe_folder(folder: epath.Path) -> str:
     """Says what stands in a folder where a checkpoint was looked for, and what it looks like."""
     if not folder.exists():
         return "there is no such folder"
@@ -121,11 +121,11 @@ def _owner(name: str) -> tuple[str, str, str]:
     return "optimiser", "set Optimizer as it was", "state.param_states."
 
 
-PREFIX, READING = "checkpoint", "reading"
+PREFIX, DATA_STATE = "checkpoint", "data_state"
 
 
 def find(path: epath.PathLike) -> epath.Path:
-    """Returns the `checkpoint_N` folder at or newest in `path`.
+    """Returns the `checkpoint_N` folder at or newest in `sample`.
 
     Raises:
       LmsiError: there is none.
@@ -136,13 +136,14 @@ def find(path: epath.PathLike) -> epath.Path:
     found = steps(path)
     if not found:
         raise LmsiError(
-            f"no checkpoint in {path}; {seen(path)}; name a folder {PREFIX}_N or one that holds "
+            f"no checkpoint in {path}; {describe_folder(path)}; name a folder {PREFIX}_N or one "
+            "that holds "
             "such folders"
         )
     return found[max(found)]
 
 
-def present(directory: epath.PathLike) -> bool:
+def has_checkpoint(directory: epath.PathLike) -> bool:
     """Whether a folder holds any `checkpoint_N`."""
     return bool(steps(epath.Path(directory)))
 
@@ -160,9 +161,9 @@ def drop(directory: epath.PathLike) -> None:
             raise cannot("remove", folder, error) from error
 
 
-def has_reading(folder: epath.Path) -> bool:
+def has_data_state(folder: epath.Path) -> bool:
     """Whether a checkpoint says where the data stood: ours do, T5X's do not."""
-    return (folder / READING).is_dir()
+    return (folder / DATA_STATE).is_dir()
 
 
 def steps(directory: epath.Path) -> dict[int, epath.Path]:
@@ -172,13 +173,13 @@ def steps(directory: epath.Path) -> dict[int, epath.Path]:
     return {int(match[1]): child for child, match in names.items() if match}
 
 
-def named(tree: Any) -> dict[str, Any]:
+def flatten_tree(tree: Any) -> dict[str, Any]:
     """Returns a tree's leaves by their path, as in "0.mu.embedding"."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
 
 
-def nested(leaves: dict[str, Any]) -> dict[str, Any]:
+def nest_leaves(leaves: dict[str, Any]) -> dict[str, Any]:
     """`named`'s dictionary with its dots as levels, which is how T5X names a state's arrays."""
     tree: dict[str, Any] = {}
     for name, leaf in leaves.items():
@@ -219,7 +220,7 @@ def load_state(path: epath.PathLike, like: Any) -> Any:
     Raises:
       LmsiError: as `load_params`.
     """
-    states = {"state": {"param_states": named(like)}}
+    states = {"state": {"param_states": flatten_tree(like)}}
     found = read(find(path), states, None)["state"]["param_states"]
     return jax.tree.unflatten(jax.tree.structure(like), list(found.values()))
 
@@ -234,14 +235,14 @@ def optimizer_arrays(folder: epath.PathLike) -> dict[str, jax.Array]:
       LmsiError: it is none, or it is incomplete.
     """
     folder = epath.Path(folder)
-    _, metadata = opened(folder)
+    _, metadata = open_checkpoint(folder)
     like = {"state": {"param_states": metadata["state"].get("param_states", {})}}
-    return named(read(folder, like, None)["state"]["param_states"])
+    return flatten_tree(read(folder, like, None)["state"]["param_states"])
 
 
 def digest(params: Params) -> str:
     """Returns the SHA-256 over names, shapes and bytes of all parameters."""
-    return _digest(iter(sorted(named(params).items())))
+    return _digest(iter(sorted(flatten_tree(params).items())))
 
 
 def stored_digest(path: epath.PathLike, like: Params) -> str:
@@ -255,11 +256,11 @@ def stored_digest(path: epath.PathLike, like: Params) -> str:
       LmsiError: as `load_params`.
     """
     folder = find(path)
-    shapes = sorted(named({"target": like}).items())
+    shapes = sorted(flatten_tree({"target": like}).items())
 
     def leaves() -> Iterator[tuple[str, Any]]:
         for portion in _portions(shapes):
-            tree = named(read(folder, nested(dict(portion)), None))
+            tree = flatten_tree(read(folder, nest_leaves(dict(portion)), None))
             yield from ((name.removeprefix("target."), tree[name]) for name, _ in portion)
 
     return _digest(leaves())
@@ -329,16 +330,16 @@ def read(folder: epath.Path, like: Any, places: Any) -> Any:
     Raises:
       LmsiError: it is no such checkpoint, incomplete, or of another model or optimiser.
     """
-    where = {} if places is None else named(places)
-    handler, metadata = opened(folder, holders(where))
-    wanted = named(like)
-    check_match(folder, wanted, named(metadata))
+    where = {} if places is None else flatten_tree(places)
+    handler, metadata = open_checkpoint(folder, holders(where))
+    wanted = flatten_tree(like)
+    check_match(folder, wanted, flatten_tree(metadata))
     how = {name: _restoring(where.get(name), leaf.dtype) for name, leaf in wanted.items()}
     args = ocp.args.PyTreeRestore(
-        item=nested(wanted), restore_args=nested(how), partial_restore=True
+        item=nest_leaves(wanted), restore_args=nest_leaves(how), partial_restore=True
     )
     item = (folder / "state").resolve()
-    tree = named(attempt(folder, lambda: handler.restore(item, args=args)))
+    tree = flatten_tree(read_or_explain(folder, lambda: handler.restore(item, args=args)))
     leaves = [
         tree[name] if name in where else jax.numpy.asarray(tree[name], leaf.dtype)
         for name, leaf in wanted.items()
@@ -358,7 +359,9 @@ def holders(shardings: Any) -> Members:
     return frozenset(device.process_index for device in devices) or members(together=False)
 
 
-def opened(folder: epath.Path, taking_part: Members | None = None) -> tuple[ocp.Checkpointer, Any]:
+def open_checkpoint(
+    folder: epath.Path, taking_part: Members | None = None
+) -> tuple[ocp.Checkpointer, Any]:
     """Returns what reads a checkpoint's state, and the tree of its arrays' shapes.
 
     Args:
@@ -370,10 +373,10 @@ def opened(folder: epath.Path, taking_part: Members | None = None) -> tuple[ocp.
     """
     item = (folder / "state").resolve()
     if not item.is_dir():
-        raise LmsiError(f"{folder} is no checkpoint of this layout: {seen(folder)}")
+        raise LmsiError(f"{folder} is no checkpoint of this layout: {describe_folder(folder)}")
     own = taking_part or members(together=False)
     handler = ocp.Checkpointer(state_handler(own), multiprocessing_options=processes(own))
-    metadata = attempt(folder, lambda: handler.metadata(item).item_metadata.tree)
+    metadata = read_or_explain(folder, lambda: handler.metadata(item).item_metadata.tree)
     if not isinstance(metadata, dict) or "target" not in metadata:
         found = sorted(metadata) if isinstance(metadata, dict) else type(metadata).__name__
         raise LmsiError(
@@ -383,13 +386,13 @@ def opened(folder: epath.Path, taking_part: Members | None = None) -> tuple[ocp.
     return handler, metadata
 
 
-def attempt(folder: epath.Path, reading: Callable[[], Any]) -> Any:
+def read_or_explain(folder: epath.Path, reading: Callable[[], Any]) -> Any:
     """Reads; says what is wrong with the folder where that fails."""
     try:
         return reading()
     except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
         beside = [step for step in steps(folder.parent) if folder.name != f"{PREFIX}_{step}"]
-        raise damaged(folder, error, beside) from error
+        raise damaged_checkpoint(folder, error, beside) from error
 
 
 class Checkpoints:
@@ -451,7 +454,7 @@ class Checkpoints:
         params: Params,
         optimizer_state: Any = None,
         *,
-        reading: Mapping[str, Any] | None = None,
+        data_state: Mapping[str, Any] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
         """Writes a checkpoint, whole or not at all.
@@ -460,20 +463,20 @@ class Checkpoints:
           step: optimiser steps taken; nothing is written where this step is there already.
           params: the parameter tree.
           optimizer_state: the Optax state.
-          reading: JSON values, see `position`.
+          data_state: JSON values, see `position`.
           metrics: what `keep_best` compares.
         """
         if step in self._manager.all_steps():
             return
         state: dict[str, Any] = {"step": np.int32(step)}
         if optimizer_state is not None:
-            state["param_states"] = nested(named(optimizer_state))
+            state["param_states"] = nest_leaves(flatten_tree(optimizer_state))
         tree = {"target": params, "state": state}
         if jax.process_count() > 1 and not self._together:
             tree = jax.tree.map(np.asarray, tree)  # Orbax takes no process' own device arrays
         items = {"state": ocp.args.PyTreeSave(tree)}
-        if reading is not None:
-            items[READING] = ocp.args.JsonSave(dict(reading))
+        if data_state is not None:
+            items[DATA_STATE] = ocp.args.JsonSave(dict(data_state))
         known = None if metrics is None else {k: float(v) for k, v in metrics.items()}
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=known)
 
@@ -503,17 +506,19 @@ class Checkpoints:
         found = read(self._folder(step), like, places)
         arrays = found["state"]["param_states"]
         # T5X writes its counters as it restored them, in float32.
-        leaves = [arrays[k].astype(leaf.dtype) for k, leaf in named(optimizer_state).items()]
+        leaves = [arrays[k].astype(leaf.dtype) for k, leaf in flatten_tree(optimizer_state).items()]
         state = jax.tree.unflatten(jax.tree.structure(optimizer_state), leaves)
         return found.get("target"), state
 
-    def position(self, step: int) -> dict[str, Any] | None:
+    def data_state(self, step: int) -> dict[str, Any] | None:
         """Returns the `reading` that a step was saved with; None where it has none (T5X's own)."""
         folder = self._folder(step)
-        if not has_reading(folder):
+        if not has_data_state(folder):
             return None
-        args = ocp.args.Composite(**{READING: ocp.args.JsonRestore()})
-        return attempt(folder, lambda: dict(self._manager.restore(step, args=args)[READING]))
+        args = ocp.args.Composite(**{DATA_STATE: ocp.args.JsonRestore()})
+        return read_or_explain(
+            folder, lambda: dict(self._manager.restore(step, args=args)[DATA_STATE])
+        )
 
     def close(self) -> None:
         """Waits for what is being written."""
@@ -522,20 +527,20 @@ class Checkpoints:
     def _folder(self, step: int) -> epath.Path:
         folder = self.directory / f"{PREFIX}_{step}"
         if not folder.is_dir():
-            raise LmsiError(f"no {folder}; {seen(self.directory)}")
+            raise LmsiError(f"no {folder}; {describe_folder(self.directory)}")
         return folder
 
 
 def _parts(params: Any, state: Any) -> dict[str, Any]:
     """The parts of a checkpoint's tree that are to be read."""
-    parts: dict[str, Any] = {"state": {"param_states": named(state)}}
+    parts: dict[str, Any] = {"state": {"param_states": flatten_tree(state)}}
     return parts if params is None else {"target": params, **parts}
 
 
 def _handlers(together: bool) -> dict[str, ocp.CheckpointHandler]:
     return {
         "state": state_handler(members(together)),
-        READING: ocp.JsonCheckpointHandler(multiprocessing_options=processes(members(together))),
+        DATA_STATE: ocp.JsonCheckpointHandler(multiprocessing_options=processes(members(together))),
     }
 
 

@@ -1,6 +1,6 @@
 """The one loader: a round's examples as SeqIO tasks and a mixture, tokenised and endless.
 
-The weak (own) and the strong (human) examples of each task are a SeqIO task each, and so are its
+The self-generated and the human examples of each task are a SeqIO task each, and so are its
 pairs; the mixture draws them at given rates. The order is a pure function of the seed, so the
 number of rows read says where the stream stands. TensorFlow and SeqIO are imported when this is
 called.
@@ -22,12 +22,20 @@ import numpy as np
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import SEPARATOR
 from lmsi_jax.records import FORMATS, Example, ExamplePair
-from lmsi_jax.training.packing import Batch, Packer, Row, Shape, pair_row, stacked, weighted_row
+from lmsi_jax.training.packing import (
+    Batch,
+    Packer,
+    Row,
+    Shape,
+    pair_row,
+    stack_microbatches,
+    weighted_row,
+)
 
 _SHUFFLE_BUFFER = 100_000
 _REMEDY = {
-    "weak": "no path was kept, see `lmsi report`; or set Training.strong_rate to 1",
-    "strong": "set Mixing.strong_count above 0, or Training.strong_rate to 0",
+    "self_generated": "no path was kept, see `lmsi report`; or set Training.human_rate to 1",
+    "human": "set Mixing.human_examples above 0, or Training.human_rate to 0",
     "pairs": "the votes gave none, see `lmsi report`; lower Preference.threshold",
 }
 _TEXTS = ("prefix", "inputs", "targets", "rejected")
@@ -38,7 +46,7 @@ class Examples:
     """An endless, shuffled stream of tokenised examples or pairs.
 
     Args:
-      sources: examples by source, "weak" and "strong"; or pairs, "pairs".
+      sources: examples by source, "self_generated" and "human"; or pairs, "pairs".
       rates: share of each source in the stream and in the rows' weights: where several are mixed,
         the weights of each are scaled to the mean 1. (A weight is that of each of a row's target
         tokens, so longer targets have more of the loss.) Sources at rate 0 are left out.
@@ -49,7 +57,7 @@ class Examples:
 
     Attributes:
       groups: what a row's `group` number stands for: its format, "few_shot_cot"; where several
-        sources are mixed, source and format, "weak/few_shot_cot".
+        sources are mixed, source and format, "self_generated/few_shot_cot".
       count: different rows; `Row.example` counts them.
 
     Raises:
@@ -257,7 +265,7 @@ def _tokenize(dataset: Any, output_features: Mapping[str, Any]) -> Any:
     return dataset.map(one, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-class Rows:
+class RowReader:
     """A stream of rows that counts what is read of it, and leaves out what does not fit.
 
     Args:
@@ -294,28 +302,28 @@ class Rows:
                 return row
 
 
-class Steps:
+class BatchIterator:
     """The batches of a run's steps, from a position on.
 
     Args:
       rows: the stream, from its beginning.
       shape: of a step's batch.
-      position: as `position` was; None begins at the beginning.
+      state: as `state` was; None begins at the beginning.
     """
 
     def __init__(
         self, rows: Iterable[Row], shape: Shape, position: Mapping[str, Any] | None = None
     ):
-        self._rows = rows if isinstance(rows, Rows) else Rows(rows)
+        self._rows = rows if isinstance(rows, RowReader) else RowReader(rows)
         open_rows: list[Row] = []
         if position is not None:
             open_rows = _unpacked(position)
             self._rows.skip(int(position["rows"]))
         self._packer = Packer(self._rows, shape, open_rows)
-        self._steps = stacked(self._packer, shape.microbatches)
+        self._steps = stack_microbatches(self._packer, shape.microbatches)
 
     @property
-    def position(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """Where the data stands between two steps, as JSON values."""
         return {"rows": self._rows.read, "open": [_json(row) for row in self._packer.open_rows]}
 

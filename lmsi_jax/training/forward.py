@@ -28,8 +28,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec, get_abstract_mesh
 
 from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.models.attention import Cache, on_mesh, packed_attention
-from lmsi_jax.models.params import Params, fuse, split_weights
+from lmsi_jax.models.attention import Cache, is_traced_on_mesh, packed_attention
+from lmsi_jax.models.params import Params, fuse_projections, split_weights
 from lmsi_jax.models.rotary import Angles, angles_of
 from lmsi_jax.models.transformer import Attend, block, embed, norm
 from lmsi_jax.training import forward_cpu
@@ -38,13 +38,13 @@ from lmsi_jax.training import forward_cpu
 _ALL_PLACES = PartitionSpec(None, None, PartitionSpec.UNCONSTRAINED, None)
 
 
-def suits(batch: dict[str, Any]) -> bool:
+def supports_mesh_layout(batch: dict[str, Any]) -> bool:
     """Whether a microbatch is traced for a mesh, and has a prefix."""
-    return on_mesh() and batch["prefix"].shape[0] > 0
+    return is_traced_on_mesh() and batch["prefix"].shape[0] > 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Joint:
+class MeshLayout:
     """The sizes of a joined array; S, B, T and P of the module's notation."""
 
     groups: int
@@ -70,24 +70,26 @@ class Joint:
         return own.reshape(1, self.places, *joint.shape[2:])
 
 
-def joint_of(batch: dict[str, Any]) -> Joint:
+def mesh_layout(batch: dict[str, Any]) -> MeshLayout:
     """Returns how a microbatch is joined on the mesh that it is traced for."""
     groups = get_abstract_mesh().shape["data"]
     rows, length = batch["tokens"].shape
     places = -(-batch["prefix"].shape[0] // groups) * groups
-    return Joint(groups=groups, rows=rows, length=length, places=places)
+    return MeshLayout(groups=groups, rows=rows, length=length, places=places)
 
 
-def joint_angles(config: ModelConfig, joint: Joint, batch: dict[str, Any]) -> tuple[Angles, ...]:
+def mesh_angles(
+    config: ModelConfig, layout: MeshLayout, batch: dict[str, Any]
+) -> tuple[Angles, ...]:
     """The rotary angles of all tokens, from those of the rows in `batch`."""
-    prefix = angles_of(config, jnp.arange(joint.places))
-    angles: tuple[Angles, ...] = jax.tree.map(joint.join, batch["angles"], prefix)
+    prefix = angles_of(config, jnp.arange(layout.places))
+    angles: tuple[Angles, ...] = jax.tree.map(layout.join, batch["angles"], prefix)
     return angles
 
 
-def joint_layer(
+def mesh_layer(
     config: ModelConfig,
-    joint: Joint,
+    layout: MeshLayout,
     batch: dict[str, Any],
     angles: tuple[Angles, ...],
     layer: int,
@@ -99,32 +101,32 @@ def joint_layer(
 
     def run(p: Params, states: jax.Array) -> jax.Array:
         """The layer with weights p."""
-        attend = _attention(config, joint, batch)
+        attend = _attention(config, layout, batch)
         states = block(config, p, layer, states, angles, attend)
         return jax.lax.with_sharding_constraint(states, PartitionSpec("data"))
 
     return run
 
 
-def _attention(config: ModelConfig, joint: Joint, batch: dict[str, Any]) -> Attend:
+def _attention(config: ModelConfig, layout: MeshLayout, batch: dict[str, Any]) -> Attend:
     """The prefix over itself, the rows over themselves and the prefix."""
     length = batch["prefix_length"][None]
-    places = jnp.arange(joint.places)[None]
+    places = jnp.arange(layout.places)[None]
     real = (places < length[:, None]).astype(jnp.int32)
     # In one block: each device takes its share of the queries.
-    within_prefix = packed_attention(config, real, places, None, joint.places)
+    within_prefix = packed_attention(config, real, places, None, layout.places)
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """[S, n, heads, width]."""
         keys, values = (  # every row sees all of them
-            jax.lax.with_sharding_constraint(joint.prefix_of(a), _ALL_PLACES) for a in (k, v)
+            jax.lax.with_sharding_constraint(layout.prefix_of(a), _ALL_PLACES) for a in (k, v)
         )
         cached = [[a.transpose(0, 2, 1, 3)] * (layer + 1) for a in (keys, values)]
         shared = Cache(cached[0], cached[1], length)  # whatever layer is asked for, it is this one
         of_rows = packed_attention(config, batch["segments"], batch["positions"], shared)
-        rows = of_rows(layer, *(joint.rows_of(a) for a in (q, k, v)))
-        prefix = within_prefix(layer, joint.prefix_of(q), keys, values)
-        return joint.join(rows, prefix[0])
+        rows = of_rows(layer, *(layout.rows_of(a) for a in (q, k, v)))
+        prefix = within_prefix(layer, layout.prefix_of(q), keys, values)
+        return layout.join(rows, prefix[0])
 
     return attend
 
@@ -134,19 +136,21 @@ _States = tuple[jax.Array | None, jax.Array]
 _Layer = Callable[[Params, Any], Any]
 
 
-def laid_out(config: ModelConfig, params: Params) -> Params:
+def prepare_weights(config: ModelConfig, params: Params) -> Params:
     """The weights as `packed_states` multiplies by them; linear in the parameters.
 
     Who runs several microbatches lays them out once; what is laid out already passes as it is.
     """
     if not isinstance(params["final_norm"], dict):
         return params
-    return split_weights(config, params) if on_mesh() else fuse(config, params)
+    return (
+        split_weights(config, params) if is_traced_on_mesh() else fuse_projections(config, params)
+    )
 
 
 def _upright(config: ModelConfig, weights: Params) -> bool:
     """Whether rows go through `columns.block`."""
-    return not on_mesh() and forward_cpu.suits(config, weights)
+    return not is_traced_on_mesh() and forward_cpu.supports_feature_major(config, weights)
 
 
 def with_angles(config: ModelConfig, weights: Params, batch: dict[str, Any]) -> dict[str, Any]:
@@ -162,10 +166,10 @@ def with_angles(config: ModelConfig, weights: Params, batch: dict[str, Any]) -> 
     """
     angles = angles_of(config, batch["positions"])
     upright = _upright(config, weights)
-    return batch | {"angles": forward_cpu.turned(angles[0]) if upright else angles}
+    return batch | {"angles": forward_cpu.feature_major_angles(angles[0]) if upright else angles}
 
 
-def regrouped(batch: dict[str, Any], rows: int) -> dict[str, Any]:
+def regroup_rows(batch: dict[str, Any], rows: int) -> dict[str, Any]:
     """Cuts microbatches that share no prefix into ones of at most `rows` rows, for less memory.
 
     The sums over all of them stay what they were.
@@ -198,11 +202,11 @@ def packed_states(
     Returns:
       The weights as `decoder.logits` takes them, and the rows' normalised states [B, T, D].
     """
-    weights = laid_out(config, params)
+    weights = prepare_weights(config, params)
     if "angles" not in batch:
         batch = with_angles(config, weights, batch)
     every = [weights[f"layer_{layer}"] for layer in range(config.num_layers)]
-    rows = (_joined if suits(batch) else _apart)(config, weights, every, batch)
+    rows = (_joined if supports_mesh_layout(batch) else _apart)(config, weights, every, batch)
     return weights, norm(config, weights["final_norm"], rows)
 
 
@@ -210,11 +214,11 @@ def _joined(
     config: ModelConfig, weights: Params, every: list[Params], batch: dict[str, Any]
 ) -> jax.Array:
     """The rows' states [B, T, D] behind all layers, prefix and rows in one array."""
-    sizes = joint_of(batch)
-    angles = joint_angles(config, sizes, batch)
+    sizes = mesh_layout(batch)
+    angles = mesh_angles(config, sizes, batch)
     states = embed(config, weights, sizes.join(batch["tokens"], batch["prefix"]))
     layers = [
-        _remat(config, joint_layer(config, sizes, batch, angles, layer))
+        _remat(config, mesh_layer(config, sizes, batch, angles, layer))
         for layer in range(len(config.windows))
     ]
     return sizes.rows_of(_through(config, layers, every, states))
@@ -236,7 +240,7 @@ def _apart(
     return jnp.moveaxis(rows, 0, -1) if upright else rows
 
 
-def _layer(config: ModelConfig, batch: dict[str, Any], layer: int, upright: bool) -> _Layer:
+def _layer(config: ModelConfig, batch: dict[str, Any], layer: int, feature_major: bool) -> _Layer:
     """Returns what a layer does whose place in the pattern of windows is `layer`."""
     length = batch["prefix_length"][None]
     places = jnp.arange(batch["prefix"].shape[0])[None]
@@ -247,15 +251,17 @@ def _layer(config: ModelConfig, batch: dict[str, Any], layer: int, upright: bool
         shared = None
         if prefix is not None:
             prefix, shared = _prefix_layer(config, p, layer, prefix, places, length)
-        if upright:
+        if feature_major:
             before = None
             if shared is not None:
                 before = shared.keys[layer][0], shared.values[layer][0], length[0]
-            rows = forward_cpu.block(config, p, rows, batch["angles"], batch["segments"], before)
+            rows = forward_cpu.feature_major_block(
+                config, p, rows, batch["angles"], batch["segments"], before
+            )
         else:
             attend = packed_attention(config, batch["segments"], batch["positions"], shared)
             rows = block(config, p, layer, rows, batch["angles"], attend)
-        if on_mesh():
+        if is_traced_on_mesh():
             rows = jax.lax.with_sharding_constraint(rows, PartitionSpec("data"))
         return prefix, rows
 
@@ -331,7 +337,7 @@ Objective = Callable[[Params, dict[str, jax.Array]], tuple[jax.Array, Any]]
 """(what is differentiated, one microbatch) -> a sum to minimise, and sums to report."""
 
 
-def accumulated(objective: Objective, trained: Params, batch: Any) -> tuple[Any, Params]:
+def accumulate_gradients(objective: Objective, trained: Params, batch: Any) -> tuple[Any, Params]:
     """Adds up an objective's sums, and its gradient with regard to `trained`.
 
     Args:
@@ -354,12 +360,12 @@ def accumulated(objective: Objective, trained: Params, batch: Any) -> tuple[Any,
     return sums, grads
 
 
-def by_parameters(
+def parameter_gradients(
     config: ModelConfig, params: Params, objective: Objective, batch: Any
 ) -> tuple[Any, Params]:
     """`accumulated` with regard to the parameters, which are laid out once for all microbatches."""
-    weights = laid_out(config, params)
-    sums, grads = accumulated(objective, weights, with_angles(config, weights, batch))
+    weights = prepare_weights(config, params)
+    sums, grads = accumulate_gradients(objective, weights, with_angles(config, weights, batch))
     wide = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32), params)
-    (of_params,) = jax.linear_transpose(lambda p: laid_out(config, p), wide)(grads)
+    (of_params,) = jax.linear_transpose(lambda p: prepare_weights(config, p), wide)(grads)
     return sums, of_params

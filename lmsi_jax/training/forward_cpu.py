@@ -29,7 +29,7 @@ _FREE = {
 }
 
 
-def suits(config: ModelConfig, weights: Params) -> bool:
+def supports_feature_major(config: ModelConfig, weights: Params) -> bool:
     """Whether a model's layers can be computed so, and should: float32, on a CPU."""
     plain = all(
         getattr(config, field.name) == field.default
@@ -42,13 +42,13 @@ def suits(config: ModelConfig, weights: Params) -> bool:
     return layer["norm"].dtype == jnp.float32
 
 
-def turned(angles: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+def feature_major_angles(angles: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     """`decoder.angles_of` [..., B, T, 1, K/2] -> [..., K/2, B, T]."""
     cos, sin = (jnp.moveaxis(a[..., 0, :], -1, -3) for a in angles)
     return cos, sin
 
 
-def block(
+def feature_major_block(
     config: ModelConfig,
     p: Params,
     x: jax.Array,
@@ -62,7 +62,7 @@ def block(
       config: a shape that `suits`.
       p: the layer's weights, `decoder.fuse`d.
       x: the rows' states.
-      angles: `turned`.
+      angles: `feature_major_angles`.
       segments: [B, T] example number of each token, 0 for padding.
       shared: keys and values [G, P, K] of the prefix that all rows see and its length; or None.
     """

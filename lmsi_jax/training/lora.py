@@ -25,7 +25,7 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.params import Params
 from lmsi_jax.runtime.files import write_bytes, write_json
 from lmsi_jax.training import checkpoints
-from lmsi_jax.training.forward import Objective, accumulated, laid_out, with_angles
+from lmsi_jax.training.forward import Objective, accumulate_gradients, prepare_weights, with_angles
 
 
 def fresh_adapters(lora: Lora, params: Params) -> Params:
@@ -49,7 +49,7 @@ def _layers(params: Params) -> list[str]:
     return [f"layer_{n}" for n in range(len(params)) if f"layer_{n}" in params]
 
 
-def merged(lora: Lora, base: Params, adapters: Params) -> Params:
+def merge_adapters(lora: Lora, base: Params, adapters: Params) -> Params:
     """Returns the plain parameter tree that computes what base and adapters do together."""
     tree = dict(base)
     for layer, own in adapters.items():
@@ -60,7 +60,7 @@ def merged(lora: Lora, base: Params, adapters: Params) -> Params:
     return tree
 
 
-def beside(lora: Lora, weights: Params, adapters: Params) -> Params:
+def add_adapters(lora: Lora, weights: Params, adapters: Params) -> Params:
     """Returns weights, as `packed_states` takes them, with the adapters beside their matrices.
 
     Args:
@@ -78,7 +78,7 @@ def beside(lora: Lora, weights: Params, adapters: Params) -> Params:
     return tree
 
 
-def by_adapters(
+def adapter_gradients(
     config: ModelConfig,
     lora: Lora,
     base: Params,
@@ -96,13 +96,13 @@ def by_adapters(
       objective: takes weights as `packed.laid_out` gives them.
       batch: a step's batch.
     """
-    weights = laid_out(config, base)
+    weights = prepare_weights(config, base)
 
     def adapted(own: Params, one: Any) -> tuple[jax.Array, Any]:
-        return objective(beside(lora, weights, own), one)
+        return objective(add_adapters(lora, weights, own), one)
 
-    batch = with_angles(config, beside(lora, weights, adapters), batch)
-    return accumulated(adapted, adapters, batch)
+    batch = with_angles(config, add_adapters(lora, weights, adapters), batch)
+    return accumulate_gradients(adapted, adapters, batch)
 
 
 def adapter_specs(lora: Lora, specs: Any) -> Any:

@@ -136,7 +136,7 @@ class Sums(NamedTuple):
     weights: jax.Array
 
 
-def token_scores(config: ModelConfig, params: Params, batch: Arrays) -> jax.Array:
+def token_logits(config: ModelConfig, params: Params, batch: Arrays) -> jax.Array:
     """Scores of each token but the first of a row, given those before it: [B, T - 1, V], float32.
 
     Args:
@@ -167,14 +167,14 @@ def token_losses(
     Raises:
       LmsiError: the teacher, or what is stored of it, is missing or of another vocabulary.
     """
-    scores = token_scores(config, params, batch)
-    log_z = jax.nn.logsumexp(scores, axis=-1)
-    entropy = log_z - _picked(scores, batch["tokens"][:, 1:])
+    logits = token_logits(config, params, batch)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    entropy = log_z - _picked(logits, batch["tokens"][:, 1:])
     total = entropy
     if loss.label_smoothing:
-        total = _smoothed(loss, scores, log_z, entropy)
+        total = _smoothed(loss, logits, log_z, entropy)
     if loss.distillation != "sequence" and loss.distillation_weight:
-        apart, share = _from_teacher(config, batch, loss, teacher, scores)
+        apart, share = _from_teacher(config, batch, loss, teacher, logits)
         total = (1 - share) * total + share * apart
     if loss.z_loss:
         total += loss.z_loss * log_z**2
@@ -183,16 +183,16 @@ def token_losses(
 
 
 @jax.custom_vjp
-def _picked(scores: jax.Array, tokens: jax.Array) -> jax.Array:
+def _picked(logits: jax.Array, tokens: jax.Array) -> jax.Array:
     """The tokens' own scores: [..., V] and [...] -> [...]."""
-    return jnp.take_along_axis(scores, tokens[..., None], axis=-1)[..., 0]
+    return jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
 
 
 def _picked_backward(
     kept: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, None]:
-    scores, tokens = kept
-    hit = jnp.arange(scores.shape[-1]) == tokens[..., None]
+    logits, tokens = kept
+    hit = jnp.arange(logits.shape[-1]) == tokens[..., None]
     return jnp.where(hit, gradient[..., None], 0.0), None
 
 
@@ -200,30 +200,30 @@ def _picked_backward(
 _picked.defvjp(lambda scores, tokens: (_picked(scores, tokens), (scores, tokens)), _picked_backward)
 
 
-def _smoothed(loss: Loss, scores: jax.Array, log_z: jax.Array, entropy: jax.Array) -> jax.Array:
+def _smoothed(loss: Loss, logits: jax.Array, log_z: jax.Array, entropy: jax.Array) -> jax.Array:
     """Cross entropy with the smoothed target: (c - o) * CE + o * (sum over all tokens of CE)."""
-    size = scores.shape[-1]
+    size = logits.shape[-1]
     on, off = 1 - loss.label_smoothing, loss.label_smoothing / (size - 1)
-    smoothed = (on - off) * entropy + off * (size * log_z - scores.sum(-1))
+    smoothed = (on - off) * entropy + off * (size * log_z - logits.sum(-1))
     if loss.smoothing_constant:
         smoothed += on * np.log(on) + (size - 1) * off * np.log(off)
     return smoothed
 
 
 def _from_teacher(
-    config: ModelConfig, batch: Arrays, loss: Loss, teacher: Teacher | None, scores: jax.Array
+    config: ModelConfig, batch: Arrays, loss: Loss, teacher: Teacher | None, logits: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Divergence from the teacher, and its share, [B, T - 1] each."""
     share = jnp.asarray(loss.distillation_weight)
     if loss.distillation == "top_k":
         ids, logprobs, present = (value[:, 1:] for value in stored(batch))
-        apart = top_k_divergence(ids, logprobs, scores, loss.temperature, loss.rest)
+        apart = top_k_divergence(ids, logprobs, logits, loss.temperature, loss.rest)
         return jnp.where(present, apart, 0.0), jnp.where(present, share, 0.0)
     if teacher is None:
         raise LmsiError("Loss.distillation = 'model' wants a teacher; use 'sequence' without one")
     check_same_tokens(teacher, config)
-    theirs = token_scores(teacher.config, jax.lax.stop_gradient(teacher.params), batch)
-    return divergence(theirs, scores, loss.temperature), share
+    theirs = token_logits(teacher.config, jax.lax.stop_gradient(teacher.params), batch)
+    return divergence(theirs, logits, loss.temperature), share
 
 
 def weighted_sums(
@@ -243,7 +243,7 @@ def weighted_sums(
     return total.sum(), Sums(total.sum(), entropy.sum(), by_group, weights)
 
 
-def averaged(sums: Sums, gradient: Params) -> tuple[Sums, Params]:
+def normalize_sums(sums: Sums, gradient: Params) -> tuple[Sums, Params]:
     """Divides a step's sums and gradient by its target weight; a group without weight is NaN."""
     weight = jnp.maximum(sums.weights.sum(), 1e-6)
     means = Sums(

@@ -1,7 +1,7 @@
 """What a training run writes down: metrics.jsonl, speed.jsonl and TensorBoard's event files.
 
     metrics.jsonl   loss (of all, by format, by source), gradient norm, learning rate, tokens
-    speed.jsonl     tokens a second and the ratio to the floor
+    speed.jsonl     tokens a second and the ratio to the roofline
     tensorboard/    both, as event files
 
 metrics.jsonl has no clock in it: a run that was killed and taken up again writes the same bytes as
@@ -37,13 +37,13 @@ class Log:
     Args:
       name: the run, for errors.
       directory: gets the files; None where another process writes them.
-      groups: what `Row.group` stands for, by number; "weak/few_shot_cot" counts for two losses,
-        "weak" and "few_shot_cot".
+      groups: what `Row.group` stands for, by number; "self_generated/few_shot_cot" counts for two
+        losses, "self_generated" and "few_shot_cot".
       ends: whether a window ends with a step.
       rate: the learning rate of a step, counted from 0.
       first: steps that an earlier process took; later lines are dropped.
       window: the window that was open then.
-      floor_seconds: least time of a batch on this machine; None leaves the ratio out.
+      roofline_seconds: least time of a batch on this machine; None leaves the ratio out.
       clock: returns seconds.
     """
 
@@ -57,11 +57,11 @@ class Log:
         rate: Callable[[int], Any],
         first: int = 0,
         window: Sequence[Line] = (),
-        floor_seconds: Callable[[Batch], float] | None = None,
+        roofline_seconds: Callable[[Batch], float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._name, self._groups, self._ends, self._rate = name, list(groups), ends, rate
-        self._floor_seconds, self._clock = floor_seconds, clock
+        self._roofline_seconds, self._clock = roofline_seconds, clock
         self._writers = _Silent() if directory is None else _writers(directory, first)
         self._window: list[Any] = list(window)
         self._since: float | None = None
@@ -116,7 +116,7 @@ class Log:
             jax.block_until_ready(metrics["loss"])
             self._since = self._clock()
             return
-        least = self._floor_seconds(batch) if self._floor_seconds else 0.0
+        least = self._roofline_seconds(batch) if self._roofline_seconds else 0.0
         self._work.append((int((batch["segments"] > 0).sum()), least))
 
     def _write_speed(self, step: int) -> None:
@@ -127,8 +127,8 @@ class Log:
         if not work or seconds <= 0:
             return
         speed = {"tokens_per_second": sum(tokens for tokens, _ in work) / seconds}
-        if self._floor_seconds:
-            speed["floor_ratio"] = sum(least for _, least in work) / seconds
+        if self._roofline_seconds:
+            speed["roofline_ratio"] = sum(least for _, least in work) / seconds
         self._writers.speed(step, speed)
 
 

@@ -36,14 +36,18 @@ def transformation(optimizer: Optimizer, steps: int) -> optax.GradientTransforma
         core = optax.adafactor(rate, multiply_by_parameter_scale=True)
     else:
         core = contrib.muon(
-            _schedule(optimizer, optimizer.matrix_rate, steps),
+            _schedule(optimizer, optimizer.muon_learning_rate, steps),
             adam_learning_rate=rate,
             adam_b2=optimizer.b2,
             weight_decay=optimizer.weight_decay,
             adam_weight_decay=optimizer.weight_decay,
             muon_weight_dimension_numbers=_matrices,
         )
-    return optax.chain(optax.clip_by_global_norm(optimizer.clip), core) if optimizer.clip else core
+    return (
+        optax.chain(optax.clip_by_global_norm(optimizer.max_grad_norm), core)
+        if optimizer.max_grad_norm
+        else core
+    )
 
 
 def _matrices(params: Any) -> Any:

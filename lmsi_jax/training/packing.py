@@ -111,9 +111,9 @@ def batch_shape(training: Training) -> Shape:
     """Returns the fixed shape of a step's batch."""
     return Shape(
         microbatches=training.microbatches,
-        rows=training.rows,
-        length=training.length,
-        prefix_length=training.prefix_length,
+        rows=training.sequences_per_prefix,
+        length=training.sequence_length,
+        prefix_length=training.max_prefix_length,
         top_k=training.loss.top_k if training.loss.distillation == "top_k" else 0,
         pairs=training.preference is not None,
     )
@@ -281,10 +281,10 @@ def fits(row: Row, shape: Shape) -> bool:
 
 def batches(rows: Iterable[Row], shape: Shape) -> Iterator[Batch]:
     """Yields steps of stacked microbatches; an incomplete last step is dropped."""
-    return stacked(Packer(rows, shape), shape.microbatches)
+    return stack_microbatches(Packer(rows, shape), shape.microbatches)
 
 
-def stacked(microbatches: Iterable[Batch], count: int) -> Iterator[Batch]:
+def stack_microbatches(microbatches: Iterable[Batch], count: int) -> Iterator[Batch]:
     """Yields steps of `count` microbatches; an incomplete last step is dropped."""
     waiting: list[Batch] = []
     for one in microbatches:

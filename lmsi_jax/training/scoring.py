@@ -17,7 +17,7 @@ import numpy as np
 from lmsi_jax.config.architecture import ModelConfig
 from lmsi_jax.config.optimization import Training
 from lmsi_jax.models.params import Params
-from lmsi_jax.models.sharding import fed, narrow, spread, within
+from lmsi_jax.models.sharding import cast_params, mesh_context, shard_batch, shard_params
 from lmsi_jax.training.data import Examples
 from lmsi_jax.training.losses import (
     Arrays,
@@ -25,8 +25,8 @@ from lmsi_jax.training.losses import (
     Teacher,
     members,
     pair_groups,
+    token_logits,
     token_losses,
-    token_scores,
 )
 from lmsi_jax.training.packing import Batch, Row, Shape, batch_shape, fits, microbatches
 
@@ -46,7 +46,7 @@ def top_k_logprobs(
 
     The most probable comes first; at the start of a row, where nothing is predicted, -inf.
     """
-    logprobs, ids = jax.lax.top_k(jax.nn.log_softmax(token_scores(config, params, batch)), k)
+    logprobs, ids = jax.lax.top_k(jax.nn.log_softmax(token_logits(config, params, batch)), k)
     ahead = ((0, 0), (1, 0), (0, 0))
     return jnp.pad(ids, ahead), jnp.pad(logprobs, ahead, constant_values=-jnp.inf)
 
@@ -145,7 +145,7 @@ def target_losses(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Scorer:
+class TargetScorer:
     """A model that scores rows as a run's training wants them.
 
     Attributes:
@@ -159,14 +159,14 @@ class Scorer:
     training: Training
 
     @classmethod
-    def of(cls, config: ModelConfig, params: Params, training: Training) -> "Scorer":
+    def of(cls, config: ModelConfig, params: Params, training: Training) -> "TargetScorer":
         """Places a model on the run's mesh; for pairs, rounded as training computes.
 
         Their margins begin at 0 then.
         """
-        params = spread(config, training, params)
+        params = shard_params(config, training, params)
         if training.preference is not None:
-            params = narrow(training, params)
+            params = cast_params(training, params)
         return cls(config=config, params=params, training=training)
 
     def records(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -179,7 +179,7 @@ class Scorer:
         room = dataclasses.replace(shape, top_k=0)
         fitting = [number for number, row in enumerate(rows) if fits(row, room)]
         chosen = [rows[number] for number in fitting]
-        with within(self.training):
+        with mesh_context(self.training):
             if shape.pairs:
                 found = with_reference(self.config, self.params, chosen, shape, self._place)
             else:
@@ -193,13 +193,13 @@ class Scorer:
         room = dataclasses.replace(batch_shape(self.training), top_k=0)
         chosen = [n for n, row in enumerate(rows) if fits(row, room) and len(_targets(row))]
         some = [rows[number] for number in chosen]
-        with within(self.training):
+        with mesh_context(self.training):
             found = target_losses(self.config, self.params, some, room, self._place)
         made = dict(zip(chosen, found, strict=True))
         return [made.get(number) for number in range(len(rows))]
 
     def _place(self, batch: Batch) -> Arrays:
-        stacked = fed(self.training, {name: value[None] for name, value in batch.items()})
+        stacked = shard_batch(self.training, {name: value[None] for name, value in batch.items()})
         return {name: value[0] for name, value in stacked.items()}
 
 
@@ -217,7 +217,7 @@ def _targets(row: Row) -> np.ndarray:
     return 1 + np.flatnonzero(np.asarray(row.weights[1:]) > 0)
 
 
-class Scored:
+class ScoredRows:
     """A stream of rows with what `Scorer.records` said of them.
 
     Args:

@@ -111,7 +111,7 @@ class Saved:
 
     def __init__(self, path: epath.PathLike):
         self.folder = checkpoints.find(path)
-        self._handler, metadata = checkpoints.opened(self.folder)
+        self._handler, metadata = checkpoints.open_checkpoint(self.folder)
         leaves = dict(_leaves(metadata["target"]))
         self.shapes: dict[Path, tuple[int, ...]] = {k: tuple(v.shape) for k, v in leaves.items()}
         self.dtypes: dict[Path, np.dtype] = {k: np.dtype(v.dtype) for k, v in leaves.items()}
@@ -134,7 +134,7 @@ class Saved:
             restore_args=tree(ocp.RestoreArgs(restore_type=np.ndarray)),
             partial_restore=True,
         )
-        found = checkpoints.attempt(
+        found = checkpoints.read_or_explain(
             self.folder, lambda: self._handler.restore((self.folder / "state").resolve(), args=args)
         )
         for key in ("target", *path):

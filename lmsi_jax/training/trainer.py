@@ -29,26 +29,27 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.models import sharding
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.sharding import (
-    following,
+    cast_params,
+    device_put_tree,
+    is_traced_on_mesh,
+    mesh_context,
     mesh_of,
-    narrow,
-    on_mesh,
+    opt_state_specs,
     param_specs,
-    placed,
     replicate_over_mesh,
-    weights_on_mesh,
-    within,
+    training_param_shardings,
 )
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.runtime.files import remove
-from lmsi_jax.runtime.processes import Agreement, Terminated, deferred, meet
+from lmsi_jax.runtime.processes import Agreement, synchronize
 from lmsi_jax.runtime.progress import Progress
+from lmsi_jax.runtime.signals import Terminated, deferred_signals
 from lmsi_jax.training import checkpoints as stored
 from lmsi_jax.training import losses, packing
 from lmsi_jax.training.checkpoints import Checkpoints
-from lmsi_jax.training.data import Steps
-from lmsi_jax.training.forward import by_parameters, regrouped
-from lmsi_jax.training.lora import adapter_specs, by_adapters, fresh_adapters, merged
+from lmsi_jax.training.data import BatchIterator
+from lmsi_jax.training.forward import parameter_gradients, regroup_rows
+from lmsi_jax.training.lora import adapter_gradients, adapter_specs, fresh_adapters, merge_adapters
 from lmsi_jax.training.losses import Teacher, pair_sums, weighted_sums
 from lmsi_jax.training.metrics import (
     METRICS,
@@ -120,16 +121,18 @@ def _gradient(
         return weighted_sums(config, weights, one, groups, training.loss, teacher)
 
     if mesh_of(training) is None and preference is None:
-        batch = regrouped(batch, _rows_at_once(training))
-    with within(training):
-        rounded = narrow(training, params)
+        batch = regroup_rows(batch, _rows_at_once(training))
+    with mesh_context(training):
+        rounded = cast_params(training, params)
         if training.lora is None:
-            sums, gradient = by_parameters(config, rounded, objective, batch)
+            sums, gradient = parameter_gradients(config, rounded, objective, batch)
         else:
-            own = narrow(training, state["adapters"])
-            sums, gradient = by_adapters(config, training.lora, rounded, own, objective, batch)
+            own = cast_params(training, state["adapters"])
+            sums, gradient = adapter_gradients(
+                config, training.lora, rounded, own, objective, batch
+            )
     if preference is None:
-        means, gradient = losses.averaged(sums, gradient)
+        means, gradient = losses.normalize_sums(sums, gradient)
         more = {} if training.loss.plain else {"optimised": means.total}
         return {"loss": means.cross_entropy, "by_group": means.by_group, **more}, gradient
     of_pairs, gradient = losses.averaged_pairs(sums, gradient)
@@ -141,10 +144,14 @@ def _gradient(
 
 def _rows_at_once(training: Training) -> int:
     """How many rows without a prefix are computed at once: by shapes and kind of device alone."""
-    if training.rows_at_once:
-        return training.rows_at_once
+    if training.sequences_at_once:
+        return training.sequences_at_once
     # More gain nothing on a CPU, and leave its caches.
-    return max(1, _TOKENS // training.length) if jax.default_backend() == "cpu" else training.rows
+    return (
+        max(1, _TOKENS // training.sequence_length)
+        if jax.default_backend() == "cpu"
+        else training.sequences_per_prefix
+    )
 
 
 def _kept(config: ModelConfig, training: Training, params: Params, state: Any) -> Any:
@@ -153,16 +160,16 @@ def _kept(config: ModelConfig, training: Training, params: Params, state: Any) -
     if mesh is None:
         return params, state
     specs = _specs(config, training, params, state)
-    return jax.lax.with_sharding_constraint((params, state), on_mesh(mesh, specs))
+    return jax.lax.with_sharding_constraint((params, state), is_traced_on_mesh(mesh, specs))
 
 
 def _specs(config: ModelConfig, training: Training, params: Params, state: Any) -> Any:
     """(params, state) with `PartitionSpec`s in place of arrays."""
     specs = param_specs(config, training)
     if training.lora is None:
-        return specs, following(specs, params, state)
+        return specs, opt_state_specs(specs, params, state)
     own = adapter_specs(training.lora, specs)
-    inner = following(own, state["adapters"], state["optimizer"])
+    inner = opt_state_specs(own, state["adapters"], state["optimizer"])
     return specs, {"adapters": own, "optimizer": inner}
 
 
@@ -196,7 +203,7 @@ def shardings(config: ModelConfig, training: Training, params: Params) -> Any:
     if mesh is None:
         return None
     state = state_shapes(training, params)
-    return on_mesh(mesh, _specs(config, training, params, state))
+    return is_traced_on_mesh(mesh, _specs(config, training, params, state))
 
 
 def fresh_state(config: ModelConfig, training: Training, params: Params) -> Any:
@@ -217,7 +224,7 @@ def result(training: Training, params: Params, state: Any) -> Params:
     if training.lora is None:
         return params
     where = jax.tree.map(lambda leaf: leaf.sharding, params)
-    merge = jax.jit(merged, static_argnums=0, out_shardings=where)
+    merge = jax.jit(merge_adapters, static_argnums=0, out_shardings=where)
     return merge(training.lora, params, state["adapters"])
 
 
@@ -227,27 +234,27 @@ Load = Callable[[Any], Params]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Begin:
+class RestoredState:
     """Where a run begins.
 
     Attributes:
       step: steps that are taken.
       params: its own parameters, placed; a step may use them up.
       state: likewise.
-      position: where the data stands; None where no checkpoint says so.
-      window: the window of metrics that was open.
+      data_state: where the data stands; None where no checkpoint says so.
+      metrics_window: the window of metrics that was open.
     """
 
     step: int
     params: Params
     state: Any
-    position: dict[str, Any] | None = None
-    window: Sequence[Any] = ()
+    data_state: dict[str, Any] | None = None
+    metrics_window: Sequence[Any] = ()
 
 
-def where_to_begin(
+def restore_or_initialize(
     checkpoints: Checkpoints, config: ModelConfig, training: Training, base: Params | Load
-) -> Begin:
+) -> RestoredState:
     """Takes up the newest checkpoint, read straight to its place; or begins at the base.
 
     Args:
@@ -262,16 +269,18 @@ def where_to_begin(
     step = checkpoints.latest or 0
     if not step:
         params, state = start(config, training, base)
-        return Begin(step=0, params=params, state=state)
+        return RestoredState(step=0, params=params, state=state)
     shapes = parameter_shapes(config)
     state_like, where = state_shapes(training, shapes), shardings(config, training, shapes)
     # With adapters what was saved is the merged model: their run goes on from the base itself.
     wanted = shapes if training.lora is None else None
     found, state = checkpoints.restore(step, wanted, state_like, where)
     params = _own(config, training, base) if found is None else found
-    position = checkpoints.position(step)
+    position = checkpoints.data_state(step)
     window = position.pop("window") if position else ()
-    return Begin(step=step, params=params, state=state, position=position, window=window)
+    return RestoredState(
+        step=step, params=params, state=state, data_state=position, metrics_window=window
+    )
 
 
 def drop_unrecorded(directory: epath.PathLike) -> None:
@@ -284,7 +293,7 @@ def drop_unrecorded(directory: epath.PathLike) -> None:
       LmsiError: the folder cannot be written.
     """
     folder = epath.Path(directory)
-    ours = stored.present(folder) and stored.has_reading(stored.find(folder))
+    ours = stored.has_checkpoint(folder) and stored.has_data_state(stored.find(folder))
     if not ours or _recorded(folder):
         return
     _LOG.warning(
@@ -314,10 +323,10 @@ def start(config: ModelConfig, training: Training, base: Params | Load) -> tuple
 
 def _own(config: ModelConfig, training: Training, base: Params | Load) -> Params:
     """The base, placed, and nobody else's."""
-    where = weights_on_mesh(config, training)
+    where = training_param_shardings(config, training)
     if where is None:
         return jax.tree.map(jnp.array, base(None) if callable(base) else base)
-    return base(where) if callable(base) else placed(base, where)
+    return base(where) if callable(base) else device_put_tree(base, where)
 
 
 def train(
@@ -360,14 +369,18 @@ def train(
     """
     _meet(training)
     checkpoints = _checkpoints(training, directory)
-    begin = where_to_begin(checkpoints, config, training, params)
-    steps = _steps(training, rows, begin)
-    bar = _bar(training, name, begin.step)
+    restored = restore_or_initialize(checkpoints, config, training, params)
+    steps = _steps(training, rows, restored)
+    bar = _bar(training, name, restored.step)
     # The order matters: leaving by SIGTERM waits for what is being saved.
-    with deferred(training.deadline_seconds) as requested, contextlib.closing(checkpoints), bar:
-        if begin.step == training.steps:
-            return result(training, begin.params, begin.state)
-        log = _log(config, training, begin, epath.Path(directory), groups, name)
+    with (
+        deferred_signals(training.deadline_seconds) as requested,
+        contextlib.closing(checkpoints),
+        bar,
+    ):
+        if restored.step == training.steps:
+            return result(training, restored.params, restored.state)
+        log = _log(config, training, restored, epath.Path(directory), groups, name)
         with contextlib.closing(log):
             loop = _Loop(
                 config=config,
@@ -381,7 +394,7 @@ def train(
                 teacher=None if teacher is None else _with_us(training, teacher),
                 validation=Validation(config, training, held_out),
             )
-            return loop.run(begin, _agreement(training, requested))
+            return loop.run(restored, _agreement(training, requested))
 
 
 def _checkpoints(training: Training, directory: epath.PathLike) -> Checkpoints:
@@ -392,15 +405,17 @@ def _checkpoints(training: Training, directory: epath.PathLike) -> Checkpoints:
         best=training.best_metric,
         mode=training.best_mode,
         background=True,
-        together=sharding.spans(training),
+        together=sharding.is_multiprocess(training),
     )
 
 
-def _steps(training: Training, rows: Iterable[packing.Row], begin: Begin) -> Steps:
+def _steps(
+    training: Training, rows: Iterable[packing.Row], restored: RestoredState
+) -> BatchIterator:
     """The batches that are left."""
-    steps = Steps(rows, batch_shape(training), begin.position)
-    if begin.position is None:  # fresh, or T5X's checkpoint, which does not say what was read
-        for _ in range(begin.step):
+    steps = BatchIterator(rows, batch_shape(training), restored.data_state)
+    if restored.data_state is None:  # fresh, or T5X's checkpoint, which does not say what was read
+        for _ in range(restored.step):
             steps.next()
     return steps
 
@@ -408,19 +423,19 @@ def _steps(training: Training, rows: Iterable[packing.Row], begin: Begin) -> Ste
 def _agreement(training: Training, requested: Callable[[], bool]) -> Agreement:
     """With the processes that train together, once all of them are here; else with nobody."""
     _meet(training)
-    mesh = sharding.mesh_of(training) if sharding.spans(training) else None
+    mesh = sharding.mesh_of(training) if sharding.is_multiprocess(training) else None
     return Agreement(mesh, requested, "read different examples")
 
 
 def _meet(training: Training) -> None:
     mesh = sharding.mesh_of(training)
-    if mesh is not None and sharding.spans(training):
-        meet(mesh)
+    if mesh is not None and sharding.is_multiprocess(training):
+        synchronize(mesh)
 
 
 def _leads(training: Training) -> bool:
     """Whether this process writes what one process is to write."""
-    return not sharding.spans(training) or jax.process_index() == 0
+    return not sharding.is_multiprocess(training) or jax.process_index() == 0
 
 
 def _bar(training: Training, name: str, done: int) -> Progress:
@@ -432,30 +447,30 @@ def _bar(training: Training, name: str, done: int) -> Progress:
 
 def _with_us(training: Training, teacher: Teacher) -> Teacher:
     """The teacher on the mesh that the student is on."""
-    params = sharding.spread(teacher.config, training, teacher.params)
+    params = sharding.shard_params(teacher.config, training, teacher.params)
     return dataclasses.replace(teacher, params=params)
 
 
 def _log(
     config: ModelConfig,
     training: Training,
-    begin: Begin,
+    restored: RestoredState,
     directory: epath.Path,
     groups: Sequence[str],
     name: str,
 ) -> Log:
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(begin.params))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(restored.params))
     leads = _leads(training)
-    rate = matmul_rate(devices=sharding.machines(training)) if leads else 1.0
+    rate = matmul_rate(devices=sharding.num_peak_devices(training)) if leads else 1.0
     return Log(
         name,
         directory if leads else None,
         groups,
         ends=lambda step: not step % training.log_every or step == training.steps,
         rate=learning_rate_schedule(training.optimizer, training.steps),
-        first=begin.step,
-        window=begin.window,
-        floor_seconds=lambda batch: (
+        first=restored.step,
+        window=restored.metrics_window,
+        roofline_seconds=lambda batch: (
             step_flops(config, parameters, batch, frozen=training.lora is not None) / rate
         ),
     )
@@ -468,7 +483,7 @@ class _Loop:
     config: ModelConfig
     training: Training
     checkpoints: Checkpoints
-    steps: Steps
+    steps: BatchIterator
     log: Log
     groups: int
     progress: Progress
@@ -476,12 +491,12 @@ class _Loop:
     teacher: Teacher | None
     validation: Validation
 
-    def run(self, begin: Begin, agreement: Agreement) -> Params:
+    def run(self, restored: RestoredState, agreement: Agreement) -> Params:
         """Trains to the last step; returns the parameters."""
-        training, params, state = self.training, begin.params, begin.state
-        for step in range(begin.step + 1, training.steps + 1):
+        training, params, state = self.training, restored.params, restored.state
+        for step in range(restored.step + 1, training.steps + 1):
             batch = self._batch(step)
-            fed = sharding.fed(training, batch)
+            fed = sharding.shard_batch(training, batch)
             params, state, metrics = train_step(
                 self.config, training, self.groups, params, state, fed, self.teacher
             )
@@ -509,9 +524,9 @@ class _Loop:
         # A step that is saved because the process has to leave is none that others would measure.
         if regular and self.validation:
             self.log.measured(step, VALIDATION, self.validation.loss(model))
-        reading = {**self.steps.position, "window": self.log.window}
+        reading = {**self.steps.state, "window": self.log.window}
         self.log.write()
-        self.checkpoints.save(step, model, state, reading=reading, metrics=self.log.line)
+        self.checkpoints.save(step, model, state, data_state=reading, metrics=self.log.line)
 
     def _batch(self, step: int) -> packing.Batch:
         batch = self.steps.next()

@@ -19,7 +19,7 @@ from lmsi_jax.models import sharding
 from lmsi_jax.models.params import Params
 from lmsi_jax.records import Example
 from lmsi_jax.training import packing
-from lmsi_jax.training.forward import laid_out
+from lmsi_jax.training.forward import prepare_weights
 from lmsi_jax.training.losses import weighted_sums
 from lmsi_jax.training.packing import batch_shape
 
@@ -30,7 +30,7 @@ def split(sources: Mapping[str, Sequence[Example]], count: int) -> tuple[Sources
     """Holds out whole questions, in the order of their hashes, until there are enough examples.
 
     Args:
-      sources: examples by source, "weak" and "strong".
+      sources: examples by source, "self_generated" and "human".
       count: how many to hold out at least, where there are that many.
 
     Returns:
@@ -75,7 +75,9 @@ class Validation:
     def __init__(self, config: ModelConfig, training: Training, rows: Iterable[packing.Row]):
         self._config, self._training = config, training
         shape = dataclasses.replace(batch_shape(training), top_k=0)
-        self._batches = list(_stacked(packing.microbatches(rows, shape), shape.microbatches))
+        self._batches = list(
+            _stack_microbatches(packing.microbatches(rows, shape), shape.microbatches)
+        )
 
     def __bool__(self) -> bool:
         return bool(self._batches)
@@ -88,7 +90,7 @@ class Validation:
         """
         totals = np.zeros(2)
         for batch in self._batches:
-            fed = sharding.fed(self._training, batch)
+            fed = sharding.shard_batch(self._training, batch)
             totals += np.asarray(_sums(self._config, self._training, params, fed), np.float64)
         return float(totals[0] / totals[1])
 
@@ -103,16 +105,18 @@ def _sums(
         _, sums = weighted_sums(config, weights, batch, 1)
         return sums.cross_entropy, batch["weights"].sum()
 
-    with sharding.within(training):
-        weights = laid_out(config, sharding.narrow(training, params))
+    with sharding.mesh_context(training):
+        weights = prepare_weights(config, sharding.cast_params(training, params))
         entropies, totals = jax.lax.map(one, batch)
         return sharding.replicate_over_mesh(training, (entropies.sum(), totals.sum()))
 
 
-def _stacked(microbatches: Iterable[packing.Batch], count: int) -> Iterable[packing.Batch]:
+def _stack_microbatches(
+    microbatches: Iterable[packing.Batch], count: int
+) -> Iterable[packing.Batch]:
     """Steps of `count` microbatches; empty ones fill the last."""
     found = list(microbatches)
     if found:
         empty = {name: np.zeros_like(array) for name, array in found[0].items()}
         found += [empty] * (-len(found) % count)
-    return packing.stacked(found, count)
+    return packing.stack_microbatches(found, count)

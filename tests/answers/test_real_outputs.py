@@ -9,7 +9,7 @@ from shared_data import DATA, needed
 from bench import readings
 from bench.real_outputs import KINDS
 from lmsi_jax import voting
-from lmsi_jax.records import Path
+from lmsi_jax.records import Sample
 
 DOCUMENT = pathlib.Path(__file__).resolve().parents[2] / "docs" / "answers.md"
 pytestmark = needed("model_samples")
@@ -33,11 +33,13 @@ def _accuracy_of_the_vote(name):
             texts.setdefault(read.question, []).append(read.text)
     right = 0
     for question, own in texts.items():
-        paths = [
-            Path(uid=question.uid, index=k, text=text, tokens=1, logprob=-1.0, finished=True)
+        samples = [
+            Sample(
+                uid=question.uid, sample_index=k, text=text, tokens=1, logprob=-1.0, finished=True
+            )
             for k, text in enumerate(own)
         ]
-        right += voting.vote(question, paths).winner == question.gold
+        right += voting.vote(question, samples).winner == question.gold
     return 100 * right / len(texts)
 
 

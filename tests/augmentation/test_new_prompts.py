@@ -4,16 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsi_jax.augmentation import FewShot, asked, exemplar, few_shots, groups, prompt_of
+from lmsi_jax.augmentation import FewShot, choose_asked, exemplar, few_shots, groups, prompt_of
 from lmsi_jax.prompts import few_shot_prefix
-from lmsi_jax.records import Exemplar, Path, Question
+from lmsi_jax.records import Exemplar, Question, Sample
 
 QUESTION = Question(uid="q", task="sums", text="Q: What is 4 + 5?", kind="number")
 ONE = Exemplar(question="Q: ?", reasoning="So.", answer="1")
 
 
 def _path(text):
-    return Path(uid="q", index=0, text=text, tokens=3, logprob=-1.0, finished=True)
+    return Sample(uid="q", sample_index=0, text=text, tokens=3, logprob=-1.0, finished=True)
 
 
 def _made(count, shots):
@@ -64,8 +64,8 @@ def test_who_is_asked_is_a_function_of_the_set_of_questions(uids, count, random)
     uids = sorted(uids)
     shuffled = list(uids)
     random.shuffle(shuffled)
-    found = asked(uids, count, (1, 2, "t"))
-    assert found == asked(shuffled, count, (1, 2, "t")) and set(found) <= set(uids)
+    found = choose_asked(uids, count, (1, 2, "t"))
+    assert found == choose_asked(shuffled, count, (1, 2, "t")) and set(found) <= set(uids)
     assert len(found) == min(count, len(uids))
 
 

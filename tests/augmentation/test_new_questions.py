@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsi_jax import augmentation
-from lmsi_jax.augmentation import Shape, first_item, parse, shown
+from lmsi_jax.augmentation import Shape, choose_shown, first_item, parse
 from lmsi_jax.prompts import QUESTION_STOPS, question_list
 from lmsi_jax.tasks import registry
 
@@ -33,15 +33,15 @@ def test_what_is_shown_is_a_function_of_its_place_and_of_the_set_of_questions(te
     texts = sorted(texts)
     shuffled = list(texts)
     random.shuffle(shuffled)
-    found = shown(texts, count, (1, 2, "t", 3))
-    assert found == shown(shuffled, count, (1, 2, "t", 3))
+    found = choose_shown(texts, count, (1, 2, "t", 3))
+    assert found == choose_shown(shuffled, count, (1, 2, "t", 3))
     assert len(found) == len(set(found)) == min(count, len(texts)) and set(found) <= set(texts)
 
 
 def test_each_part_of_the_place_changes_what_is_shown():
     texts = [str(n) for n in range(50)]
     places = [(0, 1, "t", 0), (1, 1, "t", 0), (0, 2, "t", 0), (0, 1, "u", 0), (0, 1, "t", 1)]
-    assert len({tuple(shown(texts, 4, place)) for place in places}) == len(places)
+    assert len({tuple(choose_shown(texts, 4, place)) for place in places}) == len(places)
 
 
 @given(TEXT, st.booleans())

@@ -33,6 +33,6 @@ def test_ratios_stand_beside_what_was_measured_and_nothing_else() -> None:
         {"system": "t5x_loop", "skipped": "t5x is not installed"},
     ]
     ours, hf, t5x = driver.compare(results, {"tokens_per_s": 100.0})
-    assert (ours["ratio_to_floor"], hf["ratio_to_floor"]) == (0.5, 0.1)
+    assert (ours["ratio_to_roofline"], hf["ratio_to_roofline"]) == (0.5, 0.1)
     assert hf["ours_to_this"] == 5.0
     assert set(t5x) == {"system", "skipped"}

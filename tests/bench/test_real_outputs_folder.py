@@ -47,5 +47,5 @@ def test_a_folder_without_them_is_refused_with_what_it_must_hold(tmp_path):
 
 
 def test_compressed_files_are_read_too(tmp_path):
-    ((question, (path,)),) = vote.real(_samples(tmp_path), "GSM8K")
-    assert (question.uid, path.text) == ("1", " The answer is 7.")
+    ((question, (sample,)),) = vote.real(_samples(tmp_path), "GSM8K")
+    assert (question.uid, sample.text) == ("1", " The answer is 7.")

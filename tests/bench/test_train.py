@@ -1,4 +1,4 @@
-"""The training benchmark: its floor, its batches, its check of losses, and ours running."""
+"""The training benchmark: its roofline, its batches, its check of losses, and ours running."""
 
 import argparse
 import math
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bench import driver, train
-from bench.steps import STEPS, batch, floor, flops_per_token
+from bench.steps import STEPS, batch, flops_per_token, roofline
 
 OPTIONS = argparse.Namespace(peer_python=sys.executable, repeats=1, budget=60.0, timeout=300.0)
 
@@ -25,11 +25,11 @@ def test_the_floor_counts_each_product_of_a_step_once() -> None:
             forward += 2 * 2 * (position + 1) * model.heads * model.head_dim
         forward += 2 * model.width * model.vocabulary
     assert flops_per_token(steps) == 3 * forward / length
-    assert floor(steps, 1e9)["flops"] == 3 * forward * steps.rows
+    assert roofline(steps, 1e9)["flops"] == 3 * forward * steps.rows
 
 
 def test_the_floor_of_a_known_machine() -> None:
-    got = floor(STEPS["train"], matmul_rate=485e9)
+    got = roofline(STEPS["train"], matmul_rate=485e9)
     # By hand: 6 * 37,748,736 + 12 * 8 layers * 512 wide * 256.5 positions on average.
     assert flops_per_token(STEPS["train"]) == 226_492_416 + 12_607_488
     assert round(got["tokens_per_s"]) == 2028

@@ -1,9 +1,9 @@
-"""The benchmark's workloads and the floor under them."""
+"""The benchmark's workloads and the roofline under them."""
 
 import numpy as np
 import pytest
 
-from bench.workloads import LLAMA_1B, MODEL, WORKLOADS, floor, prompts
+from bench.workloads import LLAMA_1B, MODEL, WORKLOADS, prompts, roofline
 
 
 def test_the_model_has_37_7_million_parameters() -> None:
@@ -27,7 +27,7 @@ def test_workload_b_is_eight_questions_of_32_paths_up_to_256_tokens() -> None:
 
 @pytest.mark.parametrize(("name", "compute", "both"), [("A", 4890, 3794), ("B", 4826, 3311)])
 def test_the_floor_of_a_known_machine(name: str, compute: int, both: int) -> None:
-    got = floor(WORKLOADS[name], matmul_rate=485e9, bandwidth=43e9)
+    got = roofline(WORKLOADS[name], matmul_rate=485e9, bandwidth=43e9)
     assert round(got["tokens_per_s_compute"]) == compute
     assert round(got["tokens_per_s"]) == both
 

@@ -22,8 +22,8 @@ ABSENT = {"distill_tiny": {"Run.init_checkpoint", "Run.tokenizer", "Distillation
 BUCKET = {"Run.output_dir", "Run.init_checkpoint", "Run.tokenizer", "Questions.data_dir"}
 ON_BUCKET = ("pod_", "gsm8k_gemma", "gsm8k_llama", "iwsi_llama", "lmsi_palm", "ul2_")
 ROUND = {
-    "Training.prefix_length": 1024,
-    "Training.length": 512,
+    "Training.max_prefix_length": 1024,
+    "Training.sequence_length": 512,
     "Training.fsdp": True,
     "ModelConfig.remat": "dots",
     "Questions.train_count": 7473,
@@ -33,35 +33,35 @@ ROUND = {
     "Sampling.max_new_tokens": 256,
 }
 SETTINGS = {
-    "gsm8k_gemma2_2b": {**ROUND, "Sampling.paths": 32, "Sampling.temperature": 0.7},
-    "gsm8k_llama3_8b": {**ROUND, "Sampling.paths": 32, "Evaluation.temperature_after": 1.2},
+    "gsm8k_gemma2_2b": {**ROUND, "Sampling.num_samples": 32, "Sampling.temperature": 0.7},
+    "gsm8k_llama3_8b": {**ROUND, "Sampling.num_samples": 32, "Evaluation.temperature_after": 1.2},
     "iwsi_llama3_8b": {
         **ROUND,
-        "Sampling.paths": 15,
+        "Sampling.num_samples": 15,
         "Sampling.temperature": 1.1,
         "DistributionShift.share": 0.8,
-        "DistributionShift.validation": "strong",
-        "Mixing.strong_count": 50,
-        "Training.strong_rate": 0.0,
+        "DistributionShift.validation": "human",
+        "Mixing.human_examples": 50,
+        "Training.human_rate": 0.0,
         "Lora.rank": 8,
         "Optimizer.name": "adamw",
         "Optimizer.learning_rate": 3e-4,
     },
     "lmsi_palm_540b": {
         **ROUND,
-        "Sampling.paths": 32,
+        "Sampling.num_samples": 32,
         "Sampling.temperature": 0.7,
         "Evaluation.temperature_after": 1.2,
         "Training.steps": 10_000,
         "Training.microbatches": 1,
-        "Training.rows": 32,
+        "Training.sequences_per_prefix": 32,
         "Optimizer.learning_rate": 5e-5,
         "Optimizer.decay": "constant",
         "ModelConfig.embed_dim": 18432,
     },
     "ul2_llama3_8b": {
         **ROUND,
-        "Sampling.paths": 40,
+        "Sampling.num_samples": 40,
         "Sampling.temperature": 0.5,
         "Evaluation.temperature": 0.5,
         "Evaluation.temperature_after": 0.7,
@@ -155,7 +155,7 @@ def test_files_that_are_to_come_through_tfds_are_named(dry):
         (["--gin.Questions.data_dir=nowhere"], "Questions.data_dir = nowhere: there is no such"),
         (["--gin.Run.init_checkpoint=."], "no checkpoint in ."),
         (["--gin.ModelConfig.vocab_size=999"], "has 1024 ids, ModelConfig.vocab_size is 999"),
-        (["--gin.Voting.ranker=no_such:f", "--gin.Voting.ties=ranker"], "there is no module"),
+        (["--gin.Voting.scorer=no_such:f", "--gin.Voting.ties=scorer"], "there is no module"),
         (["--gin.Sampling.max_new_tokens=1024"], "leaves no room for a prompt"),
         (["--gin.Run.questions=None"], "Run.questions is not set"),
         (["--gin.Questions.train=()"], "there are no questions: set Questions.train"),
@@ -188,7 +188,7 @@ def test_checkpoints_to_compare_that_are_none_are_named(dry, tmp_path):
     [
         ("Run.model=None", "bind it to @ModelConfig()"),
         ("Evaluation.vote_count=0", "use 1 or more, or None for all"),
-        ("Evaluation.paths=0", "use 1 or more"),
+        ("Evaluation.num_samples=0", "use 1 or more"),
         ("Evaluation.temperature=-0.5", "use 0 (greedy) or more"),
         ("Questions.test_count=0", "use 1 or more"),
         ("Mixing.min_confidence=-1", "use a share, 0 to 1"),
@@ -225,7 +225,7 @@ def test_a_recipe_that_cannot_be_is_refused_with_what_can(dry, changes, remedy):
 
 def test_each_rounds_own_values_are_shown(dry):
     schedule = "(('Sampling.temperature', (0.7, 1.2)), ('Mixing.min_confidence', (0.0, 0.3, 0.5)))"
-    code, lines, _ = dry("quickstart", "--gin.Run.rounds=4", f"--gin.Run.by_round={schedule}")
+    code, lines, _ = dry("quickstart", "--gin.Run.rounds=4", f"--gin.Run.schedule={schedule}")
     shown = [line for line in lines if line.startswith("round ")]
     assert code == 0 and shown == [
         "round 1: Sampling.temperature = 0.7, Mixing.min_confidence = 0.0",

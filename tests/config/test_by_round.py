@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lmsi_jax.config.architecture import ModelConfig
 from lmsi_jax.config.optimization import Preference, Training
 from lmsi_jax.config.run import Run
-from lmsi_jax.config.schedule import CHANGING, values_in
+from lmsi_jax.config.schedule import SCHEDULABLE, scheduled_values
 from lmsi_jax.config.stages import Mixing
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.selection.filters import AnswerEntropy, MinConfidence
@@ -21,21 +21,21 @@ RUN = Run(
     output_dir="x",
     model=MODEL,
     mixing=Mixing(
-        strong_count=3, selection=(AnswerEntropy(share=0.9), MinConfidence(confidence=0.1))
+        human_examples=3, selection=(AnswerEntropy(share=0.9), MinConfidence(confidence=0.1))
     ),
 )
 
 
 def _with(*schedule, run=RUN):
-    return dataclasses.replace(run, by_round=schedule)
+    return dataclasses.replace(run, schedule=schedule)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=5), st.integers(1, 9))
 def test_a_round_has_its_value_and_the_last_one_holds_on(values, index):
-    run = _with(("Training.strong_rate", tuple(values)))
+    run = _with(("Training.human_rate", tuple(values)))
     wanted = (values + [values[-1]] * 9)[index - 1]
-    assert run.in_round(index).training.strong_rate == wanted
-    assert values_in(run, index) == {"Training.strong_rate": wanted}
+    assert run.in_round(index).training.human_rate == wanted
+    assert scheduled_values(run, index) == {"Training.human_rate": wanted}
 
 
 def test_only_what_is_named_changes_wherever_it_lies():
@@ -49,7 +49,7 @@ def test_only_what_is_named_changes_wherever_it_lies():
     assert second.training.optimizer.learning_rate == 5e-4
     assert second.mixing.selection == (AnswerEntropy(share=0.5), MinConfidence(confidence=0.1))
     assert second.mixing.cap == 4 and second.sampling.temperature == 1.2
-    assert dataclasses.replace(run.in_round(1), by_round=()) == dataclasses.replace(
+    assert dataclasses.replace(run.in_round(1), schedule=()) == dataclasses.replace(
         RUN,
         training=dataclasses.replace(
             RUN.training, optimizer=dataclasses.replace(RUN.training.optimizer, learning_rate=1e-3)
@@ -63,15 +63,15 @@ def test_without_a_schedule_the_run_is_the_same_in_all_rounds():
 
 def test_everything_that_may_change_is_there():
     pairs = Training(preference=Preference(form="scpo"))
-    for part, fields in CHANGING.items():
+    for part, fields in SCHEDULABLE.items():
         run = RUN  # what is set of single paths is refused beside pairs
         if part == "Preference":
             run = dataclasses.replace(RUN, mixing=Mixing(), training=pairs)
         for field in fields:
-            value = {"steps": 3, "paths": 4, "cap": 5}.get(field, 0.25)
+            value = {"steps": 3, "num_samples": 4, "cap": 5}.get(field, 0.25)
             found = _with((f"{part}.{field}", (value,)), run=run).in_round(1)
             owners = (
-                *(found.sampling, found.generation, found.mixing, found.training),
+                *(found.sampling, found.augmentation, found.mixing, found.training),
                 *(found.training.optimizer, found.training.preference),
             )
             (owner,) = [one for one in owners if type(one).__name__ == part]
@@ -83,7 +83,7 @@ def test_everything_that_may_change_is_there():
     [
         ((("Training.strong_rat", (0.5,)),), "cannot change 'Training.strong_rat'; choose from"),
         ((("Run.seed", (1, 2)),), "cannot change 'Run.seed'"),
-        ((("Mixing.strong_count", (1, 2)),), "or a parameter of a filter in Mixing.selection"),
+        ((("Mixing.human_examples", (1, 2)),), "or a parameter of a filter in Mixing.selection"),
         ((("DistributionShift.share", (0.5,)),), "cannot change 'DistributionShift.share'"),
         ((("Preference.threshold", (0.5,)),), "this run has no Preference; bind it or drop it"),
         ((("Mixing.cap", ()),), "wants a tuple of values for Mixing.cap"),
@@ -93,7 +93,7 @@ def test_everything_that_may_change_is_there():
         ((("Mixing.cap", (3,)), ("Mixing.cap", (4,))), "has Mixing.cap twice"),
         (
             (("Mixing.min_confidence", (0.5, 1.5)),),
-            "Run.by_round, round 2: Mixing.min_confidence = 1.5; use a share, 0 to 1",
+            "Run.schedule, round 2: Mixing.min_confidence = 1.5; use a share, 0 to 1",
         ),
         ((("AnswerEntropy.share", (0.5, 0.0)),), "round 2: AnswerEntropy.share = 0.0"),
     ],
@@ -106,5 +106,5 @@ def test_a_mistake_is_named_before_the_first_round(schedule, message):
 
 def test_strong_rates_want_given_solutions_in_every_round():
     none = dataclasses.replace(RUN, mixing=Mixing())
-    with pytest.raises(LmsiError, match=r"round 2: .*set Mixing.strong_count above 0"):
-        _with(("Training.strong_rate", (0.0, 0.5)), run=none)
+    with pytest.raises(LmsiError, match=r"round 2: .*set Mixing.human_examples above 0"):
+        _with(("Training.human_rate", (0.0, 0.5)), run=none)

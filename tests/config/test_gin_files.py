@@ -95,7 +95,7 @@ def test_local_files_are_read_without_tensorflow(tmp_path):
     (tmp_path / "mine.gin").write_text("include 'base.gin'\n")
     code = (
         "import sys\n"
-        "from lmsi_jax import gin_edge\n"
+        "from lmsi_jax.config import gin_edge\n"
         "gin_edge.load(sys.argv[1], gin_edge.GinArgs())\n"
         "assert not {'tensorflow', 'jax'} & {*sys.modules}, sorted(sys.modules)\n"
     )

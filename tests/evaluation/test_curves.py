@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from lmsi_jax import voting
 from lmsi_jax.config import stages
 from lmsi_jax.evaluation import accuracy, statistics
-from lmsi_jax.records import Path, Question
+from lmsi_jax.records import Question, Sample
 
 QUESTION = Question(uid="q", task="sums", text="Q: ?", kind="number", gold="2")
 
 
 def _paths(rows):
     return [
-        Path(
+        Sample(
             uid="q",
-            index=i,
+            sample_index=i,
             text="no" if answer is None else f"The answer is {answer}.",
             tokens=4,
             logprob=logprob,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lmsi_jax import voting
 from lmsi_jax.evaluation.accuracy import replay
-from lmsi_jax.records import Path, Question
+from lmsi_jax.records import Question, Sample
 
 
 def _question(number, gold="2"):
@@ -19,7 +19,9 @@ def _question(number, gold="2"):
 
 def _path(uid, index, answer):
     text = "I do not know" if answer is None else f"so. The answer is {answer}."
-    return Path(uid=uid, index=index, text=text, tokens=3, logprob=-1.0 * index, finished=True)
+    return Sample(
+        uid=uid, sample_index=index, text=text, tokens=3, logprob=-1.0 * index, finished=True
+    )
 
 
 def _paths(rows):

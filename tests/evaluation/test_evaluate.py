@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsi_jax.evaluation.accuracy import score
-from lmsi_jax.records import Path, Question
+from lmsi_jax.records import Question, Sample
 
 PATHS = 5
 
@@ -18,8 +18,13 @@ def _question(number, gold):
 
 def _path(uid, index, answer):
     text = "I do not know" if answer is None else f"so. The answer is {answer}."
-    return Path(
-        uid=uid, index=index, text=text, tokens=index + 2, logprob=-float(index), finished=True
+    return Sample(
+        uid=uid,
+        sample_index=index,
+        text=text,
+        tokens=index + 2,
+        logprob=-float(index),
+        finished=True,
     )
 
 
@@ -80,5 +85,5 @@ def test_one_path_has_no_confidence_and_unparsed_is_wrong():
 )
 def test_each_kind_is_compared_by_its_key(kind, gold, text, right):
     question = Question(uid="q", task="t", text="Q: ?", kind=kind, gold=gold)
-    path = Path(uid="q", index=0, text=text, tokens=4, logprob=-1.0, finished=True)
-    assert score([question], {"q": [path]}, "standard", 0.0).correct == (right,)
+    sample = Sample(uid="q", sample_index=0, text=text, tokens=4, logprob=-1.0, finished=True)
+    assert score([question], {"q": [sample]}, "standard", 0.0).correct == (right,)

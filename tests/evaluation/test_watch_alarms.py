@@ -5,11 +5,11 @@ import math
 
 import pytest
 
-from lmsi_jax.config.stages import NAMES, Watch
+from lmsi_jax.config.stages import NAMES, CollapseMonitor
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.evaluation.collapse import Figures, Scored, alarms
+from lmsi_jax.evaluation.collapse import CollapseMetrics, LabelledMetrics, alarms
 
-BASE = Figures(
+BASE = CollapseMetrics(
     questions=400,
     paths=12_800,
     confidence=0.56,
@@ -23,7 +23,7 @@ BASE = Figures(
     kept=0.99,
     rows=9000,
     easy_weight=0.16,
-    scored=Scored(questions=400, confidence=0.56, majority=0.77, passed=0.97, single=0.5),
+    scored=LabelledMetrics(questions=400, confidence=0.56, majority=0.77, passed=0.97, single=0.5),
 )
 
 
@@ -47,7 +47,7 @@ HEALTHY = [
 
 def _names(series, watch=None):
     rows = dict(enumerate(series, start=1))
-    return [alarm.name for alarm in alarms(rows, watch or Watch())]
+    return [alarm.name for alarm in alarms(rows, watch or CollapseMonitor())]
 
 
 def test_an_improving_run_is_silent():
@@ -56,9 +56,9 @@ def test_an_improving_run_is_silent():
 
 
 COLLAPSES = {
-    "surer": [BASE, _with(BASE, sure=0.75, majority=0.6)],
-    "gap": [BASE, _with(BASE, sure=0.9, majority=0.6)],
-    "passed": [BASE, _with(BASE, passed=0.85)],
+    "overconfident": [BASE, _with(BASE, sure=0.75, majority=0.6)],
+    "calibration_gap": [BASE, _with(BASE, sure=0.9, majority=0.6)],
+    "pass_at_m_drop": [BASE, _with(BASE, passed=0.85)],
     "entropy": [BASE, _with(BASE, entropy=0.2), _with(BASE, entropy=0.08)],
     "distinct": [BASE, _with(BASE, distinct=(0.04, 0.07, 0.1))],
     "shorter": [BASE, _with(BASE, length=25.0)],
@@ -70,8 +70,8 @@ COLLAPSES = {
 
 
 ALONE = [
-    ("sure", {"confidence": 0.96, "distinct_kept": 1.5}),
-    ("same", {"entropy": 0.005}),
+    ("saturated", {"confidence": 0.96, "distinct_kept": 1.5}),
+    ("no_diversity", {"entropy": 0.005}),
     ("empty", {"empty": 0.95}),
     ("empty", {"empty": 1.0, "entropy": 0.0}),
 ]
@@ -90,15 +90,15 @@ def test_every_alarm_has_a_collapse_here():
     ],
 )
 def test_what_a_round_says_by_itself_needs_no_other(name, changes):
-    found = alarms({1: _with(BASE, **changes)}, Watch())
+    found = alarms({1: _with(BASE, **changes)}, CollapseMonitor())
     assert [alarm.name for alarm in found] == [name] * bool(name)
     assert all(any(char.isdigit() for char in alarm.words) for alarm in found)
 
 
 def test_zero_turns_off_what_a_round_says_by_itself():
     gone = _with(BASE, confidence=1.0, distinct_kept=1.0, entropy=0.0, empty=0.95)
-    assert _names([gone]) == ["sure", "same", "empty"]
-    assert _names([gone], Watch(sure=(0.0, 0.0), same=0.0, empty=0.0)) == []
+    assert _names([gone]) == ["saturated", "no_diversity", "empty"]
+    assert _names([gone], CollapseMonitor(saturated=(0.0, 0.0), no_diversity=0.0, empty=0.0)) == []
 
 
 def test_one_path_a_question_has_no_entropy_to_judge():
@@ -109,8 +109,10 @@ def test_one_path_a_question_has_no_entropy_to_judge():
 def test_each_collapse_raises_its_alarm_with_then_and_now(name):
     series = COLLAPSES[name]
     rows = dict(enumerate(series, start=1))
-    found = {alarm.name: alarm.words for alarm in alarms(rows, Watch())}
-    assert list(found) == (["surer", "gap"] if name == "gap" else [name])
+    found = {alarm.name: alarm.words for alarm in alarms(rows, CollapseMonitor())}
+    assert list(found) == (
+        ["overconfident", "calibration_gap"] if name == "calibration_gap" else [name]
+    )
     assert "in round 1" in found[name] and any(char.isdigit() for char in found[name])
     assert _names(series[:1]) == []
 
@@ -118,15 +120,17 @@ def test_each_collapse_raises_its_alarm_with_then_and_now(name):
 @pytest.mark.parametrize("name", COLLAPSES)
 def test_zero_turns_an_alarm_off(name):
     pairs = ("entropy", "distinct", "shorter", "longer", "kept")
-    field = {"surer": "confidence_rise", "passed": "pass_fall"}.get(name, name)
-    off = Watch(**{field: (0.0, 0.0) if name in pairs else 0.0})
+    field = {"overconfident": "confidence_rise", "pass_at_m_drop": "pass_at_m_drop"}.get(name, name)
+    off = CollapseMonitor(**{field: (0.0, 0.0) if name in pairs else 0.0})
     assert name in _names(COLLAPSES[name]) and name not in _names(COLLAPSES[name], off)
 
 
 def test_a_slow_slide_is_seen_against_the_first_round_and_a_jump_against_the_last():
     slide = [_with(BASE, entropy=e) for e in (0.34, 0.25, 0.18, 0.13, 0.09)]
     assert _names(slide) == [] and _names([*slide, _with(BASE, entropy=0.06)]) == ["entropy"]
-    words = alarms({1: BASE, 2: _with(BASE, entropy=0.4), 3: _with(BASE, entropy=0.18)}, Watch())
+    words = alarms(
+        {1: BASE, 2: _with(BASE, entropy=0.4), 3: _with(BASE, entropy=0.18)}, CollapseMonitor()
+    )
     assert [w.name for w in words] == ["entropy"] and "in round 2 0.40" in words[0].words
 
 
@@ -149,18 +153,18 @@ def test_a_jump_is_seen_in_the_second_round_already(name, changes):
 def test_a_total_collapse_raises_one_alarm_of_each_kind_in_order():
     gone = _with(BASE, sure=1.0, majority=0.3, passed=0.3, entropy=0.0, length=8.0, kept=0.3,
                  distinct=(0.01, 0.02, 0.02), unparsed=0.5, easy_weight=1.0)  # fmt: skip
-    wanted = [name for name in NAMES if name not in ("sure", "empty", "longer")]
+    wanted = [name for name in NAMES if name not in ("saturated", "empty", "longer")]
     assert _names([BASE, _with(BASE, entropy=0.3), gone]) == wanted
 
 
 def test_a_fall_that_chance_explains_is_none():
     few = _with(BASE, sure=0.75, majority=0.7)
-    assert "surer" in _names([BASE, few])
+    assert "overconfident" in _names([BASE, few])
     small = [
         dataclasses.replace(row, scored=dataclasses.replace(row.scored, questions=60))
         for row in (BASE, few)
     ]
-    assert "surer" not in _names(small)
+    assert "overconfident" not in _names(small)
     error = math.sqrt(0.77 * 0.23 / 60 + 0.7 * 0.3 / 60)  # of the difference
     assert 2 * error > 0.07
 
@@ -170,31 +174,34 @@ def test_few_questions_say_nothing_but_that_they_have_no_answers():
     assert _names([BASE, none]) == ["empty"]
     series = [dataclasses.replace(row, questions=29) for row in COLLAPSES["shorter"]]
     assert _names(series) == []
-    assert _names(series, Watch(least_questions=29)) == ["shorter"]
+    assert _names(series, CollapseMonitor(least_questions=29)) == ["shorter"]
 
 
 def test_what_was_not_measured_is_not_alarming():
     bare = dataclasses.replace(BASE, scored=None, kept=None, rows=None, easy_weight=None)
     assert _names([bare, bare]) == _names([BASE, bare]) == _names([bare, BASE]) == []
-    assert alarms({}, Watch()) == []
+    assert alarms({}, CollapseMonitor()) == []
 
 
 def test_the_base_model_is_called_that():
-    (alarm,) = alarms({0: BASE, 1: _with(BASE, length=20.0)}, Watch())
+    (alarm,) = alarms({0: BASE, 1: _with(BASE, length=20.0)}, CollapseMonitor())
     assert alarm.words == "the paths got short: tokens a path 20.0, of the base model 60.0"
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"stop": ("entropie",)}, "Watch.stop has 'entropie'; choose from sure, same, empty"),
-        ({"kept": (0.5,)}, "Watch.kept = (0.5,); two numbers of 0 or more"),
+        (
+            {"stop": ("entropie",)},
+            "CollapseMonitor.stop has 'entropie'; choose from saturated, no_diversity, empty",
+        ),
+        ({"kept": (0.5,)}, "CollapseMonitor.kept = (0.5,); two numbers of 0 or more"),
         ({"longer": (-1.0, 2.0)}, "two numbers of 0 or more"),
-        ({"sure": (0.9,)}, "Watch.sure = (0.9,); two numbers of 0 or more"),
-        ({"gap": -0.1}, "Watch.gap = -0.1; 0 (off) or more"),
+        ({"saturated": (0.9,)}, "CollapseMonitor.saturated = (0.9,); two numbers of 0 or more"),
+        ({"calibration_gap": -0.1}, "CollapseMonitor.calibration_gap = -0.1; 0 (off) or more"),
     ],
 )
 def test_a_wrong_setting_is_named(changes, message):
     with pytest.raises(LmsiError) as error:
-        Watch(**changes)
+        CollapseMonitor(**changes)
     assert message in str(error.value)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lmsi_jax import voting
 from lmsi_jax.evaluation.collapse import EASY, measure
-from lmsi_jax.records import Example, Path, Question
+from lmsi_jax.records import Example, Question, Sample
 
 WORDS = ("3", "+", "4", "is", "7", ".", "so", "she", "has")
 
@@ -40,12 +40,16 @@ def _round(seed, questions=12, m=8, gold=True):
 
 
 def _path(uid, index, text, tokens=3):
-    return Path(uid=uid, index=index, text=text, tokens=tokens, logprob=-1.0, finished=True)
+    return Sample(
+        uid=uid, sample_index=index, text=text, tokens=tokens, logprob=-1.0, finished=True
+    )
 
 
 def _row(uid, weight):
     texts = {"prefix": "", "inputs": "Q", "targets": "A"}
-    return Example(uid=uid, task="t", format="few_shot_cot", source="weak", weight=weight, **texts)
+    return Example(
+        uid=uid, task="t", format="few_shot_cot", source="self_generated", weight=weight, **texts
+    )
 
 
 def _words(text):
@@ -86,7 +90,7 @@ def test_figures_are_those_of_plain_loops(seed):
     assert found.scored.single == pytest.approx(np.mean(right))
     assert found.scored.majority == pytest.approx(np.mean([v.winner == "7" for v in votes]))
     assert found.empty == pytest.approx(np.mean([not any(own) for own in keys]))
-    ways = [len({p.text for p in paths[v.uid] if p.index in v.kept}) for v in votes]
+    ways = [len({p.text for p in paths[v.uid] if p.sample_index in v.kept}) for v in votes]
     assert found.distinct_kept == pytest.approx(np.mean(ways))
     own = [row for row in rows if row.uid in paths]
     easy = {v.uid for v in votes if v.confidence > EASY}

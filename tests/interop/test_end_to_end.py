@@ -21,20 +21,20 @@ Run.training = @Training()
 Run.evaluation = @Evaluation()
 Run.seed = 5
 Run.questions_per_shard = 2
-Decoding.lanes = 8
+Decoding.slots = 8
 Questions.train = ('purchases',)
 Questions.test = ('purchases',)
 Questions.level = 'easy'
 Questions.train_count = 3
 Questions.test_count = 2
-Sampling.paths = 3
+Sampling.num_samples = 3
 Sampling.max_new_tokens = 24
-Evaluation.promptings = ('cot', 'zero_shot_cot')
+Evaluation.prompt_styles = ('cot', 'zero_shot_cot')
 Training.steps = 3
 Training.microbatches = 1
-Training.rows = 2
-Training.length = 256
-Training.prefix_length = 896
+Training.sequences_per_prefix = 2
+Training.sequence_length = 256
+Training.max_prefix_length = 896
 Training.optimizer = @Optimizer()
 Optimizer.learning_rate = 1e-4
 """
@@ -80,10 +80,10 @@ def test_a_model_goes_through_a_run_and_back(name, tmp_path, capsys):
     from lmsi_jax.config.configurables import load_run
 
     engine = Context(load_run(), frozenset()).engine(1)
-    sampling = Sampling(paths=1, temperature=0.0, max_new_tokens=40, stop=())
-    ((_, (path,)),) = engine.run("", [("q", prompt)], sampling, seed=0, round_index=1)
-    assert path.text == back.decode(wanted, skip_special_tokens=True)
-    assert path.text.startswith(ANSWER.rstrip())
-    assert path.tokens == len(wanted)
+    sampling = Sampling(num_samples=1, temperature=0.0, max_new_tokens=40, stop=())
+    ((_, (sample,)),) = engine.run("", [("q", prompt)], sampling, seed=0, round_index=1)
+    assert sample.text == back.decode(wanted, skip_special_tokens=True)
+    assert sample.text.startswith(ANSWER.rstrip())
+    assert sample.tokens == len(wanted)
     changed = hub.tensors(out)
     assert any(changed[key] != value for key, value in hub.tensors(source).items())

@@ -18,7 +18,7 @@ from lmsi_jax.interop.hf_weights import Shards, export_model, import_model, writ
 from lmsi_jax.models.tokenizers import encode_first, open_tokenizer
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.pipeline.verifier import Verifier
-from lmsi_jax.records import Path, Question
+from lmsi_jax.records import Question, Sample
 from lmsi_jax.runtime.files import read_json
 from lmsi_jax.training.checkpoints import load_params
 from lmsi_jax.training.streaming import Saved
@@ -167,8 +167,10 @@ def test_an_imported_model_judges_paths_as_transformers_computes_it(tmp_path):
     config = import_model(tmp_path / "hub", tmp_path / "out")
     assert ModelConfig.from_json(read_json(tmp_path / "out" / "model.json")) == config
     question = Question(uid="q", task="t", text="Q: 3 + 4?", kind="number")
-    path = Path(uid="q", index=0, text="It is 7.", tokens=4, logprob=-1.0, finished=True)
-    shape = Training(microbatches=1, rows=1, length=128, prefix_length=0)
+    sample = Sample(uid="q", sample_index=0, text="It is 7.", tokens=4, logprob=-1.0, finished=True)
+    shape = Training(
+        microbatches=1, sequences_per_prefix=1, sequence_length=128, max_prefix_length=0
+    )
     judge = Verifier(tmp_path / "out", prompt="{question} {solution} Right?", shape=shape)
     tokenizer = open_tokenizer(str(tmp_path / "out" / "tokenizer"))
     before = encode_first(tokenizer, "Q: 3 + 4? It is 7. Right?")
@@ -176,7 +178,7 @@ def test_an_imported_model_judges_paths_as_transformers_computes_it(tmp_path):
     with torch.no_grad():
         scores = model(torch.tensor([[*before, *own]])).logits[0].log_softmax(-1)
     total = sum(float(scores[len(before) - 1 + i, token]) for i, token in enumerate(own))
-    assert judge(question, path) == pytest.approx(np.exp(total), rel=1e-3)
+    assert judge(question, sample) == pytest.approx(np.exp(total), rel=1e-3)
 
 
 def test_a_palm_style_model_has_no_hugging_face_architecture(tmp_path, capsys):

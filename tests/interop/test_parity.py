@@ -14,7 +14,7 @@ from lmsi_jax.interop.hf_weights import export_model, import_model
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.training.checkpoints import load_params
-from lmsi_jax.training.losses import token_scores
+from lmsi_jax.training.losses import token_logits
 
 
 @pytest.fixture(scope="module", params=hub.MODELS)
@@ -65,7 +65,7 @@ def test_packed_rows_behind_a_prompt_have_the_scores_of_transformers(imported, p
         "segments": np.repeat([1, 2], [50, 30])[None],
         "positions": np.concatenate([12 + np.arange(50), 12 + np.arange(30)])[None],
     }
-    found = np.asarray(jax.jit(token_scores, static_argnums=0)(config, params, batch))[0]
+    found = np.asarray(jax.jit(token_logits, static_argnums=0)(config, params, batch))[0]
     for begin, example in ((0, examples[0]), (50, examples[1])):
         wanted = _scores(model, np.concatenate([prefix, example])[None])[0, 12:-1]
         assert wanted.std() > 0.3
@@ -76,8 +76,8 @@ def test_packed_rows_behind_a_prompt_have_the_scores_of_transformers(imported, p
 def test_64_greedy_tokens_behind_a_shared_prompt_are_those_of_transformers(imported, params):
     _, model, _, config = imported
     prefix, questions = _tokens(21, 1), [_tokens(n, n) for n in (7, 12)]
-    engine = Engine(config, params, Numbers(), Decoding(lanes=4))
-    sampling = Sampling(paths=1, temperature=0.0, max_new_tokens=64, stop=())
+    engine = Engine(config, params, Numbers(), Decoding(slots=4))
+    sampling = Sampling(num_samples=1, temperature=0.0, max_new_tokens=64, stop=())
     rows = [(str(i), " ".join(map(str, q))) for i, q in enumerate(questions)]
     found = dict(engine.run(" ".join(map(str, prefix)), rows, sampling, seed=0, round_index=0))
     model.generation_config.eos_token_id = None
@@ -90,10 +90,10 @@ def test_64_greedy_tokens_behind_a_shared_prompt_are_those_of_transformers(impor
             max_new_tokens=64,
             pad_token_id=0,
         )
-        (path,) = found[str(number)]
+        (sample,) = found[str(number)]
         new = wanted[0, prompt.shape[1] :].tolist()
         assert len(set(new)) > 3
-        assert Numbers().encode(path.text) == new
+        assert Numbers().encode(sample.text) == new
 
 
 def test_the_export_has_the_same_bytes_and_transformers_load_it(imported, tmp_path):

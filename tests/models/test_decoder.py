@@ -14,7 +14,7 @@ from reference_decoder import reference_logits
 
 from lmsi_jax.config.architecture import ModelConfig
 from lmsi_jax.models.attention import packed_attention, prefill
-from lmsi_jax.models.params import fuse, split_weights, turned
+from lmsi_jax.models.params import fuse_projections, split_weights, transpose_weights
 from lmsi_jax.models.rotary import angles_of
 from lmsi_jax.models.sharding import logical_axes
 from lmsi_jax.models.transformer import (
@@ -32,7 +32,7 @@ def _logits(config, params, tokens):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _jitted_logits(config, params, tokens):
-    fused = fuse(config, params)
+    fused = fuse_projections(config, params)
     positions = jnp.arange(tokens.shape[1])[None]
     attend = packed_attention(config, jnp.ones_like(tokens), positions, None, block=8)
     states = hidden_states(config, fused, tokens, angles_of(config, positions), attend)
@@ -99,8 +99,10 @@ def test_weights_give_the_same_states_however_they_lie(micro_config, family, lay
     positions = jnp.arange(11)[None]
     attend = packed_attention(config, jnp.ones_like(tokens), positions, None)
     angles = angles_of(config, positions)
-    joined = fuse(config, params)
-    other = turned(config, joined) if layout == "turned" else split_weights(config, params)
+    joined = fuse_projections(config, params)
+    other = (
+        transpose_weights(config, joined) if layout == "turned" else split_weights(config, params)
+    )
     expected = hidden_states(config, joined, tokens, angles, attend)
     found = hidden_states(config, other, tokens, angles, attend)
     np.testing.assert_allclose(found, expected, atol=2e-5)
@@ -109,7 +111,9 @@ def test_weights_give_the_same_states_however_they_lie(micro_config, family, lay
 @pytest.mark.parametrize(("block", "products"), [("parallel", 2), ("sequential", 4)])
 def test_a_decoding_layer_has_as_few_products_as_its_block_allows(micro_config, block, products):
     config = dataclasses.replace(micro_config, block=block)
-    weights = turned(config, fuse(config, init_params(config, jax.random.key(0))))
+    weights = transpose_weights(
+        config, fuse_projections(config, init_params(config, jax.random.key(0)))
+    )
     assert len([a for a in weights["layer_0"].values() if a.ndim == 2]) == products
 
 
@@ -167,7 +171,7 @@ def test_shapes_and_axes_are_those_that_flax_declares(micro_config, family):
 
 
 def test_prefilled_caches_hold_the_keys_of_each_real_position(micro_config, micro_params):
-    fused = fuse(micro_config, micro_params)
+    fused = fuse_projections(micro_config, micro_params)
     tokens = jnp.asarray([[5, 6, 7, 0], [5, 6, 7, 8]])
     cache = prefill(micro_config, fused, tokens, jnp.asarray([3, 4]), None)
     first, second = np.asarray(cache.keys[1])
@@ -179,7 +183,7 @@ def test_a_cache_behind_another_holds_what_the_joined_sequence_s_does(
     micro_config, micro_params, windows
 ):
     config = dataclasses.replace(micro_config, windows=windows, attention_softcap=1.0)
-    fused = fuse(config, micro_params)
+    fused = fuse_projections(config, micro_params)
     tokens = jnp.asarray(np.random.default_rng(2).integers(3, 300, (1, 12)))
     cached = jax.jit(prefill, static_argnums=0)
     whole = cached(config, fused, tokens, jnp.asarray([12]), None)

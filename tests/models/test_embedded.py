@@ -67,13 +67,13 @@ def test_every_task_s_text_survives_its_tokenizer(tokenizer):
 def test_it_reasons_when_the_exemplars_do_and_answers_at_once_when_they_do_not(
     config, params, tokenizer
 ):
-    engine = Engine(config, params, tokenizer, Decoding(lanes=24))
+    engine = Engine(config, params, tokenizer, Decoding(slots=24))
     task = registry.get("travel")
     questions = task.questions("test", "easy", 24, 0)
-    greedy = Sampling(paths=1, temperature=0.0, max_new_tokens=64)
+    greedy = Sampling(num_samples=1, temperature=0.0, max_new_tokens=64)
     right, lengths = {}, {}
-    for prompting in ("standard", "cot", "zero_shot_cot"):
-        prompts = [build_prompt(question, task.exemplars(), prompting) for question in questions]
+    for prompt_style in ("standard", "cot", "zero_shot_cot"):
+        prompts = [build_prompt(question, task.exemplars(), prompt_style) for question in questions]
         done = dict(
             engine.run(
                 prompts[0][0],
@@ -83,12 +83,12 @@ def test_it_reasons_when_the_exemplars_do_and_answers_at_once_when_they_do_not(
                 round_index=0,
             )
         )
-        paths = [done[question.uid][0] for question in questions]
-        found = [path_key(path.text, "number") for path in paths]
-        right[prompting] = sum(
+        samples = [done[question.uid][0] for question in questions]
+        found = [path_key(sample.text, "number") for sample in samples]
+        right[prompt_style] = sum(
             a == key(q.gold, "number") for a, q in zip(found, questions, strict=True)
         )
-        lengths[prompting] = sum(path.tokens for path in paths) / len(paths)
+        lengths[prompt_style] = sum(sample.tokens for sample in samples) / len(samples)
     assert right["cot"] >= 12
     assert right["zero_shot_cot"] >= 12
     assert right["standard"] <= right["cot"] - 6

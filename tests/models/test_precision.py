@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lmsi_jax.models.attention import packed_attention, prefill
-from lmsi_jax.models.params import fuse
+from lmsi_jax.models.params import fuse_projections
 from lmsi_jax.models.rotary import angles_of, rotary_angles, rotate
 from lmsi_jax.models.transformer import hidden_states, logits, rms_norm
 from lmsi_jax.training.losses import token_losses
@@ -29,7 +29,7 @@ def narrow_params(micro_params):
 @functools.partial(jax.jit, static_argnums=0)
 def _states(config, params):
     """Hidden states and logits of 2 rows of 20 tokens behind a prefix of 10, and its cache."""
-    fused = fuse(config, params)
+    fused = fuse_projections(config, params)
     tokens = jnp.asarray(np.random.default_rng(0).integers(3, 300, (3, 20)))
     shared = prefill(config, fused, tokens[:1, :10], jnp.asarray([10]), None)
     positions = jnp.broadcast_to(10 + jnp.arange(20), (2, 20))
@@ -76,7 +76,9 @@ def test_queries_keys_and_values_are_bfloat16_in_every_layer(micro_config, narro
 
     tokens = jnp.zeros((1, 3), jnp.int32)
     angles = angles_of(micro_config, tokens)
-    hidden_states(micro_config, fuse(micro_config, narrow_params), tokens, angles, attend)
+    hidden_states(
+        micro_config, fuse_projections(micro_config, narrow_params), tokens, angles, attend
+    )
     assert seen == [(layer, *[NARROW] * 3) for layer in range(micro_config.num_layers)]
 
 
@@ -108,7 +110,7 @@ def test_norms_and_rotations_round_once(micro_config):
 
 
 def test_scores_of_tokens_are_not_rounded_to_bfloat16(micro_config, narrow_params):
-    fused = fuse(micro_config, narrow_params)
+    fused = fuse_projections(micro_config, narrow_params)
     states = 30 * jax.random.normal(jax.random.key(0), (7, micro_config.embed_dim), NARROW)
     exact = np.asarray(states, np.float64) @ np.asarray(fused["embedding"], np.float64).T
     np.testing.assert_allclose(logits(micro_config, fused, states), exact, atol=1e-4)

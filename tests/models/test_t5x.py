@@ -34,9 +34,9 @@ TRAINING = Training(
     steps=20,
     optimizer=Optimizer(learning_rate=3e-3, warmup_steps=5, decay="cosine", weight_decay=0.01),
     microbatches=1,
-    rows=3,
-    length=32,
-    prefix_length=0,
+    sequences_per_prefix=3,
+    sequence_length=32,
+    max_prefix_length=0,
     log_every=1,
     save_every=10,
 )
@@ -267,7 +267,11 @@ def test_losses_with_adafactor_follow_t5xs_own_adafactor(tmp_path, micro_config)
     config = dataclasses.replace(micro_config, **sizes)  # both factor from 128 on
     params = init_params(config, jax.random.key(0))
     optimizer = dataclasses.replace(
-        TRAINING.optimizer, name="adafactor", learning_rate=0.05, weight_decay=0.0, clip=0.0
+        TRAINING.optimizer,
+        name="adafactor",
+        learning_rate=0.05,
+        weight_decay=0.0,
+        max_grad_norm=0.0,
     )
     train(config, dataclasses.replace(TRAINING, optimizer=optimizer), params, _rows(), tmp_path)
     ours = [line["loss"] for line in read_metrics(tmp_path)]

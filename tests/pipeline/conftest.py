@@ -16,7 +16,7 @@ _PIECES = (":", "Th", "e", "▁an", "sw", "er", "▁is", "▁", "12347", ".", "\
 
 SETTINGS = {
     "Run.rounds": 1,
-    "Decoding.lanes": 8,
+    "Decoding.slots": 8,
     "Run.seed": 5,
     "Run.questions_per_shard": 2,
     "ModelConfig.max_length": 1024,
@@ -25,17 +25,17 @@ SETTINGS = {
     "Questions.level": "easy",
     "Questions.train_count": 4,
     "Questions.test_count": 4,
-    "Sampling.paths": 4,
+    "Sampling.num_samples": 4,
     "Sampling.temperature": 0.7,
     "Sampling.max_new_tokens": 12,
-    "Evaluation.promptings": ("cot", "self_consistency"),
-    "Evaluation.paths": 4,
+    "Evaluation.prompt_styles": ("cot", "self_consistency"),
+    "Evaluation.num_samples": 4,
     "Evaluation.temperature_after": 0.7,
     "Training.steps": 4,
     "Training.microbatches": 1,
-    "Training.rows": 2,
-    "Training.length": 128,
-    "Training.prefix_length": 352,
+    "Training.sequences_per_prefix": 2,
+    "Training.sequence_length": 128,
+    "Training.max_prefix_length": 352,
     "Training.log_every": 1,
     "Training.save_every": 1,
     "Optimizer.learning_rate": 1e-3,
@@ -49,7 +49,7 @@ _PARTS = {
     "mixing": "Mixing",
     "training": "Training",
     "evaluation": "Evaluation",
-    "watch": "Watch",
+    "collapse_monitor": "CollapseMonitor",
 }
 
 

@@ -30,5 +30,7 @@ def write_gin(folder, gin_text, speaker, settings, lines=()):
     }
     written = [f"{name} = {value!r}" for name, value in settings.items()]
     path = folder / "own.gin"
-    path.write_text(gin_text + "\n".join([*written, *lines, "Run.generation = @Generation()", ""]))
+    path.write_text(
+        gin_text + "\n".join([*written, *lines, "Run.augmentation = @Augmentation()", ""])
+    )
     return str(path)

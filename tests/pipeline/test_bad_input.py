@@ -20,9 +20,12 @@ from lmsi_jax.cli.main import main
         ({"Evaluation.vote_count": 0}, "Evaluation.vote_count = 0; use 1 or more, or None for all"),
         ({"Run.start_from": "middle"}, "Run.start_from"),
         ({"Sampling.top_p": 0.0}, "Sampling.top_p = 0.0; use a probability above 0, 1 for off"),
-        ({"Sampling.early_stop": 95}, "Sampling.early_stop = 95; use a probability above 0.5"),
+        (
+            {"Sampling.adaptive_consistency": 95},
+            "Sampling.adaptive_consistency = 95; use a probability above 0.5",
+        ),
         ({"Training.steps": 0}, "Training.steps = 0; use 1 or more"),
-        ({"Training.strong_rate": 2.0}, "Training.strong_rate = 2.0; use a share, 0 to 1"),
+        ({"Training.human_rate": 2.0}, "Training.human_rate = 2.0; use a share, 0 to 1"),
         ({"ModelConfig.head_dim": 5}, "head_dim=5 must be even"),
         ({"Questions.train": ("purchase",)}, "did you mean 'purchases'?"),
         ({"Questions.train_count": 0}, "Questions.train_count = 0; use 1 or more"),
@@ -39,8 +42,8 @@ from lmsi_jax.cli.main import main
         ({"Mixing.cap": 0}, "Mixing.cap = 0; use 1 or more"),
         ({"Mixing.formats": ("cot",)}, "Mixing.formats = ('cot',); choose from few_shot_cot, "),
         ({"Mixing.min_confidence": 50.0}, "Mixing.min_confidence = 50.0; use a share, 0 to 1"),
-        ({"Mixing.strong_count": -1}, "Mixing.strong_count = -1; use 0 or more"),
-        ({"Evaluation.promptings": ("tot",)}, "Evaluation.promptings has 'tot'"),
+        ({"Mixing.human_examples": -1}, "Mixing.human_examples = -1; use 0 or more"),
+        ({"Evaluation.prompt_styles": ("tot",)}, "Evaluation.prompt_styles has 'tot'"),
     ],
 )
 def test_mistakes_are_named(lmsi, tmp_path, changes, message):
@@ -155,8 +158,10 @@ def test_when_nothing_parses_training_refuses_and_the_report_shows_it(
 def test_rows_that_do_not_fit_name_the_sizes(copy, lmsi):
     for stage in ("train", "eval"):
         shutil.rmtree(copy / "round_1" / stage)
-    code, _, error = lmsi("run", copy, {"Training.length": 16})
-    assert code == 2 and "no training row fits" in error and "raise Training.length" in error
+    code, _, error = lmsi("run", copy, {"Training.sequence_length": 16})
+    assert (
+        code == 2 and "no training row fits" in error and "raise Training.sequence_length" in error
+    )
 
 
 def test_a_place_that_cannot_be_written_is_named(lmsi, tmp_path):

@@ -48,8 +48,8 @@ def distill(gin_file, finished, capsys):
     return run
 
 
-def _percent(scores, prompting):
-    (row,) = [row for row in scores if row["prompting"] == prompting]
+def _percent(scores, prompt_style):
+    (row,) = [row for row in scores if row["prompt_style"] == prompt_style]
     return 100 * float(np.mean(row["correct"]))
 
 
@@ -67,7 +67,7 @@ def test_the_student_learns_the_teachers_examples_and_the_table_has_all_three(
     lines = [json.loads(x) for x in (run / "round_1/train/metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
     result = json.loads((run / "distillation.json").read_text())
-    assert [(row["task"], row["prompting"]) for row in result["rows"]] == [
+    assert [(row["task"], row["prompt_style"]) for row in result["rows"]] == [
         ("purchases", "cot"),
         ("purchases", "self_consistency"),
     ]
@@ -78,7 +78,7 @@ def test_the_student_learns_the_teachers_examples_and_the_table_has_all_three(
             ("student_after", run / "round_1"),
         ]:
             scores = json.loads((folder / "eval" / "scores.json").read_text())
-            assert row[side] == _percent(scores, row["prompting"])
+            assert row[side] == _percent(scores, row["prompt_style"])
     assert result["student"]["parameters"] < result["teacher"]["parameters"]
     assert "student, distilled" in out and "trained (1)" in out
 
@@ -86,7 +86,11 @@ def test_the_student_learns_the_teachers_examples_and_the_table_has_all_three(
 def test_a_student_with_another_tokenizer_reads_the_same_text(distill, tmp_path):
     (tmp_path / "other.model").write_bytes(other_tokenizer(275))
     other = {"Run.tokenizer": str(tmp_path / "other.model"), "ModelConfig.vocab_size": 275}
-    sizes = {"Training.length": 512, "Training.prefix_length": 1600, "ModelConfig.max_length": 2400}
+    sizes = {
+        "Training.sequence_length": 512,
+        "Training.max_prefix_length": 1600,
+        "ModelConfig.max_length": 2400,
+    }
     code, _, error = distill(tmp_path / "run", other | sizes)
     assert code == 0, error
     code, _, error = distill(tmp_path / "soft", other | sizes | {"Loss.distillation": "model"})
@@ -108,7 +112,7 @@ def test_intervals_and_p_values_are_scipys(distill, tmp_path):
             k: row[k] for k in ("gain", "intervals", "n")
         }
         before, after = (
-            next(s["correct"] for s in scores[n] if s["prompting"] == row["prompting"])
+            next(s["correct"] for s in scores[n] if s["prompt_style"] == row["prompt_style"])
             for n in (0, 1)
         )
         gained, lost = (
@@ -252,7 +256,7 @@ def test_the_large_recipes_are_of_palms_shape_and_want_a_teacher(size, billions,
     assert run.model.parameter_count / 1e9 == pytest.approx(billions, rel=2e-3)
     training = run.training
     assert (training.steps, training.optimizer.learning_rate) == (10_000, 5e-5)
-    assert training.microbatches * training.rows == 32
+    assert training.microbatches * training.sequences_per_prefix == 32
     assert main(["distill", f"distill_{size}", *words]) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert "holds no run; set Distillation.teacher_dir" in error

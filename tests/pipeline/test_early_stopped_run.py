@@ -1,4 +1,4 @@
-"""Early stop through the stages: votes, mixtures and the report of questions of unequal paths."""
+"""Adaptive consistency through the stages: votes, mixtures and the report of unequal paths."""
 
 import json
 import shutil
@@ -11,11 +11,11 @@ from lmsi_jax.answers import path_key
 from lmsi_jax.config.sampling import Sampling
 from lmsi_jax.config.stages import Evaluation
 from lmsi_jax.pipeline import evaluate
-from lmsi_jax.records import Example, Path, Question, Vote
+from lmsi_jax.records import Example, Question, Sample, Vote
 from lmsi_jax.runtime.store import ShardStore, Stage
-from lmsi_jax.voting import paths_needed
+from lmsi_jax.voting import samples_needed
 
-ON = {"Sampling.early_stop": 0.8, "Sampling.early_stop_every": 2}
+ON = {"Sampling.adaptive_consistency": 0.8, "Sampling.adaptive_consistency_every": 2}
 
 
 def _kept(paths, kind):
@@ -26,10 +26,10 @@ def _kept(paths, kind):
 
 @pytest.fixture
 def stopped(copy):
-    """The finished run as it were sampled with early stop: fewer paths, nothing voted on yet."""
+    """The finished run as if sampled with adaptive consistency: fewer paths, no votes yet."""
     folder = copy / "round_1" / "sample"
     record = json.loads((folder / "stage.json").read_text())
-    record["config"]["Sampling"] |= {"early_stop": 0.8, "early_stop_every": 2}
+    record["config"]["Sampling"] |= {"adaptive_consistency": 0.8, "adaptive_consistency_every": 2}
     record["config"]["Voting"] = {"conclusions": True}
     for name in ("config.json", "stage.json"):
         (folder / name).unlink()
@@ -39,8 +39,8 @@ def stopped(copy):
     store = ShardStore(folder)
     for shard in store.names():
         by_uid = {}
-        for path in map(Path.from_json, store.read(shard)):
-            by_uid.setdefault(path.uid, []).append(path)
+        for sample in map(Sample.from_json, store.read(shard)):
+            by_uid.setdefault(sample.uid, []).append(sample)
         kept = [p for uid, paths in by_uid.items() for p in _kept(paths, kinds[uid])]
         store.write(shard, [path.to_json() for path in kept])
     stage.finish()
@@ -68,7 +68,7 @@ def test_a_question_s_total_is_the_number_of_its_paths(stopped, lmsi):
     for command in ("vote", "mix", "report"):
         code, _, error = lmsi(command, stopped, ON)
         assert (code, error) == (0, "")
-    paths = shard_rows(stopped / "round_1" / "sample", Path)
+    paths = shard_rows(stopped / "round_1" / "sample", Sample)
     votes = shard_rows(stopped / "round_1" / "vote", Vote)
     totals = {vote.uid: [path.uid for path in paths].count(vote.uid) for vote in votes}
     assert set(totals.values()) == {2, 4}
@@ -82,8 +82,11 @@ def test_a_question_s_total_is_the_number_of_its_paths(stopped, lmsi):
     (row,) = report["rounds"]
     assert row["paths"] == len(paths) < 32
     assert row["mean_confidence"] == pytest.approx(sum(v.confidence for v in votes) / len(votes))
-    _check_report(report["early_stop"], totals, {q.uid: q.task for q in votes})
-    assert "at most 4 paths each, sampled with early stop" in (stopped / "report.html").read_text()
+    _check_report(report["adaptive_consistency"], totals, {q.uid: q.task for q in votes})
+    assert (
+        "at most 4 paths each, sampled with adaptive consistency"
+        in (stopped / "report.html").read_text()
+    )
 
 
 def _check_report(stop, totals, tasks):
@@ -98,10 +101,10 @@ def _check_report(stop, totals, tasks):
 def test_test_questions_keep_all_paths_and_the_rule_is_replayed_on_them(stopped, lmsi):
     assert lmsi("vote", stopped, ON)[0] == lmsi("report", stopped, ON)[0] == 0
     report = json.loads((stopped / "report.json").read_text())
-    (row,) = [r for r in report["early_stop"]["sets"] if r["source"] == "test"]
-    (scores,) = [e for e in report["evals"] if e["prompting"] == "self_consistency"]
+    (row,) = [r for r in report["adaptive_consistency"]["sets"] if r["source"] == "test"]
+    (scores,) = [e for e in report["evals"] if e["prompt_style"] == "self_consistency"]
     questions = shard_rows(stopped / "questions", Question)
-    paths = shard_rows(stopped / "round_0" / "eval", Path)
+    paths = shard_rows(stopped / "round_0" / "eval", Sample)
     several = {q.uid: [] for q in questions if q.gold is not None}
     for path in paths[-16:]:  # the shards of self-consistency come after those of CoT
         several[path.uid].append(path)
@@ -113,7 +116,7 @@ def test_test_questions_keep_all_paths_and_the_rule_is_replayed_on_them(stopped,
 
 def test_without_it_the_usual_rule_is_replayed_on_every_set(finished):
     report = json.loads((finished / "report.json").read_text())
-    stop = report["early_stop"]
+    stop = report["adaptive_consistency"]
     assert (stop["threshold"], stop["every"], stop["on"]) == (0.95, 4, False)
     found = [(row["source"], row["round"], row["task"]) for row in stop["sets"]]
     assert found == [("test", 0, "purchases"), ("test", 1, "purchases"),
@@ -124,25 +127,27 @@ def test_without_it_the_usual_rule_is_replayed_on_every_set(finished):
         assert len(row["correct"]) == (4 if row["source"] == "test" else 0)
 
 
-@pytest.mark.parametrize("prompting", ["self_consistency", "cot", "standard"])
-def test_evaluation_samples_all_paths_whatever_sampling_does(prompting):
-    run = types.SimpleNamespace(evaluation=Evaluation(), sampling=Sampling(early_stop=0.95))
-    used = evaluate._sampling(types.SimpleNamespace(run=run), 1, prompting)
-    assert used.early_stop is None
+@pytest.mark.parametrize("prompt_style", ["self_consistency", "cot", "standard"])
+def test_evaluation_samples_all_paths_whatever_sampling_does(prompt_style):
+    run = types.SimpleNamespace(
+        evaluation=Evaluation(), sampling=Sampling(adaptive_consistency=0.95)
+    )
+    used = evaluate._sampling(types.SimpleNamespace(run=run), 1, prompt_style)
+    assert used.adaptive_consistency is None
 
 
 @pytest.mark.slow
 def test_sampling_stops_where_a_replay_of_all_paths_says(finished, lmsi, tmp_path):
-    """The paths that the engine draws are the first ones of the run without early stop."""
+    """The engine draws the first paths of the run without adaptive consistency."""
     code, _, error = lmsi("sample", tmp_path / "run", ON)
     assert code == 0, error
     kinds = {q.uid: q.kind for q in shard_rows(finished / "questions", Question)}
     everything, drawn = {}, {}
     for folder, found in ((finished, everything), (tmp_path / "run", drawn)):
-        for path in shard_rows(folder / "round_1" / "sample", Path):
-            found.setdefault(path.uid, []).append((path.index, path.text))
+        for path in shard_rows(folder / "round_1" / "sample", Sample):
+            found.setdefault(path.uid, []).append((path.sample_index, path.text))
     assert set(drawn) == set(everything)
     for uid, paths in everything.items():
         keys = [path_key(text, kinds[uid]) for _, text in paths]
-        assert drawn[uid] == paths[: paths_needed(keys, 0.8, 2)]
+        assert drawn[uid] == paths[: samples_needed(keys, 0.8, 2)]
     assert {len(paths) for paths in drawn.values()} == {2, 4}

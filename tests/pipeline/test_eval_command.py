@@ -10,7 +10,7 @@ from micro_run import shard_rows
 from lmsi_jax import voting
 from lmsi_jax.config import stages
 from lmsi_jax.evaluation.statistics import mcnemar, wilson
-from lmsi_jax.records import Path, Vote
+from lmsi_jax.records import Sample, Vote
 
 
 def test_two_checkpoints_are_compared_on_the_same_questions(
@@ -20,18 +20,18 @@ def test_two_checkpoints_are_compared_on_the_same_questions(
     given = (random_checkpoint, speaking_checkpoint)
     code, out, error = lmsi("eval", output, {"Evaluation.checkpoints": given})
     assert code == 0, error
-    rows = {row["prompting"]: row for row in json.loads((output / "eval.json").read_text())}
+    rows = {row["prompt_style"]: row for row in json.loads((output / "eval.json").read_text())}
     assert set(rows) == {"cot", "self_consistency"}
-    for prompting, row in rows.items():
+    for prompt_style, row in rows.items():
         before, after = row["accuracy"]
         assert (before["model"], after["model"]) == given
         scores = [json.loads((output / f"round_{r}/eval/scores.json").read_text()) for r in (0, 1)]
-        one, two = (next(s for s in rows if s["prompting"] == prompting) for rows in scores)
+        one, two = (next(s for s in rows if s["prompt_style"] == prompt_style) for rows in scores)
         assert before["share"] == sum(one["correct"]) / 4 and before["unparsed"] == 1.0
         assert after["unparsed"] == pytest.approx(1 - two["parsed"]) and after["unparsed"] < 1
         assert (after["low"], after["high"]) == wilson(sum(two["correct"]), 4)
         assert after["tied"] == two["tied"] / 4
-        voted = prompting == "self_consistency"
+        voted = prompt_style == "self_consistency"
         assert all((model["calibration_error"] is not None) == voted for model in (before, after))
         assert row["change"]["p"] == mcnemar(one["correct"], two["correct"])
     assert [p["k"] for p in rows["self_consistency"]["curves"][speaking_checkpoint]] == [1, 2, 4]
@@ -55,9 +55,9 @@ def test_votes_are_weighed_as_gin_says_and_recorded(copy, lmsi):
     assert lmsi("vote", copy, rule)[0] == 0
     recorded = json.loads((copy / "round_1/vote/stage.json").read_text())["config"]["Voting"]
     assert (recorded["weights"], recorded["temperature"]) == ("softmax", 0.1)
-    paths = shard_rows(copy / "round_1/sample", Path)
+    paths = shard_rows(copy / "round_1/sample", Sample)
     for vote in shard_rows(copy / "round_1/vote", Vote):
-        own = sorted((p for p in paths if p.uid == vote.uid), key=lambda p: p.index)
+        own = sorted((p for p in paths if p.uid == vote.uid), key=lambda p: p.sample_index)
         weights = voting.weigh(own, stages.Voting(weights="softmax", temperature=0.1))
         assert vote.weights == pytest.approx(weights)
         agreeing = [w for w, key in zip(vote.weights, vote.keys, strict=True) if key == vote.winner]

@@ -21,7 +21,7 @@ from lmsi_jax.config.configurables import load_run
 from lmsi_jax.pipeline import augment, sample, sample_shards
 from lmsi_jax.pipeline import augment as prompt_stage
 from lmsi_jax.pipeline.context import Context
-from lmsi_jax.records import Example, ExamplePair, Path, Question, Vote
+from lmsi_jax.records import Example, ExamplePair, Question, Sample, Vote
 from lmsi_jax.runtime import files, store
 from lmsi_jax.runtime import store as store_module
 from lmsi_jax.runtime.processes import Processes
@@ -32,17 +32,17 @@ _SETTINGS = {
     "Questions.train_count": 5,
     "Questions.test_count": 2,
     "Questions.exemplars": (("gsm8k", "gsm8k_short"),),
-    "Sampling.paths": 5,
+    "Sampling.num_samples": 5,
     "Sampling.max_new_tokens": 16,
-    "Evaluation.promptings": ("cot",),
+    "Evaluation.prompt_styles": ("cot",),
     "Training.steps": 2,
-    "Generation.questions": 3,
-    "Generation.shown": 2,
-    "Generation.max_new_tokens": 18,
-    "Generation.tries": 8.0,
-    "Generation.min_confidence": 0.0,
-    "Generation.prompts": 3,
-    "Generation.shots": 2,
+    "Augmentation.questions": 3,
+    "Augmentation.shown": 2,
+    "Augmentation.max_new_tokens": 18,
+    "Augmentation.tries": 8.0,
+    "Augmentation.min_confidence": 0.0,
+    "Augmentation.prompts": 3,
+    "Augmentation.shots": 2,
 }
 _DYING = """
 import os, signal, sys
@@ -99,15 +99,15 @@ def test_new_questions_are_those_that_are_neither_real_nor_of_the_test(own):
     counts = _counts(own)["generated"]["gsm8k"]
     store = store_module.ShardStore(own / "round_1" / "generate")
     new = [Question.from_json(row) for row in store.read("questions-gsm8k")]
-    written = sample_shards.read_paths(store, "written-gsm8k")
-    texts = [path.text.strip() for rows in written.values() for path in rows]
+    written = sample_shards.read_samples(store, "written-gsm8k")
+    texts = [sample.text.strip() for rows in written.values() for sample in rows]
     # By hand: the digits that the model wrote, without those of the files.
     digits = [text[-2] for text in texts if re.fullmatch(r"Q: haThe answer is \d\.", text)]
     assert set(digits) == set("12347")
     wanted = [d for d in dict.fromkeys(digits) if d not in "15680" + "29"]
     assert [q.text for q in new] == [text(digit) for digit in wanted]
     assert all(q.gold is None and (q.task, q.kind) == ("gsm8k", "number") for q in new)
-    parts = {"overlapping": 1, "surplus": 0, "new": 3}
+    parts = {"contaminated": 1, "surplus": 0, "new": 3}
     parts |= {"malformed": len(texts) - len(digits), "duplicates": len(digits) - 4}
     assert {name: counts[name] for name in parts} == parts
     assert counts["written"] == len(texts) == sum(parts.values())
@@ -129,17 +129,19 @@ def test_paths_are_spread_over_prompts_that_do_not_show_their_question(own, gin_
     made = prompt_stage.read_prompts(context, 1, "gsm8k")
     assert [len(prompt.uids) for prompt in made] == [2, 2, 2]
     assert {one.reasoning for prompt in made for one in prompt.exemplars} == {"ha"}
-    paths = sample.read_task(context, 1, "gsm8k")
-    assert {uid: [path.index for path in rows] for uid, rows in paths.items()} == {
-        uid: [0, 1, 2, 3, 4] for uid in paths
+    samples = sample.read_task(context, 1, "gsm8k")
+    assert {uid: [path.sample_index for path in rows] for uid, rows in samples.items()} == {
+        uid: [0, 1, 2, 3, 4] for uid in samples
     }
-    assert len(paths) == 8
+    assert len(samples) == 8
     prefixes = [prompts.few_shot_prefix(prompt.exemplars, True) for prompt in made]
     texts = {uid: prompt for prompt in made for uid in prompt.uids}
     for example in shard_rows(own / "round_1" / "mix", Example):
         if example.format == "few_shot_cot":
-            kept = [p for p in paths[example.uid] if f" {p.text.strip()}" == example.targets]
-            assert example.prefix in {prefixes[prompt_of(p.uid, p.index, made)] for p in kept}
+            kept = [p for p in samples[example.uid] if f" {p.text.strip()}" == example.targets]
+            assert example.prefix in {
+                prefixes[prompt_of(p.uid, p.sample_index, made)] for p in kept
+            }
         if example.uid in texts and example.prefix:
             assert example.inputs.splitlines()[0] not in example.prefix.splitlines()
 
@@ -150,7 +152,7 @@ def test_a_question_without_a_sure_vote_gives_rows_only_where_it_is_real(
     copy = pathlib.Path(shutil.copytree(own, tmp_path / "copy"))
     for stage in ("mix", "train", "eval"):
         shutil.rmtree(copy / "round_1" / stage)
-    assert main(_words("mix", gin_of_two, copy, **{"Generation.min_confidence": 1.0})) == 0
+    assert main(_words("mix", gin_of_two, copy, **{"Augmentation.min_confidence": 1.0})) == 0
     votes = {vote.uid: vote for vote in shard_rows(copy / "round_1" / "vote", Vote)}
     trained = {example.uid for example in shard_rows(copy / "round_1" / "mix", Example)}
     wanted = {u for u, v in votes.items() if "generated" not in u or v.confidence == 1.0}
@@ -163,9 +165,9 @@ _FILTERS = {
     "DistributionShift.surest": 0.5,
     "ImportanceWeights.validation": "confident",
     "ImportanceWeights.surest": 0.5,
-    "Generation.min_confidence": 0.5,
+    "Augmentation.min_confidence": 0.5,
     "Mixing.formats": ("few_shot_cot",),
-    "Training.length": 256,
+    "Training.sequence_length": 256,
 }
 
 
@@ -181,10 +183,10 @@ def test_a_path_is_scored_and_weighed_behind_its_own_prompt(own, gin_of_two, tmp
     made, params = prompt_stage.read_prompts(context, 1, "gsm8k"), context.params(0)
     votes = {vote.uid: vote for vote in shard_rows(copy / "round_1" / "vote", Vote)}
     trained = {u for u, v in votes.items() if "generated" not in u or v.confidence >= 0.5}
-    paths = {(p.uid, p.index): p for p in shard_rows(copy / "round_1" / "sample", Path)}
+    paths = {(p.uid, p.sample_index): p for p in shard_rows(copy / "round_1" / "sample", Sample)}
     questions = {q.uid: q for q in augment.training_questions(context, 1)["gsm8k"]}
     scored = _shard(copy, "path_scores", "loss-gsm8k-00000-of-00001")
-    names = {(r["uid"], r["index"]) for r in scored}
+    names = {(r["uid"], r["sample_index"]) for r in scored}
     alike = {
         (uid, paths[uid, i].text, prompt_of(uid, i, made))
         for uid in trained
@@ -193,8 +195,8 @@ def test_a_path_is_scored_and_weighed_behind_its_own_prompt(own, gin_of_two, tmp
     assert len(names) == len(alike) and {uid for uid, _ in names} == trained != set(votes)
     encode = context.tokenizer.encode
     for row in scored:
-        path = paths[row["uid"], row["index"]]
-        exemplars = made[prompt_of(path.uid, path.index, made)].exemplars
+        path = paths[row["uid"], row["sample_index"]]
+        exemplars = made[prompt_of(path.uid, path.sample_index, made)].exemplars
         prefix, inputs = prompts.build_prompt(questions[path.uid], exemplars, "cot")
         before, after = encode(prefix) + encode(inputs), encode(f" {path.text.strip()}")
         scores = reference_logits(context.run.model, params, [*before, *after])
@@ -203,7 +205,7 @@ def test_a_path_is_scored_and_weighed_behind_its_own_prompt(own, gin_of_two, tmp
         assert row["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4, abs=2e-6)
     steps = _shard(copy, "mix", "funnel-gsm8k")
     assert steps[0]["rows"] == sum(len(votes[uid].kept) for uid in trained)
-    weights = [row["weight"] for row in _shard(copy, "mix", "weak-gsm8k")]
+    weights = [row["weight"] for row in _shard(copy, "mix", "self_generated-gsm8k")]
     assert sum(weights) == pytest.approx(steps[-1]["weight"])
 
 
@@ -275,16 +277,16 @@ def test_killed_after_any_shard_the_run_goes_on_to_the_same_bytes(own, gin_of_tw
 
 
 def test_instead_the_new_questions_alone_are_sampled(gin_of_two, tmp_path):
-    changes = {"Generation.use": "instead", "Generation.prompts": 0}
+    changes = {"Augmentation.use": "instead", "Augmentation.prompts": 0}
     assert main(_words("generate", gin_of_two, tmp_path, **changes)) == 0
     assert main(_words("sample", gin_of_two, tmp_path, **changes)) == 0
-    paths = shard_rows(tmp_path / "round_1" / "sample", Path)
+    paths = shard_rows(tmp_path / "round_1" / "sample", Sample)
     assert len(paths) == 3 * 5 and all("generated" in path.uid for path in paths)
 
 
 def test_pairs_are_of_real_questions_and_of_new_ones_with_a_sure_vote(gin_of_two, tmp_path):
     changes = {
-        "Generation.prompts": 0,
+        "Augmentation.prompts": 0,
         "Training.preference": "@Preference()",
         "Preference.threshold": 0.25,
     }
@@ -295,7 +297,7 @@ def test_pairs_are_of_real_questions_and_of_new_ones_with_a_sure_vote(gin_of_two
     able = {u for u, own in counts.items() if own[-1] > max(own[0], 0.25 * 5)}
     found = {}
     for least in (0.0, 0.6):
-        changes["Generation.min_confidence"] = least
+        changes["Augmentation.min_confidence"] = least
         assert main(_words("mix", gin_of_two, tmp_path, **changes)) == 0
         found[least] = {p.uid for p in shard_rows(tmp_path / "round_1" / "mix", ExamplePair)}
         sure = {u for u, own in counts.items() if "generated" not in u or own[-1] >= least * 5}
@@ -309,16 +311,16 @@ def test_stages_say_what_is_missing(gin_of_two, tmp_path, capsys):
     assert "`lmsi generate` with the same configuration" in " ".join(
         capsys.readouterr().err.split()
     )
-    none = {"Generation.questions": 0, "Generation.prompts": 0}
+    none = {"Augmentation.questions": 0, "Augmentation.prompts": 0}
     for command, name in (("generate", "questions"), ("prompts", "prompts")):
         assert main(_words(command, gin_of_two, tmp_path / "none", **none)) == 2
-        assert f"Generation.{name} = 0 asks for none" in capsys.readouterr().err
+        assert f"Augmentation.{name} = 0 asks for none" in capsys.readouterr().err
 
 
 def test_a_model_that_writes_no_question_is_named(
     gin_of_two, speaking_checkpoint, tmp_path, capsys
 ):
-    changes = {"Run.init_checkpoint": speaking_checkpoint, "Generation.use": "instead"}
+    changes = {"Run.init_checkpoint": speaking_checkpoint, "Augmentation.use": "instead"}
     assert main(_words("generate", gin_of_two, tmp_path, **changes)) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert "none of 24 texts is a new question of 'gsm8k' (24 malformed)" in error
@@ -328,7 +330,7 @@ def test_a_model_whose_zero_shot_answers_are_unusable_is_named(
     gin_of_two, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(prompts, "STEP_BY_STEP", "Let's think step by step.")
-    changes = {"Generation.questions": 0}
+    changes = {"Augmentation.questions": 0}
     assert main(_words("prompts", gin_of_two, tmp_path, **changes)) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert "0 of 5 zero-shot answers of 'gsm8k' can be exemplars, two prompts need 4" in error
@@ -337,20 +339,20 @@ def test_a_model_whose_zero_shot_answers_are_unusable_is_named(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"Generation.prompts": 1}, "Generation.prompts = 1"),
-        ({"Generation.use": "both"}, "'both'; choose from beside, instead"),
-        ({"Generation.temperature": 0.0}, "above 0, so that questions differ"),
-        ({"Generation.min_confidence": 1.5}, "use a share, 0 to 1"),
-        ({"Generation.shots": 0}, "Generation.shots = 0; use 1 or more"),
-        ({"Sampling.early_stop": 0.95}, "with Generation.prompts set it to None"),
+        ({"Augmentation.prompts": 1}, "Augmentation.prompts = 1"),
+        ({"Augmentation.use": "both"}, "'both'; choose from beside, instead"),
+        ({"Augmentation.temperature": 0.0}, "above 0, so that questions differ"),
+        ({"Augmentation.min_confidence": 1.5}, "use a share, 0 to 1"),
+        ({"Augmentation.shots": 0}, "Augmentation.shots = 0; use 1 or more"),
+        ({"Sampling.adaptive_consistency": 0.95}, "with Augmentation.prompts set it to None"),
         ({"Training.preference": "@Preference()"}, "a pair stand behind one prompt"),
         (
             {
                 "Training.preference": "@Preference()",
                 "Preference.form": "spin",
-                "Generation.prompts": 0,
+                "Augmentation.prompts": 0,
             },
-            "set Generation.questions to 0",
+            "set Augmentation.questions to 0",
         ),
     ],
 )

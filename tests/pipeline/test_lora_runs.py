@@ -14,13 +14,13 @@ from lmsi_jax.cli.main import main
 from lmsi_jax.config.optimization import Lora
 from lmsi_jax.runtime import files
 from lmsi_jax.training import checkpoints
-from lmsi_jax.training.lora import fresh_adapters, merged
+from lmsi_jax.training.lora import fresh_adapters, merge_adapters
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # The model that speaks by construction does so in its MLP: attention has no gradient.
 TARGETS = ("gate", "down")
 LORA = {"Training.lora": "@Lora()", "Lora.rank": 2, "Lora.targets": TARGETS}
-LORA |= {"Evaluation.promptings": ("cot",)}
+LORA |= {"Evaluation.prompt_styles": ("cot",)}
 MESH = {"Training.data": 2, "Training.model": 4, "Training.fsdp": True}
 
 
@@ -57,7 +57,7 @@ def test_the_round_ends_as_a_plain_model_with_its_adapters_beside(
     lora = Lora(rank=2, targets=TARGETS)
     reached = checkpoints.load_params(train, micro_params)
     own = checkpoints.load_params(train / "adapters", fresh_adapters(lora, micro_params))
-    for name, leaf in merged(lora, speaking_params, own)["layer_0"].items():
+    for name, leaf in merge_adapters(lora, speaking_params, own)["layer_0"].items():
         np.testing.assert_allclose(reached["layer_0"][name], leaf, atol=1e-6)
     changed = reached["layer_0"]["down"] - speaking_params["layer_0"]["down"]
     assert float(np.abs(changed).max()) > 0 and np.linalg.matrix_rank(np.asarray(changed)) <= 2

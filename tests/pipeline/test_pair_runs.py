@@ -10,7 +10,7 @@ from micro_run import contents, killed_after, shard_rows, snapshot
 from lmsi_jax.cli.main import main
 from lmsi_jax.models.tokenizers import SentencePiece
 from lmsi_jax.prompts import SEPARATOR
-from lmsi_jax.records import ExamplePair, Path, Vote
+from lmsi_jax.records import ExamplePair, Sample, Vote
 from lmsi_jax.runtime import files
 from lmsi_jax.runtime.store import ShardStore
 from lmsi_jax.training import checkpoints
@@ -20,11 +20,11 @@ SCPO = {
     "Preference.form": "scpo",
     "Preference.threshold": 0.25,
     "Mixing.formats": ("few_shot_cot", "zero_shot_cot"),
-    "Training.length": 256,
-    "Sampling.paths": 8,
-    "Evaluation.promptings": ("cot",),
+    "Training.sequence_length": 256,
+    "Sampling.num_samples": 8,
+    "Evaluation.prompt_styles": ("cot",),
 }
-SPIN = {**SCPO, "Preference.form": "spin", "Preference.beta": 0.1, "Mixing.strong_count": 3}
+SPIN = {**SCPO, "Preference.form": "spin", "Preference.beta": 0.1, "Mixing.human_examples": 3}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def _metrics(run, index=1):
 
 def test_pairs_are_of_the_most_and_the_least_voted_answer(scpo):
     votes = {vote.uid: vote for vote in shard_rows(scpo / "round_1" / "vote", Vote)}
-    paths = {(p.uid, p.index): p for p in shard_rows(scpo / "round_1" / "sample", Path)}
+    paths = {(p.uid, p.sample_index): p for p in shard_rows(scpo / "round_1" / "sample", Sample)}
     pairs = shard_rows(scpo / "round_1" / "mix", ExamplePair)
     assert pairs and {pair.format for pair in pairs} == {"few_shot_cot", "zero_shot_cot"}
     for pair in pairs:
@@ -129,7 +129,7 @@ def test_interrupted_it_goes_on_to_the_same_bytes_and_scores_once(
 def test_the_report_counts_pairs_as_the_models_own_rows(scpo):
     (row,) = json.loads((scpo / "report.json").read_text())["rounds"]
     pairs = shard_rows(scpo / "round_1" / "mix", ExamplePair)
-    assert row["sources"] == {"weak": len(pairs), "strong": 0}
+    assert row["sources"] == {"self_generated": len(pairs), "human": 0}
     assert row["train"] == _metrics(scpo) and "score" in row["seconds"]
 
 
@@ -145,7 +145,7 @@ def _references(run, index):
 def test_a_second_rounds_pairs_are_compared_with_the_first_rounds_model_killed_or_not(
     words, tmp_path, settings
 ):
-    changes = {**settings, "Run.rounds": 2, "Run.start_from": "last", "Watch.stop": ()}
+    changes = {**settings, "Run.rounds": 2, "Run.start_from": "last", "CollapseMonitor.stop": ()}
     changes["Optimizer.learning_rate"] = 1e-2  # so that the models tell apart
     assert main(words("run", tmp_path / "whole", changes)) == 0
     for index in (1, 2):
@@ -164,8 +164,8 @@ def test_spin_sets_given_solutions_against_the_models_own(words, tmp_path, micro
     run = tmp_path / "run"
     assert main(words("run", run, SPIN)) == 0
     pairs = shard_rows(run / "round_1" / "mix", ExamplePair)
-    own = {p.uid: p for p in shard_rows(run / "round_1" / "sample", Path) if "strong" in p.uid}
-    assert len(own) == 6 and {p.index for p in own.values()} == {0}
+    own = {p.uid: p for p in shard_rows(run / "round_1" / "sample", Sample) if "strong" in p.uid}
+    assert len(own) == 6 and {p.sample_index for p in own.values()} == {0}
     assert pairs and {pair.weight for pair in pairs} == {1.0}
     for pair in pairs:
         assert own[pair.uid].text.strip().startswith(pair.rejected.strip())
@@ -180,8 +180,8 @@ def test_spin_sets_given_solutions_against_the_models_own(words, tmp_path, micro
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({**SPIN, "Mixing.strong_count": 0}, "set Mixing.strong_count to how many"),
-        ({**SCPO, "Mixing.strong_count": 2}, "set Mixing.strong_count to 0"),
+        ({**SPIN, "Mixing.human_examples": 0}, "set Mixing.human_examples to how many"),
+        ({**SCPO, "Mixing.human_examples": 2}, "set Mixing.human_examples to 0"),
         (
             {**SCPO, "Training.loss": "@Loss()", "Loss.z_loss": 1e-4},
             "takes the place of Training.loss",

@@ -3,7 +3,7 @@
 import io
 
 from lmsi_jax.pipeline.sample_shards import Meter
-from lmsi_jax.records import Path, Question
+from lmsi_jax.records import Question, Sample
 from lmsi_jax.rollout.engine import Stats
 from lmsi_jax.runtime.progress import Progress
 
@@ -14,7 +14,7 @@ def _question(uid, kind):
 
 def _paths(uid, *texts):
     return [
-        Path(uid=uid, index=k, text=text, tokens=9, logprob=-1.0, finished=True)
+        Sample(uid=uid, sample_index=k, text=text, tokens=9, logprob=-1.0, finished=True)
         for k, text in enumerate(texts)
     ]
 
@@ -27,14 +27,14 @@ def test_a_person_sees_questions_speeds_busy_lanes_parsed_answers_and_the_time_l
     )  # fmt: skip
     meter = Meter(bar, {"a": _question("a", "number"), "b": _question("b", "yes_no")})
     now[0] = 8.0
-    meter.chunk(Stats(paths=3, tokens=400, lane_steps=500))
+    meter.chunk(Stats(samples=3, tokens=400, slot_steps=500))
     now[0] = 10.0
     meter.question("a", _paths("a", "The answer is 7.", "no idea"))
     meter.question("b", _paths("b", "The answer is yes.", "The answer is no."))
-    meter.chunk(Stats(paths=4, tokens=1000, lane_steps=1099))
+    meter.chunk(Stats(samples=4, tokens=1000, slot_steps=1099))
     assert bar.line() == (
         "round 1: sampling 12/50 questions (24 %) · 100 tokens/s · 3:10 left · "
-        "0.4 paths/s, lanes 91 % busy, parsed 75 %"
+        "0.4 paths/s, slots 91 % busy, parsed 75 %"
     )
 
 

@@ -9,7 +9,7 @@ from lmsi_jax.config.run import Run
 from lmsi_jax.config.stages import Questions
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.pipeline.context import Context
-from lmsi_jax.pipeline.questions import draw, read_exemplars
+from lmsi_jax.pipeline.questions import draw_questions, read_exemplars
 from lmsi_jax.prompts import few_shot_prefix
 from lmsi_jax.tasks import exemplars
 
@@ -42,8 +42,8 @@ def _context(tmp_path, stages=("sample", "eval"), **questions):
 
 
 def test_a_task_is_read_from_its_own_folder(tmp_path, files):
-    context = _context(tmp_path, data_dirs=(("gsm8k", str(files)),), overlap="allow")
-    draw(context)
+    context = _context(tmp_path, data_dirs=(("gsm8k", str(files)),), contamination="allow")
+    draw_questions(context)
     train = context.load_questions("train")["gsm8k"]
     assert {row.text for row in train} == {f"Q: {_LONG} none. How many?", "Q: Two?"}
     assert not any(row.gold for row in train)
@@ -54,14 +54,14 @@ def test_a_task_is_read_from_its_own_folder(tmp_path, files):
 def test_what_asks_training_questions_is_refused_without_any(tmp_path, files, stage):
     context = _context(tmp_path, stages=(stage,), train=(), data_dir=str(files))
     with pytest.raises(LmsiError, match=r"there are no questions: set Questions\.train"):
-        draw(context)
+        draw_questions(context)
 
 
 def test_a_task_of_which_nothing_is_left_is_refused_and_named(tmp_path, files):
-    context = _context(tmp_path, data_dir=str(files), overlap="drop")
+    context = _context(tmp_path, data_dir=str(files), contamination="drop")
     (files / "train.jsonl").write_text((files / "test.jsonl").read_text())
     with pytest.raises(LmsiError, match="all 2 training questions of 'gsm8k' also stand among"):
-        draw(context)
+        draw_questions(context)
 
 
 def test_a_training_question_of_the_test_is_refused_and_named(tmp_path, files):
@@ -69,14 +69,14 @@ def test_a_training_question_of_the_test_is_refused_and_named(tmp_path, files):
     with pytest.raises(
         LmsiError,
         match=r"1 training questions of 'gsm8k' also stand among the test questions: gsm8k-\w{12} "
-        r"as gsm8k-\w{12} \(13 equal words in a row\); set Questions.overlap to 'drop'",
+        r"as gsm8k-\w{12} \(13 equal words in a row\); set Questions.contamination to 'drop'",
     ):
-        draw(context)
+        draw_questions(context)
 
 
 def test_dropped_overlaps_leave_the_other_questions(tmp_path, files):
-    context = _context(tmp_path, data_dir=str(files), overlap="drop")
-    draw(context)
+    context = _context(tmp_path, data_dir=str(files), contamination="drop")
+    draw_questions(context)
     assert [row.text for row in context.load_questions("train")["gsm8k"]] == ["Q: Two?"]
 
 
@@ -86,17 +86,17 @@ def test_an_exemplar_of_the_test_is_refused(tmp_path, files):
         f"Q: Seven?\nA: Yes. The answer is 7.\n\nQ: {_LONG} 7?\nA: So. The answer is 1.\n"
     )
     context = _context(
-        tmp_path, data_dir=str(files), overlap="drop", exemplars=(("gsm8k", str(own)),)
+        tmp_path, data_dir=str(files), contamination="drop", exemplars=(("gsm8k", str(own)),)
     )
     with pytest.raises(LmsiError, match="1 exemplars of 'gsm8k' .*: number 2 as .*name another"):
-        draw(context)
+        draw_questions(context)
 
 
 def test_the_run_keeps_the_exemplars_that_it_was_given(tmp_path, files):
     context = _context(
-        tmp_path, data_dir=str(files), overlap="drop", exemplars=(("gsm8k", "gsm8k_short"),)
+        tmp_path, data_dir=str(files), contamination="drop", exemplars=(("gsm8k", "gsm8k_short"),)
     )
-    draw(context)
+    draw_questions(context)
     assert read_exemplars(context, "gsm8k") == exemplars.packaged("gsm8k_short")
     assert few_shot_prefix(read_exemplars(context, "gsm8k"), True).startswith("Q: Mia bakes 24")
 
@@ -105,19 +105,19 @@ def test_exemplars_without_reasoning_are_refused(tmp_path, files):
     own = tmp_path / "own.txt"
     own.write_text("Q: Seven?\nA: The answer is 7.\n")
     context = _context(
-        tmp_path, data_dir=str(files), overlap="drop", exemplars=(("gsm8k", str(own)),)
+        tmp_path, data_dir=str(files), contamination="drop", exemplars=(("gsm8k", str(own)),)
     )
     with pytest.raises(LmsiError, match="have no reasoning before the answer of 'Q: Seven"):
-        draw(context)
+        draw_questions(context)
 
 
 def test_a_misspelt_task_of_a_pair_is_named(tmp_path, files):
     with pytest.raises(LmsiError, match="no task 'gsm8'; did you mean 'gsm8k'"):
-        draw(_context(tmp_path, data_dirs=(("gsm8", str(files)),)))
+        draw_questions(_context(tmp_path, data_dirs=(("gsm8", str(files)),)))
 
 
 def test_a_policy_that_does_not_exist_is_refused():
     with pytest.raises(
-        LmsiError, match="Questions.overlap = 'maybe'; use 'refuse', 'drop' or 'allow'"
+        LmsiError, match="Questions.contamination = 'maybe'; use 'refuse', 'drop' or 'allow'"
     ):
-        Questions(train=(), test=(), overlap="maybe")
+        Questions(train=(), test=(), contamination="maybe")

@@ -5,7 +5,7 @@ import json
 import pytest
 from micro_run import shard_rows
 
-from lmsi_jax.records import Example, Path, Vote
+from lmsi_jax.records import Example, Sample, Vote
 
 
 @pytest.fixture(scope="module")
@@ -14,10 +14,10 @@ def report(finished):
 
 
 def test_the_funnel_is_that_of_the_shards(finished, report):
-    paths = shard_rows(finished / "round_1" / "sample", Path)
+    paths = shard_rows(finished / "round_1" / "sample", Sample)
     votes = shard_rows(finished / "round_1" / "vote", Vote)
     (row,) = report["rounds"]
-    texts = {(path.uid, path.index): path.text for path in paths}
+    texts = {(path.uid, path.sample_index): path.text for path in paths}
     kept = [(vote.uid, index) for vote in votes for index in vote.kept]
     assert row["questions"] == len(votes) == 8
     assert row["paths"] == len(paths) == 32
@@ -40,7 +40,7 @@ def test_the_training_rows_are_those_of_the_shards(finished, report):
         mine = [example for example in examples if example.format == name]
         assert counted["rows"] == len(mine)
         assert counted["weight"] == pytest.approx(sum(example.weight for example in mine))
-    assert row["sources"] == {"weak": len(examples), "strong": 0}
+    assert row["sources"] == {"self_generated": len(examples), "human": 0}
     lines = (finished / "round_1" / "train" / "metrics.jsonl").read_text().splitlines()
     assert row["train"] == [json.loads(line) for line in lines]
 
@@ -56,7 +56,7 @@ def test_the_scores_are_those_of_the_evaluations(finished, report):
 def test_the_rates_are_tokens_over_seconds(finished, report):
     (row,) = report["rounds"]
     assert set(row["seconds"]) == {"sample", "vote", "mix", "train", "eval"}
-    tokens = sum(path.tokens for path in shard_rows(finished / "round_1" / "sample", Path))
+    tokens = sum(path.tokens for path in shard_rows(finished / "round_1" / "sample", Sample))
     rate = row["tokens_per_second"]["sample"]
     assert rate == pytest.approx(tokens / row["seconds"]["sample"])
 

@@ -7,7 +7,7 @@ import pytest
 from micro_run import contents, shard_rows, snapshot
 
 from lmsi_jax.pipeline import train
-from lmsi_jax.records import Example, Path, Question, Vote
+from lmsi_jax.records import Example, Question, Sample, Vote
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.training import checkpoints
 
@@ -36,12 +36,12 @@ def test_only_parsed_answers_are_kept_and_empty_votes_are_empty(finished):
     by_task = {task: [v for v in votes if v.task == task] for task in ("purchases", "compare")}
     assert all(v.winner in tuple("12347") and v.kept for v in by_task["purchases"])
     assert all((v.winner, v.kept, v.confidence) == (None, (), 0.0) for v in by_task["compare"])
-    paths = shard_rows(finished / "round_1" / "sample", Path)
+    paths = shard_rows(finished / "round_1" / "sample", Sample)
     assert len(paths) == 2 * 4 * 4
     assert len({path.text for path in paths if path.uid.startswith("purchases")}) > 1
     examples = shard_rows(finished / "round_1" / "mix", Example)
     assert {e.task for e in examples} == {"purchases"}
-    assert {e.source for e in examples} == {"weak"}
+    assert {e.source for e in examples} == {"self_generated"}
     kept = sum(len(v.kept) for v in votes)
     for name in {e.format for e in examples}:
         assert sum(e.weight for e in examples if e.format == name) == kept
@@ -116,8 +116,8 @@ def test_finished_stages_are_not_redone(copy, lmsi, monkeypatch):
         ({"Training.steps": 5}, "Training.steps was 4, is now 5"),
         ({"Optimizer.learning_rate": 0.5}, "optimizer.learning_rate was 0.001, is now 0.5"),
         ({"Mixing.cap": 1}, "Mixing.cap was None, is now 1"),
-        ({"Evaluation.paths": 2}, "Evaluation.paths was 4, is now 2"),
-        ({"Decoding.lanes": 4}, "Decoding.lanes was 8, is now 4"),
+        ({"Evaluation.num_samples": 2}, "Evaluation.num_samples was 4, is now 2"),
+        ({"Decoding.slots": 4}, "Decoding.slots was 8, is now 4"),
         ({"Run.questions_per_shard": 3}, "Run.questions_per_shard was 2, is now 3"),
     ],
 )
@@ -157,15 +157,15 @@ def test_a_lost_checkpoint_is_trained_again_to_the_same_bytes(copy, lmsi, finish
 
 ROUNDS = {
     "Run.rounds": 2,
-    "Mixing.strong_count": 3,
-    "Training.strong_rate": 0.5,
-    "Watch.empty": 0.0,
+    "Mixing.human_examples": 3,
+    "Training.human_rate": 0.5,
+    "CollapseMonitor.empty": 0.0,
 }
 
 
 @pytest.fixture(scope="module")
 def two_rounds(tmp_path_factory, gin_file):
-    """Runs of two rounds with strong examples, from the base and from the last model."""
+    """Runs of two rounds with human examples, from the base and from the last model."""
     from lmsi_jax.cli.main import main
 
     outputs: dict[str, pathlib.Path] = {}
@@ -179,7 +179,7 @@ def two_rounds(tmp_path_factory, gin_file):
 
 def test_a_second_round_samples_from_the_first_ones_model(two_rounds):
     output = two_rounds["base"]
-    first, second = (shard_rows(output / f"round_{r}" / "sample", Path) for r in (1, 2))
+    first, second = (shard_rows(output / f"round_{r}" / "sample", Sample) for r in (1, 2))
     assert [p.uid for p in first] == [p.uid for p in second]
     assert [p.logprob for p in first] != [p.logprob for p in second]
     report = json.loads((output / "report.json").read_text())
@@ -197,15 +197,15 @@ def test_a_round_starts_from_the_base_or_from_the_last_model(two_rounds):
 
 def test_strong_examples_are_mixed_in(two_rounds):
     examples = shard_rows(two_rounds["base"] / "round_1" / "mix", Example)
-    strong = [e for e in examples if e.source == "strong"]
-    assert len(strong) == 2 * 3 * 4  # tasks, questions, formats
-    assert {e.task for e in strong} == {"purchases", "compare"}
+    human = [e for e in examples if e.source == "human"]
+    assert len(human) == 2 * 3 * 4  # tasks, questions, formats
+    assert {e.task for e in human} == {"purchases", "compare"}
     report = json.loads((two_rounds["base"] / "report.json").read_text())
-    assert report["rounds"][0]["sources"]["strong"] == len(strong)
+    assert report["rounds"][0]["sources"]["human"] == len(human)
 
 
 def test_a_stop_rule_ends_the_rounds_and_says_why(copy, lmsi):
-    changes = {"Run.rounds": 2, "Watch.least_questions": 1, "Watch.empty": 0.4}
+    changes = {"Run.rounds": 2, "CollapseMonitor.least_questions": 1, "CollapseMonitor.empty": 0.4}
     code, out, _ = lmsi("run", copy, changes)
     assert code == 0
     assert "stopping after round 1: 50 % of the questions have no parsed answer" in out
@@ -219,5 +219,5 @@ def test_rates_without_strong_examples_name_the_parameter(copy, lmsi):
 
     for stage in ("train", "eval"):
         shutil.rmtree(copy / "round_1" / stage)
-    code, _, error = lmsi("train", copy, {"Training.strong_rate": 0.5})
-    assert code == 2 and "set Mixing.strong_count above 0, or Training.strong_rate to 0" in error
+    code, _, error = lmsi("train", copy, {"Training.human_rate": 0.5})
+    assert code == 2 and "set Mixing.human_examples above 0, or Training.human_rate to 0" in error

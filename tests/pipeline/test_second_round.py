@@ -1,4 +1,4 @@
-"""A second round with new questions, filters, values by round and the watch: alone and resumed."""
+"""A second round with new questions, filters, a schedule and the collapse monitor, and resumed."""
 
 import json
 import pathlib
@@ -11,14 +11,14 @@ from own_run import write_gin
 from lmsi_jax.cli.main import main
 from lmsi_jax.evaluation.collapse import measure
 from lmsi_jax.pipeline import train
-from lmsi_jax.records import Example, Path, Question, Vote
+from lmsi_jax.records import Example, Question, Sample, Vote
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.runtime import files
 from lmsi_jax.runtime.store import ShardStore
 
-BY_ROUND = {
+SCHEDULE = {
     "Mixing.min_confidence": (0.0, 0.3),
-    "Training.strong_rate": (0.5, 0.25),
+    "Training.human_rate": (0.5, 0.25),
     "Optimizer.learning_rate": (1e-3, 5e-4),
     "DistributionShift.share": (1.0, 0.8),
 }
@@ -30,28 +30,28 @@ SETTINGS = {
     "Questions.train_count": 5,
     "Questions.test_count": 2,
     "Questions.exemplars": (("gsm8k", "gsm8k_short"),),
-    "Sampling.paths": 5,
+    "Sampling.num_samples": 5,
     "Sampling.max_new_tokens": 16,
-    "Evaluation.promptings": ("self_consistency",),
-    "Evaluation.paths": 5,
+    "Evaluation.prompt_styles": ("self_consistency",),
+    "Evaluation.num_samples": 5,
     "Training.steps": 2,
-    "Training.length": 256,
-    "Generation.questions": 3,
-    "Generation.shown": 2,
-    "Generation.max_new_tokens": 18,
-    "Generation.tries": 8.0,
-    "Generation.min_confidence": 0.0,
-    "Mixing.strong_count": 2,
+    "Training.sequence_length": 256,
+    "Augmentation.questions": 3,
+    "Augmentation.shown": 2,
+    "Augmentation.max_new_tokens": 18,
+    "Augmentation.tries": 8.0,
+    "Augmentation.min_confidence": 0.0,
+    "Mixing.human_examples": 2,
     "Mixing.formats": ("few_shot_cot", "zero_shot_cot"),
-    "DistributionShift.validation": "strong",
-    "Watch.stop": (),
-    "Watch.least_questions": 1,
+    "DistributionShift.validation": "human",
+    "CollapseMonitor.stop": (),
+    "CollapseMonitor.least_questions": 1,
 }
 
 
 def _words(command, gin, output, by_round=None, **changes):
-    schedule = tuple((by_round or BY_ROUND).items())
-    changed = {"Run.output_dir": str(output), "Run.by_round": schedule, **changes}
+    schedule = tuple((by_round or SCHEDULE).items())
+    changed = {"Run.output_dir": str(output), "Run.schedule": schedule, **changes}
     return [command, gin, *(f"--gin.{name}={value!r}" for name, value in changed.items())]
 
 
@@ -92,25 +92,25 @@ def _report(run):
 def test_each_round_has_its_own_values_and_records_them_alone(two):
     for index in (1, 2):
         mix, train = _config(two, index, "mix"), _config(two, index, "train")["Training"]
-        own = {name: values[index - 1] for name, values in BY_ROUND.items()}
+        own = {name: values[index - 1] for name, values in SCHEDULE.items()}
         assert mix["Mixing"]["min_confidence"] == own["Mixing.min_confidence"]
         (shift,) = mix["Mixing"]["selection"]
         assert shift["DistributionShift"]["share"] == own["DistributionShift.share"]
-        assert train["strong_rate"] == own["Training.strong_rate"]
+        assert train["human_rate"] == own["Training.human_rate"]
         rate = own["Optimizer.learning_rate"]
         assert train["optimizer"]["learning_rate"] == rate
         metrics = (two / f"round_{index}" / "train" / "metrics.jsonl").read_text().splitlines()
         assert json.loads(metrics[-1])["learning_rate"] == pytest.approx(rate)
-        assert "by_round" not in json.dumps([mix, train])
+        assert "schedule" not in json.dumps([mix, train])
         row = _report(two)["rounds"][index - 1]
         assert row["values"] == {name: repr(value) for name, value in own.items()}
 
 
 def test_the_second_rounds_threshold_keeps_sure_questions_alone(two):
     votes = {v.uid: v for v in shard_rows(two / "round_2" / "vote", Vote)}
-    rows = shard_rows_of(two, 2, "weak-gsm8k")
+    rows = shard_rows_of(two, 2, "self_generated-gsm8k")
     assert rows and all(votes[row.uid].confidence >= 0.3 for row in rows)
-    assert shard_rows_of(two, 1, "weak-gsm8k")
+    assert shard_rows_of(two, 1, "self_generated-gsm8k")
 
 
 def shard_rows_of(run, index, name):
@@ -125,14 +125,14 @@ def test_a_later_rounds_value_leaves_finished_rounds_alone(copy, gin, monkeypatc
     monkeypatch.setattr(Engine, "run", never)
     monkeypatch.setattr(train, "train", never)
     before = snapshot(copy / "round_1") | snapshot(copy / "round_2")
-    third = {name: (*values, values[-1] / 2) for name, values in BY_ROUND.items()}
+    third = {name: (*values, values[-1] / 2) for name, values in SCHEDULE.items()}
     assert main(_words("run", gin, copy, third)) == 0
     capsys.readouterr()
-    second = {**BY_ROUND, "Mixing.min_confidence": (0.0, 0.4)}
+    second = {**SCHEDULE, "Mixing.min_confidence": (0.0, 0.4)}
     assert main(_words("run", gin, copy, second)) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert "0.3}}], is now [{'MinConfidence': {'confidence': 0.4}}]" in error and "round_2" in error
-    first = {**BY_ROUND, "Mixing.min_confidence": (0.1, 0.3)}
+    first = {**SCHEDULE, "Mixing.min_confidence": (0.1, 0.3)}
     assert main(_words("run", gin, copy, first)) == 2
     assert "round_1/" in " ".join(capsys.readouterr().err.split())
     assert snapshot(copy / "round_1") | snapshot(copy / "round_2") == before
@@ -143,7 +143,14 @@ def test_a_round_is_added_to_a_finished_run_to_the_same_bytes(two, first, gin, m
     replace, hits = files._replace, []
     kinds = (
         *("written-gsm8k-00000", "questions-gsm8k", "gsm8k-00001", "gsm8k.jsonl", "loss-gsm8k"),
-        *("funnel-gsm8k", "weak-gsm8k", "digest.json", "scores.json", "watch.json", "report.json"),
+        *(
+            "funnel-gsm8k",
+            "self_generated-gsm8k",
+            "digest.json",
+            "scores.json",
+            "collapse.json",
+            "report.json",
+        ),
     )
 
     def interrupted(path, data):
@@ -160,7 +167,7 @@ def test_a_round_is_added_to_a_finished_run_to_the_same_bytes(two, first, gin, m
     assert codes == [130] * len(kinds) + [0] and set(hits) == set(kinds)
     assert contents(first) == contents(two) and snapshot(first / "round_1") == before
     for index in (1, 2):
-        name = f"round_{index}/watch.json"
+        name = f"round_{index}/collapse.json"
         assert (first / name).read_text() == (two / name).read_text()
 
 
@@ -188,41 +195,45 @@ def test_killed_anywhere_in_the_second_round_it_goes_on_to_the_same_bytes(
 
 
 def test_the_watch_measures_what_lies_in_the_folders(two):
-    stored = json.loads((two / "round_2" / "watch.json").read_text())["figures"]
+    stored = json.loads((two / "round_2" / "collapse.json").read_text())["metrics"]
     assert set(stored) == {"train", "test"}
     store = ShardStore(two / "round_2" / "generate")
     asked = [
         *(q for q in shard_rows(two / "questions", Question) if q.gold is None),
         *map(Question.from_json, store.read("questions-gsm8k")),
     ]
-    paths: dict[str, list[Path]] = {}
-    for path in shard_rows(two / "round_2" / "sample", Path):
-        paths.setdefault(path.uid, []).append(path)
+    samples: dict[str, list[Sample]] = {}
+    for path in shard_rows(two / "round_2" / "sample", Sample):
+        samples.setdefault(path.uid, []).append(path)
     votes = {v.uid: v for v in shard_rows(two / "round_2" / "vote", Vote)}
-    rows = [*shard_rows_of(two, 2, "weak-gsm8k"), *shard_rows_of(two, 2, "strong-gsm8k")]
-    found = measure(asked, paths, [votes[q.uid] for q in asked], rows)
-    train = stored["train"]["figures"]
+    rows = [*shard_rows_of(two, 2, "self_generated-gsm8k"), *shard_rows_of(two, 2, "human-gsm8k")]
+    found = measure(asked, samples, [votes[q.uid] for q in asked], rows)
+    train = stored["train"]["metrics"]
     assert stored["train"]["sampled"] == [5, 0.7] and train["questions"] == len(asked) == 8
     for name in ("confidence", "entropy", "length", "unparsed", "kept", "rows", "easy_weight"):
         assert train[name] == pytest.approx(getattr(found, name))
     assert train["distinct"] == pytest.approx(list(found.distinct)) and train["scored"] is None
     scores = json.loads((two / "round_2" / "eval" / "scores.json").read_text())
-    (vote,) = [row for row in scores if row["prompting"] == "self_consistency"]
-    scored = stored["test"]["figures"]["scored"]
+    (vote,) = [row for row in scores if row["prompt_style"] == "self_consistency"]
+    scored = stored["test"]["metrics"]["scored"]
     assert scored["majority"] == sum(vote["correct"]) / 2 and scored["single"] == vote["single"]
     assert scored["passed"] == vote["curve"][-1]["passed"]
 
 
 def test_the_report_shows_the_watch_by_round(two):
-    rows = _report(two)["watch"]
+    rows = _report(two)["collapse"]
     places = [(row["source"], row["round"]) for row in rows]
     assert places == [("test", 0), ("train", 1), ("test", 1), ("train", 2), ("test", 2)]
     page = (two / "report.html").read_text()
-    assert "Watch against collapse" in page and "Distinct-2" in page and "Run.by_round" in page
+    assert "Collapse monitor" in page and "Distinct-2" in page and "Run.schedule" in page
 
 
 def test_an_alarm_warns_and_ends_the_rounds_only_where_it_is_named(copy, gin, capsys):
-    changes = {"Run.rounds": 3, "Watch.kept": (0.0, 2.0), "Watch.stop": ("kept",)}
+    changes = {
+        "Run.rounds": 3,
+        "CollapseMonitor.kept": (0.0, 2.0),
+        "CollapseMonitor.stop": ("kept",),
+    }
     before = snapshot(copy / "round_2")
     assert main(_words("run", gin, copy, **changes)) == 0
     out = " ".join(capsys.readouterr().out.split())
@@ -231,14 +242,17 @@ def test_an_alarm_warns_and_ends_the_rounds_only_where_it_is_named(copy, gin, ca
     assert not (copy / "round_3").exists() and snapshot(copy / "round_2") == before
     alarms = [row["alarms"] for row in _report(copy)["rounds"]]
     assert [any(words in said for said in own) for own in alarms] == [False, True]
-    assert main(_words("run", gin, copy, **{**changes, "Run.rounds": 2, "Watch.stop": ()})) == 0
+    assert (
+        main(_words("run", gin, copy, **{**changes, "Run.rounds": 2, "CollapseMonitor.stop": ()}))
+        == 0
+    )
     assert "stopping" not in capsys.readouterr().out
 
 
 def test_figures_are_measured_again_where_a_stage_was_done_anew(copy, gin):
-    path = copy / "round_2" / "watch.json"
+    path = copy / "round_2" / "collapse.json"
     before = json.loads(path.read_text())
-    stale = {**before, "of": {**before["of"], "mix": "another"}, "figures": {}}
+    stale = {**before, "of": {**before["of"], "mix": "another"}, "metrics": {}}
     path.write_text(json.dumps(stale))
     assert main(_words("report", gin, copy)) == 0
     assert json.loads(path.read_text()) == before

@@ -21,14 +21,14 @@ from lmsi_jax.pipeline.context import Context
 from lmsi_jax.pipeline.questions import read_exemplars
 from lmsi_jax.pipeline.vote import read_voted
 from lmsi_jax.prompts import build_prompt, solution
-from lmsi_jax.records import Example, Exemplar, Path, Question, Vote
+from lmsi_jax.records import Example, Exemplar, Question, Sample, Vote
 from lmsi_jax.runtime import files
 from lmsi_jax.runtime.processes import Processes
 from lmsi_jax.runtime.store import ShardStore
 from lmsi_jax.selection.filters import SelfRating
 from lmsi_jax.selection.rows import Verdict
 from lmsi_jax.tasks import registry
-from lmsi_jax.tools.study_results import weighed
+from lmsi_jax.tools.study_results import weighted_rows
 
 ALL = {
     "Questions.train": ("purchases",),
@@ -39,20 +39,20 @@ ALL = {
     "DistinctReasoning.form": "text",
     "AnswerEntropy.share": 0.9,
     "DistributionShift.share": 0.8,
-    "DistributionShift.validation": "strong",
+    "DistributionShift.validation": "human",
     "ImportanceWeights.validation": "confident",
     "ImportanceWeights.surest": 0.5,
     "ImportanceWeights.cap": 1.02,
-    "Mixing.strong_count": 2,
+    "Mixing.human_examples": 2,
     "Mixing.formats": ("few_shot_cot", "zero_shot_direct"),
-    "Sampling.paths": 8,
-    "Training.length": 256,
-    "Evaluation.promptings": ("cot",),
+    "Sampling.num_samples": 8,
+    "Training.sequence_length": 256,
+    "Evaluation.prompt_styles": ("cot",),
 }
 EVERY_SCORE = {
-    "Mixing.selection": "(@SelfRating(), @InstructionFollowing(), @Difficulty(), @Ranked())",
+    "Mixing.selection": "(@SelfRating(), @InstructionFollowing(), @Difficulty(), @ExternalScore())",
     "SelfRating.share": 0.9,
-    "Ranked.ranker": "micro_ranker:shortest",
+    "ExternalScore.scorer": "micro_scorer:shortest",
 }
 
 
@@ -75,7 +75,7 @@ def selected(tmp_path_factory, gin_file):
 
 def _scores(run):
     store = ShardStore(run / "round_1" / "path_scores")
-    return {(r["uid"], r["index"]): r for r in store.read("loss-purchases-00000-of-00001")}
+    return {(r["uid"], r["sample_index"]): r for r in store.read("loss-purchases-00000-of-00001")}
 
 
 def test_the_funnel_counts_what_each_filter_left(selected):
@@ -108,7 +108,9 @@ def test_a_stored_loss_is_that_of_the_bases_answer_tokens_alone(
     questions = ShardStore(selected / "questions")
     exemplars = [Exemplar.from_json(row) for row in questions.read("exemplars-purchases")]
     asked = {q.uid: q for q in map(Question.from_json, questions.read("train-purchases"))}
-    paths = {(p.uid, p.index): p for p in shard_rows(selected / "round_1" / "sample", Path)}
+    paths = {
+        (p.uid, p.sample_index): p for p in shard_rows(selected / "round_1" / "sample", Sample)
+    }
     name, row = next(iter(_scores(selected).items()))
     prefix, inputs = build_prompt(asked[name[0]], exemplars, "cot")
     before = tokenizer.encode(prefix) + tokenizer.encode(inputs)
@@ -123,9 +125,13 @@ def test_the_weights_of_the_rows_are_those_of_the_formula_and_reach_the_loss(sel
     scores = _scores(selected)
     votes = {vote.uid: vote for vote in shard_rows(selected / "round_1" / "vote", Vote)}
     rows = [
-        row for row in shard_rows_of(selected, "weak-purchases") if row.format == "few_shot_cot"
+        row
+        for row in shard_rows_of(selected, "self_generated-purchases")
+        if row.format == "few_shot_cot"
     ]
-    paths = {(p.uid, p.index): p for p in shard_rows(selected / "round_1" / "sample", Path)}
+    paths = {
+        (p.uid, p.sample_index): p for p in shard_rows(selected / "round_1" / "sample", Sample)
+    }
     by_text = {(uid, paths[uid, i].text.strip()): s["loss"] for (uid, i), s in scores.items()}
     losses = {(row.uid, row.targets): by_text[row.uid, row.targets.strip()] for row in rows}
     uids = sorted({row.uid for row in rows}, key=lambda uid: (-votes[uid].confidence, uid))
@@ -148,7 +154,7 @@ def test_another_weight_gives_another_model(selected, gin_file, tmp_path):
     changed = {**ALL, "ImportanceWeights.cap": 0.5}
     assert main(_words(gin_file, "run", tmp_path / "run", changed)) == 0
     a, b = (run / "round_1" / "train" / "digest.json" for run in (selected, tmp_path / "run"))
-    weights = {row.weight for row in shard_rows_of(tmp_path / "run", "weak-purchases")}
+    weights = {row.weight for row in shard_rows_of(tmp_path / "run", "self_generated-purchases")}
     assert a.read_bytes() != b.read_bytes() and len(weights) >= 1
 
 
@@ -158,7 +164,7 @@ def test_interrupted_while_scoring_it_goes_on_to_the_same_bytes(
     replace, hits = files._replace, []
 
     def interrupted(path, data):
-        if path.name.startswith(("strong-purchases.jsonl", "funnel")) and path.name not in hits:
+        if path.name.startswith(("human-purchases.jsonl", "funnel")) and path.name not in hits:
             hits.append(path.name)
             raise KeyboardInterrupt
         replace(path, data)
@@ -207,18 +213,18 @@ def test_the_report_counts_right_and_wrong_rows_which_no_stored_question_tells(s
 def test_the_rows_of_the_figure_are_the_voted_ones_with_their_weights(selected, gin_file):
     words = _words(gin_file, "run", selected, ALL)[2:]
     gin_edge.load(gin_file, gin_edge.parse(words)[0])
-    (rows,) = weighed(configurables.load_run()).values()
+    (rows,) = weighted_rows(configurables.load_run()).values()
     (report,) = json.loads((selected / "report.json").read_text())["rounds"]
     first = report["funnel"][0]
     assert len(rows) == first["kept"] and sum(row.right for row in rows) == first["right"]
     votes = {vote.uid: vote for vote in shard_rows(selected / "round_1" / "vote", Vote)}
     scores = _scores(selected)
-    strong = [
-        row["loss"] for row in ShardStore(selected / "round_1/path_scores").read("strong-purchases")
+    human = [
+        row["loss"] for row in ShardStore(selected / "round_1/path_scores").read("human-purchases")
     ]
     for uid, weight, _ in rows:
         ratios = [
-            np.mean(strong) / scores[uid, i]["loss"] for i in votes[uid].kept if (uid, i) in scores
+            np.mean(human) / scores[uid, i]["loss"] for i in votes[uid].kept if (uid, i) in scores
         ]
         assert min(abs(weight - max(r, 1 / r)) for r in ratios) < 1e-9
 
@@ -229,7 +235,7 @@ def test_ratings_ratios_and_rankers_are_scored_once_each(gin_file, tmp_path, mon
         "    return -len(path.text)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    sys.modules.pop("micro_ranker", None)
+    sys.modules.pop("micro_scorer", None)
     changes = {**ALL, **EVERY_SCORE}
     run = tmp_path / "run"
     code = main(_words(gin_file, "mix", run, changes))
@@ -242,16 +248,16 @@ def test_ratings_ratios_and_rankers_are_scored_once_each(gin_file, tmp_path, mon
     (loss,) = [name for name in names if name.startswith("loss-")]
     rows = ShardStore(run / "round_1" / "path_scores").read(loss)
     assert all({"loss", "question_loss", "alone_loss"} <= set(row) for row in rows)
-    ranks = ShardStore(run / "round_1" / "path_scores").read("rank-purchases-00000-of-00001")
-    paths = {(p.uid, p.index): p for p in shard_rows(run / "round_1" / "sample", Path)}
-    assert ranks and all(
-        row["rank:micro_ranker:shortest"] == -len(paths[row["uid"], row["index"]].text)
-        for row in ranks
+    scores = ShardStore(run / "round_1" / "path_scores").read("rank-purchases-00000-of-00001")
+    paths = {(p.uid, p.sample_index): p for p in shard_rows(run / "round_1" / "sample", Sample)}
+    assert scores and all(
+        row["scorer:micro_scorer:shortest"] == -len(paths[row["uid"], row["sample_index"]].text)
+        for row in scores
     )
     store = ShardStore(run / "round_1" / "path_scores")
     rated = [name for name in names if name.startswith("rating-purchases")]
     said = {row["uid"] for name in rated for row in store.read(name)}
-    assert said == {f"{row['uid']}/{row['index']}" for row in ranks}
+    assert said == {f"{row['uid']}/{row['index']}" for row in scores}
     _give_ratings(store, rated)
     gin_edge.load(gin_file, gin_edge.parse(_words(gin_file, "mix", run, changes)[2:])[0])
     context = Context(configurables.load_run(), frozenset())
@@ -273,7 +279,7 @@ def _given(solution):
 def _give_ratings(store, names):
     """Puts other ratings into the model's mouth, by the path that is rated."""
     run = store.directory.parent.parent
-    paths = {f"{p.uid}/{p.index}": p for p in shard_rows(run / "round_1" / "sample", Path)}
+    paths = {f"{p.uid}/{p.sample_index}": p for p in shard_rows(run / "round_1" / "sample", Sample)}
     for name in names:
         rows = store.read(name)
         texts = [str(_given(paths[row["uid"]].text.strip())) for row in rows]
@@ -355,10 +361,10 @@ many, few = Many(), Few()
 
 @pytest.fixture
 def rankers_here(tmp_path, monkeypatch):
-    """A module of rankers: micro_rankers."""
+    """A module of scorers: micro_scorers."""
     (tmp_path / "micro_rankers.py").write_text(RANKER)
     monkeypatch.syspath_prepend(str(tmp_path))
-    sys.modules.pop("micro_rankers", None)
+    sys.modules.pop("micro_scorers", None)
     scorers.load.cache_clear()
 
 
@@ -368,19 +374,19 @@ def test_a_second_rounds_ranker_is_asked_and_one_for_many_paths_gets_a_shard_at_
     run = tmp_path / "run"
     changes = {
         "Run.rounds": 2,
-        "Run.by_round": (("Ranked.ranker", ("micro_rankers:asked", "micro_rankers:many")),),
-        "Mixing.selection": "(@Ranked(),)",
-        "Ranked.ranker": "micro_rankers:asked",
-        "Ranked.share": 0.5,
+        "Run.schedule": (("ExternalScore.scorer", ("micro_scorers:asked", "micro_scorers:many")),),
+        "Mixing.selection": "(@ExternalScore(),)",
+        "ExternalScore.scorer": "micro_scorers:asked",
+        "ExternalScore.share": 0.5,
         "Training.steps": 1,
-        "Evaluation.promptings": ("cot",),
+        "Evaluation.prompt_styles": ("cot",),
     }
     assert main(_words(gin_file, "run", run, changes)) == 0
     for index, name in ((1, "asked"), (2, "many")):
         store = ShardStore(run / f"round_{index}" / "path_scores")
         rows = [row for shard in store.names() for row in store.read(shard)]
         assert rows and all(
-            set(row) == {"uid", "index", f"rank:micro_rankers:{name}"} for row in rows
+            set(row) == {"uid", "sample_index", f"scorer:micro_scorers:{name}"} for row in rows
         )
     steps = shard_steps(run / "round_2" / "mix")
     assert steps and all(step["kept"] == math.ceil(step["rows"] / 2) for step in steps)
@@ -389,15 +395,16 @@ def test_a_second_rounds_ranker_is_asked_and_one_for_many_paths_gets_a_shard_at_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"Mixing.selection": "(@Ranked(),)", "Ranked.ranker": "micro_rankers:nothing"},
+        ({"Mixing.selection": "(@ExternalScore(),)",
+          "ExternalScore.scorer": "micro_scorers:nothing"},
          "gives None to path"),
-        ({"Mixing.selection": "(@Ranked(),)", "Ranked.ranker": "micro_rankers:few"},
+        ({"Mixing.selection": "(@ExternalScore(),)", "ExternalScore.scorer": "micro_scorers:few"},
          "`many` must give one for each"),
-        ({"Mixing.selection": "(@Ranked(),)", "Ranked.ranker": "micro_rankers:none"},
+        ({"Mixing.selection": "(@ExternalScore(),)", "ExternalScore.scorer": "micro_scorers:none"},
          "has no function 'none'"),
-        ({"Voting.weights": "ranker", "Voting.ranker": "micro_rankers:negative"},
+        ({"Voting.weights": "scorer", "Voting.scorer": "micro_scorers:negative"},
          "gives -2.5 to a path of"),
-        ({"Voting.weights": "ranker", "Voting.ranker": ":f"}, "Voting.ranker = ':f'; write"),
+        ({"Voting.weights": "scorer", "Voting.scorer": ":f"}, "Voting.scorer = ':f'; write"),
     ],
 )  # fmt: skip
 def test_a_ranker_that_does_not_do_is_named(
@@ -419,16 +426,20 @@ def test_ranks_are_shared_by_processes_and_asked_for_once(
     output = tmp_path / "run"
     for stage in ("questions", "round_1/sample", "round_1/vote"):
         shutil.copytree(selected / stage, output / stage)
-    changes = {**ALL, "Mixing.selection": "(@Ranked(),)", "Ranked.ranker": "micro_rankers:many"}
+    changes = {
+        **ALL,
+        "Mixing.selection": "(@ExternalScore(),)",
+        "ExternalScore.scorer": "micro_scorers:many",
+    }
     gin_edge.load(gin_file, gin_edge.parse(_words(gin_file, "mix", output, changes)[2:])[0])
     context = Context(configurables.load_run(), frozenset({"path_scores"}))
-    asked, ask = [], scorers.rank
+    asked, ask = [], scorers.apply_scorer
 
     def counted(name, some):
-        asked.append([path.index for _, path in some])
+        asked.append([path.sample_index for _, path in some])
         return ask(name, some)
 
-    monkeypatch.setattr(scorers, "rank", counted)
+    monkeypatch.setattr(scorers, "apply_scorer", counted)
     store = ShardStore(output / "round_1" / "path_scores")
     for index in (1, 0):
         monkeypatch.setattr(Processes, "share", (index, 2))
@@ -436,7 +447,7 @@ def test_ranks_are_shared_by_processes_and_asked_for_once(
     names = store.names()
     assert len(names) == len(asked) >= 3
     rows = [row for name in names for row in store.read(name)]
-    assert len({(row["uid"], row["index"]) for row in rows}) == len(rows)
+    assert len({(row["uid"], row["sample_index"]) for row in rows}) == len(rows)
     monkeypatch.setattr(Processes, "share", (0, 1))
     store.path(names[1]).unlink()
     score.score_shards(context, 1)
@@ -448,7 +459,7 @@ def test_scores_of_another_ranker_are_not_taken_for_its_own(
 ):
     monkeypatch.syspath_prepend(str(tmp_path))
     run = tmp_path / "run"
-    changes = {"Mixing.selection": "(@Ranked(),)", "Ranked.ranker": "micro_other:f"}
+    changes = {"Mixing.selection": "(@ExternalScore(),)", "ExternalScore.scorer": "micro_other:f"}
     (tmp_path / "micro_other.py").write_text("def f(question, path):\n    return 1.0\n")
     for command in ("sample", "vote"):
         assert main(_words(gin_file, command, run, changes)) == 0
@@ -462,14 +473,14 @@ def test_scores_of_another_ranker_are_not_taken_for_its_own(
         codes.append(main(_words(gin_file, "mix", run, changes)))
     assert codes == [0, 0, 2]
     error = " ".join(capsys.readouterr().err.split())
-    assert "rankers.micro_other:f was" in error and "Choose another output_dir" in error
+    assert "scorers.micro_other:f was" in error and "Choose another output_dir" in error
 
 
 def test_a_filter_that_leaves_nothing_is_named_and_not_the_base_model(gin_file, tmp_path, capsys):
     changes = {
         "Mixing.selection": "(@AnswerEntropy(), @SelfRating())",
         "Questions.train": ("purchases",),
-        "Training.length": 256,
+        "Training.sequence_length": 256,
     }
     run = tmp_path / "run"
     for command in ("sample", "vote"):
@@ -491,11 +502,14 @@ def shard_steps(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({**ALL, "Mixing.strong_count": 0}, "set Mixing.strong_count"),
+        ({**ALL, "Mixing.human_examples": 0}, "set Mixing.human_examples"),
         ({**ALL, "DistributionShift.share": 80}, "use a share above 0"),
-        ({**ALL, "Mixing.selection": "(@Ranked(),)", "Ranked.ranker": "x"}, "'module:function'"),
         (
-            {**ALL, "Mixing.selection": "(@Ranked(),)", "Ranked.ranker": "no_such:f"},
+            {**ALL, "Mixing.selection": "(@ExternalScore(),)", "ExternalScore.scorer": "x"},
+            "'module:function'",
+        ),
+        (
+            {**ALL, "Mixing.selection": "(@ExternalScore(),)", "ExternalScore.scorer": "no_such:f"},
             "there is no module 'no_such'",
         ),
         ({**ALL, "Training.preference": "@Preference()"}, "set Mixing.selection = ()"),
@@ -517,11 +531,11 @@ def test_what_cannot_be_is_named(gin_file, tmp_path, capsys, changes, message):
 
 def test_given_solutions_only_validate_where_their_rate_is_zero(selected):
     store = ShardStore(selected / "round_1" / "path_scores")
-    assert len(store.read("strong-purchases")) == 2
-    given = {row.targets for row in shard_rows_of(selected, "strong-purchases")}
+    assert len(store.read("human-purchases")) == 2
+    given = {row.targets for row in shard_rows_of(selected, "human-purchases")}
     assert given and solution("", "1")[:13] == "The answer is"
     metrics = (selected / "round_1/train/metrics.jsonl").read_text()
-    assert "strong" not in metrics
+    assert "human" not in metrics
 
 
 def test_a_ranker_weighs_votes_of_train_and_test_questions(gin_file, tmp_path, monkeypatch):
@@ -533,13 +547,15 @@ def test_a_ranker_weighs_votes_of_train_and_test_questions(gin_file, tmp_path, m
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     changes = {
-        "Voting.weights": "ranker",
-        "Voting.ties": "ranker",
-        "Voting.ranker": "micro_voter:sevens",
+        "Voting.weights": "scorer",
+        "Voting.ties": "scorer",
+        "Voting.scorer": "micro_voter:sevens",
         "Training.steps": 1,
     }
     assert main(_words(gin_file, "run", tmp_path / "run", changes)) == 0
     votes = shard_rows(tmp_path / "run" / "round_1" / "vote", Vote)
     assert {weight for vote in votes for weight in vote.weights} <= {1.0, 0.25}
     asked = sys.modules["micro_voter"].asked
-    assert len(asked) == len(set(asked)) > len(votes)  # the report and the watch vote again
+    assert (
+        len(asked) == len(set(asked)) > len(votes)
+    )  # the report and the collapse monitor vote again

@@ -11,7 +11,7 @@ from several import together
 # The disk of this process is full when it comes to the paths of the train questions.
 _FULL = """
 import errno, os
-from lmsi_jax import files
+from lmsi_jax.runtime import files
 replace = files._replace
 def refuse(path, data):
     if path.parent.name == "sample":

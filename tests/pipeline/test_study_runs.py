@@ -26,7 +26,7 @@ Study.reference = 'all'
 Study.seeds = (3,)
 Study.output_dir = '{output}'
 Study.seconds = 100
-Evaluation.paths = 4
+Evaluation.num_samples = 4
 
 all/Variant.name = 'all'
 all/Variant.label = 'all four'
@@ -80,7 +80,7 @@ def test_the_table_is_what_the_runs_scored(study):
     assert [row["variant"] for row in result["rows"]] == ["all"] * 2 + ["direct"] * 2
     right = {
         (variant, number): {
-            row["prompting"]: np.mean(row["correct"])
+            row["prompt_style"]: np.mean(row["correct"])
             for row in json.loads(
                 (study[1] / variant / f"seed3/round_{number}/eval/scores.json").read_text()
             )
@@ -89,11 +89,11 @@ def test_the_table_is_what_the_runs_scored(study):
         for number in (0, 1)
     }
     for row in result["rows"]:
-        before, after = (right[row["variant"], n][row["prompting"]] for n in (0, 1))
+        before, after = (right[row["variant"], n][row["prompt_style"]] for n in (0, 1))
         assert (row["before"][0], row["after"][0]) == (before, after)
         assert row["change"]["difference"] == pytest.approx(after - before)
         if row["variant"] == "direct":
-            wanted = after - right["all", 1][row["prompting"]]
+            wanted = after - right["all", 1][row["prompt_style"]]
             assert row["against"]["difference"] == pytest.approx(wanted)
         else:
             assert row["against"] is None
@@ -130,7 +130,7 @@ all/Variant.command = 'mix'
 Mixing.selection = (@DistributionShift(),)
 DistributionShift.validation = 'confident'
 DistributionShift.surest = 0.5
-Training.length = 256
+Training.sequence_length = 256
 """
 
 

@@ -13,7 +13,7 @@ from lmsi_jax import answers
 from lmsi_jax.cli.main import main
 from lmsi_jax.evaluation.accuracy import score
 from lmsi_jax.interop import t5x_stubs
-from lmsi_jax.pipeline.sample_shards import read_paths
+from lmsi_jax.pipeline.sample_shards import read_samples
 from lmsi_jax.records import Question
 from lmsi_jax.runtime.files import embedded_path
 from lmsi_jax.runtime.store import ShardStore
@@ -48,13 +48,13 @@ def _half_right(run):
     """Rewrites the gold answers so that every other greedy path is right; returns its score."""
     store = ShardStore(run / "questions")
     questions = [Question.from_json(row) for row in store.read("test-purchases")]
-    paths = read_paths(ShardStore(run / "round_1" / "eval"), "purchases-cot")
+    samples = read_samples(ShardStore(run / "round_1" / "eval"), "purchases-cot")
     rows = []
     for number, question in enumerate(questions):
-        said = answers.extract(paths[question.uid][0].text, question.kind)
+        said = answers.extract(samples[question.uid][0].text, question.kind)
         rows.append({**question.to_json(), "gold": said if number % 2 else "999"})
     store.write("test-purchases", rows)
-    return score([Question.from_json(row) for row in rows], paths, "cot", 0.0)
+    return score([Question.from_json(row) for row in rows], samples, "cot", 0.0)
 
 
 def test_t5xs_eval_gives_the_metrics_of_our_own(t5x, copy, tmp_path):
@@ -105,16 +105,16 @@ def test_t5xs_train_fine_tunes_on_a_round_and_we_read_what_it_saves(
     assert (tmp_path / "model" / "inference_eval" / "lmsi_run_purchases_cot-metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize("prompting", ["cot", "standard"])
-def test_t5xs_eval_of_the_embedded_model_gives_the_accuracies_of_lmsi_eval(tmp_path, prompting):
+@pytest.mark.parametrize("prompt_style", ["cot", "standard"])
+def test_t5xs_eval_of_the_embedded_model_gives_the_accuracies_of_lmsi_eval(tmp_path, prompt_style):
     tasks = ("purchases", "choices", "compare", "claims")
     settings = {
         "Run.output_dir": str(tmp_path / "run"),
         "Questions.train": (),
         "Questions.test": tasks,
         "Questions.test_count": 8,
-        "Evaluation.promptings": (prompting,),
-        "Decoding.lanes": 32,
+        "Evaluation.prompt_styles": (prompt_style,),
+        "Decoding.slots": 32,
     }
     words = [f"--gin.{name}={value!r}" for name, value in settings.items()]
     assert main(["eval", "quickstart", *words]) == 0
@@ -124,12 +124,12 @@ def test_t5xs_eval_of_the_embedded_model_gives_the_accuracies_of_lmsi_eval(tmp_p
         RUN_DIR=str(tmp_path / "run"),
         CHECKPOINT_PATH=str(embedded_path("checkpoint_2400")),
         EVAL_OUTPUT_DIR=str(tmp_path / "eval"),
-        PROMPTING=prompting,
+        PROMPT_STYLE=prompt_style,
     )
     wanted = json.loads((tmp_path / "run" / "round_0" / "eval" / "scores.json").read_text())
     assert len(wanted) == len(tasks) and any(sum(one["correct"]) for one in wanted)
     for one in wanted:
-        name = f"lmsi_run_{one['task']}_{prompting}-metrics.jsonl"
+        name = f"lmsi_run_{one['task']}_{prompt_style}-metrics.jsonl"
         file = tmp_path / "eval" / "inference_eval" / name
         found = json.loads(file.read_text().splitlines()[-1])
         assert found["accuracy"] == pytest.approx(sum(one["correct"]) / 8)

@@ -12,7 +12,7 @@ import pytest
 from micro_run import contents, shard_rows
 from several import ended, start, together
 
-from lmsi_jax.records import Path
+from lmsi_jax.records import Sample
 from lmsi_jax.runtime.store import ShardStore
 
 pytestmark = pytest.mark.slow
@@ -40,7 +40,7 @@ paths.generate = lambda *args, seed, **more: generate(*args, seed=seed + 1, **mo
 def _mesh(data, model):
     """Settings: four shards of one task, on a mesh."""
     questions = {"Questions.train": ("purchases",), "Questions.train_count": 8}
-    mesh = {"Decoding.data": data, "Decoding.model": model, "Decoding.lanes": 8 // data}
+    mesh = {"Decoding.data": data, "Decoding.model": model, "Decoding.slots": 8 // data}
     return questions | mesh | {"Sampling.token_logprobs": True}
 
 
@@ -73,7 +73,7 @@ def alone(gin_file, compiled, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("count", "devices", "mesh", "teams"),
+    ("count", "devices", "mesh", "replica groups"),
     [
         (2, 1, (1, 2), ["processes 0 to 1 of 2"]),
         (2, 2, (2, 2), ["processes 0 to 1 of 2"]),
@@ -90,7 +90,7 @@ def test_the_bytes_are_those_of_one_process(
     assert codes == [0] * count, errors
     assert _bytes(folder) == _bytes(alone(*mesh))
     said = [re.search(r"round 1: sampling, (processes \d+ to \d+ of \d+)", one) for one in errors]
-    assert [one[1] for one in said if one] == teams  # the first process of each team
+    assert [one[1] for one in said if one] == teams  # the first process of each replica group
 
 
 @pytest.mark.parametrize(("count", "mesh"), [(2, (1, 4)), (4, (2, 4))], ids=str)
@@ -102,7 +102,9 @@ def test_with_wide_axes_across_processes_the_texts_are_those_of_one(
     codes, errors = together(command, count, devices=2, compiled=compiled)
     assert codes == [0] * count, errors
     for other in (alone(*mesh), alone(1, 1)):
-        pairs = zip(*(shard_rows(f / "round_1/sample", Path) for f in (folder, other)), strict=True)
+        pairs = zip(
+            *(shard_rows(f / "round_1/sample", Sample) for f in (folder, other)), strict=True
+        )
         for ours, theirs in pairs:
             assert (ours.uid, ours.index, ours.text) == (theirs.uid, theirs.index, theirs.text)
             assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-4)

@@ -1,4 +1,4 @@
-"""A model that judges paths, against a forward pass in NumPy; as a ranker of a run."""
+"""A model that judges paths, against a forward pass in NumPy; as a scorer of a run."""
 
 import dataclasses
 import math
@@ -13,18 +13,18 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.tokenizers import SentencePiece
 from lmsi_jax.pipeline import scorers
 from lmsi_jax.pipeline.verifier import Verifier
-from lmsi_jax.records import Path, Question
+from lmsi_jax.records import Question, Sample
 from lmsi_jax.runtime.files import write_json
 from lmsi_jax.runtime.store import ShardStore
 
 QUESTION = Question(
     uid="q", task="t", text="Q: Ann has 3 pens and 4 cups. How many?", kind="number"
 )
-SHAPE = Training(microbatches=1, rows=2, length=384, prefix_length=0)
+SHAPE = Training(microbatches=1, sequences_per_prefix=2, sequence_length=384, max_prefix_length=0)
 
 
 def _path(index, text):
-    return Path(uid="q", index=index, text=text, tokens=4, logprob=-1.0, finished=True)
+    return Sample(uid="q", sample_index=index, text=text, tokens=4, logprob=-1.0, finished=True)
 
 
 @pytest.fixture(scope="module")
@@ -71,19 +71,23 @@ def test_it_filters_the_paths_of_a_run(imported, gin_file, tmp_path, monkeypatch
     scorers.load.cache_clear()
     run = tmp_path / "run"
     words = [
-        *(gin_file, f"--gin.Run.output_dir={str(run)!r}", "--gin.Mixing.selection=(@Ranked(),)"),
-        *("--gin.Ranked.ranker='micro_judge:judge'", "--gin.Ranked.share=0.5"),
+        *(
+            gin_file,
+            f"--gin.Run.output_dir={str(run)!r}",
+            "--gin.Mixing.selection=(@ExternalScore(),)",
+        ),
+        *("--gin.ExternalScore.scorer='micro_judge:judge'", "--gin.ExternalScore.share=0.5"),
     ]
     for command in ("sample", "vote", "mix"):
         assert main([command, *words]) == 0
     store = ShardStore(run / "round_1" / "path_scores")
-    scores = [row["rank:micro_judge:judge"] for name in store.names() for row in store.read(name)]
+    scores = [row["scorer:micro_judge:judge"] for name in store.names() for row in store.read(name)]
     assert scores and min(scores) > 0 and max(scores) < 1
 
 
 def test_what_is_no_imported_model_and_what_is_too_long_is_named(imported, tmp_path):
     with pytest.raises(LmsiError, match="name a folder that `lmsi import-hf` has made"):
         Verifier(tmp_path)(QUESTION, _path(0, "7"))
-    short = dataclasses.replace(SHAPE, length=16)
+    short = dataclasses.replace(SHAPE, sequence_length=16)
     with pytest.raises(LmsiError, match="reads 16 tokens at most.*give it a longer `shape`"):
         Verifier(imported, shape=short)(QUESTION, _path(0, "7"))

@@ -6,7 +6,7 @@ import random
 import pytest
 
 FORMATS = ("few_shot_cot", "few_shot_direct", "zero_shot_cot", "zero_shot_direct")
-PROMPTINGS = ("standard", "cot", "zero_shot_cot", "self_consistency")
+PROMPT_STYLES = ("standard", "cot", "zero_shot_cot", "self_consistency")
 TASKS = (
     ("addition_words", "number", "in", "hard", 0.46),
     ("shopping", "number", "in", "easy", 0.52),
@@ -20,8 +20,8 @@ LEVELS = {"standard": -0.24, "cot": 0.0, "zero_shot_cot": -0.06, "self_consisten
 GAINS = {"standard": 0.07, "cot": 0.11, "zero_shot_cot": 0.12, "self_consistency": 0.05}
 
 
-def evaluation(draw, number, task, prompting, chance, n=200):
-    vote = prompting == "self_consistency"
+def evaluation(draw, number, task, prompt_style, chance, n=200):
+    vote = prompt_style == "self_consistency"
     skill = random.Random(task)
     correct, sure = [], []
     for _ in range(n):
@@ -33,18 +33,18 @@ def evaluation(draw, number, task, prompting, chance, n=200):
     return {
         "round": number,
         "task": task,
-        "prompting": prompting,
+        "prompt_style": prompt_style,
         "correct": correct,
         "parsed": 0.97,
         "tied": draw.randrange(9) if vote else 0,
         "paths": 32 if vote else 1,
         "temperature": 0.7 if vote else 0.0,
-        "mean_tokens": 9.0 if prompting == "standard" else 61.4,
+        "mean_tokens": 9.0 if prompt_style == "standard" else 61.4,
         "confidence": sure if vote else [],
     }
 
 
-def early_stop(draw, source, number, task, n, labels=True):
+def adaptive_consistency(draw, source, number, task, n, labels=True):
     """A set on which the rule takes 4 to 32 of 32 paths, and seldom moves the vote."""
     taken = [min(32, 4 * draw.randint(1, 9)) for _ in range(n)]
     same = [int(t == 32 or draw.random() < 0.95) for t in taken]
@@ -62,10 +62,12 @@ def early_stop(draw, source, number, task, n, labels=True):
     }
 
 
-def early_stops(draw, rounds, n):
-    tests = [early_stop(draw, "test", r, t[0], n) for r in range(rounds + 1) for t in TASKS]
+def adaptive_consistency_sets(draw, rounds, n):
+    tests = [
+        adaptive_consistency(draw, "test", r, t[0], n) for r in range(rounds + 1) for t in TASKS
+    ]
     trains = [
-        early_stop(draw, "train", r, name, 400, labels=False)
+        adaptive_consistency(draw, "train", r, name, 400, labels=False)
         for r in range(1, rounds + 1)
         for name, _, domain, _, _ in TASKS
         if domain == "in"
@@ -119,7 +121,7 @@ def training_round(draw, number):
             "zero_shot_cot": {"rows": 17900, "weight": float(kept)},
             "zero_shot_direct": {"rows": 1993, "weight": float(kept)},
         },
-        "sources": {"weak": 39786, "strong": 0},
+        "sources": {"self_generated": 39786, "human": 0},
         "train": train,
         "alarms": [],
     }
@@ -187,10 +189,12 @@ def make(rounds=1, n=200):
     evals = []
     for number in range(rounds + 1):
         for task, _, _, _, level in TASKS:
-            for prompting in PROMPTINGS:
-                gain = GAINS[prompting] * (1 - 0.4**number)
-                chance = max(0.02, level + LEVELS[prompting] + gain * (1.4 if level > 0.1 else 0.3))
-                evals.append(evaluation(draw, number, task, prompting, chance, n))
+            for prompt_style in PROMPT_STYLES:
+                gain = GAINS[prompt_style] * (1 - 0.4**number)
+                chance = max(
+                    0.02, level + LEVELS[prompt_style] + gain * (1.4 if level > 0.1 else 0.3)
+                )
+                evals.append(evaluation(draw, number, task, prompt_style, chance, n))
     return {
         "name": "quickstart",
         "seed": 0,
@@ -205,7 +209,7 @@ def make(rounds=1, n=200):
         ],
         "evals": evals,
         "rounds": [training_round(draw, number) for number in range(1, rounds + 1)],
-        "early_stop": early_stops(random.Random(11), rounds, n),
+        "adaptive_consistency": adaptive_consistency_sets(random.Random(11), rounds, n),
         "examples": copy.deepcopy(QUESTIONS),
         "notes": ["Evaluated on 200 test questions of each task."],
     }

@@ -1,4 +1,4 @@
-"""Early stop on page and in the terminal: counted again from the sets with plain loops."""
+"""Adaptive consistency on page and in the terminal, counted again with plain loops."""
 
 import io
 
@@ -13,14 +13,14 @@ from lmsi_jax.report.terminal import print_summary
 
 
 def sets(summary, source, number):
-    rows = summary["early_stop"]["sets"]
+    rows = summary["adaptive_consistency"]["sets"]
     return [row for row in rows if (row["source"], row["round"]) == (source, number)]
 
 
 def sampled_with_it(summary):
-    """The same run with early stop on in sampling."""
-    summary["early_stop"]["on"] = True
-    for row in summary["early_stop"]["sets"]:
+    """The same run with adaptive consistency on in sampling."""
+    summary["adaptive_consistency"]["on"] = True
+    for row in summary["adaptive_consistency"]["sets"]:
         if row["source"] == "train":
             row["same"] = []
     return summary
@@ -80,14 +80,15 @@ def test_page_and_terminal_say_the_same_sentences(summary):
     taken = sum(sum(row["taken"]) for row in rows)
     saved = 100 * (1 - taken / (32 * 200 * len(rows)))
     assert sentences[0].startswith(
-        f"Early stop would save {saved:.1f} % of the paths on the test questions of round 1; "
+        f"Adaptive consistency would save {saved:.1f} % of the paths on the test questions of "
+        "round 1; "
     )
 
 
 def test_where_it_was_off_the_page_says_how_to_turn_it_on(summary):
     text, _ = section(summary)
-    assert "Sampling.early_stop = 0.95 turns it on" in text and "all sampled" in text
-    assert "sampled with early stop" not in text
+    assert "Sampling.adaptive_consistency = 0.95 turns it on" in text and "all sampled" in text
+    assert "sampled with adaptive consistency" not in text
 
 
 def test_where_it_was_on_the_paths_really_sampled_are_shown(summary):
@@ -96,7 +97,7 @@ def test_where_it_was_on_the_paths_really_sampled_are_shown(summary):
     saved = 100 * (1 - taken / 64000)
     assert f"saved {saved:.1f} % of the paths on the train questions of round 1: " in text
     assert f"{taken:,} of 64,000 were sampled" in text
-    assert "at most 32 paths each, sampled with early stop" in text
+    assert "at most 32 paths each, sampled with adaptive consistency" in text
     assert "turns it on" not in text
     assert rows[-1][4:] == ["–"] * 4
 
@@ -110,12 +111,12 @@ def test_of_many_rounds_the_first_and_the_last_are_shown(three_rounds):
 
 
 def test_one_task_needs_no_row_for_all(summary):
-    rows = summary["early_stop"]["sets"]
-    summary["early_stop"]["sets"] = [row for row in rows if row["task"] == "parity"]
+    rows = summary["adaptive_consistency"]["sets"]
+    summary["adaptive_consistency"]["sets"] = [row for row in rows if row["task"] == "parity"]
     assert "All tasks" not in [row[0] for row in section(summary)[1]]
 
 
 def test_a_run_without_several_paths_has_no_such_section(summary):
-    summary["early_stop"]["sets"] = []
+    summary["adaptive_consistency"]["sets"] = []
     assert vote_sections.sentences(summary) == []
     assert 'id="early-stop"' not in render(summary)

@@ -104,7 +104,7 @@ def test_links_of_the_contents_lead_to_sections(three_rounds):
 def test_the_headline_is_that_of_independent_sums(summary):
     tasks = [t["name"] for t in summary["tasks"] if t["domain"] == "in"]
     found = {
-        (e["round"], e["task"]): e["correct"] for e in only(summary, prompting=["cot"])["evals"]
+        (e["round"], e["task"]): e["correct"] for e in only(summary, prompt_style=["cot"])["evals"]
     }
     before, after = (
         100 * statistics.mean(statistics.mean(found[r, t]) for t in tasks) for r in (0, 1)
@@ -124,7 +124,7 @@ def test_the_headline_is_that_of_independent_sums(summary):
 
 
 def test_a_task_row_holds_its_accuracies_and_its_p_value(summary):
-    row = only(summary, task=["parity"], prompting=["cot"])
+    row = only(summary, task=["parity"], prompt_style=["cot"])
     tasks = [t for t in summary["tasks"] if t["name"] == "parity"]
     page = render(no_sets({**row, "tasks": tasks}))
     before, after = (e["correct"] for e in row["evals"])
@@ -141,8 +141,8 @@ def test_a_task_row_holds_its_accuracies_and_its_p_value(summary):
 
 
 def test_all_rounds_have_their_column(three_rounds):
-    heads = [row for row in read(render(three_rounds)).rows if row and row[0] == "Prompting"]
-    assert heads[0][:6] == ["Prompting", "n", "Base", "Round 1", "Round 2", "Round 3"]
+    heads = [row for row in read(render(three_rounds)).rows if row and row[0] == "PromptStyle"]
+    assert heads[0][:6] == ["PromptStyle", "n", "Base", "Round 1", "Round 2", "Round 3"]
 
 
 def test_alarms_stand_on_the_page(three_rounds):
@@ -169,10 +169,10 @@ def test_every_text_is_escaped(summary):
             return [spoil(v) for v in value]
         return value + HOSTILE if isinstance(value, str) else value
 
-    kept = {"domain": "", "prompting": "", "start_from": "", "source": ""}
+    kept = {"domain": "", "prompt_style": "", "start_from": "", "source": ""}
     spoilt = spoil(summary)
     listed = [(spoilt[name], summary[name]) for name in ("tasks", "evals", "rounds")]
-    listed.append((spoilt["early_stop"]["sets"], summary["early_stop"]["sets"]))
+    listed.append((spoilt["adaptive_consistency"]["sets"], summary["adaptive_consistency"]["sets"]))
     for spoilt_rows, rows in listed:
         for row, plain in zip(spoilt_rows, rows, strict=True):
             row.update({field: plain[field] for field in kept if field in plain})
@@ -201,9 +201,9 @@ def no_rounds(summary):
 
 
 def nothing(summary):
-    stop = {**summary["early_stop"], "sets": []}
+    stop = {**summary["adaptive_consistency"], "sets": []}
     empty = {name: [] for name in ("tasks", "evals", "rounds", "examples", "notes")}
-    return {**summary, **empty, "early_stop": stop}
+    return {**summary, **empty, "adaptive_consistency": stop}
 
 
 def nothing_kept(summary):
@@ -211,7 +211,10 @@ def nothing_kept(summary):
     for field in ("parsed", "kept", "distinct_kept", "mean_confidence", "mean_entropy"):
         row[field] = 0
     row.update(
-        empty_votes=row["questions"], examples={}, train=[], sources={"weak": 0, "strong": 0}
+        empty_votes=row["questions"],
+        examples={},
+        train=[],
+        sources={"self_generated": 0, "human": 0},
     )
     return summary
 
@@ -263,7 +266,7 @@ def all_tasks_empty(summary):
 
 
 def one_prompting_missing(summary):
-    return only(summary, prompting=["standard", "self_consistency"])
+    return only(summary, prompt_style=["standard", "self_consistency"])
 
 
 def last_round_lacks_a_task(summary):
@@ -294,12 +297,12 @@ def diverged(summary):
 
 
 def no_sets(summary):
-    summary["early_stop"]["sets"] = []
+    summary["adaptive_consistency"]["sets"] = []
     return summary
 
 
 def sets_without_questions(summary):
-    for row in summary["early_stop"]["sets"]:
+    for row in summary["adaptive_consistency"]["sets"]:
         row.update(taken=[], same=[], correct=[], correct_stopped=[])
     return summary
 
@@ -363,14 +366,14 @@ def test_the_headline_claims_no_more_than_was_measured(summary, odd, words):
 def test_a_verdict_needs_a_clear_test(summary, gained, lost, verdict):
     before = [0] * gained + [1] * lost + [1] * 30
     after = [1] * gained + [0] * lost + [1] * 30
-    rows = only(summary, task=["parity"], prompting=["cot"])
+    rows = only(summary, task=["parity"], prompt_style=["cot"])
     rows["evals"][0]["correct"], rows["evals"][1]["correct"] = before, after
     assert accuracy_section.of_task(rows, "parity")[0].change.verdict == verdict
 
 
 def test_a_round_that_lacks_a_task_does_not_bend_the_mean(summary):
     odd = last_round_lacks_a_task(summary)
-    found = next(c for c in accuracy_section.of_domain(odd, "in") if c.prompting == "cot")
+    found = next(c for c in accuracy_section.of_domain(odd, "in") if c.prompt_style == "cot")
     assert found.by_round[0].n == found.by_round[1].n == 800 and found.change.tasks == 4
     assert "800 (4 of 5 tasks)" in text_of(render(odd))
 
@@ -402,14 +405,14 @@ def test_a_vote_is_judged_by_keys(winner, gold, kind, result):
 
 def test_human_rows_are_not_called_free_of_labels(summary):
     assert "without labels" in text_of(render(summary))
-    summary["rounds"][0]["sources"] = {"weak": 100, "strong": 25}
+    summary["rounds"][0]["sources"] = {"self_generated": 100, "human": 25}
     text = text_of(render(summary))
-    assert "without labels" not in text and "25 are human (strong, 20.0 %)" in text
+    assert "without labels" not in text and "25 are human (20.0 %)" in text
 
 
 def test_a_long_curve_is_averaged_without_moving_its_mean():
     steps = [{"step": i, "loss": float(i % 7)} for i in range(1200)]
-    curve = training_sections.thinned(steps, "loss")
+    curve = training_sections.thin_steps(steps, "loss")
     assert len(curve) <= training_sections.MOST_POINTS
     assert statistics.mean(v for _, v in curve) == pytest.approx(
         statistics.mean(s["loss"] for s in steps)
@@ -422,7 +425,7 @@ def test_the_page_is_the_same_after_json(three_rounds):
 
 def stop(summary):
     """The first set of the early-stop rule."""
-    return summary["early_stop"]["sets"][0]
+    return summary["adaptive_consistency"]["sets"][0]
 
 
 @pytest.mark.parametrize(
@@ -433,16 +436,34 @@ def stop(summary):
         (lambda s: s.update(seed="0"), "summary.seed: expected a whole number, found '0'"),
         (lambda s: s["evals"][3].update(task="sums"), "summary.evals[3].task: expected one of"),
         (lambda s: s["evals"][0].update(correct=[2]), "summary.evals[0].correct: expected 0 or 1"),
-        (lambda s: s["evals"][0].update(prompting="few"), "summary.evals[0].prompting: expected"),
+        (
+            lambda s: s["evals"][0].update(prompt_style="few"),
+            "summary.evals[0].prompt_style: expected",
+        ),
         (lambda s: s["evals"][3].update(confidence=[0.5]), "summary.evals[3].confidence"),
         (lambda s: s["evals"].append(s["evals"][0]), "summary.evals: expected one entry for each"),
         (lambda s: s["rounds"][0].update(round=0), "summary.rounds[0].round: expected 1 or more"),
         (lambda s: s["rounds"][0]["train"][0].pop("step"), "summary.rounds[0].train[0]"),
-        (lambda s: stop(s).update(task="sums"), "summary.early_stop.sets[0].task: expected one of"),
-        (lambda s: stop(s)["taken"].append(33), "summary.early_stop.sets[0].taken: expected at"),
-        (lambda s: stop(s)["same"].pop(), "summary.early_stop.sets[0].same: expected 0 or 1 for"),
-        (lambda s: stop(s).update(correct=[]), "summary.early_stop.sets[0].correct_stopped"),
-        (lambda s: s["early_stop"]["sets"].append(stop(s)), "summary.early_stop.sets: expected"),
+        (
+            lambda s: stop(s).update(task="sums"),
+            "summary.adaptive_consistency.sets[0].task: expected one of",
+        ),
+        (
+            lambda s: stop(s)["taken"].append(33),
+            "summary.adaptive_consistency.sets[0].taken: expected at",
+        ),
+        (
+            lambda s: stop(s)["same"].pop(),
+            "summary.adaptive_consistency.sets[0].same: expected 0 or 1 for",
+        ),
+        (
+            lambda s: stop(s).update(correct=[]),
+            "summary.adaptive_consistency.sets[0].correct_stopped",
+        ),
+        (
+            lambda s: s["adaptive_consistency"]["sets"].append(stop(s)),
+            "summary.adaptive_consistency.sets: expected",
+        ),
         (lambda s: s["examples"][0].update(gold=3), "summary.examples[0].gold: expected text"),
     ],
 )
@@ -464,7 +485,7 @@ def test_the_calibration_error_of_each_model_stands_below_its_chart_and_in_the_r
         rows = [
             row
             for row in summary["evals"]
-            if row["round"] == number and row["prompting"] == "self_consistency"
+            if row["round"] == number and row["prompt_style"] == "self_consistency"
         ]
         inside = {task["name"] for task in summary["tasks"] if task["domain"] == "in"}
         error = _calibration_error([row for row in rows if row["task"] in inside])
@@ -473,7 +494,7 @@ def test_the_calibration_error_of_each_model_stands_below_its_chart_and_in_the_r
             (found,) = [
                 each["accuracy"][number]["calibration_error"]
                 for each in accuracy_section.as_rows(summary)
-                if (each["task"], each["prompting"]) == (row["task"], "self_consistency")
+                if (each["task"], each["prompt_style"]) == (row["task"], "self_consistency")
             ]
             assert found == pytest.approx(_calibration_error([row]))
 
@@ -507,10 +528,10 @@ def test_losses_by_source_are_shown_where_there_are_several(summary):
     assert name not in render(summary)
     for row in summary["rounds"]:
         for step in row["train"]:
-            step.update({"loss/weak": 1.0, "loss/strong": 2.0})
+            step.update({"loss/self_generated": 1.0, "loss/human": 2.0})
     page = render(summary)
     assert page.count(f"<h3>{name}") == len(summary["rounds"])
-    assert "strong (human)" in page and "weak (own paths)" in page
+    assert "human" in page and "self-generated" in page
 
 
 def test_the_filters_of_a_round_are_shown_and_escaped(summary):

@@ -21,7 +21,7 @@ def printed(summary, width=130):
 def test_verdict_and_table_hold_the_numbers_of_the_page(summary):
     text = printed(summary)
     assert headline_words(summary)[0] in text
-    found = next(c for c in accuracy_section.of_task(summary, "parity") if c.prompting == "cot")
+    found = next(c for c in accuracy_section.of_task(summary, "parity") if c.prompt_style == "cot")
     line = text.split("parity")[1].splitlines()[1]
     assert f"{100 * found.by_round[0].share:.1f}" in line
     assert f"{100 * found.by_round[1].share:.1f}" in line

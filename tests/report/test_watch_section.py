@@ -1,4 +1,4 @@
-"""The watch on the page and in the terminal: its numbers, odd rows, and runs without it."""
+"""The collapse monitor on page and in the terminal: numbers, odd rows, and runs without it."""
 
 import io
 import math
@@ -41,7 +41,7 @@ def _row(source, number):
 @pytest.fixture
 def watched(three_rounds):
     rows = [_row("train", r) for r in (1, 2, 3)] + [_row("test", r) for r in range(4)]
-    return {**three_rounds, "watch": rows[::-1]}
+    return {**three_rounds, "collapse": rows[::-1]}
 
 
 def _cells(page, name):
@@ -66,7 +66,7 @@ def test_charts_show_the_rounds(watched):
     page = render(watched)
     for title in ("Sure and right, test questions", "Easy questions", "Length of a path"):
         assert title in page
-    assert page.count('href="#watch"') == 1
+    assert page.count('href="#collapse"') == 1
 
 
 def test_the_terminal_has_the_figures_of_the_rounds_votes(watched):
@@ -78,27 +78,27 @@ def test_the_terminal_has_the_figures_of_the_rounds_votes(watched):
 
 
 def test_one_round_or_none_has_nothing_to_compare(summary, watched):
-    assert "Watch against collapse" not in render(summary)
-    one = {**watched, "watch": [_row("train", 1)]}
+    assert "Collapse monitor" not in render(summary)
+    one = {**watched, "collapse": [_row("train", 1)]}
     assert training_sections.rows_by_figure(validate(one), "train") is None
-    assert "Watch against collapse" not in render(one)
+    assert "Collapse monitor" not in render(one)
 
 
 def test_what_is_no_number_is_a_dash(watched):
-    for row in watched["watch"]:
+    for row in watched["collapse"]:
         row.update(confidence=math.nan, scored=None, kept=None, easy_weight=None)
     page = render(watched)
     assert not re.search(r"\b(nan|None)\b", re.sub(r"<style>.*?</style>", "", page, flags=re.S))
 
 
 def test_two_rows_of_one_round_are_refused(watched):
-    watched["watch"].append(_row("train", 1))
-    with pytest.raises(LmsiError, match=r"summary.watch: expected one entry for each"):
+    watched["collapse"].append(_row("train", 1))
+    with pytest.raises(LmsiError, match=r"summary.collapse: expected one entry for each"):
         validate(watched)
 
 
 def test_values_by_round_stand_beside_their_rounds(three_rounds):
-    assert "Run.by_round" not in render(three_rounds)
+    assert "Run.schedule" not in render(three_rounds)
     for row, value in zip(three_rounds["rounds"], ("0.5", "0.2", "0.2"), strict=True):
-        row["values"] = {"Training.strong_rate": value}
-    assert _cells(render(three_rounds), "Training.strong_rate") == ["0.5", "0.2", "0.2"]
+        row["values"] = {"Training.human_rate": value}
+    assert _cells(render(three_rounds), "Training.human_rate") == ["0.5", "0.2", "0.2"]

@@ -14,7 +14,7 @@ from reference_decoder import reference_logits
 from lmsi_jax.config.sampling import Decoding, Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.transformer import fresh_params
-from lmsi_jax.rollout.decode_step import decode_chunk, path_keys, seat_questions, uniforms
+from lmsi_jax.rollout.decode_step import decode_chunk, prefill_questions, sample_keys, uniforms
 from lmsi_jax.rollout.engine import Engine, Stream
 from lmsi_jax.rollout.sampler import inverse_cdf
 from lmsi_jax.rollout.scheduler import Scheduler
@@ -23,9 +23,9 @@ QUESTIONS = [("q1", "Q: Ann has 3 pens.\nA:"), ("q2", "Q: Ben has some hats and 
 MANY = [(f"{uid}/{n}", text * (1 + n)) for n in range(4) for uid, text in QUESTIONS]
 PREFIX = "Q: 3 + 4?\nA: The answer is 7.\n\n"
 NOISE = {"seed": 3, "round_index": 1}
-# Two chunks to a page, several pages to a path, more paths than lanes, questions that wait.
-SMALL = Decoding(lanes=5, chunk=2, page=4, prefill_tokens=64, resident=1.5)
-FREE = Sampling(paths=3, temperature=1.0, max_new_tokens=13, stop=())
+# Two chunks to a page, several pages to a path, more paths than slots, questions that wait.
+SMALL = Decoding(slots=5, chunk=2, page=4, prefill_tokens=64, prompt_cache_factor=1.5)
+FREE = Sampling(num_samples=3, temperature=1.0, max_new_tokens=13, stop=())
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def _plain(config, params, tokenizer, prompt, uid, index, sampling, steps):
     """Decodes one path with a full forward pass for each token."""
     ids, logprobs = tokenizer.encode(prompt), []
     start = len(ids)
-    noise = np.asarray(uniforms(path_keys(3, 1, [uid], [index]), jnp.arange(steps)[None]))[0]
+    noise = np.asarray(uniforms(sample_keys(3, 1, [uid], [index]), jnp.arange(steps)[None]))[0]
     for step in range(steps):
         scores = reference_logits(config, params, ids)[-1]
         if sampling.temperature:
@@ -61,9 +61,9 @@ def _plain(config, params, tokenizer, prompt, uid, index, sampling, steps):
 def test_paths_equal_plain_decoding(
     engine, micro_config, micro_params, tokenizer, prefix, temperature
 ):
-    sampling = Sampling(paths=3, temperature=temperature, max_new_tokens=9, stop=())
+    sampling = Sampling(num_samples=3, temperature=temperature, max_new_tokens=9, stop=())
     paths = _run(engine, QUESTIONS, sampling, prefix)
-    assert {uid: [p.index for p in own] for uid, own in paths.items()} == {
+    assert {uid: [p.sample_index for p in own] for uid, own in paths.items()} == {
         "q1": [0, 1, 2],
         "q2": [0, 1, 2],
     }
@@ -91,7 +91,9 @@ def test_every_kind_of_attention_equals_plain_decoding(micro_config, tokenizer, 
     )
     params = fresh_params(config, 1)
     engine = Engine(config, params, tokenizer, SMALL)
-    sampling = Sampling(paths=2, temperature=1.0, max_new_tokens=11, stop=(), token_logprobs=True)
+    sampling = Sampling(
+        num_samples=2, temperature=1.0, max_new_tokens=11, stop=(), token_logprobs=True
+    )
     for path in _run(engine, QUESTIONS, sampling)["q2"]:
         ids, logprobs = _plain(
             config, params, tokenizer, PREFIX + QUESTIONS[1][1], "q2", path.index, sampling,
@@ -123,39 +125,41 @@ def test_a_path_does_not_depend_on_when_its_lane_was_refilled(engine):
 @pytest.mark.slow
 def test_paths_of_other_layouts_have_the_same_noise(engine, micro_config, micro_params, tokenizer):
     """Other shapes may round differently; at this size no token lies that close to another."""
-    other = Engine(micro_config, micro_params, tokenizer, Decoding(lanes=16, chunk=4, page=8))
+    other = Engine(micro_config, micro_params, tokenizer, Decoding(slots=16, chunk=4, page=8))
     texts = {uid: [p.text for p in own] for uid, own in _run(engine, MANY).items()}
     assert {uid: [p.text for p in own] for uid, own in _run(other, MANY).items()} == texts
 
 
 def test_fewer_rows_at_the_end_change_no_byte(micro_config, micro_params, tokenizer):
-    sampling = Sampling(paths=16, temperature=1.0, max_new_tokens=12, stop=("e",))
+    sampling = Sampling(num_samples=16, temperature=1.0, max_new_tokens=12, stop=("e",))
     found = []
-    for shrink in (True, False):
-        layout = Decoding(lanes=128, chunk=2, page=4, shrink=shrink)
+    for adaptive_batch in (True, False):
+        layout = Decoding(slots=128, chunk=2, page=4, adaptive_batch=adaptive_batch)
         engine = Engine(micro_config, micro_params, tokenizer, layout)
         seen = []
         found.append(_run(engine, MANY, sampling, on_chunk=seen.append))
-        widths = {(b.lane_steps - a.lane_steps) // 2 for a, b in zip(seen, seen[1:], strict=False)}
-        assert (min(widths) < 128) == shrink
+        widths = {(b.slot_steps - a.slot_steps) // 2 for a, b in zip(seen, seen[1:], strict=False)}
+        assert (min(widths) < 128) == adaptive_batch
     assert found[0] == found[1]
 
 
 def test_a_program_of_fewer_rows_that_gives_other_bits_is_not_used(
     micro_config, micro_params, tokenizer, monkeypatch
 ):
-    sampling = Sampling(paths=16, temperature=1.0, max_new_tokens=12, stop=("e",))
-    layout = Decoding(lanes=128, chunk=2, page=4)
-    whole = Engine(micro_config, micro_params, tokenizer, dataclasses.replace(layout, shrink=False))
+    sampling = Sampling(num_samples=16, temperature=1.0, max_new_tokens=12, stop=("e",))
+    layout = Decoding(slots=128, chunk=2, page=4)
+    whole = Engine(
+        micro_config, micro_params, tokenizer, dataclasses.replace(layout, adaptive_batch=False)
+    )
     engine = Engine(micro_config, micro_params, tokenizer, layout)
     monkeypatch.setattr(Stream, "_alike", lambda *_: False)
     seen = []
     assert _run(engine, MANY, sampling, on_chunk=seen.append) == _run(whole, MANY, sampling)
-    assert False in engine._device.proven.values() and seen[-1].lane_steps % 256 == 0
+    assert False in engine._device.verified_programs.values() and seen[-1].slot_steps % 256 == 0
 
 
 def test_prompts_of_one_token_and_no_task_prompt(engine, micro_config, micro_params, tokenizer):
-    sampling = Sampling(paths=2, temperature=1.0, max_new_tokens=1, stop=())
+    sampling = Sampling(num_samples=2, temperature=1.0, max_new_tokens=1, stop=())
     letter = tokenizer.decode([tokenizer.encode("Q:")[0]])
     assert len(tokenizer.encode(letter)) == 1
     for path in _run(engine, [("one", letter)], sampling, "")["one"]:
@@ -172,15 +176,15 @@ def test_counts_add_up(engine):
     tokens = sum(path.tokens for own in paths.values() for path in own)
     assert (seen[-1].paths, seen[-1].tokens) == (24, tokens)
     assert 0.5 < seen[-1].utilisation <= 1
-    assert seen[-1].lane_steps % (5 * 2) == 0
+    assert seen[-1].slot_steps % (5 * 2) == 0
 
 
 def test_after_the_first_run_nothing_is_compiled(engine):
     _run(engine, MANY)
-    before = decode_chunk._cache_size(), seat_questions._cache_size()
+    before = decode_chunk._cache_size(), prefill_questions._cache_size()
     for seed in range(3):
         _run(engine, MANY[seed:], seed=seed, round_index=seed)
-    assert (decode_chunk._cache_size(), seat_questions._cache_size()) == before
+    assert (decode_chunk._cache_size(), prefill_questions._cache_size()) == before
 
 
 @pytest.mark.slow
@@ -191,7 +195,7 @@ def test_more_pages_come_when_paths_need_them(micro_config, micro_params, tokeni
 
 def test_a_settled_question_starts_no_more_paths(engine):
     """The rule is asked at fixed counts, of paths in index order, whatever ended first."""
-    everything = _run(engine, MANY, dataclasses.replace(FREE, paths=8))
+    everything = _run(engine, MANY, dataclasses.replace(FREE, num_samples=8))
     asked = []
 
     def settled(uid, paths):
@@ -199,7 +203,9 @@ def test_a_settled_question_starts_no_more_paths(engine):
         assert [path.index for path in paths] == list(range(len(paths)))
         return uid.startswith("q1") and len(paths) >= 4
 
-    stopping = dataclasses.replace(FREE, paths=8, early_stop=0.95, early_stop_every=2)
+    stopping = dataclasses.replace(
+        FREE, num_samples=8, adaptive_consistency=0.95, adaptive_consistency_every=2
+    )
     paths = _run(engine, MANY, stopping, settled=settled)
     assert {uid: len(own) for uid, own in paths.items()} == {
         uid: 4 if uid.startswith("q1") else 8 for uid, _ in MANY
@@ -211,7 +217,7 @@ def test_a_settled_question_starts_no_more_paths(engine):
 
 
 def test_a_path_ends_before_the_first_stop_string(engine):
-    free = Sampling(paths=3, temperature=1.0, max_new_tokens=40, stop=())
+    free = Sampling(num_samples=3, temperature=1.0, max_new_tokens=40, stop=())
     whole = _run(engine, QUESTIONS, free, "")["q1"]
     stop = whole[0].text[10:13]
     stopped = _run(engine, QUESTIONS, dataclasses.replace(free, stop=(stop,)), "")["q1"]
@@ -238,7 +244,7 @@ def test_bfloat16_stays_near_float32(engine, micro_config, micro_params, tokeniz
     narrow = Engine(
         micro_config, micro_params, tokenizer, dataclasses.replace(SMALL, dtype="bfloat16")
     )
-    greedy = Sampling(paths=1, temperature=0.0, max_new_tokens=1, stop=())
+    greedy = Sampling(num_samples=1, temperature=0.0, max_new_tokens=1, stop=())
     for uid, paths in _run(narrow, MANY, greedy).items():
         wide = _run(engine, MANY, greedy)[uid]
         assert paths[0].logprob == pytest.approx(wide[0].logprob, abs=0.05)
@@ -246,7 +252,7 @@ def test_bfloat16_stays_near_float32(engine, micro_config, micro_params, tokeniz
 
 @pytest.mark.slow
 def test_moving_pages_together_changes_no_path(micro_config, micro_params, tokenizer, monkeypatch):
-    layout = Decoding(lanes=4, chunk=2, page=2, pool_bytes=1)
+    layout = Decoding(slots=4, chunk=2, page=2, pool_bytes=1)
     engine = Engine(micro_config, micro_params, tokenizer, layout)
 
     def run():
@@ -271,7 +277,7 @@ def test_no_questions_give_no_paths(engine):
 
 
 def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_sampled(engine):
-    sampling = Sampling(paths=3, max_new_tokens=200)
+    sampling = Sampling(num_samples=3, max_new_tokens=200)
     text = "Q: Ann has 3 pens. " * 20
     with pytest.raises(LmsiError, match=r"question long needs \d+ positions.*the model has 256"):
         next(engine.run("", [*QUESTIONS, ("long", text)], sampling, **NOISE))
@@ -285,7 +291,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(micro_config, micro_params
 
 
 @pytest.mark.parametrize(
-    "bad", [{"lanes": 0}, {"chunk": 8, "page": 12}, {"dtype": "int8"}, {"resident": 0.5}]
+    "bad", [{"slots": 0}, {"chunk": 8, "page": 12}, {"dtype": "int8"}, {"resident": 0.5}]
 )
 def test_a_layout_out_of_range_is_refused(bad):
     with pytest.raises(LmsiError, match=next(iter(bad))):
@@ -293,27 +299,29 @@ def test_a_layout_out_of_range_is_refused(bad):
 
 
 def test_paths_that_are_sampled_in_several_goes_are_those_that_are_sampled_together(engine):
-    seven = dataclasses.replace(FREE, paths=7)
+    seven = dataclasses.replace(FREE, num_samples=7)
     whole = _run(engine, MANY, seven)
     split: dict[str, list] = {uid: [] for uid in whole}
     for first in range(3):
         numbers = range(first, 7, 3)
-        sampling = dataclasses.replace(FREE, paths=len(numbers))
+        sampling = dataclasses.replace(FREE, num_samples=len(numbers))
         for uid, paths in _run(engine, MANY, sampling, numbers=numbers).items():
             assert [path.index for path in paths] == list(numbers)
             split[uid] += paths
     for uid, paths in split.items():
         paths = sorted(paths, key=lambda path: path.index)
-        assert [(p.index, p.text) for p in paths] == [(p.index, p.text) for p in whole[uid]]
+        assert [(p.sample_index, p.text) for p in paths] == [
+            (p.sample_index, p.text) for p in whole[uid]
+        ]
 
 
 def test_a_path_has_its_number_s_noise_whatever_its_prompt_is(engine):
     """So hot that every token is as likely as any other: what comes is the noise alone."""
-    hot = dataclasses.replace(FREE, paths=4, temperature=1e12)
+    hot = dataclasses.replace(FREE, num_samples=4, temperature=1e12)
     whole = _run(engine, QUESTIONS, hot)
     numbers = {PREFIX: (0, 2), "Q: 5?\nA: So. The answer is 5.\n\n": (1, 3)}
     for prefix, some in numbers.items():
-        half = dataclasses.replace(hot, paths=2)
+        half = dataclasses.replace(hot, num_samples=2)
         for uid, paths in _run(engine, QUESTIONS, half, prefix, numbers=some).items():
             assert [p.text for p in paths] == [whole[uid][k].text for k in some]
     assert len({path.text for paths in whole.values() for path in paths}) == 8

@@ -16,8 +16,8 @@ from lmsi_jax.models.transformer import hidden_states
 from lmsi_jax.rollout.engine import Engine
 
 NOISE = {"seed": 5, "round_index": 2}
-# Two chunks to a page, several pages to a path, more paths than lanes.
-LAYOUT = Decoding(lanes=3, chunk=2, page=4, prefill_tokens=64)
+# Two chunks to a page, several pages to a path, more paths than slots.
+LAYOUT = Decoding(slots=3, chunk=2, page=4, prefill_tokens=64)
 
 
 @pytest.mark.parametrize("family", FEW_FAST)
@@ -27,14 +27,16 @@ def test_log_probabilities_equal_plain_decoding(micro_config, family):
     params, letters = sharp_params(config, 1), Characters(config.vocab_size)
     draw = np.random.default_rng(0)
     prefix, *texts = (letters.decode(draw.integers(320, size=n)) for n in (9, 1, 6))
-    sampling = Sampling(paths=2, temperature=0.7, max_new_tokens=11, stop=(), token_logprobs=True)
+    sampling = Sampling(
+        num_samples=2, temperature=0.7, max_new_tokens=11, stop=(), token_logprobs=True
+    )
     questions = [(f"q{n}", text) for n, text in enumerate(texts)]
     found = dict(Engine(config, params, letters, LAYOUT).run(prefix, questions, sampling, **NOISE))
     for uid, text in questions:
-        path = found[uid][1]
-        plain = expected(config, params, letters.encode(prefix + text), path, 0.7, **NOISE)
-        assert path.tokens == 11
-        np.testing.assert_allclose(path.logprobs, plain.logprobs, rtol=0, atol=1e-4)
+        sample = found[uid][1]
+        plain = expected(config, params, letters.encode(prefix + text), sample, 0.7, **NOISE)
+        assert sample.tokens == 11
+        np.testing.assert_allclose(sample.logprobs, plain.logprobs, rtol=0, atol=1e-4)
         assert plain.miss.max() < 1e-4
 
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from lmsi_jax.config.sampling import Sampling
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.pipeline.sample_shards import Job, generate, plan, prepare, read_paths
-from lmsi_jax.records import Path
+from lmsi_jax.pipeline.sample_shards import Job, generate, plan, prepare, read_samples
+from lmsi_jax.records import Sample
 from lmsi_jax.rollout.engine import Stats
 from lmsi_jax.runtime import files
 from lmsi_jax.runtime.store import ShardStore
 
-SAMPLING = Sampling(paths=3, max_new_tokens=8)
+SAMPLING = Sampling(num_samples=3, max_new_tokens=8)
 _LENGTHS = st.dictionaries(st.text("abc/0", min_size=1), st.integers(1, 90), max_size=30)
 
 
@@ -50,7 +50,7 @@ class PureEngine:
 
 def _path(seed, round_index, uid, prompt, index):
     text = f"{prompt}|{seed}|{round_index}|{index}"
-    return Path(uid=uid, index=index, text=text, tokens=4, logprob=-1.5, finished=True)
+    return Sample(uid=uid, sample_index=index, text=text, tokens=4, logprob=-1.5, finished=True)
 
 
 class Recorder:
@@ -177,7 +177,7 @@ def _rows(data):
 
 def test_rows_stand_in_the_order_of_uid_and_index(whole):
     for data in whole.values():
-        rows = [(row["uid"], row["index"]) for row in _rows(data)]
+        rows = [(row["uid"], row["sample_index"]) for row in _rows(data)]
         assert rows == sorted(rows) and len(rows) == len(set(rows))
 
 
@@ -200,7 +200,9 @@ def test_a_job_with_numbers_has_the_paths_of_these_numbers_and_they_are_the_same
     _make(tmp_path, [some])
     wanted = [row for name in whole if name[:2] == "a-" for row in _rows(whole[name])]
     found = [
-        path.to_json() for own in read_paths(ShardStore(tmp_path), "a").values() for path in own
+        sample.to_json()
+        for own in read_samples(ShardStore(tmp_path), "a").values()
+        for sample in own
     ]
     assert found == [row for row in wanted if row["index"] in (1, 2)]
 
@@ -308,25 +310,27 @@ def test_the_watcher_hears_of_every_question_and_of_counts_that_go_on_over_the_j
     recorder = Recorder()
     _make(tmp_path, watcher=recorder)
     assert sorted(recorder.questions) == sorted((uid, 3) for job in JOBS for uid in job.questions)
-    assert [stats.paths for stats in recorder.stats] == [3 * n for n in range(1, 21)]
+    assert [stats.samples for stats in recorder.stats] == [3 * n for n in range(1, 21)]
     assert recorder.stats[-1] == Stats(60, 240, 400)
 
 
 def test_paths_are_read_by_job_and_in_index_order(tmp_path):
     _make(tmp_path)
     for job in JOBS:
-        paths = read_paths(ShardStore(tmp_path), job.name)
-        assert set(paths) == set(job.questions)
-        for uid, own in paths.items():
-            assert [(path.uid, path.index) for path in own] == [(uid, k) for k in range(3)]
-    assert read_paths(ShardStore(tmp_path), "nothing") == {}
+        samples = read_samples(ShardStore(tmp_path), job.name)
+        assert set(samples) == set(job.questions)
+        for uid, own in samples.items():
+            assert [(sample.uid, sample.sample_index) for sample in own] == [
+                (uid, k) for k in range(3)
+            ]
+    assert read_samples(ShardStore(tmp_path), "nothing") == {}
 
 
 def test_reading_beside_a_missing_shard_is_an_error(tmp_path):
     _make(tmp_path)
     ShardStore(tmp_path).path("a-00001-of-00003").unlink()
     with pytest.raises(LmsiError, match="a-00001-of-00003.jsonl.gz is missing; repeat the command"):
-        read_paths(ShardStore(tmp_path), "a")
+        read_samples(ShardStore(tmp_path), "a")
 
 
 def test_shards_go_to_a_bucket_as_they_go_to_a_folder(whole, bucket):
@@ -339,4 +343,4 @@ def test_shards_go_to_a_bucket_as_they_go_to_a_folder(whole, bucket):
     engine = PureEngine()
     _make("gs://bucket/run/sample", engine=engine)
     assert [len(run) for run in engine.runs] == [3]
-    assert set(read_paths(ShardStore("gs://bucket/run/sample"), "b")) == set(JOBS[1].questions)
+    assert set(read_samples(ShardStore("gs://bucket/run/sample"), "b")) == set(JOBS[1].questions)

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmsi_jax.rollout.decode_step import path_keys, uid_words, uniforms
+from lmsi_jax.rollout.decode_step import sample_keys, uid_words, uniforms
 
 
 def _at(keys, position):
@@ -26,15 +26,15 @@ def _by_hand(seed, round_index, uid, index, position):
     st.lists(st.tuples(st.text(max_size=8), st.integers(0, 99)), min_size=3, max_size=3),
     st.randoms(),
 )
-def test_noise_does_not_depend_on_the_lane_or_its_neighbours(lanes, random):
-    keys = path_keys(7, 2, [uid for uid, _ in lanes], [k for _, k in lanes])
+def test_noise_does_not_depend_on_the_lane_or_its_neighbours(slots, random):
+    keys = sample_keys(7, 2, [uid for uid, _ in slots], [k for _, k in slots])
     noise = _at(keys, 5)
-    order = list(range(len(lanes)))
+    order = list(range(len(slots)))
     random.shuffle(order)
-    moved = [lanes[i] for i in order]
-    again = _at(path_keys(7, 2, [u for u, _ in moved], [k for _, k in moved]), 5)
+    moved = [slots[i] for i in order]
+    again = _at(sample_keys(7, 2, [u for u, _ in moved], [k for _, k in moved]), 5)
     np.testing.assert_array_equal(noise[order], again)
-    np.testing.assert_array_equal(noise, [_by_hand(7, 2, uid, k, 5) for uid, k in lanes])
+    np.testing.assert_array_equal(noise, [_by_hand(7, 2, uid, k, 5) for uid, k in slots])
 
 
 def test_every_part_of_the_key_changes_the_noise():
@@ -46,14 +46,14 @@ def test_every_part_of_the_key_changes_the_noise():
 
 
 def test_each_row_has_its_own_positions():
-    keys = path_keys(1, 1, ["a", "b"], [0, 3])
+    keys = sample_keys(1, 1, ["a", "b"], [0, 3])
     noise = np.asarray(uniforms(keys, np.array([[0, 1, 2], [5, 6, 7]])))
     assert noise[0].tolist() == [_by_hand(1, 1, "a", 0, p) for p in (0, 1, 2)]
     assert noise[1].tolist() == [_by_hand(1, 1, "b", 3, p) for p in (5, 6, 7)]
 
 
 def test_noise_is_uniform():
-    keys = path_keys(0, 0, ["q"] * 4000, list(range(4000)))
+    keys = sample_keys(0, 0, ["q"] * 4000, list(range(4000)))
     noise = _at(keys, 0)
     counts, _ = np.histogram(noise, bins=10, range=(0, 1))
     assert counts.sum() == 4000

@@ -30,9 +30,9 @@ def _model(groups, per, width, layers, windows, caps):
     )
 
 
-def _layout(lanes, chunk, chunks, prefill, pool):
+def _layout(slots, chunk, chunks, prefill, pool):
     return Decoding(
-        lanes=lanes, chunk=chunk, page=chunk * chunks, prefill_tokens=prefill, pool_bytes=pool
+        slots=slots, chunk=chunk, page=chunk * chunks, prefill_tokens=prefill, pool_bytes=pool
     )
 
 
@@ -47,7 +47,7 @@ _MODELS = st.builds(
 )
 _LAYOUTS = st.builds(
     _layout,
-    lanes=st.integers(1, 7),
+    slots=st.integers(1, 7),
     chunk=st.integers(1, 4),
     chunks=st.integers(1, 3),
     prefill=st.sampled_from([1, 64, 100]),
@@ -80,15 +80,15 @@ def test_log_probabilities_equal_plain_attention(model, layout, lengths, paths, 
     questions = [(f"q{n}", text) for n, text in enumerate(texts)]
     steps = min(lengths[2], 3 * layout.page + 1)
     sampling = Sampling(
-        paths=paths, temperature=temperature, max_new_tokens=steps, stop=(),
+        num_samples=paths, temperature=temperature, max_new_tokens=steps, stop=(),
         token_logprobs=True,
     )  # fmt: skip
     found = dict(Engine(model, params, letters, layout).run(prefix, questions, sampling, **NOISE))
     assert [len(found[uid]) for uid, _ in questions] == [paths] * len(questions)
     for uid, text in questions[-2:]:
-        path = found[uid][-1]
-        assert path.tokens == steps
+        sample = found[uid][-1]
+        assert sample.tokens == steps
         prompt = letters.encode(prefix + text)
-        plain = expected(model, params, prompt, path, temperature, **NOISE)
-        np.testing.assert_allclose(path.logprobs, plain.logprobs, rtol=0, atol=1e-4)
+        plain = expected(model, params, prompt, sample, temperature, **NOISE)
+        np.testing.assert_allclose(sample.logprobs, plain.logprobs, rtol=0, atol=1e-4)
         assert plain.miss.max() < 1e-4

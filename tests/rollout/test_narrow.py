@@ -19,7 +19,7 @@ from lmsi_jax.rollout.engine import Engine
 
 NOISE = {"seed": 5, "round_index": 2}
 STEPS = 14
-LAYOUT = Decoding(lanes=5, chunk=2, page=4, prefill_tokens=64, dtype="bfloat16")
+LAYOUT = Decoding(slots=5, chunk=2, page=4, prefill_tokens=64, dtype="bfloat16")
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +43,19 @@ def errors(model, params):
     found = {}
     for temperature in (0.0, 1.0):
         sampling = Sampling(
-            paths=2, temperature=temperature, max_new_tokens=STEPS, stop=(), token_logprobs=True
+            num_samples=2,
+            temperature=temperature,
+            max_new_tokens=STEPS,
+            stop=(),
+            token_logprobs=True,
         )
         questions = [(f"q{n}", text) for n, text in enumerate(texts)]
         off, miss, right = [], [], []
-        for uid, paths in engine.run(prefix, questions, sampling, **NOISE):
-            for path in paths:
+        for uid, samples in engine.run(prefix, questions, sampling, **NOISE):
+            for sample in samples:
                 prompt = letters.encode(prefix + dict(questions)[uid])
-                plain = expected(model, rounded, prompt, path, temperature, **NOISE)
-                off.append(np.array(path.logprobs) - plain.logprobs)
+                plain = expected(model, rounded, prompt, sample, temperature, **NOISE)
+                off.append(np.array(sample.logprobs) - plain.logprobs)
                 miss.append(plain.miss)
                 right.append(plain.logprobs)
         found[temperature] = np.array(off), np.array(miss), np.array(right)

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from lmsi_jax.models.attention import MASKED, merge
 from lmsi_jax.rollout.kv_pages import (
+    PageTable,
     Pool,
-    Table,
     _at_once,
     _in_turn,
     _sum_in_order,
     over_pages,
-    written,
+    write_entries,
 )
 
 WIDTH, ENTRIES = 8, 4
@@ -40,7 +40,7 @@ def _table(own, lengths, segments, size):
             stored[page] = min(ENTRIES, length - j * ENTRIES)
     shape = (segments, size)
     stored = stored.reshape(shape)
-    return Table(
+    return PageTable(
         row=jnp.asarray(row.reshape(shape)),
         stored=jnp.asarray(stored),
         first=jnp.asarray(first.reshape(shape)),
@@ -106,7 +106,7 @@ def test_a_chunk_is_written_where_it_belongs_and_nowhere_else():
     fresh = np.random.default_rng(2).normal(size=(4, 2, 2, WIDTH)).astype(np.float32)
     page, offset = np.array([4, -1, 0, 5]), np.array([2, 0, 0, 2])
     rows = [jnp.asarray(fresh), jnp.asarray(fresh * 2)]
-    pool = written(Pool(old, old), rows, rows, jnp.asarray(page), jnp.asarray(offset))
+    pool = write_entries(Pool(old, old), rows, rows, jnp.asarray(page), jnp.asarray(offset))
     for layer, scale in enumerate((1, 2)):
         whole = np.concatenate([np.asarray(segment) for segment in pool.keys[layer]])
         expected = np.concatenate([np.full(shape, -1.0), np.full(shape, -2.0)])
@@ -138,7 +138,7 @@ def test_a_cpu_branches_once_for_each_segment_and_scatters_nothing():
 
     def both(q, pool, table):
         part = over_pages(q, pool, 0, table, jnp.array([6, 3]))
-        return part, written(pool, entries, entries, jnp.array([5, 2]), jnp.array([2, 3]))
+        return part, write_entries(pool, entries, entries, jnp.array([5, 2]), jnp.array([2, 3]))
 
     compiled = jax.jit(both).lower(jnp.zeros((2, 4, WIDTH)), pool, table).compile().as_text()
     assert len(re.findall(r"= .* conditional\(", compiled)) == 2  # what other devices do is gone

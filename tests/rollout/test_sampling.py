@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lmsi_jax.config.sampling import Filters, Sampling
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.rollout.sampler import draw, filtered, inverse_cdf
+from lmsi_jax.rollout.sampler import apply_top_k_top_p, inverse_cdf, sample_token
 
 
 @settings(max_examples=50, deadline=None)
@@ -30,7 +30,7 @@ def test_a_draw_is_where_the_cumulative_sum_passes_the_uniform_number(weights, u
 def test_draws_follow_the_softmax():
     scores = jnp.asarray([0.0, 1.0, 2.0, -1.0])
     uniform = (jnp.arange(20_000) + 0.5) / 20_000
-    tokens, logprobs = draw(
+    tokens, logprobs = sample_token(
         jnp.broadcast_to(scores, (20_000, 4)), uniform, 0.5, Filters(False, 0, 1.0)
     )
     share = np.bincount(np.asarray(tokens), minlength=4) / 20_000
@@ -41,28 +41,30 @@ def test_draws_follow_the_softmax():
 
 def test_greedy_takes_the_best_token_whatever_the_noise():
     scores = jnp.asarray([[0.1, 3.0, 2.9], [5.0, 1.0, 0.0]])
-    tokens, _ = draw(scores, jnp.asarray([0.999, 0.999]), 1.0, Sampling(temperature=0).filters)
+    tokens, _ = sample_token(
+        scores, jnp.asarray([0.999, 0.999]), 1.0, Sampling(temperature=0).filters
+    )
     assert tokens.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("k", [1, 3, 0])
 def test_top_k_keeps_k_tokens_and_zero_keeps_all(k):
     scores = jax.random.normal(jax.random.key(0), (5, 9))
-    kept = np.isfinite(np.asarray(filtered(scores, k, 1.0)))
+    kept = np.isfinite(np.asarray(apply_top_k_top_p(scores, k, 1.0)))
     assert kept.sum(1).tolist() == [k or 9] * 5
 
 
 def test_top_p_keeps_the_smallest_set_with_that_probability():
     probabilities = jnp.asarray([[0.5, 0.25, 0.15, 0.1]])
     for top_p, count in ((0.4, 1), (0.6, 2), (0.8, 3), (0.95, 4)):
-        kept = np.isfinite(np.asarray(filtered(jnp.log(probabilities), 0, top_p)))
+        kept = np.isfinite(np.asarray(apply_top_k_top_p(jnp.log(probabilities), 0, top_p)))
         assert kept[0].tolist() == [i < count for i in range(4)]
 
 
 def test_min_p_keeps_tokens_near_the_most_likely_one():
     probabilities = jnp.asarray([[0.5, 0.25, 0.15, 0.1]])
     for min_p, count in ((0.0, 4), (0.15, 4), (0.25, 3), (0.4, 2), (0.6, 1), (1.0, 1)):
-        kept = np.isfinite(np.asarray(filtered(jnp.log(probabilities), 0, 1.0, min_p)))
+        kept = np.isfinite(np.asarray(apply_top_k_top_p(jnp.log(probabilities), 0, 1.0, min_p)))
         assert kept[0].tolist() == [i < count for i in range(4)]
 
 
@@ -82,12 +84,12 @@ def test_settings_out_of_range_are_refused():
 
 @pytest.mark.parametrize("threshold", [0.5, 1.0, 1.5, -0.95, float("nan")])
 def test_an_early_stop_that_cannot_work_is_refused_with_its_remedy(threshold):
-    with pytest.raises(LmsiError, match="early_stop = .*above 0.5 and below 1.*None"):
-        Sampling(early_stop=threshold)
-    with pytest.raises(LmsiError, match="early_stop_every = 0; use 1 or more"):
-        Sampling(early_stop=0.95, early_stop_every=0)
+    with pytest.raises(LmsiError, match="adaptive_consistency = .*above 0.5 and below 1.*None"):
+        Sampling(adaptive_consistency=threshold)
+    with pytest.raises(LmsiError, match="adaptive_consistency_every = 0; use 1 or more"):
+        Sampling(adaptive_consistency=0.95, adaptive_consistency_every=0)
 
 
 def test_early_stop_is_off_unless_asked_for():
-    assert Sampling().early_stop is None
-    assert Sampling(early_stop=0.95).early_stop_every == 4
+    assert Sampling().adaptive_consistency is None
+    assert Sampling(adaptive_consistency=0.95).adaptive_consistency_every == 4

@@ -37,17 +37,17 @@ def _drive(scheduler, plan, seen):
     """Runs chunks to the end, checking what must hold between them."""
     complete, chunks, stored = [], 0, {}
     while not scheduler.done:
-        while scheduler.idle and (pair := scheduler.seat()):
-            assert pair[1] < plan.slots
+        while scheduler.idle and (pair := scheduler.admit()):
+            assert pair[1] < plan.prompt_slots
             seen.setdefault("seats", []).append(pair[0])
         scheduler.start()
         if missing := scheduler.missing_pages():
             scheduler.add_pages(missing)
-        _compact(scheduler, plan.rows, stored)
+        _compact(scheduler, plan.slots, stored)
         targets = scheduler.allot()
         active = scheduler.active
         stored.update(_owned(active))
-        assert len(active) <= plan.rows
+        assert len(active) <= plan.slots
         owned = [page for path in active for page in path.pages]
         assert len(owned) == len(set(owned)) <= scheduler.pages
         for path, (page, offset) in zip(active, targets, strict=True):
@@ -58,7 +58,7 @@ def _drive(scheduler, plan, seen):
                 assert offset == len(path.tokens) % plan.page
         of_slot = {}
         for path in active:
-            of_slot.setdefault(path.slot, set()).add(path.question)
+            of_slot.setdefault(path.prompt_slot, set()).add(path.question)
         assert all(len(questions) == 1 for questions in of_slot.values())
         finished = []
         for path in active:
@@ -73,7 +73,7 @@ def _drive(scheduler, plan, seen):
     # Nobody holds a page any more: as many as there are could be taken at once.
     assert len(scheduler._free_pages) == scheduler.pages
     longest = -(-max((limit for limit in seen.get("limits", [0])), default=0) // plan.page)
-    assert scheduler.pages <= plan.rows * max(longest, 0)
+    assert scheduler.pages <= plan.slots * max(longest, 0)
     return complete
 
 
@@ -84,7 +84,9 @@ def _drive(scheduler, plan, seen):
     st.integers(1, 4),
 )
 def test_every_path_of_every_question_runs_once(lengths, rows, slots, places):
-    plan = Plan(paths=4, rows=rows, slots=slots, places=places, chunk=2, page=6)
+    plan = Plan(
+        num_samples=4, slots=rows, prompt_slots=slots, slots_per_prompt=places, chunk=2, page=6
+    )
     seen = {}
     questions = iter(range(len(lengths)))
     scheduler = Scheduler(plan, questions, lambda q, k: lengths[q][k])
@@ -98,7 +100,15 @@ def test_every_path_of_every_question_runs_once(lengths, rows, slots, places):
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=8), st.integers(1, 9))
 def test_a_question_stops_at_the_first_count_that_settles_it(needed, rows):
     """Question q is settled from needed[q] * 2 paths on; nothing beyond is started."""
-    plan = Plan(paths=8, rows=rows, slots=3, places=2, chunk=2, page=4, every=2)
+    plan = Plan(
+        num_samples=8,
+        slots=rows,
+        prompt_slots=3,
+        slots_per_prompt=2,
+        chunk=2,
+        page=4,
+        check_every=2,
+    )
     seen = {}
     scheduler = Scheduler(
         plan,
@@ -113,18 +123,18 @@ def test_a_question_stops_at_the_first_count_that_settles_it(needed, rows):
 
 
 def test_rows_stay_busy_while_paths_wait():
-    plan = Plan(paths=4, rows=4, slots=2, places=4, chunk=1, page=2)
+    plan = Plan(num_samples=4, slots=4, prompt_slots=2, slots_per_prompt=4, chunk=1, page=2)
     scheduler = Scheduler(plan, iter(range(3)), lambda q, k: 1 + k)
     busy = []
     while not scheduler.done:
-        while scheduler.idle and scheduler.seat():
+        while scheduler.idle and scheduler.admit():
             pass
         scheduler.start()
         scheduler.add_pages(scheduler.missing_pages())
         scheduler.allot()
         busy.append(len(scheduler.active))
-        for path in scheduler.active:
-            path.tokens.append(0)
+        for running in scheduler.active:
+            running.tokens.append(0)
         list(scheduler.end([p for p in scheduler.active if len(p.tokens) >= p.limit]))
     work = 3 * (1 + 2 + 3 + 4)
     assert sum(busy) == work

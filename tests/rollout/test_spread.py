@@ -19,12 +19,12 @@ from lmsi_jax.config.sampling import Decoding
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.sharding import (
     RULES,
-    Spread,
+    DecodeMesh,
     decoding_shapes,
     decoding_weights,
     logical_axes,
+    make_decode_mesh,
     make_mesh,
-    make_spread,
     param_shardings,
     spec,
     weight_specs,
@@ -56,7 +56,7 @@ def listed(run):
 """
 _MESH_SCRIPT = """
 for data, model, fsdp in json.loads(sys.argv[2]):
-    layout = Decoding(lanes=8 // data + 3, chunk=2, page=4, data=data, model=model, fsdp=fsdp)
+    layout = Decoding(slots=8 // data + 3, chunk=2, page=4, data=data, model=model, fsdp=fsdp)
     engine = Engine(config, params, tokenizer, layout)
     weight = engine._device.weights["layer_0"].get("up")
     mesh = {"shards": 1 if weight is None else weight.size // weight.addressable_data(0).size}
@@ -93,10 +93,10 @@ config = dataclasses.replace(
 params = init_params(config, jax.random.key(1))
 {inspect.getsource(_settled)}
 {inspect.getsource(_limit)}
-sampling = Sampling(paths=6, temperature=1.0, max_new_tokens=8, stop=(), early_stop=0.95,
-                    early_stop_every=2)
+sampling = Sampling(paths=6, temperature=1.0, max_new_tokens=8, stop=(), adaptive_consistency=0.95,
+                    adaptive_consistency_every=2)
 for data, model, fsdp, pool in json.loads(sys.argv[2]):
-    layout = Decoding(lanes=8 // data + 3, chunk=2, page=4, pool_bytes=pool, data=data,
+    layout = Decoding(slots=8 // data + 3, chunk=2, page=4, pool_bytes=pool, data=data,
                       model=model, fsdp=fsdp)
     engine, before = Engine(config, params, tokenizer, layout), decode_chunk._cache_size()
     runs = {{}}
@@ -132,7 +132,7 @@ def runs(tokenizer_path, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pools(tokenizer_path, tmp_path_factory):
-    """The same questions with a small pool: all paths, with early stop, with limits."""
+    """The same questions with a small pool: all paths, with adaptive consistency, with limits."""
     out = tmp_path_factory.mktemp("spread") / "pools.json"
     return _on_eight_devices(_POOL_SCRIPT, _POOLS, tokenizer_path, out)
 
@@ -239,13 +239,15 @@ def test_weights_that_were_read_to_their_place_are_those_that_were_cast(
     saved = checkpoints.Checkpoints(tmp_path)
     saved.save(1, micro_params)
     saved.close()
-    spread = Spread(make_mesh(jax.devices()[:1], 1, 1))
+    decode_mesh = DecodeMesh(make_mesh(jax.devices()[:1], 1, 1))
     like = parameter_shapes(micro_config, "bfloat16")
-    read = checkpoints.load_params(tmp_path, like, param_shardings(micro_config, spread))
-    weights = decoding_weights(micro_config, read, jnp.bfloat16, spread)
+    read = checkpoints.load_params(tmp_path, like, param_shardings(micro_config, decode_mesh))
+    weights = decoding_weights(micro_config, read, jnp.bfloat16, decode_mesh)
     assert weights["layer_1"]["down"] is read["layer_1"]["down"]
-    whole = decoding_weights(micro_config, micro_params, jnp.bfloat16, spread)
-    shapes = decoding_shapes(micro_config, parameter_shapes(micro_config), jnp.bfloat16, spread)
+    whole = decoding_weights(micro_config, micro_params, jnp.bfloat16, decode_mesh)
+    shapes = decoding_shapes(
+        micro_config, parameter_shapes(micro_config), jnp.bfloat16, decode_mesh
+    )
     for ours, theirs, shape in zip(*map(jax.tree.leaves, (weights, whole, shapes)), strict=True):
         assert ours.dtype == jnp.bfloat16 and ours.sharding == theirs.sharding == shape.sharding
         np.testing.assert_array_equal(ours, theirs)
@@ -259,8 +261,8 @@ def test_a_collision_and_an_unknown_axis_are_named():
 
 
 def test_too_few_devices_are_refused_with_their_number():
-    assert make_spread(1, 1, False) == Spread()
+    assert make_decode_mesh(1, 1, False) == DecodeMesh()
     with pytest.raises(LmsiError, match="need 64 devices, this process has"):
-        make_spread(8, 8, False)
+        make_decode_mesh(8, 8, False)
     with pytest.raises(LmsiError, match="Decoding.data = 0"):
         Decoding(data=0)

@@ -9,15 +9,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.sharding import Team, make_mesh, make_spread, team_devices, team_here, team_of
+from lmsi_jax.models.sharding import (
+    ReplicaGroup,
+    local_replica_group,
+    make_decode_mesh,
+    make_mesh,
+    replica_group_devices,
+    replica_group_of,
+)
 
 
 def test_palm_540b_on_a_v5p_slice_has_32_teams_of_four_machines():
-    teams = [team_of(1, 16, [4] * 128, process) for process in range(128)]
-    assert {team.count for team in teams} == {32}
-    assert teams[6] == Team(1, 32, range(4, 8), 6)
-    assert [team.process for team in teams if team.first] == list(range(0, 128, 4))
-    assert [team.index for team in teams] == [process // 4 for process in range(128)]
+    teams = [replica_group_of(1, 16, [4] * 128, process) for process in range(128)]
+    assert {replica_group.count for replica_group in teams} == {32}
+    assert teams[6] == ReplicaGroup(1, 32, range(4, 8), 6)
+    assert [replica_group.process for replica_group in teams if replica_group.first] == list(
+        range(0, 128, 4)
+    )
+    assert [replica_group.index for replica_group in teams] == [
+        process // 4 for process in range(128)
+    ]
 
 
 @given(own=st.integers(1, 8), size=st.integers(1, 6), count=st.integers(1, 5), data=st.data())
@@ -25,23 +36,23 @@ def test_every_process_is_in_one_team_whose_members_agree_and_have_the_mesh(own,
     wanted = own * size
     model = data.draw(st.sampled_from([n for n in range(1, wanted + 1) if wanted % n == 0]))
     teams = [
-        team_of(wanted // model, model, [own] * (size * count), process)
+        replica_group_of(wanted // model, model, [own] * (size * count), process)
         for process in range(size * count)
     ]
-    for process, team in enumerate(teams):
-        assert process in team.members and len(team.members) == size
-        for member in team.members:
-            assert teams[member] == dataclasses.replace(team, process=member)
-        assert team.several == (size > 1)
-        assert team.first == (process == min(team.members))
-    assert sorted({team.index for team in teams}) == list(range(count))
+    for process, replica_group in enumerate(teams):
+        assert process in replica_group.members and len(replica_group.members) == size
+        for member in replica_group.members:
+            assert teams[member] == dataclasses.replace(replica_group, process=member)
+        assert replica_group.several == (size > 1)
+        assert replica_group.first == (process == min(replica_group.members))
+    assert sorted({replica_group.index for replica_group in teams}) == list(range(count))
 
 
 @given(wanted=st.integers(1, 4), devices=st.lists(st.integers(4, 8), min_size=1, max_size=5))
 def test_a_mesh_that_every_process_suffices_for_is_each_one_s_own(wanted, devices):
     for process in range(len(devices)):
-        alone = Team(process, len(devices), range(process, process + 1), process)
-        assert team_of(wanted, 1, devices, process) == alone
+        alone = ReplicaGroup(process, len(devices), range(process, process + 1), process)
+        assert replica_group_of(wanted, 1, devices, process) == alone
 
 
 @pytest.mark.parametrize(
@@ -67,14 +78,14 @@ def test_a_mesh_that_every_process_suffices_for_is_each_one_s_own(wanted, device
 def test_what_makes_no_equal_teams_is_refused_by_all_with_the_remedy(mesh, devices, message):
     for process in range(len(devices)):
         with pytest.raises(LmsiError, match=re.escape(message)):
-            team_of(*mesh, devices, process)
+            replica_group_of(*mesh, devices, process)
 
 
 def test_the_devices_of_this_process_alone_are_its_team_s():
-    team = team_here(1, 1)
-    assert team == Team() and not team.several
-    assert team_devices(team) == tuple(jax.devices())
-    assert make_spread(1, 1, False).shared is None
+    replica_group = local_replica_group(1, 1)
+    assert replica_group == ReplicaGroup() and not replica_group.several
+    assert replica_group_devices(replica_group) == tuple(jax.devices())
+    assert make_decode_mesh(1, 1, False).shared is None
 
 
 class _Chip:

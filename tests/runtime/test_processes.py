@@ -13,7 +13,8 @@ import time
 import pytest
 
 from lmsi_jax.errors import LmsiError, TryAgain
-from lmsi_jax.runtime.processes import Processes, Terminated, deferred, leaving
+from lmsi_jax.runtime.processes import Processes
+from lmsi_jax.runtime.signals import Terminated, deferred_signals, signals_as_exceptions
 from lmsi_jax.runtime.store import ShardStore
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -21,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SCRIPT = """
 import os, sys, time
 import jax
-from lmsi_jax import processes, signals
+from lmsi_jax.runtime import processes, signals
 from lmsi_jax.rollout import generate as g
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.rollout.scheduler import Decoding
@@ -47,7 +48,7 @@ class Watcher:
 
 def sample(order):
     engine = Engine(config, init_params(config, jax.random.key(0)), SentencePiece(tokenizer),
-                    Decoding(lanes=6))
+                    Decoding(slots=6))
     sampling = Sampling(paths=3, temperature=1.0, max_new_tokens=8, stop=())
     jobs = [g.Job(name=name, prefix="Q: 3?\\\\nA: 7.\\\\n", sampling=sampling,
                   questions={f"{name}/{i}": "Q: 1 + " + "9" * i for i in range(1, 8)})
@@ -296,7 +297,12 @@ def test_when_one_leaves_those_who_wait_follow(connected, who, error, kind, text
 @pytest.mark.parametrize(("error", "kind", "text"), _WHY)
 def test_when_one_leaves_those_who_work_leave_as_on_sigterm(connected, error, kind, text):
     leader, helper = connected(2)
-    with pytest.raises(kind) as raised, leaving(), leader.joined(), deferred() as requested:
+    with (
+        pytest.raises(kind) as raised,
+        signals_as_exceptions(),
+        leader.joined(),
+        deferred_signals() as requested,
+    ):
         with pytest.raises(type(error)), helper.joined():
             raise error
         end = time.monotonic() + 20
@@ -356,7 +362,7 @@ def test_who_waits_for_a_finding_follows_one_that_leaves(connected):
 
 def test_what_ended_well_disturbs_nobody(connected):
     leader, helper = connected(2)
-    with leaving(), leader.joined():
+    with signals_as_exceptions(), leader.joined():
         with helper.joined():
             pass
         time.sleep(1.5)

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from lmsi_jax.runtime.processes import Terminated, deferred, leaving
+from lmsi_jax.runtime.signals import Terminated, deferred_signals, signals_as_exceptions
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def _terminate():
 
 def test_a_command_leaves_at_once():
     steps = []
-    with pytest.raises(Terminated), leaving():
+    with pytest.raises(Terminated), signals_as_exceptions():
         steps.append(1)
         _terminate()
         steps.append(2)
@@ -37,7 +37,7 @@ def test_a_command_leaves_at_once():
 
 def test_a_stage_finishes_its_step_first():
     steps = []
-    with pytest.raises(Terminated), leaving(), deferred() as requested:
+    with pytest.raises(Terminated), signals_as_exceptions(), deferred_signals() as requested:
         for step in range(9):
             assert not requested()
             if step == 3:
@@ -49,18 +49,18 @@ def test_a_stage_finishes_its_step_first():
 
 
 def test_a_request_that_nobody_read_is_not_lost():
-    with pytest.raises(Terminated), deferred():
+    with pytest.raises(Terminated), deferred_signals():
         _terminate()
 
 
 def test_another_error_goes_first():
-    with pytest.raises(ValueError, match="the disk"), deferred():
+    with pytest.raises(ValueError, match="the disk"), deferred_signals():
         _terminate()
         raise ValueError("the disk")
 
 
 def test_the_callers_handler_is_back_afterwards(untouched):
-    with leaving(), deferred() as requested:
+    with signals_as_exceptions(), deferred_signals() as requested:
         assert not requested()
     _terminate()
     assert untouched == [signal.SIGTERM]
@@ -70,7 +70,7 @@ def test_off_the_main_thread_nothing_is_touched(untouched):
     seen = []
 
     def work():
-        with leaving(), deferred() as requested:
+        with signals_as_exceptions(), deferred_signals() as requested:
             seen.append((requested(), signal.getsignal(signal.SIGTERM).__name__))
 
     thread = threading.Thread(target=work)

@@ -198,7 +198,7 @@ def test_damaged_and_absent_json_are_named(tmp_path):
 
 # --- stages ---------------------------------------------------------------------------------------
 
-_CONFIG = {"Sampling": {"temperature": 0.7, "paths": 32}, "tasks": ("a", "b"), "Run.seed": 0}
+_CONFIG = {"Sampling": {"temperature": 0.7, "num_samples": 32}, "tasks": ("a", "b"), "Run.seed": 0}
 
 
 def _stage(folder, **changes) -> Stage:
@@ -241,7 +241,11 @@ def test_a_changed_parameter_is_named_with_both_values_and_the_remedy(tmp_path, 
     stage.begin()
     if finished:
         stage.finish()
-    changed = {"Sampling": {"temperature": 0.9, "paths": 32}, "tasks": ["a", "b"], "Run.rounds": 2}
+    changed = {
+        "Sampling": {"temperature": 0.9, "num_samples": 32},
+        "tasks": ["a", "b"],
+        "Run.rounds": 2,
+    }
     with pytest.raises(LmsiError) as error:
         _stage(tmp_path, config=changed).begin()
     text = str(error.value)

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from hypothesis import strategies as st
 
-from lmsi_jax.records import Path, Question, Vote
+from lmsi_jax.records import Question, Sample, Vote
 from lmsi_jax.selection.rows import Row
 
 LOSSES = st.floats(min_value=0.01, max_value=20, allow_nan=False)
@@ -30,7 +30,9 @@ def row(uid="q", index=0, *, confidence=0.5, entropy=0.5, total=8, logprob=-1.0,
             tied=(),
             entropy=entropy,
         ),
-        path=Path(uid=uid, index=index, text=text, tokens=4, logprob=logprob, finished=True),
+        sample=Sample(
+            uid=uid, sample_index=index, text=text, tokens=4, logprob=logprob, finished=True
+        ),
         solution=text.strip(),
         answer=key,
         key=key,

@@ -10,23 +10,23 @@ from hypothesis import strategies as st
 from selection_rows import LOSSES, exact_count, kept, lowest, row
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.records import Path, Question
+from lmsi_jax.records import Question, Sample
 from lmsi_jax.selection.filters import (
     AnswerEntropy,
     Cap,
     Difficulty,
     DistinctReasoning,
+    ExternalScore,
     InstructionFollowing,
     MinConfidence,
-    Ranked,
     SelfRating,
     equations,
-    hardest,
-    kept_of,
+    kept_count,
     rating_prompt,
     read_rating,
     reasoning,
     relative_entropy,
+    select_hardest,
     word_pairs,
 )
 from lmsi_jax.selection.importance import DistributionShift, ImportanceWeights
@@ -35,18 +35,18 @@ from lmsi_jax.voting import vote
 
 EVERY = (
     MinConfidence(),
-    Cap(paths=2),
+    Cap(num_samples=2),
     AnswerEntropy(),
     DistinctReasoning(),
     DistributionShift(validation="confident"),
     DistributionShift(),
     ImportanceWeights(),
     SelfRating(),
-    Ranked(ranker="m:f"),
+    ExternalScore(scorer="m:f"),
     InstructionFollowing(),
     Difficulty(),
 )
-FACTS = Facts(strong_losses=(0.5, 1.5))
+FACTS = Facts(human_losses=(0.5, 1.5))
 
 
 def _some(seed, n=20):
@@ -63,7 +63,7 @@ def _some(seed, n=20):
             question_loss=draw.randint(1, 9) / 3,
             alone_loss=draw.randint(1, 9) / 3,
             rating=float(draw.randint(0, 10)),
-            **{"rank:m:f": draw.randint(-5, 5)},
+            **{"scorer:m:f": draw.randint(-5, 5)},
         )
         for i in range(n)
     ]
@@ -83,20 +83,20 @@ def test_the_order_of_the_rows_does_not_matter(one, seed):
 @pytest.mark.parametrize("one", EVERY, ids=lambda one: type(one).__name__)
 @pytest.mark.parametrize("n", [0, 1])
 def test_no_row_and_one_row_are_no_trouble(one, n):
-    rows = [row(loss=1.0, question_loss=1.0, alone_loss=2.0, rating=3.0, **{"rank:m:f": 1})][:n]
+    rows = [row(loss=1.0, question_loss=1.0, alone_loss=2.0, rating=3.0, **{"scorer:m:f": 1})][:n]
     assert kept(one.judge(rows, FACTS)) == [0][: n if one != MinConfidence(confidence=0.6) else 0]
 
 
 @given(n=st.integers(0, 5000), percent=st.integers(1, 100))
 def test_a_share_is_exact_for_every_number_of_rows(n, percent):
-    assert kept_of(n, percent / 100) == exact_count(n, percent)
+    assert kept_count(n, percent / 100) == exact_count(n, percent)
 
 
 @given(losses=st.lists(LOSSES, max_size=30), percent=st.integers(1, 100))
 def test_the_lowest_distribution_shifts_are_kept(losses, percent):
     rows = [row(f"q{i:02}", loss=loss) for i, loss in enumerate(losses)]
     validation = (0.5, 1.5, 2.5)
-    found = DistributionShift(share=percent / 100).judge(rows, Facts(strong_losses=validation))
+    found = DistributionShift(share=percent / 100).judge(rows, Facts(human_losses=validation))
     ratios = [np.mean(validation) / loss for loss in losses]
     expected = [ratio if ratio >= 1 else 1 / ratio for ratio in ratios]
     chosen = kept(found)
@@ -131,12 +131,12 @@ def test_the_entropy_filter_is_the_papers_formula(counts, percent):
     for q, votes in enumerate(counts):
         question = Question(uid=f"q{q}", task="t", text="Q: ?", kind="number")
         texts = [f"The answer is {a}." for a, n in enumerate(votes) for _ in range(n)]
-        paths = [
-            Path(uid=f"q{q}", index=i, text=t, tokens=3, logprob=-1.0, finished=True)
+        samples = [
+            Sample(uid=f"q{q}", sample_index=i, text=t, tokens=3, logprob=-1.0, finished=True)
             for i, t in enumerate(texts)
         ]
-        cast = vote(question, paths)
-        m = len(paths)
+        cast = vote(question, samples)
+        m = len(samples)
         u = -sum(n / m * math.log(n / m) for n in votes) / math.log(m) if m > 1 else 0.0
         assert relative_entropy(cast) == pytest.approx(u, abs=1e-12)
         one = row(f"q{q}", entropy=cast.entropy, total=m)
@@ -164,8 +164,8 @@ def test_the_highest_ratings_are_kept_and_unrated_rows_never(ratings, percent):
 
 @given(scores=st.lists(st.integers(-9, 9), max_size=20), percent=st.integers(1, 100))
 def test_a_ranker_keeps_its_highest(scores, percent):
-    rows = [row(f"q{i:02}", **{"rank:m:f": score}) for i, score in enumerate(scores)]
-    found = kept(Ranked(ranker="m:f", share=percent / 100).judge(rows, NOTHING))
+    rows = [row(f"q{i:02}", **{"scorer:m:f": score}) for i, score in enumerate(scores)]
+    found = kept(ExternalScore(scorer="m:f", share=percent / 100).judge(rows, NOTHING))
     assert found == lowest([-score for score in scores], percent)
 
 
@@ -268,13 +268,13 @@ def test_the_hardest_are_chosen_as_over_a_dense_matrix(rows, count, neighbours, 
     losses = [float(loss) for loss, _ in rows]
     features = [word_pairs(" ".join(words)) for _, words in rows]
     arguments = (losses, features, count, neighbours, penalty)
-    assert hardest(*arguments) == _reference(*arguments)
+    assert select_hardest(*arguments) == _reference(*arguments)
 
 
 def test_a_twin_of_a_chosen_row_gives_way_to_an_easier_one():
     losses, features = [5.0, 4.9, 1.0], [word_pairs(t) for t in ("a b c", "a b c", "x y")]
-    assert hardest(losses, features, 2, 1, 1.0) == [0, 2]
-    assert hardest(losses, features, 2, 1, 0.0) == [0, 1]
+    assert select_hardest(losses, features, 2, 1, 1.0) == [0, 2]
+    assert select_hardest(losses, features, 2, 1, 0.0) == [0, 1]
 
 
 # --- rating ---------------------------------------------------------------------------------------
@@ -313,8 +313,8 @@ def test_the_rating_prompt_shows_question_and_solution():
         lambda: DistributionShift(validation="mine"),
         lambda: ImportanceWeights(cap=0.0),
         lambda: ImportanceWeights(surest=0.0),
-        lambda: Ranked(ranker="no function"),
-        lambda: Cap(paths=0),
+        lambda: ExternalScore(scorer="no function"),
+        lambda: Cap(num_samples=0),
         lambda: MinConfidence(confidence=2.0),
         lambda: DistinctReasoning(form="words"),
         lambda: Difficulty(neighbours=-1),

@@ -24,7 +24,7 @@ WEIGHTS = ImportanceWeights(cap=3.0)
 
 def test_each_filter_sees_what_the_one_before_left_and_is_counted():
     chosen = select(
-        ROWS, (MinConfidence(), Cap(paths=2), WEIGHTS), Facts(strong_losses=(2.0,)), ANSWERS
+        ROWS, (MinConfidence(), Cap(num_samples=2), WEIGHTS), Facts(human_losses=(2.0,)), ANSWERS
     )
     assert [r.name for r in chosen.rows] == [("a", 0), ("a", 1), ("c", 0)]
     assert chosen.weights == (2.0, 1.0, 3.0)
@@ -45,7 +45,7 @@ def test_each_filter_sees_what_the_one_before_left_and_is_counted():
 
 
 def test_weights_multiply():
-    twice = select(ROWS[:3], (WEIGHTS, WEIGHTS), Facts(strong_losses=(2.0,)))
+    twice = select(ROWS[:3], (WEIGHTS, WEIGHTS), Facts(human_losses=(2.0,)))
     assert twice.weights == pytest.approx((4.0, 1.0, 0.25))
 
 

@@ -13,14 +13,14 @@ from step_losses import step_losses
 
 from lmsi_jax import voting
 from lmsi_jax.models.transformer import fresh_params
-from lmsi_jax.records import Path, Question
+from lmsi_jax.records import Question, Sample
 from lmsi_jax.selection.importance import DistributionShift, ImportanceWeights, importance, shift
 from lmsi_jax.selection.rows import Facts, voted_rows
 from lmsi_jax.training.losses import token_losses
 from lmsi_jax.training.packing import Shape, batches, weighted_row
 from lmsi_jax.training.scoring import target_losses
 
-ONE = Facts(strong_losses=(1.0,))
+ONE = Facts(human_losses=(1.0,))
 SHAPE = Shape(microbatches=1, rows=2, length=24, prefix_length=8)
 
 
@@ -76,7 +76,7 @@ def test_the_loss_is_that_of_the_answers_tokens_alone(micro_config):
 
 
 def test_the_stage_puts_nothing_between_question_and_answer_nor_behind_it():
-    from lmsi_jax.pipeline.score import tokenised
+    from lmsi_jax.pipeline.score import tokenize_solution
 
     class Letters:
         start_ids, eos_id = (), 1
@@ -84,7 +84,7 @@ def test_the_stage_puts_nothing_between_question_and_answer_nor_behind_it():
         def encode(self, text):
             return [ord(letter) for letter in text]
 
-    made = tokenised(Letters(), "ab", "Q: ?\nA:", "yes")
+    made = tokenize_solution(Letters(), "ab", "Q: ?\nA:", "yes")
     assert list(made.prefix) == [ord(c) for c in "ab"]
     assert made.tokens == [ord(c) for c in "Q: ?\nA: yes"]
     assert made.weights == [0.0] * len("Q: ?\nA:") + [1.0] * len(" yes")
@@ -105,13 +105,20 @@ def test_rows_are_scored_as_if_alone(micro_config, padding):
 @pytest.mark.parametrize(("one", "other"), [("3.7", "3.2"), ("-5", "5"), ("3", "3.2")])
 def test_different_numbers_never_vote_together(one, other):
     question = Question(uid="q", task="t", text="Q: ?", kind="number")
-    paths = [
-        Path(uid="q", index=i, text=f" The answer is {a}.", tokens=4, logprob=-1.0, finished=True)
+    samples = [
+        Sample(
+            uid="q",
+            sample_index=i,
+            text=f" The answer is {a}.",
+            tokens=4,
+            logprob=-1.0,
+            finished=True,
+        )
         for i, a in enumerate((one, other, one))
     ]
-    found = voting.vote(question, paths)
+    found = voting.vote(question, samples)
     assert found.kept == (0, 2) and len(set(found.keys)) == 2
-    assert [r.answer for r in voted_rows(question, paths, found)] == [one, one]
+    assert [r.answer for r in voted_rows(question, samples, found)] == [one, one]
 
 
 # 6. The weighted loss was a mean over padding too, and not over the weights.

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from lmsi_jax.pairing import Pair, pair
-from lmsi_jax.records import Path, Question
+from lmsi_jax.records import Question, Sample
 from lmsi_jax.voting import vote
 
 QUESTION = Question(uid="q", task="t", text="Q: ?", kind="number")
@@ -14,9 +14,9 @@ QUESTION = Question(uid="q", task="t", text="Q: ?", kind="number")
 def _paths(*answers):
     """(answer or None, log-probability) of each path."""
     return [
-        Path(
+        Sample(
             uid="q",
-            index=i,
+            sample_index=i,
             text="no idea" if answer is None else f"The answer is {answer}.",
             tokens=4,
             logprob=logprob,

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsi_jax.tasks import overlap
-from lmsi_jax.tasks.overlap import Overlap
+from lmsi_jax.tasks.overlap import Contamination
 
 WORDS = st.lists(st.sampled_from(["a", "b", "C"]), min_size=1, max_size=9).map(" ".join)
 QUESTIONS = st.lists(WORDS, max_size=4).map(lambda rows: {str(i): r for i, r in enumerate(rows)})
@@ -12,7 +12,7 @@ QUESTIONS = st.lists(WORDS, max_size=4).map(lambda rows: {str(i): r for i, r in 
 
 @given(QUESTIONS, QUESTIONS, st.integers(0, 4))
 def test_overlaps_are_those_that_comparing_every_pair_finds(questions, evaluated, words):
-    found = {one.uid for one in overlap.find(questions, evaluated, words)}
+    found = {one.uid for one in overlap.find_contaminated(questions, evaluated, words)}
 
     def overlaps(a: str, b: str) -> bool:
         a, b = a.lower(), b.lower()
@@ -25,23 +25,27 @@ def test_overlaps_are_those_that_comparing_every_pair_finds(questions, evaluated
 
 
 def test_capitals_punctuation_and_spaces_do_not_count():
-    found = overlap.find({"x": "How many, really?"}, {"y": "how  MANY really"}, 0)
-    assert found == [Overlap("x", "y", "the same question")]
+    found = overlap.find_contaminated({"x": "How many, really?"}, {"y": "how  MANY really"}, 0)
+    assert found == [Contamination("x", "y", "the same question")]
 
 
 def test_a_run_of_equal_words_is_found_within_the_content_alone():
     a, b = "one two three\nA TEMPLATE HERE", "zero one two three\nA TEMPLATE HERE"
-    assert overlap.find({"x": a}, {"y": b}, 3) == [Overlap("x", "y", "3 equal words in a row")]
+    assert overlap.find_contaminated({"x": a}, {"y": b}, 3) == [
+        Contamination("x", "y", "3 equal words in a row")
+    ]
     c, d = "one two three\nA TEMPLATE HERE", "one three two\nA TEMPLATE HERE"
-    assert overlap.find({"x": c}, {"y": d}, 3)
-    assert not overlap.find({"x": c}, {"y": d}, 3, lambda text: text.splitlines()[:1])
-    assert not overlap.find({"x": "one two\nthree"}, {"y": "one two three four"}, 3, str.splitlines)
+    assert overlap.find_contaminated({"x": c}, {"y": d}, 3)
+    assert not overlap.find_contaminated({"x": c}, {"y": d}, 3, lambda text: text.splitlines()[:1])
+    assert not overlap.find_contaminated(
+        {"x": "one two\nthree"}, {"y": "one two three four"}, 3, str.splitlines
+    )
 
 
 @given(QUESTIONS, st.integers(0, 4))
 def test_the_distinct_ones_are_those_that_overlap_with_no_kept_one_before_them(questions, words):
     kept: dict[str, str] = {}
     for uid, text in questions.items():
-        if not overlap.find({uid: text}, kept, words):
+        if not overlap.find_contaminated({uid: text}, kept, words):
             kept[uid] = text
-    assert overlap.distinct(questions, words) == list(kept)
+    assert overlap.deduplicate(questions, words) == list(kept)

@@ -35,7 +35,7 @@ def _examples(source):
 @pytest.fixture
 def run(tmp_path):
     store = ShardStore(tmp_path / "round_1" / "mix")
-    store.write("weak-purchases", [row.to_json() for row in _examples("weak")])
+    store.write("self_generated-purchases", [row.to_json() for row in _examples("self_generated")])
     return tmp_path
 
 
@@ -64,7 +64,7 @@ def test_each_target_token_has_its_examples_weight_and_all_others_none(
         weights += batch["decoder_loss_weights"][used].tolist()
         assert not batch["decoder_loss_weights"][~used].any()
     wanted_tokens, wanted_weights = [], []
-    for row in _examples("weak"):
+    for row in _examples("self_generated"):
         inputs = tokenizer.encode(row.prefix) + tokenizer.encode(row.inputs)
         targets = tokenizer.encode(row.targets + "\n\n")
         wanted_tokens += inputs + targets
@@ -83,8 +83,8 @@ def test_the_first_token_of_an_example_weighs_nothing():
 
 
 def test_a_source_without_examples_is_named(run, tokenizer_path):
-    with pytest.raises(LmsiError, match="holds no strong examples"):
-        seqio_rounds.mixture(run, tokenizer=tokenizer_path, strong_rate=0.5)
+    with pytest.raises(LmsiError, match="holds no human examples"):
+        seqio_rounds.mixture(run, tokenizer=tokenizer_path, human_rate=0.5)
 
 
 def test_a_folder_without_a_run_is_named(tmp_path):
@@ -118,7 +118,7 @@ def test_lengths_are_those_of_the_longest_prompt_and_of_the_longest_example(
     size = max(len(tokenizer.encode(a)) + len(tokenizer.encode(b)) for a, b in prompts)
     found = seqio_prompts.of_questions(folder, tokenizer_path, "cot", 17)
     assert found == {"inputs": size, "targets": 17}
-    rows = _examples("weak")
+    rows = _examples("self_generated")
     assert seqio_prompts.of_examples(run, tokenizer=tokenizer_path) == {
         "inputs": max(len(tokenizer.encode(r.prefix) + tokenizer.encode(r.inputs)) for r in rows),
         "targets": len(tokenizer.encode(" The answer is 7.\n\n")),

@@ -1,11 +1,11 @@
-"""The tasks in four promptings: what they ask, what they score, through SeqIO's own evaluator."""
+"""The tasks in four prompt styles: what they ask and score, through SeqIO's own evaluator."""
 
 import json
 
 import pytest
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.prompts import PROMPTINGS, build_prompt
+from lmsi_jax.prompts import PROMPT_STYLES, build_prompt
 from lmsi_jax.tasks import registry, seqio_suite
 
 seqio = pytest.importorskip("seqio")
@@ -34,18 +34,18 @@ def _examples(name, split="test"):
     return list(dataset.as_numpy_iterator())
 
 
-@pytest.mark.parametrize("prompting", PROMPTINGS)
-def test_a_prompt_is_that_of_the_engine(folders, prompting, tokenizer_path):
+@pytest.mark.parametrize("prompt_style", PROMPT_STYLES)
+def test_a_prompt_is_that_of_the_engine(folders, prompt_style, tokenizer_path):
     seqio_suite.register(
         ("svamp",), tokenizer=tokenizer_path, data_dirs=folders, max_new_tokens=10_000
     )
     task = registry.get("svamp", folders["svamp"])
     questions = task.questions("test", "hard", 5, 0)
-    vocabulary = seqio.get_mixture_or_task(f"lmsi_svamp_{prompting}").output_features["inputs"]
-    wanted = ["".join(build_prompt(q, task.exemplars(), prompting)) for q in questions]
+    vocabulary = seqio.get_mixture_or_task(f"lmsi_svamp_{prompt_style}").output_features["inputs"]
+    wanted = ["".join(build_prompt(q, task.exemplars(), prompt_style)) for q in questions]
     found = [
         vocabulary.vocabulary.decode(row["inputs"].tolist())
-        for row in _examples(f"lmsi_svamp_{prompting}")
+        for row in _examples(f"lmsi_svamp_{prompt_style}")
     ]
     assert [text.split() for text in found] == [text.split() for text in wanted]
 
@@ -53,8 +53,8 @@ def test_a_prompt_is_that_of_the_engine(folders, prompting, tokenizer_path):
 def test_registering_again_has_the_same_effect(folders):
     first = seqio_suite.register(("svamp", "aqua"), data_dirs=folders)
     assert seqio_suite.register(("svamp", "aqua"), data_dirs=folders) == first
-    tasks = {f"lmsi_{name}_{p}" for name in ("svamp", "aqua") for p in PROMPTINGS}
-    assert set(first) == tasks | {f"lmsi_out_of_domain_{p}" for p in PROMPTINGS}
+    tasks = {f"lmsi_{name}_{p}" for name in ("svamp", "aqua") for p in PROMPT_STYLES}
+    assert set(first) == tasks | {f"lmsi_out_of_domain_{p}" for p in PROMPT_STYLES}
 
 
 def test_a_mixture_holds_the_tasks_of_its_domain(folders):

@@ -35,19 +35,19 @@ ModelConfig.mlp_dim = 512
 ModelConfig.max_length = 1024
 Training.steps = 10
 Training.microbatches = 1
-Training.rows = 2
-Training.length = 128
-Training.prefix_length = 128
+Training.sequences_per_prefix = 2
+Training.sequence_length = 128
+Training.max_prefix_length = 128
 Training.data = 2
 Training.model = 2
 Training.fsdp = True
 Decoding.dtype = 'bfloat16'
 Decoding.data = 2
 Decoding.model = 2
-Decoding.lanes = 32
+Decoding.slots = 32
 Decoding.chunk = 8
 Decoding.page = 64
-Sampling.paths = 16
+Sampling.num_samples = 16
 Sampling.max_new_tokens = 64
 """
 
@@ -144,18 +144,21 @@ def test_advice_names_only_what_is_not_done_yet():
     config = ModelConfig(
         vocab_size=64, num_layers=2, embed_dim=32, num_heads=6, head_dim=8, mlp_dim=64
     )
-    tight = Training(rows=4, data=4, model=2, fsdp=True, compute_dtype="bfloat16",
+    tight = Training(sequences_per_prefix=4, data=4, model=2, fsdp=True, compute_dtype="bfloat16",
                      optimizer=Optimizer(name="adafactor"))  # fmt: skip
     assert [line.split(":")[0].split(" =")[0] for line in for_training(config, tight)] == [
         "ModelConfig.remat", "ModelConfig.scan_layers", "Training.model", "a larger topology",
     ]  # fmt: skip
     assert "Training.model = 6" in " ".join(for_training(config, tight))
-    loose = for_training(config, Training(rows=8, data=4))
-    assert {"Training.fsdp", "Training.compute_dtype", "Training.rows", "Optimizer.name"} < {
-        line.split(" =")[0] for line in loose
-    }
-    sampling = for_sampling(config, Decoding(lanes=64))
-    assert any("Decoding.lanes = 32" in line for line in sampling)
+    loose = for_training(config, Training(sequences_per_prefix=8, data=4))
+    assert {
+        "Training.fsdp",
+        "Training.compute_dtype",
+        "Training.sequences_per_prefix",
+        "Optimizer.name",
+    } < {line.split(" =")[0] for line in loose}
+    sampling = for_sampling(config, Decoding(slots=64))
+    assert any("Decoding.slots = 32" in line for line in sampling)
 
 
 def test_the_compiler_s_own_words_say_by_how_much_it_does_not_fit():

@@ -7,7 +7,7 @@ import pytest
 from lmsi_jax.config.architecture import ModelConfig
 from lmsi_jax.config.optimization import Training
 from lmsi_jax.config.sampling import Decoding, Sampling
-from lmsi_jax.models.sharding import Spread
+from lmsi_jax.models.sharding import DecodeMesh
 from lmsi_jax.models.tokenizers import SentencePiece
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.rollout import decode_step
@@ -40,8 +40,8 @@ def test_a_decode_chunk_is_compiled_for_the_engine_s_own_arguments(
         return decode(*arguments)
 
     monkeypatch.setattr(engine_module, "decode_chunk", noted)
-    decoding = Decoding(lanes=6, chunk=2, page=4, shrink=False)
-    sampling = Sampling(paths=3, max_new_tokens=9, stop=())
+    decoding = Decoding(slots=6, chunk=2, page=4, adaptive_batch=False)
+    sampling = Sampling(num_samples=3, max_new_tokens=9, stop=())
     engine = Engine(_CONFIG, init_params(_CONFIG, jax.random.key(0)), tokenizer, decoding)
     question = "Q: Ann has 3 pens, Ben has 4."
     list(engine.run(prefix, [("q", question)], sampling, seed=1, round_index=0))
@@ -49,11 +49,15 @@ def test_a_decode_chunk_is_compiled_for_the_engine_s_own_arguments(
         prompt=engine.prompt_tokens(prefix) if prefix else 0,
         question=engine.prompt_tokens(question),
     )
-    assert _shapes(decode_arguments(_CONFIG, decoding, sampling, lengths, Spread())) == given[-1]
+    assert (
+        _shapes(decode_arguments(_CONFIG, decoding, sampling, lengths, DecodeMesh())) == given[-1]
+    )
 
 
 def test_a_step_is_compiled_for_the_trainer_s_own_arguments():
-    training = Training(steps=1, microbatches=2, rows=3, length=16, prefix_length=5)
+    training = Training(
+        steps=1, microbatches=2, sequences_per_prefix=3, sequence_length=16, max_prefix_length=5
+    )
     rows = [packing.weighted_row((3, 4), [5, 6], [7, 8], 1.0)] * 200
     batch = next(packing.batches(iter(rows), batch_shape(training)))
     params, state = start(_CONFIG, training, init_params(_CONFIG, jax.random.key(0)))

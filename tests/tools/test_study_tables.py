@@ -16,7 +16,7 @@ _CONFIG |= {"head_dim": 4, "mlp_dim": 16, "max_length": 64}
 
 
 def _write(folder, rounds):
-    """A run's folder as far as a table reads it: number -> (task, prompting) -> outcomes."""
+    """A run's folder as far as a table reads it: number -> (task, prompt_style) -> outcomes."""
     (folder / "questions").mkdir(parents=True)
     stage = {"config": {"Questions": {"train": ["legs", "choices"]}}}
     (folder / "questions" / "stage.json").write_text(json.dumps(stage))
@@ -25,8 +25,8 @@ def _write(folder, rounds):
         place = folder / f"round_{number}" / "eval"
         place.mkdir(parents=True)
         rows = [
-            {"task": task, "prompting": prompting, "correct": [int(x) for x in correct]}
-            for (task, prompting), correct in scores.items()
+            {"task": task, "prompt_style": prompt_style, "correct": [int(x) for x in correct]}
+            for (task, prompt_style), correct in scores.items()
         ]
         (place / "scores.json").write_text(json.dumps(rows))
 
@@ -133,7 +133,7 @@ def test_runs_are_ordered_by_seed_and_share_with_those_of_their_seed(tmp_path):
     assert folders == ["s/base/once", "s/a/seed0", "s/a/seed1"]
     for folder in ("t/b/seed1", "t/b/seed0", "t/c/once", "s/a/seed1"):
         (tmp_path / folder).mkdir(parents=True)
-    shared = [study_units.others(study, unit) for unit in study_units.units(study)]
+    shared = [study_units.reusable_runs(study, unit) for unit in study_units.units(study)]
     assert shared == [(f"{tmp_path}/t/{x}",) for x in ("c/once", "b/seed0", "b/seed1")]
 
 
@@ -147,7 +147,7 @@ def test_curves_are_averaged_over_tasks_and_seeds(monkeypatch):
         }
 
     def run(*shares):
-        row = {"prompting": "self_consistency"}
+        row = {"prompt_style": "self_consistency"}
         scores = [
             {**row, "task": task, "curve": [point(1, share), point(4, share + 0.1)]}
             for task, share in zip(("legs", "choices", "travel"), shares, strict=True)

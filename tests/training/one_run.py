@@ -14,7 +14,7 @@ import numpy as np
 from lmsi_jax.config.architecture import ModelConfig
 from lmsi_jax.config.optimization import Optimizer, Training
 from lmsi_jax.models.transformer import init_params
-from lmsi_jax.runtime.processes import Terminated, leaving
+from lmsi_jax.runtime.signals import Terminated, signals_as_exceptions
 from lmsi_jax.training import checkpoints, trainer
 from lmsi_jax.training.optimizers import transformation
 from lmsi_jax.training.packing import weighted_row
@@ -40,7 +40,7 @@ SETTINGS = {
     "save_every": 3,
     "keep": 2,
 }
-GROUPS = ("weak/cot", "weak/direct", "strong/cot", "strong/direct")
+GROUPS = ("self_generated/cot", "self_generated/direct", "human/cot", "human/direct")
 
 
 def rows():
@@ -73,7 +73,7 @@ def outcome(folder):
         "params": checkpoints.digest(params),
         "state": checkpoints.digest(state),
         "metrics": (folder / "metrics.jsonl").read_bytes(),
-        "position": made.position(training.steps),
+        "position": made.data_state(training.steps),
     }
 
 
@@ -95,7 +95,7 @@ def main(folder, deadline=None):
         changes["deadline_seconds"] = float(deadline)
         checkpoints.Checkpoints.wait = lambda self: time.sleep(600)
     try:
-        with leaving():
+        with signals_as_exceptions():
             run(folder, **changes)
     except Terminated:
         return 143

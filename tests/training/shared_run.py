@@ -89,7 +89,7 @@ def main(folder, settings, address=None, count="1", index="0"):
     """The program; exit code 143 after SIGTERM."""
     from lmsi_jax.errors import LmsiError
     from lmsi_jax.runtime import processes
-    from lmsi_jax.runtime.processes import Terminated, leaving
+    from lmsi_jax.runtime.signals import Terminated, signals_as_exceptions
     from lmsi_jax.training import trainer
 
     if address is not None:
@@ -99,7 +99,7 @@ def main(folder, settings, address=None, count="1", index="0"):
     _go_wrong(settings, int(index))
     code = 0
     try:
-        with leaving(), processes.Processes().joined():
+        with signals_as_exceptions(), processes.Processes().joined():
             one_run.run(folder, **settings)
     except Terminated:
         code = 128 + signal.SIGTERM

@@ -11,7 +11,7 @@ from reference_decoder import reference_logits
 
 from lmsi_jax.config.architecture import ModelConfig
 from lmsi_jax.models.attention import packed_attention, prefill
-from lmsi_jax.models.params import fuse
+from lmsi_jax.models.params import fuse_projections
 from lmsi_jax.models.rotary import angles_of
 from lmsi_jax.models.transformer import hidden_states, init_params, logits
 
@@ -20,7 +20,7 @@ LENGTH, PREFIX, BLOCK = 24, 12, 8
 
 @functools.partial(jax.jit, static_argnums=0)
 def _packed_logits(config, params, prefix, prefix_length, tokens, segments, positions):
-    fused = fuse(config, params)
+    fused = fuse_projections(config, params)
     shared = prefill(config, fused, prefix[None], prefix_length[None], None)
     attend = packed_attention(config, segments, positions, shared, BLOCK)
     return logits(

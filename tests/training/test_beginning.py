@@ -25,7 +25,7 @@ def test_checkpoints_go_with_the_metrics_that_lead_up_to_them(tmp_path, metrics,
     with contextlib.closing(Checkpoints(tmp_path, keep=None)) as made:
         for step in (1, 2):
             reading = {"rows": step} if ours else None
-            made.save(step, {"w": jnp.ones(3)}, reading=reading)
+            made.save(step, {"w": jnp.ones(3)}, data_state=reading)
     if metrics is not None:
         (tmp_path / "metrics.jsonl").write_bytes(metrics)
     drop_unrecorded(tmp_path)

@@ -79,7 +79,9 @@ def test_the_newest_is_by_number_and_unfinished_ones_do_not_count(tmp_path):
     for name in ("checkpoint_9", "checkpoint_10", "checkpoint_11.orbax-checkpoint-tmp-1", "other"):
         (tmp_path / name / "state").mkdir(parents=True)
     assert checkpoints.find(tmp_path).name == "checkpoint_10"
-    assert checkpoints.present(tmp_path) and not checkpoints.present(tmp_path / "other")
+    assert checkpoints.has_checkpoint(tmp_path) and not checkpoints.has_checkpoint(
+        tmp_path / "other"
+    )
 
 
 def test_a_missing_folder_is_named(tmp_path):
@@ -150,14 +152,14 @@ def test_what_is_saved_in_the_background_is_what_was_there_when_saving_began(tmp
     values = jnp.arange(2_000_000, dtype=jnp.float32)
     wanted = np.array(values)
     reading = {"rows": 7}
-    made.save(1, {"w": values}, reading=reading)
+    made.save(1, {"w": values}, data_state=reading)
     used_up = jax.jit(lambda x: x * 0 - 1, donate_argnums=0)
     for _ in range(3):
         values = used_up(values)
     made.wait()
     found = checkpoints.load_params(tmp_path, {"w": jax.ShapeDtypeStruct((2_000_000,), "float32")})
     np.testing.assert_array_equal(found["w"], wanted)
-    assert made.position(1) == reading
+    assert made.data_state(1) == reading
 
 
 def test_a_step_that_is_there_is_not_written_again(tmp_path):
@@ -169,7 +171,7 @@ def test_a_step_that_is_there_is_not_written_again(tmp_path):
 
 
 def test_a_checkpoint_without_a_position_says_so(saved):
-    assert Checkpoints(saved[0]).position(4) is None
+    assert Checkpoints(saved[0]).data_state(4) is None
 
 
 def test_unfinished_saves_are_swept_away_and_do_not_count(tmp_path):

@@ -11,11 +11,11 @@ from step_losses import loss_and_gradient
 
 from lmsi_jax.config.optimization import Loss
 from lmsi_jax.models.attention import Cache, packed_attention
-from lmsi_jax.models.params import fuse
+from lmsi_jax.models.params import fuse_projections
 from lmsi_jax.models.rotary import angles_of
 from lmsi_jax.models.transformer import block, init_params
 from lmsi_jax.training import forward_cpu
-from lmsi_jax.training.forward import regrouped
+from lmsi_jax.training.forward import regroup_rows
 from lmsi_jax.training.losses import token_losses
 from lmsi_jax.training.packing import Shape, batches, weighted_row
 
@@ -37,7 +37,7 @@ def _inputs(config, seed=0):
 @pytest.mark.parametrize("prefix", [False, True])
 def test_a_layer_and_its_gradients_are_those_of_the_general_block(micro_config, groups, prefix):
     config = dataclasses.replace(micro_config, num_kv_heads=groups, query_block=8)
-    p = fuse(config, init_params(config, jax.random.key(1)))["layer_0"]
+    p = fuse_projections(config, init_params(config, jax.random.key(1)))["layer_0"]
     x, segments, places, keys, values = _inputs(config)
     length, angles = jnp.array([5]), angles_of(config, places)
 
@@ -48,8 +48,10 @@ def test_a_layer_and_its_gradients_are_those_of_the_general_block(micro_config, 
 
     def upright(p, x, keys, values):
         shared = (keys[0], values[0], length[0]) if prefix else None
-        turned = forward_cpu.turned(angles[0])
-        out = forward_cpu.block(config, p, jnp.moveaxis(x, -1, 0), turned, segments, shared)
+        turned = forward_cpu.feature_major_angles(angles[0])
+        out = forward_cpu.feature_major_block(
+            config, p, jnp.moveaxis(x, -1, 0), turned, segments, shared
+        )
         return jnp.moveaxis(out, 0, -1)
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -63,12 +65,16 @@ def test_a_layer_and_its_gradients_are_those_of_the_general_block(micro_config, 
 
 
 def test_models_that_are_not_palms_block_take_the_general_way(micro_config, micro_params):
-    weights = fuse(micro_config, micro_params)
-    assert forward_cpu.suits(micro_config, weights) == (jax.default_backend() == "cpu")
+    weights = fuse_projections(micro_config, micro_params)
+    assert forward_cpu.supports_feature_major(micro_config, weights) == (
+        jax.default_backend() == "cpu"
+    )
     for change in ({"windows": (4, 0)}, {"attention_softcap": 2.0}):
-        assert not forward_cpu.suits(dataclasses.replace(micro_config, **change), weights)
+        assert not forward_cpu.supports_feature_major(
+            dataclasses.replace(micro_config, **change), weights
+        )
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), weights)
-    assert not forward_cpu.suits(micro_config, narrow)
+    assert not forward_cpu.supports_feature_major(micro_config, narrow)
 
 
 def _batch(prefix_length):
@@ -84,7 +90,7 @@ def _batch(prefix_length):
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_regrouped_rows_have_the_loss_and_gradient_of_the_whole(micro_config, micro_params, rows):
     batch = _batch(0)
-    cut = regrouped(batch, rows)
+    cut = regroup_rows(batch, rows)
     assert cut["tokens"].shape == (8 if rows == 1 else 4, 1 if rows == 1 else 2, 32)
     whole, gradient, _ = loss_and_gradient(micro_config, micro_params, batch, 1)
     parts, sums, _ = loss_and_gradient(micro_config, micro_params, cut, 1)
@@ -95,7 +101,7 @@ def test_regrouped_rows_have_the_loss_and_gradient_of_the_whole(micro_config, mi
 
 def test_rows_behind_a_prefix_stay_together():
     batch = _batch(5)
-    assert regrouped(batch, 1) is batch
+    assert regroup_rows(batch, 1) is batch
 
 
 def test_the_gradient_of_the_cross_entropy_is_the_softmax_less_the_target(

@@ -21,18 +21,18 @@ def _examples(source, count):
             source=source,
             prefix="Q: 3 + 4?\nA: 7.\n\n" if i % 4 < 2 else "",
             inputs=f"Q: {i} pens?\nA:",
-            targets=f" {'s' if source == 'strong' else 'w'} {i}.",
+            targets=f" {'s' if source == 'human' else 'w'} {i}.",
             weight=0.25 + i,
         )
         for i in range(count)
     ]
 
 
-SOURCES = {"weak": _examples("weak", 12), "strong": _examples("strong", 5)}
+SOURCES = {"self_generated": _examples("self_generated", 12), "human": _examples("human", 5)}
 
 
 def _take(count, tokenizer_path, seed=3, rates=None, sources=SOURCES):
-    rates = rates or {"weak": 1.0, "strong": 0.0}
+    rates = rates or {"self_generated": 1.0, "human": 0.0}
     return list(itertools.islice(Examples(sources, rates, tokenizer_path, seed=seed), count))
 
 
@@ -44,7 +44,7 @@ def test_the_order_is_a_function_of_the_seed(tokenizer_path):
 
 def test_rows_are_the_examples_with_their_weights(tokenizer_path, tokenizer):
     """Each row is an example's texts, tokenised; the separator ends the target."""
-    by_inputs = {tuple(tokenizer.encode(e.inputs)): e for e in SOURCES["weak"]}
+    by_inputs = {tuple(tokenizer.encode(e.inputs)): e for e in SOURCES["self_generated"]}
     seen = set()
     for row in _take(100, tokenizer_path):
         start = next(i for i, w in enumerate(row.weights) if w)
@@ -65,28 +65,34 @@ def test_every_example_comes_about_equally_often(tokenizer_path):
 
 @pytest.mark.parametrize("rate", [0.2, 0.5])
 def test_strong_and_weak_come_at_their_rates(tokenizer_path, tokenizer, rate):
-    strong = {tuple(tokenizer.encode(e.inputs + e.targets + SEPARATOR)) for e in SOURCES["strong"]}
-    strong |= {
+    human = {tuple(tokenizer.encode(e.inputs + e.targets + SEPARATOR)) for e in SOURCES["human"]}
+    human |= {
         (*tokenizer.encode(e.inputs), *tokenizer.encode(e.targets + SEPARATOR))
-        for e in SOURCES["strong"]
+        for e in SOURCES["human"]
     }
-    rows = _take(400, tokenizer_path, rates={"weak": 1 - rate, "strong": rate})
-    share = sum(tuple(row.tokens) in strong for row in rows) / len(rows)
+    rows = _take(400, tokenizer_path, rates={"self_generated": 1 - rate, "human": rate})
+    share = sum(tuple(row.tokens) in human for row in rows) / len(rows)
     assert share == pytest.approx(rate, abs=0.08)
 
 
 @pytest.mark.parametrize("rate", [0.2, 0.5])
 def test_a_rate_is_that_of_the_loss_too_whatever_the_sources_weights_are(tokenizer_path, rate):
     """A merged row of the model's own weighs as many paths as it stands for, a given one 1."""
-    heavy = [dataclasses.replace(row, weight=3.0 + i % 4) for i, row in enumerate(SOURCES["weak"])]
-    light = [dataclasses.replace(row, weight=1.0) for row in SOURCES["strong"]]
+    heavy = [
+        dataclasses.replace(row, weight=3.0 + i % 4)
+        for i, row in enumerate(SOURCES["self_generated"])
+    ]
+    light = [dataclasses.replace(row, weight=1.0) for row in SOURCES["human"]]
     own = Examples(
-        {"weak": heavy, "strong": light}, {"weak": 1 - rate, "strong": rate}, tokenizer_path, seed=3
+        {"self_generated": heavy, "human": light},
+        {"self_generated": 1 - rate, "human": rate},
+        tokenizer_path,
+        seed=3,
     )
     weights = collections.Counter()
     for row in itertools.islice(own, 600):
         weights[own.groups[row.group].split("/")[0]] += max(row.weights)
-    assert weights["strong"] / weights.total() == pytest.approx(rate, abs=0.08)
+    assert weights["human"] / weights.total() == pytest.approx(rate, abs=0.08)
     within = {max(row.weights) for row in itertools.islice(own, 600)}
     assert len(within) == 4 + 1  # what a source's rows weigh among themselves is kept
 
@@ -94,8 +100,16 @@ def test_a_rate_is_that_of_the_loss_too_whatever_the_sources_weights_are(tokeniz
 @pytest.mark.parametrize(
     ("sources", "rates", "message"),
     [
-        ({"weak": [], "strong": []}, {"weak": 1.0}, "no weak examples.*lmsi report"),
-        ({"weak": SOURCES["weak"]}, {"weak": 0.5, "strong": 0.5}, "no strong.*strong_count"),
+        (
+            {"self_generated": [], "human": []},
+            {"self_generated": 1.0},
+            "no self_generated examples.*lmsi report",
+        ),
+        (
+            {"self_generated": SOURCES["self_generated"]},
+            {"self_generated": 0.5, "human": 0.5},
+            "no human.*human_examples",
+        ),
     ],
 )
 def test_a_source_without_examples_names_the_remedy(tokenizer_path, sources, rates, message):
@@ -104,15 +118,15 @@ def test_a_source_without_examples_names_the_remedy(tokenizer_path, sources, rat
 
 
 def test_a_stream_that_skips_goes_on_where_it_would_have_been(tokenizer_path):
-    rates = {"weak": 0.6, "strong": 0.4}
+    rates = {"self_generated": 0.6, "human": 0.4}
     rows = Examples(SOURCES, rates, tokenizer_path, seed=3)
     rows.skip(17)
     assert list(itertools.islice(rows, 20)) == _take(37, tokenizer_path, rates=rates)[17:]
 
 
 def test_groups_carry_source_and_format(tokenizer_path, tokenizer):
-    rows = Examples(SOURCES, {"weak": 0.5, "strong": 0.5}, tokenizer_path, seed=3)
-    assert rows.groups == [f"{s}/{f}" for s in ("weak", "strong") for f in FORMATS]
+    rows = Examples(SOURCES, {"self_generated": 0.5, "human": 0.5}, tokenizer_path, seed=3)
+    assert rows.groups == [f"{s}/{f}" for s in ("self_generated", "human") for f in FORMATS]
     by_target = {
         tuple(tokenizer.encode(e.targets + SEPARATOR)): e for own in SOURCES.values() for e in own
     }
@@ -120,14 +134,14 @@ def test_groups_carry_source_and_format(tokenizer_path, tokenizer):
         start = next(i for i, weight in enumerate(row.weights) if weight)
         example = by_target[tuple(row.tokens[start:])]
         assert rows.groups[row.group] == f"{example.source}/{example.format}"
-    alone = Examples(SOURCES, {"weak": 1.0, "strong": 0.0}, tokenizer_path, seed=3)
+    alone = Examples(SOURCES, {"self_generated": 1.0, "human": 0.0}, tokenizer_path, seed=3)
     assert alone.groups == list(FORMATS)
 
 
 def _two_tasks():
-    pens = _examples("weak", 30)
+    pens = _examples("self_generated", 30)
     cups = [dataclasses.replace(e, task="cups", inputs=f"cups {e.inputs}") for e in pens[:10]]
-    return {"weak": pens + cups}
+    return {"self_generated": pens + cups}
 
 
 @pytest.mark.parametrize(
@@ -137,15 +151,19 @@ def _two_tasks():
 def test_tasks_are_drawn_by_their_rates_or_their_sizes(
     tokenizer_path, tokenizer, task_rates, share
 ):
-    rows = Examples(_two_tasks(), {"weak": 1.0}, tokenizer_path, task_rates=task_rates, seed=3)
+    rows = Examples(
+        _two_tasks(), {"self_generated": 1.0}, tokenizer_path, task_rates=task_rates, seed=3
+    )
     start = tokenizer.encode("cups Q:")[:2]
     drawn = [list(row.tokens[:2]) == start for row in itertools.islice(rows, 400)]
     assert sum(drawn) / 400 == pytest.approx(share, abs=0.07)
 
 
 def test_a_rate_for_a_task_without_examples_names_those_with_some(tokenizer_path):
-    with pytest.raises(LmsiError, match="names 'hats'.*no weak examples.*cups, pens"):
-        Examples(_two_tasks(), {"weak": 1.0}, tokenizer_path, task_rates={"hats": 1.0}, seed=3)
+    with pytest.raises(LmsiError, match="names 'hats'.*no self_generated examples.*cups, pens"):
+        Examples(
+            _two_tasks(), {"self_generated": 1.0}, tokenizer_path, task_rates={"hats": 1.0}, seed=3
+        )
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen", "gemma"])
@@ -156,7 +174,7 @@ def test_rows_of_a_tokenizer_json_begin_with_the_models_start(tmp_path, kind):
 
     hub.write_tokenizer(tmp_path, kind)
     made = open_tokenizer(tmp_path)
-    by_inputs = {e.inputs: e for e in SOURCES["weak"]}
+    by_inputs = {e.inputs: e for e in SOURCES["self_generated"]}
     for row in _take(20, str(tmp_path)):
         learnt = next(i for i, weight in enumerate(row.weights) if weight)
         example = by_inputs[made.decode(row.tokens[:learnt])]

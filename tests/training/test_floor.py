@@ -1,4 +1,4 @@
-"""The floor of a training step, against a count token by token and XLA's own."""
+"""The roofline of a training step, against a count token by token and XLA's own."""
 
 import dataclasses
 

@@ -13,12 +13,17 @@ from step_losses import step_losses
 from lmsi_jax.config.optimization import Lora, Optimizer, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.attention import packed_attention
-from lmsi_jax.models.params import fuse, split_weights
+from lmsi_jax.models.params import fuse_projections, split_weights
 from lmsi_jax.models.rotary import angles_of
 from lmsi_jax.models.transformer import hidden_states, logits, parameter_shapes
 from lmsi_jax.training import checkpoints
-from lmsi_jax.training.lora import by_adapters, export_adapters, fresh_adapters, merged
-from lmsi_jax.training.losses import averaged, weighted_sums
+from lmsi_jax.training.lora import (
+    adapter_gradients,
+    export_adapters,
+    fresh_adapters,
+    merge_adapters,
+)
+from lmsi_jax.training.losses import normalize_sums, weighted_sums
 from lmsi_jax.training.metrics import read_metrics
 from lmsi_jax.training.packing import batches, weighted_row
 from lmsi_jax.training.trainer import result, start, state_shapes, train, train_step
@@ -28,9 +33,9 @@ TRAINING = Training(
     steps=4,
     optimizer=Optimizer(learning_rate=3e-3),
     microbatches=1,
-    rows=2,
-    length=24,
-    prefix_length=8,
+    sequences_per_prefix=2,
+    sequence_length=24,
+    max_prefix_length=8,
     log_every=1,
     save_every=2,
     lora=LORA,
@@ -110,8 +115,10 @@ def test_the_gradient_is_that_through_the_merged_matrices(micro_config, micro_pa
     def objective(weights, one):
         return weighted_sums(micro_config, weights, one, 1)
 
-    found = averaged(*by_adapters(micro_config, LORA, micro_params, adapters, objective, batch))
-    full, pull = jax.vjp(functools.partial(merged, LORA, micro_params), adapters)
+    found = normalize_sums(
+        *adapter_gradients(micro_config, LORA, micro_params, adapters, objective, batch)
+    )
+    full, pull = jax.vjp(functools.partial(merge_adapters, LORA, micro_params), adapters)
     means, of_matrices = step_losses(micro_config, full, batch, 1)
     assert float(found[0].total) == pytest.approx(float(means.total), rel=1e-6)
     (wanted,) = pull(of_matrices)
@@ -168,8 +175,8 @@ def test_merged_logits_are_those_of_adapters_beside_the_frozen_matrices(micro_co
             **beside[layer],
             **{name: _Adapted(beside[layer][name], **factors) for name, factors in own.items()},
         }
-    found = scores(fuse(micro_config, merged(LORA, micro_params, adapters)))
-    base = scores(fuse(micro_config, micro_params))
+    found = scores(fuse_projections(micro_config, merge_adapters(LORA, micro_params, adapters)))
+    base = scores(fuse_projections(micro_config, micro_params))
     np.testing.assert_allclose(found, scores(beside), atol=1e-5)
     assert float(jnp.abs(found - base).max()) > 1e-2
 
@@ -202,7 +209,7 @@ def test_a_cut_run_goes_on_to_the_same_bytes_and_leaves_a_plain_model_and_its_ad
     exported = export_adapters(tmp_path / "cut", tmp_path / "adapters", state)
     assert exported.name == "checkpoint_4"
     alone = checkpoints.load_params(exported, fresh_adapters(LORA, micro_params))
-    again = merged(LORA, micro_params, alone)
+    again = merge_adapters(LORA, micro_params, alone)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 

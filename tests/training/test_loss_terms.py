@@ -12,7 +12,7 @@ from step_losses import loss_and_gradient, step_losses
 from lmsi_jax.config.optimization import Loss
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.transformer import init_params
-from lmsi_jax.training.losses import Teacher, token_scores
+from lmsi_jax.training.losses import Teacher, token_logits
 from lmsi_jax.training.packing import Shape, batches, microbatches, weighted_row
 from lmsi_jax.training.scoring import with_top_k
 
@@ -163,7 +163,7 @@ def test_a_sure_student_still_has_a_finite_gradient(micro_config, micro_params, 
         micro_config, params, batch, 2, Loss(distillation="top_k", top_k=K)
     )
     one = {name: value[0] for name, value in batch.items()}
-    assert float(jnp.max(jax.nn.softmax(token_scores(micro_config, params, one)))) == 1.0
+    assert float(jnp.max(jax.nn.softmax(token_logits(micro_config, params, one)))) == 1.0
     assert np.isfinite(float(means.total))
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient))
 

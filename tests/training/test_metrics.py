@@ -8,7 +8,7 @@ import pytest
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.training.metrics import Log, group_weights, read_metrics
 
-GROUPS = ("weak/cot", "weak/direct", "strong/cot", "strong/direct")
+GROUPS = ("self_generated/cot", "self_generated/direct", "human/cot", "human/direct")
 
 
 def _batch(seed):
@@ -37,7 +37,7 @@ def _log(folder, **changes):
     settings = {
         "ends": lambda step: step % 2 == 0,
         "rate": lambda step: 0.5,
-        "floor_seconds": lambda batch: 0.25,
+        "roofline_seconds": lambda batch: 0.25,
         "clock": lambda: next(clock),
     }
     return Log("run", folder, GROUPS, **{**settings, **changes})
@@ -58,13 +58,13 @@ def test_a_label_counts_all_groups_that_bear_it_by_their_weights(tmp_path):
     for seed in (1, 2):
         batch, sums, weights = _batch(seed), 0.0, 0.0
         for group, weight in zip(batch["groups"].flat, batch["weights"].flat, strict=True):
-            if group in (0, 2):  # weak/cot and strong/cot
+            if group in (0, 2):  # self_generated/cot and human/cot
                 sums += float(weight) * (float([1, 2, 4][group]) + seed)
                 weights += float(weight)
         wanted.append(sums / weights)
     first = read_metrics(tmp_path)[0]
     assert first["loss/cot"] == pytest.approx(np.mean(wanted), abs=1e-6)
-    assert first["loss/strong"] == pytest.approx(5.5)  # one group alone, in both steps
+    assert first["loss/human"] == pytest.approx(5.5)  # one group alone, in both steps
     assert first["loss/direct"] == pytest.approx(3.5)
     assert list(first)[:5] == ["step", "loss", "grad_norm", "learning_rate", "tokens"]
     assert first["loss"] == 1.5 and first["tokens"] == 96 and first["z_loss"] == 0.5
@@ -83,8 +83,8 @@ def test_speeds_have_a_file_of_their_own_and_the_first_step_does_not_count(tmp_p
     speed = [json.loads(line) for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
     # The clock goes on by 2 s whenever it is read: after step 1, and at both windows' ends.
     assert speed == [
-        {"step": 2, "tokens_per_second": 24.0, "floor_ratio": 0.125},
-        {"step": 4, "tokens_per_second": 48.0, "floor_ratio": 0.25},
+        {"step": 2, "tokens_per_second": 24.0, "roofline_ratio": 0.125},
+        {"step": 4, "tokens_per_second": 48.0, "roofline_ratio": 0.25},
     ]
     assert not any("second" in name for line in read_metrics(tmp_path) for name in line)
 

@@ -72,7 +72,7 @@ def _adamw(w, gradients, rate, decay, b1=0.9, b2=0.99, epsilon=1e-8):
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_adamw_is_the_papers(decay):
     params, gradients = _problem(shape=(3, 4))
-    optimizer = Optimizer(learning_rate=0.01, weight_decay=decay, clip=0.0)
+    optimizer = Optimizer(learning_rate=0.01, weight_decay=decay, max_grad_norm=0.0)
     got = _run(transformation(optimizer, STEPS), params, gradients)["w"]
     wanted = _adamw(params["w"], [g["w"] for g in gradients], 0.01, decay)
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
@@ -80,7 +80,7 @@ def test_adamw_is_the_papers(decay):
 
 def test_adafactor_is_optaxs_with_factored_moments():
     params, gradients = _problem()
-    optimizer = Optimizer(name="adafactor", learning_rate=0.01, clip=0.0)
+    optimizer = Optimizer(name="adafactor", learning_rate=0.01, max_grad_norm=0.0)
     got = _run(transformation(optimizer, STEPS), params, gradients)["w"]
     wanted = _run(optax.adafactor(0.01), params, gradients)["w"]
     np.testing.assert_allclose(got, wanted, rtol=1e-6)
@@ -110,7 +110,9 @@ def test_muon_orthogonalises_the_layers_matrices_and_leaves_the_rest_to_adam():
         )
 
     params, gradient = draw(), draw()
-    optimizer = Optimizer(name="muon", learning_rate=0.01, matrix_rate=0.1, clip=0.0)
+    optimizer = Optimizer(
+        name="muon", learning_rate=0.01, muon_learning_rate=0.1, max_grad_norm=0.0
+    )
     got = _run(transformation(optimizer, STEPS), params, [gradient])
     for name in ("up", "down"):
         moved = (params["layer_0"][name] - got["layer_0"][name]) / 0.1
@@ -127,8 +129,8 @@ def test_the_global_norm_is_clipped():
     params, _ = _problem(shape=(3, 4))
     huge = {"w": jnp.full((3, 4), 100.0)}
     small = jax.tree.map(lambda g: g / (100.0 * np.sqrt(12)), huge)  # norm 1
-    clipped = transformation(Optimizer(learning_rate=0.1, clip=1.0), STEPS)
-    free = transformation(Optimizer(learning_rate=0.1, clip=0.0), STEPS)
+    clipped = transformation(Optimizer(learning_rate=0.1, max_grad_norm=1.0), STEPS)
+    free = transformation(Optimizer(learning_rate=0.1, max_grad_norm=0.0), STEPS)
     np.testing.assert_allclose(
         _run(clipped, params, [huge, small])["w"], _run(free, params, [small, small])["w"],
         rtol=1e-5,

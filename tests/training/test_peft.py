@@ -9,7 +9,7 @@ import pytest
 from lmsi_jax.config.optimization import Lora
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.training import lora as exported
-from lmsi_jax.training.lora import fresh_adapters, merged
+from lmsi_jax.training.lora import fresh_adapters, merge_adapters
 
 LORA = Lora(rank=3, alpha=6.0, targets=("value", "query", "down", "attention_out"), peft=True)
 
@@ -34,7 +34,7 @@ def test_numpy_merges_the_written_tensors_to_the_same_matrices(folder, adapters,
     tensors = load_file(folder / "adapter_model.safetensors")
     config = json.loads((folder / "adapter_config.json").read_text())
     assert len(tensors) == 2 * 4 * 2  # layers, targets, factors
-    wanted = merged(LORA, micro_params, adapters)
+    wanted = merge_adapters(LORA, micro_params, adapters)
     for layer in (0, 1):
         name = f"base_model.model.model.layers.{layer}.mlp.down_proj"
         change = tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
@@ -70,7 +70,7 @@ def test_peft_loads_and_merges_them_to_the_same_matrices(
             state[key] = torch.tensor(np.asarray(micro_params[f"layer_{layer}"][ours]).T.copy())
     model.load_state_dict(state)
     reached = peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload().state_dict()
-    wanted = merged(LORA, micro_params, adapters)
+    wanted = merge_adapters(LORA, micro_params, adapters)
     for layer in range(c.num_layers):
         for ours, theirs in exported._MODULES.items():
             found = reached[f"model.layers.{layer}.{theirs}.weight"].numpy().T

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from lmsi_jax.config.optimization import Optimizer, Training
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.sharding import following, mesh_of, weight_specs
+from lmsi_jax.models.sharding import mesh_of, opt_state_specs, weight_specs
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.training.optimizers import transformation
 
@@ -26,7 +26,7 @@ _CASES = (("adamw", False), ("adafactor", False), ("adamw", True))
 _SCRIPT = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
-from lmsi_jax import processes
+from lmsi_jax.runtime import processes
 from lmsi_jax.config.architecture import ModelConfig
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.training import placement
@@ -198,7 +198,7 @@ def test_each_array_of_the_state_lies_where_its_parameter_does(micro_config, nam
     )
     specs = weight_specs(micro_config, model=2, data=2, fsdp=True)
     state = jax.eval_shape(transformation(Optimizer(name=name), 5).init, big)
-    found = following(specs, big, state)
+    found = opt_state_specs(specs, big, state)
     flat, _ = jax.tree_util.tree_flatten_with_path(
         found, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
     )
@@ -222,6 +222,6 @@ def test_a_mesh_that_cannot_be_is_refused_with_the_remedy():
     with pytest.raises(LmsiError, match="need 64 devices; this process has"):
         mesh_of(Training(data=8, model=8))
     with pytest.raises(LmsiError, match="rows = 6 do not divide among Training.data = 4"):
-        Training(rows=6, data=4)
+        Training(sequences_per_prefix=6, data=4)
     with pytest.raises(LmsiError, match="Training.model = 0"):
         Training(model=0)

@@ -12,7 +12,7 @@ from lmsi_jax.config.optimization import Preference
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.training import losses as losses_module
-from lmsi_jax.training.forward import by_parameters
+from lmsi_jax.training.forward import parameter_gradients
 from lmsi_jax.training.losses import members, pair_groups, pair_sums, scpo_loss, spin_loss
 from lmsi_jax.training.packing import Shape, batches, microbatches, pair_row, weighted_row
 from lmsi_jax.training.scoring import with_reference
@@ -63,7 +63,7 @@ def test_loss_and_gradient(micro_config, micro_params, preference):
     def objective(weights, one):
         return pair_sums(micro_config, weights, one, 3, preference)
 
-    sums = by_parameters(micro_config, micro_params, objective, batch)
+    sums = parameter_gradients(micro_config, micro_params, objective, batch)
     means, gradient = losses_module.averaged_pairs(*sums)
     losses = lambda p: _reference_losses(micro_config, p, frozen, pairs, preference)  # noqa: E731
     value = lambda p: sum(losses(p)) / 3  # noqa: E731

@@ -8,7 +8,7 @@ import one_run
 import pytest
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.training.data import Rows, Steps
+from lmsi_jax.training.data import BatchIterator, RowReader
 from lmsi_jax.training.packing import Shape, batches
 
 SHAPE = Shape(microbatches=2, rows=2, length=24, prefix_length=8)
@@ -22,17 +22,17 @@ def _equal(a, b):
 @pytest.mark.parametrize("taken", [0, 1, 5, 11])
 def test_steps_go_on_from_a_position_that_went_through_json(taken):
     wanted = list(itertools.islice(batches(one_run.rows(), SHAPE), 15))
-    first = Steps(one_run.rows(), SHAPE)
+    first = BatchIterator(one_run.rows(), SHAPE)
     for step in range(taken):
         assert _equal(first.next(), wanted[step])
-    position = json.loads(json.dumps(first.position))
+    position = json.loads(json.dumps(first.state))
     assert bool(position["open"]) == bool(taken)
-    again = Steps(one_run.rows(), SHAPE, position)
+    again = BatchIterator(one_run.rows(), SHAPE, position)
     for step in range(taken, 15):
         assert _equal(again.next(), wanted[step])
     for _ in range(taken, 15):
         first.next()
-    assert again.position == first.position
+    assert again.state == first.state
 
 
 class _Skipping:
@@ -50,10 +50,10 @@ class _Skipping:
 
 def test_a_stream_that_can_skip_is_asked_to_and_rows_left_out_count_as_read():
     source = _Skipping()
-    short = Rows(source, lambda row: len(row.tokens) < 9)
+    short = RowReader(source, lambda row: len(row.tokens) < 9)
     kept = [next(short) for _ in range(10)]
     assert short.read > 10
-    again = Rows(other := _Skipping(), lambda row: len(row.tokens) < 9)
+    again = RowReader(other := _Skipping(), lambda row: len(row.tokens) < 9)
     again.skip(short.read)
     assert other.skipped == again.read == short.read
     assert next(again) == next(short)
@@ -62,4 +62,6 @@ def test_a_stream_that_can_skip_is_asked_to_and_rows_left_out_count_as_read():
 
 def test_a_position_of_another_version_is_refused_with_the_remedy():
     with pytest.raises(LmsiError, match="of another version: delete the run's checkpoints"):
-        Steps(one_run.rows(), SHAPE, {"rows": 3, "open": [{"tokens": [1], "prefix": [], "x": 1}]})
+        BatchIterator(
+            one_run.rows(), SHAPE, {"rows": 3, "open": [{"tokens": [1], "prefix": [], "x": 1}]}
+        )

@@ -8,10 +8,14 @@ import pytest
 from lmsi_jax.config.optimization import Loss, Preference, Training
 from lmsi_jax.training.losses import Teacher
 from lmsi_jax.training.packing import pair_row, weighted_row
-from lmsi_jax.training.scoring import Scored, Scorer, with_reference, with_top_k
+from lmsi_jax.training.scoring import ScoredRows, TargetScorer, with_reference, with_top_k
 
 SOFT = Training(
-    rows=2, length=24, prefix_length=6, loss=Loss(distillation="top_k", top_k=3), microbatches=1
+    sequences_per_prefix=2,
+    sequence_length=24,
+    max_prefix_length=6,
+    loss=Loss(distillation="top_k", top_k=3),
+    microbatches=1,
 )
 PAIRS = dataclasses.replace(SOFT, loss=Loss(), preference=Preference())
 
@@ -32,11 +36,11 @@ def _rows():
 @pytest.mark.parametrize("order", [(0, 3, 6, 1), (5, 5, 2)])
 def test_a_teachers_tokens_come_back_at_the_targets_alone(micro_config, micro_params, order):
     rows = _rows()
-    records = Scorer(config=micro_config, params=micro_params, training=SOFT).records(rows)
+    records = TargetScorer(config=micro_config, params=micro_params, training=SOFT).records(rows)
     assert records[6] == {}
     teacher = Teacher(config=micro_config, params=micro_params)
     wanted = with_top_k(teacher, rows[:6], SOFT.shape, 3)
-    for found, at in zip(Scored([rows[i] for i in order], records), order, strict=True):
+    for found, at in zip(ScoredRows([rows[i] for i in order], records), order, strict=True):
         assert found.tokens == rows[at].tokens
         if at == 6:
             assert found.teacher_ids is None
@@ -50,7 +54,7 @@ def test_a_teachers_tokens_come_back_at_the_targets_alone(micro_config, micro_pa
 def test_a_pairs_reference_comes_back_exactly(micro_config, micro_params):
     rows = _rows()
     pairs = [dataclasses.replace(pair_row(rows[i], rows[i + 2]), example=i) for i in (0, 1, 2, 3)]
-    records = Scorer(config=micro_config, params=micro_params, training=PAIRS).records(pairs)
+    records = TargetScorer(config=micro_config, params=micro_params, training=PAIRS).records(pairs)
     wanted = with_reference(micro_config, micro_params, pairs, PAIRS.shape)
-    found = list(Scored(pairs[::-1], records))
+    found = list(ScoredRows(pairs[::-1], records))
     assert [row.reference for row in found] == [row.reference for row in wanted[::-1]]

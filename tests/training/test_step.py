@@ -124,7 +124,10 @@ def test_accumulated_microbatches_train_as_the_large_batch(micro_config, micro_p
     }
     assert (batch["prefix"] == batch["prefix"][0]).all()
     training = Training(
-        steps=9, microbatches=4, rows=2, optimizer=Optimizer(name=name, learning_rate=1e-3)
+        steps=9,
+        microbatches=4,
+        sequences_per_prefix=2,
+        optimizer=Optimizer(name=name, learning_rate=1e-3),
     )
     small, metrics = _trained(micro_config, micro_params, training, batch)
     whole, wanted = _trained(micro_config, micro_params, training, large)
@@ -138,8 +141,8 @@ def test_accumulated_microbatches_train_as_the_large_batch(micro_config, micro_p
 def test_a_step_is_the_gradient_clipped_and_given_to_optaxs_optimiser(micro_config, micro_params):
     """Optax alone, with the papers' settings written out, from the same gradients."""
     batch, rate = _batch(), optax.warmup_cosine_decay_schedule(0.0, 1e-2, 2, 9, 0.0)
-    optimizer = Optimizer(learning_rate=1e-2, warmup_steps=2, decay="cosine", clip=0.1)
-    training = Training(steps=9, microbatches=2, rows=2, optimizer=optimizer)
+    optimizer = Optimizer(learning_rate=1e-2, warmup_steps=2, decay="cosine", max_grad_norm=0.1)
+    training = Training(steps=9, microbatches=2, sequences_per_prefix=2, optimizer=optimizer)
     found, metrics = _trained(micro_config, micro_params, training, batch, steps=4)
     plain = optax.adamw(rate, b1=0.9, b2=0.99, weight_decay=0.0)
     params, state, norms = micro_params, plain.init(micro_params), []
@@ -159,7 +162,7 @@ def test_a_step_is_the_gradient_clipped_and_given_to_optaxs_optimiser(micro_conf
 def test_bfloat16_computes_near_float32_and_keeps_float32_masters(micro_config, micro_params):
     """A bfloat16 number is off by up to 2**-9 = 0.2 %: the loss by as much, the norm by 2 %."""
     batch, optimizer = _batch(), Optimizer(learning_rate=1e-6)
-    training = Training(steps=9, microbatches=2, rows=2, optimizer=optimizer)
+    training = Training(steps=9, microbatches=2, sequences_per_prefix=2, optimizer=optimizer)
     narrow = dataclasses.replace(training, compute_dtype="bfloat16")
     _, wanted = _trained(micro_config, micro_params, training, batch, steps=1)
     params, found = _trained(micro_config, micro_params, narrow, batch, steps=1)

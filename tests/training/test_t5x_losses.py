@@ -7,7 +7,7 @@ import pytest
 
 from lmsi_jax.config.optimization import Loss
 from lmsi_jax.interop import t5x_stubs
-from lmsi_jax.training.losses import token_losses, token_scores
+from lmsi_jax.training.losses import token_logits, token_losses
 from lmsi_jax.training.packing import Shape, microbatches, weighted_row
 
 if reason := t5x_stubs.missing():
@@ -55,7 +55,7 @@ def test_values_and_gradients_are_t5xs(micro_config, micro_params, batch, loss):
         return (token_losses(micro_config, params, batch, loss)[0] * batch["weights"]).sum()
 
     def theirs(params):
-        return _t5x(token_scores(micro_config, params, batch), batch, loss)
+        return _t5x(token_logits(micro_config, params, batch), batch, loss)
 
     (found, gradient), (wanted, expected) = (
         jax.jit(jax.value_and_grad(f))(micro_params) for f in (ours, theirs)
@@ -70,7 +70,7 @@ def test_without_the_constant_only_the_value_differs_by_the_targets_entropy(
 ):
     loss = Loss(label_smoothing=0.1)
     own = (token_losses(micro_config, micro_params, batch, loss)[0] * batch["weights"]).sum()
-    scores = token_scores(micro_config, micro_params, batch)
+    scores = token_logits(micro_config, micro_params, batch)
     off = 0.1 / (micro_config.vocab_size - 1)
     entropy = -(0.9 * np.log(0.9) + (micro_config.vocab_size - 1) * off * np.log(off))
     more = float(entropy * batch["weights"].sum())

@@ -19,9 +19,9 @@ TRAINING = Training(
     steps=6,
     optimizer=Optimizer(learning_rate=3e-3),
     microbatches=2,
-    rows=2,
-    length=24,
-    prefix_length=8,
+    sequences_per_prefix=2,
+    sequence_length=24,
+    max_prefix_length=8,
     log_every=1,
     save_every=2,
 )
@@ -71,7 +71,7 @@ def test_the_window_that_a_checkpoint_cuts_goes_on_in_the_resumed_run(
     with pytest.raises(_Cut):
         _train(micro_config, micro_params, tmp_path / "cut", training, rows=_cut_after(_rows(), 70))
     cut = checkpoints.Checkpoints(tmp_path / "cut")
-    assert cut.latest in (2, 4) and len(cut.position(cut.latest)["window"]) == cut.latest
+    assert cut.latest in (2, 4) and len(cut.data_state(cut.latest)["window"]) == cut.latest
     _train(micro_config, micro_params, tmp_path / "cut", training)
     lines = read_metrics(tmp_path / "whole")
     assert [line["step"] for line in lines] == [5, 6]
@@ -132,9 +132,9 @@ def test_the_loss_falls_when_a_few_rows_are_learnt(tmp_path, micro_config, micro
         steps=120,
         optimizer=Optimizer(learning_rate=1e-2),
         microbatches=1,
-        rows=2,
-        length=24,
-        prefix_length=8,
+        sequences_per_prefix=2,
+        sequence_length=24,
+        max_prefix_length=8,
         log_every=20,
         save_every=120,
     )
@@ -154,11 +154,11 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, micro_config, micro_pa
     broken = jax.tree.map(lambda leaf: leaf * np.nan, micro_params)
     with pytest.raises(LmsiError, match="the loss is nan at step 1; lower Optimizer.learning_rate"):
         _train(micro_config, broken, tmp_path)
-    assert not checkpoints.present(tmp_path)
+    assert not checkpoints.has_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"steps": 0}, {"rows": 0}, {"log_every": 0}, {"strong_rate": 1.5}]
+    "changes", [{"steps": 0}, {"rows": 0}, {"log_every": 0}, {"human_rate": 1.5}]
 )
 def test_settings_out_of_range_are_named(changes):
     with pytest.raises(LmsiError, match=f"Training.{next(iter(changes))} = "):

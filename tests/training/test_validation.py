@@ -24,7 +24,7 @@ def _examples(questions, each=3):
             uid=f"legs/{number}",
             task="legs",
             format="few_shot_cot",
-            source="weak",
+            source="self_generated",
             prefix="",
             inputs="Q",
             targets=f"A{copy}",
@@ -37,24 +37,31 @@ def _examples(questions, each=3):
 
 def test_whole_questions_are_held_out_whatever_the_order():
     rows = _examples(40)
-    left, held_out = split({"weak": rows, "strong": []}, 10)
+    left, held_out = split({"self_generated": rows, "human": []}, 10)
     assert len(held_out) == 12  # four questions of three examples
-    assert {row.uid for row in held_out}.isdisjoint(row.uid for row in left["weak"])
-    assert len(left["weak"]) + len(held_out) == len(rows)
+    assert {row.uid for row in held_out}.isdisjoint(row.uid for row in left["self_generated"])
+    assert len(left["self_generated"]) + len(held_out) == len(rows)
     random.Random(0).shuffle(rows)
-    again = split({"weak": rows}, 10)[1]
+    again = split({"self_generated": rows}, 10)[1]
     assert {row.uid for row in again} == {row.uid for row in held_out}
-    assert {row.uid for row in split({"weak": rows}, 13)[1]} > {row.uid for row in held_out}
+    assert {row.uid for row in split({"self_generated": rows}, 13)[1]} > {
+        row.uid for row in held_out
+    }
 
 
 def test_by_default_nothing_is_held_out():
     rows = _examples(4)
-    assert split({"weak": rows}, Training().validation_count) == ({"weak": rows}, [])
+    assert split({"self_generated": rows}, Training().validation_count) == (
+        {"self_generated": rows},
+        [],
+    )
 
 
 def test_a_source_of_which_nothing_would_be_left_is_refused_with_the_remedy():
-    with pytest.raises(LmsiError, match="validation_count = 100 leaves none of the 12 weak"):
-        split({"weak": _examples(4)}, 100)
+    with pytest.raises(
+        LmsiError, match="validation_count = 100 leaves none of the 12 self_generated"
+    ):
+        split({"self_generated": _examples(4)}, 100)
 
 
 @pytest.fixture(scope="module")

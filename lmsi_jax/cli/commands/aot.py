@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt_tokens", type=int, default=1024, help="task prompt (1024)")
     parser.add_argument("--question_tokens", type=int, default=128, help="a question (128)")
     parser.add_argument(
-        "--occupancy", type=float, default=0.9, help="share of lanes that are busy (0.9)"
+        "--occupancy", type=float, default=0.9, help="share of slots that are busy (0.9)"
     )
 
 

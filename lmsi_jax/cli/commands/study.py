@@ -54,7 +54,7 @@ def run(args: argparse.Namespace, load: Load) -> None:
         return
     from lmsi_jax.pipeline.rounds import execute
     from lmsi_jax.runtime import jax_caches
-    from lmsi_jax.runtime.processes import leaving
+    from lmsi_jax.runtime.signals import signals_as_exceptions
 
     command = shlex.join(["lmsi", *sys.argv[1:]])
 
@@ -67,5 +67,5 @@ def run(args: argparse.Namespace, load: Load) -> None:
         """Prints at once, between the stages' own lines."""
         print(text, flush=True)
 
-    with leaving():
+    with signals_as_exceptions():
         run_study(study, load, carry_out, say)
