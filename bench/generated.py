@@ -16,9 +16,8 @@ from typing import Any
 
 from lmsi_jax import answers, voting
 from lmsi_jax.augmentation import groups
-from lmsi_jax.config import gin_edge
+from lmsi_jax.config import Run, gin_loader
 from lmsi_jax.config.configurables import load_run
-from lmsi_jax.config.run import Run
 from lmsi_jax.evaluation.statistics import paired_difference
 from lmsi_jax.pipeline.augment import new_questions, read_counts, read_prompts
 from lmsi_jax.pipeline.context import Context
@@ -38,7 +37,7 @@ def main() -> None:
     """Runs the stages, asks the test questions and prints what came out."""
     args = _arguments()
     run = _run(args)
-    execute(run, _STAGES, "bench/generated.py", gin_edge.operative_config())
+    execute(run, _STAGES, "bench/generated.py", gin_loader.operative_config())
     context = Context(run, frozenset(_STAGES))
     found = {"questions": _new(context, args.task), "prompts": _prompts(context, args.task)}
     print(json.dumps(found))
@@ -64,8 +63,8 @@ def _run(args: argparse.Namespace) -> Run:
         "Augmentation.prompts": str(args.prompts),
         "Sampling.num_samples": str(args.paths),
     }
-    bindings = tuple(gin_edge.Binding(name=name, value=value) for name, value in changes.items())
-    gin_edge.load("generated", gin_edge.GinArgs(bindings=bindings))
+    bindings = tuple(gin_loader.Binding(name=name, value=value) for name, value in changes.items())
+    gin_loader.load("generated", gin_loader.GinArgs(bindings=bindings))
     return load_run()
 
 

@@ -9,11 +9,11 @@ from typing import Any, Literal, Self
 
 SCHEMA = 3
 
-Kind = Literal["number", "choice", "yes_no", "nli", "span"]
+Kind = Literal["number", "choice", "yes_no", "nli", "span", "date", "list"]
 Format = Literal["few_shot_cot", "few_shot_direct", "zero_shot_cot", "zero_shot_direct"]
 Source = Literal["self_generated", "human"]
 
-KINDS: tuple[Kind, ...] = ("number", "choice", "yes_no", "nli", "span")
+KINDS: tuple[Kind, ...] = ("number", "choice", "yes_no", "nli", "span", "date", "list")
 FORMATS: tuple[Format, ...] = (
     "few_shot_cot",
     "few_shot_direct",

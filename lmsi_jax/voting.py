@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
 from lmsi_jax import answers
-from lmsi_jax.config.stages import Voting
+from lmsi_jax.config import Voting
 from lmsi_jax.records import Question, Sample, Vote
 
 

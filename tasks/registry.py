@@ -14,18 +14,18 @@ from lmsi_jax.prompts import answer_sentence, question_prompt
 from lmsi_jax.records import Question
 from lmsi_jax.tasks.task import LEVELS, Level, Split, Task, too_few
 
-NAMES: tuple[str, ...] = (
-    *("purchases", "legs", "choices", "compare", "claims"),
-    *("travel", "chain_sum", "syllogism", "gsm_symbolic"),
-    *("gsm8k", "svamp", "aqua", "drop_football", "drop_nonfootball", "openbookqa"),
-    *("arc_challenge", "anli_r1", "anli_r2", "anli_r3", "strategyqa", "rte", "mnli_m", "mnli_mm"),
-)
-# A data set of several tasks has one module.
+# The tasks by the module that has them as its TASKS, in the order of their `NAMES`.
 _MODULES = {
-    **dict.fromkeys(("drop_football", "drop_nonfootball"), "drop"),
-    **dict.fromkeys(("anli_r1", "anli_r2", "anli_r3"), "anli"),
-    **dict.fromkeys(("mnli_m", "mnli_mm"), "mnli"),
+    "word_sums": ("purchases", "legs", "choices", "compare", "claims", "travel"),
+    "reasoning_gym_families": ("chain_sum", "syllogism", "gsm_symbolic"),
+    "math_word_problems": ("gsm8k", "svamp"),
+    "multiple_choice": ("aqua", "openbookqa", "arc_challenge"),
+    "drop": ("drop_football", "drop_nonfootball"),
+    "language_inference": ("anli_r1", "anli_r2", "anli_r3", "rte", "mnli_m", "mnli_mm"),
+    "strategyqa": ("strategyqa",),
 }
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+NAMES: tuple[str, ...] = tuple(_MODULE_OF)
 # The base model's documents are no SeqIO split: worked reasoning is for pre-training alone.
 SPLITS: tuple[Split, ...] = ("train", "test")
 # "also" has one further answer a line.
@@ -46,8 +46,8 @@ def get(name: str, data_dir: str | None = None) -> Task:
         near = difflib.get_close_matches(str(name), NAMES, n=1, cutoff=0.5)
         meant = f"did you mean {near[0]!r}? " if near else ""
         raise LmsiError(f"there is no task {name!r}; {meant}the tasks are {', '.join(NAMES)}")
-    module = importlib.import_module(f"lmsi_jax.tasks.{_MODULES.get(name, name)}")
-    tasks: Sequence[Task] = module.TASKS if name in _MODULES else (module.TASK,)
+    module = importlib.import_module(f"lmsi_jax.tasks.{_MODULE_OF[name]}")
+    tasks: Sequence[Task] = module.TASKS
     task = next(one for one in tasks if one.name == name)
     return task.from_folder(data_dir) if data_dir else task
 

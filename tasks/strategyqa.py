@@ -22,7 +22,7 @@ def parse(row: Mapping[str, Any]) -> Item:
     )
 
 
-TASK = Dataset(
+STRATEGYQA = Dataset(
     name="strategyqa",
     kind="yes_no",
     domain="out",
@@ -36,3 +36,5 @@ TASK = Dataset(
     exemplar_file="strategyqa",
     shots=6,
 )
+
+TASKS = (STRATEGYQA,)

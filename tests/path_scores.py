@@ -1,4 +1,4 @@
-"""What the paths of an engine should score, by one plain forward pass over prompt and path.
+"""Reference log-probabilities of samples, by one plain forward pass over prompt and sample.
 
 The tokenizer here has one character for each id, so a path's text gives its tokens.
 """
@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from reference_decoder import reference_logits
 
-from lmsi_jax.rollout.decode_step import sample_keys, uniforms
+from lmsi_jax.rollout.noise import sample_keys, uniforms
 
 
 @dataclasses.dataclass(frozen=True)
 class Characters:
-    """One character for each id; the end token is never drawn, for the model has no row for it."""
+    """A tokenizer with one character per id; the model has no row for the end token."""
 
     vocab_size: int
 
@@ -37,7 +37,7 @@ class Characters:
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """A path's numbers by the reference.
+    """The numbers of a sample by the reference.
 
     Attributes:
       logprobs: [T] log-probabilities of its tokens at temperature 1.
@@ -50,7 +50,7 @@ class Expected:
 
 
 def expected(config, params, prompt, path, temperature, seed, round_index):
-    """Scores a path, given its prompt's tokens, in float64."""
+    """Scores a sample, given the tokens of its prompt, in float64."""
     tokens = Characters(config.vocab_size).encode(path.text)
     assert len(tokens) == path.tokens
     scores = reference_logits(config, params, [*prompt, *tokens])[len(prompt) - 1 : -1]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsi_jax import mixing, prompts, voting
-from lmsi_jax.config.stages import Mixing
+from lmsi_jax.config import Mixing
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import FORMATS, Exemplar, Question, Sample
 from lmsi_jax.selection.rows import select, voted_rows

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from bench.peers.measure import Ready, main, parser
 from bench.workloads import Model, Workload, prompts
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config import Decoding, ModelConfig, Sampling
 from lmsi_jax.models.transformer import fresh_params
 from lmsi_jax.rollout.engine import Engine
+from lmsi_jax.rollout.requests import Request
 
 _NEVER = -7  # as the end's id: no path ends by chance
 _LAYOUT = {
@@ -65,15 +65,22 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
     rows = prompts(workload)
     prefix = tokenizer.decode(rows[0, : workload.shared])
     texts = [tokenizer.decode(row[workload.shared :]) for row in rows]
-    questions = [(f"question {i}", text) for i, text in enumerate(texts)]
-    wanted = iter(workload.lengths)
-    lengths = {(uid, k): next(wanted) for uid, _ in questions for k in range(workload.samples)}
     sampling = Sampling(
         num_samples=workload.samples,
         temperature=workload.temperature,
         max_new_tokens=workload.max_new,
         stop=(),
     )
+    requests = [
+        Request(
+            uid=f"question {i}",
+            prefix=prefix,
+            text=text,
+            sampling=sampling,
+            limits=workload.of_question(i),
+        )
+        for i, text in enumerate(texts)
+    ]
     given = {name: getattr(options, name) for name in _LAYOUT_FLAGS}
     layout = dataclasses.replace(
         _LAYOUT.get(workload.name, Decoding()),
@@ -83,17 +90,11 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
 
     def run(seed: int) -> list[int]:
         engine._prompt = None  # the prompt's prefill belongs to the run
-        samples = dict(
-            engine.run(
-                prefix,
-                questions,
-                sampling,
-                seed=seed,
-                round_index=0,
-                limit=lambda uid, k: lengths[uid, k],
-            )
-        )
-        return [sample.tokens for uid, _ in questions for sample in samples[uid]]
+        samples = {
+            response.number: response.samples
+            for response in engine.generate(requests, seed=seed, round_index=0)
+        }
+        return [sample.tokens for number in range(len(requests)) for sample in samples[number]]
 
     return Ready(
         run=run,

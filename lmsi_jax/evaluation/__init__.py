@@ -1,1 +1,1 @@
-"""Evaluation: accuracy before and after, its intervals and tests, and how sure the votes are."""
+"""Evaluation: accuracy with its intervals and tests, and the collapse monitor. PURE."""

@@ -25,7 +25,7 @@ def wilson(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
       z: normal quantile, 1.96 for 95 %.
 
     Raises:
-      ValueError: counts that cannot be.
+      ValueError: not 0 <= correct <= n.
     """
     if not 0 <= correct <= n:
         raise ValueError(f"{correct} of {n} is not a share")
@@ -47,7 +47,7 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
     approximation. 1.0 when none changed.
 
     Args:
-      before, after: whether each question was right, in the same order.
+      before, after: True for each question that was right, in the same order.
 
     Raises:
       ValueError: unequal lengths.
@@ -66,7 +66,7 @@ def paired_difference(before: Sequence[bool], after: Sequence[bool], z: float = 
     added, with the correlation of the pairs.
 
     Args:
-      before, after: whether each question was right, in the same order.
+      before, after: True for each question that was right, in the same order.
       z: normal quantile, 95 % by default.
 
     Raises:
@@ -108,37 +108,37 @@ def macro_variance(tasks: Sequence[Sequence[float]]) -> float:
     """Returns the variance of a mean over tasks of means over questions, each task counting alike.
 
     Args:
-      tasks: of each task one value a question, such as after minus before; at least one.
+      tasks: for each task one value per question, such as after minus before; at least one task.
 
     Raises:
       ValueError: a task without questions.
     """
-    own = []
+    variances = []
     for values in tasks:
         n = len(values)
         if n == 0:
             raise ValueError("a task without questions")
         mean = math.fsum(values) / n
-        own.append(math.fsum((value - mean) ** 2 for value in values) / (max(n - 1, 1) * n))
-    return math.fsum(own) / len(own) ** 2
+        variances.append(math.fsum((value - mean) ** 2 for value in values) / (max(n - 1, 1) * n))
+    return math.fsum(variances) / len(variances) ** 2
 
 
 def over_seeds(values: Sequence[float], variances: Sequence[float]) -> Difference:
     """Returns the mean of several seeds' values with its 95 % interval.
 
-    A seed has questions, noise and training order of its own, so the spread of the seeds' values
-    holds what questions and seeds contribute. Few seeds may lie close together by luck: their
-    variance is never taken for less than what their questions alone give them. This is the
-    estimate of two variance components by moments, the seeds' own kept from falling below 0
-    (Searle, Casella and McCulloch 1992, section 3.5), with Student's t:
+    Every seed draws its own questions, noise and training order, so the variance of the seeds'
+    values includes that of questions and of seeds. A few seeds may be close together by luck: their
+    variance is never taken for less than what their questions alone cause. This is the estimate of
+    two variance components by moments, with the seeds' component kept from falling below 0 (Searle,
+    Casella and McCulloch 1992, section 3.5), and Student's t:
 
         mean +- t(0.975, S - 1) sqrt(max(s^2, mean of `variances`) / S)
 
-    Of one seed it is what the questions alone say, with the normal quantile.
+    For a single seed the variance is that of its questions, with the normal quantile.
 
     Args:
       values: one for each seed.
-      variances: what each varies by because of its questions, see `macro_variance`.
+      variances: of each value because of its questions, see `macro_variance`.
 
     Raises:
       ValueError: no seeds, or unequal lengths.
@@ -166,7 +166,7 @@ def bootstrap(
       values: one for each question, in [0, 1].
       seed: of the resamples; the same values and seed give the same interval.
       level: covered share.
-      resamples: how many.
+      resamples: number of resamples.
     """
     if not values:
         return 0.0, 1.0
@@ -180,7 +180,7 @@ def bootstrap(
 
 
 def _table(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int, int, int]:
-    """How many questions were right both times, only after, only before, and never."""
+    """Counts the questions that were right both times, only after, only before, and never."""
     if len(before) != len(after):
         raise ValueError(f"{len(before)} questions before and {len(after)} after are not pairs")
     pairs = [(bool(old), bool(new)) for old, new in zip(before, after, strict=True)]
@@ -193,7 +193,7 @@ def _table(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int, int
 
 
 def _correlation(both: int, gained: int, lost: int, neither: int) -> float:
-    """Newcombe's phi, with his continuity correction towards 0 where it is positive."""
+    """Newcombe's phi, with his continuity correction towards 0 if it is positive."""
     margins = (both + gained) * (lost + neither) * (both + lost) * (gained + neither)
     if margins == 0:
         return 0.0

@@ -1,38 +1,51 @@
-"""Attention over shared prefixes: task prompt, question and path, each stored once.
+"""Attention of decoding and training: one exact softmax over keys stored in several places.
 
-The softmax over all keys is exact: each part gives its maximum, its sum and its weighted values,
-and the parts are merged by log-sum-exp. Products are plain batched matmuls; with keys stored
-[.., L, K] they are fast on XLA's CPU back end, and the bits of a row do not depend on how many rows
-there are.
+A query may see several sets of keys: a task prompt that all sequences share, a question that its
+samples share, the tokens of its own sequence. Each set yields a `Part`, and `merge` joins parts by
+log-sum-exp, so that no shared key or value is ever copied.
 
-Shapes: B sequences, n queries of each, H heads, G kv heads, per = H / G, K head dim, L cached
-positions.
+    part = cache_attention(q, prompt.layer(i))    # keys that all sequences share
+    own = head_attention(q, keys, values, bias)   # keys of each sequence
+    attended = merge([own, part])                 # the softmax over all of them
 
-Attention over packed rows that share a few-shot prefix, exact, without copying the prefix.
+Products are plain batched matmuls over keys stored [..., L, K]. They are fast on XLA's CPU backend,
+and the bits of a row do not depend on the number of rows.
 
-A packed row holds several examples; a token sees the earlier tokens of its own example (its
-segment) and the whole shared prefix, so every example is computed as if it stood alone behind the
-prefix. In a layer with a sliding window it sees what lies within the window, which may reach into
-the prefix. Segment 0 pads. Queries are taken in blocks, so the part above the diagonal is not
-computed, nor the part before the window.
+Shapes: B sequences, n queries of each, H query heads, G key/value heads, per = H / G, K head dim,
+L cached positions, T tokens of a packed row.
 """
 
 import dataclasses
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.params import Params, soft_cap, wide_matmul
 from lmsi_jax.models.rotary import angles_of
 from lmsi_jax.models.transformer import Attend, hidden_states
 
 MASKED = -1e9
-Part = tuple[jax.Array, ...]
-"""Unmerged attention: maximum, sum of exponentials, weighted values, relative to the maximum."""
+_CPU_BLOCK = 64
+# An accelerator's products need more rows, and each block is compiled on its own.
+_ACCELERATOR_BLOCK = 512
+
+
+class Part(NamedTuple):
+    """Attention over one set of keys, not yet normalized; float32, of any leading shape [...].
+
+    Attributes:
+      top: [...] the largest logit.
+      total: [...] the sum of exp(logit - top).
+      values: [..., K] the sum of exp(logit - top) * value.
+    """
+
+    top: jax.Array
+    total: jax.Array
+    values: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -50,59 +63,68 @@ class Cache:
     values: list[jax.Array]
     lengths: jax.Array
 
+    def layer(self, layer: int) -> "LayerCache":
+        """Returns one layer's keys and values."""
+        return LayerCache(self.keys[layer], self.values[layer], self.lengths)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerCache:
+    """Keys and values of B sequences in one layer.
+
+    Attributes:
+      keys: [B, G, L, K].
+      values: the same.
+      lengths: [B] how many positions of each sequence are real.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    lengths: jax.Array
+
 
 def partial_attention(
-    rows: jax.Array, keys: jax.Array, values: jax.Array, bias: Any, softcap: float = 0.0
+    queries: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array, softcap: float = 0.0
 ) -> Part:
-    """Unmerged attention of rows [B, G, n, K] over keys and values [B, G, L, K].
+    """Attends keys and values [B, G, L, K] without normalizing.
 
     Args:
-      rows: scaled queries, or [B, G, per, n, K]; so are the results then.
-      keys: of any float type; products take it as it is and add up in float32.
+      queries: [B, G, n, K], scaled; or [B, G, per, n, K], and so is the result then.
+      keys: of any float type; products take them as they are and add up in float32.
       values: likewise.
       bias: [B, G, n, L] or what broadcasts to it, added after the soft cap.
       softcap: `ModelConfig.attention_softcap`.
-
-    Returns:
-      maximum [B, G, n], sum of exponentials [B, G, n], weighted values [B, G, n, K], all relative
-      to the maximum and float32.
     """
-    scores = soft_cap(wide_matmul(rows, keys, transposed=True), softcap) + bias
+    logits = soft_cap(wide_matmul(queries, keys, transposed=True), softcap) + bias
     # The maximum cancels in `merge`, so no gradient need flow through it.
-    top = jax.lax.stop_gradient(scores.max(-1))
-    weights = jnp.exp(scores - top[..., None])
-    return top, weights.sum(-1), wide_matmul(weights.astype(values.dtype), values)
+    top = jax.lax.stop_gradient(logits.max(-1))
+    weights = jnp.exp(logits - top[..., None])
+    return Part(top, weights.sum(-1), wide_matmul(weights.astype(values.dtype), values))
 
 
 def merge(parts: list[Part]) -> jax.Array:
     """Joins parts that share their leading shape into one exact softmax, [..., K]."""
     if len(parts) == 1:
-        _, total, mixed = parts[0]
-        return mixed / total[..., None]
-    top = parts[0][0]
-    for other, _, _ in parts[1:]:
-        top = jnp.maximum(top, other)
-    scales = [jnp.exp(own - top) for own, _, _ in parts]
-    totals = [scale * z for scale, (_, z, _) in zip(scales, parts, strict=True)]
-    values = [scale[..., None] * o for scale, (_, _, o) in zip(scales, parts, strict=True)]
+        return parts[0].values / parts[0].total[..., None]
+    top = functools.reduce(jnp.maximum, [part.top for part in parts])
+    scales = [jnp.exp(part.top - top) for part in parts]
+    totals = [scale * part.total for scale, part in zip(scales, parts, strict=True)]
+    values = [scale[..., None] * part.values for scale, part in zip(scales, parts, strict=True)]
     return functools.reduce(jnp.add, values) / functools.reduce(jnp.add, totals)[..., None]
 
 
-def _padding_bias(lengths: jax.Array, size: int) -> jax.Array:
-    """[B, 1, size]: 0 where a position is real."""
-    return jnp.where(jnp.arange(size) < lengths[:, None], 0.0, MASKED)[:, None]
-
-
 def is_traced_on_mesh() -> bool:
-    """Whether this is traced for several devices, see `jax.sharding.use_abstract_mesh`."""
+    """Returns whether this is traced for several devices, see `jax.sharding.use_abstract_mesh`."""
     return not jax.sharding.get_abstract_mesh().empty
 
 
-def grouped(q: jax.Array, groups: int) -> jax.Array:
-    """Splits heads: q [B, n, H, K] -> [B, G, n * per, K]; on a mesh [B, G, per, n, K].
+def group_heads(q: jax.Array, groups: int) -> jax.Array:
+    """Groups heads by their key/value head: [B, n, H, K] -> [B, G, n * per, K].
 
-    One matmul's rows are fastest on a CPU. But heads that lie on several devices cannot be joined
-    with queries: XLA would first gather all heads on each of them.
+    One matmul over all rows of a group is fastest on a CPU. On a mesh the result is
+    [B, G, per, n, K]: heads that are split over devices cannot be joined with queries, or XLA would
+    first gather all heads on each device.
     """
     batch, n, heads, width = q.shape
     split = q.reshape(batch, n, groups, heads // groups, width)
@@ -111,67 +133,73 @@ def grouped(q: jax.Array, groups: int) -> jax.Array:
     return split.transpose(0, 2, 1, 3, 4).reshape(batch, groups, n * (heads // groups), width)
 
 
-def grouped_bias(bias: jax.Array, per: int) -> jax.Array:
-    """Gives bias [B, n, L], or [B, 1, L], the axes of `grouped`'s scores."""
+def group_bias(bias: jax.Array, per: int) -> jax.Array:
+    """Gives bias [B, n, L], or [B, 1, L], the axes of the logits of `group_heads`."""
     if is_traced_on_mesh():
         return bias[:, None, None]
     return (bias if bias.shape[1] == 1 else jnp.repeat(bias, per, axis=1))[:, None]
 
 
-def ungrouped(a: jax.Array, heads: int) -> jax.Array:
-    """Undoes `grouped` on a part: [B, G, n * per, ...] -> [B, n, H, ...]."""
+def ungroup_heads(a: jax.Array, heads: int) -> jax.Array:
+    """Undoes `group_heads` on an array of a part: [B, G, n * per, ...] -> [B, n, H, ...]."""
     batch, groups = a.shape[:2]
-    per = heads // groups
     if is_traced_on_mesh():
         split = jnp.moveaxis(a, 3, 1)
     else:
+        per = heads // groups
         split = jnp.moveaxis(a.reshape(batch, groups, -1, per, *a.shape[3:]), 1, 2)
     return split.reshape(batch, split.shape[1], heads, *split.shape[4:])
 
 
-def over_cache(
-    q: jax.Array,
-    cache: Cache,
-    layer: int,
-    groups: int,
-    since: jax.Array | None = None,
-    softcap: float = 0.0,
+def head_attention(
+    q: jax.Array, keys: jax.Array, values: jax.Array, bias: jax.Array, softcap: float = 0.0
 ) -> Part:
-    """The part of q [B, n, H, K] over a cache of B sequences, or of one that all B share.
+    """Attends with all heads of queries that are still apart by position.
 
     Args:
-      q: scaled queries.
-      cache: keys and values.
-      layer: which layer's.
-      groups: kv heads.
-      since: [B, n] first place in the cache that a query sees, None for the very first. For a
-        query at position p and a cache that starts at position s, `p - window + 1 - s`; it may be
-        negative, or behind the cache's end (the part then weighs nothing in `merge`).
+      q: [B, n, H, K], scaled.
+      keys: [B, G, L, K].
+      values: the same.
+      bias: [B, n, L] or [B, 1, L].
       softcap: `ModelConfig.attention_softcap`.
 
     Returns:
-      maximum [B, n, H], sum [B, n, H] and values [B, n, H, K].
+      top and total [B, n, H], values [B, n, H, K].
+    """
+    heads, groups = q.shape[2], keys.shape[1]
+    bias = group_bias(bias, heads // groups)
+    part = partial_attention(group_heads(q, groups), keys, values, bias, softcap)
+    return Part(*(ungroup_heads(a, heads) for a in part))
+
+
+def cache_attention(
+    q: jax.Array,
+    cache: LayerCache,
+    first_visible: jax.Array | None = None,
+    softcap: float = 0.0,
+) -> Part:
+    """Attends a layer's cache of B sequences, or of one sequence that all B share.
+
+    Args:
+      q: [B, n, H, K], scaled.
+      cache: keys and values.
+      first_visible: [B, n] first cached position that a query sees; None: the very first. For a
+        query at position p and a cache that starts at position s it is `p - window + 1 - s`; it may
+        be negative, or beyond the end of the cache (the part then weighs nothing in `merge`).
+      softcap: `ModelConfig.attention_softcap`.
+
+    Returns:
+      top and total [B, n, H], values [B, n, H, K].
     """
     batch, n, heads, width = q.shape
-    sequences = cache.lengths.shape[0]
-    rows = grouped(q.reshape(sequences, batch * n // sequences, heads, width), groups)
-    size = cache.keys[layer].shape[2]
-    bias = _padding_bias(cache.lengths, size)
-    if since is not None:
-        seen = jnp.arange(size) >= since.reshape(sequences, -1, 1)
-        bias = jnp.where(seen, bias, MASKED)
-    bias = grouped_bias(bias, heads // groups)
-    own = partial_attention(rows, cache.keys[layer], cache.values[layer], bias, softcap)
-    joined = (ungrouped(a, heads) for a in own)
-    return tuple(a.reshape(batch, n, *a.shape[2:]) for a in joined)
-
-
-def _causal_bias(length: int, window: int) -> jax.Array:
-    """[length, length]: 0 where a query (row) sees a key."""
-    visible = jnp.tril(jnp.ones((length, length), bool))
-    if window:
-        visible &= ~jnp.tril(visible, -window)
-    return jnp.where(visible, 0.0, MASKED)
+    sequences, size = cache.lengths.shape[0], cache.keys.shape[2]
+    rows = q.reshape(sequences, batch * n // sequences, heads, width)
+    bias = jnp.where(jnp.arange(size) < cache.lengths[:, None], 0.0, MASKED)[:, None]
+    if first_visible is not None:
+        visible = jnp.arange(size) >= first_visible.reshape(sequences, -1, 1)
+        bias = jnp.where(visible, bias, MASKED)
+    part = head_attention(rows, cache.keys, cache.values, bias, softcap)
+    return Part(*(a.reshape(batch, n, *a.shape[2:]) for a in part))
 
 
 def prefill(
@@ -181,49 +209,111 @@ def prefill(
 
     Args:
       config: the model's shape.
-      fused: `weights.fuse` of the parameters.
+      fused: parameters from `params.fuse_projections`.
       tokens: padded on the right.
-      lengths: [B] real tokens in each row.
-      before: the shared sequence that stands before every row, or None.
+      lengths: [B] real tokens of each sequence.
+      before: the shared sequence that precedes every other one, or None.
     """
     length = tokens.shape[1]
     start = before.lengths[0] if before is not None else 0
     positions = jnp.broadcast_to(start + jnp.arange(length), tokens.shape)
     keys: list[jax.Array] = []
     values: list[jax.Array] = []
-    causal = {window: _causal_bias(length, window) for window in config.windows}
-    per = config.num_heads // config.num_kv_heads
+    causal = {window: _causal_bias(length, window)[None] for window in config.windows}
     softcap = config.attention_softcap
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """Keeps the layer's keys and values; [B, T, heads, width] over itself and `before`."""
-        groups, window = config.num_kv_heads, config.window(layer)
+        """Attends each sequence and `before`; keeps the layer's keys and values."""
+        window = config.window(layer)
         keys.append(k.transpose(0, 2, 1, 3))
         values.append(v.transpose(0, 2, 1, 3))
-        bias = grouped_bias(causal[window][None], per)
-        own = partial_attention(grouped(q, groups), keys[-1], values[-1], bias, softcap)
-        parts = [tuple(ungrouped(a, config.num_heads) for a in own)]
+        parts = [head_attention(q, keys[-1], values[-1], causal[window], softcap)]
         if before is not None:
-            since = positions - window + 1 if window else None
-            parts.append(over_cache(q, before, layer, groups, since, softcap))
+            first_visible = positions - window + 1 if window else None
+            parts.append(cache_attention(q, before.layer(layer), first_visible, softcap))
         return merge(parts)
 
     hidden_states(config, fused, tokens, angles_of(config, positions), attend)
     return Cache(keys, values, lengths)
 
 
-_MASKED = -1e9
-_BLOCK = 64
-# An accelerator's products want more rows, and each block is compiled on its own.
-_WIDE_BLOCK = 512
+def _causal_bias(length: int, window: int) -> jax.Array:
+    """[length, length]: 0 if the query (row) sees the key (column)."""
+    visible = jnp.tril(jnp.ones((length, length), bool))
+    if window:
+        visible &= ~jnp.tril(visible, -window)
+    return jnp.where(visible, 0.0, MASKED)
+
+
+def packed_attention(
+    config: ModelConfig, segments: jax.Array, positions: jax.Array, shared: Cache | None
+) -> Attend:
+    """Returns the `attend` callback of all layers for packed rows, see `attend_packed`.
+
+    Args:
+      config: the model's windows and soft cap.
+      segments: [B, T] number of each token's example, 0 for padding.
+      positions: [B, T] position of each token, counted from the start of the prefix.
+      shared: cache of the one prefix that all rows see, or None.
+    """
+
+    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        prefix = None if shared is None else shared.layer(layer)
+        return attend_packed(config, layer, (q, k, v), segments, positions, prefix)
+
+    return attend
+
+
+def attend_packed(
+    config: ModelConfig,
+    layer: int,
+    projections: tuple[jax.Array, jax.Array, jax.Array],
+    segments: jax.Array,
+    positions: jax.Array,
+    shared: LayerCache | None,
+    block: int = 0,
+) -> jax.Array:
+    """Attends packed rows behind a shared prefix: [B, T, H, K].
+
+    A packed row holds several examples. A token sees the earlier tokens of its own example (its
+    segment) and the whole prefix, so each example is computed as if it were alone behind the
+    prefix. In a layer with a sliding window it sees the window, which may reach into the prefix.
+    Queries are taken in blocks, so neither the part above the diagonal nor the part before the
+    window is computed.
+
+    Args:
+      config: the model's windows and soft cap.
+      layer: number of the layer, or its place in the cycle of windows.
+      projections: scaled queries [B, T, H, K], keys and values [B, T, G, K].
+      segments: [B, T] number of each token's example, 0 for padding.
+      positions: [B, T] position of each token, counted from the start of the prefix.
+      shared: the layer's cache of the one prefix that all rows see, or None.
+      block: queries per block; 0: `ModelConfig.query_block`, or a size that suits the devices.
+    """
+    on_cpu = jax.default_backend() == "cpu" and not is_traced_on_mesh()
+    size = block or config.query_block or (_CPU_BLOCK if on_cpu else _ACCELERATOR_BLOCK)
+    softcap, window = config.attention_softcap, config.window(layer)
+    q, k, v = projections
+    keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    outputs = []
+    for one in _blocks(segments, window, size):
+        queries, visible = q[:, one.start : one.end], slice(one.first, one.end)
+        parts = [
+            head_attention(queries, keys[:, :, visible], values[:, :, visible], one.bias, softcap)
+        ]
+        if shared is not None:
+            first_visible = positions[:, one.start : one.end] - window + 1 if window else None
+            parts.append(cache_attention(queries, shared, first_visible, softcap))
+        outputs.append(merge(parts))
+    return jnp.concatenate(outputs, axis=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Block:
-    """Queries from `start` to `end` over the row's keys from `first` to `end`.
+    """Queries from `start` to `end`, and keys from `first` to `end`, of each row.
 
     Attributes:
-      bias: [B, end - start, end - first], 0 where a query sees a key.
+      bias: [B, end - start, end - first], 0 if the query sees the key.
     """
 
     first: int
@@ -232,56 +322,16 @@ class _Block:
     bias: jax.Array
 
 
-def _blocks(segments: jax.Array, window: int, block: int) -> Iterator[_Block]:
+def _blocks(segments: jax.Array, window: int, size: int) -> Iterator[_Block]:
     """Cuts rows with segments [B, T] into blocks of queries; window as `ModelConfig.windows`."""
     length = segments.shape[1]
     order = jnp.arange(length)
-    for start in range(0, length, block):
-        end = min(start + block, length)
+    for start in range(0, length, size):
+        end = min(start + size, length)
         first = max(0, start - window + 1) if window else 0
         visible = segments[:, start:end, None] == segments[:, None, first:end]
         visible &= order[start:end, None] >= order[None, first:end]
-        if window:  # within a segment, places are as far apart as positions
+        if window:  # within a segment, columns are as far apart as positions
             visible &= order[start:end, None] - order[None, first:end] < window
-        bias = jnp.where(visible, 0.0, _MASKED)
+        bias = jnp.where(visible, 0.0, MASKED)
         yield _Block(first=first, start=start, end=end, bias=bias)
-
-
-def packed_attention(
-    config: ModelConfig,
-    segments: jax.Array,
-    positions: jax.Array,
-    shared: Cache | None,
-    block: int = 0,
-) -> Attend:
-    """Returns the `attend` callback for rows with segments [B, T] behind a shared prefix.
-
-    Args:
-      config: the model's windows and soft cap.
-      segments: example number of each token, 0 for padding.
-      positions: [B, T] position of each token, counted from the start of the shared prefix.
-      shared: cache of the one prefix that all rows see, or None.
-      block: queries per block; 0: `ModelConfig.query_block`, or what suits the devices.
-    """
-    narrow = jax.default_backend() == "cpu" and not is_traced_on_mesh()
-    size = block or config.query_block or (_BLOCK if narrow else _WIDE_BLOCK)
-    softcap = config.attention_softcap
-
-    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """[B, T, heads, width] over the own segment so far and the shared prefix."""
-        heads, groups, window = q.shape[2], k.shape[2], config.window(layer)
-        keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-        outputs = []
-        for one in _blocks(segments, window, size):
-            own, queries = slice(one.first, one.end), q[:, one.start : one.end]
-            bias = grouped_bias(one.bias, heads // groups)
-            rows = grouped(queries, groups)
-            mine = partial_attention(rows, keys[:, :, own], values[:, :, own], bias, softcap)
-            parts = [tuple(ungrouped(a, heads) for a in mine)]
-            if shared is not None:
-                since = positions[:, one.start : one.end] - window + 1 if window else None
-                parts.append(over_cache(queries, shared, layer, groups, since, softcap))
-            outputs.append(merge(parts))
-        return jnp.concatenate(outputs, axis=1)
-
-    return attend

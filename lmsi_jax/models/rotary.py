@@ -1,4 +1,4 @@
-"""Rotary positions (Su et al. 2021), stretched in the ways of `rope`.
+"""Rotary position embeddings (Su et al. 2021), stretched by a `RopeScaling`.
 
 Shapes: K head dim.
 """
@@ -8,16 +8,27 @@ import math
 import jax
 import jax.numpy as jnp
 
-from lmsi_jax.config.architecture import (
-    LinearScaling,
-    Llama3Scaling,
-    ModelConfig,
-    RopeScaling,
-    YarnScaling,
-)
+from lmsi_jax.config import LinearScaling, Llama3Scaling, ModelConfig, RopeScaling, YarnScaling
 
 Angles = tuple[jax.Array, jax.Array]
 """Cosines and sines."""
+
+
+def angles_of(config: ModelConfig, positions: jax.Array) -> tuple[Angles, ...]:
+    """Returns the `rotary_angles` of a model's layers; `layer_angles` picks those of one layer.
+
+    The first are those of most layers; a second follows if local layers have their own base.
+    """
+    width = config.head_dim
+    angles = rotary_angles(positions, width, config.rope_theta, config.rope_scaling)
+    if not config.local_rope_theta:
+        return (angles,)
+    return angles, rotary_angles(positions, width, config.local_rope_theta)
+
+
+def layer_angles(config: ModelConfig, layer: int, angles: tuple[Angles, ...]) -> Angles:
+    """Returns those of `angles_of` that a layer uses."""
+    return angles[1 if config.is_local(layer) else 0]
 
 
 def rotary_angles(
@@ -35,21 +46,29 @@ def rotary_angles(
     return cos, sin
 
 
+def rotate(x: jax.Array, angles: Angles) -> jax.Array:
+    """Rotates x [..., heads, K] by `rotary_angles` in float32; the result has the type of x."""
+    cos, sin = angles
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> jax.Array:
-    """Returns the angles [K/2] by which one position turns, float32."""
+    """Returns the angles [K/2] by which one position rotates, float32."""
     plain = theta ** (-jnp.arange(head_dim // 2, dtype=jnp.float32) / (head_dim // 2))
     match scaling:
         case LinearScaling():
             return plain / scaling.factor
         case Llama3Scaling():
-            return _interpolated(plain, scaling.factor, _llama3_kept(plain, scaling))
+            return _interpolate(plain, scaling.factor, _llama3_kept(plain, scaling))
         case YarnScaling():
-            return _interpolated(plain, scaling.factor, _yarn_kept(head_dim, theta, scaling))
+            return _interpolate(plain, scaling.factor, _yarn_kept(head_dim, theta, scaling))
     return plain
 
 
-def _interpolated(plain: jax.Array, factor: float, kept: jax.Array) -> jax.Array:
-    """Frequencies of which the share `kept` stays, and the rest is divided."""
+def _interpolate(plain: jax.Array, factor: float, kept: jax.Array) -> jax.Array:
+    """Keeps the share `kept` of each frequency and divides the rest by `factor`."""
     return plain * kept + plain / factor * (1 - kept)
 
 
@@ -60,10 +79,10 @@ def _llama3_kept(plain: jax.Array, scaling: Llama3Scaling) -> jax.Array:
 
 
 def _yarn_kept(head_dim: int, theta: float, scaling: YarnScaling) -> jax.Array:
-    """A ramp over the dimensions (Peng et al. 2023, equation 18, with r at dimensions)."""
+    """Returns a ramp over the dimensions (Peng et al. 2023, equation 18, with r at dimensions)."""
 
     def dimension(turns: float) -> float:
-        """Where a frequency makes so many turns in the original length."""
+        """Returns the dimension whose frequency makes so many turns in the original length."""
         angle = 2 * math.pi * turns / scaling.original_length
         return -head_dim / 2 * math.log(angle) / math.log(theta)
 
@@ -74,28 +93,3 @@ def _yarn_kept(head_dim: int, theta: float, scaling: YarnScaling) -> jax.Array:
     # A ramp without length is a step.
     ramp = (jnp.arange(head_dim // 2) - begin) / max(end - begin, 1e-3)
     return 1 - jnp.clip(ramp, 0, 1)
-
-
-def rotate(x: jax.Array, angles: Angles) -> jax.Array:
-    """Rotates x [..., heads, K] by `rotary_angles`, in float32; the type is x's."""
-    cos, sin = angles
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
-
-
-def angles_of(config: ModelConfig, positions: jax.Array) -> tuple[Angles, ...]:
-    """`rotary_angles` of a model's heads: those of most layers, then those of local ones, if any.
-
-    `layer_angles` says which are a layer's.
-    """
-    width = config.head_dim
-    angles = rotary_angles(positions, width, config.rope_theta, config.rope_scaling)
-    if not config.local_rope_theta:
-        return (angles,)
-    return angles, rotary_angles(positions, width, config.local_rope_theta)
-
-
-def layer_angles(config: ModelConfig, layer: int, angles: tuple[Angles, ...]) -> Angles:
-    """A layer's own of `angles_of`."""
-    return angles[1 if config.is_local(layer) else 0]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from lmsi_jax import augmentation as generation
 from lmsi_jax.augmentation import FewShot, choose_asked, exemplar, few_shots
-from lmsi_jax.config.sampling import Sampling
+from lmsi_jax.config import Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.pipeline.context import Context
 from lmsi_jax.pipeline.questions import contaminated_questions
@@ -143,7 +143,7 @@ def _sift(
     context: Context, real: list[Question], written: Mapping[str, list[Sample]]
 ) -> tuple[list[Question], Counts]:
     """Keeps well-formed questions that stand neither in the run's questions nor twice."""
-    from lmsi_jax.tasks import overlap, registry
+    from lmsi_jax.tasks import contamination, registry
 
     task = registry.get(real[0].task)
     known = {row.uid: row.text for row in real}
@@ -155,11 +155,13 @@ def _sift(
     texts = {row.uid: row.text for row in rows}
     seen = {
         one.uid
-        for one in overlap.find_contaminated(texts, known, task.contamination_ngram, task.content)
+        for one in contamination.find_contaminated(
+            texts, known, task.contamination_ngram, task.content
+        )
     }
     tested = contaminated_questions(context, task.name, texts).keys() - seen
     fresh = {uid: text for uid, text in texts.items() if uid not in seen | tested}
-    distinct = overlap.deduplicate(fresh, task.contamination_ngram, task.content)
+    distinct = contamination.deduplicate(fresh, task.contamination_ngram, task.content)
     kept = set(distinct[: context.run.augmentation.questions])
     counts = {
         "written": len(parsed),

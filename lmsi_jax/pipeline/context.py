@@ -13,19 +13,17 @@ from typing import Any
 
 from etils import epath
 
-from lmsi_jax.config.optimization import Training
-from lmsi_jax.config.run import Run
-from lmsi_jax.config.stages import Questions
+from lmsi_jax.config import Questions, Run, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.sharding import (
     ReplicaGroup,
-    is_multiprocess,
     local_replica_group,
     make_decode_mesh,
+    make_training_mesh,
     param_shardings,
 )
-from lmsi_jax.models.tokenizers import FileTokenizer, open_tokenizer
+from lmsi_jax.models.tokenizers import FileTokenizer, open_for_model
 from lmsi_jax.models.transformer import fresh_fingerprint, fresh_params, parameter_shapes
 from lmsi_jax.records import Question
 from lmsi_jax.rollout.engine import Engine
@@ -139,14 +137,7 @@ class Context:
           LmsiError: the file is none, or the model has another number of ids. Hugging Face's models
             often have more than their tokenizer, so that the table divides well.
         """
-        tokenizer = open_tokenizer(self.tokenizer_path)
-        ids, wanted = tokenizer.vocab_size, self.run.model.vocab_size
-        if ids > wanted or (ids < wanted and not tokenizer.has_spare_ids):
-            raise LmsiError(
-                f"the tokenizer {self.tokenizer_path} has {ids} ids, ModelConfig.vocab_size is "
-                f"{wanted}; set Run.tokenizer to the one that the checkpoint was trained with"
-            )
-        return tokenizer
+        return open_for_model(self.tokenizer_path, self.run.model)
 
     @functools.cached_property
     def base_folder(self) -> epath.Path:
@@ -228,7 +219,7 @@ class Context:
         self, training: Training, stage: str, round_index: int
     ) -> contextlib.AbstractContextManager[None]:
         """Around the leader's part of a training: orders the others theirs, where it has any."""
-        if not is_multiprocess(training):
+        if not make_training_mesh(training).is_multiprocess:
             return contextlib.nullcontext()
         return self.processes.together(stage, round_index)
 
@@ -256,7 +247,7 @@ class Context:
         process and no device ever holds all of it.
         """
         run, layout = self.run, self.run.decoding
-        decode_mesh = make_decode_mesh(layout.data, layout.model, layout.fsdp)
+        decode_mesh = make_decode_mesh(layout)
         shardings = param_shardings(run.model, decode_mesh)
         params = self.params(round_index, shardings, layout.dtype)
         return Engine(run.model, params, self.tokenizer, layout)

@@ -15,21 +15,23 @@ from typing import Any
 
 from etils import epath
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.stages import Distillation
+from lmsi_jax.config import Distillation, ModelConfig
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.statistics import Difference, macro_difference, wilson
-from lmsi_jax.models.sharding import training_param_shardings
+from lmsi_jax.models.sharding import make_training_mesh, param_shardings
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.pipeline.context import Context
 from lmsi_jax.pipeline.evaluate import evaluate, read_scores
 from lmsi_jax.pipeline.train import LoadTeacher, finetune
-from lmsi_jax.report.accuracy_section import change
-from lmsi_jax.report.training_sections import RESULT, SIDES
+from lmsi_jax.report.comparison import compare_outcomes
 from lmsi_jax.runtime.files import read_json, write_json
 from lmsi_jax.runtime.store import ShardStore
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.losses import Teacher
+
+RESULT = "distillation.json"
+"""The file of a student's folder that holds its result."""
+SIDES = ("teacher_before", "student_before", "student_after")
 
 
 class TeacherRun:
@@ -111,7 +113,7 @@ class TeacherRun:
         folder = checkpoints.find(self.folder / f"round_{self.round}" / "train")
         training, where = context.run.training, None
         if training.loss.distillation == "model":  # "top_k" is scored by each process for itself
-            where = training_param_shardings(self.config, training)
+            where = param_shardings(self.config, make_training_mesh(training))
         params = checkpoints.load_params(folder, parameter_shapes(self.config), where)
         return Teacher(config=self.config, params=params)
 
@@ -248,7 +250,7 @@ def _means(context: Context, measured: dict[tuple[str, str], Outcomes]) -> list[
 
 
 def _compared(tasks: Sequence[Outcomes]) -> dict[str, Any]:
-    """Percentages with 95 % intervals, and two changes with McNemar's p (see `report.compare`)."""
+    """Percentages with 95 % intervals, and two changes with McNemar's p."""
     row: dict[str, Any] = {"intervals": {}}
     for side in SIDES:
         own = [outcomes[side] for outcomes in tasks]
@@ -257,7 +259,7 @@ def _compared(tasks: Sequence[Outcomes]) -> dict[str, Any]:
         row["intervals"][side] = [_percent(accuracy.low), _percent(accuracy.high)]
     for name, before in (("gain", "student_before"), ("to_teacher", "teacher_before")):
         sides = [(one[before], one["student_after"]) for one in tasks]
-        found = change([([*map(bool, old)], [*map(bool, new)]) for old, new in sides])
+        found = compare_outcomes([([*map(bool, old)], [*map(bool, new)]) for old, new in sides])
         assert found is not None
         points = {end: _percent(getattr(found, end)) for end in ("difference", "low", "high")}
         row[name] = points | {"p": found.p, "verdict": found.verdict}

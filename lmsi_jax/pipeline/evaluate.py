@@ -7,8 +7,7 @@ from typing import Any, cast
 
 from etils import epath
 
-from lmsi_jax.config.run import Run
-from lmsi_jax.config.sampling import Sampling
+from lmsi_jax.config import Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.accuracy import score
 from lmsi_jax.pipeline.context import Context
@@ -23,28 +22,12 @@ from lmsi_jax.runtime.store import ShardStore
 _SCORES = "scores.json"
 _NEVER: dict[str, Any] = {"adaptive_consistency": None, "token_logprobs": False}
 _OWN = {
-    "paths",
+    "num_samples",
     "temperature",
     "adaptive_consistency",
     "adaptive_consistency_every",
     "token_logprobs",
 }
-
-
-def comparison_run(run: Run, stages: tuple[str, ...]) -> Run:
-    """Returns the run whose "rounds" are `Evaluation.checkpoints`, the first of them the base.
-
-    Raises:
-      LmsiError: checkpoints are named, and the stages are more than evaluation.
-    """
-    if not run.evaluation.checkpoints:
-        return run
-    first, *others = run.evaluation.checkpoints
-    if stages != ("eval",):
-        raise LmsiError(
-            "Evaluation.checkpoints is for `lmsi eval` alone; set it to () for other commands"
-        )
-    return dataclasses.replace(run, init_checkpoint=first, rounds=max(1, len(others)))
 
 
 def evaluate(context: Context, round_index: int, inputs: dict[str, str]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from lmsi_jax import mixing, pairing
 from lmsi_jax.augmentation import FewShot, prompt_of
-from lmsi_jax.config.run import Run
+from lmsi_jax.config import Run
 from lmsi_jax.pipeline.augment import read_prompts
 from lmsi_jax.pipeline.context import Context, settings_record
 from lmsi_jax.pipeline.questions import read_exemplars, train_answers, worked_questions

@@ -9,10 +9,9 @@ import io
 import itertools
 from collections.abc import Iterator
 
-from lmsi_jax.config.run import Run
-from lmsi_jax.config.stages import Pretraining
+from lmsi_jax.config import Pretraining, Run
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.sharding import is_multiprocess
+from lmsi_jax.models.sharding import make_training_mesh
 from lmsi_jax.models.tokenizers import SentencePiece
 from lmsi_jax.models.transformer import fresh_params
 from lmsi_jax.pipeline.context import Context, settings_record
@@ -69,7 +68,9 @@ def train_base(context: Context) -> None:
         directory,
         name="pre-training",
     )
-    final = checkpoints.Checkpoints(directory / _FINAL, together=is_multiprocess(config.training))
+    final = checkpoints.Checkpoints(
+        directory / _FINAL, together=make_training_mesh(config.training).is_multiprocess
+    )
     with contextlib.closing(final):
         if final.latest is None:
             final.save(config.training.steps, params)  # without the optimiser's arrays

@@ -34,7 +34,7 @@ def draw_questions(context: Context) -> str:
     wanted = [("train", name, config.train_count) for name in dict.fromkeys(config.train)]
     wanted += [("test", name, config.test_count) for name in dict.fromkeys(config.test)]
     _check_names(context)
-    check_asked(context)
+    context.run.check_questions(context.stages)
     stage = context.questions_stage()
     if stage.begin() == "done":
         return stage.fingerprint
@@ -56,16 +56,6 @@ def draw_questions(context: Context) -> str:
         store.write(f"exemplars-{name}", [row.to_json() for row in exemplars])
     stage.finish()
     return stage.fingerprint
-
-
-def check_asked(context: Context) -> None:
-    """Raises LmsiError where a stage that is to run has no questions."""
-    config = context.questions
-    splits = [(stage, config.train) for stage in ("generate", "prompts", "sample")]
-    splits.append(("eval", config.test))
-    unasked = [stage for stage, names in splits if stage in context.stages and not names]
-    if unasked or not (config.train or config.test):
-        raise LmsiError("there are no questions: set Questions.train and Questions.test")
 
 
 def worked_questions(context: Context, task: str) -> list[tuple[Question, Exemplar]]:
@@ -130,7 +120,7 @@ def contaminated_questions(context: Context, name: str, texts: Mapping[str, str]
     Returns:
       id -> "id of the test question (how they overlap)".
     """
-    from lmsi_jax.tasks import overlap, registry
+    from lmsi_jax.tasks import contamination, registry
 
     store = ShardStore(context.output / "questions")
     found: dict[str, str] = {}
@@ -138,7 +128,9 @@ def contaminated_questions(context: Context, name: str, texts: Mapping[str, str]
         words = min(registry.get(task).contamination_ngram for task in (name, tested))
         rows = (Question.from_json(row) for row in store.read(f"test-{tested}"))
         evaluated = {row.uid: row.text for row in rows}
-        for one in overlap.find_contaminated(texts, evaluated, words, registry.get(name).content):
+        for one in contamination.find_contaminated(
+            texts, evaluated, words, registry.get(name).content
+        ):
             found.setdefault(one.uid, f"{one.evaluated} ({one.how})")
     return found
 

@@ -14,12 +14,13 @@ noticed wherever it matters and nowhere else.
 
 import dataclasses
 
-from lmsi_jax.config.run import Run
+from lmsi_jax.config import Run
+from lmsi_jax.config.run import comparison_run
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.pipeline.augment import generate, generate_shards, make_prompts, prompt_shards
 from lmsi_jax.pipeline.context import Context, NotReady
 from lmsi_jax.pipeline.distill import open_teacher, teacher_loader
-from lmsi_jax.pipeline.evaluate import comparison_run, evaluate, evaluate_shards
+from lmsi_jax.pipeline.evaluate import evaluate, evaluate_shards
 from lmsi_jax.pipeline.mix import mix
 from lmsi_jax.pipeline.monitor import collapse_alarms
 from lmsi_jax.pipeline.questions import draw_questions
@@ -108,15 +109,15 @@ def _compare(context: Context, command: str, config_text: str) -> None:
 
 
 def _distill(context: Context, command: str, config_text: str) -> None:
-    from lmsi_jax.pipeline.distill import distill
-    from lmsi_jax.report.training_sections import RESULT, print_table
+    from lmsi_jax.pipeline.distill import RESULT, distill
+    from lmsi_jax.report.terminal import open_console, print_distillation
 
     open_teacher(context)  # before any work: its run may be missing
     questions = draw_questions(context)
     hashes = {"questions": questions, "base": context.base_fingerprint}
     _describe(context, command, config_text, hashes)
     result = distill(context, questions)
-    print_table(result)
+    print_distillation(result, open_console())
     print(f"table: {context.output / RESULT}")
 
 

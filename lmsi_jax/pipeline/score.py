@@ -21,7 +21,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from lmsi_jax.augmentation import FewShot, prompt_of
-from lmsi_jax.config.sampling import Sampling
+from lmsi_jax.config import Sampling
+from lmsi_jax.config.row_filters import (
+    ALONE_LOSS,
+    HUMAN_LOSSES,
+    LOSS,
+    QUESTION_LOSS,
+    RATING,
+    SCORER,
+)
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models import sharding
 from lmsi_jax.models.tokenizers import Tokenizer, encode_first
@@ -37,13 +45,7 @@ from lmsi_jax.runtime.progress import Progress
 from lmsi_jax.runtime.store import ShardStore, shard_names
 from lmsi_jax.selection.filters import rating_prompt, read_rating
 from lmsi_jax.selection.rows import (
-    ALONE_LOSS,
-    HUMAN_LOSSES,
     LOGPROBS,
-    LOSS,
-    QUESTION_LOSS,
-    RATING,
-    SCORER,
     Facts,
     Row,
     select,
@@ -229,7 +231,7 @@ def path_scores(context: Context, round_index: int, inputs: dict[str, str]) -> d
         inputs = inputs | {"base": context.base_fingerprint}
     stage = context.stage(round_index, NAME, _settings(context, round_index), inputs)
     if not context.done(stage):
-        if needs & OF_BASE and sharding.is_multiprocess(context.run.training):
+        if needs & OF_BASE and sharding.make_training_mesh(context.run.training).is_multiprocess:
             raise LmsiError(
                 "each process computes paths' losses with a whole model of its own; choose "
                 "Training.data and Training.model that its own devices suffice for, or leave "
@@ -299,7 +301,7 @@ def _needs(context: Context, round_index: int) -> frozenset[str]:
 def _settings(context: Context, round_index: int) -> dict[str, Any]:
     """What the scores, and of which paths there are some, depend on."""
     run = context.run_in(round_index)
-    names = ("rows", "length", "prefix_length", "data", "model")
+    names = ("sequences_per_prefix", "sequence_length", "max_prefix_length", "data", "model")
     settings: dict[str, Any] = {
         "needs": sorted(_needs(context, round_index)),
         "before": [settings_record(one) for one in _unscored(context, round_index)],

@@ -15,7 +15,7 @@ from typing import Any
 
 from etils import epath
 
-from lmsi_jax.config.optimization import Lora, Training
+from lmsi_jax.config import Lora, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models import sharding
 from lmsi_jax.pipeline.context import Context, settings_record
@@ -56,7 +56,7 @@ def score(
     stage = context.stage(round_index, "score", _settings(context, round_index), inputs)
     if context.done(stage):
         return
-    if sharding.is_multiprocess(context.run.training):
+    if sharding.make_training_mesh(context.run.training).is_multiprocess:
         raise LmsiError(
             "pairs and a teacher's top_k are scored by process 0 alone; choose Training.data and "
             "Training.model that its own devices suffice for"
@@ -97,7 +97,14 @@ def _settings(context: Context, round_index: int) -> dict[str, Any]:
     """What the numbers, and which of them there are, depend on."""
     training = context.run_in(round_index).training
     names = (
-        *("rows", "length", "prefix_length", "compute_dtype", "data", "model"),
+        *(
+            "sequences_per_prefix",
+            "sequence_length",
+            "max_prefix_length",
+            "compute_dtype",
+            "data",
+            "model",
+        ),
         *("human_rate", "task_rates", "validation_count"),
     )
     settings = {name: getattr(training, name) for name in names}

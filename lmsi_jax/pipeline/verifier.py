@@ -20,8 +20,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Training
+from lmsi_jax.config import ModelConfig, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models import sharding
 from lmsi_jax.models.tokenizers import Tokenizer, open_tokenizer
@@ -106,13 +105,13 @@ class Verifier:
 
     @functools.cached_property
     def _loaded(self) -> tuple[TargetScorer, Tokenizer]:
-        if sharding.is_multiprocess(self.shape):
+        if sharding.make_training_mesh(self.shape).is_multiprocess:
             raise LmsiError(
                 f"each process asks the verifier of {self.folder} by itself; give it a `shape` "
                 "whose data and model its own devices suffice for"
             )
         config = self._config
-        where = sharding.training_param_shardings(config, self.shape)
+        where = sharding.param_shardings(config, sharding.make_training_mesh(self.shape))
         params = checkpoints.load_params(
             checkpoints.find(self.folder), parameter_shapes(config), where
         )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmsi_jax import voting
-from lmsi_jax.config import stages
+from lmsi_jax.config import Voting
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.pipeline import scorers
 from lmsi_jax.pipeline.augment import new_questions, training_questions
@@ -30,7 +30,7 @@ def vote(context: Context, round_index: int, inputs: dict[str, str]) -> str:
     return stage.fingerprint
 
 
-def vote_settings(rule: stages.Voting) -> dict[str, Any]:
+def vote_settings(rule: Voting) -> dict[str, Any]:
     """What votes depend on, for a stage's record: the scorer only where it is asked."""
     settings = settings_record(rule)
     if not rule.uses_scorer or rule.scorer is None:

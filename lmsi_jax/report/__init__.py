@@ -1,7 +1,8 @@
-"""The page a person reads after a run, and its short form in the terminal.
+"""The report of a run: one HTML page, and its short form in the terminal.
 
-`summary` is the contract: a plain JSON dictionary that the run writes. `compare` computes from it
-every accuracy that is shown, `adaptive_consistency` what the rule saves, so page and terminal
-cannot disagree. `page` writes one HTML file without network or JavaScript; `charts` draws its SVG;
-`terminal` prints the before/after table.
+summary     the schema of report.json
+comparison  accuracies and changes with intervals and tests, for page, terminal and eval.json
+page        the page's layout; its sections are accuracy_sections, vote_sections and
+            training_sections, drawn with html and charts
+terminal    tables that fit the width of the terminal
 """

@@ -1,292 +1,281 @@
-"""What a run hands to its report: one dictionary of plain JSON, checked before anything is drawn.
+"""The report's schema: dataclasses that a run writes to report.json, and the way back.
 
-Accuracies are never stored, only 0/1 per question: intervals and paired tests need the questions.
-
-A summary, checked before anything is drawn: names, types, and that its parts fit together.
+Accuracies are not stored, only 0 or 1 for each question: intervals and paired tests need them.
+Measurements of a stage keep their dataclass and gain the round, task or source they belong to.
 """
 
+import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NotRequired, TypedDict, cast, get_args, get_origin
+from typing import Any, Literal, NoReturn, Self, TypeVar, get_args, get_origin
 
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.evaluation.accuracy import Replay, TaskScore
+from lmsi_jax.evaluation.collapse import CollapseMetrics
+from lmsi_jax.selection.rows import Step
+
+_Class = TypeVar("_Class")
 
 PromptStyle = Literal["standard", "cot", "zero_shot_cot", "self_consistency"]
 Domain = Literal["in", "out"]
+"""In: a task that the run trains on."""
 
 PROMPT_STYLES: tuple[PromptStyle, ...] = get_args(PromptStyle)
+DOMAINS: tuple[Domain, ...] = get_args(Domain)
+REMEDY = "run `lmsi report` again with the version of lmsi_jax that made the run"
 
 
-class Model(TypedDict):
-    """The base model. `source` says where it came from (embedded, a path, a hub name)."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """The base model."""
 
     name: str
     parameters: int
     source: str
+    """"embedded", or the folder it was loaded from."""
 
 
-class Task(TypedDict):
-    """A family of questions. `kind` is its answers'; `domain` "in" when the loop trained on it.
-
-    `level` is "" where a task has only one.
-    """
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """A data set or a generated family of questions."""
 
     name: str
     kind: str
+    """The kind of its answers, one of `records.KINDS`."""
     domain: Domain
     level: str
+    """"" if the task has a single level."""
     test_questions: int
 
 
-class CurvePoint(TypedDict):
-    """Accuracy of k paths, from all that were sampled, with 95 % bootstrap intervals."""
-
-    k: int
-    majority: float
-    majority_low: float
-    majority_high: float
-    majority_error: float
-    """Standard error that random subsets leave in `majority`; 0 where all were looked at."""
-    passed: float
-    """Pass@k: one of the k paths is right."""
-    passed_low: float
-    passed_high: float
-
-
-class Evaluation(TypedDict):
-    """One model, task and prompt style; at most one for each (round, task, prompt style)."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation(TaskScore):
+    """One model's score on one task; at most one for each (round, task, prompt style)."""
 
     round: int
-    """0 is the base model, r the model after round r."""
-    task: str
+    """0 for the base model, r for the model after round r."""
     prompt_style: PromptStyle
-    correct: list[int]
-    """0 or 1 for each question, in the same order of questions in every round."""
-    parsed: float
-    """Share of the paths with a readable answer, in [0, 1]."""
-    tied: int
-    """Questions whose vote was tied; 0 for single paths."""
-    paths: int
-    """Sampled for each question; 1 for greedy decoding."""
-    temperature: float
-    mean_tokens: float
-    """Mean length of a path."""
-    confidence: list[float]
-    """Of each question's vote, in [0, 1], in the order of `correct`; empty without a vote."""
-    curve: NotRequired[list[CurvePoint]]
-    """Majority@k and pass@k of a vote, k rising."""
+
+    def __post_init__(self) -> None:
+        """Checks the outcomes.
+
+        Raises:
+          ValueError: an outcome other than 0 and 1, confidences that do not match them, or a
+            negative round.
+        """
+        if self.round < 0:
+            raise ValueError(f"round {self.round}, expected 0 or more")
+        _check_outcomes("correct", self.correct, len(self.correct))
+        if len(self.confidence) not in (0, len(self.correct)):
+            raise ValueError(
+                f"{len(self.confidence)} confidences for {len(self.correct)} questions"
+            )
+        if bad := [share for share in self.confidence if not 0 <= share <= 1]:
+            raise ValueError(f"confidence {bad[0]}, expected a share in [0, 1]")
 
 
-class TaskVotes(TypedDict):
-    """The training votes of one task in one round."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskVotes:
+    """The votes on one task's training questions in one round."""
 
     questions: int
     mean_confidence: float
     distinct_kept_per_question: float
     empty: int
-    """Questions on which no path was parsed."""
+    """Questions without any parsed answer."""
     tied: int
 
 
-class FormatRows(TypedDict):
-    """The training rows of one format, and the sum of their weights."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FormatRows:
+    """The training rows of one format and the sum of their weights."""
 
     rows: int
     weight: float
 
 
-class Sources(TypedDict):
-    """Training rows by origin: the model's own samples (self-generated) and human ones."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Training rows by origin: the model's own samples and human solutions."""
 
     self_generated: int
     human: int
 
 
-class NewQuestions(TypedDict):
-    """What became of the new questions that the model wrote for one task in one round."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NewQuestions:
+    """The questions that the model wrote for one task in one round."""
 
     written: int
-    """All; each is of one of the next five."""
+    """All of them; each counts in exactly one of the next five."""
     malformed: int
     duplicates: int
-    """Of each other, or of real training questions."""
+    """Equal to each other or to a real training question."""
     contaminated: int
-    """With a test question of the run."""
+    """Overlapping a test question of the run."""
     surplus: int
     new: int
     mean_confidence: float
-    """Of the votes on them; 0 for none."""
+    """Of the votes on the new ones; 0 if there are none."""
     confident: int
-    """Those with a vote sure enough to give training rows."""
+    """New ones whose vote is confident enough to give training rows."""
 
 
-class NewPrompts(TypedDict):
-    """The few-shot prompts that were made of zero-shot answers for one task in one round."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NewPrompts:
+    """The few-shot prompts made of the model's zero-shot answers for one task in one round."""
 
     asked: int
     usable: int
-    """Answers that can be exemplars."""
+    """Answers that can serve as exemplars."""
     prompts: int
 
 
-class FilterStep(TypedDict):
-    """What a filter of `Mixing.selection` left of a task's voted paths."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskFilterStep(Step):
+    """The effect of one filter of `Mixing.selection`, or of the vote, on a task's rows."""
 
     task: str
-    filter: str
-    rows: int
-    """That came in."""
-    kept: int
-    questions: int
-    """That still have rows."""
-    weight: float
-    """Sum of the weights that are left."""
-    dropped: dict[str, int]
-    """Rows by reason."""
-    right: int
-    wrong: int
-    """Kept rows whose answer is known to be right, or wrong; 0 without gold answers."""
 
 
-class Round(TypedDict):
-    """One round of sampling, voting and fine-tuning. Counts are of the whole round."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Round:
+    """One round of sampling, voting and fine-tuning; counts are over all of its tasks."""
 
     round: int
     """1, 2, ..."""
     start_from: Literal["base", "last"]
-    """The model that was fine-tuned: the base, or that of the round before."""
+    """The model that was fine-tuned: the base, or the model after the previous round."""
     seconds: dict[str, float]
     """Wall time of each stage, in order."""
     tokens_per_second: dict[str, float]
-    """Of the stages that have one."""
+    """Of the stages that count tokens."""
     questions: int
     paths: int
-    """Sampled paths over all questions."""
+    """Samples over all questions."""
     parsed: int
-    """Paths with a readable answer."""
+    """Paths with a parsed answer."""
     unfinished: int
     """Paths cut by the token limit."""
     empty_votes: int
-    """Questions on which no path was parsed."""
+    """Questions without any parsed answer."""
     tied_votes: int
     kept: int
-    """Paths that agree with their question's vote and passed the filters."""
+    """Paths that agree with their question's vote."""
     distinct_kept: int
-    """The same, equal texts on one question counted once."""
+    """The same, with equal texts on one question counted once."""
     mean_confidence: float
     mean_entropy: float
-    """Of the parsed answers on a question, in nats."""
+    """Of the parsed answers to a question, in nats."""
     votes_by_task: dict[str, TaskVotes]
     generated: dict[str, NewQuestions]
-    """By task; empty where all questions are real."""
+    """By task; {} if all questions are real."""
     prompts: dict[str, NewPrompts]
-    """By task; empty where the tasks' own exemplars were used."""
+    """By task; {} if the tasks' own exemplars were used."""
     examples: dict[str, FormatRows]
     """Training rows by format."""
     sources: Sources
-    funnel: NotRequired[list[FilterStep]]
-    """By task: the vote, then the filters in their order."""
-    train: list[dict[str, float]]
-    """One dictionary for each logged step: step, loss, learning_rate, grad_norm,
-    tokens_per_second, and loss/<format>."""
-    values: NotRequired[dict[str, str]]
-    """What `Run.schedule` gave this round, by parameter."""
-    alarms: list[str]
-    """Warnings of the stop rules and of the collapse monitor, in words."""
+    funnel: tuple[TaskFilterStep, ...] = ()
+    """For each task the vote, then the filters in order."""
+    train: tuple[dict[str, float], ...]
+    """Logged metrics, each with its step: loss, learning_rate, grad_norm, loss/FORMAT, ..."""
+    values: dict[str, str] = dataclasses.field(default_factory=dict)
+    """The parameters that `Run.schedule` set for this round."""
+    alarms: tuple[str, ...]
+    """Warnings of the stop rules and the collapse monitor."""
+
+    def __post_init__(self) -> None:
+        """Checks the round's number and the training metrics.
+
+        Raises:
+          ValueError: a round before the first one, or metrics without a step.
+        """
+        if self.round < 1:
+            raise ValueError(f"round {self.round}, expected 1 or more")
+        if bad := [i for i, metrics in enumerate(self.train) if "step" not in metrics]:
+            raise ValueError(f"train[{bad[0]}] has no step")
 
 
-class CollapseLabelled(TypedDict):
-    """What gold answers say of the votes: `lmsi_jax.evaluation.collapse.Scored`."""
-
-    questions: int
-    confidence: float
-    majority: float
-    passed: float
-    single: float
-
-
-class CollapseRow(TypedDict):
-    """A round's `lmsi_jax.evaluation.collapse.CollapseMetrics`."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CollapseRow(CollapseMetrics):
+    """The collapse metrics of one round; at most one row for each (source, round)."""
 
     round: int
     source: Literal["train", "test"]
-    """Train: the votes that the round learnt. Test: the round's own model, 0 the base."""
-    questions: int
-    paths: int
-    confidence: float
-    entropy: float
-    distinct: list[float]
-    length: float
-    unparsed: float
-    easy: float
-    distinct_kept: float
-    empty: float
-    kept: float | None
-    rows: int | None
-    easy_weight: float | None
-    scored: CollapseLabelled | None
+    """Train: the votes that the round learned from. Test: the model after the round, 0 the base."""
 
 
-class AdaptiveConsistencySet(TypedDict):
-    """The early-stop rule on one task's questions under one model; lists are in their order."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaptiveConsistencySet(Replay):
+    """Adaptive consistency on one task's questions; one set for each (source, round, task)."""
 
     source: Literal["test", "train"]
     round: int
-    """Test: that of the model, 0 for the base. Train: the round that sampled them."""
+    """Test: the round of the model, 0 for the base. Train: the round that sampled them."""
     task: str
     paths: int
-    """Of a question without adaptive consistency (m)."""
-    taken: list[int]
-    """Paths of each question that the rule takes, or took where it was on."""
-    same: list[int]
-    """1 where the vote on these has the winner of the vote on all, else 0; empty where not all
-    paths were sampled."""
-    correct: list[int]
-    """1 where the vote on all paths is right, else 0; empty without labels."""
-    correct_stopped: list[int]
-    """The same for the vote on the paths that the rule takes."""
+    """Samples of a question without early stopping, m."""
+
+    def __post_init__(self) -> None:
+        """Checks the outcomes.
+
+        Raises:
+          ValueError: lists of different lengths, or values that cannot be.
+        """
+        n = len(self.taken)
+        if bad := [count for count in self.taken if not 0 <= count <= self.paths]:
+            raise ValueError(f"taken {bad[0]} of {self.paths} paths")
+        for name in ("same", "correct", "correct_stopped"):
+            values = getattr(self, name)
+            _check_outcomes(name, values, n if values else 0)
+        if len(self.correct) != len(self.correct_stopped):
+            raise ValueError("correct and correct_stopped differ in length")
 
 
-class AdaptiveConsistency(TypedDict):
-    """What adaptive consistency does to the number of paths and to the votes."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaptiveConsistency:
+    """The effect of adaptive consistency on the number of samples and on the votes."""
 
     threshold: float
-    """Wanted probability that the leading answer stays ahead."""
+    """Required probability that the leading answer stays ahead."""
     every: int
-    """Paths between two looks at the rule."""
+    """Samples between two checks of the rule."""
     on: bool
-    """Whether train questions were sampled with it."""
-    sets: list[AdaptiveConsistencySet]
-    """At most one for each (source, round, task)."""
+    """True if train questions were sampled with the rule."""
+    sets: tuple[AdaptiveConsistencySet, ...]
 
 
-class SampledPath(TypedDict):
-    """One text that the model wrote; `count` equal ones are shown once."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShownPath:
+    """A text that the model wrote; `count` equal ones are shown once."""
 
     text: str
     key: str | None
-    """Its canonical answer; None when there is none."""
+    """Its canonical answer; None if unparsed."""
     kept: bool
     count: int
 
 
-class ShownQuestion(TypedDict):
-    """A question to show with its paths. `gold` is None where there is no label."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShownQuestion:
+    """A test question to show, with its paths."""
 
     task: str
     question: str
     gold: str | None
     winner: str | None
-    """The key with most votes; None when no path was parsed."""
+    """The key with the most votes; None if nothing was parsed."""
     confidence: float
     tied: bool
     total: int
-    """Paths that were sampled, more than are shown where many differ."""
-    paths: list[SampledPath]
+    """Number of samples; if many differ, only some of them are shown."""
+    paths: tuple[ShownPath, ...]
 
 
-class Summary(TypedDict):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Summary:
     """Everything that the report shows."""
 
     name: str
@@ -294,151 +283,133 @@ class Summary(TypedDict):
     created: str
     """ISO 8601."""
     versions: dict[str, str]
-    """Package name -> version."""
+    """By package."""
     command: str
-    """As it was typed."""
     config: str
     """The operative gin configuration."""
     model: Model
-    tasks: list[Task]
-    evals: list[Evaluation]
-    rounds: list[Round]
-    collapse: NotRequired[list[CollapseRow]]
-    """At most one for each (source, round)."""
+    tasks: tuple[Task, ...]
+    evals: tuple[Evaluation, ...]
+    rounds: tuple[Round, ...]
+    collapse: tuple[CollapseRow, ...] = ()
     adaptive_consistency: AdaptiveConsistency
-    examples: list[ShownQuestion]
-    notes: list[str]
+    examples: tuple[ShownQuestion, ...]
+    notes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Checks that the parts fit together.
+
+        Raises:
+          ValueError: two entries for one thing, or an entry of an unknown task.
+        """
+        sets, tasks = self.adaptive_consistency.sets, [task.name for task in self.tasks]
+        _check_unique("tasks", tasks)
+        _check_unique("rounds", [row.round for row in self.rounds])
+        _check_unique("evals", [(row.round, row.task, row.prompt_style) for row in self.evals])
+        _check_unique("collapse", [(row.source, row.round) for row in self.collapse])
+        _check_unique(
+            "adaptive_consistency.sets", [(row.source, row.round, row.task) for row in sets]
+        )
+        for name in (*(row.task for row in self.evals), *(row.task for row in sets)):
+            if name not in tasks:
+                raise ValueError(f"{name!r} is none of tasks ({', '.join(tasks)})")
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns report.json's dictionary of plain values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Any) -> Self:
+        """Builds the summary from what `to_json` gave, through JSON or not.
+
+        Raises:
+          LmsiError: the first place that differs from the schema, its value, and the remedy.
+        """
+        return decode(cls, value, "summary")
 
 
-REMEDY = "run `lmsi report` again with the version of lmsi_jax that made the run"
+def decode(kind: type[_Class], value: Any, place: str) -> _Class:
+    """Builds a dataclass of this module from plain JSON, checking every type on the way.
 
-
-def validate(summary: Any) -> Summary:
-    """Returns `summary` itself, checked: every field there, of its type, and consistent.
+    Args:
+      kind: the dataclass.
+      value: a dictionary with its fields.
+      place: the name of the value in messages.
 
     Raises:
-      LmsiError: the place of the first mistake, what stands there, and the remedy.
+      LmsiError: the first place that differs, its value, and the remedy.
     """
-    _check(summary, Summary, "summary")
-    checked = cast(Summary, summary)
-    _check_tasks(checked)
-    _check_evals(checked)
-    _check_adaptive_consistency(checked)
-    _unique((row["round"] for row in checked["rounds"]), "summary.rounds", "round")
-    watched = ((row["source"], row["round"]) for row in checked.get("collapse", []))
-    _unique(watched, "summary.collapse", "(source, round)")
-    for i, row in enumerate(checked["rounds"]):
-        if row["round"] < 1:
-            _fail(f"summary.rounds[{i}].round", "1 or more", row["round"])
-        for j, step in enumerate(row["train"]):
-            if "step" not in step:
-                _fail(f"summary.rounds[{i}].train[{j}]", "a dictionary with a step", step)
-    return checked
+    decoded: _Class = _decode(kind, value, place)
+    return decoded
 
 
-def _check_tasks(summary: Summary) -> None:
-    _unique((task["name"] for task in summary["tasks"]), "summary.tasks", "task")
-
-
-def _check_evals(summary: Summary) -> None:
-    names = {task["name"] for task in summary["tasks"]}
-    for i, row in enumerate(summary["evals"]):
-        place = f"summary.evals[{i}]"
-        if row["task"] not in names:
-            _fail(
-                f"{place}.task", f"one of summary.tasks ({', '.join(sorted(names))})", row["task"]
-            )
-        if row["round"] < 0:
-            _fail(f"{place}.round", "0 or more", row["round"])
-        if bad := [c for c in row["correct"] if c not in (0, 1)]:
-            _fail(f"{place}.correct", "0 or 1 for each question", bad[0])
-        n, confidence = len(row["correct"]), row["confidence"]
-        if confidence and len(confidence) != n:
-            _fail(f"{place}.confidence", f"one for each of {n} questions", confidence)
-        if outside := [c for c in confidence if not 0 <= c <= 1]:
-            _fail(f"{place}.confidence", "numbers in [0, 1]", outside[0])
-    keys = ((e["round"], e["task"], e["prompt_style"]) for e in summary["evals"])
-    _unique(keys, "summary.evals", "(round, task, prompt_style)")
-
-
-def _check_adaptive_consistency(summary: Summary) -> None:
-    names = {task["name"] for task in summary["tasks"]}
-    rows = summary["adaptive_consistency"]["sets"]
-    for i, row in enumerate(rows):
-        place = f"summary.adaptive_consistency.sets[{i}]"
-        if row["task"] not in names:
-            _fail(f"{place}.task", "one of summary.tasks", row["task"])
-        if outside := [n for n in row["taken"] if not 0 <= n <= row["paths"]]:
-            _fail(f"{place}.taken", f"at most {row['paths']} paths a question", outside[0])
-        n = len(row["taken"])
-        correct, stopped = row["correct"], row["correct_stopped"]
-        lists = {"same": row["same"], "correct": correct, "correct_stopped": stopped}
-        for name, found in lists.items():
-            if len(found) not in (0, n) or set(found) - {0, 1}:
-                _fail(f"{place}.{name}", f"0 or 1 for each of {n} questions, or nothing", found)
-        if len(correct) != len(stopped):
-            _fail(f"{place}.correct_stopped", "as many as in correct", stopped)
-    keys = ((row["source"], row["round"], row["task"]) for row in rows)
-    _unique(keys, "summary.adaptive_consistency.sets", "(source, round, task)")
-
-
-def _unique(values: Iterable[object], place: str, what: str) -> None:
-    seen: set[object] = set()
-    for value in values:
-        if value in seen:
-            _fail(place, f"one entry for each {what}", value)
-        seen.add(value)
-
-
-def _check(value: Any, hint: Any, place: str) -> None:
-    """Checks a JSON value against the type hints above, and names the first place that differs."""
+def _decode(hint: Any, value: Any, place: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
-    if typing.is_typeddict(hint):
-        _check_fields(value, hint, place)
-    elif origin in (types.UnionType, typing.Union):
-        if value is not None:
-            _check(value, next(a for a in arguments if a is not types.NoneType), place)
-    elif origin is Literal:
-        if value not in arguments:
-            _fail(place, " or ".join(map(repr, arguments)), value)
-    elif origin is list:
-        if not isinstance(value, list):
+    if dataclasses.is_dataclass(hint):
+        return _decode_fields(hint, value, place)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _decode(arguments[0], value, place)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        _fail(place, " or ".join(map(repr, arguments)), value)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
             _fail(place, "a list", value)
-        for i, item in enumerate(value):
-            _check(item, arguments[0], f"{place}[{i}]")
-    elif origin is dict:
+        return tuple(_decode(arguments[0], v, f"{place}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
         if not isinstance(value, Mapping):
             _fail(place, "a dictionary", value)
-        for name, item in value.items():
-            _check(item, arguments[1], f"{place}[{name!r}]")
-    elif not _is(value, hint):
-        _fail(place, {str: "text", int: "a whole number", float: "a number"}.get(hint, hint), value)
+        return {k: _decode(arguments[1], v, f"{place}[{k!r}]") for k, v in value.items()}
+    # bool is a subclass of int, but True is no number here; a float without a fraction may be int.
+    if type(value) is hint or (hint is float and type(value) is int):
+        return value
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    _fail(place, names[hint], value)
 
 
-def _check_fields(value: Any, hint: Any, place: str) -> None:
+def _decode_fields(kind: Any, value: Any, place: str) -> Any:
     if not isinstance(value, Mapping):
         _fail(place, "a dictionary", value)
-    hints = typing.get_type_hints(hint)
-    for name in value:
-        if name not in hints:
-            _fail(place, f"only the fields {', '.join(hints)}", name)
-    for name, kind in hints.items():
-        if name not in value:
-            if name in hint.__optional_keys__:
-                continue
-            _fail(place, f"a field {name!r}", sorted(value))
-        _check(value[name], kind, f"{place}.{name}")
+    hints = _hints(kind)
+    if unknown := [name for name in value if name not in hints]:
+        _fail(place, f"only the fields {', '.join(hints)}", unknown[0])
+    optional = {
+        field.name
+        for field in dataclasses.fields(kind)
+        if not (field.default is field.default_factory is dataclasses.MISSING)
+    }
+    if missing := [name for name in hints if name not in value and name not in optional]:
+        _fail(place, f"a field {missing[0]!r}", sorted(value))
+    fields = {name: _decode(hints[name], v, f"{place}.{name}") for name, v in value.items()}
+    try:
+        return kind(**fields)
+    except ValueError as error:
+        raise LmsiError(f"{place}: {error}; {REMEDY}") from None
 
 
-def _is(value: Any, kind: type) -> bool:
-    if kind is bool:
-        return isinstance(value, bool)
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
-def _fail(place: str, expected: object, found: object) -> typing.NoReturn:
-    shown = repr(found)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    raise LmsiError(f"{place}: expected {expected}, found {shown}; {REMEDY}")
+def _fail(place: str, expected: object, value: object) -> NoReturn:
+    text = repr(value)
+    text = text if len(text) <= 60 else text[:57] + "..."
+    raise LmsiError(f"{place}: expected {expected}, found {text}; {REMEDY}")
+
+
+def _check_outcomes(name: str, values: Iterable[int], count: int) -> None:
+    values = list(values)
+    if len(values) != count:
+        raise ValueError(f"{name} has {len(values)} entries for {count} questions")
+    if bad := [value for value in values if value not in (0, 1)]:
+        raise ValueError(f"{name} holds {bad[0]}, expected 0 or 1 for each question")
+
+
+def _check_unique(name: str, keys: Iterable[object]) -> None:
+    seen: set[object] = set()
+    for key in keys:
+        if key in seen:
+            raise ValueError(f"{name} has two entries for {key}")
+        seen.add(key)

@@ -1,173 +1,324 @@
-"""The short form of the report, at the end of a run in the terminal."""
+"""The report in a terminal: tables that drop columns, never names, if the width is short."""
 
-from collections.abc import Iterator
+import dataclasses
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from lmsi_jax.report import accuracy_section, training_sections, vote_sections
-from lmsi_jax.report.accuracy_section import DOMAINS, headline_words
-from lmsi_jax.report.html import DASH, format_count, p_value, percent, points
-from lmsi_jax.report.summary import Evaluation, Summary, validate
+from lmsi_jax.report.comparison import (
+    DOMAIN_NAMES,
+    SHORT_PROMPT_STYLE_NAMES,
+    Accuracy,
+    Change,
+    Comparison,
+    compare_domain,
+    compare_task,
+    evaluated_rounds,
+    headline_words,
+    tasks_of,
+)
+from lmsi_jax.report.formats import (
+    DASH,
+    change_interval,
+    count_of,
+    format_count,
+    p_value,
+    percent,
+    points,
+    share_interval,
+)
+from lmsi_jax.report.summary import DOMAINS, Summary
+from lmsi_jax.report.training_sections import collapse_table
+from lmsi_jax.report.vote_sections import adaptive_consistency_sentences, mean_curve
 
-_SHORT = {
-    "standard": "standard",
-    "cot": "CoT",
-    "zero_shot_cot": "zero-shot CoT",
-    "self_consistency": "self-consistency",
-}
-_WIDE = 150
-"""From so many columns on there is room for the accuracies' intervals."""
+_PIPE_WIDTH = 100
+"""Columns if the output is no terminal and COLUMNS is not set."""
+_GAP = 2
+"""Blanks between two columns."""
 _STYLES = {"rose": "bold green", "fell": "bold red", "no clear change": ""}
+_INTERVAL = "[95\N{NO-BREAK SPACE}%]"
 
 
-def print_summary(summary: dict[str, Any], console: Console) -> None:
-    """Prints verdict, alarms, accuracy before and after by task and prompt style, and adaptive
-    consistency.
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of a table.
 
-    Args:
-      summary: as `lmsi_jax.report.summary.Summary` describes it.
-      console: where to print.
-
-    Raises:
-      LmsiError: the summary is not one.
+    Attributes:
+      head: its name.
+      cells: from the top. Text, since rich would read "[41.2, 54.9]" in a string as markup.
+      rank: if the table is too wide, the columns of the largest rank are left out first.
     """
-    checked = validate(summary)
-    words, basis = headline_words(checked)
-    console.print(Text(words, style="bold"))
-    console.print(Text(basis))
-    for row in checked["rounds"]:
-        for alarm in row["alarms"]:
-            console.print(Text(f"Alarm in round {row['round']}: {alarm}", style="yellow"))
-    if accuracy_section.rounds_measured(checked):
-        console.print(_table(checked, _names(checked), console.width >= _WIDE))
-        console.print(_legend())
-    if rows := training_sections.rows_by_figure(checked, "train"):
-        console.print(_collapse_table(*rows))
-    for sentence in vote_sections.sentences(checked):
-        console.print(Text(sentence))
+
+    head: str
+    cells: Sequence[Text]
+    rank: int
+
+    @property
+    def width(self) -> int:
+        """Terminal cells that the column takes."""
+        return max(cell.cell_len for cell in (Text(self.head), *self.cells))
+
+
+def open_console() -> Console:
+    """Opens standard output, as wide as the terminal, or COLUMNS, or 100 columns."""
+    known = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return Console(file=sys.stdout, width=None if known else _PIPE_WIDTH)
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    """Prints verdict, alarms, accuracies, collapse metrics, and adaptive consistency."""
+    words, basis = headline_words(summary)
+    _print_words(console, words, "bold")
+    _print_words(console, basis)
+    for row in summary.rounds:
+        for alarm in row.alarms:
+            _print_words(console, f"Alarm in round {row.round}: {alarm}", "yellow")
+    console.print()
+    if evaluated_rounds(summary):
+        _print_accuracies(console, summary, _model_names(summary))
+    if metrics := collapse_table(summary, "train"):
+        head, rows = metrics
+        names, *values = zip(*rows, strict=True)
+        print_table(console, head[0], names, _by_number(head[1:], values))
+    for sentence in adaptive_consistency_sentences(summary):
+        _print_words(console, sentence)
 
 
 def print_evaluation(
-    summary: dict[str, Any], console: Console, names: tuple[str, str] | None = None
+    summary: Summary, console: Console, names: tuple[str, str] | None = None
 ) -> None:
-    """Prints accuracy by task and prompt style, and the votes' accuracy by the number of paths.
+    """Prints accuracies by task and prompt style, and by the number of paths.
 
     Args:
-      summary: as `lmsi_jax.report.summary.Summary` describes it.
-      console: where to print; intervals of accuracies need 150 columns.
-      names: what the first and the last model are called; None: the base and its last round.
-
-    Raises:
-      LmsiError: the summary is not one.
+      summary: the run's.
+      console: the output.
+      names: the names of the first and the last model; None: the base and its last round.
     """
-    checked = validate(summary)
-    if not accuracy_section.rounds_measured(checked):
-        console.print(Text("Nothing has been evaluated yet"))
+    if not evaluated_rounds(summary):
+        _print_words(console, "Nothing has been evaluated yet")
         return
-    shown = names or _names(checked)
-    console.print(_table(checked, shown, console.width >= _WIDE))
-    console.print(_legend())
-    if rows := vote_sections.with_curves(checked):
-        console.print(_paths_table(checked, rows, shown))
+    names = names or _model_names(summary)
+    console.print()
+    _print_accuracies(console, summary, names)
+    _print_curves(console, summary, names)
 
 
-def _names(summary: Summary) -> tuple[str, str]:
-    return "base", f"round {accuracy_section.rounds_measured(summary)[-1]}"
+def print_distillation(result: Mapping[str, Any], console: Console) -> None:
+    """Prints what a student gained, as means over the tasks inside and outside of training.
+
+    Args:
+      result: of `lmsi_jax.pipeline.distill.distill`.
+      console: the output.
+    """
+    _print_words(console, _model_sizes(result))
+    console.print()
+    labels: list[str] = []
+    rows: list[Mapping[str, Any] | None] = []
+    for row in result["means"]:
+        group = f"{_DISTILLED[row['domain']]} ({count_of(row['tasks'], 'task')})"
+        if group not in labels:
+            labels.append(group)
+            rows.append(None)
+        labels.append(f"  {SHORT_PROMPT_STYLE_NAMES[row['prompt_style']]}")
+        rows.append(row)
+
+    def column(head: str, rank: int, write: Callable[[Mapping[str, Any]], str]) -> Column:
+        return Column(head, [Text(write(row) if row else "") for row in rows], rank)
+
+    columns = [
+        column("n", 5, lambda row: str(row["n"])),
+        column("teacher", 2, lambda row: f"{row['teacher_before']:.1f}"),
+        column("student", 1, lambda row: f"{row['student_before']:.1f}"),
+        column("distilled", 1, lambda row: f"{row['student_after']:.1f}"),
+        column("gain", 2, lambda row: f"{row['gain']['difference']:+.1f}"),
+        column(_INTERVAL, 3, lambda r: f"[{r['gain']['low']:+.1f}, {r['gain']['high']:+.1f}]"),
+        column("p", 4, lambda row: p_value(row["gain"]["p"])),
+    ]
+    print_table(console, "tasks, prompt style", labels, columns)
 
 
-def _legend() -> Text:
-    return Text(
-        "unparsed: paths without a readable answer; tied: questions with a tied vote; both of the "
-        "last model",
-        style="dim",
-    )
+def distillation_sentences(result: Mapping[str, Any]) -> list[str]:
+    """Returns what a student gained in words, for the notes of its report."""
+    teacher = result["teacher"]
+    sentences = [
+        f"Distilled from round {teacher['round']} of {teacher['folder']}: {_model_sizes(result)}."
+    ]
+    for row in result["means"]:
+        gain = row["gain"]
+        sentences.append(
+            f"{_DISTILLED[row['domain']]}, {SHORT_PROMPT_STYLE_NAMES[row['prompt_style']]}: "
+            f"teacher {row['teacher_before']:.1f}, student {row['student_before']:.1f}, distilled "
+            f"{row['student_after']:.1f} ({gain['difference']:+.1f} points, 95 % {gain['low']:+.1f}"
+            f" to {gain['high']:+.1f}, p {p_value(gain['p'])})."
+        )
+    return sentences
 
 
-def _table(summary: Summary, names: tuple[str, str], wide: bool) -> Table:
-    """Text cells alone: rich would read "[41.2, 54.9]" in a string as markup."""
-    last = accuracy_section.rounds_measured(summary)[-1]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("task")
-    table.add_column("prompt_style")
-    after = [names[1], "change [95 %]", "p"] if last else []
-    for name in ("n", names[0], *after, "unparsed", "tied"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for title, rows in _groups(summary):
-        for i, comparison in enumerate(rows):
-            table.add_row(Text("" if i else title), *_cells(comparison, last, wide))
-        if rows:
-            table.add_section()
-    return table
+def print_table(
+    console: Console, head: str, names: Iterable[str], columns: Sequence[Column], note: str = ""
+) -> None:
+    """Prints a table that fits the console's width.
+
+    Names are never cut: columns are left out instead, and named below.
+
+    Args:
+      console: the output.
+      head: the head of the names.
+      names: the rows' names, the first column.
+      columns: the others, with as many cells.
+      note: an explanation to print below.
+    """
+    shown = [Column(head, list(map(Text, names)), 0), *columns]
+    while sum(column.width + _GAP for column in shown) - _GAP > console.width and len(shown) > 1:
+        last = max(column.rank for column in shown)
+        shown = [column for column in shown if column.rank < last]
+    widths = [column.width for column in shown]
+    heads = [Text(column.head, style="dim") for column in shown]
+    lines = [heads, *zip(*(column.cells for column in shown), strict=True)]
+    lines.insert(1, [Text("─" * (sum(widths) + _GAP * (len(widths) - 1)), style="dim")])
+    for line in lines:
+        cells = [cell.copy() for cell in line]
+        for cell, width in zip(cells[1:], widths[1:], strict=False):
+            cell.pad_left(width - cell.cell_len)
+        if len(cells) > 1:
+            cells[0].pad_right(widths[0] - cells[0].cell_len)
+        row = Text(" " * _GAP).join(cells)
+        row.rstrip()
+        console.print(row, no_wrap=True, overflow="ignore", crop=False)
+    heads_shown = {column.head for column in shown}
+    if left_out := dict.fromkeys(c.head for c in columns if c.head not in heads_shown):
+        note += f" Not shown at {console.width} columns: {', '.join(left_out)}."
+    if note:
+        _print_words(console, note.strip(), "dim")
+    console.print()
 
 
-def _paths_table(summary: Summary, rows: list[Evaluation], names: tuple[str, str]) -> Table:
-    """Majority@k and pass@k of the first and the last model, means over tasks."""
-    measured = accuracy_section.rounds_measured(summary)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("paths, mean over tasks")
-    ends = [r for r in sorted({measured[0], measured[-1]}) if any(e["round"] == r for e in rows)]
-    by_end = {end: vote_sections.means([e for e in rows if e["round"] == end]) for end in ends}
-    for k in sorted({k for curve in by_end.values() for k, _, _ in curve}):
-        table.add_column(f"k = {k}", justify="right", no_wrap=True)
-    for end, curve in by_end.items():
-        name = names[0] if end == 0 else names[1]
-        for label, place in (("majority@k", 1), ("pass@k", 2)):
-            cells = [Text(f"{100 * point[place]:.1f}") for point in curve]
-            table.add_row(Text(f"{name}, {label}"), *cells)
-    return table
+def _print_words(console: Console, words: str, style: str = "") -> None:
+    # Wrapped here, since rich breaks lines at no-break spaces and hyphens too.
+    text = textwrap.fill(words, console.width, break_on_hyphens=False)
+    console.print(Text(text, style=style))
 
 
-def _collapse_table(head: list[str], rows: list[list[str]]) -> Table:
-    """The collapse monitor's figures of the votes that each round learnt."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(head):
-        table.add_column(Text(name), justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
+def _by_number(heads: Sequence[str], columns: Sequence[Sequence[str]]) -> list[Column]:
+    """Columns of numbers in rising order; the last one is kept longest, then the first one."""
+    count = len(heads)
+    order = dict.fromkeys([count - 1, 0, *range(count - 2, 0, -1)])
+    ranks = {index: rank for rank, index in enumerate(order, start=1)}
+    return [
+        Column(head, [Text(cell) for cell in cells], ranks[i])
+        for i, (head, cells) in enumerate(zip(heads, columns, strict=True))
+    ]
 
 
-def _groups(summary: Summary) -> Iterator[tuple[str, list[accuracy_section.Comparison]]]:
+def _model_names(summary: Summary) -> tuple[str, str]:
+    return "base", f"round {evaluated_rounds(summary)[-1]}"
+
+
+def _print_accuracies(console: Console, summary: Summary, names: tuple[str, str]) -> None:
+    """Prints a group of rows for each task and each mean, a row for each prompt style."""
+    last = evaluated_rounds(summary)[-1]
+    labels: list[str] = []
+    rows: list[Comparison | None] = []
     for domain in DOMAINS:
-        name = accuracy_section.DOMAIN_NAMES[domain].lower()
-        tasks = accuracy_section.tasks_of(summary, domain)
-        for task in tasks:
-            yield task["name"], accuracy_section.of_task(summary, task["name"])
+        tasks = tasks_of(summary, domain)
+        groups = [(task.name, compare_task(summary, task.name)) for task in tasks]
         if len(tasks) > 1:
-            yield f"mean, {name}", accuracy_section.of_domain(summary, domain)
+            mean = f"mean, {DOMAIN_NAMES[domain].lower()}"
+            groups.append((mean, compare_domain(summary, domain)))
+        for name, comparisons in groups:
+            styles = [SHORT_PROMPT_STYLE_NAMES[c.prompt_style] for c in comparisons]
+            labels += [name, *(f"  {style}" for style in styles)] if comparisons else []
+            rows += [None, *comparisons] if comparisons else []
 
+    def column(head: str, rank: int, write: Callable[[Comparison], Text | str]) -> Column:
+        return Column(head, [_text(write(row)) if row else Text() for row in rows], rank)
 
-def _cells(comparison: accuracy_section.Comparison, last: int, wide: bool) -> Iterator[Text]:
-    yield Text(_SHORT[comparison.prompt_style])
-    yield Text(
-        "/".join(format_count(n) for n in sorted({a.n for a in comparison.by_round.values()}))
-    )
-    yield _accuracy(comparison.by_round.get(0), wide)
+    def accuracies(head: str, number: int) -> list[Column]:
+        return [
+            column(head, 1, lambda row: _share(row.by_round.get(number))),
+            column(_INTERVAL, 8, lambda row: _interval(row.by_round.get(number))),
+        ]
+
+    columns = [column("n", 5, _questions), *accuracies(names[0], 0)]
     if last:
-        yield _accuracy(comparison.by_round.get(last), wide)
-        yield from _change(comparison.change)
-    measured = comparison.by_round.get(last)
-    yield Text(DASH if measured is None else percent(measured.unparsed))
-    votes = comparison.prompt_style == "self_consistency"
-    yield Text(percent(measured.tied) if measured is not None and votes else DASH)
+        columns += [
+            *accuracies(names[1], last),
+            column("change", 2, lambda row: _change(row.change)),
+            column(_INTERVAL, 3, lambda row: _change_interval(row.change)),
+            column("p", 4, lambda row: p_value(row.change.p) if row.change else DASH),
+        ]
+    columns += [
+        column("unparsed", 6, lambda row: _unparsed(row.by_round.get(last))),
+        column("tied", 7, lambda row: _tied(row, last)),
+    ]
+    note = (
+        "Percent right. Unparsed: paths without a readable answer; tied: questions with a tied "
+        "vote; both of the last model."
+    )
+    print_table(console, "task, prompt style", labels, columns, note)
 
 
-def _change(change: accuracy_section.Change | None) -> Iterator[Text]:
+def _print_curves(console: Console, summary: Summary, names: tuple[str, str]) -> None:
+    """Prints majority@k and pass@k of the first and the last model, means over tasks."""
+    rounds = evaluated_rounds(summary)
+    rows: dict[str, dict[int, str]] = {}
+    for number in sorted({rounds[0], rounds[-1]}):
+        name = names[1] if number else names[0]
+        means = mean_curve([row for row in summary.evals if row.curve and row.round == number])
+        if means:
+            rows[f"{name}, majority@k"] = {k: f"{100 * share:.1f}" for k, share, _ in means}
+            rows[f"{name}, pass@k"] = {k: f"{100 * share:.1f}" for k, _, share in means}
+    if rows:
+        ks = sorted({k for row in rows.values() for k in row})
+        columns = [[row.get(k, DASH) for row in rows.values()] for k in ks]
+        heads = [f"k = {k}" for k in ks]
+        print_table(console, "paths, mean over tasks", rows, _by_number(heads, columns))
+
+
+def _text(content: Text | str) -> Text:
+    return Text(content) if isinstance(content, str) else content
+
+
+def _questions(row: Comparison) -> str:
+    return "/".join(map(format_count, sorted({a.n for a in row.by_round.values()})))
+
+
+def _share(accuracy: Accuracy | None) -> str:
+    return f"{100 * accuracy.share:.1f}" if accuracy else DASH
+
+
+def _interval(accuracy: Accuracy | None) -> Text:
+    return Text(share_interval(accuracy.low, accuracy.high) if accuracy else DASH, style="dim")
+
+
+def _change(change: Change | None) -> Text:
     if change is None:
-        yield from (Text(DASH), Text(DASH))
-        return
-    interval = f" [{points(change.low)}, {points(change.high)}]"
-    yield Text(points(change.difference), style=_STYLES[change.verdict]).append(interval, "dim")
-    yield Text(p_value(change.p))
-
-
-def _accuracy(accuracy: accuracy_section.Accuracy | None, wide: bool) -> Text:
-    if accuracy is None:
         return Text(DASH)
-    share = Text(f"{100 * accuracy.share:.1f}")
-    interval = f" [{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}]"
-    return share.append(interval, "dim") if wide else share
+    return Text(points(change.difference), style=_STYLES[change.verdict])
+
+
+def _change_interval(change: Change | None) -> Text:
+    return Text(change_interval(change.low, change.high) if change else DASH, style="dim")
+
+
+def _unparsed(accuracy: Accuracy | None) -> str:
+    return percent(accuracy.unparsed) if accuracy else DASH
+
+
+def _tied(row: Comparison, number: int) -> str:
+    accuracy = row.by_round.get(number)
+    voted = row.prompt_style == "self_consistency"
+    return percent(accuracy.tied) if accuracy and voted else DASH
+
+
+_DISTILLED = {"in": "trained", "out": "others"}
+
+
+def _model_sizes(result: Mapping[str, Any]) -> str:
+    teacher, student = (format_count(result[side]["parameters"]) for side in ("teacher", "student"))
+    return f"teacher {teacher} parameters, student {student} parameters; percent right"

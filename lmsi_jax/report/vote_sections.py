@@ -1,43 +1,45 @@
-"""The part of the page about the unlabelled votes: funnel, tasks, rows, questions to look at.
-
-The part of the report about the number of paths: majority@k and pass@k.
-
-The part of the report about adaptive consistency: paths saved, and what the vote loses by it.
+"""Sections of the page about samples and votes: the number of paths, from paths to training rows,
+adaptive consistency, and questions to look at.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from lmsi_jax.answers import key
 from lmsi_jax.evaluation.statistics import Difference, paired_difference
 from lmsi_jax.records import FORMATS, KINDS
-from lmsi_jax.report import accuracy_section, charts
-from lmsi_jax.report.accuracy_section import round_name
-from lmsi_jax.report.html import (
+from lmsi_jax.report import charts
+from lmsi_jax.report.comparison import evaluated_rounds, round_name
+from lmsi_jax.report.formats import (
     DASH,
-    Html,
-    bar,
+    change_interval,
     count_of,
     decimal,
+    format_count,
+    percent,
+    percent_of,
+    points,
+    share_interval,
+)
+from lmsi_jax.report.html import (
+    Html,
+    bar,
+    count_with_share,
     element,
     figure,
-    format_count,
-    format_part,
-    format_with_share,
     join_html,
-    percent,
-    points,
+    note,
+    number_with_interval,
+    panels,
     scrolling_table,
     table,
 )
 from lmsi_jax.report.summary import (
     AdaptiveConsistency,
     AdaptiveConsistencySet,
-    CurvePoint,
     Evaluation,
-    FilterStep,
     Round,
-    SampledPath,
+    ShownPath,
     ShownQuestion,
     Summary,
 )
@@ -48,311 +50,243 @@ FORMAT_NAMES = {
     "zero_shot_cot": "Zero-shot chain of thought",
     "zero_shot_direct": "Zero-shot direct",
 }
-_SHOWN_IN_SUMMARY = 110
-_MARKS = {"right": "✓ right", "wrong": "✗ wrong", "no vote": "no vote", "no label": "no label"}
-_BADGES = {"right": "up", "wrong": "down", "no vote": "flat", "no label": "flat"}
+_MOST_CHARACTERS = 110
+"""A folded question is cut to this length."""
+_OUTCOMES = {
+    "right": ("up", "✓ right"),
+    "wrong": ("down", "✗ wrong"),
+    "no vote": ("flat", "no vote"),
+    "no label": ("flat", "no label"),
+}
+"""Class and text of each outcome."""
 
 
-def funnel(rounds: Sequence[Round]) -> Html:
-    """Returns what became of the sampled paths, one column for each round."""
-    head = ["Step", *(round_name(r["round"]) for r in rounds)]
-    counts = [_funnel_counts(r) for r in rounds]
-    steps = list(counts[0])
+def curves(summary: Summary) -> Html:
+    """Returns accuracy by the number of paths: a chart for the base and the last model, a table."""
+    rows = [row for row in summary.evals if row.curve]
+    if not rows:
+        return Html("")
+    rounds = evaluated_rounds(summary)
+    figures = []
+    for number in sorted({rounds[0], rounds[-1]}):
+        evaluations = [row for row in rows if row.round == number]
+        means = mean_curve(evaluations)
+        if len(means) > 1:
+            lines = [
+                charts.Line("majority@k", [(k, majority) for k, majority, _ in means]),
+                charts.Line("pass@k", [(k, passed) for k, _, passed in means]),
+            ]
+            name = round_name(number)
+            title = f"{name}: accuracy by the number of paths, mean over {len(evaluations)} tasks"
+            chart = charts.line_chart(title, lines, "paths", "Accuracy", share=True)
+            figures.append(figure(name, chart))
+    cells = [
+        (
+            row.task,
+            round_name(row.round),
+            format_count(point.k),
+            _share(point.majority, point.majority_low, point.majority_high),
+            f"{100 * point.majority_error:.2f}",
+            _share(point.passed, point.passed_low, point.passed_high),
+        )
+        for row in rows
+        for point in row.curve
+    ]
+    head = ("Task", "Model", "k", "Majority@k", "Its error from the subsets", "Pass@k")
+    details = element(
+        "details",
+        element("summary", "Every task, with intervals"),
+        table(head, cells, text_columns=2),
+    )
+    about = (
+        "Majority@k: how often the vote on k of a question’s paths is right. Pass@k: how often at "
+        "least one of them is right. Both are means over subsets of the sampled paths, and "
+        "therefore unbiased for k fresh paths; [95 % interval, bootstrap over questions]. For a "
+        "question with more than 600 subsets of k paths, majority@k uses 400 random ones."
+    )
+    return join_html([note(about), panels(figures), details])
+
+
+def _share(share: float, low: float, high: float) -> str:
+    return f"{100 * share:.1f} {share_interval(low, high)}"
+
+
+def mean_curve(rows: Sequence[Evaluation]) -> list[tuple[int, float, float]]:
+    """Returns (k, majority@k, pass@k), means over tasks, for every k that all tasks have."""
+    by_k = [{point.k: point for point in row.curve} for row in rows]
+    shared = sorted(set.intersection(*map(set, by_k))) if by_k else []
+    n = len(by_k)
+    return [
+        (k, sum(c[k].majority for c in by_k) / n, sum(c[k].passed for c in by_k) / n)
+        for k in shared
+    ]
+
+
+def training_rows(summary: Summary) -> Html:
+    """Returns the way from sampled paths to training rows; nothing without rounds."""
+    rounds = summary.rounds
+    if not rounds:
+        return Html("")
+    heading = element("h3", "Mix of formats")
+    parts = [_funnel(rounds), _filters(rounds), _votes_by_task(rounds), heading, _formats(rounds)]
+    return join_html(parts)
+
+
+def _funnel(rounds: Sequence[Round]) -> Html:
+    """Counts of paths and training rows as bars, then what went wrong; a column for each round."""
+    counts = [
+        {
+            "Sampled paths": row.paths,
+            "Parsed answers": row.parsed,
+            "Kept: agree with the vote": row.kept,
+            "Distinct kept paths": row.distinct_kept,
+            "Training rows": sum(rows.rows for rows in row.examples.values()),
+        }
+        for row in rounds
+    ]
     rows: list[list[object]] = []
-    for step in steps:
-        rows.append([step, *(_step(c[step], max(c.values(), default=0), c) for c in counts)])
-    for name, count, of in _mishaps(rounds):
-        cells = [format_with_share(c, o) for c, o in zip(count, of, strict=True)]
+    for step in counts[0]:
+        cells = []
+        for column, row in zip(counts, rounds, strict=True):
+            most = max(column.values())
+            share = column[step] / most if most else 0.0
+            cells.append(bar(share, count_with_share(column[step], row.paths)))
+        rows.append([step, *cells])
+    for name, mishaps in (
+        ("Questions", [(row.questions, row.questions) for row in rounds]),
+        ("Cut by the token limit", [(row.unfinished, row.paths) for row in rounds]),
+        ("Questions without a vote", [(row.empty_votes, row.questions) for row in rounds]),
+        ("Questions with a tied vote", [(row.tied_votes, row.questions) for row in rounds]),
+    ):
+        cells = [count_with_share(count, total) for count, total in mishaps]
         rows.append([element("span", name, cls="quiet"), *cells])
     caption = (
         "Percentages of paths and rows are of the sampled paths, those of questions of all "
-        "questions. A kept path makes up to four rows, one in each format; rows that would be "
-        "equal are one row with their weight."
+        "questions. A kept path makes up to four rows, one in each format; equal rows are one row "
+        "with the sum of their weights."
     )
-    return table(head, rows, caption)
+    return table(["Step", *(round_name(row.round) for row in rounds)], rows, caption)
 
 
-def by_task(rounds: Sequence[Round]) -> Html:
-    """Returns how the votes went on each task."""
-    rows = []
-    for row in rounds:
-        for task, votes in row["votes_by_task"].items():
-            n = votes["questions"]
-            rows.append(
-                (
-                    task,
-                    round_name(row["round"]),
-                    format_count(n),
-                    percent(votes["mean_confidence"]) if n else DASH,
-                    decimal(votes["distinct_kept_per_question"], 1) if n else DASH,
-                    format_with_share(votes["empty"], n),
-                    format_with_share(votes["tied"], n),
-                )
-            )
+def _filters(rounds: Sequence[Round]) -> Html:
+    """The paths that the vote and each filter left."""
+    steps = [(row, step) for row in rounds for step in row.funnel]
+    if not steps:
+        return Html("")
+    labelled = any(step.right + step.wrong for _, step in steps)
+    rows = [
+        [
+            f"{step.filter}, {step.task}",
+            round_name(row.round),
+            format_count(step.rows),
+            bar(
+                step.kept / step.rows if step.rows else 0.0, count_with_share(step.kept, step.rows)
+            ),
+            *([count_with_share(step.right, step.right + step.wrong)] if labelled else []),
+            format_count(step.questions),
+            decimal(step.weight, 1),
+            element("span", _reasons(step.dropped), cls="words"),
+        ]
+        for row, step in steps
+    ]
+    head = ["Filter, task", "Selected in", "Paths in", "Kept", *(["Right"] if labelled else [])]
+    head += ["Questions", "Weight", "Why dropped"]
+    caption = (
+        "The vote, then the filters in order. Questions: those that still have paths. Weight: sum "
+        "of the kept paths’ weights in the loss."
+    )
+    if labelled:
+        caption += (
+            " Right: of the kept paths, by the questions’ answers, which were looked up for this "
+            "table alone."
+        )
+    return _table_by_round(head, rows, rounds, caption)
+
+
+def _reasons(dropped: Mapping[str, int]) -> str:
+    return "; ".join(f"{why}: {format_count(n)}" for why, n in dropped.items()) or DASH
+
+
+def _votes_by_task(rounds: Sequence[Round]) -> Html:
+    rows = [
+        (
+            task,
+            round_name(row.round),
+            format_count(votes.questions),
+            percent(votes.mean_confidence) if votes.questions else DASH,
+            decimal(votes.distinct_kept_per_question, 1) if votes.questions else DASH,
+            count_with_share(votes.empty, votes.questions),
+            count_with_share(votes.tied, votes.questions),
+        )
+        for row in rounds
+        for task, votes in row.votes_by_task.items()
+    ]
     if not rows:
         return Html("")
     head = ("Task", "Sampled in", "Questions", "Mean confidence", "Distinct kept", "Empty", "Tied")
     caption = (
         "Confidence: paths that agree with the vote over all paths. Distinct kept: different texts "
-        "that reach the vote’s answer, mean over questions. Empty: no path was parsed."
+        "with the vote’s answer, mean over questions. Empty: no path was parsed."
     )
-    return _by_round(head, rows, rounds, caption)
+    return _table_by_round(head, rows, rounds, caption)
 
 
-def selection(rounds: Sequence[Round]) -> Html:
-    """Returns what the vote and each filter left of the paths."""
-    steps = [(row, step) for row in rounds for step in row.get("funnel", [])]
-    if not steps:
-        return Html("")
-    known = any(step["right"] + step["wrong"] for _, step in steps)
-    rows = []
-    for row, step in steps:
-        cells = [
-            f"{step['filter']}, {step['task']}",
-            round_name(row["round"]),
-            format_count(step["rows"]),
-            _kept(step),
-            *([format_with_share(step["right"], step["right"] + step["wrong"])] if known else []),
-            format_count(step["questions"]),
-            decimal(step["weight"], 1),
-            "; ".join(f"{reason}: {format_count(n)}" for reason, n in step["dropped"].items())
-            or DASH,
-        ]
-        rows.append(cells)
-    head = ["Filter, task", "Selected in", "Paths in", "Kept", *(["Right"] if known else [])]
-    head += ["Questions", "Weight", "Why dropped"]
-    caption = (
-        "The vote, then the filters in their order. Questions: those that still have paths. "
-        "Weight: sum of the kept paths’ factors in the loss."
-    )
-    if known:
-        caption += (
-            " Right: of the kept paths, by the questions’ answers, which were looked up for this "
-            "table alone."
-        )
-    return _by_round(head, rows, rounds, caption)
-
-
-def _kept(step: FilterStep) -> Html:
-    share = step["kept"] / step["rows"] if step["rows"] else 0.0
-    return bar(share, format_with_share(step["kept"], step["rows"]))
-
-
-def format_mix(rounds: Sequence[Round]) -> Html:
-    """Returns the training rows of each format with their share of the loss's weight."""
+def _formats(rounds: Sequence[Round]) -> Html:
+    """The training rows of each format with their share of the loss's weight."""
     rows = []
     for row in rounds:
-        total = sum(f["weight"] for f in row["examples"].values())
-        names = [f for f in FORMATS if f in row["examples"]]
-        for name in names + [f for f in row["examples"] if f not in names]:
-            found = row["examples"][name]
-            share = found["weight"] / total if total else 0.0
+        total = sum(counts.weight for counts in row.examples.values())
+        known = [name for name in FORMATS if name in row.examples]
+        for name in dict.fromkeys([*known, *row.examples]):
+            counts = row.examples[name]
+            share = counts.weight / total if total else 0.0
             rows.append(
                 (
                     FORMAT_NAMES.get(name, name),
-                    round_name(row["round"]),
-                    format_count(found["rows"]),
-                    decimal(found["weight"], 0 if found["weight"] == round(found["weight"]) else 1),
-                    bar(share, format_part(found["weight"], total)),
+                    round_name(row.round),
+                    format_count(counts.rows),
+                    decimal(counts.weight, 0 if counts.weight == round(counts.weight) else 1),
+                    bar(share, percent_of(counts.weight, total)),
                 )
             )
     if not rows:
         return element("p", "No training rows were made.", cls="empty")
+    generated = sum(row.sources.self_generated for row in rounds)
+    human = sum(row.sources.human for row in rounds)
+    if human:
+        caption = (
+            f"{format_count(generated)} rows are self-generated, {format_count(human)} are human "
+            f"({percent_of(human, generated + human)})."
+        )
+    else:
+        caption = f"All {format_count(generated)} rows are self-generated; none is human."
     head = ("Format", "Trained in", "Rows", "Weight", "Share of weight")
-    return _by_round(head, rows, rounds, _origin(rounds))
+    return _table_by_round(head, rows, rounds, caption)
 
 
-def examples(summary: Summary) -> Html:
-    """Returns questions with their paths, votes and gold answers, each to be unfolded."""
-    if not summary["examples"]:
-        return element("p", "The run saved no questions to show.", cls="empty")
-    kinds = {task["name"]: task["kind"] for task in summary["tasks"]}
-    return join_html(_example(shown, kinds.get(shown["task"], "")) for shown in summary["examples"])
-
-
-def outcome(shown: ShownQuestion, kind: str) -> str:
-    """Returns "no vote", "no label", "right" or "wrong"."""
-    if shown["winner"] is None:
-        return "no vote"
-    if shown["gold"] is None:
-        return "no label"
-    gold = {shown["gold"]}
-    for known in KINDS:
-        if known == kind:
-            gold.add(key(shown["gold"], known) or shown["gold"])
-    return "right" if shown["winner"] in gold else "wrong"
-
-
-def _funnel_counts(row: Round) -> dict[str, int]:
-    return {
-        "Sampled paths": row["paths"],
-        "Parsed answers": row["parsed"],
-        "Kept: agree with the vote": row["kept"],
-        "Distinct kept paths": row["distinct_kept"],
-        "Training rows": sum(f["rows"] for f in row["examples"].values()),
-    }
-
-
-def _step(count: int, most: int, counts: dict[str, int]) -> Html:
-    return bar(count / most if most else 0.0, format_with_share(count, counts["Sampled paths"]))
-
-
-def _mishaps(rounds: Sequence[Round]) -> Iterator[tuple[str, list[int], list[int]]]:
-    paths, questions = [r["paths"] for r in rounds], [r["questions"] for r in rounds]
-    yield "Questions", questions, questions
-    yield "Cut by the token limit", [r["unfinished"] for r in rounds], paths
-    yield "Questions without a vote", [r["empty_votes"] for r in rounds], questions
-    yield "Questions with a tied vote", [r["tied_votes"] for r in rounds], questions
-
-
-def _by_round(
+def _table_by_round(
     head: Sequence[object],
     rows: Sequence[Sequence[object]],
     rounds: Sequence[Round],
     caption: str,
 ) -> Html:
-    """A table whose second column names the round; a single round needs no such column."""
+    """A table whose second column names the round, unless there is a single one."""
     if len(rounds) > 1:
         return table(head, rows, caption, text_columns=2)
     return table([head[0], *head[2:]], [[row[0], *row[2:]] for row in rows], caption)
 
 
-def _origin(rounds: Sequence[Round]) -> str:
-    self_generated = sum(r["sources"]["self_generated"] for r in rounds)
-    human = sum(r["sources"]["human"] for r in rounds)
-    if not human:
-        return f"All {format_count(self_generated)} rows are self-generated; none is human."
-    return (
-        f"{format_count(self_generated)} rows are self-generated, {format_count(human)} are human ("
-        f"{format_part(human, self_generated + human)})."
-    )
-
-
-def _example(shown: ShownQuestion, kind: str) -> Html:
-    result = outcome(shown, kind)
-    line = " ".join(shown["question"].split())
-    if len(line) > _SHOWN_IN_SUMMARY:
-        line = line[: _SHOWN_IN_SUMMARY - 1] + "…"
-    head = element(
-        "summary",
-        element("span", _MARKS[result], cls=f"badge {_BADGES[result]}"),
-        element("span", line, cls="question"),
-        element(
-            "span", f"{shown['task']}, confidence {percent(shown['confidence'], 0)}", cls="quiet"
-        ),
-    )
-    facts = [
-        ("Vote", shown["winner"] if shown["winner"] is not None else "none: no path was parsed"),
-        ("Gold answer", shown["gold"] if shown["gold"] is not None else "no label"),
-        ("Confidence", f"{percent(shown['confidence'])} of {count_of(shown['total'], 'path')}"),
-        ("Tie", "yes, broken by probability, then by key" if shown["tied"] else "no"),
-    ]
-    listed = [part for name, value in facts for part in (element("dt", name), element("dd", value))]
-    body = element("div", element("pre", shown["question"]), element("dl", *listed), cls="split")
-    return element("details", head, body, *_paths(shown["paths"]), cls="example")
-
-
-def _paths(paths: Sequence[SampledPath]) -> Iterator[Html]:
-    if not paths:
-        yield element("p", "No paths were saved.", cls="empty")
-        return
-    for path in sorted(paths, key=lambda p: (not p["kept"], p["key"] is None, -p["count"])):
-        answer = "unparsed" if path["key"] is None else path["key"]
-        kept = "kept" if path["kept"] else "dropped"
-        side = [element("b", answer), element("span", f"{path['count']} × {kept}", cls="quiet")]
-        text = element("pre", path["text"] if path["text"].strip() else "(empty)")
-        yield element("div", element("div", *side, cls="side"), text, cls=f"path {kept}")
-
-
-_NOTE = (
-    "Majority@k: how often the vote on k of a question’s paths is right. Pass@k: how often one of "
-    "them is. Both are means over subsets of the paths that were sampled, so they are unbiased for "
-    "k fresh paths; [95 % interval, bootstrap over questions]. Where a question has more than 600 "
-    "subsets of k paths, 400 random ones stand for majority@k."
-)
-
-
-def curves_section(summary: Summary) -> Html:
-    """Returns a chart for each model and the table; nothing where no vote was evaluated."""
-    rows = with_curves(summary)
-    if not rows:
-        return Html("")
-    figures = []
-    measured = accuracy_section.rounds_measured(summary)
-    for number in sorted({measured[0], measured[-1]}):
-        own = [row for row in rows if row["round"] == number]
-        if len(means(own)) > 1:
-            name = accuracy_section.round_name(number)
-            figures.append(figure(name, _chart(name, own)))
-    details = element("details", element("summary", "Every task, with intervals"), _table(rows))
-    note = element("p", _NOTE, cls="note")
-    return join_html([note, element("div", *figures, cls="panels"), details])
-
-
-def with_curves(summary: Summary) -> list[Evaluation]:
-    """Returns the evaluations by vote whose curve was measured."""
-    return [row for row in summary["evals"] if row.get("curve")]
-
-
-def means(rows: Sequence[Evaluation]) -> list[tuple[int, float, float]]:
-    """Returns (k, majority@k, pass@k), means over tasks, for every k that all of them have."""
-    curves = [{point["k"]: point for point in row.get("curve", [])} for row in rows]
-    shared = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
-    n = len(curves)
-    return [
-        (k, sum(c[k]["majority"] for c in curves) / n, sum(c[k]["passed"] for c in curves) / n)
-        for k in shared
-    ]
-
-
-def _chart(name: str, rows: Sequence[Evaluation]) -> Html:
-    points = means(rows)
-    lines = [
-        charts.Line("majority@k", [(k, majority) for k, majority, _ in points]),
-        charts.Line("pass@k", [(k, passed) for k, _, passed in points]),
-    ]
-    title = f"{name}: accuracy by the number of paths, mean over {len(rows)} tasks"
-    return charts.line_chart(title, lines, "paths", "Accuracy", share=True)
-
-
-def _table(rows: Sequence[Evaluation]) -> Html:
-    cells = [
-        (
-            row["task"],
-            accuracy_section.round_name(row["round"]),
-            format_count(point["k"]),
-            _share(point["majority"], point["majority_low"], point["majority_high"]),
-            f"{100 * point['majority_error']:.2f}",
-            _share(point["passed"], point["passed_low"], point["passed_high"]),
-        )
-        for row in rows
-        for point in _points(row)
-    ]
-    head = ("Task", "Model", "k", "Majority@k", "Its error from the subsets", "Pass@k")
-    return table(head, cells, text_columns=2)
-
-
-def _points(row: Evaluation) -> list[CurvePoint]:
-    return row.get("curve", [])
-
-
-def _share(share: float, low: float, high: float) -> str:
-    return f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-_HEAD = (
-    *("Task", "Questions", "Paths taken", "Paths saved", "Same vote"),
-    *("Vote of all", "Stopped", "Change in points"),
-)
-_SOURCES = ("test", "train")
-
-
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """The rule on some questions, each counting alike.
+    """Adaptive consistency on some questions, each counting alike.
 
-    `taken` of `possible` paths; the vote on them has the winner of the vote on all on `same` of
-    the questions. None where not all paths were sampled, or where there are no labels.
+    Attributes:
+      questions: how many.
+      taken: samples that the rule takes.
+      possible: samples without the rule.
+      same: questions whose vote keeps its winner; None unless all paths were sampled.
+      right, right_stopped: right votes on all samples and on those taken; None without labels.
+      change: stopped minus all, with its 95 % interval for pairs; None without labels.
     """
 
     questions: int
@@ -362,153 +296,209 @@ class Effect:
     right: int | None
     right_stopped: int | None
     change: Difference | None
-    """Stopped minus all, with its 95 % interval for pairs."""
 
     @property
     def saved(self) -> str:
-        """The share of the paths that are not sampled, in percent."""
-        return format_part(self.possible - self.taken, self.possible)
+        """The share of the samples that are not drawn, in percent."""
+        return percent_of(self.possible - self.taken, self.possible)
 
 
 def effect(rows: Sequence[AdaptiveConsistencySet]) -> Effect:
-    """Returns the rule's effect over the questions of some sets; what not all know is None."""
-    taken = [n for row in rows for n in row["taken"]]
-    same = [c for row in rows for c in row["same"]]
-    before = [bool(c) for row in rows for c in row["correct"]]
-    after = [bool(c) for row in rows for c in row["correct_stopped"]]
+    """Returns the rule's effect over the questions of some sets; None for what a set lacks."""
+    taken = [n for row in rows for n in row.taken]
+    same = [c for row in rows for c in row.same]
+    before = [bool(c) for row in rows for c in row.correct]
+    after = [bool(c) for row in rows for c in row.correct_stopped]
     replayed = len(same) == len(taken) > 0
-    judged = len(before) == len(taken) > 0
+    labelled = len(before) == len(taken) > 0
     return Effect(
         questions=len(taken),
         taken=sum(taken),
-        possible=sum(row["paths"] * len(row["taken"]) for row in rows),
+        possible=sum(row.paths * len(row.taken) for row in rows),
         same=sum(same) if replayed else None,
-        right=sum(before) if judged else None,
-        right_stopped=sum(after) if judged else None,
-        change=paired_difference(before, after) if judged else None,
+        right=sum(before) if labelled else None,
+        right_stopped=sum(after) if labelled else None,
+        change=paired_difference(before, after) if labelled else None,
     )
 
 
-def sentences(summary: Summary) -> list[str]:
-    """Returns in words what the rule does to the last model's votes and to the last sampling."""
-    found = summary["adaptive_consistency"]
-    said = []
-    for source in _SOURCES:
-        rounds = _rounds(found, source)
-        if rounds:
-            one = effect(_rows(found, source, rounds[-1]))
+def adaptive_consistency_sentences(summary: Summary) -> list[str]:
+    """Returns the rule's effect on the last model's votes and on the last sampling, in words."""
+    rule = summary.adaptive_consistency
+    sentences = []
+    for source in ("test", "train"):
+        if rounds := _rounds_with_sets(rule, source):
+            total = effect(_sets(rule, source, rounds[-1]))
             model = "the base model" if rounds[-1] == 0 else f"round {rounds[-1]}"
-            said.append(_sentence(one, f"{source} questions of {model}"))
-    return said
+            sentences.append(_effect_in_words(total, f"{source} questions of {model}"))
+    return sentences
 
 
-def early_stop_section(summary: Summary) -> Html:
-    """Returns what the rule is, and its effect on each task; nothing without any paths."""
-    found = summary["adaptive_consistency"]
-    said = [element("p", sentence) for sentence in sentences(summary)]
-    if not said:
+def _effect_in_words(total: Effect, questions: str) -> str:
+    if total.same is None:
+        return (
+            f"Adaptive consistency saved {total.saved} of the paths on the {questions}: "
+            f"{format_count(total.taken)} of {format_count(total.possible)} were sampled."
+        )
+    words = (
+        f"Adaptive consistency would save {total.saved} of the paths on the {questions}; the vote "
+        f"is the same on {percent_of(total.same, total.questions)} of the "
+        f"{count_of(total.questions, 'question')}"
+    )
+    if total.right is None or total.right_stopped is None:
+        return f"{words}."
+    before, after = (percent_of(n, total.questions) for n in (total.right, total.right_stopped))
+    return f"{words}, and right on {after} instead of {before}."
+
+
+def adaptive_consistency(summary: Summary) -> Html:
+    """Returns the rule and its effect on each task; nothing without samples."""
+    rule, sentences = summary.adaptive_consistency, adaptive_consistency_sentences(summary)
+    if not sentences:
         return Html("")
-    bodies, between = [], False
-    for source in _SOURCES:
-        rounds = _rounds(found, source)
-        between |= len(rounds) > 2
-        for number in sorted({*rounds[:1], *rounds[-1:]}):
-            bodies.append(_group(found, source, number))
-    head = [
-        element("th", name, scope="col", cls="num" if i else "text") for i, name in enumerate(_HEAD)
-    ]
+    bodies, skipped = [], False
+    for source in ("test", "train"):
+        rounds = _rounds_with_sets(rule, source)
+        skipped |= len(rounds) > 2
+        bodies += [_effect_rows(rule, source, r) for r in sorted({*rounds[:1], *rounds[-1:]})]
     caption = (
         "Same vote: questions on which the vote on the paths taken has the winner of the vote on "
-        "all. Vote of all, stopped: their accuracy in percent, where there are labels. Change: "
+        "all. Vote of all, stopped: their accuracy in percent, if there are labels. Change: "
         "stopped minus all on the same questions, [95 % interval, Newcombe’s for pairs]. All "
         "tasks: every question counts alike."
     )
-    caption += " Rounds between the first and the last are left out." if between else ""
-    figure = scrolling_table(element("thead", element("tr", *head)), bodies, caption)
-    return join_html([*said, element("p", _note(found), cls="note"), figure])
-
-
-def _note(found: AdaptiveConsistency) -> str:
-    threshold = f"{100 * found['threshold']:g}\N{NO-BREAK SPACE}%"
-    rule = (
-        f"Adaptive-Consistency (Aggarwal et al. 2023): after every {found['every']} paths of a "
-        "question, in the order of their indices, no further one is started once its leading "
-        f"answer will stay ahead of the second with a probability of {threshold} or more."
+    caption += " Rounds between the first and the last are left out." if skipped else ""
+    head = [element("th", c, scope="col", cls="num" if i else "text") for i, c in enumerate(_HEAD)]
+    return join_html(
+        [
+            *(element("p", sentence) for sentence in sentences),
+            note(_rule_in_words(rule)),
+            scrolling_table(element("thead", element("tr", *head)), bodies, caption),
+        ]
     )
-    if found["on"]:
+
+
+_HEAD = (
+    *("Task", "Questions", "Paths taken", "Paths saved", "Same vote"),
+    *("Vote of all", "Stopped", "Change in points"),
+)
+
+
+def _rule_in_words(rule: AdaptiveConsistency) -> str:
+    words = (
+        f"Adaptive-Consistency (Aggarwal et al. 2023): after every {rule.every} paths of a "
+        "question, in the order of their indices, sampling ends once its leading answer will stay "
+        f"ahead of the second one with a probability of {100 * rule.threshold:g}"
+        "\N{NO-BREAK SPACE}% or more."
+    )
+    if rule.on:
         return (
-            f"{rule} Train questions were sampled with it. On test questions, of which all paths "
-            "are sampled, it is replayed, to see what the vote loses by it."
+            f"{words} Train questions were sampled with it. Test questions get all of their paths; "
+            "there the rule is replayed, to see what the vote loses by it."
         )
     return (
-        f"{rule} It was off, so all paths were sampled; here it is replayed on them. "
-        f"Sampling.adaptive_consistency = {found['threshold']:g} turns it on for train questions."
+        f"{words} It was off, so all paths were sampled; here it is replayed on them. "
+        f"Sampling.adaptive_consistency = {rule.threshold:g} turns it on for train questions."
     )
 
 
-def _sentence(one: Effect, where: str) -> str:
-    if one.same is None:
-        return (
-            f"Adaptive consistency saved {one.saved} of the paths on the {where}: "
-            f"{format_count(one.taken)} of "
-            f"{format_count(one.possible)} were sampled."
-        )
-    said = (
-        f"Adaptive consistency would save {one.saved} of the paths on the {where}; the vote is "
-        "the same on "
-        f"{format_part(one.same, one.questions)} of the {count_of(one.questions, 'question')}"
-    )
-    if one.right is None or one.right_stopped is None:
-        return f"{said}."
-    before, after = (format_part(n, one.questions) for n in (one.right, one.right_stopped))
-    return f"{said}, and right on {after} instead of {before}."
-
-
-def _group(found: AdaptiveConsistency, source: str, number: int) -> Html:
-    """One table body: a title, all tasks together, each task."""
-    rows = _rows(found, source, number)
-    most = count_of(max(row["paths"] for row in rows), "path")
-    stopped = found["on"] and source == "train"
-    how = (
-        f"at most {most} each, sampled with adaptive consistency"
-        if stopped
-        else f"{most} each, all sampled"
-    )
+def _effect_rows(rule: AdaptiveConsistency, source: str, number: int) -> Html:
+    """A table body: a title, all tasks together, each task."""
+    rows = _sets(rule, source, number)
+    most = count_of(max(row.paths for row in rows), "path")
+    stopped = rule.on and source == "train"
+    how = f"at most {most} each, stopped early" if stopped else f"{most} each, all sampled"
     name = f"{source.capitalize()} questions, {round_name(number).lower()}"
     title = join_html([element("strong", name), " ", how])
     top = element("tr", element("th", title, colspan=len(_HEAD), scope="rowgroup", cls="group"))
-    lines = [_line(element("b", "All tasks"), effect(rows))] if len(rows) > 1 else []
-    lines += [_line(row["task"], effect([row])) for row in rows]
+    lines = [_effect_row(element("b", "All tasks"), effect(rows))] if len(rows) > 1 else []
+    lines += [_effect_row(row.task, effect([row])) for row in rows]
     return element("tbody", top, *lines)
 
 
-def _line(name: object, one: Effect) -> Html:
-    n = one.questions
-    saved = (one.possible - one.taken) / one.possible if one.possible else 0.0
+def _effect_row(name: object, total: Effect) -> Html:
+    n, change = total.questions, total.change
+    saved = (total.possible - total.taken) / total.possible if total.possible else 0.0
     cells: list[object] = [
         format_count(n),
-        format_count(one.taken),
-        bar(saved, one.saved),
-        DASH if one.same is None else format_part(one.same, n),
-        DASH if one.right is None else f"{100 * one.right / n:.1f}",
-        DASH if one.right_stopped is None else f"{100 * one.right_stopped / n:.1f}",
-        DASH if one.change is None else _change(one.change),
+        format_count(total.taken),
+        bar(saved, total.saved),
+        DASH if total.same is None else percent_of(total.same, n),
+        DASH if total.right is None else f"{100 * total.right / n:.1f}",
+        DASH if total.right_stopped is None else f"{100 * total.right_stopped / n:.1f}",
+        DASH
+        if change is None
+        else number_with_interval(
+            points(change.difference), change_interval(change.low, change.high)
+        ),
     ]
     first = element("th", name, scope="row", cls="text")
     return element("tr", first, *(element("td", cell, cls="num") for cell in cells))
 
 
-def _change(change: Difference) -> Html:
-    interval = f"[{points(change.low)}, {points(change.high)}]"
-    value = element("b", points(change.difference))
-    return join_html([value, " ", element("span", interval, cls="interval")])
+def _sets(rule: AdaptiveConsistency, source: str, number: int) -> list[AdaptiveConsistencySet]:
+    return [row for row in rule.sets if (row.source, row.round) == (source, number)]
 
 
-def _rows(found: AdaptiveConsistency, source: str, number: int) -> list[AdaptiveConsistencySet]:
-    return [row for row in found["sets"] if (row["source"], row["round"]) == (source, number)]
-
-
-def _rounds(found: AdaptiveConsistency, source: str) -> list[int]:
+def _rounds_with_sets(rule: AdaptiveConsistency, source: str) -> list[int]:
     """The rounds with at least one question, in order."""
-    rows = (row for row in found["sets"] if row["source"] == source and row["taken"])
-    return sorted({row["round"] for row in rows})
+    return sorted({row.round for row in rule.sets if row.source == source and row.taken})
+
+
+def examples(summary: Summary) -> Html:
+    """Returns folded questions with their paths, votes and gold answers."""
+    if not summary.examples:
+        return element("p", "The run saved no questions to show.", cls="empty")
+    about = (
+        "The vote sees no label; the gold answer is shown here to judge it. Equal paths are shown "
+        "once with their number. Kept paths agree with the vote."
+    )
+    kinds = {task.name: task.kind for task in summary.tasks}
+    shown = (_example(question, kinds.get(question.task, "")) for question in summary.examples)
+    return join_html([note(about), *shown])
+
+
+def outcome(question: ShownQuestion, kind: str) -> str:
+    """Returns "no vote", "no label", "right" or "wrong"."""
+    if question.winner is None:
+        return "no vote"
+    if question.gold is None:
+        return "no label"
+    gold = {question.gold}
+    for known in KINDS:
+        if known == kind:
+            gold.add(key(question.gold, known) or question.gold)
+    return "right" if question.winner in gold else "wrong"
+
+
+def _example(shown: ShownQuestion, kind: str) -> Html:
+    style, mark = _OUTCOMES[outcome(shown, kind)]
+    line = " ".join(shown.question.split())
+    if len(line) > _MOST_CHARACTERS:
+        line = line[: _MOST_CHARACTERS - 1] + "…"
+    head = element(
+        "summary",
+        element("span", mark, cls=f"badge {style}"),
+        element("span", line, cls="question"),
+        element("span", f"{shown.task}, confidence {percent(shown.confidence, 0)}", cls="quiet"),
+    )
+    facts = [
+        ("Vote", shown.winner if shown.winner is not None else "none: no path was parsed"),
+        ("Gold answer", shown.gold if shown.gold is not None else "no label"),
+        ("Confidence", f"{percent(shown.confidence)} of {count_of(shown.total, 'path')}"),
+        ("Tie", "yes, broken by probability, then by key" if shown.tied else "no"),
+    ]
+    terms = [part for name, value in facts for part in (element("dt", name), element("dd", value))]
+    body = element("div", element("pre", shown.question), element("dl", *terms), cls="split")
+    return element("details", head, body, *_paths(shown.paths), cls="example")
+
+
+def _paths(paths: Sequence[ShownPath]) -> Iterator[Html]:
+    if not paths:
+        yield element("p", "No paths were saved.", cls="empty")
+    for path in sorted(paths, key=lambda p: (not p.kept, p.key is None, -p.count)):
+        kept = "kept" if path.kept else "dropped"
+        answer = element("b", "unparsed" if path.key is None else path.key)
+        count = element("span", f"{path.count} × {kept}", cls="quiet")
+        text = element("pre", path.text if path.text.strip() else "(empty)")
+        yield element("div", element("div", answer, count, cls="side"), text, cls=f"path {kept}")

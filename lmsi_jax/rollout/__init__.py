@@ -1,1 +1,1 @@
-"""Many paths per question: path keys, sampling, shared-prefix attention, the jitted loop."""
+"""The decode engine: requests in, samples out, around attention over shared prompts."""

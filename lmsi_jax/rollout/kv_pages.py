@@ -1,16 +1,32 @@
-"""The path level of the cache: pages in a pool, attended all at once.
+"""Keys and values of samples: pages in a pool, attended all at once.
 
-A path's keys and values lie in pages of n positions, anywhere in the pool; a page belongs to one
-path. A step attends every page of the pool with the query of the row that owns it (one batched
-matmul over whole buffers: nothing is gathered or copied), and then joins each row's pages by
-log-sum-exp, in the order of their positions. So a path's numbers do not depend on where its pages
-lie, and reading costs what is stored, not what the longest path would store.
+A sample's keys and values are in pages of n positions, anywhere in the pool; a page belongs to one
+sample. A step attends every page of the pool with the query of the slot that owns it (one batched
+matmul over whole buffers: nothing is gathered or copied), then joins each slot's pages by
+log-sum-exp in the order of their positions. So a sample's numbers do not depend on where its pages
+are, and reading costs what is stored, not what the longest sample would store.
 
-The pool is cut into segments; a segment without pages in use is skipped, and more segments are
-added when paths need them.
+The pool is cut into segments: a segment without pages in use is skipped, and segments are added
+when samples need them.
 
-Shapes: W rows, H heads, G kv heads, per = H / G, K head dim; Q segments of P pages of n positions;
-J pages at most for one path.
+Example: n = 4 positions in a page, one segment of P = 4 pages, W = 2 slots. The sample in slot 0
+has stored 6 positions in pages 2 and 0, the one in slot 1 has stored 2 positions in page 3.
+
+    pool.keys[layer][0]                      PageTable
+      page 0: slot 0, positions 4 5 . .        owner   [[0, 0, 0, 1]]    page 1 is free: any slot
+      page 1: free                             stored  [[2, 0, 4, 2]]    positions in each page
+      page 2: slot 0, positions 0 1 2 3        first   [[4, 0, 0, 0]]    position of its first one
+      page 3: slot 1, positions 0 1 . .        used    [True]
+                                               of_slot [[2, 0], [3, 0]]  in the order of positions
+                                               count   [2, 1]            how many of them are real
+
+    attend:  page p with the query of slot owner[p]         -> 4 parts; that of page 1 is masked
+    join:    slot 0 merges the parts of pages 2 and 0, slot 1 takes that of page 3
+    write:   a chunk of 2 steps stores slot 0's entries in page 0 and slot 1's in page 3, both at
+             offset 2; then both pages are full, and the scheduler gives each slot a new one
+
+Shapes: W slots, H query heads, G key/value heads, per = H / G, K head dim; Q segments of P pages of
+n positions; J pages at most for one sample; c steps in a chunk.
 """
 
 import dataclasses
@@ -43,22 +59,22 @@ class Pool:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PageTable:
-    """Who owns which page during one chunk; page p of segment s has number s * P + p.
+    """Owners of the pages during one chunk; page p of segment s has number s * P + p.
 
     Attributes:
-      row: [Q, P] the row that owns each page (any row for a free page).
+      owner: [Q, P] the slot that owns each page (any slot for a free page).
       stored: [Q, P] positions stored in each page; 0 for a free page.
-      first: [Q, P] the path position of each page's first entry.
+      first: [Q, P] the sample position of each page's first entry.
       used: [Q] whether any page of the segment is owned.
-      of_row: [W, J] the numbers of each row's pages, in the order of their positions.
-      count: [W] how many pages each row has.
+      of_slot: [W, J] the numbers of each slot's pages, in the order of their positions.
+      count: [W] how many pages each slot has.
     """
 
-    row: jax.Array
+    owner: jax.Array
     stored: jax.Array
     first: jax.Array
     used: jax.Array
-    of_row: jax.Array
+    of_slot: jax.Array
     count: jax.Array
 
 
@@ -67,7 +83,7 @@ def empty_segments(layers: int, count: int, zeros: Callable[[], jax.Array]) -> P
     return Pool(*([[zeros() for _ in range(count)] for _ in range(layers)] for _ in range(2)))
 
 
-def with_more(pool: Pool, more: Pool) -> Pool:
+def concatenate_pools(pool: Pool, more: Pool) -> Pool:
     """Returns a pool with the segments of both."""
     keys = [a + b for a, b in zip(pool.keys, more.keys, strict=True)]
     values = [a + b for a, b in zip(pool.values, more.values, strict=True)]
@@ -81,60 +97,59 @@ def copy_pages(
     end: jax.Array,
     count: jax.Array,
 ) -> list[jax.Array]:
-    """Copies pages of one segment into another, in place where the target is donated.
+    """Copies pages of one segment into another, in place if the target is donated.
 
     Args:
       source: arrays of all layers, keys and values, each [P, G, n, K].
       target: the same of another segment.
-      begin: [P] which page of the source each of the first `count` copies reads.
-      end: [P] which page of the target it writes.
-      count: [1] how many there are.
+      begin: [P] the page of the source that each of the first `count` copies reads.
+      end: [P] the page of the target that it writes.
+      count: [1] number of copies.
     """
 
-    def move(i: jax.Array, arrays: list[jax.Array]) -> list[jax.Array]:
-        """The i-th copy, in all arrays."""
+    def copy_page(i: jax.Array, arrays: list[jax.Array]) -> list[jax.Array]:
         pages = [jax.lax.dynamic_index_in_dim(a, begin[i]) for a in source]
         return [
             jax.lax.dynamic_update_index_in_dim(a, page, end[i], 0)
             for a, page in zip(arrays, pages, strict=True)
         ]
 
-    return jax.lax.fori_loop(0, count[0], move, target)
+    return jax.lax.fori_loop(0, count[0], copy_page, target)
 
 
-def over_entries(
-    queries: jax.Array, keys: jax.Array, values: jax.Array, seen: jax.Array, softcap: float
+def entry_attention(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array, softcap: float
 ) -> Part:
-    """The unmerged attention of one query per sequence over a few entries of its own.
+    """Attends a few entries of each sequence with its one query.
 
     Args:
       queries: [B, G, per, K].
       keys: [B, G, n, K].
       values: likewise.
-      seen: [B, 1, n, 1] or what broadcasts to it: which entries count.
-      softcap: see `products.soft_cap`.
+      visible: [B, 1, n, 1], or what broadcasts to it: the entries that count.
+      softcap: `ModelConfig.attention_softcap`.
 
     Returns:
-      maximum [B, G, per], sum of exponentials [B, G, per], weighted values [B, G, per, K].
+      top and total [B, G, per], values [B, G, per, K].
     """
-    scores = soft_cap(wide_matmul(keys, queries.swapaxes(-1, -2)), softcap)  # [B, G, n, per]
-    scores = jnp.where(seen, scores, MASKED)
-    top = scores.max(2)
-    weights = jnp.exp(scores - top[:, :, None])
-    mixed = wide_matmul(weights.swapaxes(-1, -2).astype(values.dtype), values)
-    return top, _sum_in_order(weights, 2), mixed
+    logits = soft_cap(wide_matmul(keys, queries.swapaxes(-1, -2)), softcap)  # [B, G, n, per]
+    logits = jnp.where(visible, logits, MASKED)
+    top = logits.max(2)
+    weights = jnp.exp(logits - top[:, :, None])
+    weighted = wide_matmul(weights.swapaxes(-1, -2).astype(values.dtype), values)
+    return Part(top, _sum_in_order(weights, 2), weighted)
 
 
 def _sum_in_order(a: jax.Array, axis: int) -> jax.Array:
-    """The sum along an axis, in a fixed order: XLA's own depends on the sizes of the other axes."""
+    """Sums along an axis in a fixed order: XLA's own depends on the sizes of the other axes."""
     a = jnp.moveaxis(a, axis, 0)
-    while a.shape[0] > _TERMS:  # sums of every n-th, so that the program stays short
+    while a.shape[0] > _TERMS:  # sums of every n-th term, so that the program stays short
         padded = jnp.pad(a, [(0, -a.shape[0] % _TERMS), *[(0, 0)] * (a.ndim - 1)])
         a = functools.reduce(jnp.add, padded.reshape(_TERMS, -1, *a.shape[1:]))
     return functools.reduce(jnp.add, a)
 
 
-def over_pages(
+def page_attention(
     q: jax.Array,
     pool: Pool,
     layer: int,
@@ -143,136 +158,138 @@ def over_pages(
     window: int = 0,
     softcap: float = 0.0,
 ) -> Part:
-    """The unmerged attention of each row over its own pages.
+    """Attends each slot's own pages.
 
     Args:
-      q: [W, H, K].
+      q: [W, H, K], scaled.
       pool: the pages.
       layer: which layer's.
-      table: who owns them.
-      position: [W] the path position of each row's query.
-      window: a query sees this many positions with its own; 0 for all.
-      softcap: see `products.soft_cap`.
+      table: their owners.
+      position: [W] the sample position of each slot's query.
+      window: a query sees this many positions including its own; 0 for all.
+      softcap: `ModelConfig.attention_softcap`.
 
     Returns:
-      maximum [W, H], sum of exponentials [W, H], weighted values [W, H, K]; a row without pages
-      has maximum `MASKED` and zeros.
+      top and total [W, H], values [W, H, K]; a slot without pages has top `MASKED` and zeros.
     """
     size, groups, entries, width = pool.keys[layer][0].shape
     heads = q.shape[1]
     shape = (size, groups, heads // groups)
 
-    def attended(
-        keys: jax.Array, values: jax.Array, row: jax.Array, stored: jax.Array, first: jax.Array
+    def attend(
+        keys: jax.Array, values: jax.Array, owner: jax.Array, stored: jax.Array, first: jax.Array
     ) -> Part:
-        """One segment's pages, each with its owner's query."""
+        """Attends one segment's pages, each with its owner's query."""
         entry = jnp.arange(entries)
-        seen = entry < stored[:, None]
+        visible = entry < stored[:, None]
         if window:
-            seen &= first[:, None] + entry > position[row][:, None] - window
-        queries = q.at[row].get(mode="promise_in_bounds").reshape(*shape, width)
-        return over_entries(queries, keys, values, seen[:, None, :, None], softcap)
+            visible &= first[:, None] + entry > position[owner][:, None] - window
+        queries = q.at[owner].get(mode="promise_in_bounds").reshape(*shape, width)
+        return entry_attention(queries, keys, values, visible[:, None, :, None], softcap)
 
+    nothing = Part(jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, width)))
     parts = [
-        _where_used(
-            attended,
-            (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, width))),
+        _if_used(
+            attend,
+            nothing,
             *(table.used[s], pool.keys[layer][s], pool.values[layer][s]),
-            *(table.row[s], table.stored[s], table.first[s]),
+            *(table.owner[s], table.stored[s], table.first[s]),
         )
         for s in range(len(pool.keys[layer]))
     ]
-    top, total, mixed = (jnp.concatenate(leaves) for leaves in zip(*parts, strict=True))
-    return _by_row(
-        table, top.reshape(-1, heads), total.reshape(-1, heads), mixed.reshape(-1, heads, width)
-    )
+    top, total, values = (jnp.concatenate(leaves) for leaves in zip(*parts, strict=True))
+    pages = Part(top.reshape(-1, heads), total.reshape(-1, heads), values.reshape(-1, heads, width))
+    return _join_pages(table, pages)
 
 
-def _where_used(
-    attended: Callable[..., Part], nothing: Part, used: jax.Array, *given: jax.Array
+def _if_used(
+    attend: Callable[..., Part], nothing: Part, used: jax.Array, *segment: jax.Array
 ) -> Part:
-    """`attended(*given)` of a segment; `nothing` where none of its pages is used.
+    """Returns `attend(*segment)`, or `nothing` for a segment without used pages.
 
-    A GPU attends it in any case, which gives the same: its branches wait for the host.
+    A GPU attends it in any case, with the same result: its branches would wait for the host.
     """
     return jax.lax.platform_dependent(
         used,
-        *given,
-        cuda=lambda used, *given: attended(*given),
-        default=lambda used, *given: jax.lax.cond(used, attended, lambda *_: nothing, *given),
+        *segment,
+        cuda=lambda used, *segment: attend(*segment),
+        default=lambda used, *segment: jax.lax.cond(used, attend, lambda *_: nothing, *segment),
     )
 
 
-def _by_row(table: PageTable, top: jax.Array, total: jax.Array, mixed: jax.Array) -> Part:
-    """Joins the parts of each row's pages [Q * P, H, ...] -> [W, H, ...]."""
-    owned = jnp.arange(table.of_row.shape[1]) < table.count[:, None]  # [W, J]
+def _join_pages(table: PageTable, pages: Part) -> Part:
+    """Joins the parts of each slot's pages: [Q * P, H, ...] -> [W, H, ...]."""
+    real = jnp.arange(table.of_slot.shape[1]) < table.count[:, None]  # [W, J]
 
-    def of_row(a: jax.Array) -> jax.Array:
-        return a.at[table.of_row].get(mode="promise_in_bounds")
+    def of_slot(a: jax.Array) -> jax.Array:
+        return a.at[table.of_slot].get(mode="promise_in_bounds")
 
-    tops = jnp.where(owned[..., None], of_row(top), MASKED)
-    highest = tops.max(1)
-    scales = jnp.where(owned[..., None], jnp.exp(tops - highest[:, None]), 0.0)
-    total = _sum_in_order(of_row(total) * scales, 1)
-    return highest, total, _sum_in_order(of_row(mixed) * scales[..., None], 1)
+    tops = jnp.where(real[..., None], of_slot(pages.top), MASKED)
+    top = tops.max(1)
+    scales = jnp.where(real[..., None], jnp.exp(tops - top[:, None]), 0.0)
+    total = _sum_in_order(of_slot(pages.total) * scales, 1)
+    return Part(top, total, _sum_in_order(of_slot(pages.values) * scales[..., None], 1))
 
 
 def write_entries(
     pool: Pool, keys: list[jax.Array], values: list[jax.Array], page: jax.Array, offset: jax.Array
 ) -> Pool:
-    """Stores a chunk's entries of every row in its page, in place where the pool is donated.
+    """Stores a chunk's entries of every slot in its page, in place if the pool is donated.
 
     Args:
       pool: the pages.
       keys: per layer [W, G, c, K], this chunk's.
       values: the same.
-      page: [W] the page number to write each row's entries to; negative: nowhere.
-      offset: [W] at which entry.
+      page: [W] the number of the page that takes each slot's entries; negative: none.
+      offset: [W] the position in the page of the first of them.
     """
     size = pool.keys[0][0].shape[0]
     layers = len(keys)
     new: list[list[jax.Array]] = [[] for _ in range(2 * layers)]
     for s in range(len(pool.keys[0])):
-        kept = [arrays[s] for arrays in (*pool.keys, *pool.values)]
-        # A GPU waits for the host before each turn; elsewhere turns are faster than a scatter.
-        done = jax.lax.platform_dependent(
-            *(kept, [*keys, *values], page - s * size, offset), cuda=_at_once, default=_in_turn
+        segment = [arrays[s] for arrays in (*pool.keys, *pool.values)]
+        # A GPU waits for the host before each iteration; elsewhere a loop is faster than a scatter.
+        stored = jax.lax.platform_dependent(
+            *(segment, [*keys, *values], page - s * size, offset),
+            cuda=_write_by_scatter,
+            default=_write_by_loop,
         )
-        for arrays, array in zip(new, done, strict=True):
+        for arrays, array in zip(new, stored, strict=True):
             arrays.append(array)
     return Pool(new[:layers], new[layers:])
 
 
-def _in_turn(
-    kept: list[jax.Array], entries: list[jax.Array], page: jax.Array, offset: jax.Array
+def _write_by_loop(
+    segment: list[jax.Array], entries: list[jax.Array], page: jax.Array, offset: jax.Array
 ) -> list[jax.Array]:
-    """`written` for the arrays of one segment; pages outside it are others'."""
-    mine = (page >= 0) & (page < kept[0].shape[0])
-    order = jnp.argsort(~mine, stable=True)  # the rows that write here come first
+    """Writes entries to the arrays of one segment; `page` counts from its first page."""
+    inside = (page >= 0) & (page < segment[0].shape[0])
+    order = jnp.argsort(~inside, stable=True)  # the slots that write here come first
 
-    def write(i: jax.Array, arrays: list[jax.Array]) -> list[jax.Array]:
-        """The entries of the i-th row that writes here, in all layers."""
-        row = order[i]
-        at = (page[row], 0, offset[row], 0)
+    def write_slot(i: jax.Array, arrays: list[jax.Array]) -> list[jax.Array]:
+        slot = order[i]
+        start = (page[slot], 0, offset[slot], 0)
         return [
             jax.lax.dynamic_update_slice(
-                a, jax.lax.dynamic_index_in_dim(e, row).astype(a.dtype), at
+                a, jax.lax.dynamic_index_in_dim(e, slot).astype(a.dtype), start
             )
             for a, e in zip(arrays, entries, strict=True)
         ]
 
-    return jax.lax.fori_loop(0, mine.sum(), write, kept)
+    return jax.lax.fori_loop(0, inside.sum(), write_slot, segment)
 
 
-def _at_once(
-    kept: list[jax.Array], entries: list[jax.Array], page: jax.Array, offset: jax.Array
+def _write_by_scatter(
+    segment: list[jax.Array], entries: list[jax.Array], page: jax.Array, offset: jax.Array
 ) -> list[jax.Array]:
-    """The same as scatters."""
+    """Does the same as `_write_by_loop`."""
     count, steps = page.shape[0], entries[0].shape[2]
     # Beyond the end it is dropped; below 0 it would count from the end.
-    page = jnp.where(page < 0, kept[0].shape[0] + jnp.arange(count), page)[:, None]
-    place = offset[:, None] + jnp.arange(steps)
+    page = jnp.where(page < 0, segment[0].shape[0] + jnp.arange(count), page)[:, None]
+    positions = offset[:, None] + jnp.arange(steps)
     return [
-        a.at[page, :, place].set(e.swapaxes(1, 2).astype(a.dtype), mode="drop", unique_indices=True)
-        for a, e in zip(kept, entries, strict=True)
+        a.at[page, :, positions].set(
+            e.swapaxes(1, 2).astype(a.dtype), mode="drop", unique_indices=True
+        )
+        for a, e in zip(segment, entries, strict=True)
     ]

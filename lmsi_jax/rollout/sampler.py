@@ -1,7 +1,9 @@
-"""From scores to tokens: temperature, top-k, top-p, greedy, by the inverse cumulative distribution.
+"""From logits to tokens: temperature, top-k, top-p, min-p, greedy; inverse-CDF sampling.
 
-One uniform number per path and position is exact and needs no vocabulary's worth of random bits
+One uniform number per sample and position is exact and needs no vocabulary's worth of random bits
 (Gumbel noise does): a step over 256 slots and 1,024 tokens takes 0.1 ms instead of 4 ms on a CPU.
+
+Shapes: W slots, V token ids.
 """
 
 import math
@@ -9,13 +11,33 @@ import math
 import jax
 import jax.numpy as jnp
 
-from lmsi_jax.config.sampling import Filters
+from lmsi_jax.config import Filters
 
-_BLOCK = 32  # the cumulative sum goes by blocks of this many tokens, then inside one block
+_BLOCK = 32  # cumulative sums go by blocks of this many tokens, then inside one block
+
+
+def sample_token(
+    logits: jax.Array, uniform: jax.Array, temperature: jax.Array | float, filters: Filters
+) -> tuple[jax.Array, jax.Array]:
+    """Draws a token for each slot from logits [W, V] with uniform numbers [W].
+
+    Returns:
+      tokens [W], and their log-probabilities [W]: the model's own, at temperature 1 and unfiltered.
+    """
+    logits = logits.astype(jnp.float32)
+    shifted = logits - logits.max(-1, keepdims=True)
+    if filters.greedy:
+        tokens = jnp.argmax(shifted, axis=-1).astype(jnp.int32)
+    else:
+        kept = apply_top_k_top_p(shifted / temperature, filters.top_k, filters.top_p, filters.min_p)
+        tokens = inverse_cdf(jnp.exp(kept), uniform)
+    normalizer = jnp.log(jnp.exp(shifted).sum(-1))
+    chosen = jnp.take_along_axis(shifted, tokens[:, None], axis=-1)[:, 0]
+    return tokens, chosen - normalizer
 
 
 def apply_top_k_top_p(logits: jax.Array, top_k: int, top_p: float, min_p: float = 0.0) -> jax.Array:
-    """Masks logits [R, V] outside the top-k, top-p and min-p sets, in this order, with -inf."""
+    """Masks logits [W, V] outside the top-k, top-p and min-p sets, in this order, with -inf."""
     if top_k and top_k < logits.shape[-1]:
         least = jax.lax.top_k(logits, top_k)[0][:, -1:]
         logits = jnp.where(logits < least, -jnp.inf, logits)
@@ -32,54 +54,38 @@ def apply_top_k_top_p(logits: jax.Array, top_k: int, top_p: float, min_p: float 
 
 
 def inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
-    """Draws an index of each row of weights [R, V] >= 0 with one uniform number [R] each.
+    """Draws an index of each row of weights [W, V] >= 0 with one uniform number [W] each.
 
     Exact up to float rounding; an index of zero weight is never drawn.
     """
     rows, size = weights.shape
-    padded = jnp.pad(weights, ((0, 0), (0, -size % _BLOCK))).reshape(rows, -1, _BLOCK)
-    sums = padded.sum(-1)  # [R, blocks]
-    upto = _running(sums)
-    target = uniform * upto[:, -1]
-    block = _first_above(upto, sums, target)
-    inside = jnp.take_along_axis(padded, block[:, None, None], axis=1)[:, 0]
-    start = jnp.take_along_axis(upto - sums, block[:, None], axis=1)[:, 0]
-    index = _first_above(_running(inside), inside, target - start)
+    blocks = jnp.pad(weights, ((0, 0), (0, -size % _BLOCK))).reshape(rows, -1, _BLOCK)
+    sums = blocks.sum(-1)  # [W, blocks]
+    cumulative = _cumulative_sum(sums)
+    target = uniform * cumulative[:, -1]
+    block = _first_above(cumulative, sums, target)
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    start = jnp.take_along_axis(cumulative - sums, block[:, None], axis=1)[:, 0]
+    index = _first_above(_cumulative_sum(inside), inside, target - start)
     return block * _BLOCK + index
 
 
-def _running(x: jax.Array) -> jax.Array:
-    """Inclusive cumulative sum along the last axis, as a product with a triangle of ones."""
+def _cumulative_sum(x: jax.Array) -> jax.Array:
+    """Computes the inclusive cumulative sum of the last axis as a product with a triangle."""
     size = x.shape[-1]
     if size > 1024:
         return jnp.cumsum(x, axis=-1)
     # In full precision: a TPU's or GPU's usual product of float32 would round the weights.
-    below = jnp.tril(jnp.ones((size, size), x.dtype))
-    # Stored [out, in], see `transpose_weights`.
-    return jax.lax.dot_general(x, below, (((1,), (1,)), ((), ())), precision="highest")
+    triangle = jnp.tril(jnp.ones((size, size), x.dtype))
+    # Stored [out, in], see `params.transpose_weights`.
+    return jax.lax.dot_general(x, triangle, (((1,), (1,)), ((), ())), precision="highest")
 
 
-def _first_above(upto: jax.Array, parts: jax.Array, target: jax.Array) -> jax.Array:
-    """First index with upto > target; where rounding leaves none, the last with a part > 0."""
-    last = upto.shape[-1] - 1 - jnp.argmax(parts[:, ::-1] > 0, axis=-1)
-    found = (upto > target[:, None]) & (parts > 0)
-    return jnp.where(found.any(-1), jnp.argmax(found, axis=-1), last).astype(jnp.int32)
+def _first_above(cumulative: jax.Array, parts: jax.Array, target: jax.Array) -> jax.Array:
+    """Returns the first index with cumulative > target, among parts > 0.
 
-
-def sample_token(
-    logits: jax.Array, uniform: jax.Array, temperature: jax.Array | float, filters: Filters
-) -> tuple[jax.Array, jax.Array]:
-    """Draws a token per slot; logits [R, V], uniform [R] -> tokens [R] and log-probabilities [R].
-
-    The log-probabilities are the model's own, at temperature 1 and unfiltered.
+    If rounding leaves none, it is the last index with a part > 0.
     """
-    logits = logits.astype(jnp.float32)
-    shifted = logits - logits.max(-1, keepdims=True)
-    if filters.greedy:
-        tokens = jnp.argmax(shifted, axis=-1).astype(jnp.int32)
-    else:
-        kept = apply_top_k_top_p(shifted / temperature, filters.top_k, filters.top_p, filters.min_p)
-        tokens = inverse_cdf(jnp.exp(kept), uniform)
-    normaliser = jnp.log(jnp.exp(shifted).sum(-1))
-    chosen = jnp.take_along_axis(shifted, tokens[:, None], axis=-1)[:, 0]
-    return tokens, chosen - normaliser
+    last = cumulative.shape[-1] - 1 - jnp.argmax(parts[:, ::-1] > 0, axis=-1)
+    above = (cumulative > target[:, None]) & (parts > 0)
+    return jnp.where(above.any(-1), jnp.argmax(above, axis=-1), last).astype(jnp.int32)

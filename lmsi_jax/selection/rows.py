@@ -1,8 +1,9 @@
 """The one interface of selection: rows in, a verdict on each out.
 
-A row is a voted path that training may learn. A filter is a frozen dataclass with two members:
-`needs`, the names of the scores that it reads, and `judge`, a pure function of a task's rows. Its
-verdicts do not depend on the order in which the rows come: equal scores go by uid and index.
+A row is a voted path that training may learn. A filter is a frozen dataclass with `needs`, the
+names of the scores that it reads, and a pure function `judge` of a task's rows: its own method, or
+an implementation registered here. Verdicts do not depend on the order in which the rows come: equal
+scores go by uid and index.
 
 Filters one after the other, and what each of them left.
 
@@ -11,29 +12,19 @@ What of a path is learnt: its solution up to and with the answer, the answer, it
 
 import collections
 import dataclasses
+import functools
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 from lmsi_jax import answers, prompts
+from lmsi_jax.config import Filter
+from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Question, Sample, Vote
 
-LOSS = "loss"
-"""Mean cross entropy (nats) of the solution's tokens after exemplars and question, base model."""
-QUESTION_LOSS = "question_loss"
-"""The same after the question alone."""
-ALONE_LOSS = "alone_loss"
-"""The same after "A:" alone, without a question."""
 LOGPROBS = "logprobs"
 """Of each of the solution's tokens, where `LOSS` has their mean: `Row.logprobs`."""
-RATING = "rating"
-"""What the model itself gives the solution, 0 to 10."""
-HUMAN_LOSSES = "human_losses"
-"""Not of a row: `LOSS` of given (human) solutions, see `Facts.human_losses`."""
-SCORER = "scorer:"
-"""Begins the name of a scorer's score: "scorer:module:function"."""
-
 ScoringFunction = Callable[[Question, Sample], float]
 """Says how good a path is: the higher the better."""
 
@@ -102,19 +93,23 @@ class Verdict(NamedTuple):
 KEPT = Verdict(1.0)
 
 
-class Filter(Protocol):
-    """What stands in `Mixing.selection`."""
+@functools.singledispatch
+def judge(rule: Filter, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
+    """Returns a filter's verdict on each of a task's rows.
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """Names of the scores that it reads."""
+    The filters of `lmsi_jax.config` have implementations in `filters` and `importance`. Any other
+    filter is asked by its own method `judge(rows, facts)`.
 
-    def judge(self, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
-        """Returns a verdict on each of a task's rows.
-
-        Raises:
-          LmsiError: a fact is missing.
-        """
+    Raises:
+      LmsiError: a fact is missing, or the filter has no such method.
+    """
+    own = getattr(rule, "judge", None)
+    if own is None:
+        raise LmsiError(
+            f"{type(rule).__name__} is no filter: give it a method judge(rows, facts), or choose "
+            "one of docs/selection.md"
+        )
+    return own(rows, facts)
 
 
 def rows_with_scores(rows: Sequence[Row], *names: str) -> list[int]:
@@ -190,7 +185,7 @@ def select(
     left, weights = list(rows), [1.0] * len(rows)
     steps = []
     for one in filters:
-        verdicts = one.judge(left, facts)
+        verdicts = judge(one, left, facts)
         dropped = collections.Counter(v.reason for v in verdicts if not v.weight > 0)
         came = len(left)
         passed = [

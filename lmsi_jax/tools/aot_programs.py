@@ -1,7 +1,7 @@
 """A run's programs, traced for devices that need not be here: shapes in, nothing computed.
 
 The functions that are traced are those of a run, `training.step.train_step` and
-`decoding.loop.decode_chunk`; their arguments have the shapes and places that a run gives them
+`rollout.decode_step.decode_chunk`; their arguments have the shapes and places that a run gives them
 (tests/tools/test_programs.py holds the engine's own arguments against these).
 
 Compiles a traced program for its devices and reads off what it costs a chip.
@@ -19,28 +19,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Training
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config import Decoding, ModelConfig, Sampling, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.attention import Cache
 from lmsi_jax.models.sharding import (
-    DecodeMesh,
+    DeviceMesh,
     decoding_shapes,
-    is_traced_on_mesh,
     make_decode_mesh,
-    mesh_of,
+    make_training_mesh,
+    named_shardings,
     slots_sharding,
     use_devices,
 )
 from lmsi_jax.models.transformer import parameter_shapes
-from lmsi_jax.rollout.decode_step import SlotArrays, decode_chunk, keys_of_words
-from lmsi_jax.rollout.engine import concatenate_groups, page_table, slot_arrays
-from lmsi_jax.rollout.kv_pages import PageTable, Pool
+from lmsi_jax.rollout.chunk_inputs import NoiseSource, join_groups, page_table, slot_arrays
+from lmsi_jax.rollout.decode_step import ChunkInputs, Program, PromptCaches, decode_chunk
+from lmsi_jax.rollout.kv_pages import Pool
 from lmsi_jax.rollout.scheduler import plan, prompt_bucket, question_bucket
 from lmsi_jax.tools import aot_costs
 from lmsi_jax.training.packing import batch_shape
@@ -71,7 +68,7 @@ def train_program(
       LmsiError: there are not that many.
     """
     with use_devices(devices):
-        mesh = mesh_of(training)
+        mesh = make_training_mesh(training).mesh
         params = parameter_shapes(config)
         trees = (params, state_shapes(training, params))
         where = shardings(config, training, params)
@@ -88,7 +85,7 @@ def _placed(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
 
 
 def _batch(training: Training, devices: Sequence[jax.Device], mesh: Any) -> dict[str, Any]:
-    """The shapes of `packing.Batch`, where `placement.fed` puts them."""
+    """The shapes of `packing.Batch`, placed as by `sharding.shard_batch`."""
     shape = batch_shape(training)
     size = (shape.microbatches, shape.rows, shape.length)
     rows = ("tokens", "segments", "positions", "groups")
@@ -99,7 +96,7 @@ def _batch(training: Training, devices: Sequence[jax.Device], mesh: Any) -> dict
     found = {}
     for name, (own, kind) in sizes.items():
         spec = PartitionSpec() if name.startswith("prefix") else PartitionSpec(None, "data")
-        where = SingleDeviceSharding(devices[0]) if mesh is None else is_traced_on_mesh(mesh, spec)
+        where = SingleDeviceSharding(devices[0]) if mesh is None else named_shardings(mesh, spec)
         found[name] = jax.ShapeDtypeStruct(own, kind, sharding=where)
     return found
 
@@ -117,15 +114,14 @@ def sample_program(
       LmsiError: the layout wants more devices.
     """
     with use_devices(devices):
-        decode_mesh = make_decode_mesh(decoding.data, decoding.model, decoding.fsdp)
+        decode_mesh = make_decode_mesh(decoding)
         arguments = decode_arguments(config, decoding, sampling, lengths, decode_mesh)
         if decode_mesh.mesh is None:
             here = SingleDeviceSharding(devices[0])
             arguments = jax.tree.map(lambda a: _placed(a, here), arguments)
         chunk = plan(decoding, sampling).chunk
-        return decode_chunk.lower(
-            config, decode_mesh, sampling.filters, chunk, *arguments, sampling.temperature
-        )
+        program = Program(config, decode_mesh, sampling.filters, chunk)
+        return decode_chunk.lower(program, *arguments)
 
 
 def decode_arguments(
@@ -133,9 +129,9 @@ def decode_arguments(
     decoding: Decoding,
     sampling: Sampling,
     lengths: Lengths,
-    decode_mesh: DecodeMesh,
-) -> tuple[Any, Cache | None, Cache, Pool, PageTable, SlotArrays]:
-    """What `decode_chunk` is given from `weights` to `rows`, as shapes with places.
+    decode_mesh: DeviceMesh,
+) -> tuple[Any, PromptCaches, Pool, ChunkInputs]:
+    """Returns the arguments of `decode_chunk` from `weights` on, as shapes with shardings.
 
     Args:
       config: the model's shape.
@@ -146,7 +142,7 @@ def decode_arguments(
     """
     sizes = plan(decoding, sampling)
     heads, width = config.num_kv_heads, config.head_dim
-    groups, kind = decode_mesh.groups, jnp.dtype(decoding.dtype)
+    groups, kind = decode_mesh.data, jnp.dtype(decoding.dtype)
     by_head = slots_sharding(decode_mesh, heads)
 
     def cached(sequences: int, places: int) -> Any:
@@ -165,17 +161,16 @@ def decode_arguments(
     depth = -(-sampling.max_new_tokens // sizes.page)
     segments = [[cached(sizes.slots, sizes.page)] * depth for _ in range(config.num_layers)]
     weights = decoding_shapes(config, parameter_shapes(config), kind, decode_mesh)
-    return (
-        weights,
-        _prompt(config, lengths, kind, decode_mesh),
-        cache(sizes.prompt_slots, question_bucket(lengths.question - 1)),
-        Pool(segments, [list(one) for one in segments]),
-        *_orders(decoding, sampling, depth, groups),
+    prompts = PromptCaches(
+        shared=_prompt(config, lengths, kind, decode_mesh),
+        questions=cache(sizes.prompt_slots, question_bucket(lengths.question - 1)),
     )
+    pool = Pool(segments, [list(one) for one in segments])
+    return weights, prompts, pool, _idle_inputs(decoding, sampling, depth, groups)
 
 
 def _prompt(
-    config: ModelConfig, lengths: Lengths, kind: Any, decode_mesh: DecodeMesh
+    config: ModelConfig, lengths: Lengths, kind: Any, decode_mesh: DeviceMesh
 ) -> Cache | None:
     """The task prompt's cache, on all devices; its heads over "model" where they divide."""
     if not lengths.prompt:
@@ -186,7 +181,7 @@ def _prompt(
     if decode_mesh.mesh is None:
         layer, count = jax.ShapeDtypeStruct(own, kind), jax.ShapeDtypeStruct((1,), jnp.int32)
     else:
-        split = config.num_kv_heads % decode_mesh.mesh.shape["model"] == 0
+        split = config.num_kv_heads % decode_mesh.model == 0
         spec = PartitionSpec(None, "model" if split else None)
         layer = jax.ShapeDtypeStruct(own, kind, sharding=NamedSharding(decode_mesh.mesh, spec))
         everywhere = NamedSharding(decode_mesh.mesh, PartitionSpec())
@@ -194,22 +189,16 @@ def _prompt(
     return Cache([layer] * config.num_layers, [layer] * config.num_layers, count)
 
 
-def _orders(
-    decoding: Decoding, sampling: Sampling, depth: int, groups: int
-) -> tuple[PageTable, SlotArrays]:
-    """What the host sends with a chunk, as the shapes of orders for idle rows."""
+def _idle_inputs(decoding: Decoding, sampling: Sampling, depth: int, groups: int) -> ChunkInputs:
+    """Returns the shapes of what the host sends before a chunk."""
     sizes = plan(decoding, sampling)
-    table = concatenate_groups(
-        [page_table(sizes, [], depth * sizes.slots, sizes.slots, depth)] * groups
+    table = page_table(sizes, [], depth * sizes.slots, sizes.slots, depth)
+    slots = slot_arrays(sizes, [], [], sizes.slots, [], 0)
+    tables, states = jax.eval_shape(
+        lambda: join_groups([slots] * groups, [table] * groups, NoiseSource(0, 0))
     )
-    rows = concatenate_groups([slot_arrays(sizes, [], [], sizes.slots, [], _NO_WORDS, 0)] * groups)
-    words, index = rows.pop("words"), rows.pop("index").astype(np.uint32)
-    noise = jax.eval_shape(lambda w, i: keys_of_words(0, 0, w, i), words, index)
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (table, rows))
-    return PageTable(**shapes[0]), SlotArrays(noise=noise, **shapes[1])
-
-
-_NO_WORDS = np.zeros((0, 2), np.uint32)
+    temperature = jax.ShapeDtypeStruct((), jnp.float32)
+    return ChunkInputs(table=tables, slots=states, temperature=temperature)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,6 @@
-"""What a study found: one table, as Markdown and as a page with its plot.
+"""A study's result as a table in Markdown, and as a page with its plots.
 
-A result is what `lmsi_jax.tools.study` writes to study.json; shares lie in [0, 1].
-
-A study's plots, one kind for each measure, each as a figure under its title.
+A result is the content of study.json, see `lmsi_jax.tools.study`; shares are in [0, 1].
 """
 
 import re
@@ -11,138 +9,106 @@ from pathlib import Path
 from typing import Any
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.report.accuracy_section import PROMPT_STYLE_NAMES
 from lmsi_jax.report.charts import Bar, Group, Line, grouped_bars, legend, line_chart
-from lmsi_jax.report.html import DASH, Html, count_of, element, figure, format_count, points, table
-from lmsi_jax.report.page import document
+from lmsi_jax.report.comparison import PROMPT_STYLE_NAMES
+from lmsi_jax.report.formats import DASH, count_of, format_count, points
+from lmsi_jax.report.html import Html, element, figure, note, panels, table
+from lmsi_jax.report.page import render_document
 from lmsi_jax.report.summary import PromptStyle
 from lmsi_jax.runtime.files import write_bytes
 
-PlottedResult = dict[str, Any]
-PlottedRow = dict[str, Any]
-_SERIES = ("before", "after")
-
-
-def plots(result: PlottedResult) -> list[Html]:
-    """Returns the plots of a result, see `lmsi_jax.tools.study_page`."""
-    drawn = _PLOTS[result["measure"]](result)
-    panels = element("div", *(figure(title, chart) for title, chart in drawn), cls="panels")
-    bars = result["measure"] == "accuracy"
-    return [*([legend([f"{name} the rounds" for name in _SERIES])] if bars else []), panels]
-
-
-def _bars(result: PlottedResult) -> Iterable[tuple[str, Html]]:
-    """Before and after, of each variant, on the trained tasks."""
-    for prompt_style, rows in _by_prompt_style(result["rows"]).items():
-        groups = [
-            Group(row["label"], [Bar(*row["before"]), Bar(*row["after"])])
-            for row in rows
-            if row["domain"] == "in"
-        ]
-        title = f"{prompt_style}, trained tasks"
-        yield title, grouped_bars(f"{title}: before and after", groups, _SERIES)
-
-
-def _rounds(result: PlottedResult) -> Iterable[tuple[str, Html]]:
-    """Accuracy by round, a line for each variant and group of tasks."""
-    for prompt_style, rows in _by_prompt_style(result["rows"]).items():
-        lines: dict[str, list[PlottedRow]] = {}
-        for row in rows:
-            if row["domain"] not in ("in", "out"):
-                continue
-            name = row["label"] + ("" if row["domain"] == "in" else ", others")
-            lines.setdefault(name, []).append(row)
-        drawn = [
-            Line(
-                name,
-                [(0, own[0]["before"][0]), *((row["round"], row["after"][0]) for row in own)],
-                [(*own[0]["before"][1:],), *((*row["after"][1:],) for row in own)],
-            )
-            for name, own in lines.items()
-        ]
-        title = f"{prompt_style}: accuracy by round"
-        yield (
-            title,
-            line_chart(title, drawn, "round", "percent right", share=True, whole_x=True),
-        )
-
-
-def _sizes(result: PlottedResult) -> Iterable[tuple[str, Html]]:
-    """The change in points over the base's accuracy in percent, trained tasks."""
-    lines = []
-    for prompt_style, rows in _by_prompt_style(result["rows"]).items():
-        own = sorted(
-            (row for row in rows if row["domain"] == "in"), key=lambda row: row["before"][0]
-        )
-        changes = [(row["before"][0], row["change"]) for row in own if row["change"]]
-        lines.append(
-            Line(
-                prompt_style,
-                [(round(100 * x), 100 * change["difference"]) for x, change in changes],
-                [(100 * change["low"], 100 * change["high"]) for _, change in changes],
-            )
-        )
-    title = "Change over the base's accuracy"
-    yield title, line_chart(title, lines, "base, percent right", "change, points", whole_x=True)
-
-
-def _paths_study_plots(result: PlottedResult) -> Iterable[tuple[str, Html]]:
-    """The vote by the number of paths, a line for each variant; before and after."""
-    for after in (False, True):
-        lines: dict[str, list[PlottedRow]] = {}
-        for row in result["rows"]:
-            if (row["round"] > 0) == after:
-                lines.setdefault(row["label"], []).append(row)
-        drawn = [
-            Line(
-                name,
-                [(row["paths"], row["accuracy"][0]) for row in own],
-                [(*row["accuracy"][1:],) for row in own],
-            )
-            for name, own in lines.items()
-        ]
-        title = f"{_SERIES[after].capitalize()} the round: the vote by the number of paths"
-        yield (
-            title,
-            line_chart(title, drawn, "paths", "percent right", share=True, whole_x=True),
-        )
-
-
-def _shift_study_plots(result: PlottedResult) -> Iterable[tuple[str, Html]]:
-    """The share of right rows by bin, for each task."""
-    tasks: dict[str, list[PlottedRow]] = {}
-    for row in result["rows"]:
-        tasks.setdefault(row["task"], []).append(row)
-    for task, rows in tasks.items():
-        groups = [Group(row["bin"], [Bar(*row["right"]) if row["right"] else None]) for row in rows]
-        title = f"{task}: right rows by DS weight"
-        yield title, grouped_bars(title, groups, ("right",), ramp=False)
-
-
-def _by_prompt_style(rows: Iterable[PlottedRow]) -> dict[str, list[PlottedRow]]:
-    found: dict[str, list[PlottedRow]] = {}
-    for row in rows:
-        found.setdefault(PROMPT_STYLE_NAMES[row["prompt_style"]], []).append(row)
-    return found
-
-
-_PLOTS: dict[str, Callable[[PlottedResult], Iterable[tuple[str, Html]]]] = {
-    "accuracy": _bars,
-    "rounds": _rounds,
-    "sizes": _sizes,
-    "paths": _paths_study_plots,
-    "shift": _shift_study_plots,
-}
-
-
 Result = dict[str, Any]
 Row = dict[str, Any]
-_TASKS = {"in": "trained", "out": "others"}
+Plots = Iterable[tuple[str, Html]]
+"""Titles and charts."""
+
+_ENDS = ("before", "after")
+_DOMAINS = {"in": "trained", "out": "others"}
 _INTERVALS = (
-    "In brackets 95 % intervals over seeds, which hold what the seeds' questions contribute: "
+    "In brackets 95 % intervals over seeds, which include the variance of the seeds' questions: "
     "Student's t, no seed's variance taken for less than what its questions alone give"
 )
 _ONE_SEED = "In brackets 95 % intervals over the questions of the only seed"
+_SHARES = "Percent right, means over tasks; changes in points, on the same questions"
+_MEANING = {
+    "accuracy": _SHARES,
+    "rounds": _SHARES,
+    "sizes": _SHARES,
+    "paths": "Percent right, means over the trained tasks; fewer paths are subsets of those drawn",
+    "shift": "Percent of the voted rows in each bin of the DS weight that are right, questions as "
+    "clusters; rows of all seeds",
+}
+
+
+def render(result: Result) -> str:
+    """Returns the page: question, plots, table."""
+    head, rows = head_and_rows(result)
+    text_columns = {"accuracy": 3, "rounds": 4, "sizes": 4}.get(result["measure"], 2)
+    cells = table(head, rows, caption=explanation(result), text_columns=text_columns)
+    source = [note(f"Compare: {result['source']}.")] if result["source"] else []
+    body = element(
+        "body",
+        element(
+            "header",
+            element("p", f"Study: {result['name']}", cls="kicker"),
+            element("h1", result["question"]),
+            *source,
+        ),
+        element(
+            "main",
+            element("section", element("h2", "Plot"), *plots(result), id="plot"),
+            element("section", element("h2", "Table"), cells, id="table"),
+        ),
+        cls="study",
+    )
+    return render_document(f"{result['name']}: LMSI study", body)
+
+
+def markdown(result: Result) -> str:
+    """Returns the table as Markdown, with the meaning of its numbers below."""
+    head, rows = head_and_rows(result)
+    lines = [head, ["---"] * len(head), *rows]
+    text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return f"{text}\n\n{explanation(result)}\n"
+
+
+def insert(file: Path, name: str, text: str) -> None:
+    """Replaces a study's table in a document, between the lines that mark it.
+
+    Raises:
+      LmsiError: the document cannot be read, or has no such lines.
+    """
+    try:
+        before = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise LmsiError(f"cannot read {file}: {error.strerror}") from error
+    marks = re.compile(rf"(<!-- study {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    after, count = marks.subn(lambda match: f"{match[1]}{text}{match[2]}", before)
+    if count != 1:
+        raise LmsiError(
+            f"{file} requires one place between <!-- study {name} --> and <!-- end --> lines; it "
+            f"has {count}"
+        )
+    write_bytes(file, after.encode())
+
+
+def explanation(result: Result) -> str:
+    """Returns the meaning of the numbers, their seeds, and what they cost."""
+    seeds = result["seeds"]
+    seeds_used = f"Seeds {', '.join(map(str, seeds))}"
+    if len(seeds) < len(result["planned"]):
+        planned = ", ".join(map(str, result["planned"]))
+        seeds_used += f" of {planned}, the others are not finished"
+    sentences = [seeds_used, _ONE_SEED if len(seeds) == 1 else _INTERVALS]
+    sentences.append(_MEANING[result["measure"]])
+    if stopped := [row for row in result["rows"] if row.get("stopped")]:
+        names = sorted({f"{row['label']}, round {row['round']}" for row in stopped})
+        sentences.append(
+            "Stop rules ended some seeds before these rounds, which count their last model: "
+            f"{'; '.join(names)}"
+        )
+    sentences.append(f"Took {result['minutes']:g} minutes")
+    return ". ".join(sentences) + "."
 
 
 def head_and_rows(result: Result) -> tuple[list[str], list[list[str]]]:
@@ -150,144 +116,64 @@ def head_and_rows(result: Result) -> tuple[list[str], list[list[str]]]:
     return _TABLES[result["measure"]](result)
 
 
-def markdown(result: Result) -> str:
-    """Returns the table as Markdown, with what its numbers are below."""
-    head, rows = head_and_rows(result)
-    lines = [head, ["---"] * len(head), *rows]
-    drawn = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"{drawn}\n\n{study_legend(result)}\n"
-
-
-def study_legend(result: Result) -> str:
-    """Returns what the numbers are, over which seeds, and what they cost."""
-    seeds = result["seeds"]
-    told = [f"Seeds {', '.join(map(str, seeds))}"]
-    if len(seeds) < len(result["planned"]):
-        told[0] += f" of {', '.join(map(str, result['planned']))}, the others are not finished"
-    told.append(_ONE_SEED if len(seeds) == 1 else _INTERVALS)
-    told.append(_WHAT[result["measure"]])
-    if stopped := [row for row in result["rows"] if row.get("stopped")]:
-        names = sorted({f"{row['label']}, round {row['round']}" for row in stopped})
-        told.append(
-            f"Stop rules left out rounds of some seeds, whose last model stands there: "
-            f"{'; '.join(names)}"
-        )
-    told.append(f"Took {result['minutes']:g} minutes")
-    return ". ".join(told) + "."
-
-
-def insert(file: Path, name: str, text: str) -> None:
-    """Puts a study's table into a document, in place of what stands between its marks.
-
-    Raises:
-      LmsiError: the document cannot be read, or has no such marks.
-    """
-    try:
-        before = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise LmsiError(f"cannot read {file}: {error.strerror}") from error
-    marks = re.compile(rf"(<!-- study {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-    after, count = marks.subn(lambda found: f"{found[1]}{text}{found[2]}", before)
-    if count != 1:
-        raise LmsiError(
-            f"{file} wants one place between <!-- study {name} --> and <!-- end --> lines; it has "
-            f"{count}"
-        )
-    write_bytes(file, after.encode())
-
-
-def render(result: Result) -> str:
-    """Returns the page: question, plot, table."""
-    head, rows = head_and_rows(result)
-    texts = {"accuracy": 3, "rounds": 4, "sizes": 4}.get(result["measure"], 2)
-    notes = (
-        [element("p", f"Beside it: {result['source']}.", cls="note")] if result["source"] else []
-    )
-    body = element(
-        "body",
-        element(
-            "header",
-            element("p", f"Study: {result['name']}", cls="kicker"),
-            element("h1", result["question"]),
-            *notes,
-        ),
-        element(
-            "main",
-            element("section", element("h2", "Plot"), *plots(result), id="plot"),
-            element(
-                "section", element("h2", "Table"), _table(head, rows, result, texts), id="table"
-            ),
-        ),
-        cls="study",
-    )
-    return document(f"{result['name']}: LMSI study", body)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], result: Result, texts: int) -> Html:
-    return table(head, rows, caption=study_legend(result), text_columns=texts)
-
-
-def _accuracy(result: Result) -> tuple[list[str], list[list[str]]]:
+def _accuracy_table(result: Result) -> tuple[list[str], list[list[str]]]:
     measure, rows = result["measure"], result["rows"]
-    compared = [row for row in rows if row["against"]]
+    compared = any(row["against"] for row in rows)
     papers = any(row["paper"] for row in rows)
-    head = ["variant", "prompt_style", "tasks"]
+    head = ["variant", "prompt style", "tasks"]
     extra = {"rounds": "round", "sizes": "parameters"}.get(measure)
     head[1:1] = [extra] if extra else []
     head += ["before", "after", "change", "each seed's"]
-    head += [f"against {result['reference']}{_when(result)}"] if compared else []
+    if compared:
+        when = " before its rounds" if result["against"] == "before" else ""
+        head.append(f"against {result['reference']}{when}")
     head += ["paper"] if papers else []
-    cells = []
+    table_rows = []
     for row in rows:
-        own = [
-            row["label"],
-            PROMPT_STYLE_NAMES[_prompt_style(row)],
-            _TASKS.get(row["domain"], row["domain"]),
-        ]
+        domain = _DOMAINS.get(row["domain"], row["domain"])
+        cells = [row["label"], _style_name(row), domain]
         if extra:
-            own.insert(
-                1, str(row["round"]) if measure == "rounds" else format_count(row["parameters"])
-            )
-        own += [_share(row["before"][0]), _share(row["after"][0]), _change(row["change"])]
-        own.append(", ".join(points(one) for one in (row["change"] or {"seeds": []})["seeds"]))
-        own += [_change(row["against"])] if compared else []
-        own += [row["paper"] or DASH] if papers else []
-        cells.append(own)
-    return head, cells
+            number = str(row["round"]) if measure == "rounds" else format_count(row["parameters"])
+            cells.insert(1, number)
+        cells += [_share(row["before"][0]), _share(row["after"][0]), _change(row["change"])]
+        cells.append(", ".join(map(points, row["change"]["seeds"] if row["change"] else [])))
+        cells += [_change(row["against"])] if compared else []
+        cells += [row["paper"] or DASH] if papers else []
+        table_rows.append(cells)
+    return head, table_rows
 
 
-def _prompt_style(row: Row) -> PromptStyle:
-    return row["prompt_style"]
-
-
-def _when(result: Result) -> str:
-    return " before its rounds" if result["against"] == "before" else ""
-
-
-def _paths(result: Result) -> tuple[list[str], list[list[str]]]:
+def _paths_table(result: Result) -> tuple[list[str], list[list[str]]]:
     counts = sorted({row["paths"] for row in result["rows"]})
-    by_line: dict[tuple[str, int], dict[int, Row]] = {}
+    by_model: dict[tuple[str, int], dict[int, Row]] = {}
     for row in result["rows"]:
-        by_line.setdefault((row["label"], row["round"]), {})[row["paths"]] = row
-    cells = []
-    for (label, number), line in by_line.items():
-        own = [_interval(line[k]["accuracy"]) if k in line else DASH for k in counts]
-        cells.append([label, "after" if number else "before", *own])
-    return ["variant", "model", *(count_of(k, "path") for k in counts)], cells
+        by_model.setdefault((row["label"], row["round"]), {})[row["paths"]] = row
+    rows = [
+        [
+            label,
+            _ENDS[number > 0],
+            *(_interval(by_k[k]["accuracy"]) if k in by_k else DASH for k in counts),
+        ]
+        for (label, number), by_k in by_model.items()
+    ]
+    return ["variant", "model", *(count_of(k, "path") for k in counts)], rows
 
 
-def _shift(result: Result) -> tuple[list[str], list[list[str]]]:
+def _shift_table(result: Result) -> tuple[list[str], list[list[str]]]:
     bins = list(dict.fromkeys(row["bin"] for row in result["rows"]))
-    by_task: dict[str, dict[str, Row]] = {}
+    by_task: dict[str, dict[str, str]] = {}
     for row in result["rows"]:
-        by_task.setdefault(row["task"], {})[row["bin"]] = row
-    cells = [[task, *(_bin(own[name]) for name in bins)] for task, own in by_task.items()]
-    return ["task", *bins], cells
+        count = count_of(row["rows"], "row")
+        cell = f"{_interval(row['right'])}, {count}" if row["right"] else count
+        by_task.setdefault(row["task"], {})[row["bin"]] = cell
+    return ["task", *bins], [
+        [task, *(cells[name] for name in bins)] for task, cells in by_task.items()
+    ]
 
 
-def _bin(row: Row) -> str:
-    told = count_of(row["rows"], "row")
-    return f"{_interval(row['right'])}, {told}" if row["right"] else told
+def _style_name(row: Row) -> str:
+    style: PromptStyle = row["prompt_style"]
+    return PROMPT_STYLE_NAMES[style]
 
 
 def _share(value: float) -> str:
@@ -301,25 +187,114 @@ def _interval(values: Sequence[float]) -> str:
 
 
 def _change(row: Row | None) -> str:
-    """In points, with its interval."""
     if row is None:
         return DASH
     return f"{points(row['difference'])} ({points(row['low'])} to {points(row['high'])})"
 
 
 _TABLES: dict[str, Callable[[Result], tuple[list[str], list[list[str]]]]] = {
-    "accuracy": _accuracy,
-    "rounds": _accuracy,
-    "sizes": _accuracy,
-    "paths": _paths,
-    "shift": _shift,
+    "accuracy": _accuracy_table,
+    "rounds": _accuracy_table,
+    "sizes": _accuracy_table,
+    "paths": _paths_table,
+    "shift": _shift_table,
 }
-_SHARES = "Percent right, means over tasks; changes in points, on the same questions"
-_WHAT = {
-    "accuracy": _SHARES,
-    "rounds": _SHARES,
-    "sizes": _SHARES,
-    "paths": "Percent right, means over the trained tasks; fewer paths are subsets of those drawn",
-    "shift": "Percent of the voted rows in each bin of the DS weight that are right, questions as "
-    "clusters; rows of all seeds",
+
+
+def plots(result: Result) -> list[Html]:
+    """Returns the plots of a result, preceded by a legend if they need one."""
+    charts = panels(figure(title, chart) for title, chart in _PLOTS[result["measure"]](result))
+    if result["measure"] == "accuracy":
+        return [legend([f"{end} the rounds" for end in _ENDS]), charts]
+    return [charts]
+
+
+def _accuracy_plots(result: Result) -> Plots:
+    """Before and after, of each variant, on the trained tasks."""
+    for style, rows in _group_by(result["rows"], _style_name).items():
+        groups = [
+            Group(row["label"], [Bar(*row["before"]), Bar(*row["after"])])
+            for row in rows
+            if row["domain"] == "in"
+        ]
+        title = f"{style}, trained tasks"
+        yield title, grouped_bars(f"{title}: before and after", groups, _ENDS)
+
+
+def _round_plots(result: Result) -> Plots:
+    """Accuracy by round, a line for each variant and domain."""
+    for style, rows in _group_by(result["rows"], _style_name).items():
+        means = [row for row in rows if row["domain"] in _DOMAINS]
+        by_line = _group_by(
+            means, lambda row: row["label"] + (", others" if row["domain"] == "out" else "")
+        )
+        lines = [
+            Line(
+                name,
+                [(0, line[0]["before"][0]), *((row["round"], row["after"][0]) for row in line)],
+                [tuple(line[0]["before"][1:]), *(tuple(row["after"][1:]) for row in line)],
+            )
+            for name, line in by_line.items()
+        ]
+        title = f"{style}: accuracy by round"
+        yield title, line_chart(title, lines, "round", "percent right", share=True, whole_x=True)
+
+
+def _size_plots(result: Result) -> Plots:
+    """The change in points over the base's accuracy in percent, on the trained tasks."""
+    lines = []
+    for style, rows in _group_by(result["rows"], _style_name).items():
+        changes = [
+            (row["before"][0], row["change"])
+            for row in sorted(rows, key=lambda row: row["before"][0])
+            if row["domain"] == "in" and row["change"]
+        ]
+        lines.append(
+            Line(
+                style,
+                [(round(100 * x), 100 * change["difference"]) for x, change in changes],
+                [(100 * change["low"], 100 * change["high"]) for _, change in changes],
+            )
+        )
+    title = "Change over the base's accuracy"
+    yield title, line_chart(title, lines, "base, percent right", "change, points", whole_x=True)
+
+
+def _path_plots(result: Result) -> Plots:
+    """The vote by the number of paths, a line for each variant; before and after."""
+    by_end = _group_by(result["rows"], lambda row: _ENDS[row["round"] > 0])
+    for end in _ENDS:
+        lines = [
+            Line(
+                label,
+                [(row["paths"], row["accuracy"][0]) for row in rows],
+                [tuple(row["accuracy"][1:]) for row in rows],
+            )
+            for label, rows in _group_by(by_end.get(end, []), lambda row: row["label"]).items()
+        ]
+        title = f"{end.capitalize()} the round: the vote by the number of paths"
+        yield title, line_chart(title, lines, "paths", "percent right", share=True, whole_x=True)
+
+
+def _shift_plots(result: Result) -> Plots:
+    """The share of right rows by bin, for each task."""
+    for task, rows in _group_by(result["rows"], lambda row: row["task"]).items():
+        groups = [Group(row["bin"], [Bar(*row["right"]) if row["right"] else None]) for row in rows]
+        title = f"{task}: right rows by DS weight"
+        yield title, grouped_bars(title, groups, ("right",), ramp=False)
+
+
+def _group_by(rows: Iterable[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+_PLOTS: dict[str, Callable[[Result], Plots]] = {
+    "accuracy": _accuracy_plots,
+    "rounds": _round_plots,
+    "sizes": _size_plots,
+    "paths": _path_plots,
+    "shift": _shift_plots,
 }

@@ -1,72 +1,259 @@
-"""Accuracy before and after, of each variant, on the same questions, over seeds.
+"""The runs of a study, and the rows of its table over the seeds whose runs are all finished.
 
-A row is a variant, a round, a prompt style, and the trained tasks, the others, or one task. Shares
-of several are means over tasks, each counting alike. Questions are paired within a seed; intervals
-are those of `evaluation.statistics.over_seeds`.
+A run is a `Unit`: one variant with one seed. Its outcomes are read from its folder alone. The rows
+depend on the study's measure:
 
-The share of right rows by their distribution shift weight (IWSI, figure 5).
+    accuracy, rounds, sizes   accuracy before and after, for each variant, on the same questions
+    paths                     the vote's accuracy by the number of samples, before and after
+    shift                     the share of right rows by distribution shift weight (IWSI, figure 5)
 
-Rows are the paths that agree with the vote. Train questions carry no answer; answers are looked up
-for this count alone.
-
-The vote's accuracy by the number of paths, before and after, at each variant's temperature.
-
-All paths are sampled once; fewer are subsets of them (`evaluation.curves`, unbiased). Means over
-the trained tasks. A seed's variance is read off the curves' bootstraps over questions.
+Shares of several tasks are means over tasks, each counting alike. Questions are paired within a
+seed; intervals are those of `evaluation.statistics.over_seeds`.
 """
 
 import collections
+import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lmsi_jax.config.run import Run
-from lmsi_jax.config.study_plan import Study, Variant
+from lmsi_jax.config import DistributionShift, ModelConfig, Run, Study, Variant
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.statistics import Z_95, macro_variance, over_seeds
 from lmsi_jax.pipeline.context import Context
 from lmsi_jax.pipeline.questions import train_answers
 from lmsi_jax.pipeline.score import read_scored_rows
 from lmsi_jax.pipeline.vote import read_voted
-from lmsi_jax.selection.importance import DistributionShift, shift
-from lmsi_jax.tools.study_units import Evaluated, Outcomes, macro, read, unit_of
+from lmsi_jax.runtime.files import read_json, write_json
+from lmsi_jax.selection.importance import importances, shift
 
-_DOMAINS = ("in", "out")
+_MARK = "unit.json"
 Row = dict[str, Any]
+Load = Callable[[Sequence[str]], Run]
+"""Builds the study's run with further bindings."""
+
+EDGES = (1.0, 1.1, 1.3, 1.5, 2.0, math.inf)
+"""The paper's bins: [1, 1.1), [1.1, 1.3), ..., [2, inf)."""
+_VOTE = "self_consistency"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Unit:
+    """An ordinary run: one variant with one seed.
+
+    Attributes:
+      variant: the variant.
+      seed: the seed; None for a run that serves all seeds.
+      folder: its output_dir.
+      bindings: gin's, of the variant, the seed and the folder.
+    """
+
+    variant: Variant
+    seed: int | None
+    folder: str
+    bindings: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The name in the progress lines."""
+        return self.variant.title + ("" if self.seed is None else f", seed {self.seed}")
+
+    @property
+    def mark(self) -> pathlib.Path:
+        """The file that a finished run has."""
+        return pathlib.Path(self.folder) / _MARK
+
+    @property
+    def finished(self) -> bool:
+        """True if the run is finished. It is executed again all the same, which finds changes."""
+        return self.mark.exists()
+
+    def finish(self, seconds: float) -> None:
+        """Records that the run is finished, and how long its last execution took."""
+        if not self.finished:
+            write_json(self.mark, {"seconds": round(seconds, 1)})
+
+
+def units(study: Study) -> list[Unit]:
+    """Returns the runs in order: those that serve all seeds, then seed by seed."""
+    once = [_unit(study, variant, None) for variant in study.variants if not variant.each_seed]
+    return once + [
+        _unit(study, variant, seed)
+        for seed in study.seeds
+        for variant in study.variants
+        if variant.each_seed
+    ]
+
+
+def unit_of(study: Study, variant: Variant, seed: int) -> Unit:
+    """Returns the run of a variant that serves a seed."""
+    return _unit(study, variant, seed if variant.each_seed else None)
+
+
+def _unit(study: Study, variant: Variant, seed: int | None) -> Unit:
+    folder = f"{study.folder}/{variant.name}/{_folder_name(seed)}"
+    bindings = [
+        text.replace("{study}", study.folder).replace("{seed}", str(seed))
+        for text in variant.bindings
+    ]
+    if seed is not None:
+        bindings += [f"Run.seed = {seed}", f"Questions.seed = {seed}"]
+    bindings += [f"Run.output_dir = {folder!r}"]
+    return Unit(variant=variant, seed=seed, folder=folder, bindings=tuple(bindings))
+
+
+def _folder_name(seed: int | None) -> str:
+    return "once" if seed is None else f"seed{seed}"
+
+
+def reusable_runs(study: Study, unit: Unit) -> tuple[str, ...]:
+    """Returns the folders of the runs of the same seed, of all studies, to share stages with."""
+    folders = pathlib.Path(study.output_dir).glob(f"*/*/{_folder_name(unit.seed)}")
+    return tuple(sorted(str(path) for path in folders if path != pathlib.Path(unit.folder)))
+
+
+def expected_seconds(study: Study, remaining: Sequence[Unit]) -> float:
+    """Returns the seconds that runs take on two idle cores without the stages of other studies."""
+    started = {unit.seed for unit in units(study) if unit.finished}
+    fresh = {unit.seed for unit in remaining if unit.seed is not None} - started
+    return sum(unit.variant.seconds for unit in remaining) + study.seconds * len(fresh)
+
+
+def spent_seconds(unit: Unit) -> float:
+    """Returns the seconds that a finished run took; 0.0 for an unfinished one."""
+    return float(read_json(unit.mark)["seconds"]) if unit.finished else 0.0
+
+
+Outcomes = dict[str, list[int]]
+"""By task: 1 or 0 for each question, in question order."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """The evaluations of a run.
+
+    Attributes:
+      trained: the tasks that it trains on.
+      parameters: number of parameters of its model.
+      scores: the rows of scores.json by round; 0 is the base.
+    """
+
+    trained: tuple[str, ...]
+    parameters: int
+    scores: dict[int, list[dict[str, Any]]]
+
+    @property
+    def last(self) -> int:
+        """The last evaluated round; stop rules may end a run before the last planned one."""
+        return max(self.scores)
+
+    @property
+    def prompt_styles(self) -> tuple[str, ...]:
+        """The prompt styles that were measured in every round."""
+        by_round = [{row["prompt_style"]: None for row in rows} for rows in self.scores.values()]
+        return tuple(name for name in by_round[0] if all(name in names for names in by_round))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that the base was measured on."""
+        return tuple(dict.fromkeys(row["task"] for row in self.scores[0]))
+
+    def outcomes(self, number: int, prompt_style: str, group: str) -> Outcomes:
+        """Returns a round's outcomes on the trained tasks ("in"), the others ("out"), or one task.
+
+        For a round that stop rules left out: those of the model that the run ended with.
+        """
+        return {
+            row["task"]: row["correct"]
+            for row in self.rows(number, prompt_style)
+            if group in (row["task"], "in" if row["task"] in self.trained else "out")
+        }
+
+    def rows(self, number: int, prompt_style: str) -> list[dict[str, Any]]:
+        """Returns a round's scores in a prompt style."""
+        scores = self.scores[min(number, self.last)]
+        return [row for row in scores if row["prompt_style"] == prompt_style]
+
+
+def read(folder: str) -> Evaluated:
+    """Reads the evaluations of a finished run.
+
+    Raises:
+      LmsiError: a file is missing or damaged.
+    """
+    root = pathlib.Path(folder)
+    questions = read_json(root / "questions" / "stage.json")["config"]["Questions"]
+    model = ModelConfig.from_json(read_json(root / "manifest.json")["model"])
+    paths = {
+        int(path.parent.parent.name.removeprefix("round_")): path
+        for path in root.glob("round_*/eval/scores.json")
+    }
+    return Evaluated(
+        trained=tuple(questions["train"]),
+        parameters=model.parameter_count,
+        scores={number: read_json(paths[number]) for number in sorted(paths)},
+    )
+
+
+def macro(tasks: Mapping[str, Sequence[float]]) -> float:
+    """Returns the mean over tasks of their means, each task counting alike."""
+    return math.fsum(math.fsum(values) / len(values) for values in tasks.values()) / len(tasks)
+
+
+def rows(study: Study, seeds: Sequence[int], load: Load) -> list[Row]:
+    """Returns the rows of a study's table.
+
+    Args:
+      study: the study.
+      seeds: those of its seeds whose runs are all finished.
+      load: builds a run.
+    """
+    if study.measure == "paths":
+        return path_rows(study, seeds)
+    if study.measure == "shift":
+        return shift_rows(study, seeds, load)
+    return accuracy_rows(study, seeds)
 
 
 def accuracy_rows(study: Study, seeds: Sequence[int]) -> list[Row]:
-    """Returns the study's rows over the seeds whose runs are all finished.
+    """Returns a row for each variant, prompt style, and the trained tasks, the others, or a task.
 
     Args:
       study: its measure is "accuracy", "rounds" (a row for each round) or "sizes".
       seeds: of its seeds.
     """
-    shown = [variant for variant in study.variants if variant.shown]
     runs = {
         variant.name: [read(unit_of(study, variant, seed).folder) for seed in seeds]
         for variant in study.variants
         if variant.shown or variant.name == study.reference
     }
-    reference = runs.get(study.reference)
-    found = []
-    for variant in shown:
-        theirs = None if variant.name == study.reference else reference
-        found += list(_variant(study, variant, runs[variant.name], theirs))
-    return found
+    table: list[Row] = []
+    for variant in study.variants:
+        if variant.shown:
+            others = None if variant.name == study.reference else runs.get(study.reference)
+            table += _variant_rows(study, variant, runs[variant.name], others)
+    return table
 
 
-def _variant(
+def _variant_rows(
     study: Study, variant: Variant, runs: list[Evaluated], reference: list[Evaluated] | None
 ) -> Iterator[Row]:
     last = max(run.last for run in runs)
     paper = dict(variant.paper)
     for prompt_style in runs[0].prompt_styles:
-        for domain in (*_DOMAINS, *(runs[0].tasks if study.by_task else ())):
-            if not runs[0].outcomes(0, prompt_style, domain):
+        for domain in ("in", "out", *(runs[0].tasks if study.by_task else ())):
+            before = [run.outcomes(0, prompt_style, domain) for run in runs]
+            if not before[0]:
                 continue
             for number in range(1, last + 1) if study.measure == "rounds" else [last]:
+                after = [run.outcomes(number, prompt_style, domain) for run in runs]
+                against = None
+                if reference is not None and prompt_style in reference[0].prompt_styles:
+                    compared = number if study.against == "after" else 0
+                    others = [run.outcomes(compared, prompt_style, domain) for run in reference]
+                    against = change(others, after)
                 yield {
                     "variant": variant.name,
                     "label": variant.title,
@@ -76,37 +263,20 @@ def _variant(
                     "prompt_style": prompt_style,
                     "domain": domain,
                     "paper": paper.get(prompt_style, "") if domain == "in" else "",
-                    **_compared(study, runs, reference, (number, prompt_style, domain)),
+                    "before": _accuracy(before),
+                    "after": _accuracy(after),
+                    "change": change(before, after),
+                    "against": against,
                 }
 
 
-def _compared(
-    study: Study,
-    runs: list[Evaluated],
-    reference: list[Evaluated] | None,
-    what: tuple[int, str, str],
-) -> Row:
-    number, prompt_style, domain = what
-    before = [run.outcomes(0, prompt_style, domain) for run in runs]
-    after = [run.outcomes(number, prompt_style, domain) for run in runs]
-    row: Row = {
-        "before": _share(before),
-        "after": _share(after),
-        "change": change(before, after),
-        "against": None,
-    }
-    if reference is not None and prompt_style in reference[0].prompt_styles:
-        theirs = number if study.against == "after" else 0
-        compared = [run.outcomes(theirs, prompt_style, domain) for run in reference]
-        row["against"] = change(compared, after)
-    return row
-
-
 def change(before: Sequence[Outcomes], after: Sequence[Outcomes]) -> Row | None:
-    """Returns the mean change over seeds, its 95 % interval, and each seed's; None without pairs.
+    """Returns the mean change over seeds, its 95 % interval, and each seed's change.
+
+    None if a seed has no common task, or other questions after than before.
 
     Args:
-      before, after: of each seed, on the same questions.
+      before, after: of each seed.
     """
     paired = []
     for old, new in zip(before, after, strict=True):
@@ -116,92 +286,141 @@ def change(before: Sequence[Outcomes], after: Sequence[Outcomes]) -> Row | None:
         paired.append(
             {task: [b - a for a, b in zip(old[task], new[task], strict=True)] for task in tasks}
         )
-    values = [macro(one) for one in paired]
-    found = over_seeds(values, [macro_variance([*one.values()]) for one in paired])
-    return {**found._asdict(), "seeds": values}
+    values = [macro(tasks) for tasks in paired]
+    mean = over_seeds(values, [macro_variance([*tasks.values()]) for tasks in paired])
+    return {**mean._asdict(), "seeds": values}
 
 
-def _share(outcomes: Sequence[Outcomes]) -> list[float]:
-    """Mean accuracy over seeds with its interval, within [0, 1]."""
-    values = [macro(one) for one in outcomes]
-    found = over_seeds(values, [macro_variance([*one.values()]) for one in outcomes])
-    return [found.difference, max(0.0, found.low), min(1.0, found.high)]
+def _accuracy(outcomes: Sequence[Outcomes]) -> list[float]:
+    values = [macro(tasks) for tasks in outcomes]
+    return _share(values, [macro_variance([*tasks.values()]) for tasks in outcomes])
 
 
-EDGES = (1.0, 1.1, 1.3, 1.5, 2.0, math.inf)
-"""The paper's bins: [1, 1.1), [1.1, 1.3), ..., [2, inf)."""
+def _share(values: Sequence[float], variances: Sequence[float]) -> list[float]:
+    """Mean over seeds and its interval, within [0, 1]."""
+    mean = over_seeds(values, variances)
+    return [mean.difference, max(0.0, mean.low), min(1.0, mean.high)]
 
 
-class Weighed(NamedTuple):
-    """A row: its question, its DS weight, whether its answer is right."""
+def path_rows(study: Study, seeds: Sequence[int]) -> list[Row]:
+    """Returns a row for each variant, number of samples, and the model before or after.
+
+    All samples are drawn once; fewer are subsets of them (`evaluation.accuracy.curve`, unbiased). A
+    seed's variance is read off the curves' bootstraps over questions.
+    """
+    table = []
+    for variant in study.variants:
+        if not variant.shown:
+            continue
+        runs = [read(unit_of(study, variant, seed).folder) for seed in seeds]
+        for number in (0, max(run.last for run in runs)):
+            by_seed = [
+                [
+                    {point["k"]: point for point in row["curve"]}
+                    for row in run.rows(number, _VOTE)
+                    if row["task"] in run.trained
+                ]
+                for run in runs
+            ]
+            table += [
+                {
+                    "variant": variant.name,
+                    "label": variant.title,
+                    "round": number,
+                    "paths": k,
+                    "accuracy": _majority([[curve[k] for curve in curves] for curves in by_seed]),
+                    "paper": dict(variant.paper).get(_VOTE, ""),
+                }
+                for k in sorted(by_seed[0][0])
+            ]
+    return table
+
+
+def _majority(by_seed: Sequence[Sequence[dict[str, float]]]) -> list[float]:
+    """Majority@k over seeds, from the points of each seed's tasks."""
+    values, variances = [], []
+    for points in by_seed:
+        errors = ((p["majority_high"] - p["majority_low"]) / (2 * Z_95) for p in points)
+        values.append(math.fsum(point["majority"] for point in points) / len(points))
+        variances.append(math.fsum(error**2 for error in errors) / len(points) ** 2)
+    return _share(values, variances)
+
+
+class WeightedRow(NamedTuple):
+    """A voted row: its question, its DS weight, True if its answer is right."""
 
     uid: str
     weight: float
     right: bool
 
 
-def shift_rows(
-    study: Study, seeds: Sequence[int], load: Callable[[Sequence[str]], Run]
-) -> list[dict[str, Any]]:
+def shift_rows(study: Study, seeds: Sequence[int], load: Load) -> list[Row]:
     """Returns a row for each task and bin, of the first variant that is shown."""
     variant = next(variant for variant in study.variants if variant.shown)
     runs = [weighted_rows(load(unit_of(study, variant, seed).bindings)) for seed in seeds]
     return [
-        {"task": task, "bin": bin_name(low, high), **_bin([run[task] for run in runs], low, high)}
+        {
+            "task": task,
+            "bin": bin_name(low, high),
+            **right_share([run[task] for run in runs], low, high),
+        }
         for task in runs[0]
         for low, high in itertools.pairwise(EDGES)
     ]
 
 
-def weighted_rows(run: Run) -> dict[str, list[Weighed]]:
+def weighted_rows(run: Run) -> dict[str, list[WeightedRow]]:
     """Returns the first round's voted rows with their DS weights, by task.
 
+    Train questions carry no answer; answers are looked up for this count alone.
+
     Raises:
-      LmsiError: the run weighs no shift, or a task has no answers to compare with.
+      LmsiError: the run measures no distribution shift, or a task has no known answers.
     """
     measures = [one for one in run.mixing.selection if isinstance(one, DistributionShift)]
     if not measures:
-        raise LmsiError("this study wants @DistributionShift() in Mixing.selection")
-    context, found = Context(run, frozenset()), {}
+        raise LmsiError("this study requires @DistributionShift() in Mixing.selection")
+    context, by_task = Context(run, frozenset()), {}
     for task, voted in read_voted(context, 1).items():
         rows, facts = read_scored_rows(context, 1, task, voted)
         answers = train_answers(context, task)
         if missing := len({question.uid for question, _, _ in voted} - answers.keys()):
             raise LmsiError(
-                f"the answers of {missing} questions of {task!r} are not known, so nothing says "
+                f"the answers of {missing} questions of {task!r} are not known, so it is unknown "
                 "which rows are right; leave the task out of Questions.train"
             )
-        weights = measures[0].importances(rows, facts)
-        found[task] = [
-            Weighed(rows[i].sample.uid, shift(w), rows[i].key in answers[rows[i].sample.uid])
-            for i, w in weights.items()
+        weights = importances(measures[0], rows, facts)
+        by_task[task] = [
+            WeightedRow(
+                rows[i].sample.uid, shift(weight), rows[i].key in answers[rows[i].sample.uid]
+            )
+            for i, weight in weights.items()
         ]
-    return found
+    return by_task
 
 
 def bin_name(low: float, high: float) -> str:
-    """As the paper writes it."""
+    """Returns a bin as the paper writes it: "[1, 1.1)"."""
     end = "\N{INFINITY}" if math.isinf(high) else f"{high:g}"
     return f"[{low:g}, {end})"
 
 
-def _bin(runs: Sequence[Sequence[Weighed]], low: float, high: float) -> dict[str, Any]:
-    """Rows of a bin and their share of right ones: mean over the seeds that have some."""
-    inside = [
-        [row for row in own if low <= row.weight < high or row.weight == high == math.inf]
-        for own in runs
+def right_share(runs: Sequence[Sequence[WeightedRow]], low: float, high: float) -> Row:
+    """Returns a bin's number of rows, and its share of right ones over the seeds that have any."""
+    by_seed = [
+        [row for row in rows if low <= row.weight < high or row.weight == high == math.inf]
+        for rows in runs
     ]
-    some = [own for own in inside if own]
+    filled = [rows for rows in by_seed if rows]
     share = None
-    if some:
-        values = [sum(row.right for row in own) / len(own) for own in some]
-        found = over_seeds(values, [clustered_variance(own) for own in some])
-        share = [found.difference, max(0.0, found.low), min(1.0, found.high)]
-    return {"rows": sum(map(len, inside)), "right": share}
+    if filled:
+        values = [sum(row.right for row in rows) / len(rows) for rows in filled]
+        share = _share(values, [clustered_variance(rows) for rows in filled])
+    return {"rows": sum(map(len, by_seed)), "right": share}
 
 
-def clustered_variance(rows: Sequence[Weighed]) -> float:
-    """Returns the variance of the share of right rows, whose questions are drawn, not they.
+def clustered_variance(rows: Sequence[WeightedRow]) -> float:
+    """Returns the variance of the share of right rows if questions are drawn, not rows.
 
     The ratio estimator's (Cochran 1977, section 6.3): rows of one question are right or wrong
     together.
@@ -213,50 +432,3 @@ def clustered_variance(rows: Sequence[Weighed]) -> float:
     n = len(excess)
     total = math.fsum(value * value for value in excess.values())
     return total * n / max(n - 1, 1) / len(rows) ** 2
-
-
-_VOTE = "self_consistency"
-
-
-def path_rows(study: Study, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Returns a row for each variant, number of paths, and the model before or after."""
-    found = []
-    for variant in study.variants:
-        if not variant.shown:
-            continue
-        runs = [read(unit_of(study, variant, seed).folder) for seed in seeds]
-        for number in (0, max(run.last for run in runs)):
-            curves = [_curves(run, number) for run in runs]
-            found += [
-                {
-                    "variant": variant.name,
-                    "label": variant.title,
-                    "round": number,
-                    "paths": k,
-                    "accuracy": _share_paths([[points[k] for points in own] for own in curves]),
-                    "paper": dict(variant.paper).get(_VOTE, ""),
-                }
-                for k in sorted(curves[0][0])
-            ]
-    return found
-
-
-def _curves(run: Evaluated, number: int) -> list[dict[int, dict[str, float]]]:
-    """The points of each trained task's curve, by their number of paths."""
-    return [
-        {point["k"]: point for point in row["curve"]}
-        for row in run.rows(number, _VOTE)
-        if row["task"] in run.trained
-    ]
-
-
-def _share_paths(seeds: Sequence[Sequence[dict[str, float]]]) -> list[float]:
-    """Mean over seeds and tasks, with its interval."""
-    values = [math.fsum(point["majority"] for point in own) / len(own) for own in seeds]
-    found = over_seeds(values, [math.fsum(map(_variance, own)) / len(own) ** 2 for own in seeds])
-    return [found.difference, max(0.0, found.low), min(1.0, found.high)]
-
-
-def _variance(point: dict[str, float]) -> float:
-    """Of one task's share, from the width of its bootstrap."""
-    return ((point["majority_high"] - point["majority_low"]) / (2 * Z_95)) ** 2

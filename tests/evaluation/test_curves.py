@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmsi_jax import voting
-from lmsi_jax.config import stages
+from lmsi_jax.config import Voting
 from lmsi_jax.evaluation import accuracy, statistics
 from lmsi_jax.records import Question, Sample
 
@@ -45,7 +45,7 @@ some_rows = st.lists(
     min_size=1,
     max_size=7,
 )
-rules = st.sampled_from([stages.Voting(weights=w) for w in ("none", "logprob", "softmax")])
+rules = st.sampled_from([Voting(weights=w) for w in ("none", "logprob", "softmax")])
 
 
 @given(some_rows, rules)
@@ -78,23 +78,23 @@ def _many():
 
 
 @pytest.mark.parametrize("paths", [_many(), _paths([("2", -1.0)] + [(None, -1.0)] * 13)])
-def test_random_subsets_come_near_all_of_them_as_their_error_says(paths):
+def test_random_subsets_differ_from_all_of_them_by_their_standard_error(paths):
     vote = voting.vote(QUESTION, paths)
     assert math.comb(14, 5) > accuracy.MOST_SUBSETS
     truth = _by_subsets(paths, None, "2", 5)
-    found = [accuracy.majority_at_k(vote, paths, {"2"}, 5, seed) for seed in range(20)]
-    errors = [(share - truth) / math.sqrt(variance) for share, variance in found]
+    estimates = [accuracy.majority_at_k(vote, paths, {"2"}, 5, seed) for seed in range(20)]
+    errors = [(share - truth) / math.sqrt(variance) for share, variance in estimates]
     assert max(map(abs, errors)) < 4 and abs(np.mean(errors)) < 4 / math.sqrt(20)
     assert 0.5 < np.std(errors) < 2
-    assert accuracy.majority_at_k(vote, paths, {"2"}, 5, 3) == found[3]
+    assert accuracy.majority_at_k(vote, paths, {"2"}, 5, 3) == estimates[3]
 
 
 def test_order_of_the_paths_never_matters():
     paths = _many()
     vote = voting.vote(QUESTION, paths)
     for k in (2, 5, 13):
-        there = accuracy.majority_at_k(vote, paths, {"2"}, k, 1)
-        assert accuracy.majority_at_k(vote, paths[::-1], {"2"}, k, 1) == there
+        expected = accuracy.majority_at_k(vote, paths, {"2"}, k, 1)
+        assert accuracy.majority_at_k(vote, paths[::-1], {"2"}, k, 1) == expected
 
 
 def test_a_curve_is_the_mean_over_questions_with_its_intervals():
@@ -117,7 +117,7 @@ def test_a_curve_is_the_mean_over_questions_with_its_intervals():
     assert [point.k for point in every] == [1, 2, 3, 4]
 
 
-def test_what_cannot_be_drawn_is_refused():
+def test_impossible_subsets_are_refused():
     paths = _paths([("2", -1.0)])
     vote = voting.vote(QUESTION, paths)
     for k, own in ((0, paths), (2, paths), (1, [])):
@@ -126,7 +126,7 @@ def test_what_cannot_be_drawn_is_refused():
     assert accuracy.curve([], [], []) == []
 
 
-def test_the_bootstrap_is_that_of_scipy_and_repeats():
+def test_the_bootstrap_agrees_with_scipys_and_is_reproducible():
     values = list(np.random.default_rng(1).random(60))
     low, high = statistics.bootstrap(values, seed=0)
     reference = scipy.stats.bootstrap(

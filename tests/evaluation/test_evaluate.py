@@ -1,4 +1,4 @@
-"""Scores against plain counting over texts whose answers are known."""
+"""Scores against plain counts over texts with known answers."""
 
 import collections
 
@@ -42,7 +42,7 @@ def test_self_consistency_counts_as_a_loop_does(rows):
         q.uid: [_path(q.uid, k, answer) for k, answer in enumerate(row)]
         for q, row in zip(questions, rows, strict=True)
     }
-    found = score(questions, paths, "self_consistency", 0.7)
+    scores = score(questions, paths, "self_consistency", 0.7)
     correct, confidence, tied = [], [], 0
     for row in rows:
         counts = collections.Counter(answer for answer in row if answer is not None)
@@ -55,23 +55,23 @@ def test_self_consistency_counts_as_a_loop_does(rows):
         confidence.append(round(most / PATHS, 6))
         tied += len(leaders) > 1
     flat = [answer for row in rows for answer in row]
-    assert found.correct == tuple(correct)
-    assert found.confidence == tuple(confidence)
-    assert found.tied == tied
-    assert found.parsed == pytest.approx(sum(a is not None for a in flat) / len(flat))
-    assert found.single == pytest.approx(flat.count(2) / len(flat))
-    assert found.mean_tokens == pytest.approx(sum(range(2, 2 + PATHS)) / PATHS)
-    assert (found.paths, found.temperature, found.task) == (PATHS, 0.7, "sums")
+    assert scores.correct == tuple(correct)
+    assert scores.confidence == tuple(confidence)
+    assert scores.tied == tied
+    assert scores.parsed == pytest.approx(sum(a is not None for a in flat) / len(flat))
+    assert scores.single == pytest.approx(flat.count(2) / len(flat))
+    assert scores.mean_tokens == pytest.approx(sum(range(2, 2 + PATHS)) / PATHS)
+    assert (scores.paths, scores.temperature, scores.task) == (PATHS, 0.7, "sums")
 
 
 def test_one_path_has_no_confidence_and_unparsed_is_wrong():
     questions = [_question(0, "2"), _question(1, "1,000"), _question(2, "3")]
     given_answers = {"q0": None, "q1": "1000", "q2": "4"}
     paths = {uid: [_path(uid, 0, answer)] for uid, answer in given_answers.items()}
-    found = score(questions, paths, "cot", 0.0)
-    assert found.correct == (0, 1, 0)
-    assert found.confidence == () and found.paths == 1
-    assert found.parsed == pytest.approx(2 / 3) and found.single == pytest.approx(1 / 3)
+    scores = score(questions, paths, "cot", 0.0)
+    assert scores.correct == (0, 1, 0)
+    assert scores.confidence == () and scores.paths == 1
+    assert scores.parsed == pytest.approx(2 / 3) and scores.single == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ import hub_models as hub
 import pytest
 import torch
 import transformers
+from sample_all import sample_all
 
 from lmsi_jax.cli.main import main
-from lmsi_jax.config.gin_edge import GinArgs, load
-from lmsi_jax.config.sampling import Sampling
+from lmsi_jax.config import Sampling
+from lmsi_jax.config.gin_loader import GinArgs, load
 from lmsi_jax.pipeline.context import Context
 
 pytestmark = pytest.mark.slow
@@ -81,7 +82,8 @@ def test_a_model_goes_through_a_run_and_back(name, tmp_path, capsys):
 
     engine = Context(load_run(), frozenset()).engine(1)
     sampling = Sampling(num_samples=1, temperature=0.0, max_new_tokens=40, stop=())
-    ((_, (sample,)),) = engine.run("", [("q", prompt)], sampling, seed=0, round_index=1)
+    samples = sample_all(engine, "", [("q", prompt)], sampling, seed=0, round_index=1)
+    (sample,) = samples["q"]
     assert sample.text == back.decode(wanted, skip_special_tokens=True)
     assert sample.text.startswith(ANSWER.rstrip())
     assert sample.tokens == len(wanted)

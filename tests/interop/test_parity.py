@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from sample_all import sample_all
 
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config import Decoding, Sampling
 from lmsi_jax.interop.hf_weights import export_model, import_model
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.rollout.engine import Engine
@@ -79,7 +80,7 @@ def test_64_greedy_tokens_behind_a_shared_prompt_are_those_of_transformers(impor
     engine = Engine(config, params, Numbers(), Decoding(slots=4))
     sampling = Sampling(num_samples=1, temperature=0.0, max_new_tokens=64, stop=())
     rows = [(str(i), " ".join(map(str, q))) for i, q in enumerate(questions)]
-    found = dict(engine.run(" ".join(map(str, prefix)), rows, sampling, seed=0, round_index=0))
+    found = sample_all(engine, " ".join(map(str, prefix)), rows, sampling, seed=0, round_index=0)
     model.generation_config.eos_token_id = None
     for number, question in enumerate(questions):
         prompt = torch.tensor(np.concatenate([prefix, question])[None].astype(np.int64))

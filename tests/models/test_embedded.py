@@ -3,11 +3,11 @@
 import json
 
 import pytest
+from sample_all import sample_all
 
 from lmsi_jax.answers import key, path_key
-from lmsi_jax.config import gin_edge
+from lmsi_jax.config import Decoding, Sampling, gin_loader
 from lmsi_jax.config.configurables import load_run
-from lmsi_jax.config.sampling import Decoding, Sampling
 from lmsi_jax.models.tokenizers import SentencePiece
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.prompts import build_prompt
@@ -20,7 +20,7 @@ from lmsi_jax.training.checkpoints import digest, load_params
 
 @pytest.fixture(scope="module")
 def config():
-    gin_edge.load("quickstart", gin_edge.GinArgs())
+    gin_loader.load("quickstart", gin_loader.GinArgs())
     return load_run().model
 
 
@@ -42,7 +42,7 @@ def test_it_is_the_model_that_its_log_describes(params):
 def test_its_configuration_is_the_packaged_recipe(config):
     runs = []
     for name in (str(embedded_path("config.gin")), "pretrain"):
-        gin_edge.load(name, gin_edge.GinArgs())
+        gin_loader.load(name, gin_loader.GinArgs())
         runs.append(load_run())
     own, recipe = runs
     assert own.pretraining == recipe.pretraining and own.seed == recipe.seed
@@ -74,14 +74,13 @@ def test_it_reasons_when_the_exemplars_do_and_answers_at_once_when_they_do_not(
     right, lengths = {}, {}
     for prompt_style in ("standard", "cot", "zero_shot_cot"):
         prompts = [build_prompt(question, task.exemplars(), prompt_style) for question in questions]
-        done = dict(
-            engine.run(
-                prompts[0][0],
-                [(q.uid, text) for q, (_, text) in zip(questions, prompts, strict=True)],
-                greedy,
-                seed=0,
-                round_index=0,
-            )
+        done = sample_all(
+            engine,
+            prompts[0][0],
+            [(q.uid, text) for q, (_, text) in zip(questions, prompts, strict=True)],
+            greedy,
+            seed=0,
+            round_index=0,
         )
         samples = [done[question.uid][0] for question in questions]
         found = [path_key(sample.text, "number") for sample in samples]

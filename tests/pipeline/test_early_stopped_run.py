@@ -8,8 +8,7 @@ import pytest
 from micro_run import shard_rows
 
 from lmsi_jax.answers import path_key
-from lmsi_jax.config.sampling import Sampling
-from lmsi_jax.config.stages import Evaluation
+from lmsi_jax.config import Evaluation, Sampling
 from lmsi_jax.pipeline import evaluate
 from lmsi_jax.records import Example, Question, Sample, Vote
 from lmsi_jax.runtime.store import ShardStore, Stage

@@ -16,7 +16,7 @@ from own_run import TRIGGER, text, write_gin
 from lmsi_jax import prompts
 from lmsi_jax.augmentation import prompt_of
 from lmsi_jax.cli.main import main
-from lmsi_jax.config import gin_edge
+from lmsi_jax.config import gin_loader
 from lmsi_jax.config.configurables import load_run
 from lmsi_jax.pipeline import augment, sample, sample_shards
 from lmsi_jax.pipeline import augment as prompt_stage
@@ -214,7 +214,7 @@ def _shard(run, stage, name):
 
 
 def _context(gin, output):
-    gin_edge.load(gin, gin_edge.parse([f"--gin.Run.output_dir={str(output)!r}"])[0])
+    gin_loader.load(gin, gin_loader.parse([f"--gin.Run.output_dir={str(output)!r}"])[0])
     return Context(load_run(), frozenset({"generate", "prompts", "sample"}))
 
 

@@ -4,9 +4,7 @@ import json
 
 import pytest
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.run import Run
-from lmsi_jax.config.stages import Questions
+from lmsi_jax.config import ModelConfig, Questions, Run
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.pipeline.context import Context
 from lmsi_jax.pipeline.questions import draw_questions, read_exemplars

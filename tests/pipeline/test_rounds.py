@@ -96,7 +96,7 @@ def test_finished_stages_are_not_redone(copy, lmsi, monkeypatch):
     def never(*_args, **_kwargs):
         raise AssertionError("nothing should be decoded or trained")
 
-    monkeypatch.setattr(Engine, "run", never)
+    monkeypatch.setattr(Engine, "generate", never)
     monkeypatch.setattr(train, "train", never)
     before = snapshot(copy)
     for command in ("run", *STAGES):

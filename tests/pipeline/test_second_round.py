@@ -122,7 +122,7 @@ def test_a_later_rounds_value_leaves_finished_rounds_alone(copy, gin, monkeypatc
     def never(*_args, **_kwargs):
         raise AssertionError("nothing should be decoded or trained")
 
-    monkeypatch.setattr(Engine, "run", never)
+    monkeypatch.setattr(Engine, "generate", never)
     monkeypatch.setattr(train, "train", never)
     before = snapshot(copy / "round_1") | snapshot(copy / "round_2")
     third = {name: (*values, values[-1] / 2) for name, values in SCHEDULE.items()}

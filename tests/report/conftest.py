@@ -1,4 +1,4 @@
-"""A summary that looks like a run's, made by a seeded generator."""
+"""The JSON of a summary that looks like a run's, made by a seeded generator."""
 
 import copy
 import random
@@ -39,6 +39,7 @@ def evaluation(draw, number, task, prompt_style, chance, n=200):
         "tied": draw.randrange(9) if vote else 0,
         "paths": 32 if vote else 1,
         "temperature": 0.7 if vote else 0.0,
+        "single": sum(correct) / n,
         "mean_tokens": 9.0 if prompt_style == "standard" else 61.4,
         "confidence": sure if vote else [],
     }
@@ -201,7 +202,7 @@ def make(rounds=1, n=200):
         "created": "2025-06-14T10:21:43+00:00",
         "versions": {"lmsi_jax": "0.1.0", "jax": "0.10.0", "python": "3.12.4"},
         "command": "lmsi run quickstart --seed=0",
-        "config": "run.rounds = 1\nsample.paths = 32\nsample.temperature = 0.7\n",
+        "config": "Run.rounds = 1\nSampling.num_samples = 32\nSampling.temperature = 0.7\n",
         "model": {"name": "embedded", "parameters": 1843200, "source": "lmsi_jax/models/embedded"},
         "tasks": [
             {"name": t, "kind": kind, "domain": domain, "level": level, "test_questions": n}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsi_jax.evaluation.accuracy import accuracy_by_confidence
-from lmsi_jax.report import charts, html
+from lmsi_jax.report import charts
 
 BAR = charts.Bar(0.481, 0.41, 0.55)
 
@@ -90,7 +90,7 @@ def test_every_line_stays_inside_its_chart(curves, whole_x):
     height = float(parsed(chart).get("viewBox").split()[3])
     for node in parsed(chart).iter("polyline"):
         for x, y in (map(float, p.split(",")) for p in node.get("points").split()):
-            assert 0 <= x <= html.WIDTH and 0 <= y <= height
+            assert 0 <= x <= charts.WIDTH and 0 <= y <= height
 
 
 @given(st.integers(1, 8))
@@ -104,7 +104,7 @@ def test_names_at_the_ends_of_lines_do_not_overlap(count):
 
 @given(st.floats(-1e9, 1e9), st.floats(0, 1e9))
 def test_ticks_are_few_and_span_the_values(low, extent):
-    marks = html.ticks(low, low + extent, math.inf)
+    marks = charts.ticks(low, low + extent, math.inf)
     slack = 1e-6 * max(1e-6, abs(low), extent)
     assert marks[0] <= low + slack and marks[-1] >= low + extent - slack
     assert 2 <= len(marks) <= 12
@@ -133,5 +133,5 @@ def test_a_change_mark_stays_inside_its_cell(difference, below, above):
 
 
 def test_every_series_of_a_ramp_has_its_own_colour():
-    paints = [tuple(html.paint(i, 4).values()) for i in range(4)]
+    paints = [tuple(charts.paint(i, 4).values()) for i in range(4)]
     assert len(set(paints)) == 4 and paints[0] == ("ramp base",) and paints[-1] == ("ramp last",)

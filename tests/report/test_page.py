@@ -14,12 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.report import accuracy_section, training_sections, vote_sections
+from lmsi_jax.report import comparison, formats, page, training_sections, vote_sections
 from lmsi_jax.report import html as html_module
-from lmsi_jax.report.page import render
-from lmsi_jax.report.summary import validate
+from lmsi_jax.report.summary import ShownQuestion, Summary
 
 VOID = {"meta", "br"}
+load = Summary.from_json
+
+
+def render(summary):
+    """The page of a summary's JSON."""
+    return page.render(load(summary))
 
 
 class Reader(html.parser.HTMLParser):
@@ -112,13 +117,13 @@ def test_the_headline_is_that_of_independent_sums(summary):
     pairs = [pair for t in tasks for pair in zip(found[0, t], found[1, t], strict=True)]
     gained, lost = pairs.count((0, 1)), pairs.count((1, 0))
     p = scipy.stats.binomtest(gained, gained + lost).pvalue
-    words, basis = accuracy_section.headline_words(summary)
+    words, basis = comparison.headline_words(load(summary))
     words = words.replace("\N{NO-BREAK SPACE}", " ")
     assert words == (
         f"Chain-of-thought accuracy on in-domain tasks rose from {before:.1f} % to {after:.1f} %"
     )
-    assert basis.startswith(f"+{after - before:.1f} points [95 %: ")
-    assert f"p {'= ' if p >= 1e-4 else ''}{html_module.p_value(p)}." in basis
+    assert basis.startswith(f"+{after - before:.1f} points [95\N{NO-BREAK SPACE}%: ")
+    assert f"p {'= ' if p >= 1e-4 else ''}{formats.p_value(p)}." in basis
     assert f"Mean over {len(tasks)} tasks, {len(pairs):,} test questions" in basis
     assert basis.replace("\N{NO-BREAK SPACE}", " ") in text_of(render(summary))
 
@@ -133,19 +138,19 @@ def test_a_task_row_holds_its_accuracies_and_its_p_value(summary):
     for cell, share, correct in zip(cells[2:4], shares, (before, after), strict=True):
         interval = scipy.stats.binomtest(sum(correct), len(correct)).proportion_ci(method="wilson")
         assert cell == f"{share:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
-    assert cells[4].startswith(html_module.points((shares[1] - shares[0]) / 100))
+    assert cells[4].startswith(formats.points((shares[1] - shares[0]) / 100))
     pairs = list(zip(before, after, strict=True))
     changed = pairs.count((0, 1)), pairs.count((1, 0))
     p = scipy.stats.binomtest(changed[0], sum(changed)).pvalue
-    assert cells[6] == html_module.p_value(p)
+    assert cells[6] == formats.p_value(p)
 
 
 def test_all_rounds_have_their_column(three_rounds):
-    heads = [row for row in read(render(three_rounds)).rows if row and row[0] == "PromptStyle"]
-    assert heads[0][:6] == ["PromptStyle", "n", "Base", "Round 1", "Round 2", "Round 3"]
+    heads = [row for row in read(render(three_rounds)).rows if row and row[0] == "Prompt style"]
+    assert heads[0][:6] == ["Prompt style", "n", "Base", "Round 1", "Round 2", "Round 3"]
 
 
-def test_alarms_stand_on_the_page(three_rounds):
+def test_alarms_are_on_the_page(three_rounds):
     assert "confidence rose to 0.73 while diversity fell by 21 %" in text_of(render(three_rounds))
 
 
@@ -265,7 +270,7 @@ def all_tasks_empty(summary):
     return summary
 
 
-def one_prompting_missing(summary):
+def prompt_styles_missing(summary):
     return only(summary, prompt_style=["standard", "self_consistency"])
 
 
@@ -322,7 +327,7 @@ ODD = [
     no_gold,
     empty_task,
     all_tasks_empty,
-    one_prompting_missing,
+    prompt_styles_missing,
     last_round_lacks_a_task,
     other_questions,
     base_not_evaluated,
@@ -353,11 +358,11 @@ def test_odd_later_rounds_are_shown_too(three_rounds, odd):
         (trained_but_not_evaluated, "Fine-tuned, but not evaluated"),
         (other_questions, "Base and last model cannot be compared"),
         (base_not_evaluated, "Base and last model cannot be compared"),
-        (one_prompting_missing, "Direct-answer accuracy on in-domain tasks rose from"),
+        (prompt_styles_missing, "Direct-answer accuracy on in-domain tasks rose from"),
     ],
 )
 def test_the_headline_claims_no_more_than_was_measured(summary, odd, words):
-    assert accuracy_section.headline_words(odd(summary))[0].startswith(words)
+    assert comparison.headline_words(load(odd(summary)))[0].startswith(words)
 
 
 @pytest.mark.parametrize(
@@ -368,12 +373,12 @@ def test_a_verdict_needs_a_clear_test(summary, gained, lost, verdict):
     after = [1] * gained + [0] * lost + [1] * 30
     rows = only(summary, task=["parity"], prompt_style=["cot"])
     rows["evals"][0]["correct"], rows["evals"][1]["correct"] = before, after
-    assert accuracy_section.of_task(rows, "parity")[0].change.verdict == verdict
+    assert comparison.compare_task(load(rows), "parity")[0].change.verdict == verdict
 
 
 def test_a_round_that_lacks_a_task_does_not_bend_the_mean(summary):
     odd = last_round_lacks_a_task(summary)
-    found = next(c for c in accuracy_section.of_domain(odd, "in") if c.prompt_style == "cot")
+    found = next(c for c in comparison.compare_domain(load(odd), "in") if c.prompt_style == "cot")
     assert found.by_round[0].n == found.by_round[1].n == 800 and found.change.tasks == 4
     assert "800 (4 of 5 tasks)" in text_of(render(odd))
 
@@ -382,8 +387,8 @@ def test_before_and_after_are_of_the_questions_that_were_compared(summary):
     for row in summary["evals"]:
         if row["round"] == 1 and row["task"] == "parity":
             row.update(correct=row["correct"][:50], confidence=row["confidence"][:50])
-    _, comparison = accuracy_section.headline(summary)
-    change = comparison.change
+    _, opening = comparison.headline(load(summary))
+    change = opening.change
     assert change.tasks == 4
     assert change.after - change.before == pytest.approx(change.difference)
 
@@ -400,7 +405,17 @@ def test_before_and_after_are_of_the_questions_that_were_compared(summary):
     ],
 )
 def test_a_vote_is_judged_by_keys(winner, gold, kind, result):
-    assert vote_sections.outcome({"winner": winner, "gold": gold}, kind) == result
+    shown = ShownQuestion(
+        task="t",
+        question="Q: ?",
+        gold=gold,
+        winner=winner,
+        confidence=1.0,
+        tied=False,
+        total=1,
+        paths=(),
+    )
+    assert vote_sections.outcome(shown, kind) == result
 
 
 def test_human_rows_are_not_called_free_of_labels(summary):
@@ -419,12 +434,13 @@ def test_a_long_curve_is_averaged_without_moving_its_mean():
     )
 
 
-def test_the_page_is_the_same_after_json(three_rounds):
-    assert render(json.loads(json.dumps(three_rounds))) == render(three_rounds)
+def test_a_summary_comes_back_from_json_equal(three_rounds):
+    summary = load(three_rounds)
+    assert load(json.loads(json.dumps(summary.to_json()))) == summary
 
 
 def stop(summary):
-    """The first set of the early-stop rule."""
+    """The first set of adaptive consistency."""
     return summary["adaptive_consistency"]["sets"][0]
 
 
@@ -434,43 +450,38 @@ def stop(summary):
         (lambda s: s.pop("seed"), "summary: expected a field 'seed'"),
         (lambda s: s.update(extra=1), "summary: expected only the fields name, seed"),
         (lambda s: s.update(seed="0"), "summary.seed: expected a whole number, found '0'"),
-        (lambda s: s["evals"][3].update(task="sums"), "summary.evals[3].task: expected one of"),
-        (lambda s: s["evals"][0].update(correct=[2]), "summary.evals[0].correct: expected 0 or 1"),
-        (
-            lambda s: s["evals"][0].update(prompt_style="few"),
-            "summary.evals[0].prompt_style: expected",
-        ),
-        (lambda s: s["evals"][3].update(confidence=[0.5]), "summary.evals[3].confidence"),
-        (lambda s: s["evals"].append(s["evals"][0]), "summary.evals: expected one entry for each"),
-        (lambda s: s["rounds"][0].update(round=0), "summary.rounds[0].round: expected 1 or more"),
-        (lambda s: s["rounds"][0]["train"][0].pop("step"), "summary.rounds[0].train[0]"),
-        (
-            lambda s: stop(s).update(task="sums"),
-            "summary.adaptive_consistency.sets[0].task: expected one of",
-        ),
+        (lambda s: s.update(seed=True), "summary.seed: expected a whole number, found True"),
+        (lambda s: s.update(tasks={}), "summary.tasks: expected a list, found {}"),
+        (lambda s: s["evals"][3].update(task="sums"), "summary: 'sums' is none of tasks (addition"),
+        (lambda s: s["evals"][0].update(correct=[2]), "summary.evals[0]: correct holds 2"),
+        (lambda s: s["evals"][0].update(prompt_style="few"), "summary.evals[0].prompt_style: exp"),
+        (lambda s: s["evals"][3].update(confidence=[0.5]), "summary.evals[3]: 1 confidences for"),
+        (lambda s: s["evals"].append(s["evals"][0]), "summary: evals has two entries for (0, 'ad"),
+        (lambda s: s["tasks"].append(s["tasks"][0]), "summary: tasks has two entries for addition"),
+        (lambda s: s["rounds"].append(s["rounds"][0]), "summary: rounds has two entries for 1"),
+        (lambda s: s["rounds"][0].update(round=0), "summary.rounds[0]: round 0, expected 1 or mo"),
+        (lambda s: s["evals"][0].update(round=-1), "summary.evals[0]: round -1, expected 0 or mo"),
+        (lambda s: s["evals"][3]["confidence"].append(1.5), "summary.evals[3]: 201 confidences"),
+        (lambda s: s["rounds"][0]["train"][0].pop("step"), "summary.rounds[0]: train[0] has no st"),
+        (lambda s: stop(s).update(task="sums"), "summary: 'sums' is none of tasks (addition_words"),
         (
             lambda s: stop(s)["taken"].append(33),
-            "summary.adaptive_consistency.sets[0].taken: expected at",
+            "summary.adaptive_consistency.sets[0]: taken 33 of",
         ),
-        (
-            lambda s: stop(s)["same"].pop(),
-            "summary.adaptive_consistency.sets[0].same: expected 0 or 1 for",
-        ),
-        (
-            lambda s: stop(s).update(correct=[]),
-            "summary.adaptive_consistency.sets[0].correct_stopped",
-        ),
+        (lambda s: stop(s)["same"].pop(), "summary.adaptive_consistency.sets[0]: same has 199 en"),
+        (lambda s: stop(s).update(correct=[]), "summary.adaptive_consistency.sets[0]: correct and"),
         (
             lambda s: s["adaptive_consistency"]["sets"].append(stop(s)),
-            "summary.adaptive_consistency.sets: expected",
+            "summary: adaptive_consistency.sets has two entries for ('test', 0, 'addition_words')",
         ),
         (lambda s: s["examples"][0].update(gold=3), "summary.examples[0].gold: expected text"),
+        (lambda s: s["versions"].update(jax=1), "summary.versions['jax']: expected text, found 1"),
     ],
 )
 def test_a_wrong_summary_is_named_with_its_remedy(summary, mistake, place):
     mistake(summary)
     with pytest.raises(LmsiError) as error:
-        validate(summary)
+        load(summary)
     assert str(error.value).startswith(place) and "lmsi report" in str(error.value)
 
 
@@ -479,7 +490,7 @@ def test_a_summary_that_is_no_dictionary_is_refused():
         render(3)
 
 
-def test_the_calibration_error_of_each_model_stands_below_its_chart_and_in_the_rows(summary):
+def test_the_calibration_error_is_below_each_chart_and_in_the_rows(summary):
     text = text_of(render(summary))
     for number in (0, 1):
         rows = [
@@ -493,7 +504,7 @@ def test_the_calibration_error_of_each_model_stands_below_its_chart_and_in_the_r
         for row in rows:
             (found,) = [
                 each["accuracy"][number]["calibration_error"]
-                for each in accuracy_section.as_rows(summary)
+                for each in comparison.accuracy_rows(load(summary))
                 if (each["task"], each["prompt_style"]) == (row["task"], "self_consistency")
             ]
             assert found == pytest.approx(_calibration_error([row]))
@@ -508,7 +519,7 @@ def _calibration_error(rows):
     return np.abs(apart).sum() / len(sure)
 
 
-def test_a_task_names_its_level_where_it_has_several(summary):
+def test_a_task_with_several_levels_names_its_level(summary):
     summary["tasks"][0]["level"] = ""
     told = " ".join("".join(read(render(summary)).text).split())
     first, second = (f"{t['name']} in-domain, {t['kind']}" for t in summary["tasks"][:2])
@@ -516,14 +527,14 @@ def test_a_task_names_its_level_where_it_has_several(summary):
     assert f"{second}, level easy" in told
 
 
-def test_a_confidence_is_of_all_paths_also_where_some_are_not_shown(summary):
+def test_a_confidence_counts_the_paths_that_are_not_shown(summary):
     shown = summary["examples"][0]
     shown["paths"] = shown["paths"][:1]
     assert shown["total"] == 32
     assert f"{100 * shown['confidence']:.1f} % of 32 paths" in text_of(render(summary))
 
 
-def test_losses_by_source_are_shown_where_there_are_several(summary):
+def test_losses_by_source_are_shown_if_there_are_several(summary):
     name = "Loss by source"
     assert name not in render(summary)
     for row in summary["rounds"]:
@@ -531,7 +542,7 @@ def test_losses_by_source_are_shown_where_there_are_several(summary):
             step.update({"loss/self_generated": 1.0, "loss/human": 2.0})
     page = render(summary)
     assert page.count(f"<h3>{name}") == len(summary["rounds"])
-    assert "human" in page and "self-generated" in page
+    assert ">human</text>" in page and ">self-generated</text>" in page
 
 
 def test_the_filters_of_a_round_are_shown_and_escaped(summary):
@@ -547,11 +558,11 @@ def test_the_filters_of_a_round_are_shown_and_escaped(summary):
         "wrong": 0,
     }
     summary["rounds"][0]["funnel"] = [step]
-    (row,) = [r for r in read(render(validate(summary))).rows if "Distribution<Shift>" in r[0]]
+    (row,) = [r for r in read(render(summary)).rows if "Distribution<Shift>" in r[0]]
     assert (
         row[0] == "Distribution<Shift>, shopping" and row[1] == "200" and row[2] == "160 80.0\xa0%"
     )
     assert row[-1] == "the shift is large: 40"
     summary["rounds"][0]["funnel"] = [{**step, "right": 120, "wrong": 40}]
-    (row,) = [r for r in read(render(validate(summary))).rows if "Distribution<Shift>" in r[0]]
+    (row,) = [r for r in read(render(summary)).rows if "Distribution<Shift>" in r[0]]
     assert row[3] == "120 75.0\xa0%"

@@ -1,5 +1,4 @@
-"""Paths from the engine against plain, unshared, uncached decoding; and what they must not depend
-on."""
+"""Samples of the engine equal plain, uncached decoding, and depend on their noise alone."""
 
 import dataclasses
 import random
@@ -10,12 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_decoder import reference_logits
+from sample_all import sample_all
 
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config import Decoding, Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.transformer import fresh_params
-from lmsi_jax.rollout.decode_step import decode_chunk, prefill_questions, sample_keys, uniforms
-from lmsi_jax.rollout.engine import Engine, Stream
+from lmsi_jax.rollout import program_cache
+from lmsi_jax.rollout.decode_step import decode_chunk, prefill_questions
+from lmsi_jax.rollout.engine import Engine
+from lmsi_jax.rollout.noise import sample_keys, uniforms
+from lmsi_jax.rollout.requests import Request
 from lmsi_jax.rollout.sampler import inverse_cdf
 from lmsi_jax.rollout.scheduler import Scheduler
 
@@ -34,11 +37,11 @@ def engine(micro_config, micro_params, tokenizer):
 
 
 def _run(engine, questions, sampling=FREE, prefix=PREFIX, **more):
-    return dict(engine.run(prefix, questions, sampling, **(NOISE | more)))
+    return sample_all(engine, prefix, questions, sampling, **(NOISE | more))
 
 
 def _plain(config, params, tokenizer, prompt, uid, index, sampling, steps):
-    """Decodes one path with a full forward pass for each token."""
+    """Decodes one sample with a full forward pass for each token."""
     ids, logprobs = tokenizer.encode(prompt), []
     start = len(ids)
     noise = np.asarray(uniforms(sample_keys(3, 1, [uid], [index]), jnp.arange(steps)[None]))[0]
@@ -58,12 +61,12 @@ def _plain(config, params, tokenizer, prompt, uid, index, sampling, steps):
 
 @pytest.mark.parametrize("prefix", ["", PREFIX])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_paths_equal_plain_decoding(
+def test_samples_equal_plain_decoding(
     engine, micro_config, micro_params, tokenizer, prefix, temperature
 ):
     sampling = Sampling(num_samples=3, temperature=temperature, max_new_tokens=9, stop=())
     paths = _run(engine, QUESTIONS, sampling, prefix)
-    assert {uid: [p.sample_index for p in own] for uid, own in paths.items()} == {
+    assert {uid: [p.sample_index for p in samples] for uid, samples in paths.items()} == {
         "q1": [0, 1, 2],
         "q2": [0, 1, 2],
     }
@@ -71,7 +74,7 @@ def test_paths_equal_plain_decoding(
     for path in (paths["q1"][1], paths["q2"][2]):
         prompt = prefix + texts[path.uid]
         ids, logprobs = _plain(
-            micro_config, micro_params, tokenizer, prompt, path.uid, path.index, sampling,
+            micro_config, micro_params, tokenizer, prompt, path.uid, path.sample_index, sampling,
             path.tokens,
         )  # fmt: skip
         assert path.text == tokenizer.decode(ids)
@@ -96,7 +99,7 @@ def test_every_kind_of_attention_equals_plain_decoding(micro_config, tokenizer, 
     )
     for path in _run(engine, QUESTIONS, sampling)["q2"]:
         ids, logprobs = _plain(
-            config, params, tokenizer, PREFIX + QUESTIONS[1][1], "q2", path.index, sampling,
+            config, params, tokenizer, PREFIX + QUESTIONS[1][1], "q2", path.sample_index, sampling,
             path.tokens,
         )  # fmt: skip
         assert path.text == tokenizer.decode(ids)
@@ -105,32 +108,34 @@ def test_every_kind_of_attention_equals_plain_decoding(micro_config, tokenizer, 
 
 @settings(max_examples=8)
 @given(st.randoms(), st.integers(1, 8))
-def test_a_path_depends_neither_on_the_order_nor_on_the_company(engine, shuffle, count):
+def test_a_sample_depends_neither_on_the_order_nor_on_the_company(engine, shuffle, count):
     everything = _run(engine, MANY)
     some = shuffle.sample(MANY, count)
     assert _run(engine, some) == {uid: everything[uid] for uid, _ in some}
 
 
-def test_a_path_does_not_depend_on_when_its_lane_was_refilled(engine):
+def test_a_sample_does_not_depend_on_when_its_slot_was_refilled(engine):
     whole = _run(engine, MANY)
     cut = random.Random(0)
     limits = {(uid, k): cut.randint(1, 13) for uid, _ in MANY for k in range(3)}
     shorter = _run(engine, MANY, limit=lambda uid, k: limits[uid, k])
     for uid, paths in shorter.items():
         for path, long in zip(paths, whole[uid], strict=True):
-            assert path.tokens == min(limits[uid, path.index], long.tokens)
+            assert path.tokens == min(limits[uid, path.sample_index], long.tokens)
             assert long.text.startswith(path.text.rstrip("\ufffd"))
 
 
 @pytest.mark.slow
-def test_paths_of_other_layouts_have_the_same_noise(engine, micro_config, micro_params, tokenizer):
-    """Other shapes may round differently; at this size no token lies that close to another."""
+def test_samples_of_other_layouts_have_the_same_noise(
+    engine, micro_config, micro_params, tokenizer
+):
+    """Other shapes may round differently; at this size no two tokens are that close."""
     other = Engine(micro_config, micro_params, tokenizer, Decoding(slots=16, chunk=4, page=8))
-    texts = {uid: [p.text for p in own] for uid, own in _run(engine, MANY).items()}
-    assert {uid: [p.text for p in own] for uid, own in _run(other, MANY).items()} == texts
+    texts = {uid: [p.text for p in samples] for uid, samples in _run(engine, MANY).items()}
+    assert {uid: [p.text for p in samples] for uid, samples in _run(other, MANY).items()} == texts
 
 
-def test_fewer_rows_at_the_end_change_no_byte(micro_config, micro_params, tokenizer):
+def test_fewer_slots_at_the_end_change_no_byte(micro_config, micro_params, tokenizer):
     sampling = Sampling(num_samples=16, temperature=1.0, max_new_tokens=12, stop=("e",))
     found = []
     for adaptive_batch in (True, False):
@@ -143,7 +148,7 @@ def test_fewer_rows_at_the_end_change_no_byte(micro_config, micro_params, tokeni
     assert found[0] == found[1]
 
 
-def test_a_program_of_fewer_rows_that_gives_other_bits_is_not_used(
+def test_a_program_of_fewer_slots_that_gives_other_bits_is_not_used(
     micro_config, micro_params, tokenizer, monkeypatch
 ):
     sampling = Sampling(num_samples=16, temperature=1.0, max_new_tokens=12, stop=("e",))
@@ -152,10 +157,10 @@ def test_a_program_of_fewer_rows_that_gives_other_bits_is_not_used(
         micro_config, micro_params, tokenizer, dataclasses.replace(layout, adaptive_batch=False)
     )
     engine = Engine(micro_config, micro_params, tokenizer, layout)
-    monkeypatch.setattr(Stream, "_alike", lambda *_: False)
+    monkeypatch.setattr(program_cache, "chunks_agree", lambda *_: False)
     seen = []
     assert _run(engine, MANY, sampling, on_chunk=seen.append) == _run(whole, MANY, sampling)
-    assert False in engine._device.verified_programs.values() and seen[-1].slot_steps % 256 == 0
+    assert False in engine._model.programs.verified.values() and seen[-1].slot_steps % 256 == 0
 
 
 def test_prompts_of_one_token_and_no_task_prompt(engine, micro_config, micro_params, tokenizer):
@@ -164,7 +169,7 @@ def test_prompts_of_one_token_and_no_task_prompt(engine, micro_config, micro_par
     assert len(tokenizer.encode(letter)) == 1
     for path in _run(engine, [("one", letter)], sampling, "")["one"]:
         ids, logprobs = _plain(
-            micro_config, micro_params, tokenizer, letter, "one", path.index, sampling, 1
+            micro_config, micro_params, tokenizer, letter, "one", path.sample_index, sampling, 1
         )
         assert path.text == tokenizer.decode(ids)
         assert path.logprob == pytest.approx(sum(logprobs), abs=1e-4)
@@ -174,7 +179,7 @@ def test_counts_add_up(engine):
     seen = []
     paths = _run(engine, MANY, on_chunk=seen.append)
     tokens = sum(path.tokens for own in paths.values() for path in own)
-    assert (seen[-1].paths, seen[-1].tokens) == (24, tokens)
+    assert (seen[-1].samples, seen[-1].tokens) == (24, tokens)
     assert 0.5 < seen[-1].utilisation <= 1
     assert seen[-1].slot_steps % (5 * 2) == 0
 
@@ -188,35 +193,37 @@ def test_after_the_first_run_nothing_is_compiled(engine):
 
 
 @pytest.mark.slow
-def test_more_pages_come_when_paths_need_them(micro_config, micro_params, tokenizer, engine):
+def test_pages_are_added_when_samples_need_them(micro_config, micro_params, tokenizer, engine):
     tight = Engine(micro_config, micro_params, tokenizer, dataclasses.replace(SMALL, pool_bytes=1))
     assert _run(tight, MANY) == _run(engine, MANY)
 
 
-def test_a_settled_question_starts_no_more_paths(engine):
-    """The rule is asked at fixed counts, of paths in index order, whatever ended first."""
+def test_a_settled_question_starts_no_more_samples(engine):
+    """The rule is asked at fixed counts, of samples in index order, whatever ended first."""
     everything = _run(engine, MANY, dataclasses.replace(FREE, num_samples=8))
     asked = []
 
-    def settled(uid, paths):
-        asked.append((uid, len(paths)))
-        assert [path.index for path in paths] == list(range(len(paths)))
-        return uid.startswith("q1") and len(paths) >= 4
+    def is_settled(request, samples):
+        asked.append((request.uid, len(samples)))
+        assert [sample.sample_index for sample in samples] == list(range(len(samples)))
+        return request.uid.startswith("q1") and len(samples) >= 4
 
     stopping = dataclasses.replace(
         FREE, num_samples=8, adaptive_consistency=0.95, adaptive_consistency_every=2
     )
-    paths = _run(engine, MANY, stopping, settled=settled)
-    assert {uid: len(own) for uid, own in paths.items()} == {
+    paths = _run(engine, MANY, stopping, is_settled=is_settled)
+    assert {uid: len(samples) for uid, samples in paths.items()} == {
         uid: 4 if uid.startswith("q1") else 8 for uid, _ in MANY
     }
-    texts = {uid: [path.text for path in own] for uid, own in everything.items()}
-    assert all([p.text for p in own] == texts[uid][: len(own)] for uid, own in paths.items())
+    texts = {uid: [path.text for path in samples] for uid, samples in everything.items()}
+    assert all(
+        [p.text for p in samples] == texts[uid][: len(samples)] for uid, samples in paths.items()
+    )
     assert len(asked) == len(set(asked))
     assert {count for uid, count in asked if uid.startswith("q1")} == {2, 4}
 
 
-def test_a_path_ends_before_the_first_stop_string(engine):
+def test_a_sample_ends_before_the_first_stop_string(engine):
     free = Sampling(num_samples=3, temperature=1.0, max_new_tokens=40, stop=())
     whole = _run(engine, QUESTIONS, free, "")["q1"]
     stop = whole[0].text[10:13]
@@ -251,7 +258,7 @@ def test_bfloat16_stays_near_float32(engine, micro_config, micro_params, tokeniz
 
 
 @pytest.mark.slow
-def test_moving_pages_together_changes_no_path(micro_config, micro_params, tokenizer, monkeypatch):
+def test_compacting_pages_changes_no_sample(micro_config, micro_params, tokenizer, monkeypatch):
     layout = Decoding(slots=4, chunk=2, page=2, pool_bytes=1)
     engine = Engine(micro_config, micro_params, tokenizer, layout)
 
@@ -272,7 +279,7 @@ def test_moving_pages_together_changes_no_path(micro_config, micro_params, token
     assert run() == together
 
 
-def test_no_questions_give_no_paths(engine):
+def test_no_requests_give_no_responses(engine):
     assert _run(engine, []) == {}
 
 
@@ -280,8 +287,17 @@ def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_sampled(engine
     sampling = Sampling(num_samples=3, max_new_tokens=200)
     text = "Q: Ann has 3 pens. " * 20
     with pytest.raises(LmsiError, match=r"question long needs \d+ positions.*the model has 256"):
-        next(engine.run("", [*QUESTIONS, ("long", text)], sampling, **NOISE))
-    assert engine.prompt_tokens(text) == len(engine.tokenizer.encode(text))
+        sample_all(engine, "", [*QUESTIONS, ("long", text)], sampling, **NOISE)
+
+
+def test_prompt_lengths_are_those_of_the_requests_own_texts(engine):
+    requests = [
+        Request(uid=uid, prefix=prefix, text=text, sampling=FREE)
+        for prefix in ("", PREFIX)
+        for uid, text in MANY
+    ]
+    lengths = [len(engine.tokenizer.encode(request.text)) for request in requests]
+    assert engine.prompt_lengths(requests) == lengths
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(micro_config, micro_params, tokenizer):
@@ -291,14 +307,14 @@ def test_a_tokenizer_larger_than_the_model_is_refused(micro_config, micro_params
 
 
 @pytest.mark.parametrize(
-    "bad", [{"slots": 0}, {"chunk": 8, "page": 12}, {"dtype": "int8"}, {"resident": 0.5}]
+    "bad", [{"slots": 0}, {"chunk": 8, "page": 12}, {"dtype": "int8"}, {"prompt_cache_factor": 0.5}]
 )
 def test_a_layout_out_of_range_is_refused(bad):
     with pytest.raises(LmsiError, match=next(iter(bad))):
         Decoding(**bad)
 
 
-def test_paths_that_are_sampled_in_several_goes_are_those_that_are_sampled_together(engine):
+def test_samples_drawn_in_several_calls_equal_those_drawn_in_one(engine):
     seven = dataclasses.replace(FREE, num_samples=7)
     whole = _run(engine, MANY, seven)
     split: dict[str, list] = {uid: [] for uid in whole}
@@ -306,16 +322,16 @@ def test_paths_that_are_sampled_in_several_goes_are_those_that_are_sampled_toget
         numbers = range(first, 7, 3)
         sampling = dataclasses.replace(FREE, num_samples=len(numbers))
         for uid, paths in _run(engine, MANY, sampling, numbers=numbers).items():
-            assert [path.index for path in paths] == list(numbers)
+            assert [path.sample_index for path in paths] == list(numbers)
             split[uid] += paths
     for uid, paths in split.items():
-        paths = sorted(paths, key=lambda path: path.index)
+        paths = sorted(paths, key=lambda path: path.sample_index)
         assert [(p.sample_index, p.text) for p in paths] == [
             (p.sample_index, p.text) for p in whole[uid]
         ]
 
 
-def test_a_path_has_its_number_s_noise_whatever_its_prompt_is(engine):
+def test_a_sample_has_the_noise_of_its_index_whatever_its_prompt_is(engine):
     """So hot that every token is as likely as any other: what comes is the noise alone."""
     hot = dataclasses.replace(FREE, num_samples=4, temperature=1e12)
     whole = _run(engine, QUESTIONS, hot)
@@ -325,9 +341,3 @@ def test_a_path_has_its_number_s_noise_whatever_its_prompt_is(engine):
         for uid, paths in _run(engine, QUESTIONS, half, prefix, numbers=some).items():
             assert [p.text for p in paths] == [whole[uid][k].text for k in some]
     assert len({path.text for paths in whole.values() for path in paths}) == 8
-
-
-@pytest.mark.parametrize("numbers", [(0, 1), (0, 2, 1), (0, 1, 1), (-1, 0, 1)])
-def test_numbers_that_are_not_as_many_rising_ones_as_paths_are_refused(engine, numbers):
-    with pytest.raises(ValueError, match="are not 3 rising numbers of paths"):
-        _run(engine, QUESTIONS, numbers=numbers)

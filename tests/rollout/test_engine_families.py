@@ -1,4 +1,4 @@
-"""Paths of every family's decoder equal plain decoding, and rows keep their bits in any company."""
+"""Samples of every family equal plain decoding, and rows keep their bits in any company."""
 
 import functools
 
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from families import FEW_FAST, of_family
 from path_scores import Characters, expected, sharp_params
+from sample_all import sample_all
 
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config import Decoding, Sampling
 from lmsi_jax.models.rotary import angles_of
 from lmsi_jax.models.sharding import decoding_weights
 from lmsi_jax.models.transformer import hidden_states
@@ -22,7 +23,7 @@ LAYOUT = Decoding(slots=3, chunk=2, page=4, prefill_tokens=64)
 
 @pytest.mark.parametrize("family", FEW_FAST)
 def test_log_probabilities_equal_plain_decoding(micro_config, family):
-    """The windows of the families that have some end in the prompt, the question and the path."""
+    """Windows end in the prompt, in the question and in the sample."""
     config = of_family(micro_config, family)
     params, letters = sharp_params(config, 1), Characters(config.vocab_size)
     draw = np.random.default_rng(0)
@@ -31,7 +32,8 @@ def test_log_probabilities_equal_plain_decoding(micro_config, family):
         num_samples=2, temperature=0.7, max_new_tokens=11, stop=(), token_logprobs=True
     )
     questions = [(f"q{n}", text) for n, text in enumerate(texts)]
-    found = dict(Engine(config, params, letters, LAYOUT).run(prefix, questions, sampling, **NOISE))
+    engine = Engine(config, params, letters, LAYOUT)
+    found = sample_all(engine, prefix, questions, sampling, **NOISE)
     for uid, text in questions:
         sample = found[uid][1]
         plain = expected(config, params, letters.encode(prefix + text), sample, 0.7, **NOISE)
@@ -45,7 +47,7 @@ def _states(config, weights, tokens):
     positions = 7 + jnp.arange(len(tokens))
 
     def attend(layer, q, k, v):
-        """Something of each row's own, from all three."""
+        """Returns numbers of each row's own that depend on q, k and v."""
         return q + jnp.repeat(k + v, q.shape[1] // k.shape[1], axis=1)
 
     return hidden_states(config, weights, tokens, angles_of(config, positions), attend)

@@ -1,4 +1,4 @@
-"""Every path runs once, nothing is shared, and nothing waits that could run."""
+"""Every sample runs once, no page has two owners, and nothing waits that could run."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,7 +7,7 @@ from lmsi_jax.rollout.scheduler import Plan, Scheduler
 
 
 def _owned(active):
-    """What each page must hold: (question, path, which of its pages)."""
+    """Returns the owner of each page: (question, sample, which of its pages)."""
     return {
         page: (path.question, path.index, at)
         for path in active
@@ -16,7 +16,7 @@ def _owned(active):
 
 
 def _compact(scheduler, size, stored):
-    """Carries the moves out in `stored` and checks that every path finds its pages again."""
+    """Carries the moves out in `stored` and checks that every sample finds its pages again."""
     before = {path.question * 1000 + path.index: len(path.pages) for path in scheduler.active}
     moves = scheduler.compact(size)
     assert not {begin for begin, _ in moves} & {end for _, end in moves}
@@ -83,7 +83,7 @@ def _drive(scheduler, plan, seen):
     st.integers(1, 4),
     st.integers(1, 4),
 )
-def test_every_path_of_every_question_runs_once(lengths, rows, slots, places):
+def test_every_sample_of_every_question_runs_once(lengths, rows, slots, places):
     plan = Plan(
         num_samples=4, slots=rows, prompt_slots=slots, slots_per_prompt=places, chunk=2, page=6
     )
@@ -99,7 +99,7 @@ def test_every_path_of_every_question_runs_once(lengths, rows, slots, places):
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=8), st.integers(1, 9))
 def test_a_question_stops_at_the_first_count_that_settles_it(needed, rows):
-    """Question q is settled from needed[q] * 2 paths on; nothing beyond is started."""
+    """Settles question q from needed[q] * 2 samples on; nothing beyond is started."""
     plan = Plan(
         num_samples=8,
         slots=rows,
@@ -122,7 +122,7 @@ def test_a_question_stops_at_the_first_count_that_settles_it(needed, rows):
         assert ran == list(range(2 * count))
 
 
-def test_rows_stay_busy_while_paths_wait():
+def test_slots_stay_busy_while_samples_wait():
     plan = Plan(num_samples=4, slots=4, prompt_slots=2, slots_per_prompt=4, chunk=1, page=2)
     scheduler = Scheduler(plan, iter(range(3)), lambda q, k: 1 + k)
     busy = []

@@ -1,4 +1,4 @@
-"""Where paths end, against a search in the whole text after every token."""
+"""Ends of samples equal those of a search in the whole text after every token."""
 
 import pytest
 from hypothesis import given
@@ -8,7 +8,7 @@ from lmsi_jax.rollout.stops import Ending, Stops, first_stop
 
 
 class Letters:
-    """One token a character, and two that hold several."""
+    """A tokenizer with one token per character, and two tokens that hold several."""
 
     texts = ("", *"0123456789.,\nQ:ab ", "\n\n", "5\nQ:")
     vocab_size = len(texts)
@@ -37,7 +37,7 @@ def _ending(tokens, stops, limit, chunk):
 
 
 def _by_hand(tokens, stops, limit):
-    """Looks again after every token."""
+    """Searches again after every token."""
     for used in range(1, len(tokens) + 1):
         ended = tokens[used - 1] == LETTERS.eos_id
         text = LETTERS.decode(tokens[:used])
@@ -59,7 +59,7 @@ def _by_hand(tokens, stops, limit):
     st.integers(1, 30),
     st.integers(1, 9),
 )
-def test_the_end_is_where_a_search_after_every_token_finds_it(tokens, limit, chunk):
+def test_the_end_is_that_of_a_search_after_every_token(tokens, limit, chunk):
     expected = _by_hand(tokens, STOPS, limit)
     found = _ending(tokens, STOPS, limit, chunk)
     if expected is None:
@@ -83,7 +83,7 @@ def test_a_full_stop_inside_a_number_is_none(text, ends):
     assert (None if at is None else text[:at]) == ends
 
 
-def test_a_full_stop_after_a_digit_waits_for_what_follows():
+def test_a_full_stop_after_a_digit_waits_for_the_next_character():
     tokens = LETTERS.encode("a3.")
     finder = Stops(LETTERS, (".",))
     assert finder.ending(tokens, 3, 99) is None
@@ -106,13 +106,13 @@ def test_the_limit_cuts_and_the_end_token_finishes():
 
 
 class Stripping(Letters):
-    """Drops a space that begins a text, as SentencePiece's dummy prefix makes it do."""
+    """A tokenizer that drops a leading space, as SentencePiece's dummy prefix makes it do."""
 
     def decode(self, ids):
         return super().decode(ids).removeprefix(" ")
 
 
-def test_a_stop_that_ends_in_a_space_is_found_where_texts_lose_their_first_one():
+def test_a_stop_that_ends_in_a_space_is_found_if_texts_lose_their_first_one():
     tokenizer = Stripping()
     finder = Stops(tokenizer, ("a: ",))
     tokens = tokenizer.encode("ba: b")

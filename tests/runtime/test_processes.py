@@ -23,11 +23,10 @@ _SCRIPT = """
 import os, sys, time
 import jax
 from lmsi_jax.runtime import processes, signals
-from lmsi_jax.rollout import generate as g
+from lmsi_jax.pipeline import sample_shards
 from lmsi_jax.rollout.engine import Engine
-from lmsi_jax.rollout.scheduler import Decoding
-from lmsi_jax.rollout.sampler import Sampling
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
+from lmsi_jax.config import Decoding, Sampling
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.models.tokenizers import SentencePiece
 from lmsi_jax.runtime.store import ShardStore
@@ -39,33 +38,31 @@ if count > 1:
 config = ModelConfig(vocab_size=320, num_layers=2, embed_dim=24, num_heads=4, num_kv_heads=2,
                      head_dim=6, mlp_dim=40, max_length=256)
 
-class Watcher:
-    def chunk(self, stats):
-        open(f"{folder}.{index}.began", "w").close()
-        time.sleep(float(pause))
-    def question(self, uid, paths):
-        pass
-
 def sample(order):
     engine = Engine(config, init_params(config, jax.random.key(0)), SentencePiece(tokenizer),
                     Decoding(slots=6))
-    sampling = Sampling(paths=3, temperature=1.0, max_new_tokens=8, stop=())
-    jobs = [g.Job(name=name, prefix="Q: 3?\\\\nA: 7.\\\\n", sampling=sampling,
-                  questions={f"{name}/{i}": "Q: 1 + " + "9" * i for i in range(1, 8)})
+    sampling = Sampling(num_samples=3, temperature=1.0, max_new_tokens=8, stop=())
+    jobs = [sample_shards.Job(name=name, prefix="Q: 3?\\\\nA: 7.\\\\n", sampling=sampling,
+                              questions={f"{name}/{i}": "Q: 1 + " + "9" * i for i in range(1, 8)})
             for name in ("a", "b")]
-    with signals.deferred() as requested:
-        def leave():
+    with signals.deferred_signals() as requested:
+        def on_chunk(stats):
+            if stats.slot_steps:
+                open(f"{folder}.{index}.began", "w").close()
+                time.sleep(float(pause))
             if requested():
                 raise signals.Terminated
-        works = g.prepare(engine, jobs, store.missing, size=2, max_length=256, share=them.share)
-        g.generate(engine, works, store, seed=1, round_index=order["round"], watcher=Watcher(),
-                   leave=leave)
+        shards = sample_shards.plan_shards(engine, jobs, size=2, share=them.share)
+        missing = store.missing([shard.name for shard in shards])
+        missing = [shard for shard in shards if shard.name in missing]
+        list(sample_shards.fill_shards(engine, missing, store, seed=1, round_index=order["round"],
+                                       on_chunk=on_chunk))
 
 store = ShardStore(folder)
 code = 0
 try:
     them = processes.Processes()
-    with signals.leaving(), them.joined():
+    with signals.signals_as_exceptions(), them.joined():
         if them.index == 0:
             with them.together("sample", 4):
                 sample({"round": 4})

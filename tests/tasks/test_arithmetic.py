@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsi_jax.tasks.arithmetic import THINGS, in_a_hurry, join, pick, sum_steps
+from lmsi_jax.tasks.word_sums import THINGS, in_a_hurry, join, pick, sum_steps
 
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 _STEP = re.compile(r"-?\d+(?: [-+*] \d+)+ = -?\d+\.")

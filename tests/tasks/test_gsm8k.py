@@ -11,7 +11,7 @@ from shared_data import DATA, needed
 from lmsi_jax import answers
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.tasks import exemplars
-from lmsi_jax.tasks.gsm8k import TASK, one_line
+from lmsi_jax.tasks.math_word_problems import GSM8K, one_line
 
 REAL = DATA / "gsm8k"
 ROWS = [
@@ -28,7 +28,7 @@ def _write(folder, rows=ROWS, name="test.jsonl"):
     data = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
     packed = gzip.compress(data.encode()) if name.endswith(".gz") else data.encode()
     (folder / name).write_bytes(packed)
-    return TASK.from_folder(str(folder))
+    return GSM8K.from_folder(str(folder))
 
 
 @pytest.mark.parametrize("name", ["test.jsonl", "test.jsonl.gz"])
@@ -119,7 +119,7 @@ def test_a_malformed_line_is_named(tmp_path, line, message):
 
 def test_missing_folders_and_files_are_named(tmp_path):
     with pytest.raises(LmsiError, match="there is no folder .*nowhere; correct data_dir"):
-        TASK.from_folder(str(tmp_path / "nowhere")).questions("test", "easy", 1, 0)
+        GSM8K.from_folder(str(tmp_path / "nowhere")).questions("test", "easy", 1, 0)
     with pytest.raises(LmsiError, match=r"has no train.jsonl \(or .gz\)"):
         _write(tmp_path).questions("train", "easy", 1, 0)
     with pytest.raises(LmsiError, match="no split 'pretrain'; choose train or test"):
@@ -137,7 +137,7 @@ def test_missing_folders_and_files_are_named(tmp_path):
 def test_a_damaged_file_is_named(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(LmsiError, match=f"cannot read .*{name} .*copy it anew"):
-        TASK.from_folder(str(tmp_path)).questions("test", "easy", 1, 0)
+        GSM8K.from_folder(str(tmp_path)).questions("test", "easy", 1, 0)
 
 
 def test_what_is_worked_out_in_the_exemplars_is_right():
@@ -153,7 +153,7 @@ def test_what_is_worked_out_in_the_exemplars_is_right():
 @needed("gsm8k")
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_the_real_files_parse_and_their_gold_answers_have_keys(split):
-    task = TASK.from_folder(str(REAL))
+    task = GSM8K.from_folder(str(REAL))
     size = {"test": 1319, "train": 7473}[split]
     questions = task.questions(split, "easy", size, 0)
     assert len({q.uid for q in questions}) == size

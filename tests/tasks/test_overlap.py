@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsi_jax.tasks import overlap
-from lmsi_jax.tasks.overlap import Contamination
+from lmsi_jax.tasks import contamination
+from lmsi_jax.tasks.contamination import Contamination
 
 WORDS = st.lists(st.sampled_from(["a", "b", "C"]), min_size=1, max_size=9).map(" ".join)
 QUESTIONS = st.lists(WORDS, max_size=4).map(lambda rows: {str(i): r for i, r in enumerate(rows)})
@@ -12,7 +12,7 @@ QUESTIONS = st.lists(WORDS, max_size=4).map(lambda rows: {str(i): r for i, r in 
 
 @given(QUESTIONS, QUESTIONS, st.integers(0, 4))
 def test_overlaps_are_those_that_comparing_every_pair_finds(questions, evaluated, words):
-    found = {one.uid for one in overlap.find_contaminated(questions, evaluated, words)}
+    found = {one.uid for one in contamination.find_contaminated(questions, evaluated, words)}
 
     def overlaps(a: str, b: str) -> bool:
         a, b = a.lower(), b.lower()
@@ -25,19 +25,23 @@ def test_overlaps_are_those_that_comparing_every_pair_finds(questions, evaluated
 
 
 def test_capitals_punctuation_and_spaces_do_not_count():
-    found = overlap.find_contaminated({"x": "How many, really?"}, {"y": "how  MANY really"}, 0)
+    found = contamination.find_contaminated(
+        {"x": "How many, really?"}, {"y": "how  MANY really"}, 0
+    )
     assert found == [Contamination("x", "y", "the same question")]
 
 
 def test_a_run_of_equal_words_is_found_within_the_content_alone():
     a, b = "one two three\nA TEMPLATE HERE", "zero one two three\nA TEMPLATE HERE"
-    assert overlap.find_contaminated({"x": a}, {"y": b}, 3) == [
+    assert contamination.find_contaminated({"x": a}, {"y": b}, 3) == [
         Contamination("x", "y", "3 equal words in a row")
     ]
     c, d = "one two three\nA TEMPLATE HERE", "one three two\nA TEMPLATE HERE"
-    assert overlap.find_contaminated({"x": c}, {"y": d}, 3)
-    assert not overlap.find_contaminated({"x": c}, {"y": d}, 3, lambda text: text.splitlines()[:1])
-    assert not overlap.find_contaminated(
+    assert contamination.find_contaminated({"x": c}, {"y": d}, 3)
+    assert not contamination.find_contaminated(
+        {"x": c}, {"y": d}, 3, lambda text: text.splitlines()[:1]
+    )
+    assert not contamination.find_contaminated(
         {"x": "one two\nthree"}, {"y": "one two three four"}, 3, str.splitlines
     )
 
@@ -46,6 +50,6 @@ def test_a_run_of_equal_words_is_found_within_the_content_alone():
 def test_the_distinct_ones_are_those_that_overlap_with_no_kept_one_before_them(questions, words):
     kept: dict[str, str] = {}
     for uid, text in questions.items():
-        if not overlap.find_contaminated({uid: text}, kept, words):
+        if not contamination.find_contaminated({uid: text}, kept, words):
             kept[uid] = text
-    assert overlap.deduplicate(questions, words) == list(kept)
+    assert contamination.deduplicate(questions, words) == list(kept)

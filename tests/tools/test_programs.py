@@ -3,11 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from sample_all import sample_all
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Training
-from lmsi_jax.config.sampling import Decoding, Sampling
-from lmsi_jax.models.sharding import DecodeMesh
+from lmsi_jax.config import Decoding, ModelConfig, Sampling, Training
+from lmsi_jax.models.sharding import DeviceMesh
 from lmsi_jax.models.tokenizers import SentencePiece
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.rollout import decode_step
@@ -36,7 +35,7 @@ def test_a_decode_chunk_is_compiled_for_the_engine_s_own_arguments(
     decode = decode_step.decode_chunk
 
     def noted(*arguments):
-        given.append(_shapes(arguments[4:-1]))
+        given.append(_shapes(arguments[1:]))
         return decode(*arguments)
 
     monkeypatch.setattr(engine_module, "decode_chunk", noted)
@@ -44,13 +43,13 @@ def test_a_decode_chunk_is_compiled_for_the_engine_s_own_arguments(
     sampling = Sampling(num_samples=3, max_new_tokens=9, stop=())
     engine = Engine(_CONFIG, init_params(_CONFIG, jax.random.key(0)), tokenizer, decoding)
     question = "Q: Ann has 3 pens, Ben has 4."
-    list(engine.run(prefix, [("q", question)], sampling, seed=1, round_index=0))
+    sample_all(engine, prefix, [("q", question)], sampling, seed=1, round_index=0)
     lengths = Lengths(
-        prompt=engine.prompt_tokens(prefix) if prefix else 0,
-        question=engine.prompt_tokens(question),
+        prompt=len(tokenizer.encode(prefix)),
+        question=len(tokenizer.encode(question)),
     )
     assert (
-        _shapes(decode_arguments(_CONFIG, decoding, sampling, lengths, DecodeMesh())) == given[-1]
+        _shapes(decode_arguments(_CONFIG, decoding, sampling, lengths, DeviceMesh())) == given[-1]
     )
 
 

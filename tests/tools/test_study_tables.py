@@ -1,4 +1,4 @@
-"""What a study's numbers are made of, against NumPy and SciPy."""
+"""The numbers of a study's table, against NumPy and SciPy."""
 
 import dataclasses
 import itertools
@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from lmsi_jax.config.study_plan import Study, Variant
-from lmsi_jax.tools import study_results, study_units
+from lmsi_jax.config import Study, Variant
+from lmsi_jax.tools import study_results
 from lmsi_jax.tools.study_page import head_and_rows, render
 
 _CONFIG = {"vocab_size": 32, "num_layers": 1, "embed_dim": 8, "num_heads": 2, "num_kv_heads": 1}
@@ -103,7 +103,7 @@ def test_an_interval_is_students_unless_the_questions_alone_give_more(drawn):
     pytest.fail("no such row")
 
 
-def test_single_tasks_stand_beside_their_mean_where_they_are_asked_for(drawn):
+def test_by_task_adds_the_single_tasks_to_their_means(drawn):
     study, scores = drawn
     study = dataclasses.replace(study, by_task=True, measure="accuracy")
     rows = {(r["variant"], r["domain"]): r for r in study_results.accuracy_rows(study, study.seeds)}
@@ -111,8 +111,8 @@ def test_single_tasks_stand_beside_their_mean_where_they_are_asked_for(drawn):
         *("in", "out"),
         *("legs", "choices", "travel"),
     ]
-    wanted = np.mean([scores["a", seed][2]["legs", "cot"].mean() for seed in study.seeds])
-    assert rows["a", "legs"]["after"][0] == pytest.approx(wanted)
+    expected = np.mean([scores["a", seed][2]["legs", "cot"].mean() for seed in study.seeds])
+    assert rows["a", "legs"]["after"][0] == pytest.approx(expected)
     assert rows["a", "travel"]["change"] == rows["a", "out"]["change"]  # the only other task
 
 
@@ -129,11 +129,11 @@ def test_runs_are_ordered_by_seed_and_share_with_those_of_their_seed(tmp_path):
         seeds=(0, 1),
         output_dir=str(tmp_path),
     )
-    folders = [unit.folder.removeprefix(f"{tmp_path}/") for unit in study_units.units(study)]
+    folders = [unit.folder.removeprefix(f"{tmp_path}/") for unit in study_results.units(study)]
     assert folders == ["s/base/once", "s/a/seed0", "s/a/seed1"]
     for folder in ("t/b/seed1", "t/b/seed0", "t/c/once", "s/a/seed1"):
         (tmp_path / folder).mkdir(parents=True)
-    shared = [study_units.reusable_runs(study, unit) for unit in study_units.units(study)]
+    shared = [study_results.reusable_runs(study, unit) for unit in study_results.units(study)]
     assert shared == [(f"{tmp_path}/t/{x}",) for x in ("c/once", "b/seed0", "b/seed1")]
 
 
@@ -152,7 +152,7 @@ def test_curves_are_averaged_over_tasks_and_seeds(monkeypatch):
             {**row, "task": task, "curve": [point(1, share), point(4, share + 0.1)]}
             for task, share in zip(("legs", "choices", "travel"), shares, strict=True)
         ]
-        return study_units.Evaluated(
+        return study_results.Evaluated(
             trained=("legs", "choices"), parameters=1, scores={0: scores, 1: scores}
         )
 
@@ -171,7 +171,7 @@ def test_curves_are_averaged_over_tasks_and_seeds(monkeypatch):
 
 def test_questions_are_the_clusters_of_their_rows():
     """One row of each question: the binomial variance; copies of all rows add nothing."""
-    once = [study_results.Weighed(f"q{i}", 1.0, i % 3 == 0) for i in range(30)]
+    once = [study_results.WeightedRow(f"q{i}", 1.0, i % 3 == 0) for i in range(30)]
     share = 1 / 3
     assert study_results.clustered_variance(once) == pytest.approx(share * (1 - share) / 29)
     assert study_results.clustered_variance(once * 5) == pytest.approx(
@@ -179,21 +179,22 @@ def test_questions_are_the_clusters_of_their_rows():
     )
 
 
-def test_a_weight_lies_in_the_papers_bin_and_each_row_in_one():
+def test_every_row_falls_into_exactly_one_of_the_papers_bins():
     names = [
         study_results.bin_name(low, high) for low, high in itertools.pairwise(study_results.EDGES)
     ]
     assert names == ["[1, 1.1)", "[1.1, 1.3)", "[1.3, 1.5)", "[1.5, 2)", "[2, ∞)"]
     rows = [
-        study_results.Weighed(f"q{w}", w, w < 1.4) for w in (1.0, 1.1, 1.2, 1.3, 1.5, 2.0, np.inf)
+        study_results.WeightedRow(f"q{w}", w, w < 1.4)
+        for w in (1.0, 1.1, 1.2, 1.3, 1.5, 2.0, np.inf)
     ]
     counts = [
-        study_results._bin([rows], *edge)["rows"]
+        study_results.right_share([rows], *edge)["rows"]
         for edge in itertools.pairwise(study_results.EDGES)
     ]
     assert counts == [1, 2, 1, 1, 2]
-    assert study_results._bin([rows], 1.0, 1.1)["right"][0] == 1.0
-    assert study_results._bin([rows[:1]], 1.5, 2.0)["right"] is None
+    assert study_results.right_share([rows], 1.0, 1.1)["right"][0] == 1.0
+    assert study_results.right_share([rows[:1]], 1.5, 2.0)["right"] is None
 
 
 @pytest.mark.parametrize("measure", ["accuracy", "rounds", "sizes", "paths", "shift"])

@@ -1,0 +1,70 @@
+"""Grade-school word problems with a number as the answer: GSM8K and SVAMP.
+
+GSM8K (Cobbe et al. 2021, arXiv 2110.14168), in domain:
+
+    Q: Mia bakes 24 rolls. She eats 3 and packs the rest in bags of 7. How many bags does she fill?
+    A: Mia has 24 - 3 = 21 rolls left. 21 / 7 = 3. The answer is 3.
+
+SVAMP (Patel et al. 2021, arXiv 2103.07191), out of domain, test questions alone:
+
+    Q: Paco had 26 salty cookies and ate 9 of them. How many salty cookies did he have left?
+    A: 26 - 9 = 17. The answer is 17.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lmsi_jax.tasks.dataset import Dataset, Item, flat, sentences
+
+
+def parse_gsm8k(row: Mapping[str, Any]) -> Item:
+    """Reads {"question", "answer"}, where the answer's last line is "#### " and the number."""
+    solution, gold = row["answer"].rsplit("####", 1)
+    return Item(
+        question=f"Q: {flat(row['question'])}",
+        answer=gold.strip().replace(",", ""),
+        reasoning=one_line(solution),
+    )
+
+
+def one_line(solution: str) -> str:
+    """Drops the calculator's annotations (<<48/2=24>>) and joins the lines into sentences."""
+    return sentences(re.sub(r"<<.*?>>", "", solution))
+
+
+GSM8K = Dataset(
+    name="gsm8k",
+    kind="number",
+    domain="in",
+    parse=parse_gsm8k,
+    layout='{"question": "...", "answer": "... #### 12"}',
+    origin="train.jsonl and test.jsonl are at github.com/openai/grade-school-math",
+    file_names={"train": ("train.jsonl",), "test": ("test.jsonl",)},
+    tfds={"train": "gsm8k:train", "test": "gsm8k:test"},
+    exemplar_file="gsm8k",
+    shots=8,
+)
+
+
+def parse_svamp(row: Mapping[str, Any]) -> Item:
+    """Reads {"Body", "Question", "Answer": 17.0}."""
+    return Item(
+        question=f"Q: {sentences(row['Body'].strip(), row['Question'].strip())}",
+        answer=f"{float(row['Answer']):.10g}",
+    )
+
+
+SVAMP = Dataset(
+    name="svamp",
+    kind="number",
+    domain="out",
+    parse=parse_svamp,
+    layout='{"Body": "...", "Question": "...", "Answer": 17.0}',
+    origin="SVAMP.json is at github.com/arkilpatel/SVAMP",
+    file_names={"test": ("SVAMP.json", "test.json")},
+    exemplar_file="gsm8k",
+    shots=8,
+)
+
+TASKS = (GSM8K, SVAMP)
