@@ -57,7 +57,7 @@ def adaptive_consistency(
       voted: rounds with finished votes.
 
     Returns:
-      `lmsi_jax.report.summary.EarlyStop` as a dictionary.
+      `lmsi_jax.report.summary.AdaptiveConsistency` as a dictionary.
     """
     rule = _rule(context, voted[:1])
     tests = [row for r in evaluated for row in _tests(context, r, rule)]
