@@ -32,8 +32,8 @@ sample_shards.Meter.chunk = slow
 # This process draws with another seed.
 _OTHER = """
 from lmsi_jax.pipeline import sample_shards
-generate = sample_shards.generate
-sample_shards.generate = lambda *args, seed, **more: generate(*args, seed=seed + 1, **more)
+fill = sample_shards.fill_shards
+sample_shards.fill_shards = lambda *args, seed, **more: fill(*args, seed=seed + 1, **more)
 """
 
 
