@@ -47,7 +47,8 @@ def draw() -> str:
     parts += [
         arrow(
             f"M{centre[5]:g} {TOP - 2}V{TOP - 22}Q{centre[5]:g} {TOP - 30} {centre[5] - 8:g} "
-            f"{TOP - 30}H{centre[1] + 8:g}Q{centre[1]:g} {TOP - 30} {centre[1]:g} {TOP - 22}V{TOP - 5}"
+            f"{TOP - 30}H{centre[1] + 8:g}Q{centre[1]:g} {TOP - 30} {centre[1]:g} {TOP - 22}"
+            f"V{TOP - 5}"
         ),
         text((centre[1] + centre[5]) / 2, TOP - 38, "next round: the new model samples", "note"),
     ]
@@ -71,7 +72,8 @@ def draw() -> str:
         ".line{fill:none;stroke:#52606d;stroke-width:1.6}</style>"
         '<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
         'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="#52606d"/></marker></defs>'
-        f'<rect width="{full}" height="{below + 62}" rx="12" fill="#ffffff"/>{"".join(parts)}</svg>\n'
+        f'<rect width="{full}" height="{below + 62}" rx="12" fill="#ffffff"/>'
+        f"{''.join(parts)}</svg>\n"
     )
 
 
