@@ -52,8 +52,7 @@ def measure(name: str, devices: int, turns: int) -> dict[str, float]:
     """Returns the milliseconds of both programs and their ratio."""
     import numpy as np
 
-    from lmsi_jax.config.architecture import ModelConfig
-    from lmsi_jax.config.optimization import Training
+    from lmsi_jax.config import ModelConfig, Training
     from lmsi_jax.training import forward_cpu, forward_mesh
     from lmsi_jax.training.packing import batch_shape, batches, weighted_row
 

@@ -17,8 +17,7 @@ import seqio
 import tensorflow as tf
 from etils import epath
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Optimizer
+from lmsi_jax.config import ModelConfig, Optimizer
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.seqio_vocabularies import Pieces, Tokens, id_shift, open_t5x_vocabulary
 from lmsi_jax.models.tokenizers import open_tokenizer

@@ -39,7 +39,7 @@ TENSORFLOW_MODULES = {
     *("tasks.registry", "tasks.dataset"),
 }
 GIN_MODULES = {
-    *("config.gin_edge", "config.gin_errors", "config.configurables"),
+    *("config.gin_loader", "config.gin_errors", "config.configurables"),
     *("cli.main", "interop.t5x_stubs"),
 }
 FILES = {
@@ -49,7 +49,8 @@ FILES = {
 # Functions of their arguments alone: no files, although they may know JAX.
 FILELESS = {
     *(PURE - {"config"}),
-    *(f"config.{name}" for name in ("architecture", "optimization", "run", "sampling", "stages")),
+    *(f"config.{name}" for name in ("model_config", "training_config", "sampling", "row_filters")),
+    *(f"config.{name}" for name in ("run", "steps", "schedule", "study_plan", "ranges")),
     "rollout",
     *(f"models.{name}" for name in ("attention", "params", "rotary", "transformer")),
     *(

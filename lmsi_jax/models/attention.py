@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.params import Params, soft_cap, wide_matmul
 from lmsi_jax.models.rotary import angles_of
 from lmsi_jax.models.transformer import Attend, hidden_states

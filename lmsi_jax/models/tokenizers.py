@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from etils import epath
 
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.runtime.files import file_sha256, read_json
 
@@ -101,6 +102,23 @@ def open_tokenizer(path: epath.PathLike) -> FileTokenizer:
     if place.suffix == ".json":
         return TokenizerJson(str(place))
     return SentencePiece(str(place))
+
+
+def open_for_model(path: epath.PathLike, model: ModelConfig) -> FileTokenizer:
+    """Reads a model's tokenizer, see `open_tokenizer`.
+
+    Raises:
+      LmsiError: the tokenizer has another number of ids than the model. Hugging Face's models often
+        have more than their tokenizer, so that the table divides evenly; these are accepted.
+    """
+    tokenizer = open_tokenizer(path)
+    ids, rows = tokenizer.vocab_size, model.vocab_size
+    if ids > rows or (ids < rows and not tokenizer.has_spare_ids):
+        raise LmsiError(
+            f"the tokenizer {path} has {ids} ids, ModelConfig.vocab_size is {rows}; set "
+            "Run.tokenizer to the one that the checkpoint was trained with"
+        )
+    return tokenizer
 
 
 def adjacent_settings(path: epath.Path) -> dict[str, Any]:

@@ -21,8 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.sampling import Filters
+from lmsi_jax.config import Filters, ModelConfig
 from lmsi_jax.models.attention import Cache, Part, cache_attention, merge, prefill
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.rotary import angles_of

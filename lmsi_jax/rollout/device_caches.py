@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.sampling import Decoding
+from lmsi_jax.config import Decoding, ModelConfig
 from lmsi_jax.models.attention import Cache
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.sharding import decoding_weights, make_decode_mesh, slots_sharding

@@ -22,9 +22,7 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Training
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config import Decoding, ModelConfig, Sampling, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.attention import Cache
 from lmsi_jax.models.sharding import (

@@ -9,10 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Training
-from lmsi_jax.config.run import Run
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config import Decoding, ModelConfig, Run, Sampling, Training
 from lmsi_jax.rollout.scheduler import plan, question_bucket
 from lmsi_jax.tools.aot_programs import (
     Chip,

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.attention import LayerCache, attend_packed, is_traced_on_mesh
 from lmsi_jax.models.params import Params, fuse_projections, split_weights
 from lmsi_jax.models.rotary import angles_of

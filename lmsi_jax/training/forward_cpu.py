@@ -20,7 +20,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.attention import MASKED, LayerCache
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.rotary import Angles

@@ -18,8 +18,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import PartitionSpec
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Lora
+from lmsi_jax.config import Lora, ModelConfig
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.params import Params
 from lmsi_jax.runtime.files import write_bytes, write_json

@@ -6,7 +6,7 @@ import jax
 import optax
 from optax import contrib
 
-from lmsi_jax.config.optimization import Optimizer
+from lmsi_jax.config import Optimizer
 
 
 def learning_rate_schedule(optimizer: Optimizer, steps: int) -> optax.Schedule:

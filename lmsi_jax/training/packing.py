@@ -17,7 +17,7 @@ from typing import Self
 
 import numpy as np
 
-from lmsi_jax.config.optimization import Training
+from lmsi_jax.config import Training
 
 # Rows that find no room wait for the next microbatch; this many of them close the current one.
 _PATIENCE = 16

@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Training
+from lmsi_jax.config import ModelConfig, Training
 from lmsi_jax.models.params import Params, cast_params
 from lmsi_jax.models.sharding import DeviceMesh, make_training_mesh, shard_batch, shard_params
 from lmsi_jax.training.data import Examples

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import optax
 from etils import epath
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import VALIDATION, Training
+from lmsi_jax.config import ModelConfig, Training
+from lmsi_jax.config.training_config import VALIDATION
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models import sharding
 from lmsi_jax.models.params import Params, cast_params

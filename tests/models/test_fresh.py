@@ -18,8 +18,8 @@ _DRAW = """
 import json, sys
 import jax, numpy as np
 from lmsi_jax.models.sharding import make_decode_mesh, param_shardings
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.sampling import Decoding
+from lmsi_jax.config import ModelConfig
+from lmsi_jax.config import Decoding
 from lmsi_jax.models.transformer import fresh_params
 from lmsi_jax.training.checkpoints import digest
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lmsi_jax.config.sampling import Decoding
+from lmsi_jax.config import Decoding
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.sharding import (
     RULES,
@@ -39,9 +39,9 @@ import json, sys
 import jax, jax.numpy as jnp
 from sample_all import sample_all
 from lmsi_jax.rollout.engine import Engine
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config import Decoding, Sampling
 from lmsi_jax.rollout.decode_step import decode_chunk
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.models.tokenizers import SentencePiece
 

@@ -5,9 +5,7 @@ import numpy as np
 import pytest
 from sample_all import sample_all
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Training
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config import Decoding, ModelConfig, Sampling, Training
 from lmsi_jax.models.sharding import DeviceMesh
 from lmsi_jax.models.tokenizers import SentencePiece
 from lmsi_jax.models.transformer import init_params

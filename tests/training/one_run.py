@@ -11,8 +11,7 @@ import time
 import jax
 import numpy as np
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Optimizer, Training
+from lmsi_jax.config import ModelConfig, Optimizer, Training
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.runtime.signals import Terminated, signals_as_exceptions
 from lmsi_jax.training import checkpoints, trainer

@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from lmsi_jax.config.optimization import Optimizer
+from lmsi_jax.config import Optimizer
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.training import checkpoints

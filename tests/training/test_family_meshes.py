@@ -18,8 +18,8 @@ import json, sys
 import numpy as np
 from families import of_family
 from path_scores import sharp_params
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Optimizer, Training
+from lmsi_jax.config import ModelConfig
+from lmsi_jax.config import Optimizer, Training
 from lmsi_jax.models.sharding import make_training_mesh, shard_batch
 from lmsi_jax.training.packing import batch_shape, batches, weighted_row
 from lmsi_jax.training.trainer import start, train_step

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from step_losses import loss_and_gradient
 
-from lmsi_jax.config.optimization import Loss
+from lmsi_jax.config import Loss
 from lmsi_jax.models.attention import LayerCache, attend_packed
 from lmsi_jax.models.params import fuse_projections
 from lmsi_jax.models.rotary import angles_of

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from step_losses import step_losses
 
-from lmsi_jax.config.optimization import Lora, Optimizer, Training
+from lmsi_jax.config import Lora, Optimizer, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.attention import packed_attention
 from lmsi_jax.models.params import fuse_projections, split_weights

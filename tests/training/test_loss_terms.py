@@ -9,7 +9,7 @@ import pytest
 import reference_losses as reference
 from step_losses import loss_and_gradient, step_losses
 
-from lmsi_jax.config.optimization import Loss
+from lmsi_jax.config import Loss
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.training.losses import Teacher, token_logits

@@ -16,9 +16,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SCRIPT = """
 import dataclasses, itertools, json, sys
 import jax, numpy as np
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.transformer import init_params
-from lmsi_jax.config.optimization import Loss, Preference, Training
+from lmsi_jax.config import Loss, Preference, Training
 from lmsi_jax.models.sharding import make_training_mesh, shard_params
 from lmsi_jax.training import trainer
 from lmsi_jax.training.losses import Teacher

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference_losses as reference
 
-from lmsi_jax.config.optimization import Preference
+from lmsi_jax.config import Preference
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.training import losses as losses_module

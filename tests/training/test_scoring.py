@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from lmsi_jax.config.optimization import Loss, Preference, Training
+from lmsi_jax.config import Loss, Preference, Training
 from lmsi_jax.training.losses import Teacher
 from lmsi_jax.training.packing import Row, batch_shape, pair_row, weighted_row
 from lmsi_jax.training.scoring import ScoredRows, TargetScorer, with_reference, with_top_k

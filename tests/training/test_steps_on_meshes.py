@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lmsi_jax.config.optimization import Optimizer, Training
+from lmsi_jax.config import Optimizer, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.sharding import make_training_mesh, opt_state_specs, weight_specs
 from lmsi_jax.models.transformer import parameter_shapes
@@ -27,10 +27,10 @@ _SCRIPT = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from lmsi_jax.runtime import processes
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.models.sharding import fetch_tree, make_training_mesh, shard_batch
-from lmsi_jax.config.optimization import Lora, Optimizer, Training
+from lmsi_jax.config import Lora, Optimizer, Training
 from lmsi_jax.training.packing import batch_shape, batches, weighted_row
 from lmsi_jax.training.trainer import merge_trained, start, train_step
 

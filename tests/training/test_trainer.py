@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lmsi_jax.config.optimization import Optimizer, Training
+from lmsi_jax.config import Optimizer, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.metrics import read_metrics
