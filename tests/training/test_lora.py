@@ -110,7 +110,7 @@ def test_the_gradient_is_that_through_the_merged_matrices(micro_config, micro_pa
         lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.1, jnp.float32),
         fresh_adapters(LORA, micro_params),
     )
-    batch = next(batches(_rows(), dataclasses.replace(TRAINING, microbatches=2).shape))
+    batch = next(batches(_rows(), batch_shape(dataclasses.replace(TRAINING, microbatches=2))))
 
     def objective(weights, one):
         return weighted_sums(micro_config, weights, one, 1)
