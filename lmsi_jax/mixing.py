@@ -1,4 +1,4 @@
-"""Votes and paths become training examples in four formats (LMSI, section 3.2).
+"""Votes and samples become training examples in four formats (LMSI, section 3.2).
 
 | format           | input                                   | target             |
 |------------------|-----------------------------------------|--------------------|
@@ -41,8 +41,8 @@ def examples(
 
     Args:
       question: what was asked.
-      rows: its paths that are learnt, by index, and factors of their weights, after `normalise`:
-        what the filters of `lmsi_jax.selection` left of `solutions.voted_rows`.
+      rows: its samples that are learnt, by index, and factors of their weights, after `normalise`:
+        what the filters of `lmsi_jax.selection` keep of `voted_rows`.
       exemplars: the task's few-shot exemplars.
       own: exemplars that a path, by its index, was sampled with instead: it stands behind them.
       formats: which formats to write, in this order.

@@ -157,7 +157,7 @@ def test_mistakes_are_named():
         with pytest.raises(LmsiError):
             Mixing(**switches)
     vote = voting.vote(QUESTION, PATHS)
-    with pytest.raises(ValueError, match="path 2 of question 'q' is not the one that voted"):
+    with pytest.raises(ValueError, match="'q': a vote over 6 samples, 2 are given"):
         voted_rows(QUESTION, PATHS[:2], vote)
     other = Question(uid="other", task="sums", text="Q: ?", kind="number")
     with pytest.raises(ValueError, match="not on question 'other'"):

@@ -101,7 +101,7 @@ def test_the_vote_is_the_count_of_the_keys(paths):
 
 
 def test_paths_that_cannot_vote_are_refused():
-    with pytest.raises(ValueError, match="has path 0 twice"):
+    with pytest.raises(ValueError, match="has sample 0 twice"):
         voting.vote(QUESTION, [path(0, "1"), path(0, "2")])
     foreign = Sample(uid="other", sample_index=0, text="", tokens=1, logprob=0.0, finished=True)
     with pytest.raises(ValueError, match="question 'other' cannot vote on 'q'"):
@@ -184,7 +184,7 @@ def test_paths_needed_by_hand(keys, every, needed):
 
 
 def test_a_rule_that_is_never_looked_at_is_refused():
-    with pytest.raises(ValueError, match="every 0 paths"):
+    with pytest.raises(ValueError, match="every 0 samples"):
         voting.samples_needed(["1"], 0.95, 0)
 
 
@@ -196,7 +196,7 @@ def test_the_winner_of_the_first_paths_is_that_of_a_vote_on_them(paths, count, s
 
 
 def test_a_vote_over_other_paths_has_no_winner_of_the_first():
-    with pytest.raises(ValueError, match="'q': a vote over 2 paths, 1 are given"):
+    with pytest.raises(ValueError, match="'q': a vote over 2 samples, 1 are given"):
         voting.winner_of_first(voting.vote(QUESTION, paths_of("1", "2")), paths_of("1"), 1)
 
 
@@ -370,5 +370,5 @@ def test_a_ranker_breaks_ties_and_only_those():
 def test_without_a_ranker_its_votes_are_refused():
     with pytest.raises(LmsiError, match="set Voting.scorer"):
         Voting(weights="scorer")
-    with pytest.raises(ValueError, match="what the scorer says"):
+    with pytest.raises(ValueError, match="needs the scorer"):
         _ranked(["The answer is 1."], None, weights="scorer")

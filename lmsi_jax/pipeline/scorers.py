@@ -1,7 +1,7 @@
-"""Scorers: functions of a question and a path, which a configuration names "module:function".
+"""Scorers: functions of a question and a sample, which a configuration names "module:function".
 
-One that has a method `many` is asked about several paths at once, as a model wants it; one with an
-attribute `fingerprint` says itself what its scores depend on.
+A scorer with a method `many` scores several samples at once, as a model should; one with an
+attribute `fingerprint` identifies its scores by that.
 """
 
 import functools
@@ -26,7 +26,7 @@ def load(name: str) -> ScoringFunction:
     """
     module, _, function = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), function, None)
+        scorer = getattr(importlib.import_module(module), function, None)
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
             raise  # the module is there and misses another one
@@ -34,49 +34,49 @@ def load(name: str) -> ScoringFunction:
             f"there is no module {error.name!r} for the scorer {name!r}; install it, or put its "
             "folder into PYTHONPATH"
         ) from error
-    if not callable(found):
+    if not callable(scorer):
         raise LmsiError(
             f"the module {module} has no function {function!r} for the scorer {name!r}; name one "
             "that takes a Question and a Sample"
         )
-    return cast(ScoringFunction, found)
+    return cast(ScoringFunction, scorer)
 
 
 def fingerprint(name: str) -> str:
-    """Returns what a scorer's scores depend on, for a stage's record.
+    """Returns what identifies a scorer's scores, for a stage's record.
 
-    That is what it says itself, in an attribute `fingerprint`; else the text of its function or
-    class, so that scores of another one are not taken for its own.
+    That is its attribute `fingerprint` if it has one, else the hash of its function's or class's
+    source, so that scores of another version are not taken for its own.
 
     Raises:
       LmsiError: it is missing.
     """
     scorer = load(name)
-    own = getattr(scorer, "fingerprint", None)
-    if own is not None:
-        return str(own)
-    what = scorer if inspect.isroutine(scorer) or inspect.isclass(scorer) else type(scorer)
+    declared = getattr(scorer, "fingerprint", None)
+    if declared is not None:
+        return str(declared)
+    source = scorer if inspect.isroutine(scorer) or inspect.isclass(scorer) else type(scorer)
     try:
-        return hashlib.sha256(inspect.getsource(what).encode()).hexdigest()
+        return hashlib.sha256(inspect.getsource(source).encode()).hexdigest()
     except (OSError, TypeError):  # made without a file, or compiled
         return name
 
 
 def apply_scorer(name: str, asked: Sequence[tuple[Question, Sample]]) -> list[float]:
-    """Returns what a scorer says of paths.
+    """Returns a scorer's scores of samples.
 
     Raises:
       LmsiError: it is missing, or does not give a finite number for each.
     """
     scorer = load(name)
     many = getattr(scorer, "many", None)
-    found = list(many(asked) if many else [scorer(*one) for one in asked])
-    if len(found) != len(asked):
+    scores = list(many(asked) if many else [scorer(*one) for one in asked])
+    if len(scores) != len(asked):
         raise LmsiError(
-            f"the scorer {name!r} gives {len(found)} numbers for {len(asked)} paths; its method "
+            f"the scorer {name!r} gives {len(scores)} numbers for {len(asked)} samples; its method "
             "`many` must give one for each"
         )
-    return [_number(name, score, sample) for score, (_, sample) in zip(found, asked, strict=True)]
+    return [_number(name, score, sample) for score, (_, sample) in zip(scores, asked, strict=True)]
 
 
 def _number(name: str, score: Any, sample: Sample) -> float:
@@ -86,8 +86,7 @@ def _number(name: str, score: Any, sample: Sample) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise LmsiError(
-            f"the scorer {name!r} gives {score!r} to path {sample.sample_index} of "
-            f"{sample.uid!r}; it must "
-            "give a finite number"
+            f"the scorer {name!r} gives {score!r} to sample {sample.sample_index} of "
+            f"{sample.uid!r}; it must give a finite number"
         )
     return number

@@ -1,17 +1,12 @@
-"""Filters on the vote alone: its confidence, its entropy, and how many paths a question gives.
+"""Filters: which of a task's rows training learns, by their vote, their scores or their reasoning.
 
-The hardest rows, spread out: near neighbours of a chosen row become less wanted.
+By the vote: `MinConfidence`, `AnswerEntropy` (IWSI's Entropy-filter). By scores: `SelfRating` (the
+model as its own judge), `ExternalScore` (a reward model or any function), `InstructionFollowing`
+(IFD). By what the rows are like: `Cap`, `DistinctReasoning` (RFT), and `Difficulty` (after
+Self-Filter, Chen et al. 2024, whose score net is trained with the model; here the difficulty is the
+base model's loss, and the features are pairs of neighbouring words).
 
-After Self-Filter (Chen et al. 2024, section 3). Its score net is trained with the model; here the
-difficulty is the base model's loss, and the features are pairs of neighbouring words.
-
-One path for each distinct way of reasoning (RFT, Yuan et al. 2023, section 3.3).
-
-Filters by one score of a row: the model's own rating, any scorer's, or its difficulty ratio.
-
-The model as its own judge: a prompt that asks for 0 to 10, and what its answer says.
-
-Keeping a share of the rows, exactly: 80 % of 10 rows are 8, of 1 row 1, of none none.
+A share of the rows is kept exactly: 80 % of 10 rows are 8, of 1 row 1, of none none.
 """
 
 import collections

@@ -151,7 +151,7 @@ def test_when_nothing_parses_training_refuses_and_the_report_shows_it(
     changes = {"Run.init_checkpoint": random_checkpoint}
     code, _, error = lmsi("run", tmp_path / "run", changes)
     assert code == 2
-    assert "round 1 kept no path" in error and "lmsi report" in error
+    assert "round 1 kept no sample" in error and "lmsi report" in error
     for stage in ("sample", "vote", "mix", "eval"):
         assert lmsi(stage, tmp_path / "run", changes)[0] == 0
     assert lmsi("report", tmp_path / "run", changes)[0] == 0
