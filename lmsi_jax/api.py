@@ -17,8 +17,7 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from lmsi_jax import mixing, voting
-from lmsi_jax.config import Decoding, Filter, ModelConfig, Run, Sampling, Training, Voting
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.config import Decoding, Filter, ModelConfig, Sampling, Training, Voting
 from lmsi_jax.evaluation import accuracy
 from lmsi_jax.evaluation.accuracy import TaskScore
 from lmsi_jax.models.params import Params
@@ -71,9 +70,11 @@ def load(folder: epath.PathLike = "embedded") -> Model:
     Raises:
       LmsiError: there is no checkpoint, or its shape is not known.
     """
+    from lmsi_jax.config.configurables import load_run_of
+
     embedded = str(folder) == "embedded"
     start = embedded_path(".") if embedded else epath.Path(folder).resolve()
-    run, at = run_of_folder(start)
+    run = load_run_of(start)
     imported = not embedded and (start / "model.gin").exists()
     weights = epath.Path(run.init_checkpoint) if imported else start
     tokenizer_path = str(
@@ -88,33 +89,6 @@ def load(folder: epath.PathLike = "embedded") -> Model:
         tokenizer=open_tokenizer(tokenizer_path),
         tokenizer_path=tokenizer_path,
     )
-
-
-def run_of_folder(folder: epath.PathLike) -> tuple[Run, epath.Path]:
-    """Builds the run that a folder belongs to, from the nearest gin file in it or above it.
-
-    Returns:
-      The run, and the gin file.
-
-    Raises:
-      LmsiError: there is no `model.gin` and no `config.gin`.
-    """
-    from lmsi_jax.config import gin_loader
-    from lmsi_jax.config.configurables import load_run
-
-    start = epath.Path(folder).resolve()
-    files = (
-        place / name for place in [start, *start.parents] for name in ("config.gin", "model.gin")
-    )
-    file = next((file for file in files if file.exists()), None)
-    if file is None:
-        raise LmsiError(
-            f"no config.gin and no model.gin in or above {folder}, so the model's shape is not "
-            "known; name the folder of `lmsi import-hf`, or a run's round_R/train"
-        )
-    output = gin_loader.Binding(name="Run.output_dir", value=repr(str(file.parent)))
-    gin_loader.load(str(file), gin_loader.GinArgs(bindings=(output,)))
-    return load_run(), file
 
 
 def task(name: str, data_dir: str | None = None) -> Task:

@@ -8,6 +8,7 @@ import pytest
 import lmsi_jax
 from lmsi_jax import api
 from lmsi_jax.config import MinConfidence, Voting
+from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Exemplar, Question, Sample
 
 
@@ -66,5 +67,5 @@ def test_votes_select_what_agrees_and_mix_writes_it_in_four_formats():
 
 
 def test_a_folder_without_a_model_is_named(tmp_path):
-    with pytest.raises(lmsi_jax.api.LmsiError, match="no config.gin and no model.gin in or above"):
+    with pytest.raises(LmsiError, match="no config.gin and no model.gin above"):
         lmsi_jax.load(tmp_path)
