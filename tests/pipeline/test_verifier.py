@@ -64,7 +64,8 @@ def test_it_filters_the_paths_of_a_run(imported, gin_file, tmp_path, monkeypatch
         "from lmsi_jax.pipeline.verifier import Verifier\n"
         "from lmsi_jax.config import Training\n"
         f"judge = Verifier({str(imported)!r}, "
-        "shape=Training(microbatches=1, rows=2, length=512, prefix_length=0))\n"
+        "shape=Training(microbatches=1, sequences_per_prefix=2, sequence_length=512, "
+        "max_prefix_length=0))\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("micro_judge", None)
