@@ -29,7 +29,7 @@ from lmsi_jax.pipeline.summarize import report, report_evaluation
 from lmsi_jax.pipeline.train import finetune, train_round
 from lmsi_jax.pipeline.vote import vote
 from lmsi_jax.runtime.files import write_bytes
-from lmsi_jax.runtime.manifest import write_manifest
+from lmsi_jax.runtime.store import write_manifest
 
 
 def _train_round(context: Context, index: int) -> None:

@@ -11,17 +11,21 @@ killed goes on with what is missing, on any number of hosts, and damage is redon
 
 import gzip
 import hashlib
+import importlib.metadata
 import io
 import json
 import logging
 import os
+import pathlib
+import platform
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from etils import epath
 
+from lmsi_jax import __version__
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import SCHEMA
 from lmsi_jax.runtime.files import (
@@ -37,6 +41,12 @@ _LOG = logging.getLogger(__name__)
 _SHARD, _CHECK = ".jsonl.gz", ".check.json"
 _CONFIG, _STAGE = "config.json", "stage.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MANIFEST = "manifest.json"
+_PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"),
+    *("seqio", "tensorflow", "tensorflow-text", "tensorflow-datasets", "sentencepiece"),
+    *("reasoning-gym", "gin-config", "clu", "etils", "t5x"),
+)
 
 
 def shard_names(count: int) -> tuple[str, ...]:
@@ -273,3 +283,57 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if old != new:
             lines.append(f"{name} was {old}, is now {new}")
     return lines
+
+
+def write_manifest(
+    output_dir: epath.PathLike,
+    *,
+    command: Sequence[str] = (),
+    seeds: Mapping[str, int] | None = None,
+    hashes: Mapping[str, str] | None = None,
+    **extra: Any,
+) -> epath.Path:
+    """Writes manifest.json: what is needed to make the run again.
+
+    Args:
+      output_dir: the run's folder.
+      command: the words of the command line.
+      seeds: each seed by its gin name.
+      hashes: the sha256 of models, tokenizers and question files.
+      **extra: further JSON values, such as the devices.
+    Returns:
+      The path of the file. It holds no date and no home folder, so equal runs give equal bytes.
+    """
+    value = {
+        "schema": SCHEMA,
+        "lmsi_jax": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "command": list(command),
+        "seeds": dict(seeds or {}),
+        "hashes": dict(hashes or {}),
+        **extra,
+    }
+    path = epath.Path(output_dir) / _MANIFEST
+    write_json(path, _without_home(value))
+    return path
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _without_home(value: Any) -> Any:
+    """Puts "~" for the home folder in every string of a JSON value."""
+    if isinstance(value, str):
+        home = re.escape(str(pathlib.Path.home()).rstrip("/"))
+        return re.sub(rf"(?<![\w./-]){home}(?=/|$)", "~", value) if home else value
+    if isinstance(value, Mapping):
+        return {_without_home(key): _without_home(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_home(item) for item in value]
+    return value

@@ -9,9 +9,17 @@ Takes the text of XLA's compiled programs apart (https://openxla.org/xla/operati
 
 import collections
 import dataclasses
+import importlib.util
 import math
 import re
+import time
 from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from lmsi_jax.errors import LmsiError
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2}
 _BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8}
@@ -172,7 +180,7 @@ class Program:
     unknown_loops: int
 
 
-def read(text: str, most: int = 12) -> Program:
+def read_program(text: str, most: int = 12) -> Program:
     """Returns what a compiled module (`compiled.as_text()`) makes one chip do.
 
     Args:
@@ -363,3 +371,215 @@ def _pairs(fields: dict[str, str], axis: int, size: int, out: int) -> int:
         for tap in range(width)
         for at in [place * stride + tap * dilation - low]
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One chip's figures.
+
+    Attributes:
+      memory: bytes of HBM that XLA gives a program, somewhat less or more than the round figure.
+      flops: peak bfloat16 FLOP/s.
+      bandwidth: of the HBM, bytes a second.
+      links: bytes a second that the chip can take in from its neighbours, over all links together:
+        half of the bidirectional figure.
+      clock: Hz, for XLA's estimates in cycles: v4's as in Jouppi et al. 2023, table 4; of the
+        others the peak over what their matrix units multiply in a cycle.
+      per_host: chips of one machine of a slice with several.
+      source: where the figures stand.
+    """
+
+    memory: int
+    flops: float
+    bandwidth: float
+    links: float
+    clock: float
+    per_host: int
+    source: str
+
+
+_DOCS = "https://cloud.google.com/tpu/docs/"
+CHIPS = {
+    "v4": Chip(
+        memory=int(30.75 * 2**30), flops=275e12, bandwidth=1200e9, links=300e9, clock=1.05e9,
+        per_host=4, source=_DOCS + "v4",
+    ),
+    "v5e": Chip(
+        memory=int(15.75 * 2**30), flops=197e12, bandwidth=819e9, links=200e9, clock=1.5e9,
+        per_host=4, source=_DOCS + "v5e",
+    ),
+    "v5p": Chip(
+        memory=int(95.74 * 2**30), flops=459e12, bandwidth=2765e9, links=600e9, clock=1.75e9,
+        per_host=4, source=_DOCS + "v5p",
+    ),
+    "v6e": Chip(
+        memory=int(31.25 * 2**30), flops=918e12, bandwidth=1638e9, links=400e9, clock=1.75e9,
+        per_host=4, source=_DOCS + "v6e",
+    ),
+}  # fmt: skip
+
+
+def chip_of(topology: str) -> Chip:
+    """Returns the chip of a topology such as "v5p:8x8x8".
+
+    Raises:
+      LmsiError: it is not written like that, or the chip is not in `CHIPS`.
+    """
+    return CHIPS[_parsed(topology)[0]]
+
+
+def chips_in(topology: str) -> int:
+    """Returns how many chips a topology has; raises as `chip_of`."""
+    return math.prod(_parsed(topology)[1])
+
+
+def slice_of(topology: str, chips: int) -> str:
+    """Returns a slice of `chips` chips of a topology's kind, as square as powers of two allow.
+
+    Raises:
+      LmsiError: the topology is smaller, or there is no such slice.
+    """
+    kind, shape = _parsed(topology)
+    if chips > math.prod(shape):
+        raise LmsiError(f"a mesh of {chips} chips does not fit on {topology}; take a larger one")
+    if chips == math.prod(shape):
+        return topology
+    if chips & (chips - 1):
+        raise LmsiError(
+            f"there is no slice of {chips} chips within {topology}: make data * model a power of "
+            "two, or name a topology of as many chips"
+        )
+    sizes = [1] * len(shape)
+    for doubling in range(chips.bit_length() - 1):
+        sizes[doubling % len(sizes)] *= 2
+    sizes = sorted(sizes, key=lambda size: (size == 1, size))  # as slices are named: 2x2x4, 2x2x1
+    return f"{kind}:{'x'.join(map(str, sizes))}"
+
+
+def _parsed(topology: str) -> tuple[str, tuple[int, ...]]:
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", topology)
+    if found is None or found[1] not in CHIPS:
+        raise LmsiError(
+            f"--topology={topology}: write KIND:SHAPE with KIND one of {', '.join(CHIPS)}, such as "
+            "v5e:4x4 (two axes) or v5p:4x4x8 (three)"
+        )
+    return found[1], tuple(int(size) for size in found[2].split("x"))
+
+
+def devices_of(topology: str) -> list[jax.Device]:
+    """Returns stand-ins for a topology's chips, to compile for.
+
+    Raises:
+      LmsiError: libtpu is not installed, or there is no such topology.
+    """
+    kind, shape = _parsed(topology)
+    if importlib.util.find_spec("libtpu") is None:
+        raise LmsiError(
+            "compiling for TPUs needs their compiler, libtpu: pip install -e '.[tpu]' in the "
+            "checkout (no TPU is needed)"
+        )
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if kind == "v4" else {}
+    if math.prod(shape) < CHIPS[kind].per_host:
+        options["chips_per_host_bounds"] = [*shape, 1, 1][:3]
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+    except (RuntimeError, ValueError) as error:
+        raise LmsiError(f"--topology={topology}: {str(error).strip().splitlines()[0]}") from None
+    return list(found.devices)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What a program costs each chip that runs it once.
+
+    Attributes:
+      chips: that run it together.
+      fits: whether XLA found room for it.
+      refusal: what XLA says where it did not; all that follows is then 0 or empty.
+      arguments, outputs, temporaries, code: bytes; `aliased` of the outputs lie in the arguments'
+        place (donated).
+      flops: of matrix products, as compiled: what remat computes again counts again.
+      compiler_seconds: XLA's estimate: the cycles of the operations that it gives an estimate for,
+        over the chip's clock; collectives have none.
+      optimal_seconds: of XLA's cost analysis, which counts a loop's body once; None where it has
+        none (negative).
+      collectives: by kind, see `costs.Traffic`.
+      largest: see `costs.Program`.
+      unknown_loops: see `costs.Program`.
+      compile_seconds: tracing not included.
+    """
+
+    chips: int
+    fits: bool
+    refusal: str = ""
+    arguments: int = 0
+    outputs: int = 0
+    aliased: int = 0
+    temporaries: int = 0
+    code: int = 0
+    flops: float = 0.0
+    compiler_seconds: float = 0.0
+    optimal_seconds: float | None = None
+    collectives: dict[str, Traffic] = dataclasses.field(default_factory=dict)
+    largest: tuple[Any, ...] = ()
+    unknown_loops: int = 0
+    compile_seconds: float = 0.0
+
+    @property
+    def peak(self) -> int:
+        """Bytes while it runs."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+    @property
+    def received(self) -> float:
+        """Bytes over the interconnect."""
+        return sum(traffic.bytes for traffic in self.collectives.values())
+
+
+def compile_program(lowered: jax.stages.Lowered, chips: int, chip: Chip) -> Compiled:
+    """Compiles; what does not fit into the chips' memory is a result too.
+
+    Args:
+      lowered: the traced program.
+      chips: devices that it was traced for.
+      chip: what they are.
+    """
+    start = time.monotonic()
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Compiled(
+            chips=chips,
+            fits=False,
+            refusal=_refusal(str(error)),
+            compile_seconds=round(time.monotonic() - start, 1),
+        )
+    seconds = round(time.monotonic() - start, 1)
+    memory: Any = program.memory_analysis()
+    estimate = program.cost_analysis()
+    optimal = (estimate or {}).get("optimal_seconds", -1.0)
+    found = read_program(program.as_text() or "")
+    return Compiled(
+        chips=chips,
+        fits=True,
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        flops=found.flops,
+        compiler_seconds=found.cycles / chip.clock,
+        optimal_seconds=optimal if optimal > 0 else None,
+        collectives=found.collectives,
+        largest=found.largest,
+        unknown_loops=found.unknown_loops,
+        compile_seconds=seconds,
+    )
+
+
+def _refusal(text: str) -> str:
+    """XLA's own sentence, such as "Used 20.1G of 15.75G hbm. Exceeded hbm capacity by 4.3G."."""
+    found = re.search(r"Used [\d.]+\w+ of [\d.]+\w+ hbm\.[^\n]*", text)
+    return found[0].strip() if found else text.strip().splitlines()[0]

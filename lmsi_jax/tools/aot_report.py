@@ -1,31 +1,207 @@
-"""`lmsi aot`'s figures: compiled one program after the other, printed, and kept as JSON.
+"""A run's programs, traced and compiled for TPUs that are not here, and what they cost.
 
-What helps a program that does not fit, the cheapest first.
-
-The least time a program takes on its chips, by their published rates, and questions an hour.
+Tracing needs shapes alone; nothing is computed. The traced functions are those of a run,
+`training.trainer.train_step` and `rollout.decode_step.decode_chunk`, with arguments of the same
+shapes and shardings (tests/tools/test_programs.py compares them with the engine's own). `check`
+compiles them, prints the figures of `lmsi aot` and returns them for its JSON: memory and what would
+lower it, the least time at the chips' published rates, and questions an hour.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
 from lmsi_jax.config.architecture import ModelConfig
 from lmsi_jax.config.optimization import Training
 from lmsi_jax.config.run import Run
 from lmsi_jax.config.sampling import Decoding, Sampling
-from lmsi_jax.rollout.scheduler import plan, question_bucket
-from lmsi_jax.tools.aot_programs import (
+from lmsi_jax.models.attention import Cache
+from lmsi_jax.models.sharding import (
+    DecodeMesh,
+    decoding_shapes,
+    is_traced_on_mesh,
+    make_decode_mesh,
+    mesh_of,
+    slots_sharding,
+    use_devices,
+)
+from lmsi_jax.models.transformer import parameter_shapes
+from lmsi_jax.rollout.chunk_inputs import NoiseSource, join_groups, page_table, slot_arrays
+from lmsi_jax.rollout.decode_step import ChunkInputs, Program, PromptCaches, decode_chunk
+from lmsi_jax.rollout.kv_pages import Pool
+from lmsi_jax.rollout.scheduler import plan, prompt_bucket, question_bucket
+from lmsi_jax.tools.aot_costs import (
     Chip,
     Compiled,
-    Lengths,
     chip_of,
     chips_in,
     compile_program,
     devices_of,
-    sample_program,
     slice_of,
-    train_program,
 )
+from lmsi_jax.training.packing import batch_shape
+from lmsi_jax.training.trainer import shardings, state_shapes, train_step
+
+GROUPS = 4  # of metrics: the formats that a round's examples have
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """What a configuration does not say of its questions, in tokens.
+
+    Attributes:
+      prompt: the task prompt; LMSI's have eight exemplars or fewer.
+      question: a question's own.
+    """
+
+    prompt: int = 1024
+    question: int = 128
+
+
+def train_program(
+    config: ModelConfig, training: Training, devices: Sequence[jax.Device]
+) -> jax.stages.Lowered:
+    """Traces an optimiser step on the first data * model of these devices.
+
+    Raises:
+      LmsiError: there are not that many.
+    """
+    with use_devices(devices):
+        mesh = mesh_of(training)
+        params = parameter_shapes(config)
+        trees = (params, state_shapes(training, params))
+        where = shardings(config, training, params)
+        if mesh is None or where is None:
+            here = SingleDeviceSharding(devices[0])
+            where = jax.tree.map(lambda _: here, trees)
+        arguments = jax.tree.map(_placed, trees, where)
+        batch = _batch(training, devices, mesh)
+        return train_step.lower(config, training, GROUPS, *arguments, batch)
+
+
+def _placed(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+
+def _batch(training: Training, devices: Sequence[jax.Device], mesh: Any) -> dict[str, Any]:
+    """The shapes of `packing.Batch`, where `placement.fed` puts them."""
+    shape = batch_shape(training)
+    size = (shape.microbatches, shape.rows, shape.length)
+    rows = ("tokens", "segments", "positions", "groups")
+    sizes: dict[str, tuple[tuple[int, ...], Any]] = dict.fromkeys(rows, (size, jnp.int32))
+    sizes["weights"] = (size, jnp.float32)
+    sizes["prefix"] = ((shape.microbatches, shape.prefix_length), jnp.int32)
+    sizes["prefix_length"] = ((shape.microbatches,), jnp.int32)
+    found = {}
+    for name, (own, kind) in sizes.items():
+        spec = PartitionSpec() if name.startswith("prefix") else PartitionSpec(None, "data")
+        where = SingleDeviceSharding(devices[0]) if mesh is None else is_traced_on_mesh(mesh, spec)
+        found[name] = jax.ShapeDtypeStruct(own, kind, sharding=where)
+    return found
+
+
+def sample_program(
+    config: ModelConfig,
+    decoding: Decoding,
+    sampling: Sampling,
+    lengths: Lengths,
+    devices: Sequence[jax.Device],
+) -> jax.stages.Lowered:
+    """Traces a decode chunk of all slots, with pages for paths of full length.
+
+    Raises:
+      LmsiError: the layout wants more devices.
+    """
+    with use_devices(devices):
+        decode_mesh = make_decode_mesh(decoding.data, decoding.model, decoding.fsdp)
+        arguments = decode_arguments(config, decoding, sampling, lengths, decode_mesh)
+        if decode_mesh.mesh is None:
+            here = SingleDeviceSharding(devices[0])
+            arguments = jax.tree.map(lambda a: _placed(a, here), arguments)
+        chunk = plan(decoding, sampling).chunk
+        program = Program(config, decode_mesh, sampling.filters, chunk)
+        return decode_chunk.lower(program, *arguments)
+
+
+def decode_arguments(
+    config: ModelConfig,
+    decoding: Decoding,
+    sampling: Sampling,
+    lengths: Lengths,
+    decode_mesh: DecodeMesh,
+) -> tuple[Any, PromptCaches, Pool, ChunkInputs]:
+    """Returns the arguments of `decode_chunk` from `weights` on, as shapes with shardings.
+
+    Args:
+      config: the model's shape.
+      decoding: the layout.
+      sampling: how paths are drawn.
+      lengths: of prompt and questions.
+      decode_mesh: the mesh.
+    """
+    sizes = plan(decoding, sampling)
+    heads, width = config.num_kv_heads, config.head_dim
+    groups, kind = decode_mesh.groups, jnp.dtype(decoding.dtype)
+    by_head = slots_sharding(decode_mesh, heads)
+
+    def cached(sequences: int, places: int) -> Any:
+        return jax.ShapeDtypeStruct(
+            (groups * sequences, heads, places, width), kind, sharding=by_head
+        )
+
+    def cache(sequences: int, places: int) -> Cache:
+        """Keys and values of all layers, and how many places of each sequence are filled."""
+        layers = [cached(sequences, places) for _ in range(config.num_layers)]
+        counts: Any = jax.ShapeDtypeStruct(
+            (groups * sequences,), jnp.int32, sharding=slots_sharding(decode_mesh)
+        )
+        return Cache(layers, list(layers), counts)
+
+    depth = -(-sampling.max_new_tokens // sizes.page)
+    segments = [[cached(sizes.slots, sizes.page)] * depth for _ in range(config.num_layers)]
+    weights = decoding_shapes(config, parameter_shapes(config), kind, decode_mesh)
+    prompts = PromptCaches(
+        shared=_prompt(config, lengths, kind, decode_mesh),
+        questions=cache(sizes.prompt_slots, question_bucket(lengths.question - 1)),
+    )
+    pool = Pool(segments, [list(one) for one in segments])
+    return weights, prompts, pool, _idle_inputs(decoding, sampling, depth, groups)
+
+
+def _prompt(
+    config: ModelConfig, lengths: Lengths, kind: Any, decode_mesh: DecodeMesh
+) -> Cache | None:
+    """The task prompt's cache, on all devices; its heads over "model" where they divide."""
+    if not lengths.prompt:
+        return None
+    own = (1, config.num_kv_heads, prompt_bucket(lengths.prompt), config.head_dim)
+    layer: Any
+    count: Any
+    if decode_mesh.mesh is None:
+        layer, count = jax.ShapeDtypeStruct(own, kind), jax.ShapeDtypeStruct((1,), jnp.int32)
+    else:
+        split = config.num_kv_heads % decode_mesh.mesh.shape["model"] == 0
+        spec = PartitionSpec(None, "model" if split else None)
+        layer = jax.ShapeDtypeStruct(own, kind, sharding=NamedSharding(decode_mesh.mesh, spec))
+        everywhere = NamedSharding(decode_mesh.mesh, PartitionSpec())
+        count = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=everywhere)
+    return Cache([layer] * config.num_layers, [layer] * config.num_layers, count)
+
+
+def _idle_inputs(decoding: Decoding, sampling: Sampling, depth: int, groups: int) -> ChunkInputs:
+    """Returns the shapes of what the host sends before a chunk."""
+    sizes = plan(decoding, sampling)
+    table = page_table(sizes, [], depth * sizes.slots, sizes.slots, depth)
+    slots = slot_arrays(sizes, [], [], sizes.slots, [], 0)
+    tables, states = jax.eval_shape(
+        lambda: join_groups([slots] * groups, [table] * groups, NoiseSource(0, 0))
+    )
+    temperature = jax.ShapeDtypeStruct((), jnp.float32)
+    return ChunkInputs(table=tables, slots=states, temperature=temperature)
 
 
 def for_training(config: ModelConfig, training: Training) -> list[str]:

@@ -17,7 +17,7 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.hf_weights import Shards, export_model, import_model, write_shards
 from lmsi_jax.models.tokenizers import encode_first, open_tokenizer
 from lmsi_jax.models.transformer import parameter_shapes
-from lmsi_jax.pipeline.verifier import Verifier
+from lmsi_jax.pipeline.scorers import Verifier
 from lmsi_jax.records import Question, Sample
 from lmsi_jax.runtime.files import read_json
 from lmsi_jax.training.checkpoints import load_params

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace, load: Load) -> None:
     os.environ.update(_ALONE)  # before JAX is imported
     from lmsi_jax.runtime.files import write_json
     from lmsi_jax.tools import aot_report
-    from lmsi_jax.tools.aot_programs import Lengths
+    from lmsi_jax.tools.aot_report import Lengths
 
     lengths = Lengths(prompt=args.prompt_tokens, question=args.question_tokens)
     found = aot_report.check(load(()), args.topology, what, lengths, args.occupancy, print)

@@ -16,6 +16,9 @@ HELP = "variants of a run with several seeds: one table, one plot"
 EXAMPLE = "formats"
 CONFIGS = "studies"
 
+_MAPS = Path("/proc/self/maps")
+_MANY_MAPS = 30_000
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what is done instead of running the study."""
@@ -53,7 +56,6 @@ def run(args: argparse.Namespace, load: Load) -> None:
             print(table)
         return
     from lmsi_jax.pipeline.rounds import execute
-    from lmsi_jax.runtime import jax_caches
     from lmsi_jax.runtime.signals import signals_as_exceptions
 
     command = shlex.join(["lmsi", *sys.argv[1:]])
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace, load: Load) -> None:
     def carry_out(run: "Run", stages: tuple[str, ...]) -> None:
         """Runs stages of the run that was loaded last."""
         execute(run, stages, command, gin_edge.operative_config())
-        jax_caches.clear_if_large()
+        _clear_compiled_programs()
 
     def say(text: str) -> None:
         """Prints at once, between the stages' own lines."""
@@ -69,3 +71,15 @@ def run(args: argparse.Namespace, load: Load) -> None:
 
     with signals_as_exceptions():
         run_study(study, load, carry_out, say)
+
+
+def _clear_compiled_programs() -> None:
+    """Clears JAX's compiled programs once they occupy many memory maps.
+
+    A process on Linux may have 65,530 maps, each program takes several, and XLA crashes when there
+    are none left. Other systems have no such limit that we know of.
+    """
+    if _MAPS.exists() and len(_MAPS.read_bytes().splitlines()) > _MANY_MAPS:
+        import jax
+
+        jax.clear_caches()
