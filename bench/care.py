@@ -13,7 +13,7 @@ import re
 import sys
 
 from lmsi_jax import answers
-from lmsi_jax.pipeline.sample_shards import read_samples
+from lmsi_jax.pipeline.context import read_samples
 from lmsi_jax.records import Question, Sample, Vote
 from lmsi_jax.runtime.store import ShardStore
 

@@ -16,16 +16,13 @@ from typing import Any
 
 from lmsi_jax import answers, voting
 from lmsi_jax.augmentation import groups
-from lmsi_jax.config import gin_edge
+from lmsi_jax.config import Run, gin_loader
 from lmsi_jax.config.configurables import load_run
-from lmsi_jax.config.run import Run
 from lmsi_jax.evaluation.statistics import paired_difference
-from lmsi_jax.pipeline.augment import new_questions, read_counts, read_prompts
-from lmsi_jax.pipeline.context import Context
-from lmsi_jax.pipeline.questions import read_exemplars
+from lmsi_jax.pipeline.augment import read_counts
+from lmsi_jax.pipeline.context import Context, Round, read_samples
 from lmsi_jax.pipeline.rounds import execute
-from lmsi_jax.pipeline.sample_shards import Job, draw_samples, make_job, read_samples
-from lmsi_jax.pipeline.vote import read_votes
+from lmsi_jax.pipeline.sample_shards import Job, draw_samples, make_job
 from lmsi_jax.records import Question, Sample
 from lmsi_jax.runtime.store import ShardStore
 
@@ -38,10 +35,10 @@ def main() -> None:
     """Runs the stages, asks the test questions and prints what came out."""
     args = _arguments()
     run = _run(args)
-    execute(run, _STAGES, "bench/generated.py", gin_edge.operative_config())
-    context = Context(run, frozenset(_STAGES))
-    found = {"questions": _new(context, args.task), "prompts": _prompts(context, args.task)}
-    print(json.dumps(found))
+    execute(run, _STAGES, "bench/generated.py", gin_loader.operative_config())
+    round = Context(run, frozenset(_STAGES)).round(1)
+    measured = {"questions": _new(round, args.task), "prompts": _prompts(round, args.task)}
+    print(json.dumps(measured))
 
 
 def _arguments() -> argparse.Namespace:
@@ -64,22 +61,22 @@ def _run(args: argparse.Namespace) -> Run:
         "Augmentation.prompts": str(args.prompts),
         "Sampling.num_samples": str(args.paths),
     }
-    bindings = tuple(gin_edge.Binding(name=name, value=value) for name, value in changes.items())
-    gin_edge.load("generated", gin_edge.GinArgs(bindings=bindings))
+    bindings = tuple(gin_loader.Binding(name=name, value=value) for name, value in changes.items())
+    gin_loader.load("generated", gin_loader.GinArgs(bindings=bindings))
     return load_run()
 
 
-def _new(context: Context, task: str) -> dict[str, Any]:
+def _new(round: Round, task: str) -> dict[str, Any]:
     """Counts of new questions, and the confidence of the votes on real and new ones."""
-    asked = new_questions(context, 1)[task]
+    asked = round.new_questions[task]
     new = {question.uid for question in asked}
     print("\n".join(question.text for question in asked))
-    votes = read_votes(context, 1)[task]
+    votes = round.votes()[task]
     sure: dict[str, list[float]] = {"real": [], "new": []}
     for vote in votes:
         sure["new" if vote.uid in new else "real"].append(vote.confidence)
-    least = context.run.augmentation.min_confidence
-    found: dict[str, Any] = read_counts(context, 1)[task]
+    least = round.settings.augmentation.min_confidence
+    found: dict[str, Any] = read_counts(round, "generate")[task]
     for name, values in sure.items():
         found[f"{name}_confidence"] = round(sum(values) / max(1, len(values)), 3)
         found[f"{name}_sure"] = sum(value >= least for value in values)
@@ -88,13 +85,13 @@ def _new(context: Context, task: str) -> dict[str, Any]:
     return found
 
 
-def _prompts(context: Context, task: str) -> dict[str, Any]:
+def _prompts(round: Round, task: str) -> dict[str, Any]:
     """Accuracies of the votes under three prompt styles, on the same test questions and noise."""
-    questions = context.load_questions("test")[task]
-    made = read_prompts(context, 1, task)
-    sampling = context.run.sampling
+    questions = round.context.load_questions("test")[task]
+    made = round.few_shots(task)
+    sampling = round.settings.sampling
     by_uid = {question.uid: question for question in questions}
-    own = read_exemplars(context, task)
+    own = round.context.exemplars(task)
     jobs: dict[str, list[Job]] = {
         "step_by_step": [make_job("step_by_step", questions, (), "zero_shot_cot", sampling)],
         "generated": [
@@ -110,14 +107,13 @@ def _prompts(context: Context, task: str) -> dict[str, Any]:
         ],
         "packaged": [make_job("packaged", questions, own, "cot", sampling)],
     }
-    folder = context.output / "compared"
+    folder = round.context.output / "compared"
     draw_samples(
-        context,
+        round,
         [job for way in _WAYS for job in jobs[way]],
         by_uid,
         folder,
         model=0,
-        round_index=1,
         label="comparison",
     )
     right = {way: _right(ShardStore(folder), jobs[way], questions) for way in _WAYS}

@@ -5,8 +5,7 @@
 Arguments are parameters, optimiser state and batch; temporaries are activations and gradients.
 """
 
-from lmsi_jax.config.architecture import MATRICES, ModelConfig
-from lmsi_jax.config.optimization import Lora, Training
+from lmsi_jax.config import MATRICES, Lora, ModelConfig, Training
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.training.packing import batch_shape, batches, weighted_row
 from lmsi_jax.training.trainer import state_shapes, train_step

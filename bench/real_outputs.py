@@ -7,9 +7,13 @@ LMSI_DATA names, else in ../shared/data beside the checkout, each file as publis
     model_samples/NAME/MODEL_COT.jsonl     its output_dir/NAME/test/MODEL_COT/predictions.jsonl
     gsm8k/test.jsonl                       grade-school-math's grade_school_math/data/test.jsonl
     gsm8k/example_model_solutions.jsonl    of the same folder
+    chat_samples/CHAT.jsonl                ZeroEval's result_dirs/gsm, Rereading-LLM-Reasoning's
+                                           results: chat models' texts with the publisher's label
 
-NAME is GSM8K, AQUA or StrategyQA. Faithful-COT is github.com/veronica320/Faithful-COT (commit
-301784317c99), grade-school-math is github.com/openai/grade-school-math (commit 3101c7d50724).
+NAME is GSM8K, AQUA or StrategyQA. The repositories and commits are, on github.com:
+
+    veronica320/Faithful-COT (301784317c99)      openai/grade-school-math (3101c7d50724)
+    WildEval/ZeroEval (8c1485edf12c)             Tebmer/Rereading-LLM-Reasoning (0dbad50be663)
 """
 
 import argparse
@@ -23,6 +27,17 @@ from typing import Any
 from lmsi_jax.records import Kind
 
 KINDS: dict[str, Kind] = {"GSM8K": "number", "AQUA": "choice", "StrategyQA": "yes_no"}
+CHAT: dict[str, Kind] = {
+    "zeroeval_gsm_Llama-3.1-405B-Instruct-Turbo": "number",
+    "zeroeval_gsm_Meta-Llama-3.1-8B-Instruct": "number",
+    "zeroeval_gsm_Qwen2-7B-Instruct": "number",
+    "zeroeval_gsm_Yi-1.5-9B-Chat": "number",
+    "zeroeval_gsm_claude-3-haiku-20240307": "number",
+    "zeroeval_gsm_command-r": "number",
+    "zeroeval_gsm_gemma-2-2b-it": "number",
+    "zeroeval_gsm_gpt-4o-mini-2024-07-18": "number",
+    "re2_commonsenseqa_gpt-4o-mini": "choice",
+}
 VARIABLE = "LMSI_DATA"
 _BESIDE = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -70,6 +85,11 @@ def gold(name: str) -> str:
 def outputs(name: str, model: str) -> str:
     """Returns the file of a model's texts for a set."""
     return f"model_samples/{name}/{model}_COT.jsonl"
+
+
+def chat(name: str) -> str:
+    """Return the file of a chat model's labelled texts."""
+    return f"chat_samples/{name}.jsonl"
 
 
 def rows_of(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from bench.care import is_careful  # noqa: E402
-from lmsi_jax.pipeline.sample_shards import read_samples
+from lmsi_jax.pipeline.context import read_samples
 from lmsi_jax.runtime.store import ShardStore
 from lmsi_jax.selection.importance import (
     importance,

@@ -26,8 +26,9 @@ import random
 import re
 from collections.abc import Sequence
 
-from lmsi_jax import answers, prompts
+from lmsi_jax import prompts
 from lmsi_jax.records import Exemplar, Kind, Question, Sample
+from lmsi_jax.voting import Reading
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,21 +69,19 @@ def choose_asked(uids: Sequence[str], count: int, place: tuple[int, int, str]) -
     return order[:count]
 
 
-def exemplar(question: Question, sample: Sample) -> Exemplar | None:
-    """Returns a zero-shot answer as an exemplar; None where it has not the layout of a prompt.
+def exemplar(question: Question, sample: Sample, reading: Reading) -> Exemplar | None:
+    """Returns a zero-shot answer as an exemplar; None if it has not the layout of a prompt.
 
     It has to reason first, and to end in "The answer is ..." with an answer of the question's kind.
     """
-    options = answers.options_of(question)
-    found = answers.find(sample.text, question.kind, options, finished=sample.finished)
-    if found is None or found.key is None:
+    if reading.surface is None:
         return None
-    solution = sample.text[: found.end].strip()
-    sentence = prompts.answer_sentence(found.answer)
+    solution = sample.text[: reading.end].strip()
+    sentence = prompts.answer_sentence(reading.surface)
     reasoning = solution.removesuffix(sentence).strip()
     if not solution.endswith(sentence) or not reasoning or prompts.SEPARATOR in reasoning:
         return None
-    return Exemplar(question=question.text, reasoning=reasoning, answer=found.answer)
+    return Exemplar(question=question.text, reasoning=reasoning, answer=reading.surface)
 
 
 def few_shots(

@@ -1,4 +1,4 @@
-"""Votes and paths become training examples in four formats (LMSI, section 3.2).
+"""Votes and samples become training examples in four formats (LMSI, section 3.2).
 
 | format           | input                                   | target             |
 |------------------|-----------------------------------------|--------------------|
@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from lmsi_jax import prompts
-from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import FORMATS, Example, Exemplar, Format, Question, Source
 from lmsi_jax.selection.rows import Keep, Row
 
@@ -42,8 +41,8 @@ def examples(
 
     Args:
       question: what was asked.
-      rows: its paths that are learnt, by index, and factors of their weights, after `normalise`:
-        what the filters of `lmsi_jax.selection` left of `solutions.voted_rows`.
+      rows: its samples that are learnt, by index, and factors of their weights, after `normalise`:
+        what the filters of `lmsi_jax.selection` keep of `voted_rows`.
       exemplars: the task's few-shot exemplars.
       own: exemplars that a path, by its index, was sampled with instead: it stands behind them.
       formats: which formats to write, in this order.
@@ -80,19 +79,6 @@ def examples(
             for (prompt, target), weight in _weighed(list(learnt), factors, merge_equal)
         ]
     return made
-
-
-def check_switches(formats: Sequence[Format], keep: str, cap: int | None, normalise: str) -> None:
-    """Raises LmsiError for a switch of `examples` with a value that does not exist."""
-    for name in formats:
-        if name not in FORMATS:
-            raise LmsiError(f"unknown format {name!r}; the formats are {', '.join(FORMATS)}")
-    if keep not in ("majority", "parsed"):
-        raise LmsiError(f"Mixing.keep = {keep!r}; use 'majority' or 'parsed'")
-    if cap is not None and cap < 1:
-        raise LmsiError(f"Mixing.cap = {cap}; use 1 or more, or None for no cap")
-    if normalise not in ("question", "path"):
-        raise LmsiError(f"Mixing.normalise = {normalise!r}; use 'question' or 'path'")
 
 
 def human_solution_examples(

@@ -1,6 +1,7 @@
-"""Pairs, to prefer one continuation over another, in the four formats of `mixing`.
+"""Pairs of continuations, of which training learns to prefer one, in the formats of `mixing`.
 
-Pairs from votes: a path of the most voted answer against one of the least voted (ScPO).
+From votes: a sample of the most voted answer against one of the least voted (ScPO). From given
+solutions: each against the model's own sample (SPIN).
 """
 
 import dataclasses
@@ -8,7 +9,8 @@ from collections.abc import Sequence
 
 from lmsi_jax import prompts, voting
 from lmsi_jax.records import FORMATS, ExamplePair, Exemplar, Format, Question, Sample, Vote
-from lmsi_jax.selection.rows import solutions
+from lmsi_jax.selection.rows import solution_text, voted_rows
+from lmsi_jax.voting import Reading
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,24 +75,25 @@ def vote_pairs(
     formats: Sequence[Format] = FORMATS,
     threshold: float = 0.5,
 ) -> list[ExamplePair]:
-    """Writes a path of the most voted answer against one of the least voted (ScPO), by format.
+    """Writes a sample of the most voted answer against one of the least voted (ScPO), by format.
 
     Args:
       question: what was asked.
-      samples: its paths, in any order.
+      samples: its samples, in any order.
       vote: the vote over all of them.
       exemplars: the task's few-shot exemplars.
       formats: which formats to write, in this order.
-      threshold: least share of the paths that agree with the chosen one.
+      threshold: least share of the samples that agree with the chosen one.
 
     Returns:
-      The pairs, none where the votes give none; see `selection.pairs.pair`.
+      The pairs; none if the votes give none, see `pair`.
     """
     found = pair(vote, samples, threshold)
     if found is None:
         return []
-    learnt = solutions(question, samples)
-    chosen, rejected = (learnt[index][:2] for index in (found.chosen, found.rejected))
+    rows = voted_rows(question, samples, vote, "parsed")
+    learnt = {row.sample.sample_index: (row.solution, row.answer) for row in rows}
+    chosen, rejected = learnt[found.chosen], learnt[found.rejected]
     return _pairs(question, exemplars, formats, chosen, rejected, found.weight)
 
 
@@ -98,28 +101,32 @@ def given_pairs(
     question: Question,
     worked: Exemplar,
     sample: Sample,
+    reading: Reading,
     exemplars: Sequence[Exemplar],
     formats: Sequence[Format] = FORMATS,
 ) -> list[ExamplePair]:
-    """Writes a given solution against the model's own path (SPIN), by format.
+    """Writes a given solution against the model's own sample (SPIN), by format.
 
     Args:
       question: what was asked.
       worked: its given reasoning and answer.
       sample: the model's.
+      reading: its answer.
       exemplars: the task's few-shot exemplars.
       formats: which formats to write, in this order.
 
     Returns:
-      The pairs; none of a path that the token limit cut before its answer, and none in a direct
-      format of a path without an answer.
+      The pairs; none of a sample that the token limit cut before its answer, and none in a direct
+      format of a sample without an answer.
     """
     given = (prompts.solution(worked.reasoning, worked.answer), worked.answer)
-    own = solutions(question, [sample]).get(sample.sample_index)
-    if own is None and not sample.finished:
+    if reading.surface is not None:
+        text = solution_text(sample.text, reading.surface, reading.end, reading.marked)
+    elif sample.finished:
+        text = sample.text.strip()
+    else:
         return []
-    text, surface = (sample.text.strip(), None) if own is None else own[:2]
-    return _pairs(question, exemplars, formats, given, (text, surface), 1.0)
+    return _pairs(question, exemplars, formats, given, (text, reading.surface), 1.0)
 
 
 def _pairs(
@@ -130,7 +137,7 @@ def _pairs(
     rejected: tuple[str, str | None],
     weight: float,
 ) -> list[ExamplePair]:
-    """Pairs of two (solution, answer) by format; equal targets have nothing to teach."""
+    """Writes two (solution, answer) by format; equal targets have nothing to teach."""
     made = []
     for name in formats:
         targets = [_target(name, *side) for side in (chosen, rejected)]
@@ -155,7 +162,7 @@ def _pairs(
 
 
 def _target(name: Format, solution: str, surface: str | None) -> str | None:
-    """What is learnt of a solution in a format; None where it has no answer to give directly."""
+    """Returns the target of a solution in a format; None if it has no answer to give directly."""
     if not prompts.is_direct(prompts.PROMPT_STYLE_OF_FORMAT[name]):
         return solution
     return None if surface is None else prompts.answer_sentence(surface)

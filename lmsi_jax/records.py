@@ -7,13 +7,13 @@ written with each store, so that a change of shape is noticed instead of misread
 import dataclasses
 from typing import Any, Literal, Self
 
-SCHEMA = 3
+SCHEMA = 4
 
-Kind = Literal["number", "choice", "yes_no", "nli", "span"]
+Kind = Literal["number", "choice", "yes_no", "nli", "span", "date", "list"]
 Format = Literal["few_shot_cot", "few_shot_direct", "zero_shot_cot", "zero_shot_direct"]
 Source = Literal["self_generated", "human"]
 
-KINDS: tuple[Kind, ...] = ("number", "choice", "yes_no", "nli", "span")
+KINDS: tuple[Kind, ...] = ("number", "choice", "yes_no", "nli", "span", "date", "list")
 FORMATS: tuple[Format, ...] = (
     "few_shot_cot",
     "few_shot_direct",
@@ -107,14 +107,16 @@ class Sample(_Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Vote(_Record):
-    """The majority vote over one question's paths.
+    """The majority vote over one question's samples.
 
-    `keys` holds each path's canonical answer in path order (None: unparsed). `winner` is the
-    winning key (None when nothing parsed). `kept` are the indices of the paths that agree with it.
-    `confidence` is agreeing paths over all paths, unparsed ones included (LMSI, section 3.1).
-    `tied` lists every key that shared the highest count, the winner too, when there was more than
-    one. `entropy` is that of the parsed answers' distribution, in nats. Where paths were weighed,
-    `weights` holds each path's, and "count" and "over all paths" are sums of weights.
+    `winner` is the winning key (None if nothing parsed), `kept` the indices of the samples that
+    agree with it. `confidence` is agreeing samples over all samples, unparsed ones included (LMSI,
+    section 3.1). `tied` lists every key that shared the highest count, the winner too, if there was
+    more than one. `entropy` is that of the parsed answers' distribution, in nats. If samples were
+    weighed, `weights` holds each one's, and counts and shares are sums of weights.
+
+    `keys`, `surfaces`, `ends` and `marked` hold what was read of each sample, in index order, so
+    that no text is parsed again (`voting.Reading` says what they are).
     """
 
     uid: str
@@ -128,9 +130,12 @@ class Vote(_Record):
     tied: tuple[str, ...]
     entropy: float
     weights: tuple[float, ...] | None = None
+    surfaces: tuple[str | None, ...] = ()
+    ends: tuple[int, ...] = ()
+    marked: tuple[bool, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a dictionary of plain JSON values; `weights` only where paths were weighed."""
+        """Returns a dictionary of plain JSON values; `weights` only if samples were weighed."""
         row = super().to_json()
         if row["weights"] is None:
             del row["weights"]

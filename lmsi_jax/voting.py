@@ -1,13 +1,8 @@
-"""The vote over a question's paths (LMSI, section 3.1; Wang et al. 2022, section 2).
+"""The majority vote over a question's samples (LMSI, section 3.1; Wang et al. 2022, section 2).
 
-Pure functions of the paths as a set: the order in which they come never matters. A path has one
-vote (LMSI, the default), or a weight: see `Voting`.
-
-Paths in, a vote out.
-
-When a question needs no more paths: Adaptive-Consistency (Aggarwal et al. 2023).
-
-How much a path's vote counts.
+Pure functions of the samples as a set: their order never matters. `read_answers` finds each
+sample's answer, `weigh` gives it a weight (1 in LMSI), and `vote` counts. `samples_needed` is
+Adaptive-Consistency (Aggarwal et al. 2023): how many samples a question needs at all.
 """
 
 import collections
@@ -15,14 +10,81 @@ import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from typing import NamedTuple
 
 from lmsi_jax import answers
-from lmsi_jax.config.stages import Voting
-from lmsi_jax.records import Question, Sample, Vote
+from lmsi_jax.config import Voting
+from lmsi_jax.records import Kind, Question, Sample, Vote
+
+
+class Reading(NamedTuple):
+    """A sample as the vote reads it.
+
+    Attributes:
+      key: canonical form of its answer; None if it has none and does not vote.
+      surface: the answer as the sample writes it.
+      end: the solution is `text[:end]`, up to and with its answer sentence.
+      marked: False if nothing says that this is the answer, as in "So she has 18 apples."
+    """
+
+    key: str | None
+    surface: str | None
+    end: int
+    marked: bool
+
+
+NO_ANSWER = Reading(None, None, 0, False)
+
+
+class AnswerReader:
+    """Reads the answers of samples, and each text of a question only once.
+
+    Args:
+      conclusions: see `Voting.conclusions`.
+    """
+
+    def __init__(self, conclusions: bool = True):
+        self._conclusions = conclusions
+        self._readings: dict[tuple[str, str, bool], Reading] = {}
+
+    def read(self, question: Question, samples: Iterable[Sample]) -> list[Reading]:
+        """Returns the reading of each of a question's samples, in their order."""
+        options, kind = answers.options_of(question), question.kind
+        readings = []
+        for sample in samples:
+            name = (question.uid, sample.text, sample.finished and self._conclusions)
+            if name not in self._readings:
+                self._readings[name] = _read(sample.text, kind, options, finished=name[-1])
+            readings.append(self._readings[name])
+        return readings
+
+    def clear(self) -> None:
+        """Forgets all texts."""
+        self._readings.clear()
+
+
+def read_answers(
+    question: Question, samples: Iterable[Sample], conclusions: bool = True
+) -> list[Reading]:
+    """Returns the reading of each of a question's samples, in their order.
+
+    Args:
+      question: what was asked; its `gold` is not looked at.
+      samples: its samples.
+      conclusions: see `Voting.conclusions`.
+    """
+    return AnswerReader(conclusions).read(question, samples)
+
+
+def _read(text: str, kind: Kind, options: Sequence[str], finished: bool) -> Reading:
+    answer = answers.find(text, kind, options, finished=finished)
+    if answer is None or answer.key is None:
+        return NO_ANSWER
+    return Reading(answer.key, answer.answer, answer.end, answer.marked)
 
 
 def adaptive_stop(a: int, b: int, threshold: float = 0.95) -> bool:
-    """Whether the leading answer will stay ahead with at least this probability.
+    """Returns True if the leading answer stays ahead with at least this probability.
 
     The Beta criterion of Adaptive-Consistency (Aggarwal et al. 2023, section 3): under a uniform
     prior, P(p > 1/2 | a, b) = 1 - I_0.5(a + 1, b + 1). That is P(Binomial(a + b + 1, 1/2) <= a),
@@ -31,7 +93,7 @@ def adaptive_stop(a: int, b: int, threshold: float = 0.95) -> bool:
     Args:
       a: votes of the leading answer.
       b: votes of the second answer.
-      threshold: wanted probability, in [0, 1].
+      threshold: least probability, in [0, 1].
 
     Raises:
       ValueError: negative votes.
@@ -44,11 +106,11 @@ def adaptive_stop(a: int, b: int, threshold: float = 0.95) -> bool:
 
 
 def is_settled(keys: Iterable[str | None], threshold: float = 0.95) -> bool:
-    """Whether the two leading answers among these keys meet `adaptive_stop`.
+    """Returns True if the two leading answers among these keys meet `adaptive_stop`.
 
     Args:
-      keys: canonical answers of a question's first paths, in any order; None: unparsed, no vote.
-      threshold: wanted probability; above 0.5, no votes at all settle nothing.
+      keys: canonical answers of a question's first samples, in any order; None if unparsed.
+      threshold: least probability; above 0.5, no votes at all settle nothing.
     """
     votes = sorted(collections.Counter(k for k in keys if k is not None).values(), reverse=True)
     a, b = (*votes, 0, 0)[:2]
@@ -56,51 +118,53 @@ def is_settled(keys: Iterable[str | None], threshold: float = 0.95) -> bool:
 
 
 def samples_needed(keys: Sequence[str | None], threshold: float = 0.95, every: int = 4) -> int:
-    """How many of a question's paths Adaptive-Consistency samples (Aggarwal et al. 2023).
+    """Returns how many of a question's samples Adaptive-Consistency draws (Aggarwal et al. 2023).
 
-    A function of the keys in index order alone: when a path ended and where it ran do not matter.
+    This is a function of the keys in index order alone: when and where a sample ended is no
+    matter.
 
     Args:
-      keys: canonical answers of the question's paths in index order; None: unparsed, no vote.
-      threshold: wanted probability that the leading answer stays ahead, in (0.5, 1).
-      every: the rule is looked at after this many paths, twice as many, and so on.
+      keys: canonical answers of the question's samples in index order; None if unparsed.
+      threshold: least probability that the leading answer stays ahead, in (0.5, 1).
+      every: the rule is checked after this many samples, twice as many, and so on.
 
     Returns:
-      The first multiple of `every` whose first paths are `settled`; `len(keys)` when there is none.
+      The first multiple of `every` whose first samples are `is_settled`; `len(keys)` if there is
+      none.
 
     Raises:
       ValueError: `every` is not positive.
     """
     if every < 1:
-        raise ValueError(f"the rule cannot be looked at every {every} paths")
-    looks = range(every, len(keys), every)
-    return next((n for n in looks if is_settled(keys[:n], threshold)), len(keys))
+        raise ValueError(f"the rule cannot be checked every {every} samples")
+    checks = range(every, len(keys), every)
+    return next((n for n in checks if is_settled(keys[:n], threshold)), len(keys))
 
 
 EQUAL = Voting()
-"""One path, one vote."""
+"""One sample, one vote."""
 
 
 def weigh(
     samples: Sequence[Sample], voting: Voting, scores: Sequence[float] | None = None
 ) -> list[float] | None:
-    """Returns the weight of each path, in [0, 1] or a scorer's; None where each path counts 1.
+    """Returns the weight of each sample, in [0, 1] or a scorer's; None if each counts 1.
 
-    A path that is exp(-745) times as likely as the likeliest weighs 0.
+    A sample that is exp(-745) times as likely as the likeliest weighs 0.
 
     Args:
-      samples: of a question.
+      samples: a question's.
       voting: the rule.
-      scores: what its scorer says of each path; None where it is not asked.
+      scores: the scorer's score of each sample; None without a scorer.
 
     Raises:
-      ValueError: the scorer is to be asked, and was not.
+      ValueError: the rule weighs by a scorer, and there are no scores.
     """
     if voting.weights == "none" or not samples:
         return None
     if voting.weights == "scorer":
         if scores is None:
-            raise ValueError("Voting.weights = 'scorer' wants what the scorer says of each path")
+            raise ValueError("Voting.weights = 'scorer' needs the scorer's score of each sample")
         return list(scores)
     if voting.weights == "logprob":
         return _relative([sample.logprob for sample in samples])
@@ -128,31 +192,39 @@ def vote(
     *,
     conclusions: bool = True,
     scores: Sequence[float] | None = None,
+    readings: Sequence[Reading] | None = None,
 ) -> Vote:
-    """Counts the paths' answers, or adds up their weights.
+    """Counts the samples' answers, or adds up their weights.
 
-    Unparsed paths never vote, and stay in the confidence's denominator with their weight. Answers
+    Unparsed samples never vote, and stay in the confidence's denominator with their weight. Answers
     with equal sums are listed in `tied`; a tie goes to the larger summed log-probability of the
-    answer's paths, then to the smaller key.
+    answer's samples, then to the smaller key.
 
     Args:
       question: what was asked; its `gold` is not looked at.
-      samples: its sampled paths, in any order.
-      weights: of each path, in the order of `samples`, from `weigh` or any other scorer; 0 or more.
-        None: one path one vote.
-      conclusions: see `Voting`.
-      scores: a scorer's score of each path, in the order of `samples`: a tie goes by the best one
+      samples: its samples, in any order.
+      weights: of each sample, in the order of `samples`, from `weigh` or any other scorer; 0 or
+        more. None: one sample, one vote.
+      conclusions: see `Voting`; not looked at with `readings`.
+      scores: a scorer's score of each sample, in the order of `samples`: a tie goes by the best one
         of an answer first. None: ties go by log-probability.
+      readings: of each sample, in the order of `samples`, from an `AnswerReader`; None reads them.
 
     Returns:
-      The vote; without any parsed path the winner is None and nothing is kept.
+      The vote; without any parsed sample the winner is None and nothing is kept.
 
     Raises:
-      ValueError: a path of another question, an index that comes twice, a log-probability that is
-        not a number, or weights that are negative, infinite or not one for each path.
+      ValueError: a sample of another question, an index that comes twice, a log-probability that is
+        not a number, or weights that are negative, infinite or not one for each sample.
     """
     ordered, weighed = _checked(question, samples, weights)
-    keys = tuple(answer_keys(question, ordered, conclusions))
+    if readings is None:
+        readings = read_answers(question, ordered, conclusions)
+    else:
+        indices = [sample.sample_index for sample in samples]
+        by_place = dict(zip(indices, readings, strict=True))
+        readings = [by_place[sample.sample_index] for sample in ordered]
+    keys = tuple([reading.key for reading in readings])
     sums = _sums(keys, weighed)
     by_index = (
         {} if scores is None else {p.sample_index: r for p, r in zip(samples, scores, strict=True)}
@@ -174,6 +246,9 @@ def vote(
         tied=tied,
         entropy=entropy(sums.values()),
         weights=weighed,
+        surfaces=tuple([reading.surface for reading in readings]),
+        ends=tuple([reading.end for reading in readings]),
+        marked=tuple([reading.marked for reading in readings]),
     )
 
 
@@ -182,26 +257,17 @@ def cast(
     samples: Sequence[Sample],
     voting: Voting,
     scores: Sequence[float] | None = None,
+    readings: Sequence[Reading] | None = None,
 ) -> Vote:
-    """Votes by a rule; `scores` are what its scorer says of each path, where it has one."""
+    """Votes by a rule; `scores` and `readings` as in `vote`."""
     return vote(
         question,
         samples,
         weigh(samples, voting, scores),
         conclusions=voting.conclusions,
         scores=scores if voting.ties == "scorer" else None,
+        readings=readings,
     )
-
-
-def answer_keys(
-    question: Question, samples: Iterable[Sample], conclusions: bool = True
-) -> list[str | None]:
-    """Returns each path's answer as the vote reads it, None where it has none."""
-    options, kind = answers.options_of(question), question.kind
-    return [
-        answers.path_key(sample.text, kind, options, finished=sample.finished and conclusions)
-        for sample in samples
-    ]
 
 
 def right_keys(question: Question) -> set[str]:
@@ -213,7 +279,7 @@ def right_keys(question: Question) -> set[str]:
 
 
 def tally(vote: Vote) -> tuple[Mapping[str, float], float]:
-    """Returns each answer's votes or weight, and those of all paths, unparsed ones too."""
+    """Returns each answer's votes or weight, and those of all samples, unparsed ones too."""
     total = vote.total if vote.weights is None else math.fsum(vote.weights)
     return _sums(vote.keys, vote.weights), total
 
@@ -221,7 +287,7 @@ def tally(vote: Vote) -> tuple[Mapping[str, float], float]:
 def margin(vote: Vote) -> float:
     """Returns the winner's share minus that of the next answer, of all votes or weights, in [0, 1].
 
-    Unparsed paths stay in the denominator; 0.0 for a tie and without a winner.
+    Unparsed samples stay in the denominator; 0.0 for a tie and without a winner.
     """
     sums, total = tally(vote)
     first, second = (*sorted(sums.values(), reverse=True), 0, 0)[:2]
@@ -239,19 +305,21 @@ def entropy(counts: Iterable[float]) -> float:
 
 
 def winner_of_first(vote: Vote, samples: Iterable[Sample], count: int) -> str | None:
-    """Returns the winner among a question's first `count` paths, as `vote` without ranks finds it.
+    """Returns the winner among a question's first `count` samples, by `vote` without scores.
 
     Args:
       vote: the vote over all of `samples`.
-      samples: the question's paths, in any order.
+      samples: the question's samples, in any order.
       count: how many of them vote, in index order.
 
     Raises:
-      ValueError: the vote is over another number of paths.
+      ValueError: the vote is over another number of samples.
     """
     ordered = sorted(samples, key=lambda sample: sample.sample_index)
     if len(ordered) != vote.total:
-        raise ValueError(f"{vote.uid!r}: a vote over {vote.total} paths, {len(ordered)} are given")
+        raise ValueError(
+            f"{vote.uid!r}: a vote over {vote.total} samples, {len(ordered)} are given"
+        )
     keys = vote.keys[:count]
     weights = vote.weights[:count] if vote.weights is not None else None
     return _winner(_sums(keys, weights), ordered[:count], keys, {})[0]
@@ -260,22 +328,24 @@ def winner_of_first(vote: Vote, samples: Iterable[Sample], count: int) -> str | 
 def _checked(
     question: Question, samples: Sequence[Sample], weights: Sequence[float] | None
 ) -> tuple[list[Sample], tuple[float, ...] | None]:
-    """The paths in the order of their indices, and their weights."""
+    """Returns the samples in the order of their indices, and their weights."""
     if weights is not None and len(weights) != len(samples):
-        raise ValueError(f"question {question.uid!r}: {len(weights)} weights, {len(samples)} paths")
+        raise ValueError(
+            f"question {question.uid!r}: {len(weights)} weights, {len(samples)} samples"
+        )
     ordered = sorted(samples, key=_INDEX)
     uid = question.uid
     for sample in ordered:
         if sample.uid != uid:
-            raise ValueError(f"a path of question {sample.uid!r} cannot vote on {uid!r}")
+            raise ValueError(f"a sample of question {sample.uid!r} cannot vote on {uid!r}")
         if sample.logprob != sample.logprob:  # NaN
             raise ValueError(
-                f"path {sample.sample_index} of question {sample.uid!r} has no log-probability"
+                f"sample {sample.sample_index} of question {sample.uid!r} has no log-probability"
             )
     indices = [sample.sample_index for sample in ordered]
     if len(set(indices)) < len(indices):
         twice = next(i for i, count in collections.Counter(indices).items() if count > 1)
-        raise ValueError(f"question {question.uid!r} has path {twice} twice")
+        raise ValueError(f"question {question.uid!r} has sample {twice} twice")
     if weights is None:
         return ordered, None
     if bad := [weight for weight in weights if not 0 <= weight < math.inf]:
@@ -285,7 +355,6 @@ def _checked(
 
 
 def _sums(keys: Sequence[str | None], weights: Sequence[float] | None) -> Mapping[str, float]:
-    """Votes or weight of each answer."""
     if weights is None:
         counts: dict[str, float] = {}
         for key in keys:
@@ -296,7 +365,7 @@ def _sums(keys: Sequence[str | None], weights: Sequence[float] | None) -> Mappin
     for key, weight in zip(keys, weights, strict=True):
         if key is not None:
             given[key].append(weight)
-    # fsum is exact before it rounds, so the order of the paths cannot move the last bit.
+    # fsum is exact before it rounds, so the order of the samples cannot move the last bit.
     return {key: math.fsum(of_key) for key, of_key in given.items()}
 
 
@@ -306,7 +375,7 @@ def _winner(
     keys: Sequence[str | None],
     scores: Mapping[int, float],
 ) -> tuple[str | None, tuple[str, ...]]:
-    """The winning key, and the keys that share its sum when there are several."""
+    """Returns the winning key, and the keys that share its sum if there are several."""
     if not sums:
         return None, ()
     most = max(sums.values())
@@ -322,7 +391,7 @@ def _winner(
 def _mass(
     leader: str, samples: Sequence[Sample], keys: Sequence[str | None], scores: Mapping[int, float]
 ) -> tuple[float, float]:
-    """What a tie goes by: the best rank of an answer's paths, their summed log-probability."""
+    """Returns what breaks a tie: an answer's best score, and its summed log-probability."""
     own = [sample for sample, key in zip(samples, keys, strict=True) if key == leader]
     best = max(scores.get(sample.sample_index, 0.0) for sample in own)
     return best, math.fsum(sample.logprob for sample in own)

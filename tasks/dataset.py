@@ -1,7 +1,7 @@
 """A published data set: its questions from local files in their own format, or from TFDS.
 
-The module of a data set only says how to parse a row; everything else is here. If `data_dir` is set,
-its files are read; otherwise TFDS downloads the data set and keeps it.
+The module of a data set only says how to parse a row; everything else is here. If `data_dir` is
+set, its files are read; otherwise TFDS downloads the data set and keeps it.
 """
 
 import csv
@@ -46,7 +46,7 @@ class Item:
 
 
 def first_line(text: str) -> Sequence[str]:
-    """Returns the first line of a question, which leaves out options shared with other questions."""
+    """Returns the first line of a question: options may be the same in other questions."""
     return text.splitlines()[:1]
 
 

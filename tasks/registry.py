@@ -1,7 +1,8 @@
-"""The tasks by name, and as SeqIO tasks: one per task and level, such as `lmsi_purchases_hard`.
+"""Finds tasks by name, and registers them with SeqIO for T5X and other users of it.
 
-Nothing is registered at import time. `register()` adds the SeqIO tasks once, however often it is
-called, and the loop reads its questions through them, so that SeqIO defines what a question is.
+The loop reads its questions from the tasks themselves, without SeqIO and TensorFlow. `register()`
+adds one SeqIO task per task and level, such as `lmsi_purchases_hard`, which yields the same
+questions in the same order. Nothing is registered at import time.
 """
 
 import difflib
@@ -11,8 +12,7 @@ from typing import Any
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import answer_sentence, question_prompt
-from lmsi_jax.records import Question
-from lmsi_jax.tasks.task import LEVELS, Level, Split, Task, too_few
+from lmsi_jax.tasks.task import LEVELS, Level, Split, Task
 
 # The tasks by the module that has them as its TASKS, in the order of their `NAMES`.
 _MODULES = {
@@ -75,54 +75,6 @@ def register(names: Sequence[str] = NAMES, data_dir: str | None = None) -> None:
                     continue
                 seqio.TaskRegistry.remove(seqio_task)
             _add(seqio_task, task, level)
-
-
-def load_questions(
-    name: str,
-    split: Split,
-    level: Level,
-    count: int,
-    seed: int,
-    data_dir: str | None = None,
-) -> list[Question]:
-    """Returns the first `count` questions of a SeqIO task's source, in its order for this seed.
-
-    Args:
-      name: one of `NAMES`.
-      split: "train" (unlabelled) or "test" (with gold answers).
-      level: "easy" or "hard"; ignored by tasks without levels.
-      count: how many, at least 1.
-      seed: which ones.
-      data_dir: the folder of the task's files, where it has some.
-
-    Raises:
-      LmsiError: an unknown task, split or level, unreadable files, or too few questions.
-    """
-    import seqio
-
-    task = get(name, data_dir)
-    if split not in SPLITS:
-        raise LmsiError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
-    if level not in LEVELS and task.levels:
-        raise LmsiError(f"unknown level {level!r}; choose one of {', '.join(LEVELS)}")
-    if count < 1:
-        raise LmsiError(f"{count} questions of task {name!r} were asked for; ask for 1 or more")
-    task.stream(split, level, seed)  # names a missing folder, whatever folder was registered before
-    register((name,), data_dir)
-    source = seqio.TaskRegistry.get(seqio_name(task, level)).source
-    rows = source.get_dataset(split=split, shuffle=False, seed=seed).take(count)
-    questions = [_question(task.name, split, row) for row in rows.as_numpy_iterator()]
-    if len(questions) < count:
-        raise too_few(name, split, len(questions), level if task.levels else None)
-    return questions
-
-
-def _question(name: str, split: Split, row: Mapping[str, bytes]) -> Question:
-    uid, text, kind, answer, also = (row[field].decode() for field in _FIELDS)
-    question: dict[str, Any] = {"uid": uid, "task": name, "text": text, "kind": kind}
-    if split == "test":
-        question |= {"gold": answer, "also": also.splitlines()}
-    return Question.from_json(question)
 
 
 def _add(seqio_task: str, task: Task, level: Level) -> None:

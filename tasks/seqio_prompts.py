@@ -3,8 +3,8 @@
 A task has columns of equal length: prefix, inputs, targets and further fields of a row. The metric
 of prompts is our accuracy, so `seqio.Evaluator` and T5X's eval report the figures of `lmsi eval`.
 
-T5X truncates features longer than `TASK_FEATURE_LENGTHS`, which would cut the question off a prompt.
-Our gin files take the lengths from `of_questions` and `of_examples`; a user's lengths are checked.
+T5X truncates features longer than `TASK_FEATURE_LENGTHS`, which would cut off the question of a
+prompt. Our gin files take the lengths from `of_questions` and `of_examples`; a user's are checked.
 """
 
 import functools

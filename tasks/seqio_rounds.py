@@ -5,8 +5,8 @@ T5X's gin files call `mixture` and `questions`, which register what they name an
     MIXTURE_OR_TASK_NAME = @seqio_rounds.mixture()
     seqio_rounds.mixture.run_dir = 'runs/quickstart'
 
-T5X puts a start token before each text; our model has none. The adapter (`interop.t5x`) masks it, so
-nothing predicts the first token of a text, which gets no weight here.
+T5X puts a start token before each text; our model has none. The adapter (`interop.t5x`) masks it,
+so nothing predicts the first token of a text, which gets no weight here.
 """
 
 import functools
@@ -17,8 +17,7 @@ import seqio
 import tensorflow as tf
 from etils import epath
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Optimizer
+from lmsi_jax.config import ModelConfig, Optimizer
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.seqio_vocabularies import Pieces, Tokens, id_shift, open_t5x_vocabulary
 from lmsi_jax.models.tokenizers import open_tokenizer

@@ -21,7 +21,7 @@ Level = Literal["easy", "hard"]
 Domain = Literal["in", "out"]
 
 LEVELS: tuple[Level, ...] = ("easy", "hard")
-# Sixteenths of all hashes: 3 test, 5 train, 8 for the base model's documents and exemplars.
+# Sixteenths of all hashes; the pretrain split has the base model's documents and the exemplars.
 _SHARES: dict[Split, range] = {"test": range(0, 3), "train": range(3, 8), "pretrain": range(8, 16)}
 # A generator without a new question in this many tries is exhausted.
 _PATIENCE = 2000
@@ -93,8 +93,8 @@ class Family:
       name: the task's name, also its SeqIO prefix.
       kind: the kind of its answers.
       domain: "in" if the packaged runs train on it, "out" if they only test on it.
-      generate: (generator, level) -> a worked question. Pre-training documents and few-shot exemplars
-        use its reasoning; `questions` drops it, and outside the test split the answer too.
+      generate: (generator, level) -> a worked question. Pre-training documents and few-shot
+        exemplars use its reasoning; `questions` drops it, and outside the test split the answer too.
       shots: exemplars in a few-shot prompt.
     """
 
@@ -135,7 +135,7 @@ class Family:
         raise too_few(self.name, split, count, level)
 
     def stream(self, split: Split, level: Level, seed: int) -> Iterator[Question]:
-        """Yields distinct questions until the generator is exhausted, with answers for test only."""
+        """Yields distinct questions until the generator is exhausted; only test has answers."""
         rows = self.labelled(split, level, seed)
         return rows if split == "test" else (dataclasses.replace(row, gold=None) for row in rows)
 

@@ -8,7 +8,7 @@ import jax
 import pytest
 from etils.epath import backend, gpath
 
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.tokenizers import SentencePiece
 from lmsi_jax.models.transformer import init_params
 

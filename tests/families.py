@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lmsi_jax.config.architecture import MATRICES, LinearScaling, Llama3Scaling, YarnScaling
+from lmsi_jax.config import MATRICES, LinearScaling, Llama3Scaling, YarnScaling
 
 _GEMMA = {
     "block": "sequential",

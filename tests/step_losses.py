@@ -2,8 +2,7 @@
 
 import jax
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Loss
+from lmsi_jax.config import Loss, ModelConfig
 from lmsi_jax.models.params import Params
 from lmsi_jax.training.forward import parameter_gradients
 from lmsi_jax.training.losses import Arrays, Sums, Teacher, normalize_sums, weighted_sums

@@ -30,7 +30,7 @@ PURE = {*LAYERS[0], *LAYERS[1]} - {"evaluation"}  # statistics use NumPy and Sci
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "clu"}
 JAX_PACKAGES = {"models", "rollout", "training", "interop", "tools"}
 # The processes of a run are those of jax.distributed; a study clears JAX's caches.
-JAX_MODULES = {"runtime.processes", "cli.commands.study"}
+JAX_MODULES = {"runtime.processes", "cli.commands"}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
 TENSORFLOW_MODULES = {
     "training.data",
@@ -39,7 +39,7 @@ TENSORFLOW_MODULES = {
     *("tasks.registry", "tasks.dataset"),
 }
 GIN_MODULES = {
-    *("config.gin_edge", "config.gin_errors", "config.configurables"),
+    *("config.gin_loader", "config.gin_errors", "config.configurables"),
     "cli.main",
 }
 FILES = {
@@ -49,10 +49,14 @@ FILES = {
 # Functions of their arguments alone: no files, although they may know JAX.
 FILELESS = {
     *(PURE - {"config"}),
-    *(f"config.{name}" for name in ("architecture", "optimization", "run", "sampling", "stages")),
+    *(f"config.{name}" for name in ("model_config", "training_config", "sampling", "row_filters")),
+    *(f"config.{name}" for name in ("run", "steps", "schedule", "study_plan", "ranges")),
     "rollout",
     *(f"models.{name}" for name in ("attention", "params", "rotary", "transformer")),
-    *(f"training.{name}" for name in ("forward", "forward_cpu", "losses", "optimizers", "scoring")),
+    *(
+        f"training.{name}"
+        for name in ("forward", "forward_cpu", "forward_mesh", "losses", "optimizers", "scoring")
+    ),
     *("evaluation.accuracy", "evaluation.collapse", "evaluation.statistics"),
 }
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsi_jax import mixing, prompts, voting
-from lmsi_jax.config.stages import Mixing
+from lmsi_jax.config import Mixing
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import FORMATS, Exemplar, Question, Sample
 from lmsi_jax.selection.rows import select, voted_rows
@@ -157,7 +157,7 @@ def test_mistakes_are_named():
         with pytest.raises(LmsiError):
             Mixing(**switches)
     vote = voting.vote(QUESTION, PATHS)
-    with pytest.raises(ValueError, match="path 2 of question 'q' is not the one that voted"):
+    with pytest.raises(ValueError, match="'q': a vote over 6 samples, 2 are given"):
         voted_rows(QUESTION, PATHS[:2], vote)
     other = Question(uid="other", task="sums", text="Q: ?", kind="number")
     with pytest.raises(ValueError, match="not on question 'other'"):

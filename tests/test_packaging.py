@@ -162,13 +162,13 @@ _CHECK = """
 import importlib.util, sys
 import lmsi_jax, lmsi_jax.gin_configs, lmsi_jax.tasks
 from lmsi_jax.cli import main
-from lmsi_jax.config import gin_edge
+from lmsi_jax.config import gin_loader
 assert importlib.util.find_spec("tasks") is None and importlib.util.find_spec("gin_configs") is None
 for kind in ("runs", "studies"):
-    assert gin_edge.packaged_configs(kind)
-    for name in gin_edge.packaged_configs(kind):
-        gin_edge.find_config(name, kind=kind)
-print(lmsi_jax.__file__, *gin_edge.packaged_configs())
+    assert gin_loader.packaged_configs(kind)
+    for name in gin_loader.packaged_configs(kind):
+        gin_loader.find_config(name, kind=kind)
+print(lmsi_jax.__file__, *gin_loader.packaged_configs())
 """
 
 

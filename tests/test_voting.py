@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsi_jax import answers, voting
-from lmsi_jax.config import stages
+from lmsi_jax.config import Voting
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Question, Sample, Vote
 
@@ -101,7 +101,7 @@ def test_the_vote_is_the_count_of_the_keys(paths):
 
 
 def test_paths_that_cannot_vote_are_refused():
-    with pytest.raises(ValueError, match="has path 0 twice"):
+    with pytest.raises(ValueError, match="has sample 0 twice"):
         voting.vote(QUESTION, [path(0, "1"), path(0, "2")])
     foreign = Sample(uid="other", sample_index=0, text="", tokens=1, logprob=0.0, finished=True)
     with pytest.raises(ValueError, match="question 'other' cannot vote on 'q'"):
@@ -184,7 +184,7 @@ def test_paths_needed_by_hand(keys, every, needed):
 
 
 def test_a_rule_that_is_never_looked_at_is_refused():
-    with pytest.raises(ValueError, match="every 0 paths"):
+    with pytest.raises(ValueError, match="every 0 samples"):
         voting.samples_needed(["1"], 0.95, 0)
 
 
@@ -196,7 +196,7 @@ def test_the_winner_of_the_first_paths_is_that_of_a_vote_on_them(paths, count, s
 
 
 def test_a_vote_over_other_paths_has_no_winner_of_the_first():
-    with pytest.raises(ValueError, match="'q': a vote over 2 paths, 1 are given"):
+    with pytest.raises(ValueError, match="'q': a vote over 2 samples, 1 are given"):
         voting.winner_of_first(voting.vote(QUESTION, paths_of("1", "2")), paths_of("1"), 1)
 
 
@@ -207,7 +207,7 @@ def test_fewer_paths_after_an_early_stop_are_their_own_denominator():
 
 WEIGHTS = ("none", "logprob", "normalised_logprob", "softmax")
 rules = st.builds(
-    stages.Voting, weights=st.sampled_from(WEIGHTS), temperature=st.sampled_from([0.1, 1.0, 10.0])
+    Voting, weights=st.sampled_from(WEIGHTS), temperature=st.sampled_from([0.1, 1.0, 10.0])
 )
 
 
@@ -277,9 +277,9 @@ def test_equal_weights_are_the_majority(paths):
 def test_a_likely_path_outvotes_more_paths_where_weights_say_so():
     paths = [path(0, "1", -0.1), path(1, "2", -50.0), path(2, "2", -60.0)]
     for weights in ("logprob", "normalised_logprob"):
-        rule = stages.Voting(weights=weights)
+        rule = Voting(weights=weights)
         assert voting.vote(QUESTION, paths, voting.weigh(paths, rule)).winner == "1"
-    sharp, flat = (stages.Voting(weights="softmax", temperature=t) for t in (0.01, 100))
+    sharp, flat = (Voting(weights="softmax", temperature=t) for t in (0.01, 100))
     assert voting.vote(QUESTION, paths, voting.weigh(paths, sharp)).winner == "1"
     assert voting.vote(QUESTION, paths, voting.weigh(paths, flat)).winner == "2"
 
@@ -303,7 +303,7 @@ def test_bad_weights_are_refused(weights):
 @pytest.mark.parametrize("bad", [{"weights": "best"}, {"weights": "softmax", "temperature": 0.0}])
 def test_a_rule_that_does_not_exist_is_named(bad):
     with pytest.raises(LmsiError, match=r"Voting\.(weights|temperature)"):
-        stages.Voting(**bad)
+        Voting(**bad)
 
 
 def test_weights_are_recorded_only_where_there_are_some():
@@ -350,7 +350,7 @@ def _ranked(texts, scores, **rule):
         Sample(uid="q", sample_index=i, text=text, tokens=3, logprob=-1.0 - i, finished=True)
         for i, text in enumerate(texts)
     ]
-    return voting.cast(question, samples, stages.Voting(scorer="m:f", **rule), scores)
+    return voting.cast(question, samples, Voting(scorer="m:f", **rule), scores)
 
 
 def test_a_ranker_weighs_votes():
@@ -369,6 +369,6 @@ def test_a_ranker_breaks_ties_and_only_those():
 
 def test_without_a_ranker_its_votes_are_refused():
     with pytest.raises(LmsiError, match="set Voting.scorer"):
-        stages.Voting(weights="scorer")
-    with pytest.raises(ValueError, match="what the scorer says"):
+        Voting(weights="scorer")
+    with pytest.raises(ValueError, match="needs the scorer"):
         _ranked(["The answer is 1."], None, weights="scorer")

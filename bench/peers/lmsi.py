@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 from bench.peers.measure import Ready, main, parser
 from bench.workloads import Model, Workload, prompts
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config import Decoding, ModelConfig, Sampling
 from lmsi_jax.models.transformer import fresh_params
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.rollout.requests import Request

@@ -14,7 +14,7 @@ from bench import tuning
 from bench.peers.lmsi import config_of
 from bench.peers.measure_steps import Ready, main, microbatches, parser
 from bench.steps import Steps
-from lmsi_jax.config.optimization import Optimizer, Training
+from lmsi_jax.config import Optimizer, Training
 from lmsi_jax.models.transformer import fresh_params
 from lmsi_jax.training.packing import Batch
 from lmsi_jax.training.trainer import start, train_step

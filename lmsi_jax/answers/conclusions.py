@@ -7,9 +7,10 @@ only where there is one candidate; a text that stops in mid-sentence has none.
 import re
 from collections.abc import Sequence
 
-from lmsi_jax.answers.keys import CANNOT_TELL, key
-from lmsi_jax.answers.plain import without_bold
-from lmsi_jax.answers.sentences import last_sentence
+from lmsi_jax.answers.canonical import CANNOT_TELL, key
+from lmsi_jax.answers.marks import last_sentence
+from lmsi_jax.answers.spans import written_date
+from lmsi_jax.answers.typeset import without_bold
 from lmsi_jax.records import Kind
 
 _TAIL = 600
@@ -48,16 +49,18 @@ _DRAWN = re.compile(
 )
 # "86 glasses and 42 plates"
 _LIST = re.compile(r"([0-9]+)[^0-9.;:]{1,40}?(?:,|\band)\s[$€£]?([0-9]+)")
-_BRACKETED = re.compile(r"(?<![A-Za-z0-9])\([A-Ja-j]\)")
+_BRACKETED = re.compile(r"(?<![A-Za-z0-9])\([A-Za-z]\)")
 # "option C", "I choose C.", "C is correct"; by the letter first, which is quick to look for.
 _NAMED = re.compile(
-    r"[A-J](?:(?:(?<=ption .)|(?<=hoice .))\b"
-    r"|(?:(?<=hoose .)|(?<=pick .)|(?<=select .)|(?<=with .)|(?<= is .)|(?<=it.s .))(?=[.,:;!*]|$)"
-    r"|(?<= [B-HJ])(?= is (?:the )?(?:correct|right|best)\b))"
+    r"[A-Z](?:(?:(?<=ption .)|(?<=hoice .))\b"
+    r"|(?:(?<=hoose .)|(?<=pick .)|(?<=select .)|(?<=with .)|(?<= is .)|(?<=[Ii]t.s .)"
+    r"|(?<=say .)|(?<=be .))(?=[.,:;!*]|$)"
+    r"|(?<= [B-HJ-Z])(?= is (?:the )?(?:correct|right|best)\b))"
 )
 # "B. Photosynthesis", then why; not a list of all options.
-_OPENING_LETTER = re.compile(r"\W{0,4}(?:option )?(?:\(([A-J])\)|([A-J])[.):])", re.IGNORECASE)
-_LINE_OF_OPTION = re.compile(r"\n\W{0,6}(?:option )?\(?([A-J])[.):]", re.IGNORECASE)
+_OPENING_LETTER = re.compile(r"\W{0,4}(?:option )?(?:\(([A-Z])\)|([A-Z])[.):])", re.IGNORECASE)
+_LINE_OF_OPTION = re.compile(r"\n\W{0,6}(?:option )?\(?([A-Z])[.):]", re.IGNORECASE)
+_OPENING_OPTION = re.compile(r"\W{0,4}(?:option|choice) \(?([A-Z])\b", re.IGNORECASE)
 _CORRECT = re.compile(r"\b(?:correct|right|best|answer|fits)\b")
 _DECISION = re.compile(r"\W{0,4}(yes|no|true|false)(?=[,.!:;*—–\n]|\s-|$)", re.IGNORECASE)
 _NLI_DECISION = re.compile(
@@ -105,7 +108,7 @@ def conclusion(
     |             | statement is false."; nli: also "Neutral. ...", "The premise entails it.", and|
     |             | that it is not possible to tell                                               |
     """
-    if kind == "span":
+    if kind in ("span", "list"):
         return None
     end = begin + len(text[begin:stop].rstrip())
     answer = None
@@ -168,12 +171,19 @@ def _last(tail: str, kind: Kind, options: Sequence[str], drawn: bool) -> str | N
         return None
     if kind == "number":
         return _last_number(tail, begin)
+    if kind == "date":
+        return written_date(sentence)
     if kind == "choice":
         letters = _BRACKETED.findall(sentence) or _NAMED.findall(sentence)
         if not letters and options:
             return _last_number(tail, begin)
         if _OPENING_LETTER.match(sentence) and _LINE_OF_OPTION.search("\n" + tail[:begin]):
             letters = letters if _CORRECT.search(sentence) else []  # the options, gone through
+        if (named := _OPENING_OPTION.match(sentence)) and not so and not _CORRECT.search(sentence):
+            others = {
+                letter.lower() for letter in re.findall(r"\b[Oo]ption \(?([A-Z])\b", tail[:begin])
+            }
+            letters = letters if others <= {named[1].lower()} else []
         return letters[0] if len({letter.lower() for letter in letters}) == 1 else None
     return _last_decision(sentence, so.end() if so else None, kind)
 

@@ -1,1 +1,1 @@
-"""The `lmsi` command."""
+"""Run the `lmsi` command."""

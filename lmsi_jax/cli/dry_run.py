@@ -1,48 +1,43 @@
-"""`--dry_run`: every parameter of a run, what is wrong or still to be set, and nothing is run.
+"""`--dry_run`: print every parameter of a run, check what can be checked at once, run nothing.
 
-Files on a bucket are not looked at; nor is what only the data, the weights or the devices can tell:
-whether prompts fit (`lmsi sample` says so before it samples) and memory (`lmsi aot`).
+Files on a bucket are not checked, nor what only the data, the weights or the devices can tell:
+whether prompts fit (`lmsi sample` reports it before it samples) and memory (`lmsi aot`).
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from etils import epath
 
-from lmsi_jax.config.run import Run
+from lmsi_jax.config import Pretraining, Run
+from lmsi_jax.config.run import comparison_run
 from lmsi_jax.config.schedule import scheduled_values
-from lmsi_jax.config.stages import Pretraining
 from lmsi_jax.errors import LmsiError
 
-if TYPE_CHECKING:
-    from lmsi_jax.pipeline.context import Context
-
 _PLACEHOLDER = "BUCKET"
-"""Stands in packaged configurations for what only the user knows."""
+"""Part of the values in packaged configurations that only the user knows."""
+_MODEL_FILES = ("Run.tokenizer", "Run.init_checkpoint")
 
 
 class Findings(NamedTuple):
-    """What a look at a configuration gave, a line each.
-
-    Attributes:
-      to_set: placeholders that are left.
-      wrong: what would end the run with an error.
-      unseen: what lies elsewhere and was not looked at.
-    """
+    """Results of checking a configuration, one line each."""
 
     to_set: list[str]
+    """Placeholders that are left."""
     wrong: list[str]
-    unseen: list[str]
+    """Mistakes that would end the run with an error."""
+    unchecked: list[str]
+    """Files elsewhere, which were not checked."""
 
 
 def dry_run(run: Run, stages: tuple[str, ...]) -> None:
-    """Prints a run's parameters and what was found about them.
+    """Prints a run's parameters and the findings about them.
 
     Args:
       run: the configuration.
-      stages: what the command would run.
+      stages: the stages that the command would run.
 
     Raises:
       LmsiError: something is wrong or still to be set.
@@ -50,75 +45,72 @@ def dry_run(run: Run, stages: tuple[str, ...]) -> None:
     for name, value in parameters(run).items():
         print(f"{name} = {value!r}")
     for index in range(1, run.rounds + 1) if run.schedule else ():
-        own = ", ".join(
-            f"{name} = {value!r}" for name, value in scheduled_values(run, index).items()
-        )
-        print(f"round {index}: {own}")
+        values = scheduled_values(run, index).items()
+        print(f"round {index}: {', '.join(f'{name} = {value!r}' for name, value in values)}")
     count = run.model.parameter_count
     print(f"{count:,} weights; stages: {', '.join(stages)}; rounds: {run.rounds}")
-    found = look(run, stages)
-    for title, lines in zip(("to set", "wrong", "not looked at"), found, strict=True):
+    findings = check(run, stages)
+    for title, lines in zip(("to set", "wrong", "not checked"), findings, strict=True):
         for line in lines:
             print(f"{title}: {line}")
-    if found.to_set or found.wrong:
-        to_set, wrong = len(found.to_set), len(found.wrong)
+    if findings.to_set or findings.wrong:
+        to_set, wrong = len(findings.to_set), len(findings.wrong)
         raise LmsiError(f"this would not run: {to_set} to set, {wrong} wrong; see above")
-    print("nothing is wrong as far as it can be seen; nothing was run")
+    print("no mistake found; nothing was run")
 
 
 def parameters(run: Run) -> dict[str, Any]:
     """Returns every parameter by its gin name, defaults included.
 
-    Parts that are built of others are not listed themselves, only what is within them. What
-    `Pretraining` is built of stands behind "pretraining/": its classes come twice.
+    Parts that hold other parts are not listed themselves, only the parameters within them. Those of
+    `Pretraining` have the prefix "pretraining/", because its classes appear twice.
     """
     return dict(_parameters(run, ""))
 
 
-def look(run: Run, stages: tuple[str, ...]) -> Findings:
-    """Looks for what can be known before anything is read or computed."""
-    to_set = [f"{name} = {value!r}" for name, value in parameters(run).items() if _open(value)]
-    named = dict(_places(run, stages))
-    unseen = [f"{name} = {place}" for name, place in named.items() if "://" in place]
-    unseen += _through_tfds(run)
-    here = {name: place for name, place in named.items() if "://" not in place}
-    missing = [
-        f"{name} = {place}: there is no such file or folder"
-        for name, place in here.items()
-        if place not in ("embedded", "fresh") and not epath.Path(place).exists()
+def check(run: Run, stages: tuple[str, ...]) -> Findings:
+    """Checks what can be known before any data or weights are read."""
+    to_set = [
+        f"{name} = {value!r}" for name, value in parameters(run).items() if _has_placeholder(value)
     ]
-    seen = not missing and not any("://" in named.get(f"Run.{one}", "") for one in _OF_MODEL)
-    return Findings(to_set, [*missing, *_wrong(run, stages, check_model=seen)], unseen)
-
-
-_OF_MODEL = ("tokenizer", "init_checkpoint")
+    places = dict(_places(run, stages))
+    remote = {name for name, place in places.items() if "://" in place}
+    missing = {
+        name: f"{name} = {place}: there is no such file or folder"
+        for name, place in places.items()
+        if name not in remote
+        and place not in ("embedded", "fresh")
+        and not epath.Path(place).exists()
+    }
+    unchecked = [f"{name} = {places[name]}" for name in places if name in remote]
+    check_model = "pretrain" not in stages and not {*remote, *missing} & {*_MODEL_FILES}
+    return Findings(
+        to_set,
+        [*missing.values(), *_mistakes(run, stages, check_model)],
+        [*unchecked, *_tasks_through_tfds(run)],
+    )
 
 
 def _parameters(part: Any, scope: str) -> Iterator[tuple[str, Any]]:
-    within = "pretraining/" if isinstance(part, Pretraining) else scope
+    inner_scope = "pretraining/" if isinstance(part, Pretraining) else scope
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
-        inner = value if isinstance(value, tuple) and value else (value,)
-        if all(map(_is_part, inner)):
-            for one in inner:
-                yield from _parameters(one, within)
+        items = value if isinstance(value, tuple) and value else (value,)
+        if all(dataclasses.is_dataclass(item) for item in items):
+            for item in items:
+                yield from _parameters(item, inner_scope)
         else:
             yield f"{scope}{type(part).__name__}.{field.name}", value
 
 
-def _is_part(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
-def _open(value: Any) -> bool:
-    """Whether a placeholder stands in a value."""
+def _has_placeholder(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
-        return any(map(_open, value))
+        return any(map(_has_placeholder, value))
     return isinstance(value, str) and _PLACEHOLDER in value
 
 
 def _places(run: Run, stages: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Files and folders that the run reads, by parameter."""
+    """Yields the files and folders that the run reads, by parameter."""
     if "pretrain" not in stages:
         yield "Run.init_checkpoint", run.init_checkpoint
         yield "Run.tokenizer", run.tokenizer
@@ -135,8 +127,7 @@ def _places(run: Run, stages: tuple[str, ...]) -> Iterator[tuple[str, str]]:
         yield f"Evaluation.checkpoints[{number}]", folder
 
 
-def _through_tfds(run: Run) -> Iterator[str]:
-    """Data sets that are not read from a folder."""
+def _tasks_through_tfds(run: Run) -> Iterator[str]:
     from lmsi_jax.tasks import registry
     from lmsi_jax.tasks.dataset import Dataset
 
@@ -148,73 +139,77 @@ def _through_tfds(run: Run) -> Iterator[str]:
             yield f"{name}: Questions.data_dir is not set, so its files come through TFDS"
 
 
-def _scorers(run: Run) -> list[str]:
-    """The scorers of the vote and of all rounds' filters."""
-    rounds = [run.in_round(index) for index in range(1, run.rounds + 1)]
-    parts = [run.voting, *(one for each in rounds for one in each.mixing.selection)]
-    named = (getattr(part, "scorer", None) for part in parts)
-    return list(dict.fromkeys(name for name in named if name is not None))
-
-
-def _wrong(run: Run, stages: tuple[str, ...], check_model: bool) -> Iterator[str]:
-    """What the stages would end with."""
+def _mistakes(run: Run, stages: tuple[str, ...], check_model: bool) -> Iterator[str]:
+    """Yields the errors that the stages would end with."""
     from lmsi_jax.pipeline import scorers
-    from lmsi_jax.pipeline.context import Context
-    from lmsi_jax.pipeline.evaluate import comparison_run
 
-    context = Context(run, frozenset(stages))
-    yield from _said(functools.partial(comparison_run, run, stages))
-    yield from _wrong_questions(context)
+    yield from _error_of(functools.partial(comparison_run, run, stages))
+    yield from _mistakes_in_questions(run, stages)
     for scorer in _scorers(run):
-        yield from _said(functools.partial(scorers.load, scorer))
-    yield from _wrong_models(context, check_model)
-    for stage, given in (("pretrain", run.pretraining), ("distill", run.distillation)):
-        if stage in stages and given is None:
-            part = "Pretraining" if stage == "pretrain" else "Distillation"
-            yield f"Run.{part.lower()} is not set; bind it to @{part}()"
-    most, new = run.model.max_length, run.sampling.max_new_tokens
-    if run.questions is not None and new >= most:
+        yield from _error_of(functools.partial(scorers.load, scorer))
+    if check_model:
+        yield from _mistakes_in_model(run)
+    for folder in run.evaluation.checkpoints:
+        if "://" not in folder and epath.Path(folder).exists():
+            yield from _checkpoint_error(folder)
+    for stage, part in (("pretrain", run.pretraining), ("distill", run.distillation)):
+        if stage in stages and part is None:
+            name = "Pretraining" if stage == "pretrain" else "Distillation"
+            yield f"Run.{name.lower()} is not set; bind it to @{name}()"
+    longest, new = run.model.max_length, run.sampling.max_new_tokens
+    if run.questions is not None and new >= longest:
         yield (
             f"Sampling.max_new_tokens = {new} leaves no room for a prompt in "
-            f"ModelConfig.max_length = {most}; lower the first"
+            f"ModelConfig.max_length = {longest}; lower the first"
         )
 
 
-def _wrong_questions(context: "Context") -> Iterator[str]:
-    from lmsi_jax.pipeline.questions import check_asked
+def _mistakes_in_questions(run: Run, stages: tuple[str, ...]) -> Iterator[str]:
     from lmsi_jax.tasks import exemplars, registry
 
-    if "pretrain" in context.stages:
-        pretraining = context.run.pretraining
-        for task, _ in pretraining.shares if pretraining is not None else ():
-            yield from _said(functools.partial(registry.get, task))
+    if "pretrain" in stages:
+        for task, _ in run.pretraining.shares if run.pretraining is not None else ():
+            yield from _error_of(functools.partial(registry.get, task))
         return
-    yield from _said(functools.partial(check_asked, context))
-    if (questions := context.run.questions) is None:
+    yield from _error_of(functools.partial(run.check_questions, stages))
+    if (questions := run.questions) is None:
         return
     for task in dict.fromkeys((*questions.train, *questions.test)):
-        yield from _said(functools.partial(registry.get, task))
+        yield from _error_of(functools.partial(registry.get, task))
     for _, name in questions.exemplars:
         if "://" not in name:
-            yield from _said(functools.partial(exemplars.load, name))
+            yield from _error_of(functools.partial(exemplars.load, name))
 
 
-def _wrong_models(context: "Context", check_model: bool) -> Iterator[str]:
+def _mistakes_in_model(run: Run) -> Iterator[str]:
+    from lmsi_jax.models.tokenizers import open_for_model
+    from lmsi_jax.runtime.files import embedded_path
+
+    embedded = run.tokenizer == "embedded"
+    path = str(embedded_path("tokenizer.model")) if embedded else run.tokenizer
+    yield from _error_of(functools.partial(open_for_model, path, run.model))
+    if run.init_checkpoint not in ("embedded", "fresh"):
+        yield from _checkpoint_error(run.init_checkpoint)
+
+
+def _checkpoint_error(folder: str) -> Iterator[str]:
+    """Yields the error of a folder without a checkpoint. Only this check loads JAX."""
     from lmsi_jax.training import checkpoints
 
-    run = context.run
-    if check_model and "pretrain" not in context.stages:
-        yield from _said(lambda: context.tokenizer)
-        if run.init_checkpoint != "fresh":
-            yield from _said(lambda: context.base_folder)
-    for folder in run.evaluation.checkpoints:
-        if "://" not in folder and epath.Path(folder).exists():
-            yield from _said(functools.partial(checkpoints.find, folder))
+    yield from _error_of(functools.partial(checkpoints.find, folder))
 
 
-def _said(look_at: Callable[[], Any]) -> Iterator[str]:
-    """The error that a look at something raises, if it does."""
+def _scorers(run: Run) -> list[str]:
+    """Returns the scorers of the vote and of all rounds' filters."""
+    filters = (run.in_round(index).mixing.selection for index in range(1, run.rounds + 1))
+    parts = [run.voting, *(rule for selection in filters for rule in selection)]
+    names = (getattr(part, "scorer", None) for part in parts)
+    return list(dict.fromkeys(name for name in names if name is not None))
+
+
+def _error_of(checked: Callable[[], Any]) -> Iterator[str]:
+    """Yields the error that a check raises, if it does."""
     try:
-        look_at()
+        checked()
     except LmsiError as error:
         yield str(error)

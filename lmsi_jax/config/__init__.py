@@ -1,1 +1,80 @@
-"""Settings: every dataclass that a person sets, and the gin edge."""
+"""Hold every setting that a person makes, as frozen dataclasses that gin binds by class and field.
+
+The settings need no package beside the standard library. docs/configuration.md lists them all.
+"""
+
+from lmsi_jax.config.model_config import (
+    MATRICES,
+    LinearScaling,
+    Llama3Scaling,
+    ModelConfig,
+    RopeScaling,
+    YarnScaling,
+)
+from lmsi_jax.config.row_filters import (
+    AnswerEntropy,
+    Cap,
+    Difficulty,
+    DistinctReasoning,
+    DistributionShift,
+    ExternalScore,
+    Filter,
+    ImportanceWeights,
+    InstructionFollowing,
+    MinConfidence,
+    SelfRating,
+)
+from lmsi_jax.config.run import Run
+from lmsi_jax.config.sampling import Decoding, Filters, Sampling, Voting
+from lmsi_jax.config.schedule import Schedule
+from lmsi_jax.config.steps import (
+    Augmentation,
+    CollapseMonitor,
+    Distillation,
+    Evaluation,
+    Mixing,
+    Pretraining,
+    Questions,
+)
+from lmsi_jax.config.study_plan import Study, Variant
+from lmsi_jax.config.training_config import Lora, Loss, Optimizer, Preference, Training
+
+__all__ = [
+    "MATRICES",
+    "AnswerEntropy",
+    "Augmentation",
+    "Cap",
+    "CollapseMonitor",
+    "Decoding",
+    "Difficulty",
+    "DistinctReasoning",
+    "Distillation",
+    "DistributionShift",
+    "Evaluation",
+    "ExternalScore",
+    "Filter",
+    "Filters",
+    "ImportanceWeights",
+    "InstructionFollowing",
+    "LinearScaling",
+    "Llama3Scaling",
+    "Lora",
+    "Loss",
+    "MinConfidence",
+    "Mixing",
+    "ModelConfig",
+    "Optimizer",
+    "Preference",
+    "Pretraining",
+    "Questions",
+    "RopeScaling",
+    "Run",
+    "Sampling",
+    "Schedule",
+    "SelfRating",
+    "Study",
+    "Training",
+    "Variant",
+    "Voting",
+    "YarnScaling",
+]

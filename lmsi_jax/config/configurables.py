@@ -1,51 +1,26 @@
-"""What gin can set: the frozen configuration of a run, registered here and nowhere else."""
+"""Register the settings with gin, here and nowhere else, and build runs and studies from it."""
 
 import gin
 
-from lmsi_jax.config.architecture import LinearScaling, Llama3Scaling, ModelConfig, YarnScaling
-from lmsi_jax.config.optimization import Lora, Loss, Optimizer, Preference, Training
+from lmsi_jax import config
 from lmsi_jax.config.run import Run
-from lmsi_jax.config.sampling import Decoding, Sampling
-from lmsi_jax.config.stages import (
-    Augmentation,
-    CollapseMonitor,
-    Distillation,
-    Evaluation,
-    Mixing,
-    Pretraining,
-    Questions,
-    Voting,
+from lmsi_jax.config.study_plan import Study
+
+CLASSES: tuple[type, ...] = (
+    *(config.Run, config.Questions, config.Augmentation, config.ModelConfig),
+    *(config.LinearScaling, config.Llama3Scaling, config.YarnScaling),
+    *(config.Decoding, config.Sampling, config.Voting, config.Mixing),
+    *(config.MinConfidence, config.Cap, config.AnswerEntropy, config.DistinctReasoning),
+    *(config.DistributionShift, config.ImportanceWeights, config.SelfRating, config.ExternalScore),
+    *(config.InstructionFollowing, config.Difficulty),
+    *(config.Training, config.Optimizer, config.Lora, config.Loss, config.Preference),
+    *(config.Evaluation, config.CollapseMonitor, config.Pretraining, config.Distillation),
+    *(config.Study, config.Variant),
 )
-from lmsi_jax.config.study_plan import Study, Variant
-from lmsi_jax.selection.filters import (
-    AnswerEntropy,
-    Cap,
-    Difficulty,
-    DistinctReasoning,
-    ExternalScore,
-    InstructionFollowing,
-    MinConfidence,
-    SelfRating,
-)
-from lmsi_jax.selection.importance import DistributionShift, ImportanceWeights
+"""Every class that gin can configure."""
 
-_CLASSES = (
-    *(Run, Questions, Augmentation, ModelConfig, Decoding, Sampling, Voting, Mixing),
-    *(LinearScaling, Llama3Scaling, YarnScaling),
-    *(MinConfidence, Cap, AnswerEntropy, DistinctReasoning, DistributionShift, ImportanceWeights),
-    *(SelfRating, ExternalScore, InstructionFollowing, Difficulty),
-    *(Training, Optimizer, Lora, Loss, Preference),
-    *(Evaluation, CollapseMonitor, Pretraining, Distillation),
-    *(Study, Variant),
-)
-
-
-def _register() -> dict[str, type]:
-    """Registers each class once; importing this module again changes nothing."""
-    return {cls.__name__: gin.external_configurable(cls) for cls in _CLASSES}
-
-
-_CONFIGURABLE = _register()
+# Once: importing this module again changes nothing.
+_CONFIGURABLE = {cls.__name__: gin.external_configurable(cls) for cls in CLASSES}
 
 
 def load_study() -> Study:

@@ -1,4 +1,4 @@
-"""Gin's mistakes in one or two lines: where, which name, and the nearest right one."""
+"""Explain gin's errors in one or two lines: where, which name, and the nearest right one."""
 
 import contextlib
 import difflib
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from lmsi_jax.config.gin_renames import renamed
-from lmsi_jax.config.schedule import fits, remedy
+from lmsi_jax.config.type_checks import fits, remedy
 from lmsi_jax.errors import LmsiError
 
 _LOCATION = re.compile(r'\n  In (?:file "(?P<file>.*?)",|bindings string),? line (?P<line>\d+)')
@@ -32,7 +32,7 @@ _FILE = re.compile(r"Unable to open file: (?P<name>.*)\. Searched config paths",
 
 
 def suggestion(name: str, options: Iterable[str]) -> str:
-    """Returns "; did you mean X?" for the option nearest to `name`, or "" when none is near."""
+    """Returns "; did you mean X?" for the option nearest to `name`, or "" if none is near."""
     by_lower = {option.lower(): option for option in options}
     near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return f"; did you mean {by_lower[near[0]]}?" if near else ""
@@ -43,23 +43,25 @@ def suggestion(name: str, options: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def readable(source: str) -> Iterator[None]:
-    """Turns what gin raises while it parses `source` (a file or a flag) into an LmsiError."""
+    """Turns gin's errors while it parses `source` (a file or a flag) into an LmsiError."""
     try:
         yield
     except LmsiError as error:
-        raise LmsiError(_LOCATION.split(str(error))[0]) from None  # it says itself where
+        raise LmsiError(_LOCATION.split(str(error))[0]) from None  # names its place itself
     except SyntaxError as error:
-        raise LmsiError(_syntax(error, source)) from None
+        raise LmsiError(_explain_syntax(error, source)) from None
     except (tokenize.TokenError, StopIteration):
         # A bracket or quotation mark is open at the end of the text; TokenError is no SyntaxError.
         raise LmsiError(f"{_short(source)}: a bracket or a quotation mark is not closed") from None
     except (ValueError, OSError, ImportError, KeyError, TypeError, RuntimeError) as error:
         text = str(error)
-        where, what = f"{_where(text, source)}: ", _explain(text)
-        raise LmsiError(what if f"no file {source};" in what else where + what) from None
+        place, explanation = f"{_place(text, source)}: ", _explain(text)
+        if f"no file {source};" in explanation:
+            raise LmsiError(explanation) from None
+        raise LmsiError(place + explanation) from None
 
 
-def _syntax(error: SyntaxError, source: str) -> str:
+def _explain_syntax(error: SyntaxError, source: str) -> str:
     if not error.filename or error.filename.startswith("<"):  # Python's tokenizer names no file
         line = f", line {error.lineno}" if error.filename else ""
         return f"{_short(source)}{line}: {_first_line(error.msg)}"
@@ -67,7 +69,7 @@ def _syntax(error: SyntaxError, source: str) -> str:
     return f"{_short(error.filename)}, line {error.lineno}: {_first_line(error.msg)}{line}"
 
 
-def _where(text: str, source: str) -> str:
+def _place(text: str, source: str) -> str:
     match = _LOCATION.search(text)
     if match is None or match["file"] is None:
         return _short(source)
@@ -75,7 +77,7 @@ def _where(text: str, source: str) -> str:
 
 
 def _short(path: str) -> str:
-    """A path as a person would type it: relative to where they stand, if that is shorter."""
+    """Returns a path relative to the current folder, if that is shorter."""
     if not os.path.isabs(path):
         return path
     return min(path, os.path.relpath(path), key=len)
@@ -92,16 +94,16 @@ def _explain(text: str) -> str:
             return change
         return f"there is no configurable {name!r}{suggestion(name, _configurables())}"
     if match := _PARAMETER.search(text):
-        if change := renamed(f"{match['name'].rpartition('.')[2]}.{match['arg']}"):
+        cls, arg = match["name"], match["arg"]
+        if change := renamed(f"{cls.rpartition('.')[2]}.{arg}"):
             return change
-        names = _parameters(match["name"])
-        near = suggestion(match["arg"], names)
-        has = f"{near}" if near else f"; it has {', '.join(names)}"
-        return f"{match['name']} has no parameter {match['arg']!r}{has}"
+        names = _parameters(cls)
+        advice = suggestion(arg, names) or f"; it has {', '.join(names)}"
+        return f"{cls} has no parameter {arg!r}{advice}"
     if match := _FILE.search(text):
         name = match["name"]
-        remedy = "check its name" if "://" in name else "give its folder with --gin_search_paths"
-        return f"there is no file {name}; {remedy}"
+        advice = "check its name" if "://" in name else "give its folder with --gin_search_paths"
+        return f"there is no file {name}; {advice}"
     return _first_line(text)
 
 
@@ -121,7 +123,7 @@ def _parameters(selector: str) -> list[str]:
     return [name for name in inspect.signature(match.wrapped).parameters if name != "self"]
 
 
-# --- what gin accepts but nobody meant ------------------------------------------------------------
+# --- mistakes that gin accepts --------------------------------------------------------------------
 
 
 def check_config(flags: Sequence[str]) -> None:
@@ -131,7 +133,7 @@ def check_config(flags: Sequence[str]) -> None:
       flags: the names bound by flags; a macro among them that nothing uses is a misspelling.
     Raises:
       LmsiError: a value is REQUIRED and not given, a macro is used but not set, or set by a flag
-        but not used, or a value has not the type that its parameter is annotated with.
+        but not used, or a value does not fit the annotation of its parameter.
     """
     from gin import config
 
@@ -153,8 +155,8 @@ def check_config(flags: Sequence[str]) -> None:
             _check_type(key[1], arg, value, name)
     if required:
         are = "is" if len(required) == 1 else "are"
-        flags_to_add = " ".join(f"--gin.{name}=VALUE" for name in required)
-        raise LmsiError(f"{', '.join(required)} {are} required and not set; add {flags_to_add}")
+        missing_flags = " ".join(f"--gin.{name}=VALUE" for name in required)
+        raise LmsiError(f"{', '.join(required)} {are} required and not set; add {missing_flags}")
     for flag in flags:
         if (flag, "gin.macro") in config._CONFIG and flag not in used:
             near = suggestion(flag, [*used, *_binding_names()])
@@ -197,8 +199,7 @@ def _macros() -> list[str]:
 
 
 def _binding_names() -> list[str]:
-    names = _configurables()
-    return [f"{name}.{arg}" for name in names for arg in _parameters(name)]
+    return [f"{name}.{arg}" for name in _configurables() for arg in _parameters(name)]
 
 
 def _check_type(selector: str, arg: str, value: Any, name: str) -> None:
@@ -218,10 +219,10 @@ def _check_type(selector: str, arg: str, value: Any, name: str) -> None:
 
 @contextlib.contextmanager
 def readable_calls() -> Iterator[None]:
-    """Turns what a call of a configured object raises for a wrong configuration into an LmsiError.
+    """Turns errors of configured objects that are the user's to fix into short LmsiErrors.
 
-    These are parameters without a value, and LmsiErrors that gin has made longer. All else is a
-    bug and keeps its traceback.
+    These are parameters without a value, and LmsiErrors that gin has made longer. All others are
+    bugs and keep their traceback.
     """
     try:
         yield
@@ -238,7 +239,7 @@ def readable_calls() -> Iterator[None]:
         raise
 
 
-def _not_set(configurable: str, names: str) -> str:
-    found = re.findall(r"'(.*?)'", names)
-    flags = " ".join(f"--gin.{configurable}.{name}=VALUE" for name in found)
-    return f"{configurable} wants {', '.join(found)}; set it in the gin file or add {flags}"
+def _not_set(configurable: str, quoted: str) -> str:
+    names = re.findall(r"'(.*?)'", quoted)
+    flags = " ".join(f"--gin.{configurable}.{name}=VALUE" for name in names)
+    return f"{configurable} needs {', '.join(names)}; set it in the gin file or add {flags}"

@@ -1,4 +1,4 @@
-"""Gin names of earlier versions and what they are called now, for the error of an unknown name."""
+"""Map the gin names of earlier versions to the present ones, for the error of an unknown name."""
 
 RENAMED: dict[str, str] = {
     "Run.generation": "Run.augmentation",
@@ -39,7 +39,7 @@ def renamed(name: str) -> str:
     """Returns "OLD was renamed to NEW" for an old configurable or parameter, else "".
 
     Args:
-      name: "Class" or "Class.parameter", by its class's old or new name.
+      name: "Class" or "Class.parameter", with the class's old or new name.
     """
     new = RENAMED.get(name) or _BY_NEW_CLASS.get(name)
     return f"{name} was renamed to {new}" if new else ""
@@ -50,4 +50,4 @@ _BY_NEW_CLASS = {
     for old, new in RENAMED.items()
     if "." in old
 }
-"""The same for an old parameter under its class's new name."""
+"""Old parameters under the new name of their class -> the new names."""

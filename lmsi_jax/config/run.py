@@ -1,13 +1,14 @@
-"""A run, as a person configures it: frozen dataclasses, set by gin through `configurables`."""
+"""Set a run of the loop: its model, its steps, and the rules that concern several of them."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Collection
+from typing import Annotated, Literal
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Training
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config.model_config import ModelConfig
+from lmsi_jax.config.ranges import SEED, at_least, check_fields
+from lmsi_jax.config.sampling import Decoding, Sampling, Voting
 from lmsi_jax.config.schedule import Schedule, apply_schedule, check_schedule
-from lmsi_jax.config.stages import (
+from lmsi_jax.config.steps import (
     Augmentation,
     CollapseMonitor,
     Distillation,
@@ -15,68 +16,66 @@ from lmsi_jax.config.stages import (
     Mixing,
     Pretraining,
     Questions,
-    Voting,
 )
+from lmsi_jax.config.training_config import Training
 from lmsi_jax.errors import LmsiError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run of the loop; every attribute is a gin parameter `Run.NAME`.
-
-    Attributes:
-      output_dir: where everything is written; local or gs://.
-      seed: fixes sampling noise and the order of training rows.
-      rounds: rounds of self-improvement.
-      schedule: (parameter, values) pairs, such as ('Mixing.min_confidence', (0.0, 0.5)): round r
-        has the r-th value in place of the parameter's own, the last one holds on
-        (`lmsi_jax.config.schedule.SCHEDULABLE` lists which may change).
-      start_from: each round trains from the "base" model or from the "last" round's.
-      model: the model's shape.
-      init_checkpoint: a checkpoint folder, "embedded", or "fresh" for weights drawn from the seed.
-      tokenizer: a SentencePiece model file, a tokenizer.json, a folder of one of them, or
-        "embedded".
-      decoding: the decode engine's layout.
-      questions_per_shard: questions in one file of paths; a killed process samples its open files
-        again.
-      reuse: folders of other runs; a stage that one of them has finished with the same settings
-        and inputs is copied, not computed again.
-      questions, augmentation, sampling, voting, mixing, training, evaluation, monitor: one
-        stage, or what looks at one, each.
-      pretraining: only for `lmsi pretrain`.
-      distillation: only for `lmsi distill`.
-    """
+    """One run of the loop: where it writes, its model, and the settings of each step."""
 
     output_dir: str
+    """Folder of everything that the run writes; local or gs://."""
     model: ModelConfig
+    """Shape of the model."""
     questions: Questions | None = None
+    """Tasks and their questions; only `lmsi pretrain` needs none."""
     augmentation: Augmentation = Augmentation()
+    """Questions and prompts that the model writes itself."""
     sampling: Sampling = Sampling()
+    """Sampling of reasoning paths."""
     voting: Voting = Voting()
+    """Weight of each path in the vote."""
     mixing: Mixing = Mixing()
+    """Conversion of voted paths to training examples."""
     training: Training = Training()
+    """Fine-tuning of each round."""
     evaluation: Evaluation = Evaluation()
+    """Measurement of accuracy."""
     collapse_monitor: CollapseMonitor = CollapseMonitor()
+    """Alarm thresholds after each round."""
     pretraining: Pretraining | None = None
+    """Recipe of a base model, for `lmsi pretrain` alone."""
     distillation: Distillation | None = None
+    """Teacher of a student, for `lmsi distill` alone."""
     name: str = "lmsi"
-    seed: int = 0
-    rounds: int = 1
+    """Title of the run in its report."""
+    seed: Annotated[int, SEED] = 0
+    """Fixes sampling noise and the order of training examples."""
+    rounds: Annotated[int, at_least(1, unit="rounds")] = 1
+    """Rounds of self-improvement."""
     schedule: Schedule = ()
+    """(parameter, values) pairs, such as ('Mixing.min_confidence', (0.0, 0.5)): round r uses the
+    r-th value instead of the parameter's own, and the last value holds for all later rounds.
+    `lmsi_jax.config.schedule.SCHEDULABLE` lists the parameters that may change."""
     start_from: Literal["base", "last"] = "base"
+    """Model that each round trains from: the "base" model, or the "last" round's."""
     init_checkpoint: str = "embedded"
+    """Base model: a checkpoint folder, "embedded" for the packaged one, or "fresh" for random
+    weights drawn from the seed."""
     tokenizer: str = "embedded"
+    """A SentencePiece model file, a tokenizer.json, a folder with one of them, or "embedded"."""
     decoding: Decoding = Decoding()
-    questions_per_shard: int = 64
+    """Layout of the decode engine."""
+    questions_per_shard: Annotated[int, at_least(1, unit="questions")] = 64
+    """Questions in one file of paths. A process that was killed samples its open files again."""
     reuse: tuple[str, ...] = ()
+    """Folders of other runs, local ones. A stage that one of them has finished with the same
+    settings and inputs is copied instead of computed again."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**31:
-            raise LmsiError(f"Run.seed = {self.seed}; use a number from 0 to 2147483647")
-        if self.rounds < 1:
-            raise LmsiError(f"Run.rounds = {self.rounds}; at least 1")
-        if self.questions_per_shard < 1:
-            raise LmsiError(f"Run.questions_per_shard = {self.questions_per_shard}; at least 1")
+        check_fields(self)
         if self.augmentation.prompts and self.sampling.adaptive_consistency is not None:
             raise LmsiError(
                 "Sampling.adaptive_consistency judges a question by paths of one prompt; with "
@@ -84,21 +83,28 @@ class Run:
             )
         if self.reuse and any("://" in folder for folder in (self.output_dir, *self.reuse)):
             raise LmsiError("Run.reuse copies between local folders; set it to ()")
-        if self.start_from not in ("base", "last"):
-            raise LmsiError(f"Run.start_from = {self.start_from!r}; use 'base' or 'last'")
         self._check_preference()
         self._check_human_examples()
         check_schedule(self)
 
     def in_round(self, index: int) -> "Run":
-        """Returns the run as a round (1, 2, ...) sees it: with the values of `schedule`."""
+        """Returns the run with the scheduled values of a round (1, 2, ...)."""
         return apply_schedule(self, index)
 
+    def check_questions(self, stages: Collection[str]) -> None:
+        """Raises LmsiError if a stage that is to run has no questions."""
+        if self.questions is None:
+            raise LmsiError("Run.questions is not set; bind it to @Questions() in the gin file")
+        train, test = self.questions.train, self.questions.test
+        sampled = {"generate", "prompts", "sample"} & {*stages}
+        if (sampled and not train) or ("eval" in stages and not test) or not (train or test):
+            raise LmsiError("there are no questions: set Questions.train and Questions.test")
+
     def _check_human_examples(self) -> None:
-        """Where a round's examples are its own, human ones must be there to be mixed in."""
         training = self.training
-        own = self.distillation is None and self.pretraining is None and training.preference is None
-        if own and training.human_rate > 0 and not self.mixing.human_examples:
+        others = (self.distillation, self.pretraining, training.preference)
+        mixes_own_examples = all(part is None for part in others)
+        if mixes_own_examples and training.human_rate > 0 and not self.mixing.human_examples:
             raise LmsiError(
                 f"Training.human_rate = {training.human_rate} mixes given solutions in: set "
                 "Mixing.human_examples above 0, or Training.human_rate to 0"
@@ -110,27 +116,26 @@ class Run:
             return
         if self.mixing.selection:
             raise LmsiError(
-                "Mixing.selection is about single paths, Training.preference about pairs; set "
+                "Mixing.selection filters single paths, Training.preference learns from pairs; set "
                 "Mixing.selection = ()"
             )
         unused = {"min_confidence": 0.0, "cap": None, "keep": "majority"}
         for name, off in unused.items():
             if getattr(self.mixing, name) != off:
                 raise LmsiError(
-                    f"Mixing.{name} is about single paths, Training.preference about pairs (of "
-                    f"votes with Preference.threshold); set Mixing.{name} = {off!r}"
+                    f"Mixing.{name} filters single paths, Training.preference learns from pairs "
+                    f"(see Preference.threshold); set Mixing.{name} = {off!r}"
                 )
         if self.rounds > 1 and self.start_from != "last":
             raise LmsiError(
-                "a round's pairs are of the paths of the round before, whose model is what they "
-                "are compared with (ScPO, SPIN); set Run.start_from = 'last', or Run.rounds = 1"
+                "a round's pairs are paths of the round before, whose model is their reference "
+                "(ScPO, SPIN); set Run.start_from = 'last', or Run.rounds = 1"
             )
         if self.distillation is not None:
             raise LmsiError("a student learns no pairs: bind Training.preference to None")
         if self.augmentation.prompts:
             raise LmsiError(
-                "both members of a pair stand behind one prompt, and Augmentation.prompts spreads "
-                "a "
+                "both members of a pair follow one prompt, and Augmentation.prompts spreads a "
                 "question's paths over several; set Augmentation.prompts to 0, or bind "
                 "Training.preference to None"
             )
@@ -148,3 +153,19 @@ class Run:
             raise LmsiError(
                 "Preference.form = 'scpo' learns from votes alone; set Mixing.human_examples to 0"
             )
+
+
+def comparison_run(run: Run, stages: tuple[str, ...]) -> Run:
+    """Returns the run whose "rounds" are `Evaluation.checkpoints`, the first of them the base.
+
+    Raises:
+      LmsiError: checkpoints are named, and the command does more than evaluate.
+    """
+    if not run.evaluation.checkpoints:
+        return run
+    first, *others = run.evaluation.checkpoints
+    if stages != ("eval",):
+        raise LmsiError(
+            "Evaluation.checkpoints is for `lmsi eval` alone; set it to () for other commands"
+        )
+    return dataclasses.replace(run, init_checkpoint=first, rounds=max(1, len(others)))

@@ -1,75 +1,74 @@
-"""Settings."""
+"""Set sampling and voting: how paths are drawn, the decode engine's layout, how votes count."""
 
 import dataclasses
+from typing import Annotated, Literal
 
-from lmsi_jax.errors import LmsiError, check_ranges
+from lmsi_jax.config.ranges import (
+    Range,
+    at_least,
+    check_fields,
+    fraction,
+    positive_fraction,
+    refuse,
+)
+from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import STOP_STRINGS
+
+_STOPPING_PROBABILITY = Range(
+    lambda value: 0.5 < value < 1,
+    "a probability above 0.5 and below 1 (0.95)",
+)
+_ABOVE_ZERO = Range(lambda value: value > 0, "a number above 0, infinity too")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How paths are drawn.
+    """Sampling of reasoning paths from the model."""
 
-    Attributes:
-      num_samples: paths per question (m).
-      temperature: 0 is greedy; 0.7 is the paper's for the base model.
-      top_k: keep this many most likely tokens; 0 keeps all.
-      top_p: keep the smallest set of tokens with this much probability; 1 keeps all.
-      min_p: keep tokens with at least this share of the most likely one's probability; 0 keeps all.
-      max_new_tokens: a path is cut, and marked unfinished, after this many tokens.
-      stop: a path ends before the first of these strings.
-      token_logprobs: whether each path keeps the log-probability of each of its tokens.
-      adaptive_consistency: no further path of a question is started once its leading answer will
-        stay ahead with this probability, above 0.5 and below 1 (`voting.samples_needed`; 0.95 is
-        Aggarwal et al.'s); None: all paths are sampled. Sure questions then have fewer paths: their
-        confidence is a share of these, and with Mixing.normalise = "path" they weigh less.
-      adaptive_consistency_every: the rule is looked at after this many paths, twice as many, ...,
-        in index order, so the outcome does not depend on which paths end first.
-    """
-
-    num_samples: int = 32
-    temperature: float = 0.7
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    max_new_tokens: int = 256
+    num_samples: Annotated[int, at_least(1, unit="paths")] = 32
+    """Paths sampled for each question, the paper's m."""
+    temperature: Annotated[float, at_least(0, note="greedy")] = 0.7
+    """Sampling temperature; the LMSI paper uses 0.7 for the base model."""
+    top_k: Annotated[int, at_least(0, unit="tokens", note="off")] = 0
+    """Sample from this many most likely tokens."""
+    top_p: Annotated[float, positive_fraction("1 for off")] = 1.0
+    """Sample from the smallest set of tokens with this much probability."""
+    min_p: Annotated[float, fraction("0 for off")] = 0.0
+    """Sample from the tokens with at least this share of the most likely one's probability."""
+    max_new_tokens: Annotated[int, at_least(1, unit="tokens")] = 256
+    """A path is cut here, and marked unfinished."""
     stop: tuple[str, ...] = STOP_STRINGS
+    """A path ends before the first of these strings; () ends paths at the end token alone."""
     token_logprobs: bool = False
-    adaptive_consistency: float | None = None
-    adaptive_consistency_every: int = 4
+    """Store the log-probability of each token of a path."""
+    adaptive_consistency: Annotated[float | None, _STOPPING_PROBABILITY] = None
+    """Stop sampling a question once its leading answer will stay ahead with this probability
+    (adaptive consistency, Aggarwal et al. 2023, who use 0.95; `voting.samples_needed`); None
+    samples all paths. Easy questions then have fewer paths: their confidence is a share of these,
+    and with `Mixing.normalise = 'path'` they weigh less."""
+    adaptive_consistency_every: Annotated[int, at_least(1, unit="paths")] = 4
+    """The rule is applied after this many paths, twice as many, ..., in the paths' order, so the
+    outcome does not depend on which of them finish first."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         stops = self.stop
         if not (isinstance(stops, tuple) and all(isinstance(s, str) and s for s in stops)):
-            raise LmsiError(
-                f"Sampling.stop = {stops!r}; use a tuple of strings that are not empty, such as "
-                "('\\n\\n',), or () for none"
+            refuse(
+                self,
+                "stop",
+                "a tuple of strings that are not empty, such as ('\\n\\n',), or () for none",
             )
-        chance = self.adaptive_consistency
-        ranges = {
-            "num_samples": (self.num_samples >= 1, "1 or more"),
-            "temperature": (self.temperature >= 0, "0 (greedy) or more"),
-            "top_k": (self.top_k >= 0, "0 (off) or more"),
-            "top_p": (0 < self.top_p <= 1, "a probability above 0, 1 for off"),
-            "min_p": (0 <= self.min_p <= 1, "0 (off) to 1"),
-            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
-            "adaptive_consistency": (
-                chance is None or 0.5 < chance < 1,
-                "a probability above 0.5 and below 1 (0.95), or None for no adaptive consistency",
-            ),
-            "adaptive_consistency_every": (self.adaptive_consistency_every >= 1, "1 or more"),
-        }
-        check_ranges(self, ranges)
 
     @property
     def filters(self) -> "Filters":
-        """What the loop is compiled for."""
+        """The settings that the decode loop is compiled for."""
         return Filters(self.temperature == 0, self.top_k, self.top_p, self.min_p)
 
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
-    """The part of `Sampling` that a loop is compiled for; temperature is an argument."""
+    """The part of `Sampling` that a decode loop is compiled for; temperature is an argument."""
 
     greedy: bool
     top_k: int
@@ -79,46 +78,84 @@ class Filters:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How the engine is laid out; with the model it fixes the compiled shapes.
+    """Layout of the decode engine. Together with the model it fixes the compiled shapes."""
 
-    Attributes:
-      slots: paths decoded at the same time (by each of `data` device groups).
-      chunk: steps between two looks at the paths; a path that ends wastes half of it on average.
-      page: positions in a page of a path's cache, a multiple of `chunk`.
-      prefill_tokens: question tokens prefilled together, roughly.
-      prompt_cache_factor: prompt slots, as a multiple of what fills all slots: paths end at
-        different times, so the questions at hand overlap.
-      adaptive_batch: run fewer rows once no more are needed, at the end of a task. A narrower
-        program is used only after it has repeated a full chunk bit by bit.
-      pool_bytes: memory for the paths' pages from the start; more is added when they need it.
-      dtype: of weights and caches, "float32" or "bfloat16".
-      data: device groups that decode side by side, each with its own slots.
-      model: devices in a group: heads, MLP and vocabulary are split over them.
-      fsdp: whether the weights are spread over the groups too, and gathered where they are used.
-    """
-
-    slots: int = 128
-    chunk: int = 8
-    page: int = 16
-    prefill_tokens: int = 256
-    prompt_cache_factor: float = 2.0
+    slots: Annotated[int, at_least(1, unit="paths")] = 128
+    """Paths decoded at the same time, by each of the `data` device groups."""
+    chunk: Annotated[int, at_least(1, unit="tokens")] = 8
+    """Decode steps between two looks at the paths. A path that ends wastes half a chunk on
+    average."""
+    page: Annotated[int, at_least(1, unit="tokens")] = 16
+    """Positions in a page of the KV cache, a multiple of `chunk`."""
+    prefill_tokens: Annotated[int, at_least(1, unit="tokens")] = 256
+    """Question tokens prefilled together, approximately."""
+    prompt_cache_factor: Annotated[float, at_least(1)] = 2.0
+    """Question caches, as a multiple of the number that fills all slots. Paths end at different
+    times, so the questions in flight overlap."""
     adaptive_batch: bool = True
-    pool_bytes: int = 256 * 2**20
-    dtype: str = "float32"
-    data: int = 1
-    model: int = 1
+    """Decode a smaller batch when fewer slots are needed, at the end of a task. A smaller program
+    is used only after it has repeated a full chunk bit for bit."""
+    pool_bytes: Annotated[int, at_least(0, unit="bytes")] = 256 * 2**20
+    """Memory reserved for KV pages at the start; more is added when paths need it."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of weights and KV cache."""
+    data: Annotated[int, at_least(1, unit="devices")] = 1
+    """Device groups that decode side by side, each with its own slots."""
+    model: Annotated[int, at_least(1, unit="devices")] = 1
+    """Devices in a group, over which heads, MLP and vocabulary are split."""
     fsdp: bool = False
+    """Also shard the weights over the groups, and gather them where they are used."""
 
     def __post_init__(self) -> None:
-        from_one = ("slots", "chunk", "page", "prefill_tokens", "prompt_cache_factor")
-        ranges = {
-            **{name: (getattr(self, name) >= 1, "1 or more") for name in from_one},
-            "pool_bytes": (self.pool_bytes >= 0, "0 or more"),
-            "dtype": (self.dtype in ("float32", "bfloat16"), "'float32' or 'bfloat16'"),
-            **{name: (getattr(self, name) >= 1, "1 or more devices") for name in ("data", "model")},
-        }
-        check_ranges(self, ranges)
+        check_fields(self)
         if self.page % self.chunk:
             raise LmsiError(
                 f"Decoding.page = {self.page} must be a multiple of Decoding.chunk = {self.chunk}"
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Voting:
+    """Weight of each path in a question's vote.
+
+    Log-probabilities are the model's own, at temperature 1.
+    """
+
+    weights: Literal["none", "logprob", "normalised_logprob", "softmax", "scorer"] = "none"
+    """Weight of a path. "none": 1 (LMSI). "logprob": its probability, relative to the question's
+    likeliest path. "normalised_logprob": its probability per token, the geometric mean (both: Wang
+    et al. 2022, table 1, weighted sums). "softmax": the softmax, over the question's paths, of the
+    probability per token divided by `temperature` (CISC, Taubenfeld et al. 2025, section 3,
+    response probability). "scorer": the number that `scorer` returns, 0 or more."""
+    temperature: Annotated[float, _ABOVE_ZERO] = 1.0
+    """Temperature of "softmax": near 0 the most probable path decides, at infinity every path
+    counts the same."""
+    conclusions: bool = True
+    """Let a path that marks no answer vote for its conclusion (`answers.conclusions`). A capable
+    model's conclusions are as good as its marked answers, a small model's are worse (figures are in
+    docs/answers.md). The paper reads marked answers alone."""
+    ties: Literal["logprob", "scorer"] = "logprob"
+    """Tie break: the answer with the larger summed "logprob" of its paths, or with the better best
+    "scorer" number and then the larger log-probability."""
+    scorer: str | None = None
+    """Function "module:function" of a `Question` and a `Sample` that returns a number, higher is
+    better."""
+
+    @property
+    def uses_scorer(self) -> bool:
+        """If the vote calls the scorer."""
+        return "scorer" in (self.weights, self.ties)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.uses_scorer and not self.scorer:
+            raise LmsiError("set Voting.scorer to 'module:function', or vote without a scorer")
+        if self.scorer is not None:
+            check_scorer("Voting.scorer", self.scorer)
+
+
+def check_scorer(parameter: str, scorer: str) -> None:
+    """Raises LmsiError if a name is not "module:function"."""
+    module, _, function = scorer.partition(":")
+    if not (module and function.isidentifier()):
+        raise LmsiError(f"{parameter} = {scorer!r}; write 'module:function'")

@@ -1,9 +1,10 @@
-"""A study, as a gin file of gin_configs/studies describes it: `Study.NAME`, `x/Variant.NAME`."""
+"""Set a study: variants of a run, several seeds, and the table that compares them."""
 
 import dataclasses
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
+from lmsi_jax.config.ranges import at_least, check_fields
 from lmsi_jax.errors import LmsiError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -14,32 +15,30 @@ Measure = Literal["accuracy", "rounds", "sizes", "paths", "shift"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One way to run the study's configuration.
-
-    Attributes:
-      name: of its folder.
-      label: what tables and plots call it; "" for its name.
-      bindings: gin's, as "Mixing.formats = ('few_shot_cot',)", after those of file and command
-        line. "{study}" stands for the study's folder, "{seed}" for the seed.
-      command: which stages: "run" all, "mix" up to the training examples, "pretrain" a base model,
-        "distill" a student's.
-      each_seed: whether there is a run for each seed, or one for all.
-      shown: whether the study's table has it; what only prepares others is not shown.
-      seconds: what one of its runs is expected to take on two idle cores, what it shares with runs
-        before it left out. The study says what is left by them, and by the pace of its runs so far.
-      paper: what a paper found, as (prompt style, text) pairs, to stand in the table.
-    """
+    """One variant of a study's run; a gin file binds it in a scope, `x/Variant.NAME`."""
 
     name: str
+    """Name of the variant's folder: letters, digits and . _ -"""
     label: str = ""
+    """Name in tables and plots; "" for `name`."""
     bindings: tuple[str, ...] = ()
+    """Gin bindings such as "Mixing.formats = ('few_shot_cot',)", applied after those of the file
+    and the command line. "{study}" is replaced by the study's folder, "{seed}" by the seed."""
     command: Command = "run"
+    """Stages to run: "run" all of them, "mix" up to the training examples, "pretrain" a base model,
+    "distill" a student."""
     each_seed: bool = True
+    """Run once for each seed, or once for all."""
     shown: bool = True
-    seconds: float = 0.0
+    """Show the variant in the study's table; variants that only prepare others are not shown."""
+    seconds: Annotated[float, at_least(0, unit="seconds")] = 0.0
+    """Expected time of one run on two idle cores, without the stages that it shares with runs
+    before it. The study estimates the remaining time from these and from the pace so far."""
     paper: tuple[tuple[str, str], ...] = ()
+    """A paper's figures for the table, as (prompt style, text) pairs."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not _NAME.fullmatch(self.name):
             raise LmsiError(f"Variant.name = {self.name!r}; use letters, digits and . _ -")
         for binding in self.bindings:
@@ -48,47 +47,46 @@ class Variant:
 
     @property
     def title(self) -> str:
-        """What tables and plots call it."""
+        """Name in tables and plots."""
         return self.label or self.name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-    """Variants of a run, several seeds.
-
-    Attributes:
-      name: of its folder.
-      question: what is asked, a sentence; the table's and the page's title.
-      source: the figures of a paper that stand beside.
-      variants: in the table's order; each may use what those before it left.
-      reference: the variant that others are compared with; "" for none.
-      against: whether it is the reference "after" its rounds or "before" them.
-      measure: what the table is of: "accuracy", the same by "rounds" or by the base's "sizes", the
-        vote's by the number of "paths", or the share of right rows by distribution "shift".
-      by_task: whether the table has each task beside the means over tasks.
-      seeds: each fixes questions, noise and training order.
-      seconds: what the runs of a seed share and the first of them does, as `Variant.seconds`.
-      output_dir: holds the studies' folders; a run's is OUTPUT_DIR/STUDY/VARIANT/seedN.
-    """
+    """Variants of a run, compared over several seeds (`lmsi study`)."""
 
     name: str
+    """Name of the study's folder."""
     question: str
+    """Question that the study answers, a sentence; title of the table and the page."""
     variants: tuple[Variant, ...]
+    """Variants in the table's order; each may use the results of those before it."""
     source: str = ""
+    """Paper of the figures in `Variant.paper`."""
     reference: str = ""
+    """Variant that the others are compared with; "" for none."""
     against: Literal["before", "after"] = "after"
+    """Compare with the reference "after" its rounds or "before" them."""
     measure: Measure = "accuracy"
+    """Contents of the table: "accuracy", accuracy by "rounds" or by "sizes" of the base model, the
+    vote's accuracy by number of "paths", or the share of correct rows by distribution "shift"."""
     by_task: bool = False
+    """Show each task, besides the means over tasks."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    seconds: float = 0.0
+    """Seeds; each fixes questions, noise and training order."""
+    seconds: Annotated[float, at_least(0, unit="seconds")] = 0.0
+    """Expected time of the stages that the runs of a seed share, and that the first of them does;
+    see `Variant.seconds`."""
     output_dir: str = "runs/studies"
+    """Local folder of all studies; a run is in OUTPUT_DIR/STUDY/VARIANT/seedN."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         names = [variant.name for variant in self.variants]
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise LmsiError(f"Study.seeds = {self.seeds}; name one or more different seeds")
         if len(set(names)) < len(names) or not any(variant.shown for variant in self.variants):
-            raise LmsiError("Study.variants wants different names, and one at least that is shown")
+            raise LmsiError("Study.variants needs different names, and at least one that is shown")
         if self.reference and self.reference not in names:
             raise LmsiError(
                 f"Study.reference = {self.reference!r} is none of its variants: {', '.join(names)}"
@@ -105,5 +103,5 @@ class Study:
 
     @property
     def folder(self) -> str:
-        """Holds the study's runs and what was made of them."""
+        """Folder of the study's runs and results."""
         return f"{self.output_dir.rstrip('/')}/{self.name}"

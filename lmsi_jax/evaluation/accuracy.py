@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lmsi_jax import voting
-from lmsi_jax.config.stages import Voting
+from lmsi_jax.config import Voting
 from lmsi_jax.evaluation.statistics import bootstrap
 from lmsi_jax.records import Question, Sample, Vote
 from lmsi_jax.voting import EQUAL, right_keys
@@ -90,8 +90,6 @@ def score(
 ) -> TaskScore:
     """Votes on each question's samples (a single one is its own vote) and compares with the gold.
 
-    A question without a parsed answer counts as wrong.
-
     Args:
       questions: of one task, with gold answers.
       samples: of each question, by uid.
@@ -100,12 +98,32 @@ def score(
       weights: the weight of a sample in the vote.
       scorer: the scorer of `weights`, if it has one.
     """
+    votes = []
+    for question in questions:
+        drawn = samples[question.uid]
+        scores = scorer(question, drawn) if scorer else None
+        votes.append(voting.cast(question, drawn, weights, scores))
+    return score_votes(questions, samples, votes, prompt_style, temperature)
+
+
+def score_votes(
+    questions: Sequence[Question],
+    samples: Mapping[str, Sequence[Sample]],
+    votes: Sequence[Vote],
+    prompt_style: str,
+    temperature: float,
+) -> TaskScore:
+    """Compares votes with the gold answers; a question without a parsed answer counts as wrong.
+
+    Args:
+      questions: of one task, with gold answers.
+      samples: of each question, by uid.
+      votes: one on each question, in their order.
+      prompt_style: of the samples.
+      temperature: of the samples.
+    """
     several = prompt_style == "self_consistency"
     by_question = [samples[question.uid] for question in questions]
-    votes = [
-        voting.cast(question, drawn, weights, scorer(question, drawn) if scorer else None)
-        for question, drawn in zip(questions, by_question, strict=True)
-    ]
     gold = [right_keys(question) for question in questions]
     right = [vote.winner in keys for vote, keys in zip(votes, gold, strict=True)]
     total = max(1, sum(vote.total for vote in votes))

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from lmsi_jax.config.stages import CollapseMonitor
+from lmsi_jax.config import CollapseMonitor
 from lmsi_jax.records import Example, ExamplePair, Question, Sample, Vote
 from lmsi_jax.selection.filters import relative_entropy
 from lmsi_jax.voting import right_keys
@@ -182,7 +182,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 class Alarm(NamedTuple):
-    """An alarm: its name in `lmsi_jax.config.stages`, and its text."""
+    """An alarm: its name in `lmsi_jax.config.steps.ALARMS`, and its text."""
 
     name: str
     words: str

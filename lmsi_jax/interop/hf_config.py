@@ -12,13 +12,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from lmsi_jax.config.architecture import (
-    LinearScaling,
-    Llama3Scaling,
-    ModelConfig,
-    RopeScaling,
-    YarnScaling,
-)
+from lmsi_jax.config import LinearScaling, Llama3Scaling, ModelConfig, RopeScaling, YarnScaling
 from lmsi_jax.errors import LmsiError
 
 
@@ -202,7 +196,7 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
     }
     try:
         config = ModelConfig(**fields)
-    except ValueError as error:
+    except LmsiError as error:
         raise LmsiError(f"config.json does not describe a model: {error}") from None
     # 0.0 stands for head_dim: one way to write one model.
     same = config.query_scalar == config.head_dim

@@ -36,7 +36,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from lmsi_jax.config.architecture import MATRICES, ModelConfig
+from lmsi_jax.config import MATRICES, ModelConfig
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.hf_config import hf_config, model_config
 from lmsi_jax.models.tokenizers import SENTENCEPIECE, TOKENIZER_JSON, FileTokenizer, open_tokenizer

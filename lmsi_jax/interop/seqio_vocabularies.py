@@ -1,8 +1,8 @@
 """`Run.tokenizer` as a SeqIO vocabulary, for our trainer's tasks and for T5X's.
 
-SeqIO and T5X take the id 0 for padding, so no text may contain it. For tokenizers that use it (Llama
-3 and Qwen encode "!" as 0), `shift=1` adds one to all ids, and T5X's adapter subtracts it again. Our
-own trainer and engine keep the lengths of texts instead and use `shift=0`.
+SeqIO and T5X take the id 0 for padding, so no text may contain it. For tokenizers that use it
+(Llama 3 and Qwen encode "!" as 0), `shift=1` adds one to all ids, and T5X's adapter subtracts it
+again. Our own trainer and engine keep the lengths of texts instead and use `shift=0`.
 """
 
 import functools
@@ -165,7 +165,7 @@ class Tokens(seqio.Vocabulary):
         return ids
 
     def decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-        """Decodes ids [..., n] to texts [...] up to the first end, unlike SeqIO, which pads with 0."""
+        """Decodes ids [..., n] to texts [...] up to the first end; SeqIO would pad with 0."""
         return self._decode_tf(ids)
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:

@@ -4,7 +4,7 @@ A query may see several sets of keys: a task prompt that all sequences share, a 
 samples share, the tokens of its own sequence. Each set yields a `Part`, and `merge` joins parts by
 log-sum-exp, so that no shared key or value is ever copied.
 
-    part = cache_attention(q, prompt, layer)      # keys that all sequences share
+    part = cache_attention(q, prompt.layer(i))    # keys that all sequences share
     own = head_attention(q, keys, values, bias)   # keys of each sequence
     attended = merge([own, part])                 # the softmax over all of them
 
@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.params import Params, soft_cap, wide_matmul
 from lmsi_jax.models.rotary import angles_of
 from lmsi_jax.models.transformer import Attend, hidden_states
@@ -61,6 +61,26 @@ class Cache:
 
     keys: list[jax.Array]
     values: list[jax.Array]
+    lengths: jax.Array
+
+    def layer(self, layer: int) -> "LayerCache":
+        """Returns one layer's keys and values."""
+        return LayerCache(self.keys[layer], self.values[layer], self.lengths)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerCache:
+    """Keys and values of B sequences in one layer.
+
+    Attributes:
+      keys: [B, G, L, K].
+      values: the same.
+      lengths: [B] how many positions of each sequence are real.
+    """
+
+    keys: jax.Array
+    values: jax.Array
     lengths: jax.Array
 
 
@@ -154,17 +174,15 @@ def head_attention(
 
 def cache_attention(
     q: jax.Array,
-    cache: Cache,
-    layer: int,
+    cache: LayerCache,
     first_visible: jax.Array | None = None,
     softcap: float = 0.0,
 ) -> Part:
-    """Attends a cache of B sequences, or of one sequence that all B share.
+    """Attends a layer's cache of B sequences, or of one sequence that all B share.
 
     Args:
       q: [B, n, H, K], scaled.
       cache: keys and values.
-      layer: which layer's.
       first_visible: [B, n] first cached position that a query sees; None: the very first. For a
         query at position p and a cache that starts at position s it is `p - window + 1 - s`; it may
         be negative, or beyond the end of the cache (the part then weighs nothing in `merge`).
@@ -174,13 +192,13 @@ def cache_attention(
       top and total [B, n, H], values [B, n, H, K].
     """
     batch, n, heads, width = q.shape
-    sequences, size = cache.lengths.shape[0], cache.keys[layer].shape[2]
+    sequences, size = cache.lengths.shape[0], cache.keys.shape[2]
     rows = q.reshape(sequences, batch * n // sequences, heads, width)
     bias = jnp.where(jnp.arange(size) < cache.lengths[:, None], 0.0, MASKED)[:, None]
     if first_visible is not None:
         visible = jnp.arange(size) >= first_visible.reshape(sequences, -1, 1)
         bias = jnp.where(visible, bias, MASKED)
-    part = head_attention(rows, cache.keys[layer], cache.values[layer], bias, softcap)
+    part = head_attention(rows, cache.keys, cache.values, bias, softcap)
     return Part(*(a.reshape(batch, n, *a.shape[2:]) for a in part))
 
 
@@ -212,7 +230,7 @@ def prefill(
         parts = [head_attention(q, keys[-1], values[-1], causal[window], softcap)]
         if before is not None:
             first_visible = positions - window + 1 if window else None
-            parts.append(cache_attention(q, before, layer, first_visible, softcap))
+            parts.append(cache_attention(q, before.layer(layer), first_visible, softcap))
         return merge(parts)
 
     hidden_states(config, fused, tokens, angles_of(config, positions), attend)
@@ -228,13 +246,34 @@ def _causal_bias(length: int, window: int) -> jax.Array:
 
 
 def packed_attention(
+    config: ModelConfig, segments: jax.Array, positions: jax.Array, shared: Cache | None
+) -> Attend:
+    """Returns the `attend` callback of all layers for packed rows, see `attend_packed`.
+
+    Args:
+      config: the model's windows and soft cap.
+      segments: [B, T] number of each token's example, 0 for padding.
+      positions: [B, T] position of each token, counted from the start of the prefix.
+      shared: cache of the one prefix that all rows see, or None.
+    """
+
+    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        prefix = None if shared is None else shared.layer(layer)
+        return attend_packed(config, layer, (q, k, v), segments, positions, prefix)
+
+    return attend
+
+
+def attend_packed(
     config: ModelConfig,
+    layer: int,
+    projections: tuple[jax.Array, jax.Array, jax.Array],
     segments: jax.Array,
     positions: jax.Array,
-    shared: Cache | None,
+    shared: LayerCache | None,
     block: int = 0,
-) -> Attend:
-    """Returns the `attend` callback for packed rows behind a shared prefix.
+) -> jax.Array:
+    """Attends packed rows behind a shared prefix: [B, T, H, K].
 
     A packed row holds several examples. A token sees the earlier tokens of its own example (its
     segment) and the whole prefix, so each example is computed as if it were alone behind the
@@ -244,34 +283,29 @@ def packed_attention(
 
     Args:
       config: the model's windows and soft cap.
+      layer: number of the layer, or its place in the cycle of windows.
+      projections: scaled queries [B, T, H, K], keys and values [B, T, G, K].
       segments: [B, T] number of each token's example, 0 for padding.
       positions: [B, T] position of each token, counted from the start of the prefix.
-      shared: cache of the one prefix that all rows see, or None.
-      block: queries per block; 0: `ModelConfig.query_block`, or what suits the devices.
+      shared: the layer's cache of the one prefix that all rows see, or None.
+      block: queries per block; 0: `ModelConfig.query_block`, or a size that suits the devices.
     """
     on_cpu = jax.default_backend() == "cpu" and not is_traced_on_mesh()
     size = block or config.query_block or (_CPU_BLOCK if on_cpu else _ACCELERATOR_BLOCK)
-    softcap = config.attention_softcap
-
-    def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """Attends each token's own segment up to it, and the shared prefix."""
-        window = config.window(layer)
-        keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-        outputs = []
-        for one in _blocks(segments, window, size):
-            queries, visible = q[:, one.start : one.end], slice(one.first, one.end)
-            parts = [
-                head_attention(
-                    queries, keys[:, :, visible], values[:, :, visible], one.bias, softcap
-                )
-            ]
-            if shared is not None:
-                first_visible = positions[:, one.start : one.end] - window + 1 if window else None
-                parts.append(cache_attention(queries, shared, layer, first_visible, softcap))
-            outputs.append(merge(parts))
-        return jnp.concatenate(outputs, axis=1)
-
-    return attend
+    softcap, window = config.attention_softcap, config.window(layer)
+    q, k, v = projections
+    keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    outputs = []
+    for one in _blocks(segments, window, size):
+        queries, visible = q[:, one.start : one.end], slice(one.first, one.end)
+        parts = [
+            head_attention(queries, keys[:, :, visible], values[:, :, visible], one.bias, softcap)
+        ]
+        if shared is not None:
+            first_visible = positions[:, one.start : one.end] - window + 1 if window else None
+            parts.append(cache_attention(queries, shared, first_visible, softcap))
+        outputs.append(merge(parts))
+    return jnp.concatenate(outputs, axis=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

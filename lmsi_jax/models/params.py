@@ -1,10 +1,9 @@
-"""Which arrays a model has: names, shapes, axes, and how they are drawn.
+"""The parameter tree: shapes, axes and initialisers; and the products with its matrices.
 
-Axis names are T5X's; `partitioning` lays them over a mesh.
-
-How a layer's matrices lie while they are multiplied by: apart, joined, or joined and turned.
-
-Products whose sums are float32 and whose operands stay as narrow as they are; soft caps.
+`arrays` declares the tree; axis names are T5X's, and `sharding.RULES` maps them to a mesh. For
+computing, a layer's matrices are fused (`fuse_projections`), fused and transposed
+(`transpose_weights`), or apart (`split_weights`); `apply_matrix` and `apply_fused` multiply by them
+in any of these forms.
 """
 
 import dataclasses
@@ -14,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
 
 Params = dict[str, Any]
 
@@ -24,10 +23,10 @@ class Array:
     """One array of the parameter tree.
 
     Attributes:
-      shape: its sizes.
-      axes: its axes' names.
-      deviation: of the normal distribution that it is drawn from; None: all are `constant`.
-      constant: what a norm or a bias begins with.
+      shape: sizes of its axes.
+      axes: their names.
+      deviation: standard deviation of its initial normal distribution; None: all are `constant`.
+      constant: initial value of a norm or a bias.
     """
 
     shape: tuple[int, ...]
@@ -37,31 +36,30 @@ class Array:
 
 
 def arrays(config: ModelConfig) -> dict[str, Array | dict[str, Array]]:
-    """The parameter tree, with what each array is in place of the array.
+    """Returns the parameter tree with an `Array` in place of each array.
 
     Within a level the order is that of the arrays' random keys.
     """
-    made: dict[str, Array | dict[str, Array]] = {"embedding": _table(config)}
+    tree: dict[str, Array | dict[str, Array]] = {"embedding": _table(config)}
     if not config.tied_embeddings:
-        made["lm_head"] = _table(config)
-    made["final_norm"] = {"scale": _scale(config, config.embed_dim, "embed")}
+        tree["lm_head"] = _table(config)
+    tree["final_norm"] = {"scale": _scale(config, config.embed_dim, "embed")}
     layers = {f"layer_{layer}": _layer(config) for layer in range(config.num_layers)}
-    return made | layers
+    return tree | layers
 
 
 def _table(config: ModelConfig) -> Array:
-    """The embeddings, or the table that scores tokens: [V, D]."""
     shape = (config.vocab_size, config.embed_dim)
     return Array(shape, ("vocab", "embed"), deviation=config.embed_dim**-0.5)
 
 
 def _scale(config: ModelConfig, width: int, axis: str) -> Array:
-    """A norm's weight, which begins by changing nothing."""
+    # A norm starts as the identity.
     return Array((width,), (axis,), constant=0.0 if config.norm_plus_one else 1.0)
 
 
 def _layer(config: ModelConfig) -> dict[str, Array]:
-    """A layer's arrays by name; matrices are [in, out]."""
+    """Returns a layer's arrays by name; matrices are [in, out]."""
     matrices = _matrices(config)
     biases = {
         f"{name}_bias": Array(matrix.shape[1:], matrix.axes[1:])
@@ -105,14 +103,21 @@ def _norms(config: ModelConfig) -> dict[str, Array]:
     return norms
 
 
+def cast_params(params: Any, dtype: Any) -> Any:
+    """Rounds a tree of arrays to a type."""
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
 def soft_cap(logits: jax.Array, cap: float) -> jax.Array:
-    """Keeps scores within -cap and cap, in their own type; 0.0 leaves them alone (Gemma 2)."""
+    """Squashes logits into (-cap, cap), in their own type; 0.0 does nothing (Gemma 2)."""
     return cap * jnp.tanh(logits / cap) if cap else logits
 
 
 def product(transposed: bool, a: jax.Array, b: jax.Array, **how: Any) -> jax.Array:
-    """a @ b, or a @ b's transpose, as one product that names the axes: a transpose before it
-    would be carried out."""
+    """Returns a @ b, or a @ b.T, as one product that names the axes.
+
+    XLA would carry out a transpose before it.
+    """
     batch = tuple(range(b.ndim - 2))
     axes = (((a.ndim - 1,), (b.ndim - (1 if transposed else 2),)), (batch, batch))
     return jax.lax.dot_general(a, b, axes, **how)
@@ -131,24 +136,24 @@ def _wide_backward(
 
 
 # Left to itself, JAX would multiply the float32 gradient by float32 copies of the operands.
-_wide.defvjp(lambda turned, a, b: (_wide(turned, a, b), (a, b)), _wide_backward)
+_wide.defvjp(lambda transposed, a, b: (_wide(transposed, a, b), (a, b)), _wide_backward)
 
 
 def wide_matmul(a: jax.Array, b: jax.Array, transposed: bool = False) -> jax.Array:
-    """a @ b of one float type, with sums and result in float32; the gradient's products likewise.
+    """Returns a @ b with sums and result in float32; the gradient's products likewise.
 
     No operand is widened: bfloat16 matrices are multiplied as such, forward and backward.
 
     Args:
-      a: [..., n, K], or [..., K] where b has two axes.
+      a: [..., n, K], or [..., K] if b has two axes.
       b: [..., K, m]; with `transposed` [..., m, K].
-      transposed: as fast, and on XLA's CPU back end a row's bits are then the same whatever n.
+      transposed: equally fast, and on XLA's CPU back end a row's bits then do not depend on n.
     """
     return product(transposed, a, b) if a.dtype == jnp.float32 else _wide(transposed, a, b)
 
 
-# What reads one input is one product. The parallel block has one input for all, and one sum of
-# both outputs: "out".
+# Projections of one input are one product. The parallel block has one input for all of them, and
+# one sum of both outputs, "out".
 _QKV, _GATE_UP = ("query", "key", "value"), ("gate", "up")
 _JOINED: dict[str, dict[str, tuple[str, ...]]] = {
     "parallel": {"into": _QKV + _GATE_UP},
@@ -158,7 +163,7 @@ _OUT = ("attention_out", "down")
 
 
 def fuse_projections(config: ModelConfig, params: Params) -> Params:
-    """Joins the projections of each layer that read one input, or add to one sum.
+    """Concatenates the projections of each layer that read one input, or add to one sum.
 
     A parallel block is then two products, not seven; a sequential one four.
     """
@@ -177,13 +182,13 @@ def fuse_projections(config: ModelConfig, params: Params) -> Params:
 
 
 def split_weights(config: ModelConfig, params: Params) -> Params:
-    """`fuse`'s tree with the projections apart: for devices that hold a part of each."""
+    """Returns the tree of `fuse_projections` with the matrices apart, to be sharded."""
     layers = {f"layer_{layer}": params[f"layer_{layer}"] for layer in range(config.num_layers)}
     return _tables(params) | layers
 
 
 def transpose_weights(config: ModelConfig, fused: Params) -> Params:
-    """`fuse`'s tree with the layers' matrices stored [out, in].
+    """Returns the tree of `fuse_projections` with the layers' matrices stored [out, in].
 
     Equally fast, and XLA's kernels for CPUs then give a row of the product the same bits whatever
     the number of rows; as [in, out] they change below 48 rows.
@@ -193,25 +198,24 @@ def transpose_weights(config: ModelConfig, fused: Params) -> Params:
         p = fused[f"layer_{layer}"]
         layers[f"layer_{layer}"] = {
             **{name: array for name, array in p.items() if array.ndim == 1},
-            **{f"{name}_turned": array.T for name, array in p.items() if array.ndim == 2},
+            **{f"{name}_transposed": array.T for name, array in p.items() if array.ndim == 2},
         }
     return fused | layers
 
 
 def _tables(params: Params) -> Params:
-    """What belongs to no layer."""
-    own = {"embedding": params["embedding"], "final_norm": params["final_norm"]["scale"]}
-    return own | ({"lm_head": params["lm_head"]} if "lm_head" in params else {})
+    tables = {"embedding": params["embedding"], "final_norm": params["final_norm"]["scale"]}
+    return tables | ({"lm_head": params["lm_head"]} if "lm_head" in params else {})
 
 
 def apply_matrix(p: Params, name: str, x: jax.Array) -> jax.Array:
-    """x [..., in] times one of a layer's matrices, however it lies, with its bias: [..., out]."""
-    y = x @ p[name] if name in p else product(True, x, p[f"{name}_turned"])
+    """Multiplies x [..., in] by one of a layer's matrices, and adds its bias: [..., out]."""
+    y = x @ p[name] if name in p else product(True, x, p[f"{name}_transposed"])
     return _adapted(p, name, x, _biased(p, name, y))
 
 
 def apply_fused(config: ModelConfig, p: Params, joint: str, x: jax.Array) -> list[jax.Array]:
-    """x times each of the matrices that `fuse` joins as `joint`, from one product or from several.
+    """Multiplies x by each of the matrices that are fused as `joint`, in one product or in several.
 
     Args:
       config: the model's shape.
@@ -234,9 +238,9 @@ def apply_fused(config: ModelConfig, p: Params, joint: str, x: jax.Array) -> lis
 
 
 def add_outputs(p: Params, x: jax.Array, attended: jax.Array, hidden: jax.Array) -> jax.Array:
-    """A parallel block's sum: x + attended times "attention_out" + hidden times "down"."""
+    """Returns a parallel block's output: x + attended @ attention_out + hidden @ down."""
     if "attention_out" in p:
-        # Between themselves first: devices that hold parts of both then add up once.
+        # Their own sum first: devices with parts of both then add up once.
         return x + (apply_matrix(p, "attention_out", attended) + apply_matrix(p, "down", hidden))
     joined = apply_matrix(p, "out", jnp.concatenate([attended, hidden], axis=-1))
     return x + _adapted(p, "down", hidden, _adapted(p, "attention_out", attended, joined))
@@ -248,6 +252,6 @@ def _biased(p: Params, name: str, y: jax.Array) -> jax.Array:
 
 
 def _adapted(p: Params, name: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    """y with what the low-rank matrices beside a frozen one make of x, where it has some (LoRA)."""
-    own = p.get("adapters", {}).get(name)
-    return y if own is None else y + (x @ own["a"]) @ own["b"]
+    """Adds the low-rank product of a frozen matrix's adapters to y, if it has some (LoRA)."""
+    adapter = p.get("adapters", {}).get(name)
+    return y if adapter is None else y + (x @ adapter["a"]) @ adapter["b"]

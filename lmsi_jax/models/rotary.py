@@ -8,13 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from lmsi_jax.config.architecture import (
-    LinearScaling,
-    Llama3Scaling,
-    ModelConfig,
-    RopeScaling,
-    YarnScaling,
-)
+from lmsi_jax.config import LinearScaling, Llama3Scaling, ModelConfig, RopeScaling, YarnScaling
 
 Angles = tuple[jax.Array, jax.Array]
 """Cosines and sines."""

@@ -1,15 +1,13 @@
-"""Text to token ids and back, for prompts and paths: SentencePiece models and tokenizer.json.
+"""Text to token ids and back, for prompts and samples: SentencePiece models and tokenizer.json.
 
-A text never yields a control token: "</s>" in a question is five characters, not the end. What a
-model wants before its first token (Gemma's and Llama's <bos>) is `start_ids`; prompts are made of
-several texts, so whoever begins one puts them there, with `encode_first`.
+A text never yields a control token: "</s>" in a question is five characters, not the end. Tokens
+that a model expects before a prompt (Gemma's and Llama's <bos>) are `start_ids`; prompts are
+concatenated from several texts, so whoever encodes the first one adds them, with `encode_first`.
 
-tokenizer.json, the file of Hugging Face's library `tokenizers` (extra `[hf]`).
-
-Texts are joined from the tokens' bytes here, not by the library: a path may end in the middle of a
-character, and what its first tokens say must not change when more follow. The library's
-`ByteFallback` (Gemma) blots out a whole run of bytes, complete characters included, until its last
-character is complete.
+tokenizer.json is the file of Hugging Face's library `tokenizers` (extra `[hf]`). Texts are joined
+from the tokens' bytes here, not by the library: a sample may end within a character, and the text
+of its first tokens must not change when more follow. The library's `ByteFallback` (Gemma) replaces
+a whole run of bytes, complete characters included, until its last character is complete.
 """
 
 import functools
@@ -20,6 +18,7 @@ from typing import Any, Protocol
 
 from etils import epath
 
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.runtime.files import file_sha256, read_json
 
@@ -27,7 +26,7 @@ TOKENIZER_JSON, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 
 
 class Tokenizer(Protocol):
-    """What decoding and training need of a tokenizer."""
+    """The interface that decoding and training use."""
 
     @property
     def vocab_size(self) -> int:
@@ -39,11 +38,11 @@ class Tokenizer(Protocol):
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """All ids that end what a model writes, `eos_id` among them."""
+        """All ids that end a model's output, `eos_id` among them."""
 
     @property
     def start_ids(self) -> tuple[int, ...]:
-        """What comes before the first token of a prompt; () for nothing."""
+        """The ids before the first token of a prompt; () for none."""
 
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of a text, without start and end."""
@@ -63,11 +62,11 @@ class FileTokenizer(Tokenizer, Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A sha256 of all that decides which ids a text gets."""
+        """A sha256 of everything that determines the ids of a text."""
 
     @property
     def has_spare_ids(self) -> bool:
-        """Whether models may have more ids than the tokenizer, as padding of their table."""
+        """Whether a model's table may be padded to more ids than the tokenizer has."""
 
     @property
     def pad_id(self) -> int | None:
@@ -75,7 +74,7 @@ class FileTokenizer(Tokenizer, Protocol):
 
     @property
     def unk_id(self) -> int | None:
-        """The id of what has no token, None where there is no such thing."""
+        """The id of unknown characters, None if every text has tokens."""
 
     @property
     def writes_zero(self) -> bool:
@@ -83,7 +82,7 @@ class FileTokenizer(Tokenizer, Protocol):
 
 
 def encode_first(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Returns the ids of a text that begins a prompt, those of the start included."""
+    """Returns the ids of a text that begins a prompt, with `start_ids`."""
     return [*tokenizer.start_ids, *tokenizer.encode(text)]
 
 
@@ -96,17 +95,34 @@ def open_tokenizer(path: epath.PathLike) -> FileTokenizer:
     place = epath.Path(path)
     if place.is_dir():
         names = (TOKENIZER_JSON, SENTENCEPIECE)
-        found = [place / name for name in names if (place / name).exists()]
-        if not found:
+        files = [place / name for name in names if (place / name).exists()]
+        if not files:
             raise LmsiError(f"{path} is a folder without {' or '.join(names)}; name a tokenizer")
-        place = found[0]
+        place = files[0]
     if place.suffix == ".json":
         return TokenizerJson(str(place))
     return SentencePiece(str(place))
 
 
+def open_for_model(path: epath.PathLike, model: ModelConfig) -> FileTokenizer:
+    """Reads a model's tokenizer, see `open_tokenizer`.
+
+    Raises:
+      LmsiError: the tokenizer has another number of ids than the model. Hugging Face's models often
+        have more than their tokenizer, so that the table divides evenly; these are accepted.
+    """
+    tokenizer = open_tokenizer(path)
+    ids, rows = tokenizer.vocab_size, model.vocab_size
+    if ids > rows or (ids < rows and not tokenizer.has_spare_ids):
+        raise LmsiError(
+            f"the tokenizer {path} has {ids} ids, ModelConfig.vocab_size is {rows}; set "
+            "Run.tokenizer to the one that the checkpoint was trained with"
+        )
+    return tokenizer
+
+
 def adjacent_settings(path: epath.Path) -> dict[str, Any]:
-    """Returns what tokenizer_config.json beside a tokenizer's file says; {} without one."""
+    """Returns the tokenizer_config.json in the folder of a tokenizer's file; {} without one."""
     file = path.parent / "tokenizer_config.json"
     return dict(read_json(file)) if file.exists() else {}
 
@@ -114,7 +130,7 @@ def adjacent_settings(path: epath.Path) -> dict[str, Any]:
 class SentencePiece:
     """A SentencePiece model file, local or remote.
 
-    Where a Hugging Face tokenizer_config.json beside it sets `add_bos_token`, prompts start so.
+    Prompts start with <bos> if a Hugging Face tokenizer_config.json in its folder says so.
 
     Raises:
       LmsiError: the file is absent or is no SentencePiece model.
@@ -151,15 +167,15 @@ class SentencePiece:
 
     @functools.cached_property
     def start_ids(self) -> tuple[int, ...]:
-        """The start piece where tokenizer_config.json asks for it, else nothing."""
-        wanted = adjacent_settings(epath.Path(self.path)).get("add_bos_token", False)
+        """The start piece if tokenizer_config.json sets `add_bos_token`, else nothing."""
+        adds_bos = adjacent_settings(epath.Path(self.path)).get("add_bos_token", False)
         start = self._processor.bos_id()
-        if wanted and start < 0:
+        if adds_bos and start < 0:
             raise LmsiError(
                 f"{self.path} has no start piece, which add_bos_token in tokenizer_config.json "
                 "asks for; set that to false, or name the model's own tokenizer"
             )
-        return (start,) if wanted else ()
+        return (start,) if adds_bos else ()
 
     @property
     def pad_id(self) -> int | None:
@@ -169,12 +185,12 @@ class SentencePiece:
 
     @property
     def unk_id(self) -> int:
-        """The id of what has no piece."""
+        """The id of characters without a piece."""
         return self._processor.unk_id()
 
     @property
     def writes_zero(self) -> bool:
-        """Whether a text may yield the id 0: it is a piece, or unknown characters become it."""
+        """Whether a text may yield the id 0: as a piece, or for unknown characters."""
         pieces = self._processor
         if pieces.is_unknown(0):
             return not any(pieces.is_byte(i) for i in range(self.vocab_size))
@@ -194,13 +210,13 @@ class SentencePiece:
         return self._processor.decode([int(i) for i in ids])
 
 
-_SPACE = "\u2581"  # how SentencePiece and its kin write a space
+_SPACE = "\u2581"  # a space in SentencePiece and its relatives
 
 
 class TokenizerJson:
-    """A tokenizer.json, with Hugging Face's settings files beside it where there are some.
+    """A tokenizer.json, with the Hugging Face settings files in its folder, if any.
 
-    Prompts start with what the file's post-processor puts there. They end at `eos_token` of
+    Prompts start with the tokens of the file's post-processor. Samples end at `eos_token` of
     tokenizer_config.json, and at `eos_token_id` of generation_config.json.
 
     Args:
@@ -228,7 +244,7 @@ class TokenizerJson:
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        """One more than the highest id, tokens that were added later included."""
+        """One more than the highest id, added tokens included."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
@@ -238,7 +254,7 @@ class TokenizerJson:
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """All ids that end what a model writes."""
+        """All ids that end a model's output."""
         return self._ends
 
     @functools.cached_property
@@ -255,7 +271,7 @@ class TokenizerJson:
 
     @property
     def unk_id(self) -> int | None:
-        """The id of what has no token, None where bytes are tokens."""
+        """The id of unknown characters, None if bytes are tokens."""
         return self._named("unk_token")
 
     @property
@@ -281,7 +297,7 @@ class TokenizerJson:
         return b"".join(self._bytes.get(int(i), b"") for i in ids).decode("utf-8", "replace")
 
     def _named(self, name: str) -> int | None:
-        """The id of a token that tokenizer_config.json names."""
+        """Returns the id of a token that tokenizer_config.json names."""
         token = self._settings.get(name)
         content = token.get("content") if isinstance(token, dict) else token
         return None if content is None else self._tokenizer.token_to_id(content)
@@ -311,19 +327,19 @@ def _parsed(path: str, data: bytes) -> Any:
         import tokenizers
     except ImportError:
         raise LmsiError(
-            f"{path} wants the library tokenizers; pip install -e '.[hf]' in the checkout"
+            f"{path} needs the library tokenizers; pip install -e '.[hf]' in the checkout"
         ) from None
     try:
         return tokenizers.Tokenizer.from_str(data.decode())
-    # The library raises Exception itself, no subclass, for what it cannot parse.
+    # The library raises Exception itself, no subclass, for a file that it cannot parse.
     except Exception as error:
         raise LmsiError(f"{path} is not a readable tokenizer.json: {error}") from error
 
 
 def _bytes_of_tokens(tokenizer: Any, spec: dict[str, Any]) -> dict[int, bytes] | None:
-    """Returns what each token adds to a text, in bytes; None where that depends on others.
+    """Returns the bytes of each token; None if they depend on the tokens around it.
 
-    Control tokens add nothing. Known are byte-level BPE (Llama 3, Qwen) and Gemma's decoder:
+    Control tokens have none. Supported are byte-level BPE (Llama 3, Qwen) and Gemma's decoder:
     spaces, then bytes.
     """
     decoder = spec.get("decoder") or {}
@@ -336,14 +352,16 @@ def _bytes_of_tokens(tokenizer: Any, spec: dict[str, Any]) -> dict[int, bytes] |
     else:
         return None
     added = tokenizer.get_added_tokens_decoder()
-    made = {i: write(token) for token, i in tokenizer.get_vocab(with_added_tokens=False).items()}
-    texts = {i: b"" if token.special else token.content.encode() for i, token in added.items()}
-    return made | texts
+    texts = {i: write(token) for token, i in tokenizer.get_vocab(with_added_tokens=False).items()}
+    added_texts = {
+        i: b"" if token.special else token.content.encode() for i, token in added.items()
+    }
+    return texts | added_texts
 
 
 def _byte_letters() -> dict[str, int]:
-    """The letter that stands for each byte in byte-level BPE (Radford et al. 2019): printable ones
-    for themselves, the others, in order, from U+0100."""
+    """Returns the byte of each letter in byte-level BPE (Radford et al. 2019): printable bytes are
+    their own letters, the others follow, in order, from U+0100."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(plain)]
     letters = {chr(byte): byte for byte in plain}

@@ -1,17 +1,13 @@
 """The decoder's arithmetic, once, for training and for decoding; Flax declares its parameters.
 
 The functions below take the parameter tree and an `attend` callback. Training passes attention over
-a packed batch, the decode loop passes attention over shared caches; everything else is the same
-code, for every family of `ModelConfig`.
+packed rows, the decode step passes attention over shared caches; everything else is the same code,
+for every family of `ModelConfig`.
 
-Precision: states and products have the parameters' type. What adds up or spreads rounding is
-float32 whatever that type is: norms, rotary positions, the softmax and the scores of the tokens.
+Precision: states and products have the parameters' type. Norms, rotary positions, the softmax and
+the logits, which add up or spread rounding errors, are float32 in any case.
 
 Shapes: N rows of any leading shape, D embed, H query heads, G kv heads, K head dim, F mlp, V vocab.
-
-The gate of the MLP (Shazeer 2020): activation(gate) * up.
-
-Root mean square norms (Zhang and Sennrich 2019), in float32 whatever the type of the states.
 """
 
 import dataclasses
@@ -26,7 +22,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.params import (
     Array,
     Params,
@@ -52,7 +48,7 @@ def _plain(activation: str, gate: jax.Array, up: jax.Array) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def gated(activation: str, gate: jax.Array, up: jax.Array) -> jax.Array:
-    """activation(gate) * up, elementwise; see `ModelConfig.activation`."""
+    """Returns activation(gate) * up (Shazeer 2020), elementwise; see `ModelConfig.activation`."""
     return _plain(activation, gate, up)
 
 
@@ -63,16 +59,18 @@ def _backward(
     return pull(gradient)
 
 
-# Keeps two arrays where JAX would keep five: they are read back slower than computed anew.
+# Keeps two arrays where JAX would keep five: to read those back takes longer than to recompute.
 gated.defvjp(lambda activation, gate, up: (_plain(activation, gate, up), (gate, up)), _backward)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float, plus_one: bool = False) -> jax.Array:
-    """Divides each row of x [..., D] by its root mean square, in float32; the type is x's.
+    """Divides each row of x [..., D] by its root mean square (Zhang and Sennrich 2019).
+
+    Computed in float32; the result has the type of x.
 
     Args:
       x: rows.
-      scale: [D] what each place is multiplied by.
+      scale: [D] factor of each feature.
       epsilon: added to the mean square.
       plus_one: multiply by 1 + scale instead (Gemma).
     """
@@ -83,7 +81,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float, plus_one: bool = Fa
 
 
 def norm(config: ModelConfig, scale: jax.Array, x: jax.Array) -> jax.Array:
-    """`rms_norm` as a model has it."""
+    """Applies `rms_norm` with a model's settings."""
     return rms_norm(x, scale, config.norm_epsilon, config.norm_plus_one)
 
 
@@ -117,7 +115,7 @@ def block(
     angles: tuple[Angles, ...],
     attend: Attend,
 ) -> jax.Array:
-    """One layer with the weights p: x [..., D] at positions of `angles_of` -> x [..., D]."""
+    """Runs one layer with the weights p: x [..., D] -> [..., D]; `angles` are of `angles_of`."""
     if config.block == "sequential":
         x += _attention(config, p, layer, x, angles, attend)
         return x + _mlp(config, p, x)
@@ -134,14 +132,12 @@ def _attention(
     angles: tuple[Angles, ...],
     attend: Attend,
 ) -> jax.Array:
-    """What a sequential block's attention adds to x."""
     q, k, v = apply_fused(config, p, "into", norm(config, p["attention_norm"], x))
     out = apply_matrix(p, "attention_out", _attended(config, p, layer, (q, k, v), angles, attend))
     return norm(config, p["attention_post_norm"], out) if config.post_norms else out
 
 
 def _mlp(config: ModelConfig, p: Params, x: jax.Array) -> jax.Array:
-    """What a sequential block's MLP adds to x."""
     gate, up = apply_fused(config, p, "gate_up", norm(config, p["mlp_norm"], x))
     out = apply_matrix(p, "down", gated(config.activation, gate, up))
     return norm(config, p["mlp_post_norm"], out) if config.post_norms else out
@@ -155,21 +151,21 @@ def _attended(
     angles: tuple[Angles, ...],
     attend: Attend,
 ) -> jax.Array:
-    """Query, key and value, heads joined, through `attend`: [..., H * K]."""
+    """Attends with query, key and value, heads still joined: [..., H * K]."""
     q, k, v = (a.reshape(*a.shape[:-1], -1, config.head_dim) for a in projections)
     if config.qk_norm:
         q, k = norm(config, p["query_norm"], q), norm(config, p["key_norm"], k)
-    own = layer_angles(config, layer, angles)
+    rotation = layer_angles(config, layer, angles)
     gain = (config.query_scalar or config.head_dim) ** -0.5
-    attended = attend(layer, rotate(q, own) * gain, rotate(k, own), v)
-    # Attention is merged in float32, and must not pull the rest of the model along.
+    attended = attend(layer, rotate(q, rotation) * gain, rotate(k, rotation), v)
+    # Attention is merged in float32, and must not widen the rest of the model.
     return attended.reshape(*attended.shape[:-2], -1).astype(v.dtype)
 
 
 def embed(config: ModelConfig, weights: Params, tokens: jax.Array) -> jax.Array:
-    """What the first layer reads: tokens [...] -> [..., D]."""
+    """Returns the input of the first layer: tokens [...] -> [..., D]."""
     x = weights["embedding"][tokens]
-    # A Python number takes the type of x: so the root is rounded to it, as Gemma was trained.
+    # A Python number takes the type of x: the root is rounded to it, as in Gemma's training.
     return x * config.embed_dim**0.5 if config.scale_embeddings else x
 
 
@@ -180,17 +176,17 @@ def hidden_states(
     angles: tuple[Angles, ...],
     attend: Attend,
 ) -> jax.Array:
-    """Runs all layers; tokens [...] and their `angles_of` positions -> normalised states [..., D].
+    """Runs all layers: tokens [...] -> normalised states [..., D].
 
-    The angles come from outside so that a loop can take them before it begins: inside, XLA takes
-    the cosines anew for every head and layer.
+    The angles are an argument so that a loop can compute them before it begins: inside, XLA
+    computes the cosines anew for every head and layer.
 
     Args:
       config: the model's shape.
-      weights: the parameters as `weights` lays them out.
+      weights: the parameters, fused or split (`models.params`).
       tokens: ids.
-      angles: of their positions.
-      attend: attention.
+      angles: `angles_of` their positions.
+      attend: the attention callback.
     """
     x = embed(config, weights, tokens)
     for layer in range(config.num_layers):
@@ -198,13 +194,58 @@ def hidden_states(
     return norm(config, weights["final_norm"], x)
 
 
-def logits(config: ModelConfig, weights: Params, states: jax.Array) -> jax.Array:
-    """Scores of every token: states [..., D] -> [..., V], float32 and soft-capped.
+def apply_layers(
+    config: ModelConfig,
+    layer: Callable[[Params, int, Any], Any],
+    weights: Params,
+    states: Any,
+) -> Any:
+    """Runs a layer function over all layers, as `remat` and `scan_layers` say.
 
-    Rounded to bfloat16, a score of 20 could be 0.06 off, and with it its log-probability.
+    Args:
+      config: the model's shape, and how its layers are run.
+      layer: (the layer's weights, its place in the cycle of windows, states) -> states.
+      weights: the parameters, prepared for the layer function.
+      states: before the first layer.
+
+    Returns:
+      The states behind the last layer.
     """
-    scored = weights["embedding" if config.tied_embeddings else "lm_head"]
-    return soft_cap(wide_matmul(states, scored, transposed=True), config.logits_softcap)
+    # Within a scan XLA cannot merge the recomputation with the forward pass anyway.
+    prevent_cse = not config.scan_layers
+    if config.remat == "layer":
+        layer = jax.checkpoint(layer, prevent_cse=prevent_cse, static_argnums=(1,))
+    elif config.remat == "dots":
+        policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        layer = jax.checkpoint(layer, prevent_cse=prevent_cse, policy=policy, static_argnums=(1,))
+
+    period = len(config.windows)
+    by_layer = [weights[f"layer_{number}"] for number in range(config.num_layers)]
+    scanned = config.num_layers // period * period if config.scan_layers else 0
+
+    def cycle(states: Any, weights: list[Params]) -> tuple[Any, None]:
+        for place, p in enumerate(weights):
+            states = layer(p, place, states)
+        return states, None
+
+    if scanned:  # one iteration is one cycle of windows, compiled once
+        stacked = [
+            jax.tree.map(lambda *each: jnp.stack(each), *by_layer[place:scanned:period])
+            for place in range(period)
+        ]
+        states, _ = jax.lax.scan(cycle, states, stacked)
+    for number in range(scanned, config.num_layers):
+        states = layer(by_layer[number], number % period, states)
+    return states
+
+
+def logits(config: ModelConfig, weights: Params, states: jax.Array) -> jax.Array:
+    """Returns the logits of every token: states [..., D] -> [..., V], float32 and soft-capped.
+
+    Rounded to bfloat16, a logit of 20 could be 0.06 off, and with it its log-probability.
+    """
+    table = weights["embedding" if config.tied_embeddings else "lm_head"]
+    return soft_cap(wide_matmul(states, table, transposed=True), config.logits_softcap)
 
 
 class Decoder(nn.Module):
@@ -254,30 +295,30 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
 def fresh_params(
     config: ModelConfig, seed: int, shardings: Any = None, dtype: str = "float32"
 ) -> Params:
-    """Draws the parameter tree that a seed stands for.
+    """Draws the parameter tree of a seed.
 
     Args:
       config: the model's shape.
-      seed: whose numbers they are, wherever they lie.
-      shardings: a tree of `jax.sharding.Sharding`: each array is drawn where it is to lie, and no
-        device or process ever holds all of them. None: on the default device.
-      dtype: of the arrays; they are drawn in float32.
+      seed: fixes the numbers, whatever the shardings.
+      shardings: a tree of `jax.sharding.Sharding`: each array is drawn in place, and no device or
+        process ever holds all of them. None: on the default device.
+      dtype: type of the arrays; they are drawn in float32.
     """
 
-    def drawn(key: jax.Array) -> Params:
-        """The tree; compiled always, as rounding differs by an ulp from what is not."""
+    # Compiled in any case: uncompiled, rounding differs by an ulp.
+    def draw_tree(key: jax.Array) -> Params:
         params = init_params(config, key)
         return jax.tree.map(lambda array: array.astype(dtype), params)
 
-    draw = jax.jit(drawn) if shardings is None else jax.jit(drawn, out_shardings=shardings)
+    draw = jax.jit(draw_tree) if shardings is None else jax.jit(draw_tree, out_shardings=shardings)
     return draw(jax.random.key(seed))
 
 
 def fresh_fingerprint(config: ModelConfig, seed: int) -> str:
-    """Returns what identifies `fresh_params`, without drawing them: shape, seed, generator."""
+    """Returns a hash of shape, seed and generator, which identifies `fresh_params` undrawn."""
     generator = str(jax.random.key_impl(jax.random.key(seed)))
-    drawn = {"model": dataclasses.asdict(config), "seed": seed, "generator": generator}
-    return hashlib.sha256(json.dumps(drawn, sort_keys=True).encode()).hexdigest()
+    identity = {"model": dataclasses.asdict(config), "seed": seed, "generator": generator}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def parameter_shapes(config: ModelConfig, dtype: str = "float32") -> Params:

@@ -1,11 +1,8 @@
-"""Question generation: real questions -> the model's own, in shards that several processes share.
+"""New questions and new few-shot prompts, which the model makes itself before it is sampled.
 
-round_R/generate/written-TASK-00000-of-00002    what the model wrote behind lists of questions
-                 questions-TASK, counts-TASK    the new questions, and what became of the rest
-
-Prompt generation: greedy zero-shot answers -> few-shot prompts, in shards as sampling has them.
-
-round_R/prompts/zero-shot-TASK-00000-of-00002    the answers
+round_R/generate/written-TASK-00000-of-00002     what the model wrote behind lists of questions
+                 questions-TASK, counts-TASK     the new questions, and what became of the rest
+round_R/prompts/zero-shot-TASK-00000-of-00002    greedy zero-shot answers
                 prompts-TASK, counts-TASK        the prompts, and how many answers were usable
 """
 
@@ -14,114 +11,84 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from lmsi_jax import augmentation as generation
+from lmsi_jax import augmentation
 from lmsi_jax.augmentation import FewShot, choose_asked, exemplar, few_shots
-from lmsi_jax.config.sampling import Sampling
+from lmsi_jax.config import Sampling
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.pipeline.context import Context
+from lmsi_jax.pipeline.context import Round, read_samples
 from lmsi_jax.pipeline.questions import contaminated_questions
-from lmsi_jax.pipeline.sample_shards import Job, draw_samples, make_job, read_samples
+from lmsi_jax.pipeline.sample_shards import Job, draw_samples, make_job
+from lmsi_jax.pipeline.step import DECODING, Fields, Step
 from lmsi_jax.prompts import QUESTION_STOPS, question_list
-from lmsi_jax.records import Exemplar, Question, Sample
+from lmsi_jax.records import Question, Sample
 from lmsi_jax.runtime.store import ShardStore
 
-_LATER = ("min_confidence", "prompts", "shots")  # settings that other stages read
 Counts = dict[str, int]
 
 
-def generate(context: Context, round_index: int, inputs: dict[str, str]) -> str:
-    """Writes a round's new questions; returns the stage's fingerprint.
+class GenerateStep(Step):
+    """Has the model write new questions for the round.
 
     Raises:
       LmsiError: a task has none, and its real ones are not used.
     """
-    own = dataclasses.asdict(context.run.augmentation)
-    for name in _LATER:
-        del own[name]
-    config = {"Augmentation": own, **context.decoding_settings}
-    stage = context.stage(round_index, "generate", config, inputs)
-    if context.done(stage):
-        return stage.fingerprint
-    with context.processes.together("generate", round_index):
-        generate_shards(context, round_index)
-    store = ShardStore(stage.directory)
-    for task, real in context.load_questions("train").items():
-        new, counts = _sift(context, real, read_samples(store, f"written-{task}"))
-        if not new and own["use"] == "instead":
-            raise LmsiError(
-                f"round {round_index}: none of {counts['written']} texts is a new question of "
-                f"{task!r} ({counts['malformed']} malformed); set Augmentation.use to 'beside', or "
-                "raise Augmentation.tries"
-            )
-        store.write(f"questions-{task}", [row.to_json() for row in new])
-        store.write(f"counts-{task}", [counts])
-    stage.finish()
-    return stage.fingerprint
 
-
-def generate_shards(context: Context, round_index: int) -> None:
-    """Samples this process' shards of what the model writes."""
-    draw_samples(
-        context,
-        [
-            _job(context, round_index, task, real)
-            for task, real in context.load_questions("train").items()
-        ],
-        {},
-        context.folder(round_index, "generate"),
-        model=round_index - 1,
-        round_index=round_index,
-        label=f"round {round_index}: new questions",
+    name = "generate"
+    settings = (
+        Fields(part="augmentation", without=("min_confidence", "prompts", "shots")),
+        *DECODING,
     )
+    inputs = ("model", "questions")
+
+    def applies(self, round: Round) -> bool:
+        return bool(round.settings.augmentation.questions)
+
+    def share(self, round: Round) -> None:
+        draw_samples(
+            round,
+            [
+                _question_job(round, task, real)
+                for task, real in round.context.load_questions("train").items()
+            ],
+            {},
+            round.folder(self.name),
+            model=round.index - 1,
+            label=f"round {round.index}: new questions",
+        )
+
+    def write(self, round: Round, store: ShardStore) -> None:
+        for task, real in round.context.load_questions("train").items():
+            new, counts = _sift(round, real, read_samples(store, f"written-{task}"))
+            if not new and round.settings.augmentation.use == "instead":
+                raise LmsiError(
+                    f"round {round.index}: none of {counts['written']} texts is a new question of "
+                    f"{task!r} ({counts['malformed']} malformed); set Augmentation.use to "
+                    "'beside', or raise Augmentation.tries"
+                )
+            store.write(f"questions-{task}", [row.to_json() for row in new])
+            store.write(f"counts-{task}", [counts])
 
 
-def training_questions(context: Context, round_index: int) -> dict[str, list[Question]]:
-    """Returns the questions that a round samples, by task: the real ones, the new ones, or both."""
-    real = context.load_questions("train")
-    if not context.run.augmentation.questions:
-        return real
-    new = new_questions(context, round_index)
-    if context.run.augmentation.use == "instead":
-        return new
-    return {task: [*rows, *new[task]] for task, rows in real.items()}
-
-
-def new_questions(context: Context, round_index: int) -> dict[str, list[Question]]:
-    """Reads a round's new questions by task; empty lists where none were asked for."""
-    tasks = dict.fromkeys(context.questions.train)
-    if not context.run.augmentation.questions:
-        return {task: [] for task in tasks}
-    store = ShardStore(context.folder(round_index, "generate"))
-    return {
-        task: [Question.from_json(row) for row in store.read(f"questions-{task}")] for task in tasks
-    }
-
-
-def read_counts(
-    context: Context, round_index: int, stage: Literal["generate", "prompts"]
-) -> dict[str, Counts]:
-    """Reads what became of all that the model wrote in a stage, by task.
-
-    {} where none was asked for.
-    """
-    asked = context.run.augmentation
-    if not {"generate": asked.questions, "prompts": asked.prompts}[stage]:
+def read_counts(round: Round, stage: Literal["generate", "prompts"]) -> dict[str, Counts]:
+    """Reads what became of all that the model wrote in a stage, by task; {} without that stage."""
+    settings = round.settings.augmentation
+    if not {"generate": settings.questions, "prompts": settings.prompts}[stage]:
         return {}
-    store = ShardStore(context.folder(round_index, stage))
-    tasks = dict.fromkeys(context.questions.train)
+    store = round.store(stage)
+    tasks = dict.fromkeys(round.context.questions.train)
     return {task: store.read(f"counts-{task}")[0] for task in tasks}
 
 
-def _job(context: Context, round_index: int, task: str, real: list[Question]) -> Job:
-    """Lists of a task's real questions, each to be continued several times."""
-    settings, seed = context.run.augmentation, context.run.seed
+def _question_job(round: Round, task: str, real: list[Question]) -> Job:
+    """Returns lists of a task's real questions, each to be continued several times."""
+    settings, seed = round.settings.augmentation, round.settings.seed
     lists = math.ceil(settings.questions * settings.tries / settings.continuations)
     texts = [question.text for question in real]
-    begins = _opening(context, texts)
+    opening = _opening(round, texts)
     prompts = {
         f"{task}-list-{number:05d}": question_list(
-            generation.choose_shown(texts, settings.shown, (seed, round_index, task, number)),
-            begins,
+            augmentation.choose_shown(texts, settings.shown, (seed, round.index, task, number)),
+            opening,
         )
         for number in range(lists)
     }
@@ -134,35 +101,34 @@ def _job(context: Context, round_index: int, task: str, real: list[Question]) ->
     return Job(name=f"written-{task}", prefix="", questions=prompts, sampling=sampling)
 
 
-def _opening(context: Context, texts: Sequence[str]) -> str:
-    """How each new question begins in the prompt; "" where the model writes that itself."""
-    return generation.opening(texts) if context.run.augmentation.opening else ""
+def _opening(round: Round, texts: Sequence[str]) -> str:
+    """Returns how each new question begins in the prompt; "" if the model writes that too."""
+    return augmentation.opening(texts) if round.settings.augmentation.opening else ""
 
 
 def _sift(
-    context: Context, real: list[Question], written: Mapping[str, list[Sample]]
+    round: Round, real: list[Question], written: Mapping[str, list[Sample]]
 ) -> tuple[list[Question], Counts]:
-    """Keeps well-formed questions that stand neither in the run's questions nor twice."""
+    """Keeps well-formed questions that neither the run's questions nor earlier new ones repeat."""
     from lmsi_jax.tasks import contamination, registry
 
     task = registry.get(real[0].task)
     known = {row.uid: row.text for row in real}
-    shape, begins = generation.Shape.of([*known.values()]), _opening(context, [*known.values()])
+    texts = [*known.values()]
+    shape, opening = augmentation.Shape.of(texts), _opening(round, texts)
     samples = [sample for uid in sorted(written) for sample in written[uid]]
-    parsed = [generation.parse(sample.text, sample.finished, shape, begins) for sample in samples]
+    parsed = [
+        augmentation.parse(sample.text, sample.finished, shape, opening) for sample in samples
+    ]
     formed = [text for text in parsed if text is not None]
-    rows = [generation.question(task.name, task.kind, text) for text in dict.fromkeys(formed)]
-    texts = {row.uid: row.text for row in rows}
-    seen = {
-        one.uid
-        for one in contamination.find_contaminated(
-            texts, known, task.contamination_ngram, task.content
-        )
-    }
-    tested = contaminated_questions(context, task.name, texts).keys() - seen
-    fresh = {uid: text for uid, text in texts.items() if uid not in seen | tested}
-    distinct = contamination.deduplicate(fresh, task.contamination_ngram, task.content)
-    kept = set(distinct[: context.run.augmentation.questions])
+    rows = [augmentation.question(task.name, task.kind, text) for text in dict.fromkeys(formed)]
+    new = {row.uid: row.text for row in rows}
+    words, content = task.contamination_ngram, task.content
+    seen = {one.uid for one in contamination.find_contaminated(new, known, words, content)}
+    tested = contaminated_questions(round.context, task.name, new).keys() - seen
+    fresh = {uid: text for uid, text in new.items() if uid not in seen | tested}
+    distinct = contamination.deduplicate(fresh, words, content)
+    kept = set(distinct[: round.settings.augmentation.questions])
     counts = {
         "written": len(parsed),
         "malformed": len(parsed) - len(formed),
@@ -174,107 +140,85 @@ def _sift(
     return [row for row in rows if row.uid in kept], counts
 
 
-_TRIES = 2  # questions asked for each exemplar that is wanted: some answers are not usable
+_TRIES = 2  # questions asked for each exemplar: some answers are not usable
 
 
-def make_prompts(context: Context, round_index: int, inputs: dict[str, str]) -> str:
-    """Writes a round's few-shot prompts; returns the stage's fingerprint.
+class PromptsStep(Step):
+    """Makes few-shot prompts of the model's zero-shot answers.
 
     Raises:
       LmsiError: too few answers of a task are usable for two prompts.
     """
-    run = context.run
-    config = {
-        "Augmentation": {"prompts": run.augmentation.prompts, "shots": run.augmentation.shots},
-        "Sampling": {"max_new_tokens": run.sampling.max_new_tokens, "stop": run.sampling.stop},
-        **context.decoding_settings,
-    }
-    stage = context.stage(round_index, "prompts", config, inputs)
-    if context.done(stage):
-        return stage.fingerprint
-    with context.processes.together("prompts", round_index):
-        prompt_shards(context, round_index)
-    store = ShardStore(stage.directory)
-    for task, questions in training_questions(context, round_index).items():
-        made, counts = _made(context, round_index, task, questions)
-        store.write(f"prompts-{task}", [_row(prompt) for prompt in made])
-        store.write(f"counts-{task}", [counts])
-    stage.finish()
-    return stage.fingerprint
 
-
-def prompt_shards(context: Context, round_index: int) -> None:
-    """Samples this process' shards of the zero-shot answers."""
-    by_task = training_questions(context, round_index)
-    draw_samples(
-        context,
-        [
-            _job_prompts(context, round_index, task, questions)
-            for task, questions in by_task.items()
-        ],
-        {question.uid: question for rows in by_task.values() for question in rows},
-        context.folder(round_index, "prompts"),
-        model=round_index - 1,
-        round_index=round_index,
-        label=f"round {round_index}: prompts",
+    name = "prompts"
+    settings = (
+        Fields(part="augmentation", names=("prompts", "shots")),
+        Fields(part="sampling", names=("max_new_tokens", "stop")),
+        *DECODING,
     )
+    inputs = ("model", "questions", "generate")
 
+    def applies(self, round: Round) -> bool:
+        return bool(round.settings.augmentation.prompts)
 
-def read_prompts(context: Context, round_index: int, task: str) -> tuple[FewShot, ...]:
-    """Reads a task's generated prompts; () where the run uses the task's own exemplars."""
-    if not context.run.augmentation.prompts:
-        return ()
-    store = ShardStore(context.folder(round_index, "prompts"))
-    return tuple(
-        FewShot(
-            uids=tuple(row["uids"]),
-            exemplars=tuple(Exemplar.from_json(one) for one in row["exemplars"]),
+    def share(self, round: Round) -> None:
+        by_task = round.questions
+        draw_samples(
+            round,
+            [_zero_shot_job(round, task, questions) for task, questions in by_task.items()],
+            {question.uid: question for rows in by_task.values() for question in rows},
+            round.folder(self.name),
+            model=round.index - 1,
+            label=f"round {round.index}: prompts",
         )
-        for row in store.read(f"prompts-{task}")
-    )
+
+    def write(self, round: Round, store: ShardStore) -> None:
+        for task, questions in round.questions.items():
+            samples = read_samples(store, f"zero-shot-{task}")
+            prompts, counts = _few_shots(round, task, questions, samples)
+            store.write(f"prompts-{task}", [_row(prompt) for prompt in prompts])
+            store.write(f"counts-{task}", [counts])
 
 
-def _asked(
-    context: Context, round_index: int, task: str, questions: list[Question]
-) -> list[Question]:
-    settings = context.run.augmentation
+def _asked(round: Round, task: str, questions: list[Question]) -> list[Question]:
+    settings = round.settings.augmentation
     by_uid = {question.uid: question for question in questions}
-    place = (context.run.seed, round_index, task)
+    place = (round.settings.seed, round.index, task)
     uids = choose_asked(list(by_uid), _TRIES * settings.prompts * settings.shots, place)
     return [by_uid[uid] for uid in uids]
 
 
-def _job_prompts(context: Context, round_index: int, task: str, questions: list[Question]) -> Job:
-    some = _asked(context, round_index, task, questions)
+def _zero_shot_job(round: Round, task: str, questions: list[Question]) -> Job:
     greedy = dataclasses.replace(
-        context.run.sampling,
+        round.settings.sampling,
         num_samples=1,
         temperature=0.0,
         adaptive_consistency=None,
         token_logprobs=False,
     )
-    return make_job(f"zero-shot-{task}", some, (), "zero_shot_cot", greedy)
-
-
-def _made(
-    context: Context, round_index: int, task: str, questions: list[Question]
-) -> tuple[tuple[FewShot, ...], Counts]:
-    settings = context.run.augmentation
-    samples = read_samples(
-        ShardStore(context.folder(round_index, "prompts")),
-        f"zero-shot-{task}",
+    return make_job(
+        f"zero-shot-{task}", _asked(round, task, questions), (), "zero_shot_cot", greedy
     )
-    some = _asked(context, round_index, task, questions)
-    found = [(row.uid, exemplar(row, samples[row.uid][0])) for row in some]
-    worked = [(uid, one) for uid, one in found if one is not None]
-    made = few_shots(worked, settings.prompts, settings.shots)
-    if len(made) < 2:
+
+
+def _few_shots(
+    round: Round, task: str, questions: list[Question], samples: Mapping[str, list[Sample]]
+) -> tuple[tuple[FewShot, ...], Counts]:
+    settings, asked = round.settings.augmentation, _asked(round, task, questions)
+    worked = []
+    for question in asked:
+        (sample,) = samples[question.uid]
+        (reading,) = round.reader.read(question, [sample])
+        if (row := exemplar(question, sample, reading)) is not None:
+            worked.append((question.uid, row))
+    prompts = few_shots(worked, settings.prompts, settings.shots)
+    if len(prompts) < 2:
         raise LmsiError(
-            f"round {round_index}: {len(worked)} of {len(some)} zero-shot answers of {task!r} can "
+            f"round {round.index}: {len(worked)} of {len(asked)} zero-shot answers of {task!r} can "
             f"be exemplars, two prompts need {2 * settings.shots}; lower Augmentation.shots, raise "
             "Questions.train_count, or set Augmentation.prompts to 0"
         )
-    return made, {"asked": len(some), "usable": len(worked), "prompts": len(made)}
+    return prompts, {"asked": len(asked), "usable": len(worked), "prompts": len(prompts)}
 
 
 def _row(prompt: FewShot) -> dict[str, Any]:

@@ -1,77 +1,83 @@
-"""What the stages of one run share: its folders, its model, its tasks; loaded when first needed.
+"""A run as its stages see it: `Round` is what one round has, `Context` what all rounds share.
 
-Stages that another run has finished already: an equal one is taken over, not computed again.
+A stage of a round gets a `Round` and nothing else: settings with that round's values, its folders,
+and what earlier stages wrote, each read when it is first asked for. Stages that another run has
+finished with equal settings and inputs are copied, not computed again.
 """
 
-import contextlib
 import dataclasses
 import functools
+import hashlib
+import json
 import pathlib
+import re
 import shutil
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from etils import epath
 
-from lmsi_jax.config.optimization import Training
-from lmsi_jax.config.run import Run
-from lmsi_jax.config.stages import Questions
+from lmsi_jax.augmentation import FewShot
+from lmsi_jax.config import Questions, Run
+from lmsi_jax.config.schedule import scheduled_values
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.sharding import (
     ReplicaGroup,
-    is_multiprocess,
     local_replica_group,
     make_decode_mesh,
     param_shardings,
 )
-from lmsi_jax.models.tokenizers import FileTokenizer, open_tokenizer
+from lmsi_jax.models.tokenizers import FileTokenizer, open_for_model
 from lmsi_jax.models.transformer import fresh_fingerprint, fresh_params, parameter_shapes
-from lmsi_jax.records import Question
+from lmsi_jax.records import Exemplar, Question, Sample, Vote
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.runtime.files import TEMPORARY, embedded_path, new_folder, read_json, write_json
 from lmsi_jax.runtime.processes import Processes
-from lmsi_jax.runtime.store import ShardStore, Stage
+from lmsi_jax.runtime.store import ShardStore, Stage, shard_names
 from lmsi_jax.training import checkpoints
+from lmsi_jax.voting import AnswerReader
 
 
 def reuse_stage(stage: Stage, output: epath.Path, runs: Sequence[str]) -> None:
     """Copies an equal finished stage of another run, unless this run has begun it.
 
-    Equal is what lies at the same place of the run's folder, so that round and noise are the same,
-    and has the same fingerprint: settings and, through its inputs', all that came before. The copy
-    appears whole or not at all, and `Stage.begin` compares it with its checksums as it does with
-    what was made here.
+    A stage is equal if it has the same place in the run's folder, so that round and noise are the
+    same, and the same fingerprint: settings and, through its inputs', all that came before. The
+    copy appears whole or not at all, and `Stage.begin` compares it with its checksums.
 
     Args:
       stage: of this run.
       output: this run's folder.
-      runs: folders of other runs, local as this one's; the first that has the stage is taken.
+      runs: folders of other runs, local as this one's; the first that has the stage is copied.
     """
     if not runs or stage.directory.exists():
         return
     place = stage.directory.relative_to(output)
     for run in runs:
-        found = epath.Path(run) / place
-        if _fingerprint(found) == stage.fingerprint:
-            with new_folder(pathlib.Path(stage.directory)) as made:
+        finished = epath.Path(run) / place
+        if _fingerprint(finished) == stage.fingerprint:
+            with new_folder(pathlib.Path(stage.directory)) as copy:
                 unfinished = shutil.ignore_patterns(f".*{TEMPORARY}")
-                shutil.copytree(found, made, dirs_exist_ok=True, ignore=unfinished)
+                shutil.copytree(finished, copy, dirs_exist_ok=True, ignore=unfinished)
             return
 
 
-def _fingerprint(directory: epath.Path) -> str | None:
-    """Of a finished stage; None where there is none."""
-    record = directory / "stage.json"
-    return read_json(record)["fingerprint"] if record.exists() else None
+def _fingerprint(directory: epath.Path) -> str:
+    """Returns the fingerprint of a finished stage, "" if it is not finished."""
+    record = directory / _RECORD
+    return str(read_json(record)["fingerprint"]) if record.exists() else ""
 
 
+_RECORD = "stage.json"
 _DIGEST = "digest.json"
+# Fields of ModelConfig that bound lengths, or say how the same numbers are computed.
+_SILENT = frozenset({"max_length", "remat", "scan_layers", "query_block"})
 _COMMAND = {"path_scores": "mix", "score": "train"}  # stages without a command of their own
 
 
 def _checkpoint(name: epath.PathLike) -> epath.Path:
-    """The `checkpoint_N` folder that a configuration names."""
+    """Returns the `checkpoint_N` folder that a configuration names."""
     return checkpoints.find(embedded_path("") if name == "embedded" else name)
 
 
@@ -79,56 +85,64 @@ class NotReady(LmsiError):
     """A stage that was not asked for has not been run yet."""
 
 
+_Value = TypeVar("_Value")
+
+
+class _Cache:
+    """Values that are read once."""
+
+    def __init__(self) -> None:
+        self._values: dict[Any, Any] = {}
+
+    def get(self, name: Any, read: Callable[[], _Value]) -> _Value:
+        if name not in self._values:
+            self._values[name] = read()
+        return self._values[name]
+
+    def clear(self) -> None:
+        self._values.clear()
+
+
 class Context:
-    """One run's folders and lazily loaded parts.
+    """A run's folder, its questions, and the model's parts, each loaded when first needed.
 
     Args:
-      run: the configuration.
+      run: the configuration; stages see it through a `Round` alone.
       stages: the stages that may run; others must be finished already.
     """
 
     def __init__(self, run: Run, stages: frozenset[str]):
-        self.run = run
+        self._run = run
         self.stages = stages
         self.worked = False
         self.output = epath.Path(run.output_dir)
         self.processes = Processes()
-        self.scorer_scores: dict[
-            tuple[str, int, str], float
-        ] = {}  # what the voting's scorer has said
+        self._rounds: dict[int, Round] = {}
+        self._cache = _Cache()
         self._params: tuple[int, Params] | None = None
         self._checked: set[epath.Path] = set()
 
-    def folder(self, round_index: int, stage: str) -> epath.Path:
-        """Returns `output_dir/round_R/STAGE`; round 0 is the base model."""
-        return self.output / f"round_{round_index}" / stage
+    def round(self, index: int) -> "Round":
+        """Returns a round of the run; round 0 is the base model, before any round."""
+        if index not in self._rounds:
+            self._rounds[index] = Round(self, self._run, index)
+        return self._rounds[index]
 
     @property
     def questions(self) -> Questions:
-        """The configured questions.
+        """The configured questions; all rounds have the same.
 
         Raises:
           LmsiError: the configuration names none.
         """
-        if self.run.questions is None:
+        if self._run.questions is None:
             raise LmsiError("Run.questions is not set; bind it to @Questions() in the gin file")
-        return self.run.questions
-
-    def run_in(self, round_index: int) -> Run:
-        """Returns the configuration as a round sees it, see `Run.schedule`."""
-        return self.run.in_round(round_index)
-
-    @property
-    def decoding_settings(self) -> dict[str, Any]:
-        """What shapes paths and their shards, for a stage's record."""
-        run = self.run
-        own = {"seed": run.seed, "questions_per_shard": run.questions_per_shard}
-        return {"Run": own, **settings_record(run.decoding)}
+        return self._run.questions
 
     @functools.cached_property
     def tokenizer_path(self) -> str:
         """The tokenizer's file or folder."""
-        name = self.run.tokenizer
+        name = self._run.tokenizer
         return str(embedded_path("tokenizer.model") if name == "embedded" else name)
 
     @functools.cached_property
@@ -136,48 +150,51 @@ class Context:
         """The run's tokenizer.
 
         Raises:
-          LmsiError: the file is none, or the model has another number of ids. Hugging Face's models
-            often have more than their tokenizer, so that the table divides well.
+          LmsiError: the file is no tokenizer, or has more ids than the model, or fewer. Hugging
+            Face's models often have more than their tokenizer, so that the table divides well.
         """
-        tokenizer = open_tokenizer(self.tokenizer_path)
-        ids, wanted = tokenizer.vocab_size, self.run.model.vocab_size
-        if ids > wanted or (ids < wanted and not tokenizer.has_spare_ids):
-            raise LmsiError(
-                f"the tokenizer {self.tokenizer_path} has {ids} ids, ModelConfig.vocab_size is "
-                f"{wanted}; set Run.tokenizer to the one that the checkpoint was trained with"
-            )
-        return tokenizer
+        return open_for_model(self.tokenizer_path, self._run.model)
 
     @functools.cached_property
     def base_folder(self) -> epath.Path:
         """The base model's `checkpoint_N` folder."""
-        return _checkpoint(self.run.init_checkpoint)
+        return _checkpoint(self._run.init_checkpoint)
 
     @functools.cached_property
     def base_fingerprint(self) -> str:
-        """What identifies the base model and its tokenizer: their files' hashes."""
+        """Fingerprint of the base model and its tokenizer."""
         return self.fingerprint(0)
 
     def fingerprint(self, round_index: int) -> str:
-        """Returns what identifies the model that a round ended with, and its tokenizer."""
+        """Returns the fingerprint of the model that a round ended with, and of its tokenizer.
+
+        It covers the weights and all of `ModelConfig` that shapes what the model says: a checkpoint
+        read with another `rope_theta` is another model.
+        """
         vocabulary = self.tokenizer.fingerprint
-        if not round_index and self.run.init_checkpoint == "fresh":
-            weights = fresh_fingerprint(self.run.model, self.run.seed)
+        if not round_index and self._run.init_checkpoint == "fresh":
+            weights = fresh_fingerprint(self._run.model, self._run.seed)
         else:
-            weights = checkpoints.stored_digest(self._stored(round_index), self.shapes)
+            digest = checkpoints.stored_digest(self._stored(round_index), self.shapes)
+            model = dataclasses.asdict(self._run.model)
+            shape = {name: value for name, value in model.items() if name not in _SILENT}
+            text = json.dumps([digest, shape], sort_keys=True)
+            weights = hashlib.sha256(text.encode()).hexdigest()
         return f"{weights[:32]}{vocabulary[:32]}"
 
     def _stored(self, round_index: int) -> epath.Path:
-        """The checkpoint of the model that a round ended with."""
+        """Returns the checkpoint of the model that a round ended with."""
         if not round_index:
             return self.base_folder
-        given = self.run.evaluation.checkpoints  # compared ones stand for rounds
-        return _checkpoint(given[round_index] if given else self.folder(round_index, "train"))
+        compared = self._run.evaluation.checkpoints  # one for each "round"
+        if compared:
+            return _checkpoint(compared[round_index])
+        return _checkpoint(self.round(round_index).folder("train"))
 
     @functools.cached_property
     def shapes(self) -> Any:
         """The parameter tree's shapes."""
-        return parameter_shapes(self.run.model)
+        return parameter_shapes(self._run.model)
 
     def params(self, round_index: int, shardings: Any = None, dtype: str = "float32") -> Params:
         """Loads the model that a round ended with; round 0 is the base.
@@ -191,15 +208,15 @@ class Context:
         Raises:
           LmsiError: it is not there, of another shape, or was altered.
         """
-        if not round_index and self.run.init_checkpoint == "fresh":
-            return fresh_params(self.run.model, self.run.seed, shardings, dtype)
+        if not round_index and self._run.init_checkpoint == "fresh":
+            return fresh_params(self._run.model, self._run.seed, shardings, dtype)
         folder = self._stored(round_index)
-        ours = round_index and not self.run.evaluation.checkpoints
+        ours = round_index and not self._run.evaluation.checkpoints
         recorded = bool(ours) or (folder.parent / _DIGEST).exists()
         if shardings is not None:
             if recorded:
                 self._check_stored(folder, shardings)
-            like = parameter_shapes(self.run.model, dtype)
+            like = parameter_shapes(self._run.model, dtype)
             return checkpoints.load_params(folder, like, shardings)
         if self._params is None or self._params[0] != round_index:
             params = checkpoints.load_params(folder, self.shapes)
@@ -209,7 +226,7 @@ class Context:
         return self._params[1]
 
     def _check_stored(self, folder: epath.Path, shardings: Any) -> None:
-        """Process 0 looks, once, whether a checkpoint was altered; who reads it with it waits."""
+        """Has process 0 check once that a checkpoint is unaltered; its fellow readers wait."""
 
         def check() -> tuple[str, ...]:
             if self.processes.index == 0 and folder not in self._checked:
@@ -221,16 +238,8 @@ class Context:
 
     def write_digest(self, directory: epath.Path, folder: epath.Path) -> None:
         """Writes into `directory` the digest of the newest checkpoint in `folder`."""
-        found = checkpoints.stored_digest(folder, self.shapes)
-        write_json(directory / _DIGEST, {"params_sha256": found})
-
-    def training_together(
-        self, training: Training, stage: str, round_index: int
-    ) -> contextlib.AbstractContextManager[None]:
-        """Around the leader's part of a training: orders the others theirs, where it has any."""
-        if not is_multiprocess(training):
-            return contextlib.nullcontext()
-        return self.processes.together(stage, round_index)
+        digest = checkpoints.stored_digest(folder, self.shapes)
+        write_json(directory / _DIGEST, {"params_sha256": digest})
 
     @functools.cached_property
     def replica_group(self) -> ReplicaGroup:
@@ -238,14 +247,14 @@ class Context:
 
         Raises:
           LmsiError: `Decoding`'s mesh fits neither one process nor several, or the processes are
-            numbered otherwise than their devices.
+            numbered differently from their devices.
         """
-        replica_group = local_replica_group(self.run.decoding.data, self.run.decoding.model)
+        replica_group = local_replica_group(self._run.decoding.data, self._run.decoding.model)
         if replica_group.several and replica_group.process != self.processes.index:
             raise LmsiError(
                 f"process {self.processes.index} has the devices of process "
-                f"{replica_group.process}; number "
-                "the processes as their machines are, or leave that to --coordinator_address=auto"
+                f"{replica_group.process}; number the processes as their machines are, or leave "
+                "that to --coordinator_address=auto"
             )
         return replica_group
 
@@ -255,8 +264,8 @@ class Context:
         On a mesh the model is read straight to its place, in the type that it is decoded in: no
         process and no device ever holds all of it.
         """
-        run, layout = self.run, self.run.decoding
-        decode_mesh = make_decode_mesh(layout.data, layout.model, layout.fsdp)
+        run, layout = self._run, self._run.decoding
+        decode_mesh = make_decode_mesh(layout)
         shardings = param_shardings(run.model, decode_mesh)
         params = self.params(round_index, shardings, layout.dtype)
         return Engine(run.model, params, self.tokenizer, layout)
@@ -264,37 +273,43 @@ class Context:
     def load_questions(self, split: str) -> dict[str, list[Question]]:
         """Reads the questions of a split by task, from the questions stage's shards."""
         names = self.questions.train if split == "train" else self.questions.test
+        return {name: self._questions(f"{split}-{name}") for name in dict.fromkeys(names)}
+
+    def _questions(self, shard: str) -> list[Question]:
         store = ShardStore(self.output / "questions")
-        return {
-            name: [Question.from_json(row) for row in store.read(f"{split}-{name}")]
-            for name in dict.fromkeys(names)
-        }
 
-    def stage(self, round_index: int, name: str, config: Any, inputs: dict[str, str]) -> Stage:
-        """Returns the bookkeeping of one stage of a round, taken over where `Run.reuse` has it."""
-        return self._stage(self.folder(round_index, name), name, config, inputs)
+        def read() -> list[Question]:
+            return [Question.from_json(row) for row in store.read(shard)]
 
-    def questions_stage(self) -> Stage:
-        """Returns the bookkeeping of the run's questions, likewise."""
-        return self._stage(
-            self.output / "questions", "questions", settings_record(self.questions), {}
-        )
+        return self._cache.get(shard, read)
 
-    def _stage(
-        self, directory: epath.Path, name: str, config: Any, inputs: dict[str, str]
+    def exemplars(self, task: str) -> tuple[Exemplar, ...]:
+        """Reads the exemplars that the run uses for a task."""
+        store = ShardStore(self.output / "questions")
+
+        def read() -> tuple[Exemplar, ...]:
+            return tuple(Exemplar.from_json(row) for row in store.read(f"exemplars-{task}"))
+
+        return self._cache.get(("exemplars", task), read)
+
+    def stage(
+        self, directory: epath.Path, name: str, settings: Any, inputs: dict[str, str]
     ) -> Stage:
-        stage = Stage(directory, name, config, inputs)
-        reuse_stage(stage, self.output, self.run.reuse)
+        """Returns the bookkeeping of a stage, copied if a run of `Run.reuse` has finished it."""
+        stage = Stage(directory, name, settings, inputs)
+        reuse_stage(stage, self.output, self._run.reuse)
         return stage
 
     def done(self, stage: Stage) -> bool:
-        """Whether a stage is finished; if not, it is begun.
+        """Returns True if a stage is finished; begins it if not.
 
         Raises:
           NotReady: it is not finished, and not among the stages that were asked for.
           LmsiError: its folder holds the stage of another configuration.
         """
-        if stage.name not in self.stages and not (stage.directory / "stage.json").exists():
+        if stage.name == "questions":  # every command draws them
+            return stage.begin() == "done"
+        if stage.name not in self.stages and not (stage.directory / _RECORD).exists():
             command = _COMMAND.get(stage.name, stage.name)
             raise NotReady(
                 f"the stage {stage.name!r} in {stage.directory} is not finished; run `lmsi "
@@ -304,19 +319,215 @@ class Context:
         return stage.begin() == "done"
 
 
-def _check_digest(folder: epath.Path, found: str) -> None:
+Samples = dict[str, list[Sample]]
+"""Samples by their question's uid, in index order."""
+Voted = tuple[Question, list[Sample], Vote]
+
+
+class Round:
+    """One round of a run: its settings, its folders, and what its stages wrote.
+
+    What is read is kept until `release`, so that a stage reads and hashes each shard once.
+
+    Args:
+      context: what the rounds share.
+      run: the configuration.
+      index: 1, 2, ...; 0 is the base model, before any round.
+
+    Attributes:
+      settings: the configuration with this round's values of `Run.schedule`. Those of other rounds,
+        and the values that a schedule replaces, are out of reach of a stage.
+      scheduled: the values that `Run.schedule` gives this round, by parameter.
+      reader: reads the answers of this round's samples as its vote does, each text once.
+    """
+
+    def __init__(self, context: Context, run: Run, index: int):
+        self.context = context
+        self.index = index
+        base = run.schedule and not index
+        self.settings = dataclasses.replace(run, schedule=()) if base else run.in_round(index)
+        self.scheduled = scheduled_values(run, index) if index else {}
+        self.reader = AnswerReader(self.settings.voting.conclusions)
+        self._cache = _Cache()
+
+    def once(self, name: Any, read: Callable[[], _Value]) -> _Value:
+        """Returns what `read` reads under a name; it is called once until `release`."""
+        return self._cache.get(name, read)
+
+    def release(self) -> None:
+        """Drops all that was read of the stages' shards."""
+        self._cache.clear()
+
+    def folder(self, stage: str) -> epath.Path:
+        """Returns `output_dir/round_R/STAGE`."""
+        return self.context.output / f"round_{self.index}" / stage
+
+    def store(self, stage: str) -> ShardStore:
+        """Returns the shards of a stage."""
+        return ShardStore(self.folder(stage))
+
+    def finished(self, stage: str) -> bool:
+        """Returns True if a stage of this round is finished."""
+        return (self.folder(stage) / _RECORD).exists()
+
+    def record(self, stage: str) -> dict[str, Any]:
+        """Reads the record of a finished stage: its settings, inputs, outputs and seconds."""
+        return read_json(self.folder(stage) / _RECORD)
+
+    def fingerprint(self, stage: str) -> str:
+        """Returns the fingerprint of a finished stage, "" if it is not finished."""
+        return _fingerprint(self.folder(stage))
+
+    @property
+    def start(self) -> int:
+        """The round whose model this round's training starts from; 0 is the base."""
+        return 0 if self.settings.start_from == "base" else self.index - 1
+
+    @property
+    def questions(self) -> dict[str, list[Question]]:
+        """The questions that are sampled, by task: the real ones, the new ones, or both."""
+        real, augmentation = self.context.load_questions("train"), self.settings.augmentation
+        if not augmentation.questions:
+            return real
+        new = self.new_questions
+        if augmentation.use == "instead":
+            return new
+        return {task: [*rows, *new[task]] for task, rows in real.items()}
+
+    @property
+    def new_questions(self) -> dict[str, list[Question]]:
+        """The questions that the model wrote, by task; empty lists if none were asked for."""
+        tasks = dict.fromkeys(self.context.questions.train)
+        if not self.settings.augmentation.questions:
+            return {task: [] for task in tasks}
+        store = self.store("generate")
+
+        def read() -> dict[str, list[Question]]:
+            return {
+                task: [Question.from_json(row) for row in store.read(f"questions-{task}")]
+                for task in tasks
+            }
+
+        return self.once("new questions", read)
+
+    def few_shots(self, task: str) -> tuple[FewShot, ...]:
+        """Reads a task's generated prompts; () if the run uses the task's own exemplars."""
+        if not self.settings.augmentation.prompts:
+            return ()
+
+        def read() -> tuple[FewShot, ...]:
+            return tuple(
+                FewShot(
+                    uids=tuple(row["uids"]),
+                    exemplars=tuple(Exemplar.from_json(one) for one in row["exemplars"]),
+                )
+                for row in self.store("prompts").read(f"prompts-{task}")
+            )
+
+        return self.once(("prompts", task), read)
+
+    def samples(self, task: str) -> Samples:
+        """Reads a task's samples."""
+        store, prompts = self.store("sample"), len(self.few_shots(task))
+
+        def read() -> Samples:
+            if not prompts:
+                return read_samples(store, task)
+            samples: Samples = {}
+            for name in (
+                prompt_job_name(task, number, stand_in)
+                for number in range(prompts)
+                for stand_in in (False, True)
+            ):
+                for uid, rows in read_samples(store, name).items():
+                    samples.setdefault(uid, []).extend(rows)
+            return {
+                uid: sorted(rows, key=lambda row: row.sample_index) for uid, rows in samples.items()
+            }
+
+        return self.once(("samples", task), read)
+
+    def all_samples(self) -> Samples:
+        """Reads the samples of all tasks."""
+        tasks = dict.fromkeys(self.context.questions.train)
+        return {uid: rows for task in tasks for uid, rows in self.samples(task).items()}
+
+    def votes(self) -> dict[str, list[Vote]]:
+        """Reads the votes by task."""
+        store = self.store("vote")
+
+        def read() -> dict[str, list[Vote]]:
+            return {
+                name: [Vote.from_json(row) for row in store.read(name)] for name in store.names()
+            }
+
+        return self.once("votes", read)
+
+    def voted(self) -> dict[str, list[Voted]]:
+        """Returns what training may learn from, by task.
+
+        New questions whose vote is below `Augmentation.min_confidence` are left out.
+        """
+        votes, new = self.votes(), self.new_questions
+        least = self.settings.augmentation.min_confidence
+
+        def voted(task: str, questions: list[Question]) -> Iterator[Voted]:
+            uids, samples = {row.uid for row in new[task]}, self.samples(task)
+            for question, vote in zip(questions, votes[task], strict=True):
+                if question.uid not in uids or vote.confidence >= least:
+                    yield question, samples[question.uid], vote
+
+        return {task: list(voted(task, rows)) for task, rows in self.questions.items()}
+
+    def test_samples(self, task: str, prompt_style: str) -> Samples:
+        """Reads the samples of a task's test questions; {} if they were not asked this way."""
+        name = test_job_name(task, prompt_style)
+        return self.once(("test", name), lambda: read_samples(self.store("eval"), name))
+
+    def test_votes(self, task: str, prompt_style: str) -> dict[str, Vote]:
+        """Reads the votes on a task's test questions by uid; {} if they were not asked this way."""
+        store, name = self.store("eval"), f"votes-{test_job_name(task, prompt_style)}"
+
+        def read() -> dict[str, Vote]:
+            rows = store.read(name) if name in store.names() else []
+            return {row["uid"]: Vote.from_json(row) for row in rows}
+
+        return self.once(("test votes", name), read)
+
+
+def prompt_job_name(task: str, prompt: int, stand_in: bool) -> str:
+    """Returns the name of the job of a task's samples behind one generated prompt."""
+    return f"{task}-prompt{prompt:03d}{'-standing-in' if stand_in else ''}"
+
+
+def test_job_name(task: str, prompt_style: str) -> str:
+    """Returns the name of the job of a task's test questions in one prompt style."""
+    return f"{task}-{prompt_style}"
+
+
+def read_samples(store: ShardStore, name: str) -> Samples:
+    """Reads a job's shards; samples by question uid, in index order; {} if there are none.
+
+    Raises:
+      LmsiError: a shard is damaged, or missing beside others.
+    """
+    shape = re.compile(rf"{re.escape(name)}-\d{{5}}-of-(\d{{5}})")
+    counts = {int(match[1]) for shard in store.names() if (match := shape.fullmatch(shard))}
+    samples: Samples = {}
+    for number in (number for count in counts for number in shard_names(count)):
+        for row in store.read(f"{name}-{number}"):
+            samples.setdefault(row["uid"], []).append(Sample.from_json(row))
+    return samples
+
+
+def _check_digest(folder: epath.Path, digest: str) -> None:
     """Compares a trained model with its digest: a checkpoint's format has no checksum of its own.
 
     Raises:
       LmsiError: the checkpoint was altered.
     """
-    if read_json(folder.parent / _DIGEST)["params_sha256"] != found:
+    if read_json(folder.parent / _DIGEST)["params_sha256"] != digest:
         raise LmsiError(
             f"the checkpoint {folder} was altered after training; restore it, or delete it and "
             "repeat the command that trained it"
         )
-
-
-def settings_record(value: Any) -> dict[str, Any]:
-    """Returns a configuration dataclass as {"Class": {field: value}} for a stage's record."""
-    return {type(value).__name__: dataclasses.asdict(value)}

@@ -1,11 +1,9 @@
-"""Distillation: a student learns from a finished run's selected paths, as in LMSI.
+"""Distillation: a student learns from a finished run's selected samples, as in LMSI.
 
     student before -> the teacher's examples -> train -> student after -> the paper's table
 
 The student is the run's model, of any size and with any tokenizer: examples are text. Its folder
 has the shape of a run of one round, so each part is a stage of its own and can be interrupted.
-
-A finished run whose selected paths, or whose model, a student learns from.
 """
 
 import dataclasses
@@ -15,15 +13,15 @@ from typing import Any
 
 from etils import epath
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.stages import Distillation
+from lmsi_jax.config import Distillation, ModelConfig
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.statistics import Difference, macro_difference, wilson
-from lmsi_jax.models.sharding import training_param_shardings
+from lmsi_jax.models.sharding import make_training_mesh, param_shardings
 from lmsi_jax.models.transformer import parameter_shapes
-from lmsi_jax.pipeline.context import Context
-from lmsi_jax.pipeline.evaluate import evaluate, read_scores
-from lmsi_jax.pipeline.train import LoadTeacher, finetune
+from lmsi_jax.pipeline.context import Context, Round
+from lmsi_jax.pipeline.evaluate import EvaluateStep, read_scores
+from lmsi_jax.pipeline.step import Step
+from lmsi_jax.pipeline.train import LoadTeacher, TrainStep
 from lmsi_jax.report.comparison import compare_outcomes
 from lmsi_jax.runtime.files import read_json, write_json
 from lmsi_jax.runtime.store import ShardStore
@@ -75,7 +73,7 @@ class TeacherRun:
         return read_json(record)
 
     def check_same_questions(self, context: Context) -> None:
-        """Raises LmsiError where the student would answer other questions than the teacher did."""
+        """Raises LmsiError if the student would answer other questions than the teacher did."""
         theirs = dict(read_json(self.folder / "questions" / "stage.json")["config"]["Questions"])
         ours = json.loads(json.dumps(dataclasses.asdict(context.questions)))
         for name in ("test", "test_count", "level", "seed"):
@@ -86,6 +84,11 @@ class TeacherRun:
                 )
 
     @property
+    def inputs(self) -> dict[str, str]:
+        """Fingerprint of its examples, as an input of the student's."""
+        return {"teacher": self.mix["fingerprint"]}
+
+    @property
     def config(self) -> ModelConfig:
         """The teacher's shape."""
         model = self.manifest["model"]
@@ -93,7 +96,7 @@ class TeacherRun:
 
     @property
     def trained(self) -> str:
-        """What identifies the model that the round ended with.
+        """Fingerprint of the model that the round ended with.
 
         Raises:
           LmsiError: its training is not finished.
@@ -112,10 +115,10 @@ class TeacherRun:
                 "compared; use Loss.distillation = 'sequence'"
             )
         folder = checkpoints.find(self.folder / f"round_{self.round}" / "train")
-        training, where = context.run.training, None
+        training, shardings = context.round(1).settings.training, None
         if training.loss.distillation == "model":  # "top_k" is scored by each process for itself
-            where = training_param_shardings(self.config, training)
-        params = checkpoints.load_params(folder, parameter_shapes(self.config), where)
+            shardings = param_shardings(self.config, make_training_mesh(training))
+        params = checkpoints.load_params(folder, parameter_shapes(self.config), shardings)
         return Teacher(config=self.config, params=params)
 
 
@@ -124,8 +127,8 @@ def _is_round(name: str) -> bool:
 
 
 def teacher_loader(context: Context) -> LoadTeacher | None:
-    """Returns what loads the teacher's model, where the student's loss wants one."""
-    sequence = context.run.training.loss.distillation == "sequence"
+    """Returns the function that loads the teacher's model; None if the loss needs none."""
+    sequence = context.round(1).settings.training.loss.distillation == "sequence"
     if sequence or "distill" not in context.stages:
         return None
     return lambda: open_teacher(context).model(context)
@@ -137,7 +140,7 @@ def open_teacher(context: Context) -> TeacherRun:
     Raises:
       LmsiError: as `distill`.
     """
-    config = context.run.distillation
+    config = context.round(1).settings.distillation
     if config is None:
         raise LmsiError(
             "Run.distillation is not set; bind it to @Distillation() as distill_tiny.gin does"
@@ -148,29 +151,30 @@ def open_teacher(context: Context) -> TeacherRun:
 
 
 def distill(context: Context, questions: str) -> dict[str, Any]:
-    """Trains and measures the student, or goes on where it was.
+    """Trains and measures the student, or continues where it was interrupted.
 
     Args:
       context: the student's run.
       questions: fingerprint of its questions.
 
     Returns:
-      What it writes to `distillation.json`: a row per task and prompt style, and one per domain and
-      prompting, with percentages teacher_before, student_before and student_after, their
+      The contents of `distillation.json`: a row per task and prompt style, and one per domain and
+      prompt style, with percentages teacher_before, student_before and student_after, their
       intervals, the gain, and the distance to the teacher.
 
     Raises:
       LmsiError: the teacher's run is absent, not finished, or of other questions.
     """
     teacher = open_teacher(context)
+    before, after = context.round(0), context.round(1)
     base = context.base_fingerprint
-    inputs = {"mix": _take_examples(context, teacher), "model": base}
+    inputs = {"mix": _CopyExamples(teacher).execute(after, teacher.inputs), "model": base}
     load_teacher = teacher_loader(context)
     if load_teacher is not None:
         inputs["teacher"] = teacher.trained
-    evaluate(context, 0, {"model": base, "questions": questions})
-    trained = finetune(context, 1, inputs, load_teacher)
-    evaluate(context, 1, {"model": trained, "questions": questions})
+    EvaluateStep().execute(before, {"model": base, "questions": questions})
+    trained = TrainStep(load_teacher).execute(after, inputs)
+    EvaluateStep().execute(after, {"model": trained, "questions": questions})
     measured = _measured(context, teacher)
     result = {
         "teacher": {
@@ -178,7 +182,7 @@ def distill(context: Context, questions: str) -> dict[str, Any]:
             "round": teacher.round,
             "parameters": teacher.config.parameter_count,
         },
-        "student": {"parameters": context.run.model.parameter_count},
+        "student": {"parameters": after.settings.model.parameter_count},
         "rows": _rows(context, measured),
         "means": _means(context, measured),
     }
@@ -186,18 +190,22 @@ def distill(context: Context, questions: str) -> dict[str, Any]:
     return result
 
 
-def _take_examples(context: Context, teacher: TeacherRun) -> str:
+class _CopyExamples(Step):
     """Copies the teacher's examples, text and weights, into the student's run."""
-    settings = {"Distillation": {"round": teacher.round}}
-    stage = context.stage(1, "mix", settings, {"teacher": teacher.mix["fingerprint"]})
-    if context.done(stage):
-        return stage.fingerprint
-    source = ShardStore(teacher.folder / f"round_{teacher.round}" / "mix")
-    store = ShardStore(stage.directory)
-    for name in store.missing(source.names()):
-        store.write(name, source.read(name))
-    stage.finish()
-    return stage.fingerprint
+
+    name = "mix"
+    inputs = ("teacher",)
+
+    def __init__(self, teacher: TeacherRun):
+        self._teacher = teacher
+
+    def derived(self, round: Round) -> dict[str, Any]:
+        return {"Distillation": {"round": self._teacher.round}}
+
+    def write(self, round: Round, store: ShardStore) -> None:
+        source = ShardStore(self._teacher.folder / f"round_{self._teacher.round}" / "mix")
+        for name in store.missing(source.names()):
+            store.write(name, source.read(name))
 
 
 Outcomes = dict[str, list[int]]

@@ -1,12 +1,10 @@
-"""Mixing: votes and paths -> training examples in the four formats; human ones where asked for.
+"""Mixing: votes and samples -> training examples in the four formats, human ones if asked for.
 
-Where paths were sampled with generated prompts, each stands in the few-shot formats behind the
-prompt that it was sampled with. With `Training.preference` pairs take the examples' place.
+In the few-shot formats a sample follows the generated prompt that it was drawn with, if any.
+With `Training.preference` pairs take the examples' place.
 
-What became of a round's paths between vote and training: what is stored, and for the report.
-
-The mix stage writes down what its filters left. The report does the same again, so that right and
-wrong rows can be counted with the answers of training questions, which that stage has not.
+The stage records what each filter kept. The report selects again to count right and wrong rows with
+the answers of training questions, which this stage does not have.
 """
 
 import dataclasses
@@ -15,102 +13,107 @@ from typing import Any
 
 from lmsi_jax import mixing, pairing
 from lmsi_jax.augmentation import FewShot, prompt_of
-from lmsi_jax.config.run import Run
-from lmsi_jax.pipeline.augment import read_prompts
-from lmsi_jax.pipeline.context import Context, settings_record
-from lmsi_jax.pipeline.questions import read_exemplars, train_answers, worked_questions
+from lmsi_jax.pipeline.context import Round, Voted
+from lmsi_jax.pipeline.questions import train_answers, worked_questions
 from lmsi_jax.pipeline.sample import read_given
-from lmsi_jax.pipeline.score import read_scored_rows
-from lmsi_jax.pipeline.vote import Voted, read_voted
+from lmsi_jax.pipeline.score import has_new_questions, read_scored_rows
+from lmsi_jax.pipeline.step import Fields, Step
 from lmsi_jax.records import Example, ExamplePair, Exemplar
 from lmsi_jax.runtime.store import ShardStore
-from lmsi_jax.selection.rows import Answers, Row, Selection, Step, right_and_wrong, select
+from lmsi_jax.selection.rows import Answers, Row, Selection, right_and_wrong, select
+from lmsi_jax.selection.rows import Step as FilterStep
+from lmsi_jax.voting import read_answers
+
+_Rows = Sequence[Example | ExamplePair | FilterStep]
 
 
-def mix(context: Context, round_index: int, inputs: dict[str, str]) -> str:
-    """Writes a round's training examples or pairs; returns the stage's fingerprint."""
-    stage = context.stage(round_index, "mix", _settings(context.run_in(round_index)), inputs)
-    if context.done(stage):
-        return stage.fingerprint
-    store = ShardStore(stage.directory)
-    for task, voted in read_voted(context, round_index).items():
-        for name, rows in _shards(context, round_index, task, voted).items():
-            store.write(f"{name}-{task}", [row.to_json() for row in rows])
-    stage.finish()
-    return stage.fingerprint
+def _selects(round: Round) -> bool:
+    return bool(round.settings.mixing.selection)
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    """What the rows depend on, beside what the stages before depend on."""
-    own, preference = dataclasses.asdict(run.mixing), run.training.preference
-    if run.mixing.selection:
-        own["selection"] = [settings_record(one) for one in run.mixing.selection]
-    else:
-        del own["selection"]
-    settings: dict[str, Any] = {"Mixing": own}
-    if run.augmentation.questions:
-        settings["Augmentation"] = {"min_confidence": run.augmentation.min_confidence}
-    if preference is not None:
-        settings["Preference"] = {"form": preference.form}
-        if preference.form == "scpo":
-            settings["Preference"]["threshold"] = preference.threshold
-    return settings
+def _has_pairs(round: Round) -> bool:
+    return round.settings.training.preference is not None
 
 
-def _shards(
-    context: Context, round_index: int, task: str, voted: Sequence[Voted]
-) -> dict[str, Sequence[Example | ExamplePair | Step]]:
-    """A task's rows by where they come from, and what filters left."""
-    exemplars = read_exemplars(context, task)
-    if context.run.training.preference is not None:
-        return {"pairs": _pairs(context, round_index, task, voted, exemplars)}
-    rows, facts = read_scored_rows(context, round_index, task, voted)
-    chosen = select(rows, context.run_in(round_index).mixing.filters, facts)
-    made = read_prompts(context, round_index, task)
-    shards: dict[str, Sequence[Example | ExamplePair | Step]] = {
-        "self_generated": _self_generated(context, chosen, exemplars, made)
+def _pairs_votes(round: Round) -> bool:
+    preference = round.settings.training.preference
+    return preference is not None and preference.form == "scpo"
+
+
+class MixStep(Step):
+    """Writes the round's training examples or pairs."""
+
+    name = "mix"
+    settings = (
+        Fields(part="mixing", without=("selection",)),
+        Fields(part="mixing", names=("selection",), when=_selects),
+        Fields(part="augmentation", names=("min_confidence",), when=has_new_questions),
+        Fields(part="training.preference", names=("form",), when=_has_pairs),
+        Fields(part="training.preference", names=("threshold",), when=_pairs_votes),
+    )
+    inputs = ("vote", "path_scores")
+
+    def write(self, round: Round, store: ShardStore) -> None:
+        for task, voted in round.voted().items():
+            for name, rows in _shards(round, task, voted).items():
+                store.write(f"{name}-{task}", [row.to_json() for row in rows])
+
+
+def _shards(round: Round, task: str, voted: Sequence[Voted]) -> dict[str, _Rows]:
+    """Returns a task's rows by where they come from, and what filters kept."""
+    exemplars = round.context.exemplars(task)
+    if _has_pairs(round):
+        return {"pairs": _pairs(round, task, voted, exemplars)}
+    rows, facts = read_scored_rows(round, task, voted)
+    selection = select(rows, round.settings.mixing.filters, facts)
+    shards: dict[str, _Rows] = {
+        "self_generated": _self_generated(round, selection, exemplars, round.few_shots(task))
     }
-    if chosen.steps:
-        shards["funnel"] = chosen.steps
-    if context.run.mixing.human_examples:
-        shards["human"] = _human(context, task, exemplars)
+    if selection.steps:
+        shards["funnel"] = selection.steps
+    if round.settings.mixing.human_examples:
+        shards["human"] = [
+            example
+            for question, worked in worked_questions(round, task)
+            for example in mixing.human_solution_examples(
+                question, worked, exemplars, round.settings.mixing.formats
+            )
+        ]
     return shards
 
 
 def _pairs(
-    context: Context,
-    round_index: int,
-    task: str,
-    voted: Sequence[Voted],
-    exemplars: Sequence[Exemplar],
+    round: Round, task: str, voted: Sequence[Voted], exemplars: Sequence[Exemplar]
 ) -> list[ExamplePair]:
-    """A task's pairs: from its votes, or of given solutions and the model's own paths."""
-    run = context.run_in(round_index)
-    formats, preference = run.mixing.formats, run.training.preference
+    """Returns a task's pairs: of its votes, or of given solutions and the model's own samples."""
+    formats, preference = round.settings.mixing.formats, round.settings.training.preference
     assert preference is not None
     if preference.form == "scpo":
         threshold = preference.threshold
-        found = [
-            pairing.vote_pairs(*one, exemplars, formats=formats, threshold=threshold)
+        return [
+            pair
             for one in voted
+            for pair in pairing.vote_pairs(*one, exemplars, formats=formats, threshold=threshold)
         ]
-    else:
-        own = read_given(context, round_index, task)
-        found = [
-            pairing.given_pairs(question, worked, own[question.uid][0], exemplars, formats)
-            for question, worked in worked_questions(context, task)
-        ]
-    return [row for rows in found for row in rows]
+    given, pairs = read_given(round, task), []
+    for question, worked in worked_questions(round, task):
+        sample = given[question.uid][0]
+        # No vote is taken, so `Voting.conclusions` does not matter.
+        concludes = round.settings.voting.conclusions
+        read = round.reader.read if concludes else read_answers
+        (reading,) = read(question, [sample])
+        pairs += pairing.given_pairs(question, worked, sample, reading, exemplars, formats)
+    return pairs
 
 
 def _self_generated(
-    context: Context, chosen: Selection, exemplars: Sequence[Exemplar], made: Sequence[FewShot]
+    round: Round, selection: Selection, exemplars: Sequence[Exemplar], prompts: Sequence[FewShot]
 ) -> list[Example]:
-    """The chosen paths of a task's questions, each behind the prompt that it was sampled with."""
+    """Returns the selected samples as examples, each behind the prompt that it was drawn with."""
     by_question: dict[str, list[tuple[Row, float]]] = {}
-    for row, weight in zip(chosen.rows, chosen.weights, strict=True):
+    for row, weight in zip(selection.rows, selection.weights, strict=True):
         by_question.setdefault(row.question.uid, []).append((row, weight))
-    switches = context.run.mixing
+    settings = round.settings.mixing
     return [
         example
         for rows in by_question.values()
@@ -118,97 +121,91 @@ def _self_generated(
             rows[0][0].question,
             rows,
             exemplars,
-            own=_own(made, rows),
-            formats=switches.formats,
-            keep=switches.keep,
-            merge_equal=switches.merge_equal,
-            normalise=switches.normalise,
+            own=_prompt_exemplars(prompts, rows),
+            formats=settings.formats,
+            keep=settings.keep,
+            merge_equal=settings.merge_equal,
+            normalise=settings.normalise,
         )
     ]
 
 
-def _own(
-    made: Sequence[FewShot], rows: Sequence[tuple[Row, float]]
+def _prompt_exemplars(
+    prompts: Sequence[FewShot], rows: Sequence[tuple[Row, float]]
 ) -> dict[int, tuple[Exemplar, ...]]:
-    """The exemplars of each path's own prompt, by the path's index; {} without such prompts."""
-    if not made:
+    """Returns the exemplars of each sample's prompt, by its index; {} without such prompts."""
+    if not prompts:
         return {}
     samples = [row.sample for row, _ in rows]
     return {
-        sample.sample_index: made[prompt_of(sample.uid, sample.sample_index, made)].exemplars
+        sample.sample_index: prompts[prompt_of(sample.uid, sample.sample_index, prompts)].exemplars
         for sample in samples
     }
 
 
-def _human(context: Context, task: str, exemplars: Sequence[Exemplar]) -> list[Example]:
-    """Writes worked, labelled questions: the human examples of a mixture."""
-    formats = context.run.mixing.formats
-    return [
-        example
-        for question, worked in worked_questions(context, task)
-        for example in mixing.human_solution_examples(question, worked, exemplars, formats)
-    ]
-
-
-def read_examples(context: Context, round_index: int) -> dict[str, list[Example]]:
+def read_examples(round: Round) -> dict[str, list[Example]]:
     """Reads a round's examples by source, "self_generated" and "human"."""
-    store = ShardStore(context.folder(round_index, "mix"))
-    by_source: dict[str, list[Example]] = {"self_generated": [], "human": []}
-    for name in store.names():
-        if (source := name.split("-")[0]) in by_source:
-            by_source[source] += [Example.from_json(row) for row in store.read(name)]
-    return by_source
+    store = round.store("mix")
+
+    def read() -> dict[str, list[Example]]:
+        by_source: dict[str, list[Example]] = {"self_generated": [], "human": []}
+        for name in store.names():
+            if (source := name.split("-")[0]) in by_source:
+                by_source[source] += [Example.from_json(row) for row in store.read(name)]
+        return by_source
+
+    return round.once("examples", read)
 
 
-def read_pairs(context: Context, round_index: int) -> list[ExamplePair]:
-    """Reads a round's pairs; none where it has examples."""
-    store = ShardStore(context.folder(round_index, "mix"))
-    names = [name for name in store.names() if name.startswith("pairs-")]
-    return [ExamplePair.from_json(row) for name in names for row in store.read(name)]
+def read_pairs(round: Round) -> list[ExamplePair]:
+    """Reads a round's pairs; none if it has examples."""
+    store = round.store("mix")
+
+    def read() -> list[ExamplePair]:
+        names = [name for name in store.names() if name.startswith("pairs-")]
+        return [ExamplePair.from_json(row) for name in names for row in store.read(name)]
+
+    return round.once("pairs", read)
 
 
-def read_funnel(context: Context, round_index: int) -> dict[str, list[Step]]:
-    """Returns what each filter of a round left, in their order, by task; {} without filters."""
-    store = ShardStore(context.folder(round_index, "mix"))
+def read_funnel(round: Round) -> dict[str, list[FilterStep]]:
+    """Returns what each filter of a round kept, in their order, by task; {} without filters."""
+    store = round.store("mix")
     names = [name for name in store.names() if name.startswith("funnel-")]
     return {
-        name.removeprefix("funnel-"): [Step(**row) for row in store.read(name)] for name in names
+        name.removeprefix("funnel-"): [FilterStep(**row) for row in store.read(name)]
+        for name in names
     }
 
 
-def labelled_funnel(context: Context, round_index: int) -> list[dict[str, Any]]:
-    """Returns what the vote and each filter left of each task's paths, with right and wrong rows.
+def labelled_funnel(round: Round) -> list[dict[str, Any]]:
+    """Returns what the vote and each filter kept of each task's samples, right and wrong counted.
 
-    Where filters do not leave today what they left then (a filter of one's own was changed since),
-    it is what they left then, without right and wrong.
+    If the filters do not keep today what they kept then (someone's own filter was changed since),
+    it is what they kept then, without right and wrong.
     """
-    run, stored = context.run_in(round_index), read_funnel(context, round_index)
-    filters = run.mixing.filters if run.training.preference is None else ()
+    settings, stored = round.settings, read_funnel(round)
+    filters = settings.mixing.filters if settings.training.preference is None else ()
     steps = []
-    for task, voted in read_voted(context, round_index).items():
-        rows, facts = read_scored_rows(context, round_index, task, voted)
-        answers = train_answers(context, task)
-        own = list(select(rows, filters, facts, answers).steps)
-        if list(map(_unlabelled, own)) != stored.get(task, []):
-            own = stored.get(task, [])
-        steps += [{"task": task, **step.to_json()} for step in (_vote(voted, rows, answers), *own)]
+    for task, voted in round.voted().items():
+        rows, facts = read_scored_rows(round, task, voted)
+        answers = train_answers(round.context.questions, task)
+        now = list(select(rows, filters, facts, answers).steps)
+        if [dataclasses.replace(step, right=0, wrong=0) for step in now] != stored.get(task, []):
+            now = stored.get(task, [])
+        steps += [{"task": task, **one.to_json()} for one in (_vote(voted, rows, answers), *now)]
     return steps
 
 
-def _unlabelled(step: Step) -> Step:
-    """As the mix stage has written it."""
-    return dataclasses.replace(step, right=0, wrong=0)
-
-
-def _vote(voted: Sequence[Voted], rows: Sequence[Row], answers: Answers) -> Step:
-    """The step from all paths to those that training may learn."""
-    paths = sum(len(own) for _, own, _ in voted)
+def _vote(voted: Sequence[Voted], rows: Sequence[Row], answers: Answers) -> FilterStep:
+    """Returns the step from all samples to those that training may learn."""
+    samples = sum(len(rows) for _, rows, _ in voted)
     parsed = sum(vote.parsed for _, _, vote in voted)
-    dropped = {"another answer": parsed - len(rows), "no answer": paths - parsed}
+    dropped = {"another answer": parsed - len(rows), "no answer": samples - parsed}
     right, wrong = right_and_wrong(rows, answers)
-    return Step(
+    return FilterStep(
         filter="Vote",
-        rows=paths,
+        rows=samples,
         kept=len(rows),
         questions=len({row.question.uid for row in rows}),
         weight=float(len(rows)),

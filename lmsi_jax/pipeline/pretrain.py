@@ -7,72 +7,95 @@ import contextlib
 import functools
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from lmsi_jax.config.run import Run
-from lmsi_jax.config.stages import Pretraining
+from etils import epath
+
+from lmsi_jax.config import Pretraining, Run
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.sharding import is_multiprocess
+from lmsi_jax.models.sharding import make_training_mesh
 from lmsi_jax.models.tokenizers import SentencePiece
 from lmsi_jax.models.transformer import fresh_params
-from lmsi_jax.pipeline.context import Context, settings_record
+from lmsi_jax.pipeline.context import Context, Round
+from lmsi_jax.pipeline.step import Fields, Step
 from lmsi_jax.prompts import SEPARATOR
 from lmsi_jax.runtime.files import write_bytes
+from lmsi_jax.runtime.store import Stage
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.metrics import records
 from lmsi_jax.training.packing import Row
 from lmsi_jax.training.trainer import drop_unrecorded, train
 
 Document = list[tuple[str, str]]
-_FINAL = "params"
+_FINAL, _TOKENIZER = "params", "tokenizer.model"
 # One family's questions are ten times as long and varied as the others'; the tokenizer sees it
 # more.
 _VOCABULARY_SHARES = {"gsm_symbolic": 6.0}
 
 
+class PretrainStep(Step):
+    """Trains the tokenizer and the base model into `output_dir`, or continues."""
+
+    name = "pretrain"
+    settings = (Fields(part="pretraining"), Fields(part="model"))
+
+    def run(self, round: Round, stage: Stage) -> None:
+        settings = round.settings
+        assert settings.pretraining is not None
+        drop_unrecorded(stage.directory)
+        path = stage.directory / _TOKENIZER
+        if not path.exists():
+            write_bytes(path, train_tokenizer(settings.pretraining, settings.model.vocab_size))
+        with self.together(round):
+            self.share(round)
+        round.context.write_digest(stage.directory, stage.directory / _FINAL)
+
+    def together(self, round: Round) -> contextlib.AbstractContextManager[None]:
+        """Has the other processes train too, if the mesh needs their devices."""
+        pretraining = round.settings.pretraining
+        if pretraining is None or not make_training_mesh(pretraining.training).is_multiprocess:
+            return contextlib.nullcontext()
+        return super().together(round)
+
+    def share(self, round: Round) -> None:
+        settings, directory = round.settings, round.folder(self.name)
+        config = settings.pretraining
+        assert config is not None
+        config.training.check_nothing_held_out("pre-training")
+        params = train(
+            settings.model,
+            config.training,
+            functools.partial(fresh_params, settings.model, config.seed),
+            rows(settings, SentencePiece(str(directory / _TOKENIZER))),
+            directory,
+            name="pre-training",
+        )
+        final = checkpoints.Checkpoints(
+            directory / _FINAL, together=make_training_mesh(config.training).is_multiprocess
+        )
+        with contextlib.closing(final):
+            if final.latest is None:
+                final.save(config.training.steps, params)  # without the optimizer's arrays
+
+    def outputs(self, stage: Stage) -> Iterable[epath.PathLike]:
+        return [
+            stage.directory / _TOKENIZER,
+            stage.directory / "digest.json",
+            *records(stage.directory),
+        ]
+
+
 def pretrain(context: Context) -> None:
-    """Trains the tokenizer and the base model into `output_dir`, or goes on where it was.
+    """Trains the tokenizer and the base model, unless that is done.
 
     Raises:
       LmsiError: Run.pretraining is not set.
     """
-    run = context.run
-    if run.pretraining is None:
+    if context.round(0).settings.pretraining is None:
         raise LmsiError(
             "Run.pretraining is not set; bind it to @Pretraining() as pretrain.gin does"
         )
-    config = {**settings_record(run.pretraining), **settings_record(run.model)}
-    stage = context.stage(0, "pretrain", config, {})
-    if stage.begin() == "done":
-        return
-    drop_unrecorded(stage.directory)
-    path = stage.directory / "tokenizer.model"
-    if not path.exists():
-        write_bytes(path, train_tokenizer(run.pretraining, run.model.vocab_size))
-    with context.training_together(run.pretraining.training, "pretrain", 0):
-        train_base(context)
-    context.write_digest(stage.directory, stage.directory / _FINAL)
-    stage.finish([path, stage.directory / "digest.json", *records(stage.directory)])
-
-
-def train_base(context: Context) -> None:
-    """Trains the base model to its last checkpoint, in this process' part."""
-    run, directory = context.run, context.folder(0, "pretrain")
-    config = run.pretraining
-    assert config is not None
-    config.training.check_nothing_held_out("pre-training")
-    params = train(
-        run.model,
-        config.training,
-        functools.partial(fresh_params, run.model, config.seed),
-        rows(run, SentencePiece(str(directory / "tokenizer.model"))),
-        directory,
-        name="pre-training",
-    )
-    final = checkpoints.Checkpoints(directory / _FINAL, together=is_multiprocess(config.training))
-    with contextlib.closing(final):
-        if final.latest is None:
-            final.save(config.training.steps, params)  # without the optimiser's arrays
+    PretrainStep().execute(context.round(0), {})
 
 
 def stream(config: Pretraining, shares: dict[str, float], seed: int) -> Iterator[Document]:
@@ -90,7 +113,7 @@ def train_tokenizer(config: Pretraining, vocab_size: int) -> bytes:
     """Trains a SentencePiece model on documents: digits apart, newlines kept, bytes as fallback.
 
     Raises:
-      LmsiError: the documents have more characters, or fewer words, than the vocabulary wants.
+      LmsiError: the documents have more characters, or fewer words, than the vocabulary needs.
     """
     import sentencepiece
 

@@ -1,82 +1,87 @@
-"""Questions: SeqIO tasks -> records; labels stay with the test split, exemplars are kept beside.
+"""Questions: tasks -> records. Labels stay with the test split; exemplars are kept beside.
 
-Answers of training questions, where their task knows them: for reports and studies alone.
-
-No stage that makes training rows has them: the questions that a run stores carry none. They are
-asked of the task anew, and meet the rows by their questions' uids, after all filters have judged.
+No stage that makes training rows knows the answers of training questions. Reports and studies ask
+the tasks for them anew, and match them to the rows by uid after all filters have judged.
 """
 
 import itertools
 from collections.abc import Mapping
 
+from etils import epath
+
 from lmsi_jax import voting
+from lmsi_jax.config import Questions
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.pipeline.context import Context
+from lmsi_jax.pipeline.context import Context, Round
+from lmsi_jax.pipeline.step import Fields, Step
 from lmsi_jax.records import Exemplar, Question
 from lmsi_jax.runtime.progress import Progress
 from lmsi_jax.runtime.store import ShardStore
 from lmsi_jax.selection.rows import NO_ANSWERS, Answers
 from lmsi_jax.tasks.task import Split
 
-# An error lists so many of the questions that overlap.
+# An error lists so many of the contaminated questions.
 _LISTED = 10
 
 
-def draw_questions(context: Context) -> str:
-    """Draws the run's questions once, for all rounds; returns the stage's fingerprint.
+class QuestionsStep(Step):
+    """Draws the run's questions once, for all rounds.
 
     Raises:
       LmsiError: a task does not exist, there are no questions, or training questions or exemplars
-        also stand among the test questions.
+        are also among the test questions.
     """
-    config = context.questions
-    wanted: list[tuple[Split, str, int]]
-    wanted = [("train", name, config.train_count) for name in dict.fromkeys(config.train)]
-    wanted += [("test", name, config.test_count) for name in dict.fromkeys(config.test)]
-    _check_names(context)
-    check_asked(context)
-    stage = context.questions_stage()
-    if stage.begin() == "done":
-        return stage.fingerprint
-    store = ShardStore(stage.directory)
-    with Progress("questions", len(wanted), unit="tasks") as progress:
-        # The test questions first: what overlaps with them is not drawn.
-        for split, name, count in reversed(wanted):
-            if store.missing([f"{split}-{name}"]):
-                rows = _drawn(context, split, name, count)
-                store.write(f"{split}-{name}", [row.to_json() for row in rows])
-            progress.advance()
-    for name in dict.fromkeys((*config.train, *config.test)):
-        exemplars = _exemplars(context, name)
-        if config.contamination != "allow":
-            remedy = "name another file in Questions.exemplars, or set Questions.contamination"
-            texts = {f"number {n}": row.question for n, row in enumerate(exemplars, 1)}
-            found = contaminated_questions(context, name, texts)
-            _refuse(f"exemplars of {name!r}", found, remedy)
-        store.write(f"exemplars-{name}", [row.to_json() for row in exemplars])
-    stage.finish()
-    return stage.fingerprint
+
+    name = "questions"
+    settings = (Fields(part="questions"),)
+
+    def folder(self, round: Round) -> epath.Path:
+        return round.context.output / "questions"
+
+    def write(self, round: Round, store: ShardStore) -> None:
+        context = round.context
+        config = context.questions
+        shards: list[tuple[Split, str, int]]
+        shards = [("train", name, config.train_count) for name in dict.fromkeys(config.train)]
+        shards += [("test", name, config.test_count) for name in dict.fromkeys(config.test)]
+        with Progress("questions", len(shards), unit="tasks") as progress:
+            # The test questions first: training questions that repeat them are not drawn.
+            for split, name, count in reversed(shards):
+                if store.missing([f"{split}-{name}"]):
+                    rows = _draw(context, split, name, count)
+                    store.write(f"{split}-{name}", [row.to_json() for row in rows])
+                progress.advance()
+        for name in dict.fromkeys((*config.train, *config.test)):
+            exemplars = _exemplars(config, name)
+            if config.contamination != "allow":
+                remedy = "name another file in Questions.exemplars, or set Questions.contamination"
+                texts = {f"number {n}": row.question for n, row in enumerate(exemplars, 1)}
+                repeated = contaminated_questions(context, name, texts)
+                _refuse(f"exemplars of {name!r}", repeated, remedy)
+            store.write(f"exemplars-{name}", [row.to_json() for row in exemplars])
 
 
-def check_asked(context: Context) -> None:
-    """Raises LmsiError where a stage that is to run has no questions."""
-    config = context.questions
-    splits = [(stage, config.train) for stage in ("generate", "prompts", "sample")]
-    splits.append(("eval", config.test))
-    unasked = [stage for stage, names in splits if stage in context.stages and not names]
-    if unasked or not (config.train or config.test):
-        raise LmsiError("there are no questions: set Questions.train and Questions.test")
+def draw_questions(context: Context) -> str:
+    """Draws the run's questions unless that is done; returns the stage's fingerprint.
+
+    Raises:
+      LmsiError: as `QuestionsStep`.
+    """
+    check_task_names(context.questions)
+    context.round(0).settings.check_questions(context.stages)
+    return QuestionsStep().execute(context.round(0), {})
 
 
-def worked_questions(context: Context, task: str) -> list[tuple[Question, Exemplar]]:
+def worked_questions(round: Round, task: str) -> list[tuple[Question, Exemplar]]:
     """Returns `Mixing.human_examples` questions of a task, each with its given solution."""
     from lmsi_jax.tasks import registry
 
-    config, count = context.questions, context.run.mixing.human_examples
+    config, count = round.context.questions, round.settings.mixing.human_examples
     source = registry.get(task, config.folder(task))
     rows = itertools.islice(source.worked("pretrain", config.level, config.seed), count)
     return [
         (
+            # The uid is part of the noise of the model's own sample.
             Question(
                 uid=f"strong-{task}-{number}", task=task, text=worked.question, kind=source.kind
             ),
@@ -86,41 +91,39 @@ def worked_questions(context: Context, task: str) -> list[tuple[Question, Exempl
     ]
 
 
-def _check_names(context: Context) -> None:
-    """Raises LmsiError where the configuration names a task that does not exist."""
+def check_task_names(config: Questions) -> None:
+    """Raises LmsiError if the configuration names a task that does not exist."""
     from lmsi_jax.tasks import registry
 
-    config = context.questions
-    named_tasks = [name for name, _ in (*config.data_dirs, *config.exemplars)]
-    for name in (*config.train, *config.test, *named_tasks):
+    pairs = [name for name, _ in (*config.data_dirs, *config.exemplars)]
+    for name in (*config.train, *config.test, *pairs):
         registry.get(name)
 
 
-def _drawn(context: Context, split: Split, name: str, count: int) -> list[Question]:
-    """A task's questions; training questions without those that the test questions have."""
+def _draw(context: Context, split: Split, name: str, count: int) -> list[Question]:
+    """Returns a task's questions; training questions without those of the test."""
     from lmsi_jax.tasks import registry
 
     config = context.questions
-    rows = registry.load_questions(
-        name, split, config.level, count, config.seed, config.folder(name)
-    )
+    task = registry.get(name, config.folder(name))
+    rows = task.questions(split, config.level, count, config.seed)
     if split == "test" or config.contamination == "allow":
         return rows
-    found = contaminated_questions(context, name, {row.uid: row.text for row in rows})
+    repeated = contaminated_questions(context, name, {row.uid: row.text for row in rows})
     if config.contamination == "refuse":
         remedy = "set Questions.contamination to 'drop' to leave them out"
-        _refuse(f"training questions of {name!r}", found, remedy)
-    left = [row for row in rows if row.uid not in found]
-    if not left:
+        _refuse(f"training questions of {name!r}", repeated, remedy)
+    clean = [row for row in rows if row.uid not in repeated]
+    if not clean:
         raise LmsiError(
             f"all {len(rows)} training questions of {name!r} also stand among the test questions; "
             "leave the task out of Questions.train, or raise Questions.train_count"
         )
-    return left
+    return clean
 
 
 def contaminated_questions(context: Context, name: str, texts: Mapping[str, str]) -> dict[str, str]:
-    """Returns which questions the run's test questions have too.
+    """Returns which questions the run's test questions repeat.
 
     Args:
       context: the run; its test questions are drawn.
@@ -132,67 +135,57 @@ def contaminated_questions(context: Context, name: str, texts: Mapping[str, str]
     """
     from lmsi_jax.tasks import contamination, registry
 
-    store = ShardStore(context.output / "questions")
-    found: dict[str, str] = {}
-    for tested in dict.fromkeys(context.questions.test):
+    repeated: dict[str, str] = {}
+    for tested, rows in context.load_questions("test").items():
         words = min(registry.get(task).contamination_ngram for task in (name, tested))
-        rows = (Question.from_json(row) for row in store.read(f"test-{tested}"))
         evaluated = {row.uid: row.text for row in rows}
         for one in contamination.find_contaminated(
             texts, evaluated, words, registry.get(name).content
         ):
-            found.setdefault(one.uid, f"{one.evaluated} ({one.how})")
-    return found
+            repeated.setdefault(one.uid, f"{one.evaluated} ({one.how})")
+    return repeated
 
 
-def _refuse(what: str, found: Mapping[str, str], remedy: str) -> None:
-    """Raises LmsiError where something was found."""
-    if found:
-        listed = ", ".join(f"{uid} as {other}" for uid, other in list(found.items())[:_LISTED])
-        more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
+def _refuse(what: str, repeated: Mapping[str, str], remedy: str) -> None:
+    """Raises LmsiError if anything is repeated."""
+    if repeated:
+        listed = ", ".join(f"{uid} as {other}" for uid, other in list(repeated.items())[:_LISTED])
+        more = f" and {len(repeated) - _LISTED} more" if len(repeated) > _LISTED else ""
         raise LmsiError(
-            f"{len(found)} {what} also stand among the test questions: {listed}{more}; {remedy}, "
-            "or to 'allow' to keep them"
+            f"{len(repeated)} {what} also stand among the test questions: {listed}{more}; "
+            f"{remedy}, or to 'allow' to keep them"
         )
 
 
-def _exemplars(context: Context, name: str) -> tuple[Exemplar, ...]:
-    """A task's exemplars: the configured file's, or its own."""
+def _exemplars(config: Questions, name: str) -> tuple[Exemplar, ...]:
+    """Returns a task's exemplars: the configured file's, or its own."""
     from lmsi_jax.tasks import exemplars, registry
 
-    path = dict(context.questions.exemplars).get(name)
+    path = dict(config.exemplars).get(name)
     if path is None:
         return registry.get(name).exemplars()
-    found = exemplars.load(path)
-    bare = [row.question for row in found if not row.reasoning]
+    rows = exemplars.load(path)
+    bare = [row.question for row in rows if not row.reasoning]
     if bare:
         raise LmsiError(
             f"the exemplars {path} have no reasoning before the answer of {bare[0][:60]!r}; "
             "few-shot chain of thought needs it, so give every answer some"
         )
-    return found
+    return rows
 
 
-def read_exemplars(context: Context, name: str) -> tuple[Exemplar, ...]:
-    """Reads the exemplars that the run uses for a task."""
-    rows = ShardStore(context.output / "questions").read(f"exemplars-{name}")
-    return tuple(Exemplar.from_json(row) for row in rows)
-
-
-def train_answers(context: Context, task: str) -> Answers:
+def train_answers(config: Questions, task: str) -> Answers:
     """Returns the right keys of a task's training questions, by uid.
 
-    Questions that the model made itself have none, and so has a data set that cannot be read any
-    more.
+    Questions that the model wrote have none; nor has a data set that cannot be read any more.
     """
     from lmsi_jax.tasks import registry
 
-    config = context.questions
     try:
         source = registry.get(task, config.folder(task))
         stream = source.labelled("train", config.level, config.seed)
-        drawn = list(itertools.islice(stream, config.train_count))
+        questions = list(itertools.islice(stream, config.train_count))
     except LmsiError:
         return NO_ANSWERS
-    keys = {row.uid: frozenset(voting.right_keys(row)) for row in drawn}
+    keys = {row.uid: frozenset(voting.right_keys(row)) for row in questions}
     return {uid: right for uid, right in keys.items() if right}

@@ -1,61 +1,53 @@
-"""The loop over stages and rounds. Every stage is idempotent: what is finished is not done again.
+"""The loop over rounds and their steps. Each step is idempotent: what is finished is not repeated.
 
-    questions -> [generate -> prompts -> sample -> vote -> mix -> train -> eval] x rounds,
-                 after an eval of the base model
+    questions -> [generate -> prompts -> sample -> vote -> path_scores -> mix -> train -> eval] x
+                 rounds, after an eval of the base model
 
-`generate` and `prompts` are there where `Augmentation` asks for them. Between vote and mix the
-voted paths are scored, where `Mixing.selection` has filters that want it. With several processes,
-process 0 does all this, and the others help it to generate, to sample, to score paths, to evaluate
-and, where its own devices are too few for `Training`'s mesh, to train.
+`generate` and `prompts` run if `Augmentation` asks for them, `path_scores` if filters in
+`Mixing.selection` do. With several processes, process 0 leads, and the others share in writing new
+questions, sampling, scoring, evaluating and, if its devices are too few for `Training`'s mesh,
+training.
 
-A stage's identity is its configuration and the fingerprints of what it reads, so a change is
-noticed wherever it matters and nowhere else.
+A stage's identity is its settings and the fingerprints of its inputs, so a change is noticed
+wherever it matters and nowhere else.
 """
 
 import dataclasses
+from collections.abc import Callable
 
-from lmsi_jax.config.run import Run
+from lmsi_jax.config import Run
+from lmsi_jax.config.run import comparison_run
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.pipeline.augment import generate, generate_shards, make_prompts, prompt_shards
+from lmsi_jax.pipeline.augment import GenerateStep, PromptsStep
 from lmsi_jax.pipeline.context import Context, NotReady
 from lmsi_jax.pipeline.distill import open_teacher, teacher_loader
-from lmsi_jax.pipeline.evaluate import comparison_run, evaluate, evaluate_shards
-from lmsi_jax.pipeline.mix import mix
+from lmsi_jax.pipeline.evaluate import EvaluateStep
+from lmsi_jax.pipeline.mix import MixStep
 from lmsi_jax.pipeline.monitor import collapse_alarms
 from lmsi_jax.pipeline.questions import draw_questions
-from lmsi_jax.pipeline.sample import sample, sample_shards
-from lmsi_jax.pipeline.score import path_scores, score_shards
+from lmsi_jax.pipeline.sample import SampleStep
+from lmsi_jax.pipeline.score import PathScoresStep
+from lmsi_jax.pipeline.step import Step
 from lmsi_jax.pipeline.summarize import report, report_evaluation
-from lmsi_jax.pipeline.train import finetune, train_round
-from lmsi_jax.pipeline.vote import vote
+from lmsi_jax.pipeline.train import TrainStep
+from lmsi_jax.pipeline.vote import VoteStep
 from lmsi_jax.runtime.files import write_bytes
 from lmsi_jax.runtime.store import write_manifest
 
-
-def _train_round(context: Context, index: int) -> None:
-    train_round(context, index, teacher_loader(context))
-
-
-def _train_base(context: Context, _: int) -> None:
-    from lmsi_jax.pipeline.pretrain import train_base
-
-    train_base(context)
-
-
-# What the leader orders, and what carries it out.
-_HELP = {
-    "generate": generate_shards,
-    "prompts": prompt_shards,
-    "sample": sample_shards,
-    "path_scores": score_shards,
-    "eval": evaluate_shards,
-    "train": _train_round,
-    "pretrain": _train_base,
-}
+ROUND: tuple[Step, ...] = (
+    GenerateStep(),
+    PromptsStep(),
+    SampleStep(),
+    VoteStep(),
+    PathScoresStep(),
+    MixStep(),
+    TrainStep(),
+)
+"""The steps from one model to the next, in their order."""
 
 
 def execute(run: Run, stages: tuple[str, ...], command: str, config_text: str) -> None:
-    """Runs the given stages of every round, as far as what they need is there.
+    """Runs the given stages of every round, as far as their inputs are finished.
 
     Args:
       run: the configuration.
@@ -64,124 +56,133 @@ def execute(run: Run, stages: tuple[str, ...], command: str, config_text: str) -
       config_text: the operative gin configuration.
 
     Raises:
-      LmsiError: what the user can mend.
+      LmsiError: what the user can repair.
     """
     run = comparison_run(run, stages)
     context = Context(run, frozenset(stages))
     with context.processes.joined():
         if context.processes.index == 0:
-            _lead(context, stages, command, config_text)
+            _lead(run, context, stages, command, config_text)
             return
+        steps: dict[str, Step] = {step.name: step for step in (*ROUND, EvaluateStep())}
+        steps["train"] = TrainStep(teacher_loader(context))
         for order in context.processes.orders():
-            _HELP[order["stage"]](context, order["round"])
+            if order["stage"] == "pretrain":
+                from lmsi_jax.pipeline.pretrain import PretrainStep
+
+                steps["pretrain"] = PretrainStep()
+            round = context.round(order["round"])
+            steps[order["stage"]].share(round)
+            round.release()
 
 
-def _lead(context: Context, stages: tuple[str, ...], command: str, config_text: str) -> None:
+def _lead(
+    run: Run, context: Context, stages: tuple[str, ...], command: str, config_text: str
+) -> None:
     """Runs the stages, in the only process or in process 0."""
+
+    def describe(hashes: dict[str, str]) -> None:
+        _describe(run, context, command, config_text, hashes)
+
     if stages == ("pretrain",):
         from lmsi_jax.pipeline.pretrain import pretrain
 
         pretrain(context)
-        _describe(context, command, config_text, {})
+        describe({})
         return
     if "distill" in stages:
-        _distill(context, command, config_text)
+        _distill(context, describe)
         return
-    if context.run.evaluation.checkpoints:
-        _compare(context, command, config_text)
+    if run.evaluation.checkpoints:
+        _compare(run, context, describe)
     elif stages != ("report",):
-        _run_rounds(context, command, config_text)
+        _run_rounds(run, context, describe)
     if "report" in stages:
         report(context, command, config_text)
     elif stages == ("eval",):
         report_evaluation(context, command, config_text)
 
 
-def _compare(context: Context, command: str, config_text: str) -> None:
+_Describe = Callable[[dict[str, str]], None]
+
+
+def _compare(run: Run, context: Context, describe: _Describe) -> None:
     """Evaluates the given checkpoints on the same questions, with the same noise for all."""
     questions = draw_questions(context)
-    count = len(context.run.evaluation.checkpoints)
+    count = len(run.evaluation.checkpoints)
     models = {f"checkpoint {i}": context.fingerprint(i) for i in range(count)}
     for index, model in enumerate(models.values()):
         _evaluate(context, index, model, questions)
-    _describe(context, command, config_text, {"questions": questions, **models})
+    describe({"questions": questions, **models})
 
 
-def _distill(context: Context, command: str, config_text: str) -> None:
+def _distill(context: Context, describe: _Describe) -> None:
     from lmsi_jax.pipeline.distill import RESULT, distill
     from lmsi_jax.report.terminal import open_console, print_distillation
 
     open_teacher(context)  # before any work: its run may be missing
     questions = draw_questions(context)
-    hashes = {"questions": questions, "base": context.base_fingerprint}
-    _describe(context, command, config_text, hashes)
+    describe({"questions": questions, "base": context.base_fingerprint})
     result = distill(context, questions)
     print_distillation(result, open_console())
     print(f"table: {context.output / RESULT}")
 
 
-def _run_rounds(context: Context, command: str, config_text: str) -> None:
-    for stage, wanted in (("generate", "questions"), ("prompts", "prompts")):
-        if context.stages == {stage} and not getattr(context.run.augmentation, wanted):
+def _run_rounds(run: Run, context: Context, describe: _Describe) -> None:
+    for stage, setting in (("generate", "questions"), ("prompts", "prompts")):
+        if context.stages == {stage} and not getattr(run.augmentation, setting):
             raise LmsiError(
-                f"Augmentation.{wanted} = 0 asks for none; set it, as generated.gin does"
+                f"Augmentation.{setting} = 0 asks for none; set it, as generated.gin does"
             )
     questions = draw_questions(context)
     base = context.base_fingerprint
     hashes = {"questions": questions, "base": base}
     if not (context.output / "config.gin").exists():
-        _describe(context, command, config_text, hashes)
+        describe(hashes)
     model = base
     try:
         _evaluate(context, 0, base, questions)
-        for index in range(1, context.run.rounds + 1):
+        for index in range(1, run.rounds + 1):
             model = _one_round(context, index, model, questions)
-            if index < context.run.rounds and (reasons := stop_reasons(context, index)):
+            if index < run.rounds and (reasons := stop_reasons(context, index)):
                 print(f"stopping after round {index}: {'; '.join(reasons)}", flush=True)
                 break
     except NotReady as next_one:
         if not context.worked:
             raise
         print(f"done so far; {next_one}", flush=True)
-    _describe(context, command, config_text, hashes)
+    describe(hashes)
 
 
 def _one_round(context: Context, index: int, model: str, questions: str) -> str:
     """Runs one round; returns the new model's fingerprint."""
-    augmentation = context.run.augmentation
-    inputs = {"model": model, "questions": questions}
-    if augmentation.questions:
-        inputs["generate"] = generate(context, index, dict(inputs))
-    if augmentation.prompts:
-        inputs["prompts"] = make_prompts(context, index, dict(inputs))
-    sampled = sample(context, index, inputs)
-    voted = vote(context, index, {"sample": sampled})
-    scores = path_scores(context, index, {"vote": voted, "model": model})
-    mixed = mix(context, index, {"vote": voted, **scores})
-    trained = finetune(context, index, {"mix": mixed, "model": model})
-    _evaluate(context, index, trained, questions)
-    return trained
+    round = context.round(index)
+    fingerprints = {"model": model, "questions": questions, "base": context.base_fingerprint}
+    for step in ROUND:
+        if step.applies(round):
+            fingerprints[step.name] = step.execute(round, fingerprints)
+    _evaluate(context, index, fingerprints["train"], questions)
+    return fingerprints["train"]
 
 
 def _evaluate(context: Context, index: int, model: str, questions: str) -> None:
-    """Evaluates where that was asked for: no other stage reads the scores."""
+    """Evaluates a model if that was asked for: no other stage reads the scores."""
     if "eval" in context.stages:
-        evaluate(context, index, {"model": model, "questions": questions})
+        EvaluateStep().execute(context.round(index), {"model": model, "questions": questions})
 
 
 def stop_reasons(context: Context, index: int) -> list[str]:
-    """Returns the alarms of round `index` that `CollapseMonitor.stop` names; [] for none."""
-    ending = context.run.collapse_monitor.stop
-    return (
-        [words for name, words in collapse_alarms(context, index) if name in ending]
-        if ending
-        else []
-    )
+    """Returns the alarms of `CollapseMonitor.stop` that a round raises; [] if there are none."""
+    ending = context.round(index).settings.collapse_monitor.stop
+    if not ending:
+        return []
+    return [words for name, words in collapse_alarms(context, index) if name in ending]
 
 
-def _describe(context: Context, command: str, config_text: str, hashes: dict[str, str]) -> None:
+def _describe(
+    run: Run, context: Context, command: str, config_text: str, hashes: dict[str, str]
+) -> None:
     """Writes the operative configuration and the manifest."""
-    run = context.run
     try:
         write_bytes(context.output / "config.gin", config_text.encode())
         seeds = {"Run.seed": run.seed}

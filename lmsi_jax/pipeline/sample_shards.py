@@ -17,15 +17,14 @@ The engine is any `rollout.requests.Rollout`.
 import dataclasses
 import io
 import itertools
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from etils import epath
 
-from lmsi_jax.config.sampling import Sampling
+from lmsi_jax.config import Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.sharding import ReplicaGroup
-from lmsi_jax.pipeline.context import Context
+from lmsi_jax.pipeline.context import Round
 from lmsi_jax.prompts import PromptStyle, build_prompt
 from lmsi_jax.records import Exemplar, Question, Sample
 from lmsi_jax.rollout.requests import IsSettled, OnChunk, Request, Rollout, Stats
@@ -33,7 +32,7 @@ from lmsi_jax.runtime.processes import Agreement, synchronize
 from lmsi_jax.runtime.progress import Progress
 from lmsi_jax.runtime.signals import Terminated, deferred_signals
 from lmsi_jax.runtime.store import ShardStore, shard_names
-from lmsi_jax.voting import answer_keys, is_settled
+from lmsi_jax.voting import AnswerReader, is_settled
 
 # Neighbours in a shard are of similar length, and then in the order of their uids.
 _LENGTH_BUCKET = 16
@@ -105,24 +104,22 @@ def make_job(
 
 
 def draw_samples(
-    context: Context,
+    round: Round,
     jobs: Sequence[Job],
     questions: Mapping[str, Question],
     directory: epath.Path,
     *,
     model: int,
-    round_index: int,
     label: str,
 ) -> None:
     """Samples this replica group's missing shards of the jobs, or leaves between two chunks.
 
     Args:
-      context: the run.
+      round: the round; its index enters the noise.
       jobs: what to sample.
       questions: all of the jobs' questions, by uid; none for texts that ask for no answer.
       directory: the folder of the shards.
       model: the round whose model samples; 0 is the base.
-      round_index: enters the noise.
       label: names the work in the progress bar.
 
     Raises:
@@ -130,10 +127,11 @@ def draw_samples(
       Terminated: a process of the replica group received SIGTERM; the shards that were complete are
         written.
     """
+    settings, context = round.settings, round.context
     store, group = ShardStore(directory), context.replica_group
     engine: Rollout = context.engine(model)
     shards = plan_shards(
-        engine, jobs, size=context.run.questions_per_shard, share=(group.index, group.count)
+        engine, jobs, size=settings.questions_per_shard, share=(group.index, group.count)
     )
     names = [shard.name for shard in shards]
     missing = set(context.processes.found(group.members, lambda: store.missing(names)))
@@ -150,7 +148,7 @@ def draw_samples(
     if engine.shared_mesh is not None:
         synchronize(engine.shared_mesh)
     with deferred_signals() as requested, bar:
-        meter, chunks = Meter(bar, questions), itertools.count()
+        meter, chunks = Meter(bar, questions, round.reader), itertools.count()
         agreement = Agreement(engine.shared_mesh, requested, "drawn different tokens")
 
         def on_chunk(stats: Stats) -> None:
@@ -162,9 +160,9 @@ def draw_samples(
             engine,
             open_shards,
             store if group.first else None,
-            seed=context.run.seed,
-            round_index=round_index,
-            is_settled=vote_is_settled(questions, context.run.voting.conclusions),
+            seed=settings.seed,
+            round_index=round.index,
+            is_settled=vote_is_settled(questions, round.reader),
             on_chunk=on_chunk,
         ):
             meter.question(uid, samples)
@@ -257,22 +255,7 @@ def fill_shards(
         raise RuntimeError(f"the engine left out questions of {', '.join(pending)}")
 
 
-def read_samples(store: ShardStore, name: str) -> dict[str, list[Sample]]:
-    """Reads a job's shards; returns the samples by uid, in index order; {} if there are none.
-
-    Raises:
-      LmsiError: a shard is damaged, or missing beside others.
-    """
-    shape = re.compile(rf"{re.escape(name)}-\d{{5}}-of-(\d{{5}})")
-    counts = {int(match[1]) for shard in store.names() if (match := shape.fullmatch(shard))}
-    samples: dict[str, list[Sample]] = {}
-    for number in (number for count in counts for number in shard_names(count)):
-        for row in store.read(f"{name}-{number}"):
-            samples.setdefault(row["uid"], []).append(Sample.from_json(row))
-    return samples
-
-
-def vote_is_settled(questions: Mapping[str, Question], conclusions: bool) -> IsSettled:
+def vote_is_settled(questions: Mapping[str, Question], reader: AnswerReader) -> IsSettled:
     """Returns the rule of Adaptive-Consistency (Aggarwal et al. 2023): more samples change no vote.
 
     An engine asks it for requests with `Sampling.adaptive_consistency` alone.
@@ -281,8 +264,8 @@ def vote_is_settled(questions: Mapping[str, Question], conclusions: bool) -> IsS
     def rule(request: Request, samples: Sequence[Sample]) -> bool:
         threshold = request.sampling.adaptive_consistency
         assert threshold is not None
-        keys = answer_keys(questions[request.uid], samples, conclusions)
-        return is_settled(keys, threshold)
+        readings = reader.read(questions[request.uid], samples)
+        return is_settled([reading.key for reading in readings], threshold)
 
     return rule
 
@@ -302,10 +285,11 @@ class Meter:
     Args:
       bar: the progress bar; it shows questions, tokens/s and the time left by itself.
       questions: all of the jobs' questions, by uid.
+      reader: reads their answers.
     """
 
-    def __init__(self, bar: Progress, questions: Mapping[str, Question]):
-        self._bar, self._questions = bar, questions
+    def __init__(self, bar: Progress, questions: Mapping[str, Question], reader: AnswerReader):
+        self._bar, self._questions, self._reader = bar, questions, reader
         self._stats = Stats()
         self._answers = self._parsed = 0
 
@@ -318,9 +302,9 @@ class Meter:
     def question(self, uid: str, samples: Sequence[Sample]) -> None:
         """Takes a complete question."""
         if uid in self._questions:
-            keys = answer_keys(self._questions[uid], samples)
-            self._answers += len(keys)
-            self._parsed += sum(key is not None for key in keys)
+            readings = self._reader.read(self._questions[uid], samples)
+            self._answers += len(readings)
+            self._parsed += sum(reading.key is not None for reading in readings)
         self._bar.advance(1, amount=0, note=self._note())
 
     def _note(self) -> str:

@@ -1,17 +1,12 @@
-"""Path scores: what filters want to know of the voted paths, where they ask for it.
+"""Scores of voted samples that filters in `Mixing.selection` ask for.
 
     loss-TASK-NNNNN-of-MMMMM     losses of solutions under the base model
-    human-TASK                  the same of given solutions: a validation set
-    rating-TASK-NNNNN-of-MMMMM   what the model that sampled them says when it is asked to rate them
-    rank-TASK-NNNNN-of-MMMMM     what scorers say
+    human-TASK                   the same of given solutions: a validation set
+    rating-TASK-NNNNN-of-MMMMM   the sampling model's own rating of them
+    rank-TASK-NNNNN-of-MMMMM     what scorers return
 
-Equal solutions of a question, behind the same prompt, are scored once, and what filters drop that
-need no score not at all. Shards are complete or absent, so this goes on where it was; several
-processes share them.
-
-Losses of solutions under the base model, in shards that several processes share.
-
-What the stages share that score rows with a model: shards that are complete or absent.
+Equal solutions of a question, behind the same prompt, are scored once; rows that score-free filters
+drop are skipped. Several processes share the shards, each complete or absent.
 """
 
 import dataclasses
@@ -21,29 +16,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from lmsi_jax.augmentation import FewShot, prompt_of
-from lmsi_jax.config.sampling import Sampling
-from lmsi_jax.errors import LmsiError
-from lmsi_jax.models import sharding
-from lmsi_jax.models.tokenizers import Tokenizer, encode_first
-from lmsi_jax.pipeline import scorers
-from lmsi_jax.pipeline.augment import read_prompts
-from lmsi_jax.pipeline.context import Context, settings_record
-from lmsi_jax.pipeline.questions import read_exemplars, worked_questions
-from lmsi_jax.pipeline.sample_shards import Job, draw_samples, read_samples
-from lmsi_jax.pipeline.vote import Voted, read_voted
-from lmsi_jax.prompts import build_prompt, question_prompt, solution
-from lmsi_jax.records import Exemplar, Question
-from lmsi_jax.runtime.progress import Progress
-from lmsi_jax.runtime.store import ShardStore, shard_names
-from lmsi_jax.selection.filters import rating_prompt, read_rating
-from lmsi_jax.selection.rows import (
+from lmsi_jax.config import Sampling
+from lmsi_jax.config.row_filters import (
     ALONE_LOSS,
     HUMAN_LOSSES,
-    LOGPROBS,
     LOSS,
     QUESTION_LOSS,
     RATING,
     SCORER,
+)
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.models import sharding
+from lmsi_jax.models.tokenizers import Tokenizer, encode_first
+from lmsi_jax.pipeline import scorers
+from lmsi_jax.pipeline.context import Round, Voted, read_samples
+from lmsi_jax.pipeline.questions import worked_questions
+from lmsi_jax.pipeline.sample_shards import Job, draw_samples
+from lmsi_jax.pipeline.step import DECODING, Fields, Step, settings_record
+from lmsi_jax.prompts import build_prompt, question_prompt, solution
+from lmsi_jax.records import Exemplar, Question
+from lmsi_jax.runtime.progress import Progress
+from lmsi_jax.runtime.store import ShardStore, Stage, shard_names
+from lmsi_jax.selection.filters import rating_prompt, read_rating
+from lmsi_jax.selection.rows import (
+    LOGPROBS,
     Facts,
     Row,
     select,
@@ -70,14 +66,14 @@ def write_missing(
     load: Callable[[], Callable[[_Rows], Sequence[Mapping[str, Any]]]],
     label: str,
 ) -> None:
-    """Makes and writes the shards that are not there.
+    """Computes and writes the missing shards.
 
     Args:
       store: where they go.
       names: of all shards.
       shards: the rows of each.
-      load: loads the model, where something is missing; returns what makes a shard of rows.
-      label: what the progress says.
+      load: loads the model, if a shard is missing; returns the function from rows to a shard.
+      label: of the progress bar.
 
     Raises:
       LmsiError: the disk is full.
@@ -98,72 +94,65 @@ OF_BASE = frozenset({*LOSSES, LOGPROBS, HUMAN_LOSSES})
 """The scores that the base model is loaded for."""
 
 
-def score_losses(
-    context: Context,
-    round_index: int,
-    rows: Mapping[str, Sequence[Row]],
-    needs: frozenset[str],
-) -> None:
+def score_losses(round: Round, rows: Mapping[str, Sequence[Row]], needs: frozenset[str]) -> None:
     """Writes this process' missing shards of losses.
 
     Args:
-      context: the run.
-      round_index: the round.
+      round: the round.
       rows: different solutions, by task.
       needs: which losses, of `selection.rows`.
 
     Raises:
       LmsiError: the disk is full.
     """
-    store = ShardStore(context.folder(round_index, "path_scores"))
-    index, count = context.processes.share
-    shards = list(_loss_shards(context, round_index, rows, needs))
-    own = shards[index::count]
+    index, count = round.context.processes.share
+    shards = list(_loss_shards(round, rows, needs))[index::count]
 
     def load() -> Callable[[Sequence[_Solved]], list[dict[str, Any]]]:
-        """Loads the base model; returns what computes a shard's losses with it."""
-        run = context.run
-        scorer = scoring.TargetScorer.of(run.model, context.params(0), run.training)
-        return functools.partial(_losses, context, scorer, LOGPROBS in needs)
+        """Loads the base model; returns the function that computes a shard's losses."""
+        settings, context = round.settings, round.context
+        scorer = scoring.TargetScorer.of(settings.model, context.params(0), settings.training)
+        return functools.partial(_losses, context.tokenizer, scorer, LOGPROBS in needs)
 
-    names, solved = [name for name, _ in own], [some for _, some in own]
-    write_missing(store, names, solved, load, f"round {round_index}: scoring paths")
+    names, solved = [name for name, _ in shards], [some for _, some in shards]
+    label = f"round {round.index}: scoring samples"
+    write_missing(round.store(PathScoresStep.name), names, solved, load, label)
 
 
 class _Solved(NamedTuple):
-    """What identifies a solution in the store, its prompt and text, and which losses it gets."""
+    """A solution to score: its name in the store, its prompt and text, and its losses' names."""
 
     identity: dict[str, Any]
     exemplars: Sequence[Exemplar]
     question: Question
     text: str
-    wanted: tuple[str, ...]
+    losses: tuple[str, ...]
 
 
 def _loss_shards(
-    context: Context, round_index: int, rows: Mapping[str, Sequence[Row]], needs: frozenset[str]
+    round: Round, rows: Mapping[str, Sequence[Row]], needs: frozenset[str]
 ) -> Iterator[tuple[str, Sequence[_Solved]]]:
     """Yields (shard, solutions), the same in every process."""
     mean = needs | {LOSS} if LOGPROBS in needs else needs  # both are of the same tokens
-    wanted = tuple(name for name in LOSSES if name in mean)
-    for task, own in rows.items():
-        exemplars = read_exemplars(context, task)
-        if wanted:
-            made = read_prompts(context, round_index, task)
-            solved = [_of_row(row, made, exemplars, wanted) for row in own]
+    losses = tuple(name for name in LOSSES if name in mean)
+    for task, solutions in rows.items():
+        exemplars = round.context.exemplars(task)
+        if losses:
+            prompts = round.few_shots(task)
+            solved = [_of_row(row, prompts, exemplars, losses) for row in solutions]
             yield from in_shards(f"loss-{task}", solved)
         if HUMAN_LOSSES in needs:
-            given = worked_questions(context, task)
+            given = worked_questions(round, task)
             yield f"human-{task}", [_of_given(*one, exemplars) for one in given]
 
 
 def _of_row(
-    row: Row, made: Sequence[FewShot], exemplars: Sequence[Exemplar], wanted: tuple[str, ...]
+    row: Row, prompts: Sequence[FewShot], exemplars: Sequence[Exemplar], losses: tuple[str, ...]
 ) -> _Solved:
-    """A path's solution, behind the prompt that it was sampled with."""
+    """Returns a sample's solution, behind the prompt that it was drawn with."""
     uid, index = row.name
-    own = made[prompt_of(uid, index, made)].exemplars if made else exemplars
-    return _Solved({"uid": uid, "sample_index": index}, own, row.question, row.solution, wanted)
+    shown = prompts[prompt_of(uid, index, prompts)].exemplars if prompts else exemplars
+    return _Solved({"uid": uid, "sample_index": index}, shown, row.question, row.solution, losses)
 
 
 def _of_given(question: Question, worked: Exemplar, exemplars: Sequence[Exemplar]) -> _Solved:
@@ -172,27 +161,30 @@ def _of_given(question: Question, worked: Exemplar, exemplars: Sequence[Exemplar
 
 
 def _losses(
-    context: Context, scorer: scoring.TargetScorer, logprobs: bool, solved: Sequence[_Solved]
+    tokenizer: Tokenizer,
+    scorer: scoring.TargetScorer,
+    logprobs: bool,
+    solved: Sequence[_Solved],
 ) -> list[dict[str, Any]]:
-    """A shard's rows: each with the losses that there is room to compute."""
+    """Returns a shard's rows: each with the losses that there is room to compute."""
     rows, places = [], []
     for at, one in enumerate(solved):
-        for name in one.wanted:
+        for name in one.losses:
             prompt = _prompt(name, one.question, one.exemplars)
-            rows.append(tokenize_solution(context.tokenizer, *prompt, one.text))
+            rows.append(tokenize_solution(tokenizer, *prompt, one.text))
             places.append((at, name))
-    made: list[dict[str, Any]] = [dict(one.identity) for one in solved]
+    records: list[dict[str, Any]] = [dict(one.identity) for one in solved]
     for (at, name), losses in zip(places, scorer.losses(rows), strict=True):
         if losses is not None:
-            made[at][name] = round(float(losses.mean()), 6)
-            of_path = "sample_index" in made[at]  # not of a given solution
-            if logprobs and name == LOSS and of_path:
-                made[at][LOGPROBS] = (0.0 - losses).round(5).tolist()
-    return made
+            records[at][name] = round(float(losses.mean()), 6)
+            of_sample = "sample_index" in records[at]  # not of a given solution
+            if logprobs and name == LOSS and of_sample:
+                records[at][LOGPROBS] = (0.0 - losses).round(5).tolist()
+    return records
 
 
 def _prompt(name: str, question: Question, exemplars: Sequence[Exemplar]) -> tuple[str, str]:
-    """(prefix, inputs) before a solution; see `selection.rows`."""
+    """Returns (prefix, inputs) before a solution; see `selection.rows`."""
     if name == LOSS:
         return build_prompt(question, exemplars, "cot")
     return "", question_prompt(question.text) if name == QUESTION_LOSS else "A:"
@@ -201,84 +193,120 @@ def _prompt(name: str, question: Question, exemplars: Sequence[Exemplar]) -> tup
 def tokenize_solution(tokenizer: Tokenizer, prefix: str, inputs: str, text: str) -> packing.Row:
     """Returns a prompt and a solution, of which the solution's tokens alone have weight.
 
-    Nothing stands before it or follows it. Texts are encoded apart, as training and decoding do.
+    Texts are encoded one by one, as training and decoding do; no end of sequence follows.
     """
     before = encode_first(tokenizer, prefix) if prefix else []
     asked = tokenizer.encode(inputs) if prefix else encode_first(tokenizer, inputs)
     return packing.weighted_row(before, asked, tokenizer.encode(f" {text}"), 1.0)
 
 
-NAME = "path_scores"
 _RATE = Sampling(num_samples=1, temperature=0.0, max_new_tokens=8)
 
 
-def path_scores(context: Context, round_index: int, inputs: dict[str, str]) -> dict[str, str]:
-    """Scores a round's voted paths.
+def _needs(round: Round) -> frozenset[str]:
+    """Returns all scores that a round's filters read."""
+    none = frozenset[str]()
+    return none.union(*(one.needs for one in round.settings.mixing.selection))
 
-    Returns:
-      The stage's fingerprint as an input of the mix stage; {} where no filter asks for scores.
+
+def _rates(round: Round) -> bool:
+    return RATING in _needs(round)
+
+
+def _compares_with_given(round: Round) -> bool:
+    return HUMAN_LOSSES in _needs(round)
+
+
+def has_new_questions(round: Round) -> bool:
+    """Returns True if the round samples questions that the model wrote."""
+    return bool(round.settings.augmentation.questions)
+
+
+class PathScoresStep(Step):
+    """Scores the round's voted samples, if filters ask for it.
 
     Raises:
       LmsiError: losses are asked for and the training mesh is larger than a process, which scores
         its own shards alone.
     """
-    needs = _needs(context, round_index)
-    if not needs:
-        return {}
-    if needs & OF_BASE:
-        inputs = inputs | {"base": context.base_fingerprint}
-    stage = context.stage(round_index, NAME, _settings(context, round_index), inputs)
-    if not context.done(stage):
-        if needs & OF_BASE and sharding.is_multiprocess(context.run.training):
+
+    name = "path_scores"
+    settings = (
+        Fields(part="mixing", names=("keep",)),
+        Fields(part="mixing", names=("human_examples",), when=_compares_with_given),
+        Fields(
+            part="training",
+            names=(
+                *("sequences_per_prefix", "sequence_length", "max_prefix_length"),
+                *("data", "model"),
+            ),
+        ),
+        Fields(part="augmentation", names=("min_confidence",), when=has_new_questions),
+        *(dataclasses.replace(fields, when=_rates) for fields in DECODING),
+    )
+    inputs = ("vote", "model", "base")
+
+    def applies(self, round: Round) -> bool:
+        return bool(_needs(round))
+
+    def inputs_of(self, round: Round) -> Iterable[str]:
+        return self.inputs if _needs(round) & OF_BASE else ("vote", "model")
+
+    def derived(self, round: Round) -> dict[str, Any]:
+        record: dict[str, Any] = {
+            "needs": sorted(_needs(round)),
+            "before": [settings_record(one) for one in _score_free_filters(round)],
+        }
+        if names := _scorers(round):
+            record["scorers"] = {name: scorers.fingerprint(name) for name in names}
+        return record
+
+    def run(self, round: Round, stage: Stage) -> None:
+        if (
+            _needs(round) & OF_BASE
+            and sharding.make_training_mesh(round.settings.training).is_multiprocess
+        ):
             raise LmsiError(
-                "each process computes paths' losses with a whole model of its own; choose "
+                "each process computes samples' losses with a whole model of its own; choose "
                 "Training.data and Training.model that its own devices suffice for, or leave "
                 "filters that ask for losses out of Mixing.selection"
             )
-        with context.processes.together(NAME, round_index):
-            score_shards(context, round_index)
-        stage.finish()
-    return {NAME: stage.fingerprint}
+        super().run(round, stage)
+
+    def share(self, round: Round) -> None:
+        needs, rows = _needs(round), _rows_to_score(round)
+        if needs & OF_BASE:
+            score_losses(round, rows, needs)
+        if RATING in needs:
+            _rate(round, rows)
+        if names := _scorers(round):
+            _apply_scorers(round, rows, names)
 
 
-def score_shards(context: Context, round_index: int) -> None:
-    """Scores this process' shards of a round."""
-    needs, rows = _needs(context, round_index), _to_score(context, round_index)
-    if needs & OF_BASE:
-        score_losses(context, round_index, rows, needs)
-    if RATING in needs:
-        _rate(context, round_index, rows)
-    if names := _scorers(context, round_index):
-        _apply_scorers(context, round_index, rows, names)
-
-
-def read_scored_rows(
-    context: Context, round_index: int, task: str, voted: Sequence[Voted]
-) -> tuple[list[Row], Facts]:
-    """Returns a task's voted paths with their scores, and what filters know beside."""
-    store, needs = ShardStore(context.folder(round_index, NAME)), _needs(context, round_index)
-    rows = _rows(context, voted)
-    made = read_prompts(context, round_index, task)
-    known: dict[tuple[str, int], dict[str, Any]] = {}
-    for row in _stored(store, task, needs):
-        scores = {name: value for name, value in row.items() if name not in ("uid", "sample_index")}
-        known.setdefault((row["uid"], row["sample_index"]), {}).update(scores)
-    first = _first(rows, made)
-    rows = [_with(row, known.get(first[_scored_as(row, made)].name, {})) for row in rows]
+def read_scored_rows(round: Round, task: str, voted: Sequence[Voted]) -> tuple[list[Row], Facts]:
+    """Returns a task's voted samples with their scores, and the facts that filters know beside."""
+    store, needs = round.store(PathScoresStep.name), _needs(round)
+    rows, prompts = _rows(round, voted), round.few_shots(task)
+    scores: dict[tuple[str, int], dict[str, Any]] = {}
+    for record in _stored(store, task, needs) if needs else ():
+        name = record.pop("uid"), record.pop("sample_index")
+        scores.setdefault(name, {}).update(record)
+    first = _first(rows, prompts)
+    rows = [_with(row, scores.get(first[_scored_as(row, prompts)].name, {})) for row in rows]
     if HUMAN_LOSSES not in needs:
         return rows, Facts()
     given = [row[LOSS] for row in store.read(f"human-{task}") if LOSS in row]
     return rows, Facts(human_losses=tuple(given))
 
 
-def _with(row: Row, known: dict[str, Any]) -> Row:
-    """A row with what is stored of it."""
-    scores = {name: value for name, value in known.items() if name != LOGPROBS}
-    return dataclasses.replace(row, scores=scores, logprobs=tuple(known.get(LOGPROBS, ())))
+def _with(row: Row, stored: dict[str, Any]) -> Row:
+    """Returns a row with its stored scores."""
+    scores = {name: value for name, value in stored.items() if name != LOGPROBS}
+    return dataclasses.replace(row, scores=scores, logprobs=tuple(stored.get(LOGPROBS, ())))
 
 
 def _stored(store: ShardStore, task: str, needs: frozenset[str]) -> Iterator[dict[str, Any]]:
-    """What is stored of a task's solutions: uid, index and scores."""
+    """Yields the stored records of a task's solutions: uid, index and scores."""
     for name in store.names():
         if name.startswith((f"loss-{task}-", f"rank-{task}-")):
             yield from store.read(name)
@@ -290,122 +318,94 @@ def _stored(store: ShardStore, task: str, needs: frozenset[str]) -> Iterator[dic
                 yield {"uid": uid, "sample_index": int(index), RATING: rating}
 
 
-def _needs(context: Context, round_index: int) -> frozenset[str]:
-    """All scores that a round's filters read."""
-    none = frozenset[str]()
-    return none.union(*(one.needs for one in context.run_in(round_index).mixing.selection))
+def _scorers(round: Round) -> list[str]:
+    """Returns the scorers that a round's filters ask."""
+    return sorted(name.removeprefix(SCORER) for name in _needs(round) if name.startswith(SCORER))
 
 
-def _settings(context: Context, round_index: int) -> dict[str, Any]:
-    """What the scores, and of which paths there are some, depend on."""
-    run = context.run_in(round_index)
-    names = ("sequences_per_prefix", "sequence_length", "max_prefix_length", "data", "model")
-    settings: dict[str, Any] = {
-        "needs": sorted(_needs(context, round_index)),
-        "before": [settings_record(one) for one in _unscored(context, round_index)],
-        "Mixing": {"keep": run.mixing.keep},
-        "Training": {name: getattr(run.training, name) for name in names},
-    }
-    if HUMAN_LOSSES in _needs(context, round_index):
-        settings["Mixing"]["human_examples"] = run.mixing.human_examples
-    if run.augmentation.questions:
-        settings["Augmentation"] = {"min_confidence": run.augmentation.min_confidence}
-    if RATING in _needs(context, round_index):
-        settings |= context.decoding_settings
-    if asked := _scorers(context, round_index):
-        settings["scorers"] = {name: scorers.fingerprint(name) for name in asked}
-    return settings
-
-
-def _scorers(context: Context, round_index: int) -> list[str]:
-    """The scorers that a round's filters want to be asked."""
-    needs = _needs(context, round_index)
-    return sorted(name.removeprefix(SCORER) for name in needs if name.startswith(SCORER))
-
-
-def _unscored(context: Context, round_index: int) -> list[Any]:
-    """The filters before the first one that reads a score."""
-    filters = context.run_in(round_index).mixing.filters
+def _score_free_filters(round: Round) -> list[Any]:
+    """Returns the filters before the first one that reads a score."""
+    filters = round.settings.mixing.filters
     return list(itertools.takewhile(lambda one: not one.needs, filters))
 
 
-def _rows(context: Context, voted: Sequence[Voted]) -> list[Row]:
-    """A task's voted paths, without scores."""
-    return [row for one in voted for row in voted_rows(*one, context.run.mixing.keep)]
+def _rows(round: Round, voted: Sequence[Voted]) -> list[Row]:
+    return [row for one in voted for row in voted_rows(*one, round.settings.mixing.keep)]
 
 
 _Name = tuple[str, str, int]
 
 
-def _scored_as(row: Row, made: Sequence[FewShot]) -> _Name:
-    """What rows that are scored once have in common: question, solution, prompt."""
+def _scored_as(row: Row, prompts: Sequence[FewShot]) -> _Name:
+    """Returns what rows that are scored once have in common: question, solution, prompt."""
     uid = row.question.uid
-    return uid, row.solution, prompt_of(uid, row.sample.sample_index, made) if made else 0
+    return uid, row.solution, prompt_of(uid, row.sample.sample_index, prompts) if prompts else 0
 
 
-def _first(rows: Sequence[Row], made: Sequence[FewShot]) -> dict[_Name, Row]:
-    """The first of each question's equal solutions behind one prompt."""
+def _first(rows: Sequence[Row], prompts: Sequence[FewShot]) -> dict[_Name, Row]:
+    """Returns the first of each question's equal solutions behind one prompt."""
     first: dict[_Name, Row] = {}
     for row in rows:
-        first.setdefault(_scored_as(row, made), row)
+        first.setdefault(_scored_as(row, prompts), row)
     return first
 
 
-def _to_score(context: Context, round_index: int) -> dict[str, list[Row]]:
-    """Different solutions that the filters without scores leave, by task."""
-    found = {}
-    for task, voted in read_voted(context, round_index).items():
-        rows = _rows(context, voted)
-        made = read_prompts(context, round_index, task)
-        chosen = select(rows, _unscored(context, round_index)).rows
-        names = {_scored_as(row, made) for row in chosen}
-        found[task] = [row for name, row in _first(rows, made).items() if name in names]
-    return found
+def _rows_to_score(round: Round) -> dict[str, list[Row]]:
+    """Returns the different solutions that score-free filters keep, by task."""
+    different = {}
+    for task, voted in round.voted().items():
+        rows, prompts = _rows(round, voted), round.few_shots(task)
+        kept = select(rows, _score_free_filters(round)).rows
+        names = {_scored_as(row, prompts) for row in kept}
+        different[task] = [row for name, row in _first(rows, prompts).items() if name in names]
+    return different
 
 
 _ByTask = Mapping[str, Sequence[Row]]
 
 
-def _rate(context: Context, round_index: int, by_task: _ByTask) -> None:
+def _rate(round: Round, by_task: _ByTask) -> None:
     jobs: list[Job] = []
-    questions: dict[str, Question] = {}
     for task, rows in by_task.items():
-        asked = {f"{row.sample.uid}/{row.sample.sample_index}": row for row in rows}
-        texts = {n: rating_prompt(row.question.text, row.solution) for n, row in asked.items()}
-        questions |= {n: dataclasses.replace(row.question, uid=n) for n, row in asked.items()}
+        texts = {
+            f"{row.sample.uid}/{row.sample.sample_index}": rating_prompt(
+                row.question.text, row.solution
+            )
+            for row in rows
+        }
         if texts:
             jobs.append(Job(name=f"rating-{task}", prefix="", questions=texts, sampling=_RATE))
     draw_samples(
-        context,
+        round,
         jobs,
-        questions,
-        context.folder(round_index, NAME),
-        model=round_index - 1,
-        round_index=round_index,
-        label=f"round {round_index}: rating",
+        {},  # a rating is no answer to the question
+        round.folder(PathScoresStep.name),
+        model=round.index - 1,
+        label=f"round {round.index}: rating",
     )
 
 
-def _apply_scorers(
-    context: Context, round_index: int, by_task: _ByTask, names: Sequence[str]
-) -> None:
-    """Asks the scorers about this process' missing shards."""
-    store = ShardStore(context.folder(round_index, NAME))
+def _apply_scorers(round: Round, by_task: _ByTask, names: Sequence[str]) -> None:
+    """Has the scorers score this process' missing shards."""
     shards = [shard for task, rows in by_task.items() for shard in in_shards(f"rank-{task}", rows)]
-    index, count = context.processes.share
-    own = shards[index::count]
-    label = f"round {round_index}: asking {', '.join(names)}"
-    make = functools.partial(_scorer_scores, names)
-    write_missing(store, [name for name, _ in own], [rows for _, rows in own], lambda: make, label)
+    index, count = round.context.processes.share
+    shards = shards[index::count]
+    write_missing(
+        round.store(PathScoresStep.name),
+        [name for name, _ in shards],
+        [rows for _, rows in shards],
+        lambda: functools.partial(_scorer_scores, names),
+        f"round {round.index}: asking {', '.join(names)}",
+    )
 
 
 def _scorer_scores(names: Sequence[str], rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """What scorers say of a shard's rows."""
-    made: list[dict[str, Any]] = [
+    """Returns a shard's records with the scorers' scores."""
+    records: list[dict[str, Any]] = [
         {"uid": row.sample.uid, "sample_index": row.sample.sample_index} for row in rows
     ]
     asked = [(row.question, row.sample) for row in rows]
     for name in names:
-        for one, score in zip(made, scorers.apply_scorer(name, asked), strict=True):
-            one[SCORER + name] = score
-    return made
+        for record, score in zip(records, scorers.apply_scorer(name, asked), strict=True):
+            record[SCORER + name] = score
+    return records

@@ -24,8 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from etils import epath
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Training
+from lmsi_jax.config import ModelConfig, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Question, Sample
 from lmsi_jax.runtime.files import read_json
@@ -92,7 +91,7 @@ def apply_scorer(name: str, pairs: Sequence[tuple[Question, Sample]]) -> list[fl
     scores = list(many(pairs) if many else [scorer(*pair) for pair in pairs])
     if len(scores) != len(pairs):
         raise LmsiError(
-            f"the scorer {name!r} gives {len(scores)} numbers for {len(pairs)} paths; its method "
+            f"the scorer {name!r} gives {len(scores)} numbers for {len(pairs)} samples; its method "
             "`many` must give one for each"
         )
     return [_number(name, score, sample) for score, (_, sample) in zip(scores, pairs, strict=True)]
@@ -105,7 +104,7 @@ def _number(name: str, score: Any, sample: Sample) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise LmsiError(
-            f"the scorer {name!r} gives {score!r} to path {sample.sample_index} of "
+            f"the scorer {name!r} gives {score!r} to sample {sample.sample_index} of "
             f"{sample.uid!r}; it must give a finite number"
         )
     return number
@@ -165,7 +164,7 @@ class Verifier:
             if losses is None:
                 raise LmsiError(
                     f"the verifier of {self.folder} reads {self.shape.sequence_length} tokens at "
-                    f"most, and a path has {len(row.tokens)} with its question; give it a longer "
+                    f"most, and a sample has {len(row.tokens)} with its question; give it a longer "
                     "`shape`"
                 )
             probabilities.append(math.exp(-losses.sum()))
@@ -204,7 +203,8 @@ class Verifier:
         from lmsi_jax.training import checkpoints
         from lmsi_jax.training.scoring import TargetScorer
 
-        if sharding.is_multiprocess(self.shape):
+        mesh = sharding.make_training_mesh(self.shape)
+        if mesh.is_multiprocess:
             raise LmsiError(
                 f"each process asks the verifier of {self.folder} by itself; give it a `shape` "
                 "whose data and model its own devices suffice for"
@@ -213,7 +213,7 @@ class Verifier:
         params = checkpoints.load_params(
             checkpoints.find(self.folder),
             parameter_shapes(config),
-            sharding.training_param_shardings(config, self.shape),
+            sharding.param_shardings(config, mesh),
         )
         tokenizer = open_tokenizer(str(self.folder / "tokenizer"))
         return TargetScorer.of(config, params, self.shape), tokenizer

@@ -6,19 +6,14 @@ import datetime
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 
-from lmsi_jax.config.schedule import scheduled_values
 from lmsi_jax.evaluation.accuracy import Replay, replay
 from lmsi_jax.evaluation.collapse import distinct_kept
-from lmsi_jax.pipeline import augment
-from lmsi_jax.pipeline.augment import training_questions
-from lmsi_jax.pipeline.context import Context, NotReady
+from lmsi_jax.pipeline.augment import read_counts
+from lmsi_jax.pipeline.context import Context, NotReady, Round
 from lmsi_jax.pipeline.distill import RESULT
 from lmsi_jax.pipeline.evaluate import read_scores
 from lmsi_jax.pipeline.mix import labelled_funnel, read_examples, read_pairs
 from lmsi_jax.pipeline.monitor import collapse_alarms, read_collapse_metrics
-from lmsi_jax.pipeline.sample import read_round, read_task
-from lmsi_jax.pipeline.sample_shards import read_samples
-from lmsi_jax.pipeline.vote import cast_vote, read_votes
 from lmsi_jax.records import FORMATS, Example, ExamplePair, Question, Sample, Vote
 from lmsi_jax.report.comparison import accuracy_rows
 from lmsi_jax.report.page import render
@@ -31,7 +26,6 @@ from lmsi_jax.report.summary import (
     Model,
     NewPrompts,
     NewQuestions,
-    Round,
     ShownPath,
     ShownQuestion,
     Sources,
@@ -41,6 +35,7 @@ from lmsi_jax.report.summary import (
     TaskVotes,
     decode,
 )
+from lmsi_jax.report.summary import Round as RoundSummary
 from lmsi_jax.report.terminal import (
     distillation_sentences,
     open_console,
@@ -48,7 +43,6 @@ from lmsi_jax.report.terminal import (
     print_summary,
 )
 from lmsi_jax.runtime.files import read_json, write_bytes, write_json
-from lmsi_jax.runtime.store import ShardStore
 from lmsi_jax.training.metrics import read_metrics
 
 _EVALUATION = "eval.json"
@@ -84,7 +78,7 @@ def report(context: Context, command: str, config_text: str) -> None:
 def report_evaluation(context: Context, command: str, config_text: str) -> None:
     """Writes eval.json and prints the table of `lmsi eval`."""
     summary = summarize(context, command, config_text)
-    checkpoints = context.run.evaluation.checkpoints
+    checkpoints = context.round(0).settings.evaluation.checkpoints
     write_json(context.output / _EVALUATION, accuracy_rows(summary, checkpoints))
     names = ("before", "after") if checkpoints else None
     print_evaluation(summary, open_console(), names)
@@ -104,11 +98,31 @@ def summarize(context: Context, command: str, config_text: str) -> Summary:
     Raises:
       NotReady: nothing has been evaluated or voted on yet.
     """
-    run = context.run
-    evaluated = [r for r in range(run.rounds + 1) if _is_finished(context, r, "eval")]
-    voted = [r for r in range(1, run.rounds + 1) if _is_finished(context, r, "vote")]
+    run = context.round(0).settings
+    rounds = [context.round(index) for index in range(run.rounds + 1)]
+    evaluated = [round for round in rounds if round.finished("eval")]
+    voted = [round for round in rounds[1:] if round.finished("vote")]
     if not (evaluated or voted):
         raise NotReady(f"{context.output} holds no evaluation and no votes; run `lmsi run` first")
+    evals: list[Evaluation] = []
+    summaries: list[RoundSummary] = []
+    collapse: list[CollapseRow] = []
+    test_sets: list[AdaptiveConsistencySet] = []
+    train_sets: list[AdaptiveConsistencySet] = []
+    examples: list[ShownQuestion] = []
+    rule = _rule((voted or rounds)[0])
+    for round in rounds:
+        if round in evaluated:
+            evals += _evaluations(round)
+            test_sets += _test_sets(round, rule)
+            if round is evaluated[-1]:
+                examples += _examples(round)
+        if round in voted:
+            summaries.append(_round(round))
+            train_sets += _train_sets(round, _rule(round))
+        if round in evaluated or round in voted:
+            collapse += _collapse_rows(round)
+        round.release()
     distillation = context.output / RESULT
     return Summary(
         name=run.name,
@@ -123,27 +137,30 @@ def summarize(context: Context, command: str, config_text: str) -> Summary:
             source=context.base_folder.name,
         ),
         tasks=_tasks(context),
-        evals=tuple(
-            decode(Evaluation, {"round": r, **row}, f"scores of round {r}")
-            for r in evaluated
-            for row in read_scores(context.output, r)
+        evals=tuple(evals),
+        rounds=tuple(summaries),
+        collapse=tuple(collapse),
+        adaptive_consistency=AdaptiveConsistency(
+            threshold=rule.threshold,
+            every=rule.every,
+            on=rule.on,
+            sets=(*test_sets, *train_sets),
         ),
-        rounds=tuple(_round(context, r) for r in voted),
-        collapse=tuple(
-            CollapseRow(round=r, source=source, **vars(stored.metrics))
-            for r in sorted({*evaluated, *voted})
-            for source, stored in read_collapse_metrics(context, r).items()
-        ),
-        adaptive_consistency=_adaptive_consistency(context, evaluated, voted),
-        examples=tuple(_examples(context, evaluated[-1])) if evaluated else (),
+        examples=tuple(examples),
         notes=tuple(distillation_sentences(read_json(distillation)))
         if distillation.exists()
         else (),
     )
 
 
-def _is_finished(context: Context, round_index: int, stage: str) -> bool:
-    return (context.folder(round_index, stage) / "stage.json").exists()
+def _evaluations(round: Round) -> Iterator[Evaluation]:
+    for row in read_scores(round.context.output, round.index):
+        yield decode(Evaluation, {"round": round.index, **row}, f"scores of round {round.index}")
+
+
+def _collapse_rows(round: Round) -> Iterator[CollapseRow]:
+    for source, stored in read_collapse_metrics(round).items():
+        yield CollapseRow(round=round.index, source=source, **vars(stored.metrics))
 
 
 def _version(package: str) -> str:
@@ -172,24 +189,26 @@ def _tasks(context: Context) -> tuple[Task, ...]:
     return tuple(tasks)
 
 
-def _round(context: Context, index: int) -> Round:
+def _round(round: Round) -> RoundSummary:
     """One round from its votes on; training rows are zeros before they are mixed."""
-    by_task, samples = read_votes(context, index), read_round(context, index)
+    by_task, samples = round.votes(), round.all_samples()
     votes = [vote for rows in by_task.values() for vote in rows]
     drawn = [sample for rows in samples.values() for sample in rows]
-    metrics = read_metrics(context.folder(index, "train"))
-    seconds = _seconds(context, index)
+    metrics = read_metrics(round.folder("train"))
+    seconds = {
+        stage: float(round.record(stage)["seconds"]) for stage in _STAGES if round.finished(stage)
+    }
     tokens = {
         "sample": sum(sample.tokens for sample in drawn),
         "train": sum(line.get("tokens", 0) for line in metrics),
     }
-    mixed = _is_finished(context, index, "mix")
-    examples = read_examples(context, index) if mixed else {}
-    pairs = read_pairs(context, index) if mixed else []
-    prompts = augment.read_counts(context, index, "prompts")
-    return Round(
-        round=index,
-        start_from=context.run.start_from,
+    mixed = round.finished("mix")
+    examples = read_examples(round) if mixed else {}
+    pairs = read_pairs(round) if mixed else []
+    prompts = read_counts(round, "prompts")
+    return RoundSummary(
+        round=round.index,
+        start_from=round.settings.start_from,
         seconds=seconds,
         tokens_per_second={
             stage: count / seconds[stage] for stage, count in tokens.items() if seconds.get(stage)
@@ -205,29 +224,18 @@ def _round(context: Context, index: int) -> Round:
         mean_confidence=_mean([vote.confidence for vote in votes]),
         mean_entropy=_mean([vote.entropy for vote in votes]),
         votes_by_task={task: _task_votes(rows, samples) for task, rows in by_task.items()},
-        generated=_new_questions(context, index, votes),
+        generated=_new_questions(round, votes),
         prompts={task: NewPrompts(**counts) for task, counts in prompts.items()},
         examples=_rows_by_format([*pairs, *(row for rows in examples.values() for row in rows)]),
         sources=Sources(
             self_generated=len(examples.get("self_generated", [])) + len(pairs),
             human=len(examples.get("human", [])),
         ),
-        funnel=tuple(
-            TaskFilterStep(**step) for step in (labelled_funnel(context, index) if mixed else ())
-        ),
+        funnel=tuple(TaskFilterStep(**step) for step in (labelled_funnel(round) if mixed else ())),
         train=tuple(metrics),
-        values={name: repr(value) for name, value in scheduled_values(context.run, index).items()},
-        alarms=tuple(words for _, words in collapse_alarms(context, index)),
+        values={name: repr(value) for name, value in round.scheduled.items()},
+        alarms=tuple(words for _, words in collapse_alarms(round.context, round.index)),
     )
-
-
-def _seconds(context: Context, index: int) -> dict[str, float]:
-    """Wall time of the round's finished stages."""
-    return {
-        stage: float(read_json(context.folder(index, stage) / "stage.json")["seconds"])
-        for stage in _STAGES
-        if _is_finished(context, index, stage)
-    }
 
 
 def _task_votes(votes: Sequence[Vote], samples: Mapping[str, Sequence[Sample]]) -> TaskVotes:
@@ -247,15 +255,15 @@ def _rows_by_format(rows: Sequence[Example | ExamplePair]) -> dict[str, FormatRo
     return {name: FormatRows(rows=len(w), weight=sum(w)) for name, w in weights.items()}
 
 
-def _new_questions(context: Context, index: int, votes: Sequence[Vote]) -> dict[str, NewQuestions]:
+def _new_questions(round: Round, votes: Sequence[Vote]) -> dict[str, NewQuestions]:
     confidences = {vote.uid: vote.confidence for vote in votes}
-    run = context.run_in(index)
-    preference = run.training.preference
-    mixed = run.mixing.min_confidence if preference is None else preference.threshold
-    least = max(run.augmentation.min_confidence, mixed)
-    questions = augment.new_questions(context, index)
+    settings = round.settings
+    preference = settings.training.preference
+    mixed = settings.mixing.min_confidence if preference is None else preference.threshold
+    least = max(settings.augmentation.min_confidence, mixed)
+    questions = round.new_questions
     counted = {}
-    for task, counts in augment.read_counts(context, index, "generate").items():
+    for task, counts in read_counts(round, "generate").items():
         of_new = [confidences[question.uid] for question in questions[task]]
         counted[task] = NewQuestions(
             **counts,
@@ -279,24 +287,12 @@ class _Rule:
     on: bool
 
 
-def _adaptive_consistency(
-    context: Context, evaluated: Sequence[int], voted: Sequence[int]
-) -> AdaptiveConsistency:
-    """Replays the rule if all samples were drawn; counts them if it was on."""
-    rule = _rule(context, voted[:1])
-    tests = [row for r in evaluated for row in _test_sets(context, r, rule)]
-    trains = [row for r in voted for row in _train_sets(context, r, _rule(context, [r]))]
-    return AdaptiveConsistency(
-        threshold=rule.threshold, every=rule.every, on=rule.on, sets=(*tests, *trains)
-    )
-
-
-def _rule(context: Context, voted: Sequence[int]) -> _Rule:
-    """The settings that the sample stage ran with; the current ones before it has run."""
-    sampling = dataclasses.asdict(context.run.sampling)
-    if voted:
-        record = read_json(context.folder(voted[0], "sample") / "stage.json")
-        sampling |= {"adaptive_consistency": None} | record["config"]["Sampling"]
+def _rule(round: Round) -> _Rule:
+    """Returns the settings that sampling ran with; the configured ones before it has run."""
+    sampling = dataclasses.asdict(round.settings.sampling)
+    if round.finished("sample"):
+        recorded = round.record("sample")["config"]["Sampling"]
+        sampling |= {"adaptive_consistency": None} | recorded
     threshold = sampling["adaptive_consistency"]
     return _Rule(
         threshold=_USUAL_THRESHOLD if threshold is None else threshold,
@@ -306,54 +302,48 @@ def _rule(context: Context, voted: Sequence[int]) -> _Rule:
     )
 
 
-def _test_sets(context: Context, round_index: int, rule: _Rule) -> Iterator[AdaptiveConsistencySet]:
-    """Test questions under self-consistency, which always draws all samples."""
-    store = ShardStore(context.folder(round_index, "eval"))
-    for task, questions in context.load_questions("test").items():
-        samples = read_samples(store, f"{task}-self_consistency")
-        sampled = [question for question in questions if question.uid in samples]
+def _test_sets(round: Round, rule: _Rule) -> Iterator[AdaptiveConsistencySet]:
+    """Replays the rule on test questions under self-consistency, which draws all samples."""
+    for task, questions in round.context.load_questions("test").items():
+        by_uid = round.test_votes(task, "self_consistency")
+        sampled = [question for question in questions if question.uid in by_uid]
         if not sampled:
             continue
-        votes = [cast_vote(context, question, samples[question.uid]) for question in sampled]
+        votes = [by_uid[question.uid] for question in sampled]
+        samples = round.test_samples(task, "self_consistency")
         replayed = replay(sampled, votes, samples, rule.threshold, rule.every)
         yield AdaptiveConsistencySet(
             source="test",
-            round=round_index,
+            round=round.index,
             task=task,
             paths=max(vote.total for vote in votes),
             **vars(replayed),
         )
 
 
-def _train_sets(
-    context: Context, round_index: int, rule: _Rule
-) -> Iterator[AdaptiveConsistencySet]:
-    """Train questions; if the rule was on, only the number of samples they got."""
-    by_task = read_votes(context, round_index)
-    for task, questions in training_questions(context, round_index).items():
+def _train_sets(round: Round, rule: _Rule) -> Iterator[AdaptiveConsistencySet]:
+    """Replays the rule on train questions; if it was on, counts the samples they got."""
+    by_task = round.votes()
+    for task, questions in round.questions.items():
         votes = by_task[task]
         if rule.on:
             taken = tuple(vote.total for vote in votes)
             replayed = Replay(taken=taken, same=(), correct=(), correct_stopped=())
         else:
-            samples = read_task(context, round_index, task)
-            replayed = replay(questions, votes, samples, rule.threshold, rule.every)
+            replayed = replay(questions, votes, round.samples(task), rule.threshold, rule.every)
         yield AdaptiveConsistencySet(
-            source="train", round=round_index, task=task, paths=rule.paths, **vars(replayed)
+            source="train", round=round.index, task=task, paths=rule.paths, **vars(replayed)
         )
 
 
-def _examples(context: Context, round_index: int) -> Iterator[ShownQuestion]:
-    """A few labelled test questions of each task with their paths, votes and gold answers."""
-    store = ShardStore(context.folder(round_index, "eval"))
-    for task, questions in context.load_questions("test").items():
-        samples = read_samples(store, f"{task}-self_consistency") or read_samples(
-            store, f"{task}-cot"
-        )
-        sampled = [question for question in questions if question.uid in samples]
+def _examples(round: Round) -> Iterator[ShownQuestion]:
+    """Yields a few labelled test questions of each task with samples, votes and gold answers."""
+    for task, questions in round.context.load_questions("test").items():
+        style = "self_consistency" if round.test_votes(task, "self_consistency") else "cot"
+        votes, samples = round.test_votes(task, style), round.test_samples(task, style)
+        sampled = [question for question in questions if question.uid in votes]
         for question in sampled[:_SHOWN_PER_TASK]:
-            vote = cast_vote(context, question, samples[question.uid])
-            yield _shown_question(question, vote, samples[question.uid])
+            yield _shown_question(question, votes[question.uid], samples[question.uid])
 
 
 def _shown_question(question: Question, vote: Vote, samples: Sequence[Sample]) -> ShownQuestion:

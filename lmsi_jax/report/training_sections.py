@@ -237,7 +237,7 @@ def _new_questions(rounds: Sequence[Round]) -> Html:
         "training questions. In the test: overlapping a test question. Surplus: more than were "
         "asked for. Confident: the vote’s confidence is high enough for training rows."
     )
-    return table(head, rows, caption)
+    return table(head, rows, caption, text_columns=2)
 
 
 def _new_prompts(rounds: Sequence[Round]) -> Html:
@@ -258,7 +258,8 @@ def _new_prompts(rounds: Sequence[Round]) -> Html:
         "Few-shot prompts of greedy zero-shot answers. Usable: reasoning, then an answer sentence "
         "with an answer of the task’s kind. A question’s paths are spread over the prompts."
     )
-    return table(["Task", "Sampled in", "Answers", "Usable", "Prompts"], rows, caption)
+    head = ["Task", "Sampled in", "Answers", "Usable", "Prompts"]
+    return table(head, rows, caption, text_columns=2)
 
 
 Source = Literal["train", "test"]

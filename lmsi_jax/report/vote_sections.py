@@ -3,7 +3,7 @@ adaptive consistency, and questions to look at.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from lmsi_jax.answers import key
 from lmsi_jax.evaluation.statistics import Difference, paired_difference
@@ -185,7 +185,7 @@ def _filters(rounds: Sequence[Round]) -> Html:
             *([count_with_share(step.right, step.right + step.wrong)] if labelled else []),
             format_count(step.questions),
             decimal(step.weight, 1),
-            "; ".join(f"{why}: {format_count(n)}" for why, n in step.dropped.items()) or DASH,
+            element("span", _reasons(step.dropped), cls="words"),
         ]
         for row, step in steps
     ]
@@ -201,6 +201,10 @@ def _filters(rounds: Sequence[Round]) -> Html:
             "table alone."
         )
     return _table_by_round(head, rows, rounds, caption)
+
+
+def _reasons(dropped: Mapping[str, int]) -> str:
+    return "; ".join(f"{why}: {format_count(n)}" for why, n in dropped.items()) or DASH
 
 
 def _votes_by_task(rounds: Sequence[Round]) -> Html:

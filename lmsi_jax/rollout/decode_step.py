@@ -21,15 +21,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.sampling import Filters
+from lmsi_jax.config import Filters, ModelConfig
 from lmsi_jax.models.attention import Cache, Part, cache_attention, merge, prefill
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.rotary import angles_of
 from lmsi_jax.models.sharding import (
     REPLICATED,
     SLOTS,
-    DecodeMesh,
+    DeviceMesh,
     all_gather,
     constrain_caches,
     manual_specs,
@@ -61,7 +60,7 @@ class Program:
     """
 
     config: ModelConfig
-    mesh: DecodeMesh
+    mesh: DeviceMesh
     filters: Filters
     steps: int
 
@@ -140,7 +139,7 @@ class ChunkInputs:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def prefill_prompt(
-    config: ModelConfig, mesh: DecodeMesh, weights: Params, tokens: jax.Array, length: jax.Array
+    config: ModelConfig, mesh: DeviceMesh, weights: Params, tokens: jax.Array, length: jax.Array
 ) -> Cache:
     """Computes the cache of a task prompt: tokens [1, L], length [1]."""
 
@@ -155,7 +154,7 @@ def prefill_prompt(
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def prefill_questions(
     config: ModelConfig,
-    mesh: DecodeMesh,
+    mesh: DeviceMesh,
     weights: Params,
     questions: Cache,
     shared: Cache | None,
@@ -224,7 +223,7 @@ def decode_chunk(
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def move_pages(
-    mesh: DecodeMesh,
+    mesh: DeviceMesh,
     source: list[jax.Array],
     target: list[jax.Array],
     begin: jax.Array,
@@ -236,7 +235,7 @@ def move_pages(
     return constrain_caches(mesh, copied)
 
 
-def _weight_specs(config: ModelConfig, mesh: DecodeMesh) -> Any:
+def _weight_specs(config: ModelConfig, mesh: DeviceMesh) -> Any:
     return None if mesh.mesh is None else manual_specs(config, mesh)
 
 
@@ -276,7 +275,7 @@ def _decode_group(
             ]
             if prompts.shared is not None:
                 first = None if first_visible is None else first_visible[None]
-                part = cache_attention(q[None], prompts.shared, layer, first, softcap)
+                part = cache_attention(q[None], prompts.shared.layer(layer), first, softcap)
                 parts.append(Part(*(a.reshape(count, *a.shape[2:]) for a in part)))
             return merge(parts)
 
@@ -327,7 +326,7 @@ def _question_attention(
     if first_visible is not None:
         start = 0 if prompts.shared is None else prompts.shared.lengths[0]
         first_visible = by_question(first_visible - start)
-    part = cache_attention(by_question(q), prompts.questions, layer, first_visible, softcap)
+    part = cache_attention(by_question(q), prompts.questions.layer(layer), first_visible, softcap)
     return Part(
         *(
             a.reshape(-1, *a.shape[2:]).at[slots.slot_in_group].get(mode="promise_in_bounds")

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.sampling import Decoding
+from lmsi_jax.config import Decoding, ModelConfig
 from lmsi_jax.models.attention import Cache
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.sharding import decoding_weights, make_decode_mesh, slots_sharding
@@ -38,7 +37,7 @@ class DeviceModel:
     def __init__(self, config: ModelConfig, params: Params, decoding: Decoding):
         self.config, self.decoding = config, decoding
         self.programs = ProgramCache()
-        self.mesh = make_decode_mesh(decoding.data, decoding.model, decoding.fsdp)
+        self.mesh = make_decode_mesh(decoding)
         self.weights = decoding_weights(config, params, jnp.dtype(decoding.dtype), self.mesh)
 
     def prefill_prompt(self, tokens: list[int]) -> Cache:
@@ -48,7 +47,7 @@ class DeviceModel:
 
     def zeros(self, shape: tuple[int, ...], dtype: str | None = None) -> jax.Array:
         """Returns zeros of `shape` in each device group; caches have their kv heads on axis 1."""
-        shape = (self.mesh.groups * shape[0], *shape[1:])
+        shape = (self.mesh.data * shape[0], *shape[1:])
         heads = shape[1] if len(shape) > 1 else 1
         dtype = dtype or self.decoding.dtype
         return jnp.zeros(shape, jnp.dtype(dtype), device=slots_sharding(self.mesh, heads))

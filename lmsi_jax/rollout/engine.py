@@ -24,8 +24,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jax.sharding import Mesh
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config import Decoding, ModelConfig, Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.attention import Cache
 from lmsi_jax.models.params import Params
@@ -107,7 +106,7 @@ class Engine(Rollout):
     @property
     def shared_mesh(self) -> Mesh | None:
         """The mesh if it spans several processes, else None."""
-        return self._model.mesh.shared
+        return self._model.mesh.multiprocess_mesh
 
     @property
     def checksum(self) -> int:
@@ -247,7 +246,7 @@ class DecodeLoop:
         waiting = iter(range(len(self._questions)))
         self._schedulers = [
             Scheduler(self._plan, waiting, self._limit, self._settled)
-            for _ in range(model.mesh.groups)
+            for _ in range(model.mesh.data)
         ]
         self._caches = DeviceCaches(model, prompt, self._schedulers, self._bucket, self._depth)
         # By question, the samples that ended, by their position in `Request.indices`.

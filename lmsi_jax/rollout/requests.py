@@ -31,7 +31,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from lmsi_jax.config.sampling import Sampling
+from lmsi_jax.config import Sampling
 from lmsi_jax.records import Sample
 
 if TYPE_CHECKING:

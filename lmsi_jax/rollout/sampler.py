@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from lmsi_jax.config.sampling import Filters
+from lmsi_jax.config import Filters
 
 _BLOCK = 32  # cumulative sums go by blocks of this many tokens, then inside one block
 

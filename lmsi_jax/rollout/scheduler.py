@@ -14,7 +14,7 @@ import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config import Decoding, Sampling
 from lmsi_jax.errors import LmsiError
 
 _PROMPT_BUCKET = 64  # task prompts are padded to multiples of this many tokens

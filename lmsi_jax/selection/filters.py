@@ -1,21 +1,15 @@
-"""Filters on the vote alone: its confidence, its entropy, and how many paths a question gives.
+"""Filters: which of a task's rows training learns, by their vote, their scores or their reasoning.
 
-The hardest rows, spread out: near neighbours of a chosen row become less wanted.
+By the vote: `MinConfidence`, `AnswerEntropy` (IWSI's Entropy-filter). By scores: `SelfRating` (the
+model as its own judge), `ExternalScore` (a reward model or any function), `InstructionFollowing`
+(IFD). By what the rows are like: `Cap`, `DistinctReasoning` (RFT), and `Difficulty` (after
+Self-Filter, Chen et al. 2024, whose score net is trained with the model; here the difficulty is the
+base model's loss, and the features are pairs of neighbouring words).
 
-After Self-Filter (Chen et al. 2024, section 3). Its score net is trained with the model; here the
-difficulty is the base model's loss, and the features are pairs of neighbouring words.
-
-One path for each distinct way of reasoning (RFT, Yuan et al. 2023, section 3.3).
-
-Filters by one score of a row: the model's own rating, any scorer's, or its difficulty ratio.
-
-The model as its own judge: a prompt that asks for 0 to 10, and what its answer says.
-
-Keeping a share of the rows, exactly: 80 % of 10 rows are 8, of 1 row 1, of none none.
+A share of the rows is kept exactly: 80 % of 10 rows are 8, of 1 row 1, of none none.
 """
 
 import collections
-import dataclasses
 import heapq
 import math
 import re
@@ -23,19 +17,25 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Literal
 
-from lmsi_jax.errors import LmsiError, check_scorer
+from lmsi_jax.config import (
+    AnswerEntropy,
+    Cap,
+    Difficulty,
+    DistinctReasoning,
+    ExternalScore,
+    InstructionFollowing,
+    MinConfidence,
+    SelfRating,
+)
+from lmsi_jax.config.row_filters import ALONE_LOSS, LOSS, QUESTION_LOSS, RATING
 from lmsi_jax.prompts import SEPARATOR, question_prompt
 from lmsi_jax.records import Vote
 from lmsi_jax.selection.rows import (
-    ALONE_LOSS,
     KEPT,
-    LOSS,
-    QUESTION_LOSS,
-    RATING,
-    SCORER,
     Facts,
     Row,
     Verdict,
+    judge,
     rows_with_scores,
 )
 
@@ -46,12 +46,6 @@ def kept_count(count: int, share: float) -> int:
     The share is the decimal that was written: 0.1 of 10 is 1, though the float is a little more.
     """
     return min(count, math.ceil(Fraction(repr(share)) * count))
-
-
-def check_share(name: str, share: float) -> None:
-    """Raises LmsiError where a share is none."""
-    if not 0 < share <= 1:
-        raise LmsiError(f"{name} = {share}; use a share above 0, up to 1")
 
 
 def keep_lowest(
@@ -74,73 +68,27 @@ def keep_lowest(
     ]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MinConfidence:
-    """Keeps the rows of questions whose vote is sure enough.
-
-    Attributes:
-      confidence: least share of the question's paths that agree with its vote.
-    """
-
-    confidence: float = 0.5
-    needs = frozenset[str]()
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.confidence <= 1:
-            raise LmsiError(f"MinConfidence.confidence = {self.confidence}; use a share, 0 to 1")
-
-    def judge(self, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
-        """See `rows.Filter`."""
-        unsure = Verdict(0.0, "the vote is not sure enough")
-        return [KEPT if row.vote.confidence >= self.confidence else unsure for row in rows]
+@judge.register
+def _min_confidence(rule: MinConfidence, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
+    unsure = Verdict(0.0, "the vote is not sure enough")
+    return [KEPT if row.vote.confidence >= rule.confidence else unsure for row in rows]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cap:
-    """Keeps the first distinct solutions of a question, by path index, with all their copies.
-
-    Attributes:
-      num_samples: how many distinct ones.
-    """
-
-    num_samples: int = 10
-    needs = frozenset[str]()
-
-    def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise LmsiError(f"Cap.num_samples = {self.num_samples}; use 1 or more")
-
-    def judge(self, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
-        """See `rows.Filter`."""
-        first: dict[str, list[str]] = {}
-        for row in sorted(rows, key=lambda row: row.name):
-            texts = first.setdefault(row.question.uid, [])
-            if row.solution not in texts and len(texts) < self.num_samples:
-                texts.append(row.solution)
-        more = Verdict(0.0, "the question has enough paths")
-        return [KEPT if row.solution in first[row.question.uid] else more for row in rows]
+@judge.register
+def _cap(rule: Cap, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
+    first: dict[str, list[str]] = {}
+    for row in sorted(rows, key=lambda row: row.name):
+        texts = first.setdefault(row.question.uid, [])
+        if row.solution not in texts and len(texts) < rule.num_samples:
+            texts.append(row.solution)
+    more = Verdict(0.0, "the question has enough paths")
+    return [KEPT if row.solution in first[row.question.uid] else more for row in rows]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AnswerEntropy:
-    """Keeps the rows of the questions whose answers differ least (Entropy-filter in IWSI, table 1).
-
-    u = -sum p log p / log m over the question's answers, m its number of paths.
-
-    Attributes:
-      share: of the rows that is kept, k.
-    """
-
-    share: float = 0.8
-    needs = frozenset[str]()
-
-    def __post_init__(self) -> None:
-        check_share("AnswerEntropy.share", self.share)
-
-    def judge(self, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
-        """See `rows.Filter`."""
-        values = {i: relative_entropy(row.vote) for i, row in enumerate(rows)}
-        return keep_lowest(rows, values, self.share, "the answers differ too much", "")
+@judge.register
+def _answer_entropy(rule: AnswerEntropy, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
+    values = {i: relative_entropy(row.vote) for i, row in enumerate(rows)}
+    return keep_lowest(rows, values, rule.share, "the answers differ too much", "")
 
 
 def relative_entropy(vote: Vote) -> float:
@@ -154,46 +102,20 @@ def relative_entropy(vote: Vote) -> float:
 _WORD = re.compile(r"\w+")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Difficulty:
-    """Keeps the hardest rows, one after the other; each lowers those that resemble it.
-
-    A chosen row takes penalty * similarity**2 * (its own loss) off each of its nearest neighbours.
-    The time grows with the rows that share word pairs, at worst with the square of their number.
-
-    Attributes:
-      share: of the rows that is kept.
-      neighbours: how many of the nearest rows are lowered.
-      penalty: 0 keeps the hardest rows, whatever they resemble.
-    """
-
-    share: float = 0.8
-    neighbours: int = 10
-    penalty: float = 1.0
-    needs = frozenset({LOSS})
-
-    def __post_init__(self) -> None:
-        check_share("Difficulty.share", self.share)
-        if self.neighbours < 0 or not 0 <= self.penalty < math.inf:
-            raise LmsiError(
-                f"Difficulty.neighbours = {self.neighbours}, Difficulty.penalty = {self.penalty}; "
-                "use finite numbers of 0 or more"
-            )
-
-    def judge(self, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
-        """See `rows.Filter`."""
-        known = sorted(rows_with_scores(rows, LOSS), key=lambda i: rows[i].name)
-        losses = [rows[i].scores[LOSS] for i in known]
-        features = [word_pairs(f"{rows[i].question.text} {rows[i].solution}") for i in known]
-        count = kept_count(len(rows), self.share)
-        found = select_hardest(losses, features, count, self.neighbours, self.penalty)
-        chosen = {known[j] for j in found}
-        easy = Verdict(0.0, "easy, or like a chosen row")
-        missing = Verdict(0.0, "not scored: longer than the batch shape")
-        return [
-            KEPT if i in chosen else easy if LOSS in row.scores else missing
-            for i, row in enumerate(rows)
-        ]
+@judge.register
+def _difficulty(rule: Difficulty, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
+    known = sorted(rows_with_scores(rows, LOSS), key=lambda i: rows[i].name)
+    losses = [rows[i].scores[LOSS] for i in known]
+    features = [word_pairs(f"{rows[i].question.text} {rows[i].solution}") for i in known]
+    count = kept_count(len(rows), rule.share)
+    found = select_hardest(losses, features, count, rule.neighbours, rule.penalty)
+    chosen = {known[j] for j in found}
+    easy = Verdict(0.0, "easy, or like a chosen row")
+    missing = Verdict(0.0, "not scored: longer than the batch shape")
+    return [
+        KEPT if i in chosen else easy if LOSS in row.scores else missing
+        for i, row in enumerate(rows)
+    ]
 
 
 def word_pairs(text: str) -> frozenset[tuple[str, str]]:
@@ -263,32 +185,18 @@ _SIGNS = str.maketrans({"x": "*", "×": "*", "÷": "/"})
 _WORD_distinct = re.compile(r"\w+(?:[.,]\d+)*|[-+*/=<>]")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DistinctReasoning:
-    """Keeps the likeliest path of each way of reasoning to a question's answer.
-
-    Attributes:
-      form: what tells two ways apart: their list of "equations", in order; where a path has none,
-        its text. Or always the "text": its words, without case, spacing and punctuation.
-    """
-
-    form: Form = "equations"
-    needs = frozenset[str]()
-
-    def __post_init__(self) -> None:
-        if self.form not in ("equations", "text"):
-            raise LmsiError(f"DistinctReasoning.form = {self.form!r}; use 'equations' or 'text'")
-
-    def judge(self, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
-        """See `rows.Filter`."""
-        ways = [(row.question.uid, row.key, reasoning(row.solution, self.form)) for row in rows]
-        best: dict[object, int] = {}
-        order = sorted(range(len(rows)), key=lambda i: (-rows[i].sample.logprob, rows[i].name))
-        for i in order:
-            best.setdefault(ways[i], i)
-        chosen = set(best.values())
-        again = Verdict(0.0, "reasons as another path does")
-        return [KEPT if i in chosen else again for i in range(len(rows))]
+@judge.register
+def _distinct_reasoning(
+    rule: DistinctReasoning, rows: Sequence[Row], facts: Facts
+) -> list[Verdict]:
+    ways = [(row.question.uid, row.key, reasoning(row.solution, rule.form)) for row in rows]
+    best: dict[object, int] = {}
+    order = sorted(range(len(rows)), key=lambda i: (-rows[i].sample.logprob, rows[i].name))
+    for i in order:
+        best.setdefault(ways[i], i)
+    chosen = set(best.values())
+    again = Verdict(0.0, "reasons as another path does")
+    return [KEPT if i in chosen else again for i in range(len(rows))]
 
 
 def reasoning(solution: str, form: Form) -> tuple[str, ...]:
@@ -309,84 +217,30 @@ def _plain(equation: str) -> str:
     return re.sub(r"[\s,$€£%]", "", equation.translate(_SIGNS))
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SelfRating:
-    """Keeps the rows that the model itself rates highest (Self-filter in IWSI, table 1).
-
-    Attributes:
-      share: of the rows that is kept, k.
-    """
-
-    share: float = 0.8
-    needs = frozenset({RATING})
-
-    def __post_init__(self) -> None:
-        check_share("SelfRating.share", self.share)
-
-    def judge(self, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
-        """See `rows.Filter`."""
-        values = {i: -rows[i].scores[RATING] for i in rows_with_scores(rows, RATING)}
-        return keep_lowest(rows, values, self.share, "the rating is low", "no rating was given")
+@judge.register
+def _self_rating(rule: SelfRating, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
+    values = {i: -rows[i].scores[RATING] for i in rows_with_scores(rows, RATING)}
+    return keep_lowest(rows, values, rule.share, "the rating is low", "no rating was given")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ExternalScore:
-    """Keeps the rows that a scorer likes best: a reward model (RM-filter in IWSI), or any function.
-
-    Attributes:
-      scorer: "module:function"; the function takes a `Question` and a `Sample` and returns a
-        number, the higher the better.
-      share: of the rows that is kept, k.
-    """
-
-    scorer: str
-    share: float = 0.8
-
-    def __post_init__(self) -> None:
-        check_share("ExternalScore.share", self.share)
-        check_scorer("ExternalScore.scorer", self.scorer)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Names of the scores that it reads."""
-        return frozenset({SCORER + self.scorer})
-
-    def judge(self, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
-        """See `rows.Filter`."""
-        (name,) = self.needs
-        values = {i: -rows[i].scores[name] for i in rows_with_scores(rows, name)}
-        return keep_lowest(rows, values, self.share, "the scorer likes others better", "not scored")
+@judge.register
+def _external_score(rule: ExternalScore, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
+    (name,) = rule.needs
+    values = {i: -rows[i].scores[name] for i in rows_with_scores(rows, name)}
+    return keep_lowest(rows, values, rule.share, "the scorer likes others better", "not scored")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InstructionFollowing:
-    """Keeps the rows whose question helps least, but does help (IFD, Li et al. 2023, section 2).
-
-    IFD = L(solution given the question) / L(solution alone). Above 1 the question makes the
-    solution less likely: the two do not belong together, and the row is dropped.
-
-    Attributes:
-      share: of the rows that is kept, those with the highest ratio of at most 1.
-    """
-
-    share: float = 0.8
-    needs = frozenset({QUESTION_LOSS, ALONE_LOSS})
-
-    def __post_init__(self) -> None:
-        check_share("InstructionFollowing.share", self.share)
-
-    def judge(self, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
-        """See `rows.Filter`."""
-        ratios = {
-            i: instruction_following_difficulty(rows[i])
-            for i in rows_with_scores(rows, *self.needs)
-        }
-        values = {i: -ratio for i, ratio in ratios.items() if ratio <= 1}
-        found = keep_lowest(rows, values, self.share, "the question says it all", "")
-        why = {True: "the question does not help", False: "not scored: longer than the batch shape"}
-        return [
-            one if i in values else Verdict(0.0, why[i in ratios]) for i, one in enumerate(found)
-        ]
+@judge.register
+def _instruction_following(
+    rule: InstructionFollowing, rows: Sequence[Row], facts: Facts
+) -> list[Verdict]:
+    ratios = {
+        i: instruction_following_difficulty(rows[i]) for i in rows_with_scores(rows, *rule.needs)
+    }
+    values = {i: -ratio for i, ratio in ratios.items() if ratio <= 1}
+    found = keep_lowest(rows, values, rule.share, "the question says it all", "")
+    why = {True: "the question does not help", False: "not scored: longer than the batch shape"}
+    return [one if i in values else Verdict(0.0, why[i in ratios]) for i, one in enumerate(found)]
 
 
 def instruction_following_difficulty(row: Row) -> float:

@@ -1,39 +1,27 @@
-"""The one interface of selection: rows in, a verdict on each out.
+"""The interface of selection: rows in, a verdict on each out.
 
-A row is a voted path that training may learn. A filter is a frozen dataclass with two members:
-`needs`, the names of the scores that it reads, and `judge`, a pure function of a task's rows. Its
-verdicts do not depend on the order in which the rows come: equal scores go by uid and index.
-
-Filters one after the other, and what each of them left.
-
-What of a path is learnt: its solution up to and with the answer, the answer, its key.
+A row is a voted sample that training may learn (`voted_rows`). A filter is a frozen dataclass with
+`needs`, the names of the scores that it reads, and a pure function `judge` of a task's rows: its
+own method, or an implementation registered here. Verdicts do not depend on the order of the rows:
+equal scores go by uid and index.
+`select` applies filters one after the other and counts what each of them keeps.
 """
 
 import collections
 import dataclasses
+import functools
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
-from lmsi_jax import answers, prompts
+from lmsi_jax import prompts
+from lmsi_jax.config import Filter
+from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Question, Sample, Vote
 
-LOSS = "loss"
-"""Mean cross entropy (nats) of the solution's tokens after exemplars and question, base model."""
-QUESTION_LOSS = "question_loss"
-"""The same after the question alone."""
-ALONE_LOSS = "alone_loss"
-"""The same after "A:" alone, without a question."""
 LOGPROBS = "logprobs"
 """Of each of the solution's tokens, where `LOSS` has their mean: `Row.logprobs`."""
-RATING = "rating"
-"""What the model itself gives the solution, 0 to 10."""
-HUMAN_LOSSES = "human_losses"
-"""Not of a row: `LOSS` of given (human) solutions, see `Facts.human_losses`."""
-SCORER = "scorer:"
-"""Begins the name of a scorer's score: "scorer:module:function"."""
-
 ScoringFunction = Callable[[Question, Sample], float]
 """Says how good a path is: the higher the better."""
 
@@ -102,19 +90,23 @@ class Verdict(NamedTuple):
 KEPT = Verdict(1.0)
 
 
-class Filter(Protocol):
-    """What stands in `Mixing.selection`."""
+@functools.singledispatch
+def judge(rule: Filter, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
+    """Returns a filter's verdict on each of a task's rows.
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """Names of the scores that it reads."""
+    The filters of `lmsi_jax.config` have implementations in `filters` and `importance`. Any other
+    filter is asked by its own method `judge(rows, facts)`.
 
-    def judge(self, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
-        """Returns a verdict on each of a task's rows.
-
-        Raises:
-          LmsiError: a fact is missing.
-        """
+    Raises:
+      LmsiError: a fact is missing, or the filter has no such method.
+    """
+    own = getattr(rule, "judge", None)
+    if own is None:
+        raise LmsiError(
+            f"{type(rule).__name__} is no filter: give it a method judge(rows, facts), or choose "
+            "one of docs/selection.md"
+        )
+    return own(rows, facts)
 
 
 def rows_with_scores(rows: Sequence[Row], *names: str) -> list[int]:
@@ -190,7 +182,7 @@ def select(
     left, weights = list(rows), [1.0] * len(rows)
     steps = []
     for one in filters:
-        verdicts = one.judge(left, facts)
+        verdicts = judge(one, left, facts)
         dropped = collections.Counter(v.reason for v in verdicts if not v.weight > 0)
         came = len(left)
         passed = [
@@ -233,73 +225,57 @@ def right_and_wrong(rows: Sequence[Row], answers: Answers) -> tuple[int, int]:
 Keep = Literal["majority", "parsed"]
 
 
-class Solution(NamedTuple):
-    """The part of a path that is learnt, the answer as the path writes it, and its key."""
+def solution_text(text: str, surface: str, end: int, marked: bool) -> str:
+    """Returns the part of a sample that is learnt: up to and with its answer sentence.
 
-    text: str
-    answer: str
-    key: str
-
-
-def solutions(question: Question, samples: Sequence[Sample]) -> dict[int, Solution]:
-    """Returns what is learnt of each path of the question that has an answer, by path index."""
-    options = answers.options_of(question)
-    found = [
-        (sample, answers.find(sample.text, question.kind, options, finished=sample.finished))
-        for sample in samples
-        if sample.uid == question.uid
-    ]
-    return {
-        sample.sample_index: Solution(
-            _ending(sample.text[: hit.end].strip(), hit), hit.answer, hit.key
-        )
-        for sample, hit in found
-        if hit is not None and hit.key is not None
-    }
-
-
-def _ending(solution: str, found: answers.Found) -> str:
-    """The solution, with the answer sentence where the path has no mark of its own."""
-    sentence = prompts.answer_sentence(found.answer)
-    return solution if found.marked else f"{solution} {sentence}"
+    Args:
+      text: what the model wrote.
+      surface, end, marked: what was read of it, as in `voting.Reading`; an answer that nothing
+        marks gets the answer sentence.
+    """
+    solution = text[:end].strip()
+    return solution if marked else f"{solution} {prompts.answer_sentence(surface)}"
 
 
 def voted_rows(
     question: Question, samples: Sequence[Sample], vote: Vote, keep: Keep = "majority"
 ) -> list[Row]:
-    """Returns a question's paths that training may learn, by index, for filters to judge.
+    """Returns a question's samples that training may learn, by index, for filters to judge.
 
     Args:
       question: what was asked.
-      samples: its paths, in any order.
-      vote: the vote over these paths.
-      keep: the paths that agree with the "majority"; or every "parsed" path, one that voted at all.
+      samples: its samples, in any order.
+      vote: the vote over these samples.
+      keep: the samples that agree with the "majority"; or every "parsed" one, which voted at all.
 
     Raises:
-      ValueError: the vote is of another question; a path that voted is missing, or is not the one
-        that did.
+      ValueError: the vote is of another question, or over another number of samples.
     """
     if vote.uid != question.uid:
         raise ValueError(f"the vote on {vote.uid!r} is not on question {question.uid!r}")
+    ordered = sorted(
+        (sample for sample in samples if sample.uid == question.uid),
+        key=lambda sample: sample.sample_index,
+    )
+    if len(ordered) != vote.total:
+        raise ValueError(
+            f"{vote.uid!r}: a vote over {vote.total} samples, {len(ordered)} are given"
+        )
     if vote.winner is None:
         return []
-    by_index = {sample.sample_index: sample for sample in samples if sample.uid == question.uid}
-    learnt = solutions(question, samples)
-    keys = dict(zip(sorted(by_index), vote.keys, strict=False))
-    chosen = vote.kept if keep == "majority" else [i for i, key in keys.items() if key is not None]
-    rows = []
-    for index in sorted(chosen):
-        own = learnt.get(index)
-        if own is None or own.key != (vote.winner if keep == "majority" else keys[index]):
-            raise ValueError(f"path {index} of question {question.uid!r} is not the one that voted")
-        rows.append(
-            Row(
-                question=question,
-                vote=vote,
-                sample=by_index[index],
-                solution=own.text,
-                answer=own.answer,
-                key=own.key,
-            )
+    kept = set(vote.kept)
+    readings = zip(ordered, vote.keys, vote.surfaces, vote.ends, vote.marked, strict=True)
+    return [
+        Row(
+            question=question,
+            vote=vote,
+            sample=sample,
+            solution=solution_text(sample.text, surface, end, marked),
+            answer=surface,
+            key=key,
         )
-    return rows
+        for sample, key, surface, end, marked in readings
+        if key is not None
+        and surface is not None
+        and (keep == "parsed" or sample.sample_index in kept)
+    ]

@@ -15,17 +15,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Training
-from lmsi_jax.config.run import Run
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config import Decoding, ModelConfig, Run, Sampling, Training
 from lmsi_jax.models.attention import Cache
 from lmsi_jax.models.sharding import (
-    DecodeMesh,
+    DeviceMesh,
     decoding_shapes,
-    is_traced_on_mesh,
     make_decode_mesh,
-    mesh_of,
+    make_training_mesh,
+    named_shardings,
     slots_sharding,
     use_devices,
 )
@@ -71,7 +68,7 @@ def train_program(
       LmsiError: there are not that many.
     """
     with use_devices(devices):
-        mesh = mesh_of(training)
+        mesh = make_training_mesh(training).mesh
         params = parameter_shapes(config)
         trees = (params, state_shapes(training, params))
         where = shardings(config, training, params)
@@ -88,7 +85,7 @@ def _placed(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
 
 
 def _batch(training: Training, devices: Sequence[jax.Device], mesh: Any) -> dict[str, Any]:
-    """The shapes of `packing.Batch`, where `placement.fed` puts them."""
+    """Returns the shapes of `packing.Batch`, placed as by `sharding.shard_batch`."""
     shape = batch_shape(training)
     size = (shape.microbatches, shape.rows, shape.length)
     rows = ("tokens", "segments", "positions", "groups")
@@ -99,7 +96,7 @@ def _batch(training: Training, devices: Sequence[jax.Device], mesh: Any) -> dict
     found = {}
     for name, (own, kind) in sizes.items():
         spec = PartitionSpec() if name.startswith("prefix") else PartitionSpec(None, "data")
-        where = SingleDeviceSharding(devices[0]) if mesh is None else is_traced_on_mesh(mesh, spec)
+        where = SingleDeviceSharding(devices[0]) if mesh is None else named_shardings(mesh, spec)
         found[name] = jax.ShapeDtypeStruct(own, kind, sharding=where)
     return found
 
@@ -117,7 +114,7 @@ def sample_program(
       LmsiError: the layout wants more devices.
     """
     with use_devices(devices):
-        decode_mesh = make_decode_mesh(decoding.data, decoding.model, decoding.fsdp)
+        decode_mesh = make_decode_mesh(decoding)
         arguments = decode_arguments(config, decoding, sampling, lengths, decode_mesh)
         if decode_mesh.mesh is None:
             here = SingleDeviceSharding(devices[0])
@@ -132,7 +129,7 @@ def decode_arguments(
     decoding: Decoding,
     sampling: Sampling,
     lengths: Lengths,
-    decode_mesh: DecodeMesh,
+    decode_mesh: DeviceMesh,
 ) -> tuple[Any, PromptCaches, Pool, ChunkInputs]:
     """Returns the arguments of `decode_chunk` from `weights` on, as shapes with shardings.
 
@@ -145,7 +142,7 @@ def decode_arguments(
     """
     sizes = plan(decoding, sampling)
     heads, width = config.num_kv_heads, config.head_dim
-    groups, kind = decode_mesh.groups, jnp.dtype(decoding.dtype)
+    groups, kind = decode_mesh.data, jnp.dtype(decoding.dtype)
     by_head = slots_sharding(decode_mesh, heads)
 
     def cached(sequences: int, places: int) -> Any:
@@ -173,7 +170,7 @@ def decode_arguments(
 
 
 def _prompt(
-    config: ModelConfig, lengths: Lengths, kind: Any, decode_mesh: DecodeMesh
+    config: ModelConfig, lengths: Lengths, kind: Any, decode_mesh: DeviceMesh
 ) -> Cache | None:
     """The task prompt's cache, on all devices; its heads over "model" where they divide."""
     if not lengths.prompt:
@@ -184,7 +181,7 @@ def _prompt(
     if decode_mesh.mesh is None:
         layer, count = jax.ShapeDtypeStruct(own, kind), jax.ShapeDtypeStruct((1,), jnp.int32)
     else:
-        split = config.num_kv_heads % decode_mesh.mesh.shape["model"] == 0
+        split = config.num_kv_heads % decode_mesh.model == 0
         spec = PartitionSpec(None, "model" if split else None)
         layer = jax.ShapeDtypeStruct(own, kind, sharding=NamedSharding(decode_mesh.mesh, spec))
         everywhere = NamedSharding(decode_mesh.mesh, PartitionSpec())

@@ -13,8 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lmsi_jax.config.run import Run
-from lmsi_jax.config.study_plan import Study
+from lmsi_jax.config import Run, Study
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.report.formats import count_of, duration
 from lmsi_jax.runtime.files import read_json, write_bytes, write_json

@@ -19,17 +19,14 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.run import Run
-from lmsi_jax.config.study_plan import Study, Variant
+from lmsi_jax.config import DistributionShift, ModelConfig, Run, Study, Variant
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.statistics import Z_95, macro_variance, over_seeds
 from lmsi_jax.pipeline.context import Context
 from lmsi_jax.pipeline.questions import train_answers
 from lmsi_jax.pipeline.score import read_scored_rows
-from lmsi_jax.pipeline.vote import read_voted
 from lmsi_jax.runtime.files import read_json, write_json
-from lmsi_jax.selection.importance import DistributionShift, shift
+from lmsi_jax.selection.importance import importances, shift
 
 _MARK = "unit.json"
 Row = dict[str, Any]
@@ -383,15 +380,15 @@ def weighted_rows(run: Run) -> dict[str, list[WeightedRow]]:
     if not measures:
         raise LmsiError("this study requires @DistributionShift() in Mixing.selection")
     context, by_task = Context(run, frozenset()), {}
-    for task, voted in read_voted(context, 1).items():
-        rows, facts = read_scored_rows(context, 1, task, voted)
-        answers = train_answers(context, task)
+    for task, voted in context.round(1).voted().items():
+        rows, facts = read_scored_rows(context.round(1), task, voted)
+        answers = train_answers(context.questions, task)
         if missing := len({question.uid for question, _, _ in voted} - answers.keys()):
             raise LmsiError(
                 f"the answers of {missing} questions of {task!r} are not known, so it is unknown "
                 "which rows are right; leave the task out of Questions.train"
             )
-        weights = measures[0].importances(rows, facts)
+        weights = importances(measures[0], rows, facts)
         by_task[task] = [
             WeightedRow(
                 rows[i].sample.uid, shift(weight), rows[i].key in answers[rows[i].sample.uid]

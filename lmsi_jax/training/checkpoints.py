@@ -1,22 +1,14 @@
 """Checkpoints in the layout that T5X reads and writes: `checkpoint_N/state`, through Orbax.
 
-    checkpoint_N/state      {"target": params, "state": {"step": int32, "param_states": ...}}
-    checkpoint_N/reading    JSON: where the data stood at step N; T5X looks at `state` alone
+    checkpoint_N/state        {"target": params, "state": {"step": int32, "param_states": ...}}
+    checkpoint_N/data_state   JSON: the state of the data at step N; T5X reads `state` alone
 
-The optimiser's arrays are kept by their path in the Optax state, so a restored run goes on exactly.
-`saving` writes a run's checkpoints, `stored` reads what anybody wrote, `layout` knows the folders
-and the names in them, `refusals` says what is wrong with one.
+The optimizer's arrays are stored by their path in the Optax state, so a restored run resumes
+exactly. Orbax writes into `checkpoint_N.orbax-checkpoint-tmp` and renames it once all items are
+complete (on gs:// it adds commit_success.txt instead), so a process may die at any time.
 
-Where checkpoints lie, and how the arrays in them are named.
-
-What is wrong with a checkpoint, and what to do about it.
-
-Saves a training run's checkpoints, and takes the run up from them.
-
-Orbax writes into `checkpoint_N.orbax-checkpoint-tmp` and renames it once all items are whole (on
-gs:// it adds commit_success.txt instead), so a process may die at any time while it saves.
-
-Reads checkpoints: whole, in part, or straight onto a mesh; and takes their digests.
+`Checkpoints` saves and restores a training run. The functions above it read anybody's checkpoints,
+whole, in part, or straight onto a mesh, and explain what is wrong with a folder.
 """
 
 import hashlib
@@ -43,11 +35,11 @@ def damaged_checkpoint(folder: epath.Path, error: Exception, others: Sequence[in
 
     Args:
       folder: the checkpoint.
-      error: what reading it raised.
-      others: steps of other checkpoints beside it.
+      error: the exception of reading it.
+      others: steps of other checkpoints in its folder.
     """
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    if isinstance(error, AttributeError):  # Orbax gives None for what it cannot read
+    if isinstance(error, AttributeError):  # Orbax returns None for unreadable metadata
         reason = "its _METADATA cannot be read"
     rest = f"; step {max(others)} is there too, and would be next" if others else ""
     return LmsiError(
@@ -57,7 +49,7 @@ def damaged_checkpoint(folder: epath.Path, error: Exception, others: Sequence[in
 
 
 def describe_folder(folder: epath.Path) -> str:
-    """Says what stands in a folder where a checkpoint was looked for, and what it looks like."""
+    """Describes the content of a folder that should be a checkpoint, for an error message."""
     if not folder.exists():
         return "there is no such folder"
     if not folder.is_dir():
@@ -81,44 +73,44 @@ def _meaning(names: Sequence[str]) -> str:
     return ""
 
 
-def check_match(folder: epath.Path, wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    """Compares names and shapes.
+def check_match(folder: epath.Path, expected: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Compares the names and shapes of a checkpoint with the expected ones.
 
     Args:
       folder: the checkpoint.
-      wanted: arrays or shapes by name.
-      saved: what the checkpoint has.
+      expected: arrays or shapes by name.
+      saved: those of the checkpoint.
 
     Raises:
-      LmsiError: the model is another, or the optimiser.
+      LmsiError: it is of another model or optimizer.
     """
-    missing = sorted(set(wanted) - set(saved), key=lambda name: (name[:6] != "target", name))
+    missing = sorted(set(expected) - set(saved), key=lambda name: (name[:6] != "target", name))
     if missing:
         what, remedy, prefix = _owner(missing[0])
-        extra = sorted(name for name in set(saved) - set(wanted) if name.startswith(prefix))
+        extra = sorted(name for name in set(saved) - set(expected) if name.startswith(prefix))
         raise LmsiError(
             f"the checkpoint {folder} belongs to another {what}: it has no "
             f"{missing[0].removeprefix(prefix)!r}"
             + (f" but has {extra[0].removeprefix(prefix)!r}" if extra else "")
             + f"; {remedy}, or name another checkpoint"
         )
-    for name, leaf in wanted.items():
-        found = tuple(getattr(saved[name], "shape", None) or ())
-        if found != tuple(leaf.shape):
+    for name, leaf in expected.items():
+        shape = tuple(getattr(saved[name], "shape", None) or ())
+        if shape != tuple(leaf.shape):
             what, remedy, prefix = _owner(name)
             raise LmsiError(
                 f"the checkpoint {folder} belongs to another {what}: "
-                f"{name.removeprefix(prefix)} is {found}, "
-                f"{'ModelConfig' if what == 'model' else 'the run'} wants {tuple(leaf.shape)}; "
+                f"{name.removeprefix(prefix)} is {shape}, "
+                f"{'ModelConfig' if what == 'model' else 'the run'} expects {tuple(leaf.shape)}; "
                 f"{remedy}, or name another checkpoint"
             )
 
 
 def _owner(name: str) -> tuple[str, str, str]:
-    """What an array belongs to, how to mend it, and what its name begins with in the file."""
+    """Returns the owner of an array, the remedy, and the prefix of its name in the file."""
     if name.startswith("target."):
         return "model", "set ModelConfig to its shape", "target."
-    return "optimiser", "set Optimizer as it was", "state.param_states."
+    return "optimizer", "set Optimizer as it was", "state.param_states."
 
 
 PREFIX, DATA_STATE = "checkpoint", "data_state"
@@ -133,14 +125,14 @@ def find(path: epath.PathLike) -> epath.Path:
     path = epath.Path(path)
     if (path / "state").is_dir():
         return path
-    found = steps(path)
-    if not found:
+    folders = steps(path)
+    if not folders:
         raise LmsiError(
             f"no checkpoint in {path}; {describe_folder(path)}; name a folder {PREFIX}_N or one "
             "that holds "
             "such folders"
         )
-    return found[max(found)]
+    return folders[max(folders)]
 
 
 def has_checkpoint(directory: epath.PathLike) -> bool:
@@ -162,14 +154,14 @@ def drop(directory: epath.PathLike) -> None:
 
 
 def has_data_state(folder: epath.Path) -> bool:
-    """Whether a checkpoint says where the data stood: ours do, T5X's do not."""
+    """Whether a checkpoint has the state of the data: ours do, T5X's do not."""
     return (folder / DATA_STATE).is_dir()
 
 
 def steps(directory: epath.Path) -> dict[int, epath.Path]:
     """Returns the `checkpoint_N` folders in a folder, by N."""
-    found = list(directory.iterdir()) if directory.is_dir() else []
-    names = {child: re.fullmatch(rf"{PREFIX}_(\d+)", child.name) for child in found}
+    children = list(directory.iterdir()) if directory.is_dir() else []
+    names = {child: re.fullmatch(rf"{PREFIX}_(\d+)", child.name) for child in children}
     return {int(match[1]): child for child, match in names.items() if match}
 
 
@@ -180,7 +172,7 @@ def flatten_tree(tree: Any) -> dict[str, Any]:
 
 
 def nest_leaves(leaves: dict[str, Any]) -> dict[str, Any]:
-    """`named`'s dictionary with its dots as levels, which is how T5X names a state's arrays."""
+    """Undoes `flatten_tree` with a dictionary per level, as T5X names a state's arrays."""
     tree: dict[str, Any] = {}
     for name, leaf in leaves.items():
         *parents, last = name.split(".")
@@ -191,17 +183,17 @@ def nest_leaves(leaves: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-_PORTION = 1 << 30  # bytes that `stored_digest` holds at once, or one array if it is larger
+_PORTION = 1 << 30  # bytes that `stored_digest` holds at once, or one larger array
 
 
 def load_params(path: epath.PathLike, like: Params, shardings: Any = None) -> Params:
     """Reads the parameters of a checkpoint.
 
     Args:
-      path: a `checkpoint_N` folder, or a folder of which the newest is taken.
+      path: a `checkpoint_N` folder, or a folder whose newest one is read.
       like: a parameter tree, or one of shapes, that the checkpoint must match.
-      shardings: the same tree of `jax.sharding.Sharding`, where arrays are to be placed; each
-        process reads what its own devices hold, and where they span several all call this.
+      shardings: the same tree of `jax.sharding.Sharding`, to read the arrays into; each process
+        reads the parts of its own devices, and all processes that they span call this.
 
     Raises:
       LmsiError: there is none, it is incomplete, or it belongs to another model.
@@ -211,7 +203,7 @@ def load_params(path: epath.PathLike, like: Params, shardings: Any = None) -> Pa
 
 
 def load_state(path: epath.PathLike, like: Any) -> Any:
-    """Reads a part of a checkpoint's optimiser state.
+    """Reads a part of a checkpoint's optimizer state.
 
     Args:
       path: as for `load_params`.
@@ -221,12 +213,12 @@ def load_state(path: epath.PathLike, like: Any) -> Any:
       LmsiError: as `load_params`.
     """
     states = {"state": {"param_states": flatten_tree(like)}}
-    found = read(find(path), states, None)["state"]["param_states"]
-    return jax.tree.unflatten(jax.tree.structure(like), list(found.values()))
+    arrays = read(find(path), states, None)["state"]["param_states"]
+    return jax.tree.unflatten(jax.tree.structure(like), list(arrays.values()))
 
 
 def optimizer_arrays(folder: epath.PathLike) -> dict[str, jax.Array]:
-    """Reads a checkpoint's optimiser state: its arrays by their path, as in "0.mu.embedding".
+    """Reads a checkpoint's optimizer state: its arrays by their path, as in "0.mu.embedding".
 
     Args:
       folder: a `checkpoint_N` folder.
@@ -271,12 +263,12 @@ def _portions(shapes: list[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
     portion: list[tuple[str, Any]] = []
     size = 0
     for name, leaf in shapes:
-        own = leaf.size * leaf.dtype.itemsize
-        if portion and size + own > _PORTION:
+        nbytes = leaf.size * leaf.dtype.itemsize
+        if portion and size + nbytes > _PORTION:
             yield portion
             portion, size = [], 0
         portion.append((name, leaf))
-        size += own
+        size += nbytes
     yield portion
 
 
@@ -299,7 +291,7 @@ def members(together: bool) -> Members:
 
 
 def processes(taking_part: Members) -> ocp.options.MultiprocessingOptions:
-    """Orbax would wait for all processes, in vain where some of them do not take part."""
+    """Returns Orbax's options for some processes; by default it would wait for all of them."""
     if 1 < len(taking_part) == jax.process_count():
         return ocp.options.MultiprocessingOptions()
     first = min(taking_part)
@@ -311,38 +303,37 @@ def processes(taking_part: Members) -> ocp.options.MultiprocessingOptions:
 
 
 def state_handler(taking_part: Members) -> ocp.PyTreeCheckpointHandler:
-    """What reads and writes the item `state`."""
     return ocp.PyTreeCheckpointHandler(multiprocessing_options=processes(taking_part))
 
 
 def read(folder: epath.Path, like: Any, places: Any) -> Any:
-    """Reads the arrays that `like` names and no others, having looked whether they fit.
+    """Reads the arrays that `like` names and no others, after checking that they match.
 
     Args:
       folder: a `checkpoint_N` folder.
       like: a part of the tree in `state`, with arrays or shapes.
-      places: None, or a tree like it of shardings.
+      places: None, or the same tree of shardings.
 
     Returns:
-      `like` with arrays in place of its leaves, of their types (a checkpoint may hold bfloat16);
-      with those of `places`, sharded that way.
+      `like` with arrays in place of its leaves, of their types (a checkpoint may be bfloat16), and
+      sharded as `places` says.
 
     Raises:
-      LmsiError: it is no such checkpoint, incomplete, or of another model or optimiser.
+      LmsiError: it is no such checkpoint, incomplete, or of another model or optimizer.
     """
     where = {} if places is None else flatten_tree(places)
     handler, metadata = open_checkpoint(folder, holders(where))
-    wanted = flatten_tree(like)
-    check_match(folder, wanted, flatten_tree(metadata))
-    how = {name: _restoring(where.get(name), leaf.dtype) for name, leaf in wanted.items()}
+    leaves_like = flatten_tree(like)
+    check_match(folder, leaves_like, flatten_tree(metadata))
+    how = {name: _restoring(where.get(name), leaf.dtype) for name, leaf in leaves_like.items()}
     args = ocp.args.PyTreeRestore(
-        item=nest_leaves(wanted), restore_args=nest_leaves(how), partial_restore=True
+        item=nest_leaves(leaves_like), restore_args=nest_leaves(how), partial_restore=True
     )
     item = (folder / "state").resolve()
     tree = flatten_tree(read_or_explain(folder, lambda: handler.restore(item, args=args)))
     leaves = [
         tree[name] if name in where else jax.numpy.asarray(tree[name], leaf.dtype)
-        for name, leaf in wanted.items()
+        for name, leaf in leaves_like.items()
     ]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
@@ -354,7 +345,7 @@ def _restoring(place: Any, dtype: Any) -> ocp.RestoreArgs:
 
 
 def holders(shardings: Any) -> Members:
-    """The processes that have a part of what is read to these places; this one where none is."""
+    """Returns the processes that hold parts of these shardings; without any, this process."""
     devices = {device for place in jax.tree.leaves(shardings) for device in place.device_set}
     return frozenset(device.process_index for device in devices) or members(together=False)
 
@@ -362,11 +353,11 @@ def holders(shardings: Any) -> Members:
 def open_checkpoint(
     folder: epath.Path, taking_part: Members | None = None
 ) -> tuple[ocp.Checkpointer, Any]:
-    """Returns what reads a checkpoint's state, and the tree of its arrays' shapes.
+    """Opens a checkpoint: returns its reader, and the tree of its arrays' shapes.
 
     Args:
       folder: a `checkpoint_N` folder.
-      taking_part: who reads it together; None: this process alone.
+      taking_part: the processes that read it together; None: this process alone.
 
     Raises:
       LmsiError: it is no checkpoint of this layout, or it is incomplete.
@@ -374,37 +365,37 @@ def open_checkpoint(
     item = (folder / "state").resolve()
     if not item.is_dir():
         raise LmsiError(f"{folder} is no checkpoint of this layout: {describe_folder(folder)}")
-    own = taking_part or members(together=False)
-    handler = ocp.Checkpointer(state_handler(own), multiprocessing_options=processes(own))
+    readers = taking_part or members(together=False)
+    handler = ocp.Checkpointer(state_handler(readers), multiprocessing_options=processes(readers))
     metadata = read_or_explain(folder, lambda: handler.metadata(item).item_metadata.tree)
     if not isinstance(metadata, dict) or "target" not in metadata:
-        found = sorted(metadata) if isinstance(metadata, dict) else type(metadata).__name__
+        names = sorted(metadata) if isinstance(metadata, dict) else type(metadata).__name__
         raise LmsiError(
-            f"{folder} has no 'target' tree of parameters; found {found}, expected {LAYOUT}; "
+            f"{folder} has no 'target' tree of parameters; found {names}, expected {LAYOUT}; "
             "name a checkpoint of lmsi or T5X"
         )
     return handler, metadata
 
 
 def read_or_explain(folder: epath.Path, reading: Callable[[], Any]) -> Any:
-    """Reads; says what is wrong with the folder where that fails."""
+    """Calls a function that reads a checkpoint; raises its failure as an error with a remedy."""
     try:
         return reading()
     except (ValueError, OSError, KeyError, AttributeError, TypeError) as error:
-        beside = [step for step in steps(folder.parent) if folder.name != f"{PREFIX}_{step}"]
-        raise damaged_checkpoint(folder, error, beside) from error
+        others = [step for step in steps(folder.parent) if folder.name != f"{PREFIX}_{step}"]
+        raise damaged_checkpoint(folder, error, others) from error
 
 
 class Checkpoints:
     """The checkpoints of one training run.
 
     Args:
-      directory: where `checkpoint_N` folders lie.
-      keep: how many of the newest to keep; None keeps all.
-      keep_best: how many of the best to keep beside them.
-      best: the metric of `save` that decides which are best.
-      mode: whether the "min" or the "max" of it is best.
-      background: saving returns once the arrays are copied, and goes on beside the training.
+      directory: the folder of the `checkpoint_N` folders.
+      keep: number of newest ones to keep; None keeps all.
+      keep_best: number of best ones to keep as well.
+      best: the metric of `save` that ranks them.
+      mode: whether its "min" or its "max" is best.
+      background: saving returns once the arrays are copied, and continues in the background.
       together: all processes save and restore, each its shards of global arrays; otherwise this
         process does so alone.
     """
@@ -460,11 +451,11 @@ class Checkpoints:
         """Writes a checkpoint, whole or not at all.
 
         Args:
-          step: optimiser steps taken; nothing is written where this step is there already.
+          step: optimizer steps taken; nothing is written if this step exists already.
           params: the parameter tree.
           optimizer_state: the Optax state.
-          data_state: JSON values, see `position`.
-          metrics: what `keep_best` compares.
+          data_state: JSON values, see the method `data_state`.
+          metrics: for `keep_best`.
         """
         if step in self._manager.all_steps():
             return
@@ -473,7 +464,7 @@ class Checkpoints:
             state["param_states"] = nest_leaves(flatten_tree(optimizer_state))
         tree = {"target": params, "state": state}
         if jax.process_count() > 1 and not self._together:
-            tree = jax.tree.map(np.asarray, tree)  # Orbax takes no process' own device arrays
+            tree = jax.tree.map(np.asarray, tree)  # Orbax accepts no process-local device arrays
         items = {"state": ocp.args.PyTreeSave(tree)}
         if data_state is not None:
             items[DATA_STATE] = ocp.args.JsonSave(dict(data_state))
@@ -481,37 +472,37 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**items), metrics=known)
 
     def wait(self) -> None:
-        """Returns once what is being saved in the background is whole; raises what went wrong."""
+        """Waits until the saves in the background are complete; raises their failures."""
         self._manager.wait_until_finished()
 
     def restore(
         self, step: int, params: Params | None, optimizer_state: Any, shardings: Any = None
     ) -> tuple[Params | None, Any]:
-        """Reads parameters and optimiser state of a step into trees of the given shapes.
+        """Reads parameters and optimizer state of a step into trees of the given shapes.
 
         Args:
-          step: which one.
+          step: the checkpoint's step.
           params: a parameter tree, or one of shapes; None leaves the parameters out.
           optimizer_state: an Optax state, or one of shapes.
-          shardings: (parameters', optimiser state's) trees of `jax.sharding.Sharding`: arrays are
-            read straight to their place, whatever mesh they were saved from. None: as a whole.
+          shardings: (parameters', optimizer state's) trees of `jax.sharding.Sharding`: arrays are
+            read straight into them, whatever mesh they were saved from. None: unsharded.
 
         Raises:
-          LmsiError: it is missing, incomplete, or of another model or optimiser.
+          LmsiError: it is missing, incomplete, or of another model or optimizer.
         """
         like = _parts(params, optimizer_state)
         places = None
         if shardings is not None:
             places = _parts(None if params is None else shardings[0], shardings[1])
-        found = read(self._folder(step), like, places)
-        arrays = found["state"]["param_states"]
+        tree = read(self._folder(step), like, places)
+        arrays = tree["state"]["param_states"]
         # T5X writes its counters as it restored them, in float32.
         leaves = [arrays[k].astype(leaf.dtype) for k, leaf in flatten_tree(optimizer_state).items()]
         state = jax.tree.unflatten(jax.tree.structure(optimizer_state), leaves)
-        return found.get("target"), state
+        return tree.get("target"), state
 
     def data_state(self, step: int) -> dict[str, Any] | None:
-        """Returns the `reading` that a step was saved with; None where it has none (T5X's own)."""
+        """Returns the `data_state` that a step was saved with; None if it has none (T5X's)."""
         folder = self._folder(step)
         if not has_data_state(folder):
             return None
@@ -521,7 +512,7 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Waits for what is being written."""
+        """Waits for the saves in the background."""
         self._manager.close()
 
     def _folder(self, step: int) -> epath.Path:
@@ -532,7 +523,6 @@ class Checkpoints:
 
 
 def _parts(params: Any, state: Any) -> dict[str, Any]:
-    """The parts of a checkpoint's tree that are to be read."""
     parts: dict[str, Any] = {"state": {"param_states": flatten_tree(state)}}
     return parts if params is None else {"target": params, **parts}
 
@@ -545,7 +535,7 @@ def _handlers(together: bool) -> dict[str, ocp.CheckpointHandler]:
 
 
 def _sweep(directory: epath.Path) -> None:
-    """Removes saves that were cut off by the end of their process; Orbax lets some of them lie."""
+    """Removes saves that their process did not finish; Orbax leaves some of them behind."""
     for child in directory.iterdir():
         if child.name.startswith(f"{PREFIX}_") and UNFINISHED in child.name:
             child.rmtree()
@@ -554,8 +544,8 @@ def _sweep(directory: epath.Path) -> None:
 def _kept(keep: int | None, keep_best: int, best: str, mode: str) -> managers.PreservationPolicy:
     policies: list[managers.PreservationPolicy] = [managers.LatestN(keep)]
     if keep_best:
-        # Orbax keeps the last of the sorted ones; a checkpoint of a step without this metric
-        # (saved because the process had to leave) is the worst.
+        # Orbax keeps the last ones in order. A checkpoint without this metric (saved because the
+        # process had to leave) ranks last.
         worst = np.inf if mode == "min" else -np.inf
         policies.append(
             managers.BestN(

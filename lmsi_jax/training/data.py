@@ -1,15 +1,12 @@
 """The one loader: a round's examples as SeqIO tasks and a mixture, tokenised and endless.
 
-The self-generated and the human examples of each task are a SeqIO task each, and so are its
-pairs; the mixture draws them at given rates. The order is a pure function of the seed, so the
-number of rows read says where the stream stands. TensorFlow and SeqIO are imported when this is
-called.
+The self-generated and the human examples of each task are a SeqIO task each, and so are its pairs;
+the mixture draws them at given rates. The order is a pure function of the seed, so the number of
+rows read says where the stream is. TensorFlow and SeqIO are imported when this is called.
 
-Where the data stands: how many rows were read, and which of them are in no batch yet.
-
-With this in a checkpoint a run goes on without packing again what it has trained on. The stream
-itself is a pure function of the seed, so the number of rows read says where it stands; a stream
-that has `skip(count)` passes over them without making them (SeqIO's does, in tf.data).
+A checkpoint has the state of a `BatchIterator`: the number of rows read, and those of them that are
+in no batch yet. A resumed run need not pack again what it has trained on; a stream that has
+`skip(count)` passes over those rows without making them (SeqIO's does, in tf.data).
 """
 
 import dataclasses
@@ -24,7 +21,9 @@ from lmsi_jax.prompts import SEPARATOR
 from lmsi_jax.records import FORMATS, Example, ExamplePair
 from lmsi_jax.training.packing import (
     Batch,
+    DistillationRow,
     Packer,
+    PairRow,
     Row,
     Shape,
     pair_row,
@@ -45,19 +44,23 @@ _Columns = dict[str, list[Any]]
 class Examples:
     """An endless, shuffled stream of tokenised examples or pairs.
 
+    The weights in the examples were normalised within each question when they were mixed
+    (`Mixing.normalise`). If several sources are mixed, those of each are also scaled to the mean 1
+    here, because rates and sources are settings of the training: then a source's rate is also its
+    share of the loss. (A weight is that of each of a row's target tokens, so longer targets have
+    more of the loss.)
+
     Args:
       sources: examples by source, "self_generated" and "human"; or pairs, "pairs".
-      rates: share of each source in the stream and in the rows' weights: where several are mixed,
-        the weights of each are scaled to the mean 1. (A weight is that of each of a row's target
-        tokens, so longer targets have more of the loss.) Sources at rate 0 are left out.
+      rates: share of each source in the stream; sources at rate 0 are left out.
       tokenizer_path: `Run.tokenizer`'s file or folder.
-      task_rates: how often each task is drawn within its source; tasks that are not named are left
-        out. None: by the number of their examples.
+      task_rates: how often each task is drawn within its source; unnamed tasks are left out. None:
+        by the number of their examples.
       seed: fixes the order.
 
     Attributes:
-      groups: what a row's `group` number stands for: its format, "few_shot_cot"; where several
-        sources are mixed, source and format, "self_generated/few_shot_cot".
+      groups: meaning of a row's `group` number: its format, "few_shot_cot"; if several sources are
+        mixed, source and format, "self_generated/few_shot_cot".
       count: different rows; `Row.example` counts them.
 
     Raises:
@@ -91,10 +94,10 @@ class Examples:
                 columns["weight"] = [weight / unit for weight in columns["weight"]]
                 parts.append((f"lmsi_{name}_{task}", columns, rate * share))
                 self.count += len(examples)
-        self._tasks, self._mixture = _registered(parts, tokenizer_path)
+        self._tasks, self._mixture = _add_mixture(parts, tokenizer_path)
 
     def skip(self, count: int) -> None:
-        """Begins after `count` rows; TensorFlow passes over them without handing them to Python."""
+        """Starts after `count` rows; TensorFlow skips them without handing them to Python."""
         self._skipped = count
 
     def __iter__(self) -> Iterator[Row]:
@@ -110,14 +113,10 @@ class Examples:
 
 def in_order(examples: Sequence[Example], tokenizer_path: str) -> Iterator[Row]:
     """Returns tokenised examples once and in their order."""
-    import seqio
-
     from lmsi_jax.interop.seqio_vocabularies import open_vocabulary
 
-    name = "lmsi_in_order"
-    if name in seqio.TaskRegistry.names():
-        seqio.TaskRegistry.remove(name)
-    task = _add_task(name, _columns(examples, 0, 0), open_vocabulary(tokenizer_path))
+    columns = _columns(examples, 0, 0)
+    task = _add_task("lmsi_in_order", columns, open_vocabulary(tokenizer_path))
     return map(_row, _read(task, shuffle=False, num_epochs=1).as_numpy_iterator())
 
 
@@ -131,27 +130,35 @@ def _read(source: Any, **order: Any) -> Any:
     )
 
 
-def _row(row: Mapping[str, Any]) -> Row:
-    """Row of an example, or of a pair where it has a rejected text."""
+def _row(columns: Mapping[str, Any]) -> Row:
+    """Returns the row of an example, or of a pair if there is a rejected text."""
 
-    def made(targets: str) -> Row:
-        """Row with one of its texts behind the question."""
+    def row(targets: str) -> Row:
         return weighted_row(
-            row["prefix"].tolist(),
-            row["inputs"].tolist(),
-            row[targets].tolist(),
-            float(row["weight"]),
-            group=int(row["group"]),
+            columns["prefix"].tolist(),
+            columns["inputs"].tolist(),
+            columns[targets].tolist(),
+            float(columns["weight"]),
+            group=int(columns["group"]),
         )
 
-    own = pair_row(made("targets"), made("rejected")) if "rejected" in row else made("targets")
-    return dataclasses.replace(own, example=int(row["example"]))
+    if "rejected" in columns:
+        example: Row = pair_row(row("targets"), row("rejected"))
+    else:
+        example = row("targets")
+    return dataclasses.replace(example, example=int(columns["example"]))
 
 
 def _columns(
     examples: Sequence[Example] | Sequence[ExamplePair], first: int, group: int
 ) -> _Columns:
-    """The columns of a SeqIO task; `first` numbers its first example, `group` its first format."""
+    """Returns the columns of a SeqIO task.
+
+    Args:
+      examples: the rows.
+      first: number of the first one within the run.
+      group: number of the first format.
+    """
     columns: _Columns = {
         "prefix": [e.prefix for e in examples],
         "inputs": [e.inputs for e in examples],
@@ -161,14 +168,13 @@ def _columns(
     }
     # The separator ends a solution in the base model's documents; learning it ends the path.
     for e in examples:
-        texts = {"targets": e.targets} if isinstance(e, Example) else _both(e)
+        if isinstance(e, Example):
+            texts = {"targets": e.targets}
+        else:
+            texts = {"targets": e.chosen, "rejected": e.rejected}
         for name, text in texts.items():
             columns.setdefault(name, []).append(text + SEPARATOR)
     return columns
-
-
-def _both(pair: ExamplePair) -> dict[str, str]:
-    return {"targets": pair.chosen, "rejected": pair.rejected}
 
 
 def _by_task(
@@ -193,25 +199,21 @@ def _by_task(
 
 
 def _mean_weight(tasks: Sequence[tuple[str, Sequence[Any], float]]) -> float:
-    """The mean weight of a row as they are drawn, of (task, examples, share); 1 where all are 0."""
+    """Returns the expected weight of a drawn row, of (task, examples, share); 1 if all are 0."""
     means = [share * math.fsum(e.weight for e in own) / len(own) for _, own, share in tasks]
     return math.fsum(means) or 1.0
 
 
-def _registered(
+def _add_mixture(
     parts: Sequence[tuple[str, _Columns, float]], tokenizer_path: str
 ) -> tuple[list[Any], Any]:
-    """Registers (name, columns, rate) as tasks anew; returns them and their mixture."""
+    """Registers (name, columns, rate) as tasks; returns them and their mixture."""
     import seqio
 
     from lmsi_jax.interop.seqio_vocabularies import open_vocabulary
 
     vocabulary = open_vocabulary(tokenizer_path)
-    tasks = []
-    for name, columns, _ in parts:
-        if name in seqio.TaskRegistry.names():
-            seqio.TaskRegistry.remove(name)
-        tasks.append(_add_task(name, columns, vocabulary))
+    tasks = [_add_task(name, columns, vocabulary) for name, columns, _ in parts]
     if "lmsi_examples" in seqio.MixtureRegistry.names():
         seqio.MixtureRegistry.remove("lmsi_examples")
     rates = [(name, rate) for name, _, rate in parts]
@@ -219,6 +221,7 @@ def _registered(
 
 
 def _add_task(name: str, columns: _Columns, vocabulary: Any) -> Any:
+    """Registers columns as a SeqIO task, in place of an earlier one of that name."""
     import seqio
     import tensorflow as tf
 
@@ -226,10 +229,12 @@ def _add_task(name: str, columns: _Columns, vocabulary: Any) -> Any:
         del split, shuffle_files, seed  # one split, already in memory; SeqIO shuffles it
         return tf.data.Dataset.from_tensor_slices(columns)
 
+    if name in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.remove(name)
     count = len(columns["inputs"])
     text = seqio.Feature(vocabulary=vocabulary, add_eos=False)
     number = seqio.PassThroughVocabulary(size=0)
-    whole = seqio.Feature(number, add_eos=False, dtype=tf.int32, rank=0)
+    integer = seqio.Feature(number, add_eos=False, dtype=tf.int32, rank=0)
     return seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(
@@ -239,8 +244,8 @@ def _add_task(name: str, columns: _Columns, vocabulary: Any) -> Any:
         output_features={
             **{column: text for column in _TEXTS if column in columns},
             "weight": seqio.Feature(number, add_eos=False, dtype=tf.float32, rank=0),
-            "group": whole,
-            "example": whole,
+            "group": integer,
+            "example": integer,
         },
         # SeqIO repeats before it shuffles: a larger buffer than the data would be filled with
         # copies, all tokenised before the first step.
@@ -253,8 +258,7 @@ def _tokenize(dataset: Any, output_features: Mapping[str, Any]) -> Any:
 
     from lmsi_jax.interop.seqio_vocabularies import encode_prompt
 
-    def one(row: dict[str, Any]) -> dict[str, Any]:
-        """Encodes one example's texts."""
+    def encode(row: dict[str, Any]) -> dict[str, Any]:
         vocabulary = output_features["targets"].vocabulary
         prefix, inputs = encode_prompt(vocabulary, row["prefix"], row["inputs"])
         learnt = [name for name in ("targets", "rejected") if name in row]
@@ -262,15 +266,15 @@ def _tokenize(dataset: Any, output_features: Mapping[str, Any]) -> Any:
         texts |= {"prefix": prefix, "inputs": inputs}
         return {**row, **texts, "weight": tf.cast(row["weight"], tf.float32)}
 
-    return dataset.map(one, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.map(encode, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 class RowReader:
-    """A stream of rows that counts what is read of it, and leaves out what does not fit.
+    """A stream of rows that counts how many were read, and leaves out those that do not fit.
 
     Args:
       source: the rows; may offer `skip(count)`.
-      fits: which rows to give out.
+      fits: whether a row is yielded.
     """
 
     def __init__(self, source: Iterable[Row], fits: Callable[[Row], bool] = lambda row: True):
@@ -279,7 +283,7 @@ class RowReader:
         self.read = 0
 
     def skip(self, count: int) -> None:
-        """Passes over `count` rows of the source, before anything is read."""
+        """Skips `count` rows of the source, before anything is read."""
         skip = getattr(self._source, "skip", None)
         if skip is not None:
             skip(count)
@@ -303,53 +307,58 @@ class RowReader:
 
 
 class BatchIterator:
-    """The batches of a run's steps, from a position on.
+    """The batches of a run's steps, from a state on.
 
     Args:
       rows: the stream, from its beginning.
       shape: of a step's batch.
-      state: as `state` was; None begins at the beginning.
+      state: an earlier iterator's `state`; None starts at the beginning.
     """
 
-    def __init__(
-        self, rows: Iterable[Row], shape: Shape, position: Mapping[str, Any] | None = None
-    ):
+    def __init__(self, rows: Iterable[Row], shape: Shape, state: Mapping[str, Any] | None = None):
         self._rows = rows if isinstance(rows, RowReader) else RowReader(rows)
         open_rows: list[Row] = []
-        if position is not None:
-            open_rows = _unpacked(position)
-            self._rows.skip(int(position["rows"]))
+        if state is not None:
+            open_rows = _open_rows(state)
+            self._rows.skip(int(state["rows"]))
         self._packer = Packer(self._rows, shape, open_rows)
         self._steps = stack_microbatches(self._packer, shape.microbatches)
 
     @property
     def state(self) -> dict[str, Any]:
-        """Where the data stands between two steps, as JSON values."""
-        return {"rows": self._rows.read, "open": [_json(row) for row in self._packer.open_rows]}
+        """The state between two steps, as JSON values."""
+        return {"rows": self._rows.read, "open": [_to_json(row) for row in self._packer.open_rows]}
 
     def next(self) -> Batch | None:
-        """Returns the next step's batch; None where the stream has ended."""
+        """Returns the next step's batch; None after the end of the stream."""
         return next(self._steps, None)
 
 
-def _json(row: Row) -> dict[str, Any]:
-    plain = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
-    return {
-        k: {"dtype": str(v.dtype), "array": v.tolist()} if isinstance(v, np.ndarray) else v
-        for k, v in plain.items()
+_ROW_KINDS = {kind.__name__: kind for kind in (Row, DistillationRow, PairRow)}
+
+
+def _to_json(row: Row) -> dict[str, Any]:
+    values = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
+    arrays = {
+        name: {"dtype": str(value.dtype), "array": value.tolist()}
+        for name, value in values.items()
+        if isinstance(value, np.ndarray)
     }
+    return {"kind": type(row).__name__, **values, **arrays}
 
 
-def _row_reading(plain: Mapping[str, Any]) -> Row:
-    found: dict[str, Any] = {
-        k: np.array(v["array"], v["dtype"]) if isinstance(v, dict) else v for k, v in plain.items()
+def _from_json(values: Mapping[str, Any]) -> Row:
+    fields: dict[str, Any] = {
+        name: np.array(value["array"], value["dtype"]) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if name != "kind"
     }
-    return Row(**{**found, "prefix": tuple(found["prefix"])})
+    return _ROW_KINDS[values["kind"]](**fields | {"prefix": tuple(fields["prefix"])})
 
 
-def _unpacked(position: Mapping[str, Any]) -> list[Row]:
+def _open_rows(state: Mapping[str, Any]) -> list[Row]:
     try:
-        return [_row_reading(row) for row in position["open"]]
+        return [_from_json(row) for row in state["open"]]
     except (KeyError, TypeError) as error:
         raise LmsiError(
             f"the checkpoint's reading position cannot be understood ({error}); it is of another "

@@ -2,11 +2,10 @@
 
 A [in, rank] is drawn, B [rank, out] starts at zero, so a run starts exactly at the base model.
 Training computes x W + alpha / rank * (x A) B and differentiates by A and B alone: neither the
-product A B nor a gradient of W ever exists, nor an optimiser state for it.
+product A B nor a gradient of W ever exists, nor an optimizer state for it.
 
-Adapters in the layout of Hugging Face's PEFT: adapter_model.safetensors, adapter_config.json.
-
-Matrices are named as in Llama's modules, which are our own matrices turned: theirs are [out, in].
+`write_peft` writes adapters in the layout of Hugging Face's PEFT: adapter_model.safetensors and
+adapter_config.json, named as in Llama's modules, whose matrices are ours transposed: [out, in].
 """
 
 import contextlib
@@ -19,8 +18,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import PartitionSpec
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Lora
+from lmsi_jax.config import Lora, ModelConfig
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.params import Params
 from lmsi_jax.runtime.files import write_bytes, write_json
@@ -36,10 +34,10 @@ def fresh_adapters(lora: Lora, params: Params) -> Params:
         adapters[layer] = {}
         for place, name in enumerate(sorted(lora.targets)):
             into, out = params[layer][name].shape
-            own = jax.random.fold_in(jax.random.fold_in(key, number), place)
-            drawn = jax.random.normal(own, (into, lora.rank), jnp.float32)
+            matrix_key = jax.random.fold_in(jax.random.fold_in(key, number), place)
+            normal = jax.random.normal(matrix_key, (into, lora.rank), jnp.float32)
             adapters[layer][name] = {
-                "a": drawn * into**-0.5,
+                "a": normal * into**-0.5,
                 "b": jnp.zeros((lora.rank, out), jnp.float32),
             }
     return adapters
@@ -50,29 +48,29 @@ def _layers(params: Params) -> list[str]:
 
 
 def merge_adapters(lora: Lora, base: Params, adapters: Params) -> Params:
-    """Returns the plain parameter tree that computes what base and adapters do together."""
+    """Returns the plain parameter tree that is equivalent to the base with the adapters."""
     tree = dict(base)
-    for layer, own in adapters.items():
+    for layer, by_name in adapters.items():
         tree[layer] = dict(base[layer])
-        for name, factors in own.items():
+        for name, factors in by_name.items():
             change = (lora.alpha / lora.rank) * (factors["a"] @ factors["b"])
             tree[layer][name] = (base[layer][name] + change).astype(base[layer][name].dtype)
     return tree
 
 
 def add_adapters(lora: Lora, weights: Params, adapters: Params) -> Params:
-    """Returns weights, as `packed_states` takes them, with the adapters beside their matrices.
+    """Returns weights with scaled adapters next to their matrices, as `packed_states` takes them.
 
     Args:
-      lora: their scale.
-      weights: of `packed.laid_out`.
-      adapters: `fresh_adapters`' tree.
+      lora: rank and scale.
+      weights: of `forward.prepare_weights`.
+      adapters: a tree like that of `fresh_adapters`.
     """
     tree = dict(weights)
-    for layer, own in adapters.items():
+    for layer, by_name in adapters.items():
         scaled = {
             name: {"a": factors["a"], "b": lora.alpha / lora.rank * factors["b"]}
-            for name, factors in own.items()
+            for name, factors in by_name.items()
         }
         tree[layer] = {**weights[layer], "adapters": scaled}
     return tree
@@ -86,30 +84,30 @@ def adapter_gradients(
     objective: Objective,
     batch: Any,
 ) -> tuple[Any, Params]:
-    """`accumulation.accumulated` with regard to the adapters.
+    """Returns `accumulate_gradients` by the adapters.
 
     Args:
       config: the model's shape.
-      lora: which matrices.
+      lora: rank, scale and matrices.
       base: the frozen parameters.
-      adapters: what is trained; their type is that of the computation.
-      objective: takes weights as `packed.laid_out` gives them.
+      adapters: the trained tree, in the type of the computation.
+      objective: a function of weights as of `forward.prepare_weights`.
       batch: a step's batch.
     """
     weights = prepare_weights(config, base)
 
-    def adapted(own: Params, one: Any) -> tuple[jax.Array, Any]:
-        return objective(add_adapters(lora, weights, own), one)
+    def adapted_objective(adapters: Params, microbatch: Any) -> tuple[jax.Array, Any]:
+        return objective(add_adapters(lora, weights, adapters), microbatch)
 
     batch = with_angles(config, add_adapters(lora, weights, adapters), batch)
-    return accumulate_gradients(adapted, adapters, batch)
+    return accumulate_gradients(adapted_objective, adapters, batch)
 
 
 def adapter_specs(lora: Lora, specs: Any) -> Any:
-    """Returns `fresh_adapters`' tree with `PartitionSpec`s: outer axes as the matrix', rank whole.
+    """Returns the adapters' tree with `PartitionSpec`s: outer axes as the matrix's, rank whole.
 
     Args:
-      lora: which matrices.
+      lora: the adapted matrices.
       specs: the parameter tree with `PartitionSpec`s.
     """
 
@@ -124,15 +122,16 @@ def adapter_specs(lora: Lora, specs: Any) -> Any:
 
 
 def export_adapters(source: epath.PathLike, directory: epath.PathLike, state: Any) -> epath.Path:
-    """Writes the adapters of a LoRA run's newest checkpoint by themselves, in the same layout.
+    """Writes the adapters of a LoRA run's newest checkpoint as a checkpoint of their own.
 
     Args:
       source: the run's folder.
-      directory: gets `checkpoint_N`, whose parameters are `fresh_adapters`' tree.
-      state: the run's state or its shapes, `step.state_shapes`.
+      directory: gets `checkpoint_N`, whose parameters are the adapters' tree.
+      state: the run's state or its shapes, `trainer.state_shapes`.
 
     Returns:
-      The folder that was written.
+      The new folder.
+
     Raises:
       LmsiError: there is no checkpoint, or it is not of such a run.
     """
@@ -155,18 +154,18 @@ _MODULES = {
 
 
 def check_installed() -> None:
-    """Raises LmsiError where safetensors is missing."""
+    """Raises LmsiError if safetensors is missing."""
     if importlib.util.find_spec("safetensors") is None:
         raise LmsiError(
-            "Lora.peft wants safetensors; pip install -e '.[hf]' in the checkout, or set it False"
+            "Lora.peft needs safetensors; pip install -e '.[hf]' in the checkout, or set it False"
         )
 
 
 def peft_tensors(adapters: Params) -> dict[str, np.ndarray]:
-    """Returns `lora.fresh_adapters`' tree as PEFT's tensors: A is [rank, in], B [out, rank]."""
+    """Returns the adapters as PEFT's tensors: A is [rank, in], B [out, rank]."""
     tensors = {}
-    for layer, own in adapters.items():
-        for name, factors in own.items():
+    for layer, by_name in adapters.items():
+        for name, factors in by_name.items():
             module = f"base_model.model.model.layers.{layer.removeprefix('layer_')}"
             for side, factor in factors.items():
                 key = f"{module}.{_MODULES[name]}.lora_{side.upper()}.weight"
@@ -175,7 +174,7 @@ def peft_tensors(adapters: Params) -> dict[str, np.ndarray]:
 
 
 def peft_config(lora: Lora, base: str) -> dict[str, Any]:
-    """Returns adapter_config.json.
+    """Returns the content of adapter_config.json.
 
     Args:
       lora: rank, scale and targets.
@@ -195,11 +194,11 @@ def peft_config(lora: Lora, base: str) -> dict[str, Any]:
 
 
 def write_peft(lora: Lora, adapters: Params, directory: epath.PathLike, base: str) -> None:
-    """Writes adapters where `peft.PeftModel.from_pretrained` reads them.
+    """Writes adapters for `peft.PeftModel.from_pretrained`.
 
     Args:
       lora: rank, scale and targets.
-      adapters: `lora.fresh_adapters`' tree.
+      adapters: a tree like that of `fresh_adapters`.
       directory: gets the two files.
       base: the base model's name or folder.
 

@@ -1,18 +1,16 @@
-"""Target-only losses with per-token weights, normalised by their sum.
+"""Losses of tokens and of pairs, with weights, normalised by a step's sum of them.
 
-Of each token: cross entropy, which is what metrics report, and what is optimised: label smoothing,
-a teacher's distribution and a z-loss may be added to it. Without them the two are the same.
+Tokens: the optimised loss is the cross entropy of the targets, which is also the reported one, with
+optional label smoothing, z-loss, and divergence from a teacher (Hinton et al. 2015). The teacher is
+either its most probable tokens, stored with the data, or a model in memory. Learning from a
+teacher's text alone, as LMSI's own distillation does, needs neither.
 
-Learning from pairs: SPIN (Chen et al. 2024) and ScPO (Prasad et al. 2024).
+Pairs: SPIN (Chen et al. 2024) and ScPO (Prasad et al. 2024). A pair is a chosen and a rejected
+continuation of one prompt, packed as one row of two sequences (`packing.PairRow`). The reference is
+the model that training starts from; its log-probabilities are computed once, and come with the
+rows.
 
-A pair is a chosen and a rejected continuation of one prompt, packed as one row of two sequences
-(`packing.pair_row`). What the reference, the model that training starts from, says of them is
-computed once and comes with the rows.
-
-What a student learns from a teacher's distribution over each token (Hinton et al. 2015).
-
-The teacher's part is either its most probable tokens, stored with the data, or a model in memory.
-Learning from the teacher's text alone, as LMSI's own distillation does, needs none of this.
+Shapes: B rows of T tokens, V vocabulary.
 """
 
 import dataclasses
@@ -23,8 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Loss, Preference
+from lmsi_jax.config import Loss, ModelConfig, Preference
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.transformer import logits
@@ -46,12 +43,12 @@ class Teacher:
 
 
 def divergence(teacher: jax.Array, student: jax.Array, temperature: float) -> jax.Array:
-    """Kullback-Leibler divergence of the softened distributions, teacher to student, in nats.
+    """Returns the Kullback-Leibler divergence of two softened distributions, in nats.
 
     Args:
-      teacher: its scores, [..., V]; no gradient goes there.
-      student: its scores, [..., V].
-      temperature: both are divided by it.
+      teacher: its logits, [..., V]; they get no gradient.
+      student: its logits, [..., V].
+      temperature: divides both.
 
     Returns:
       temperature**2 * sum_v p_v (log p_v - log q_v), [...]; the square keeps the gradient's size
@@ -65,15 +62,15 @@ def divergence(teacher: jax.Array, student: jax.Array, temperature: float) -> ja
 def top_k_divergence(
     ids: jax.Array, logprobs: jax.Array, student: jax.Array, temperature: float, rest: str
 ) -> jax.Array:
-    """The same against a teacher of whom only the k most probable tokens are known, [...].
+    """Returns the divergence from a teacher's k most probable tokens, [...].
 
     Args:
       ids: [..., k] token ids, all different.
       logprobs: [..., k] the teacher's log-probabilities of them, at temperature 1.
-      student: scores [..., V].
+      student: logits [..., V].
       temperature: above 0; other than 1 only without the rest.
-      rest: "bucket" takes all other tokens as one more outcome, with what the teacher and the
-        student have left for them; "drop" scales both distributions to the k tokens.
+      rest: "bucket" makes all other tokens one more outcome, with the rest of the teacher's and
+        of the student's probability; "drop" rescales both distributions to the k tokens.
     """
     known = jax.lax.stop_gradient(logprobs)
     chosen = jnp.take_along_axis(student, ids, axis=-1)
@@ -90,7 +87,7 @@ def top_k_divergence(
 
 
 def check_same_tokens(teacher: Teacher, student: ModelConfig) -> None:
-    """Raises LmsiError where the two models cannot have one tokenizer."""
+    """Raises LmsiError if the two models cannot have one tokenizer."""
     ours, theirs = student.vocab_size, teacher.config.vocab_size
     if ours != theirs:
         raise LmsiError(
@@ -100,19 +97,19 @@ def check_same_tokens(teacher: Teacher, student: ModelConfig) -> None:
 
 
 def stored(batch: dict[str, Any]) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A batch's `teacher_ids`, `teacher_logprobs`, and where there are any, [B, T].
+    """Returns a batch's `teacher_ids`, `teacher_logprobs`, and the places that have any, [B, T].
 
     Raises:
       LmsiError: the batch has none.
     """
     if "teacher_ids" not in batch:
         raise LmsiError(
-            "Loss.distillation = 'top_k' wants the teacher's log-probabilities in the batch; "
+            "Loss.distillation = 'top_k' needs the teacher's log-probabilities in the batch; "
             "store them with the rows (`scoring.with_top_k`) and set Shape.top_k"
         )
     ids, logprobs = batch["teacher_ids"], batch["teacher_logprobs"]
     present = logprobs[..., 0] > -jnp.inf
-    # Where nothing is stored, any numbers do: the caller does not use what comes of them.
+    # Places without any get numbers that are finite; the caller does not use their divergence.
     ids = jnp.where(present[..., None], ids, jnp.arange(ids.shape[-1]))
     return ids, jnp.where(present[..., None], logprobs, jnp.log(0.5 / ids.shape[-1])), present
 
@@ -121,11 +118,11 @@ Arrays = dict[str, jax.Array]
 
 
 class Sums(NamedTuple):
-    """A step's means over target weight, or sums before they are divided.
+    """A step's weighted sums over target tokens, or its means once they are divided.
 
     Attributes:
-      total: what is optimised.
-      cross_entropy: what is reported.
+      total: the optimised loss.
+      cross_entropy: the reported loss.
       by_group: cross entropy by group, [groups].
       weights: by group, [groups].
     """
@@ -137,7 +134,7 @@ class Sums(NamedTuple):
 
 
 def token_logits(config: ModelConfig, params: Params, batch: Arrays) -> jax.Array:
-    """Scores of each token but the first of a row, given those before it: [B, T - 1, V], float32.
+    """Returns the logits of each token but the first of a row: [B, T - 1, V], float32.
 
     Args:
       config: the model's shape.
@@ -155,17 +152,17 @@ def token_losses(
     loss: Loss = Loss(),
     teacher: Teacher | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """What is optimised and the cross entropy of each token, [B, T] each, nats; 0 at row starts.
+    """Returns each token's optimised loss and cross entropy, [B, T] each, in nats; 0 at row starts.
 
     Args:
       config: the model's shape.
       params: its parameter tree.
       batch: one microbatch of `packing.Batch`, without the leading axis.
-      loss: what to optimise.
+      loss: the optimised loss.
       teacher: for `Loss.distillation = "model"`.
 
     Raises:
-      LmsiError: the teacher, or what is stored of it, is missing or of another vocabulary.
+      LmsiError: the teacher, or its stored tokens, are missing or of another vocabulary.
     """
     logits = token_logits(config, params, batch)
     log_z = jax.nn.logsumexp(logits, axis=-1)
@@ -174,8 +171,8 @@ def token_losses(
     if loss.label_smoothing:
         total = _smoothed(loss, logits, log_z, entropy)
     if loss.distillation != "sequence" and loss.distillation_weight:
-        apart, share = _from_teacher(config, batch, loss, teacher, logits)
-        total = (1 - share) * total + share * apart
+        from_teacher, share = _teacher_divergence(config, batch, loss, teacher, logits)
+        total = (1 - share) * total + share * from_teacher
     if loss.z_loss:
         total += loss.z_loss * log_z**2
     ahead = ((0, 0), (1, 0))
@@ -184,7 +181,6 @@ def token_losses(
 
 @jax.custom_vjp
 def _picked(logits: jax.Array, tokens: jax.Array) -> jax.Array:
-    """The tokens' own scores: [..., V] and [...] -> [...]."""
     return jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
 
 
@@ -196,12 +192,12 @@ def _picked_backward(
     return jnp.where(hit, gradient[..., None], 0.0), None
 
 
-# JAX would scatter into zeros and add them to the softmax: three more passes over all scores.
+# JAX would scatter into zeros and add them to the softmax: three more passes over all logits.
 _picked.defvjp(lambda scores, tokens: (_picked(scores, tokens), (scores, tokens)), _picked_backward)
 
 
 def _smoothed(loss: Loss, logits: jax.Array, log_z: jax.Array, entropy: jax.Array) -> jax.Array:
-    """Cross entropy with the smoothed target: (c - o) * CE + o * (sum over all tokens of CE)."""
+    """Returns on * CE + off * (sum of the other tokens' CE), less the target's entropy if set."""
     size = logits.shape[-1]
     on, off = 1 - loss.label_smoothing, loss.label_smoothing / (size - 1)
     smoothed = (on - off) * entropy + off * (size * log_z - logits.sum(-1))
@@ -210,17 +206,17 @@ def _smoothed(loss: Loss, logits: jax.Array, log_z: jax.Array, entropy: jax.Arra
     return smoothed
 
 
-def _from_teacher(
+def _teacher_divergence(
     config: ModelConfig, batch: Arrays, loss: Loss, teacher: Teacher | None, logits: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Divergence from the teacher, and its share, [B, T - 1] each."""
+    """Returns the divergence from the teacher, and its share of the loss, [B, T - 1] each."""
     share = jnp.asarray(loss.distillation_weight)
     if loss.distillation == "top_k":
         ids, logprobs, present = (value[:, 1:] for value in stored(batch))
-        apart = top_k_divergence(ids, logprobs, logits, loss.temperature, loss.rest)
-        return jnp.where(present, apart, 0.0), jnp.where(present, share, 0.0)
+        known = top_k_divergence(ids, logprobs, logits, loss.temperature, loss.rest)
+        return jnp.where(present, known, 0.0), jnp.where(present, share, 0.0)
     if teacher is None:
-        raise LmsiError("Loss.distillation = 'model' wants a teacher; use 'sequence' without one")
+        raise LmsiError("Loss.distillation = 'model' needs a teacher; use 'sequence' without one")
     check_same_tokens(teacher, config)
     theirs = token_logits(teacher.config, jax.lax.stop_gradient(teacher.params), batch)
     return divergence(theirs, logits, loss.temperature), share
@@ -234,7 +230,7 @@ def weighted_sums(
     loss: Loss = Loss(),
     teacher: Teacher | None = None,
 ) -> tuple[jax.Array, Sums]:
-    """Sum of weight * optimised loss over a microbatch; and the sums that metrics are made of."""
+    """Returns a microbatch's sum of weight * optimised loss, and its sums for metrics."""
     optimised, entropies = token_losses(config, params, batch, loss, teacher)
     total, entropy = (optimised * batch["weights"], entropies * batch["weights"])
     member = jax.nn.one_hot(batch["groups"], groups)
@@ -244,7 +240,7 @@ def weighted_sums(
 
 
 def normalize_sums(sums: Sums, gradient: Params) -> tuple[Sums, Params]:
-    """Divides a step's sums and gradient by its target weight; a group without weight is NaN."""
+    """Divides a step's sums and gradient by its target weight; a group without weight gets NaN."""
     weight = jnp.maximum(sums.weights.sum(), 1e-6)
     means = Sums(
         sums.total / weight, sums.cross_entropy / weight, sums.by_group / sums.weights, sums.weights
@@ -256,8 +252,8 @@ class Members(NamedTuple):
     """Sums over each sequence's target tokens, [B, most pairs in a row, 2]: chosen, rejected.
 
     Attributes:
-      logprobs: at temperature 1, in nats; 0 where there is no such sequence.
-      tokens: how many.
+      logprobs: at temperature 1, in nats; 0 if there is no such sequence.
+      tokens: number of target tokens.
     """
 
     logprobs: jax.Array
@@ -268,10 +264,10 @@ class PairSums(NamedTuple):
     """Sums over the pairs of a microbatch or a step, or their means.
 
     Attributes:
-      loss: what is optimised.
+      loss: the optimised loss.
       accuracy: pairs whose margin is above 0.
       margin: chosen over rejected, both relative to the reference, in nats.
-      pairs: how many.
+      pairs: number of pairs.
       by_group: loss by group, [groups].
       members: pairs by group, [groups].
     """
@@ -287,14 +283,14 @@ class PairSums(NamedTuple):
 def margin(
     chosen: jax.Array, rejected: jax.Array, reference: tuple[jax.Array, jax.Array]
 ) -> jax.Array:
-    """(log p(y) - log p_t(y)) - (log p(y') - log p_t(y')), elementwise; p_t is the reference."""
+    """Returns (log p(y) - log p_t(y)) - (log p(y') - log p_t(y')); p_t is the reference."""
     return (chosen - reference[0]) - (rejected - reference[1])
 
 
 def spin_loss(
     chosen: jax.Array, rejected: jax.Array, reference: tuple[jax.Array, jax.Array], beta: float
 ) -> jax.Array:
-    """-log sigmoid(beta * margin): y is a given answer, y' the reference's own (SPIN).
+    """Returns -log sigmoid(beta * margin): y is a given answer, y' the reference's own (SPIN).
 
     Args:
       chosen: log-probabilities of whole sequences y, [N].
@@ -315,12 +311,12 @@ def scpo_loss(
     beta: float = 0.5,
     likelihood: float = 1.0,
 ) -> jax.Array:
-    """weight * (-log sigmoid(beta * margin) - likelihood * log p(y) / |y|) (ScPO, section 2).
+    """Returns weight * (-log sigmoid(beta * margin) - likelihood * log p(y) / |y|) (ScPO, sec. 2).
 
     Args:
-      chosen: log-probabilities of whole sequences, [N]: of the most voted answer.
-      rejected: of the least voted one.
-      reference: the last round's model's of both.
+      chosen: log-probabilities of the sequences with the most voted answers, [N].
+      rejected: of those with the least voted answers, [N].
+      reference: the last round's model's log-probabilities of both.
       chosen_tokens: |y|, [N].
       weights: (V+ - V-) / k, [N].
       beta: of DPO.
@@ -345,12 +341,12 @@ def members(config: ModelConfig, params: Params, batch: Arrays) -> Members:
 
 
 def _most(segments: jax.Array) -> int:
-    """Pairs that a packed sequence has room for: each has two tokens and a target in both."""
+    """Returns how many pairs fit into a packed sequence: a member has two tokens or more."""
     return segments.shape[-1] // 4
 
 
 def _by_member(values: jax.Array, segments: jax.Array) -> jax.Array:
-    """Sums [B, T] over the tokens of each sequence: [B, most, 2]; padding, segment 0, is left out.
+    """Sums [B, T] over the tokens of each sequence: [B, most, 2]; padding, segment 0, is omitted.
 
     Row by row, so that on a mesh each device adds up its own.
     """
@@ -360,7 +356,7 @@ def _by_member(values: jax.Array, segments: jax.Array) -> jax.Array:
 
 
 def pair_groups(batch: Arrays) -> jax.Array:
-    """The group of each pair, [B, most pairs in a row]; below 0 where there is none."""
+    """Returns the group of each pair, [B, most pairs in a row]; below 0 if there is none."""
     most = _most(batch["segments"])
     highest = functools.partial(jax.ops.segment_max, num_segments=2 * most + 1)
     return jax.vmap(highest)(batch["groups"], batch["segments"])[:, 1::2]
@@ -369,12 +365,12 @@ def pair_groups(batch: Arrays) -> jax.Array:
 def pair_sums(
     config: ModelConfig, params: Params, batch: Arrays, groups: int, preference: Preference
 ) -> tuple[jax.Array, PairSums]:
-    """Sum of a microbatch's pairwise losses; and the sums that metrics are made of."""
-    own = members(config, params, batch)
+    """Returns a microbatch's sum of pairwise losses, and its sums for metrics."""
+    sums = members(config, params, batch)
     before = _by_member(batch["reference"], batch["segments"])
-    chosen, rejected = own.logprobs[..., 0], own.logprobs[..., 1]
+    chosen, rejected = sums.logprobs[..., 0], sums.logprobs[..., 1]
     theirs = (before[..., 0], before[..., 1])
-    tokens = own.tokens[..., 0]
+    tokens = sums.tokens[..., 0]
     # Every target token of the chosen sequence carries the pair's weight.
     weights = _by_member(batch["weights"], batch["segments"])[..., 0] / jnp.maximum(tokens, 1)
     if preference.form == "spin":
@@ -393,7 +389,7 @@ def pair_sums(
     losses *= present
     ahead = margin(chosen, rejected, theirs)
     member = jax.nn.one_hot(pair_groups(batch), groups) * present[..., None]
-    sums = PairSums(
+    totals = PairSums(
         loss=losses.sum(),
         accuracy=((ahead > 0) * present).sum(),
         margin=(ahead * present).sum(),
@@ -401,13 +397,13 @@ def pair_sums(
         by_group=jnp.einsum("bn,bng->g", losses, member),
         members=member.sum((0, 1)),
     )
-    return sums.loss, sums
+    return totals.loss, totals
 
 
-def averaged_pairs(sums: PairSums, gradient: Params) -> tuple[PairSums, Params]:
-    """Divides a step's sums and gradient by its pairs; a group without pairs is NaN.
+def normalize_pair_sums(sums: PairSums, gradient: Params) -> tuple[PairSums, Params]:
+    """Divides a step's sums and gradient by its number of pairs; a group without pairs gets NaN.
 
-    By their number, not by the sum of their weights: a step of unsure pairs is meant to move less.
+    Not by the sum of their weights: a step of unsure pairs is meant to move the model less.
     """
     pairs = jnp.maximum(sums.pairs, 1)
     means = PairSums(

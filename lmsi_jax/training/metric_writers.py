@@ -1,6 +1,6 @@
-"""CLU metric writers: JSON Lines that are written whole, and TensorBoard's event files.
+"""CLU metric writers: JSON Lines that are replaced as a whole, and TensorBoard's event files.
 
-Importing this imports TensorFlow, so it is imported where a training run begins.
+Importing this imports TensorFlow, so it is imported when a training run starts.
 """
 
 import json
@@ -16,11 +16,11 @@ from lmsi_jax.training.metrics import METRICS, SPEED, read_lines
 
 
 class JsonLines(metric_writers.MetricWriter):
-    """Scalars as one JSON object a step, in a file that is whole after every `flush`.
+    """Scalars as one JSON object a step, in a file that is complete after every `flush`.
 
     Args:
       path: the file.
-      first: its lines after this step are dropped: their checkpoint was not whole.
+      first: its lines after this step are dropped: their checkpoint was not completed.
     """
 
     def __init__(self, path: epath.Path, first: int):
@@ -56,12 +56,12 @@ class Writers:
         self._speed = JsonLines(directory / SPEED, first)
 
     def metrics(self, step: int, line: Mapping[str, float]) -> None:
-        """Takes what a resumed run repeats byte by byte."""
+        """Writes the values that a resumed run repeats byte by byte."""
         scalars = {name: value for name, value in line.items() if name != "step"}
         metric_writers.MultiWriter([self._metrics, self._events]).write_scalars(step, scalars)
 
     def speed(self, step: int, line: Mapping[str, float]) -> None:
-        """Takes what depends on the clock."""
+        """Writes the values that depend on the clock."""
         metric_writers.MultiWriter([self._speed, self._events]).write_scalars(step, line)
 
     def flush(self) -> None:

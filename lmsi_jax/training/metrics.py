@@ -1,15 +1,15 @@
-"""What a training run writes down: metrics.jsonl, speed.jsonl and TensorBoard's event files.
+"""Metrics of a training run: metrics.jsonl, speed.jsonl and TensorBoard's event files.
 
-    metrics.jsonl   loss (of all, by format, by source), gradient norm, learning rate, tokens
-    speed.jsonl     tokens a second and the ratio to the roofline
+    metrics.jsonl   loss (total, by format, by source), gradient norm, learning rate, tokens
+    speed.jsonl     tokens per second and the ratio to the roofline
     tensorboard/    both, as event files
 
-metrics.jsonl has no clock in it: a run that was killed and taken up again writes the same bytes as
-one that was not. Therefore what depends on the clock has a file of its own. A window of `log_every`
-steps that is open when a checkpoint is written goes into the checkpoint, see `Log.window`; lines
-that are ahead of the checkpoint are dropped and written anew.
+metrics.jsonl has no clock in it: a run that was killed and resumed writes the same bytes as one
+that was not. Values that depend on the clock therefore have a file of their own. A window of
+`log_every` steps that is open when a checkpoint is written is saved in it (`Log.window`); lines
+that are ahead of the checkpoint are dropped and written again.
 
-The least time that a training step takes: its matrix products over the rate of the machine.
+The roofline is the least time of a step: its matrix products over the machine's rate.
 """
 
 import json
@@ -22,26 +22,26 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.training.packing import Batch
 
 METRICS, SPEED = "metrics.jsonl", "speed.jsonl"
-_OWN = ("loss", "grad_norm", "tokens", "by_group")  # every other entry is a scalar to be averaged
+_FIXED = ("loss", "grad_norm", "tokens", "by_group")  # other entries are scalars to average
 Line = dict[str, float]
 
 
 class Log:
-    """Metrics of windows of steps: to the writers, and to who looks on.
+    """Averages metrics over `log_every` steps and sends them to the writers and the caller.
 
     Args:
       name: the run, for errors.
-      directory: gets the files; None where another process writes them.
-      groups: what `Row.group` stands for, by number; "self_generated/few_shot_cot" counts for two
+      directory: gets the files; None if another process writes them.
+      groups: names of the numbers in `Row.group`; "self_generated/few_shot_cot" counts for two
         losses, "self_generated" and "few_shot_cot".
       ends: whether a window ends with a step.
       rate: the learning rate of a step, counted from 0.
-      first: steps that an earlier process took; later lines are dropped.
+      first: steps that earlier processes took; later lines are dropped.
       window: the window that was open then.
       roofline_seconds: least time of a batch on this machine; None leaves the ratio out.
       clock: returns seconds.
@@ -69,10 +69,10 @@ class Log:
         self.line: Line | None = None
 
     def add(self, step: int, metrics: Mapping[str, Any], batch: Batch) -> Line | None:
-        """Takes a step's metrics, still on the device; returns the line where a window ends.
+        """Adds a step's metrics, still on the device; returns the line if a window ends.
 
         Raises:
-          LmsiError: the loss is not a number any more.
+          LmsiError: the loss is not finite.
         """
         self._window.append((metrics, group_weights(batch, len(self._groups))))
         self._time(metrics, batch)
@@ -92,7 +92,7 @@ class Log:
         return line
 
     def measured(self, step: int, name: str, value: float) -> None:
-        """Takes what was measured once, behind a step that `add` has taken."""
+        """Adds a value that was measured once, after the `add` of its step."""
         one = {name: round(value, 6)}
         self.line = {"step": step, **(self.line or {}), **one}
         self._writers.metrics(step, one)
@@ -104,7 +104,7 @@ class Log:
         return list(self._window)  # a checkpoint in the background reads it while this goes on
 
     def write(self) -> None:
-        """Writes the lines so far, before the checkpoint that they lead up to."""
+        """Writes the lines so far; call it before the checkpoint that they lead up to."""
         self._writers.flush()
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class Log:
         self._writers.close()
 
     def _time(self, metrics: Mapping[str, Any], batch: Batch) -> None:
-        if self._since is None:  # the first step compiles: the clock starts when it is over
+        if self._since is None:  # the first step compiles: the clock starts after it
             jax.block_until_ready(metrics["loss"])
             self._since = self._clock()
             return
@@ -133,7 +133,7 @@ class Log:
 
 
 class _Silent:
-    """In place of `Writers`, where another process writes."""
+    """Stands in for `Writers` if another process writes."""
 
     def metrics(self, step: int, line: Mapping[str, float]) -> None:
         """Writes nothing."""
@@ -153,7 +153,7 @@ def _writers(directory: epath.Path, first: int) -> Any:
 
 
 def read_metrics(directory: epath.PathLike) -> list[Line]:
-    """Returns the metrics that a training run wrote; [] where there are none.
+    """Returns the metrics that a training run wrote; [] if there are none.
 
     Raises:
       LmsiError: the file was altered.
@@ -162,16 +162,16 @@ def read_metrics(directory: epath.PathLike) -> list[Line]:
 
 
 def records(directory: epath.PathLike) -> list[epath.Path]:
-    """Returns what a finished training vouches for; [] where T5X took all of its steps."""
+    """Returns the files that a finished training records; [] if T5X took all of its steps."""
     path = epath.Path(directory) / METRICS
     return [path] if path.exists() else []
 
 
 def read_lines(path: epath.Path, until: int | None = None) -> list[Line]:
-    """Returns a file's lines, those up to a step.
+    """Returns a file's lines, up to a step if one is given.
 
     Raises:
-      LmsiError: one of them is none that `Log` writes.
+      LmsiError: one of them was not written by `Log`.
     """
     if not path.exists():
         return []
@@ -199,17 +199,17 @@ def group_weights(batch: Batch, groups: int) -> list[float]:
 
 
 def _plain(metrics: Mapping[str, Any], weights: Sequence[float]) -> Line:
-    """One step's metrics as JSON values; float32 survives the way to text and back."""
-    found = {name: float(value) for name, value in metrics.items() if name not in _OWN}
+    """Returns a step's metrics as JSON values; float32 survives the round trip."""
+    others = {name: float(value) for name, value in metrics.items() if name not in _FIXED}
     by_group = np.asarray(metrics["by_group"], np.float64)
-    own = {
+    fixed = {
         "loss": float(metrics["loss"]),
         "grad_norm": float(metrics["grad_norm"]),
         "tokens": int(metrics["tokens"]),
         "by_group": [value if np.isfinite(value) else None for value in by_group.tolist()],
         "weights": list(weights),
     }
-    return {**own, "more": found}  # type: ignore[dict-item]
+    return {**fixed, "more": others}  # type: ignore[dict-item]
 
 
 def _line(step: int, rate: float, window: Sequence[Any], groups: Sequence[str]) -> Line:
@@ -232,7 +232,7 @@ def _line(step: int, rate: float, window: Sequence[Any], groups: Sequence[str]) 
 
 
 def _over(one: Any, members: Sequence[int]) -> float | None:
-    """A step's mean loss over several groups; None where they have no weight."""
+    """Returns a step's mean loss over several groups; None if they have no weight."""
     parts = [(one["by_group"][i], one["weights"][i]) for i in members]
     parts = [(value, weight) for value, weight in parts if value is not None and weight > 0]
     total = sum(weight for _, weight in parts)
@@ -248,14 +248,14 @@ def step_flops(
 ) -> float:
     """Returns the FLOPs of a step, forward and backward.
 
-    6 for each parameter and token (Kaplan et al. 2020, section 2.1), and for each token and key
-    that it sees 12 times the width of all heads a layer: two products, three times. A prefix
-    counts once for all rows behind it; padding does not count, nor does a table of embeddings that
-    only looks up.
+    6 for each parameter and token (Kaplan et al. 2020, section 2.1), and in each layer, for each
+    token and key that it sees, 12 times the width of all heads: two products, three times. A prefix
+    counts once for all rows behind it; padding does not count, nor does an embedding table that is
+    only looked up.
 
     Args:
       config: the model's shape.
-      parameters: how many it has.
+      parameters: their number.
       batch: a step's batch, see `packing.Batch`, in NumPy.
       frozen: whether the parameters get no gradient (LoRA): then 4 for each, not 6.
     """
@@ -274,10 +274,10 @@ def step_flops(
 
 
 def matmul_rate(dtype: Any = jnp.float32, devices: int = 1) -> float:
-    """Returns FLOP/s of a large matrix product on `devices` devices like the first one.
+    """Measures the FLOP/s of a large matrix product on `devices` devices like the first one.
 
-    The best of a few: some hundredths of a second on a CPU. A busy machine gives too low a rate,
-    and with it too high a ratio.
+    The best of a few, some hundredths of a second on a CPU. A busy machine gives too low a rate,
+    and so too high a ratio.
     """
     size = 1024 if jax.default_backend() == "cpu" else 8192
     x = jnp.ones((size, size), dtype)

@@ -1,4 +1,4 @@
-"""Optimisers and schedules, from Optax."""
+"""Optax optimizers and learning rate schedules."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jax
 import optax
 from optax import contrib
 
-from lmsi_jax.config.optimization import Optimizer
+from lmsi_jax.config import Optimizer
 
 
 def learning_rate_schedule(optimizer: Optimizer, steps: int) -> optax.Schedule:
@@ -51,7 +51,7 @@ def transformation(optimizer: Optimizer, steps: int) -> optax.GradientTransforma
 
 
 def _matrices(params: Any) -> Any:
-    """Which leaves Muon takes: the matrices of the layers, not the embedding."""
+    """Marks the leaves that Muon updates: the matrices of the layers, not the embedding."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: (
             contrib.MuonDimensionNumbers() if leaf.ndim == 2 and len(path) > 1 else None

@@ -1,6 +1,6 @@
-"""Checkpoints of models that do not fit into memory: one array at a time, in and out.
+"""Checkpoints of models that do not fit into memory, read and written one array at a time.
 
-The files are Orbax's own, written by Orbax; it is only kept from asking for all arrays at once.
+The files are Orbax's own; it is only kept from asking for all arrays at once.
 """
 
 import dataclasses
@@ -15,19 +15,19 @@ from etils import epath
 
 from lmsi_jax.training import checkpoints
 
-# Arrays are stored in parts of at most this, so that a device reads little beside its own shard.
+# Arrays are stored in parts of at most this, so that a device reads little besides its own shard.
 _PART_BYTES = 1 << 26
 Path = tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Later:
-    """An array that is made when it is written.
+    """An array that is computed when it is written.
 
     Attributes:
       shape: its shape.
       dtype: its type.
-      make: makes it.
+      make: computes it.
     """
 
     shape: tuple[int, ...]
@@ -46,7 +46,7 @@ class Later:
 
 
 class _OneByOne(ocp.type_handlers.NumpyHandler):
-    """Writes a `Later` to its end before the next one is made."""
+    """Writes each `Later` completely before the next one is computed."""
 
     async def serialize(
         self,
@@ -54,7 +54,7 @@ class _OneByOne(ocp.type_handlers.NumpyHandler):
         infos: Sequence[ocp.type_handlers.ParamInfo],
         args: Sequence[ocp.SaveArgs] | None = None,
     ) -> list[Any]:
-        """Orbax's hook: writes the values; nothing is left for later."""
+        """Writes the values before returning; Orbax calls this."""
         args = args or [ocp.SaveArgs()] * len(values)
         for value, info, arg in zip(values, infos, args, strict=True):
             for written in await super().serialize([value.make()], [info], [arg]):
@@ -63,11 +63,11 @@ class _OneByOne(ocp.type_handlers.NumpyHandler):
 
 
 def save(directory: epath.PathLike, step: int, params: Mapping[str, Any]) -> None:
-    """Writes `checkpoint_STEP` as `Checkpoints.save` does, without an optimiser's state.
+    """Writes `checkpoint_STEP` as `Checkpoints.save` does, without an optimizer state.
 
     Args:
-      directory: where to; it is made.
-      step: optimiser steps taken.
+      directory: the folder, created if necessary.
+      step: optimizer steps taken.
       params: the parameter tree, with a `Later` for each array.
     """
     handlers = ocp.type_handlers
@@ -84,8 +84,10 @@ def save(directory: epath.PathLike, step: int, params: Mapping[str, Any]) -> Non
         step_prefix="checkpoint", enable_async_checkpointing=False, create=True
     )
     folder = epath.Path(directory).resolve()
-    with ocp.CheckpointManager(folder, options=options, item_handlers={"state": handler}) as made:
-        made.save(step, args=ocp.args.Composite(state=args))
+    with ocp.CheckpointManager(
+        folder, options=options, item_handlers={"state": handler}
+    ) as manager:
+        manager.save(step, args=ocp.args.Composite(state=args))
 
 
 def _parted(tree: Any) -> Any:
@@ -98,7 +100,7 @@ class Saved:
     """The parameters of a checkpoint, read one at a time.
 
     Args:
-      path: a `checkpoint_N` folder, or a folder of which the newest is taken.
+      path: a `checkpoint_N` folder, or a folder whose newest one is read.
 
     Attributes:
       folder: the `checkpoint_N` folder.
@@ -134,12 +136,12 @@ class Saved:
             restore_args=tree(ocp.RestoreArgs(restore_type=np.ndarray)),
             partial_restore=True,
         )
-        found = checkpoints.read_or_explain(
+        leaf = checkpoints.read_or_explain(
             self.folder, lambda: self._handler.restore((self.folder / "state").resolve(), args=args)
         )
         for key in ("target", *path):
-            found = found[key]
-        return found
+            leaf = leaf[key]
+        return leaf
 
 
 def _leaves(tree: Any, path: Path = ()) -> Any:

@@ -1,13 +1,12 @@
 """The trainer: packed batches in, checkpoints and metrics out; resumes to the same bytes.
 
-Where a training run begins: at its base model, or as its newest checkpoint left it.
-
-One optimiser step, compiled: a batch in, new parameters and metrics out.
+`train` is the loop: restore, data, metrics, steps, checkpoints. Below it, in the order of their
+use: where a run resumes, what its state is, and the compiled step.
 
 A run's `params` are a plain parameter tree, and `state` is the Optax state over it. With LoRA
-`params` are the frozen base, and `state` is {"adapters": ..., "optimizer": ...}; `result` merges
-them. So a checkpoint of `result` and `state` is a plain model for all who read it, and holds all
-that a LoRA run goes on from, the base aside.
+`params` are the frozen base, and `state` is {"adapters": ..., "optimizer": ...};
+`merge_trained` merges them. So a checkpoint of a run is a plain model for all who read it, and its
+state has all that a LoRA run resumes from, the base aside.
 """
 
 import contextlib
@@ -23,22 +22,12 @@ import jax.numpy as jnp
 import optax
 from etils import epath
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import VALIDATION, Training
+from lmsi_jax.config import ModelConfig, Training
+from lmsi_jax.config.training_config import VALIDATION
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models import sharding
-from lmsi_jax.models.params import Params
-from lmsi_jax.models.sharding import (
-    cast_params,
-    device_put_tree,
-    is_traced_on_mesh,
-    mesh_context,
-    mesh_of,
-    opt_state_specs,
-    param_specs,
-    replicate_over_mesh,
-    training_param_shardings,
-)
+from lmsi_jax.models.params import Params, cast_params
+from lmsi_jax.models.sharding import make_training_mesh, named_shardings
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.runtime.files import remove
 from lmsi_jax.runtime.processes import Agreement, synchronize
@@ -53,7 +42,6 @@ from lmsi_jax.training.lora import adapter_gradients, adapter_specs, fresh_adapt
 from lmsi_jax.training.losses import Teacher, pair_sums, weighted_sums
 from lmsi_jax.training.metrics import (
     METRICS,
-    Line,
     Log,
     matmul_rate,
     read_metrics,
@@ -65,184 +53,186 @@ from lmsi_jax.training.packing import batch_shape
 from lmsi_jax.training.validation import Validation
 
 Arrays = dict[str, jax.Array]
-_TOKENS = 512
+Load = Callable[[Any], Params]
+"""Loads parameters onto a tree of shardings or, if that is None, onto the default device."""
+
+_LOG = logging.getLogger(__name__)
+_TOKENS_AT_ONCE = 512  # on a CPU
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
-def train_step(
+def train(
     config: ModelConfig,
     training: Training,
-    groups: int,
-    params: Params,
-    state: Any,
-    batch: Arrays,
+    base: Params | Load,
+    rows: Iterable[packing.Row],
+    directory: epath.PathLike,
+    *,
+    groups: Sequence[str] = ("all",),
+    name: str = "training",
     teacher: Teacher | None = None,
-) -> tuple[Params, Any, Arrays]:
-    """One optimiser step; returns new parameters, optimiser state and metrics.
+    held_out: Iterable[packing.Row] = (),
+) -> Params:
+    """Trains from `base`, or from the newest checkpoint in `directory`.
 
-    All three lie where `beginning.start` and `placement.fed` put params, state and batch.
+    If the mesh spans several processes, all of them call this with the same arguments and read the
+    same rows; process 0 writes the metrics, and each its part of the checkpoints.
+
+    Args:
+      config: the model's shape.
+      training: steps, optimizer and batch shape.
+      base: the model that a fresh run starts from; or a function that loads it, straight to its
+        place and only if it is needed.
+      rows: a deterministic, endless stream from its beginning; a resumed run skips the rows that
+        were read, see `data.RowReader`.
+      directory: gets `checkpoint_N` and the files of `lmsi_jax.training.metrics`.
+      groups: names of the groups that `Row.group` counts, for metrics.
+      name: label of the progress bar.
+      teacher: for `Loss.distillation = "model"`; on a mesh it is sharded as the parameters are.
+      held_out: rows whose loss is measured with every checkpoint.
+
+    Returns:
+      The parameters after the last step.
+
+    Raises:
+      LmsiError: the stream ended early, or the loss is not finite.
+      Terminated: SIGTERM reached one of the processes; the step it came in, or with several
+        processes the one after it, is finished and saved.
     """
-    metrics, gradient = _gradient(config, training, groups, params, state, batch, teacher)
-    optimizer = transformation(training.optimizer, training.steps)
-    if training.lora is None:
-        updates, state = optimizer.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
-    else:
-        updates, inner = optimizer.update(gradient, state["optimizer"], state["adapters"])
-        adapters = optax.apply_updates(state["adapters"], updates)
-        state = {"adapters": adapters, "optimizer": inner}
-    metrics |= {
-        "grad_norm": optax.global_norm(gradient),
-        "tokens": (batch["segments"] > 0).sum(),
-    }
-    params, state = _kept(config, training, params, state)
-    return params, state, replicate_over_mesh(training, metrics)
+    mesh = make_training_mesh(training)
+    together = mesh.multiprocess_mesh
+    leads = together is None or jax.process_index() == 0
+    if together is not None:
+        synchronize(together)
+
+    # Restore.
+    checkpoints = Checkpoints(
+        directory,
+        training.keep,
+        keep_best=training.keep_best,
+        best=training.best_metric,
+        mode=training.best_mode,
+        background=True,
+        together=together is not None,
+    )
+    restored = restore_or_initialize(checkpoints, config, training, base)
+    params, state = restored.params, restored.state
+
+    # Data.
+    batches = BatchIterator(rows, batch_shape(training), restored.data_state)
+    if restored.data_state is None:  # T5X's checkpoints do not say which rows were read
+        for _ in range(restored.step):
+            batches.next()
+
+    bar = Progress(
+        name,
+        training.steps,
+        unit="steps",
+        rate_unit="tokens",
+        initial=restored.step,
+        stream=None if leads else io.StringIO(),
+    )
+    with contextlib.ExitStack() as stack:
+        # Left in reverse order: leaving by SIGTERM waits for what is being saved.
+        requested = stack.enter_context(deferred_signals(training.deadline_seconds))
+        stack.enter_context(contextlib.closing(checkpoints))
+        stack.enter_context(bar)
+        if restored.step == training.steps:
+            return merge_trained(training, params, state)
+        log = _open_log(
+            config, training, restored, epath.Path(directory) if leads else None, groups, name
+        )
+        stack.enter_context(contextlib.closing(log))
+        validation = Validation(config, training, held_out)
+        if teacher is not None:
+            teacher_params = sharding.shard_params(teacher.config, mesh, teacher.params)
+            teacher = dataclasses.replace(teacher, params=teacher_params)
+        if together is not None:
+            synchronize(together)
+        agreement = Agreement(together, requested, "read different examples")
+
+        for step in range(restored.step + 1, training.steps + 1):
+            # Step.
+            batch = batches.next()
+            if batch is None:
+                raise LmsiError(
+                    f"{name}: the examples ended before step {step}; a step needs "
+                    f"{training.microbatches} microbatches, so lower Training.microbatches or "
+                    "sequences_per_prefix"
+                )
+            params, state, metrics = train_step(
+                config,
+                training,
+                len(groups),
+                params,
+                state,
+                sharding.shard_batch(mesh, batch),
+                teacher,
+            )
+            # Asked once: the answer decides whether to save and to leave below.
+            leave = agreement.leave(step, batch["tokens"].tobytes())
+
+            # Metrics.
+            line = log.add(step, metrics, batch)
+            if line is not None:
+                note = f"loss {line['loss']:.3f}"
+                bar.advance(step - bar.done, amount=int(line["tokens"]), note=note)
+
+            # Checkpoint.
+            regular = step % training.save_every == 0 or step == training.steps
+            if leave or regular:
+                agreement.settle()
+                model = merge_trained(training, params, state)
+                # A step that is saved only because the process has to leave is no point of the
+                # validation curve: a run without the signal would not measure it.
+                if regular and validation:
+                    log.measured(step, VALIDATION, validation.loss(model))
+                data_state = {**batches.state, "window": log.window}
+                log.write()
+                checkpoints.save(step, model, state, data_state=data_state, metrics=log.line)
+            if leave:
+                checkpoints.wait()
+                raise Terminated
+        return merge_trained(training, params, state)
 
 
-def _gradient(
+def _open_log(
     config: ModelConfig,
     training: Training,
-    groups: int,
-    params: Params,
-    state: Any,
-    batch: Arrays,
-    teacher: Teacher | None,
-) -> tuple[Arrays, Params]:
-    """A step's losses, and the float32 gradient of what is trained.
-
-    The parameters are rounded to the type of the computation once a step; the sums over
-    microbatches, and the update of the parameters themselves, are float32.
-    """
-    preference = training.preference
-
-    def objective(weights: Params, one: Arrays) -> tuple[jax.Array, Any]:
-        if preference is not None:
-            return pair_sums(config, weights, one, groups, preference)
-        return weighted_sums(config, weights, one, groups, training.loss, teacher)
-
-    if mesh_of(training) is None and preference is None:
-        batch = regroup_rows(batch, _rows_at_once(training))
-    with mesh_context(training):
-        rounded = cast_params(training, params)
-        if training.lora is None:
-            sums, gradient = parameter_gradients(config, rounded, objective, batch)
-        else:
-            own = cast_params(training, state["adapters"])
-            sums, gradient = adapter_gradients(
-                config, training.lora, rounded, own, objective, batch
-            )
-    if preference is None:
-        means, gradient = losses.normalize_sums(sums, gradient)
-        more = {} if training.loss.plain else {"optimised": means.total}
-        return {"loss": means.cross_entropy, "by_group": means.by_group, **more}, gradient
-    of_pairs, gradient = losses.averaged_pairs(sums, gradient)
-    return {
-        name: getattr(of_pairs, name)
-        for name in ("loss", "by_group", "accuracy", "margin", "pairs")
-    }, gradient
-
-
-def _rows_at_once(training: Training) -> int:
-    """How many rows without a prefix are computed at once: by shapes and kind of device alone."""
-    if training.sequences_at_once:
-        return training.sequences_at_once
-    # More gain nothing on a CPU, and leave its caches.
-    return (
-        max(1, _TOKENS // training.sequence_length)
-        if jax.default_backend() == "cpu"
-        else training.sequences_per_prefix
+    restored: "RestoredState",
+    directory: epath.Path | None,
+    groups: Sequence[str],
+    name: str,
+) -> Log:
+    """Opens the run's metrics; without a directory nothing is written or measured."""
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(restored.params))
+    devices = sharding.num_peak_devices(make_training_mesh(training))
+    rate = 1.0 if directory is None else matmul_rate(devices=devices)
+    frozen = training.lora is not None
+    return Log(
+        name,
+        directory,
+        groups,
+        ends=lambda step: not step % training.log_every or step == training.steps,
+        rate=learning_rate_schedule(training.optimizer, training.steps),
+        first=restored.step,
+        window=restored.metrics_window,
+        roofline_seconds=lambda batch: step_flops(config, parameters, batch, frozen=frozen) / rate,
     )
 
 
-def _kept(config: ModelConfig, training: Training, params: Params, state: Any) -> Any:
-    """Lets parameters and state lie where they lay."""
-    mesh = mesh_of(training)
-    if mesh is None:
-        return params, state
-    specs = _specs(config, training, params, state)
-    return jax.lax.with_sharding_constraint((params, state), is_traced_on_mesh(mesh, specs))
-
-
-def _specs(config: ModelConfig, training: Training, params: Params, state: Any) -> Any:
-    """(params, state) with `PartitionSpec`s in place of arrays."""
-    specs = param_specs(config, training)
-    if training.lora is None:
-        return specs, opt_state_specs(specs, params, state)
-    own = adapter_specs(training.lora, specs)
-    inner = opt_state_specs(own, state["adapters"], state["optimizer"])
-    return specs, {"adapters": own, "optimizer": inner}
-
-
-def _fresh_state(training: Training, params: Params) -> Any:
-    optimizer = transformation(training.optimizer, training.steps)
-    if training.lora is None:
-        return optimizer.init(params)
-    adapters = fresh_adapters(training.lora, params)
-    return {"adapters": adapters, "optimizer": optimizer.init(adapters)}
-
-
-def state_shapes(training: Training, params: Params) -> Any:
-    """Returns a run's state with shapes in place of arrays.
-
-    Args:
-      training: the optimiser and the adapters.
-      params: arrays or their shapes.
-    """
-    return jax.eval_shape(functools.partial(_fresh_state, training), params)
-
-
-def shardings(config: ModelConfig, training: Training, params: Params) -> Any:
-    """Returns (params, state) with shardings in place of arrays; None on one device.
-
-    Args:
-      config: the model's shape.
-      training: the mesh and the optimiser.
-      params: arrays or their shapes.
-    """
-    mesh = mesh_of(training)
-    if mesh is None:
-        return None
-    state = state_shapes(training, params)
-    return is_traced_on_mesh(mesh, _specs(config, training, params, state))
-
-
-def fresh_state(config: ModelConfig, training: Training, params: Params) -> Any:
-    """Returns a run's state where it begins, placed.
-
-    Args:
-      config: the model's shape.
-      training: the mesh, the optimiser and the adapters.
-      params: the run's own, placed.
-    """
-    where = shardings(config, training, params)
-    make = functools.partial(_fresh_state, training)
-    return make(params) if where is None else jax.jit(make, out_shardings=where[1])(params)
-
-
-def result(training: Training, params: Params, state: Any) -> Params:
-    """Returns the plain model that a run has reached, placed as its params are."""
-    if training.lora is None:
-        return params
-    where = jax.tree.map(lambda leaf: leaf.sharding, params)
-    merge = jax.jit(merge_adapters, static_argnums=0, out_shardings=where)
-    return merge(training.lora, params, state["adapters"])
-
-
-_LOG = logging.getLogger(__name__)
-Load = Callable[[Any], Params]
-"""Loads parameters, onto a tree of shardings or, where that is None, as a whole."""
+# Restore.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RestoredState:
-    """Where a run begins.
+    """Where a run starts or resumes.
 
     Attributes:
-      step: steps that are taken.
-      params: its own parameters, placed; a step may use them up.
+      step: steps taken so far.
+      params: the run's own parameters, placed; a step may donate them.
       state: likewise.
-      data_state: where the data stands; None where no checkpoint says so.
-      metrics_window: the window of metrics that was open.
+      data_state: of `BatchIterator.state`; None if no checkpoint has it.
+      metrics_window: the metrics window that was open.
     """
 
     step: int
@@ -255,59 +245,72 @@ class RestoredState:
 def restore_or_initialize(
     checkpoints: Checkpoints, config: ModelConfig, training: Training, base: Params | Load
 ) -> RestoredState:
-    """Takes up the newest checkpoint, read straight to its place; or begins at the base.
+    """Reads the newest checkpoint straight to its place, or starts from the base model.
 
     Args:
       checkpoints: the run's.
       config: the model's shape.
-      training: the mesh, the optimiser and the adapters.
-      base: the model that the run starts from, or what loads it.
+      training: the mesh, the optimizer and the adapters.
+      base: the model that the run starts from, or a function that loads it.
 
     Raises:
-      LmsiError: the checkpoint is damaged, or of another model or optimiser.
+      LmsiError: the checkpoint is damaged, or of another model or optimizer.
     """
     step = checkpoints.latest or 0
     if not step:
         params, state = start(config, training, base)
         return RestoredState(step=0, params=params, state=state)
     shapes = parameter_shapes(config)
-    state_like, where = state_shapes(training, shapes), shardings(config, training, shapes)
-    # With adapters what was saved is the merged model: their run goes on from the base itself.
-    wanted = shapes if training.lora is None else None
-    found, state = checkpoints.restore(step, wanted, state_like, where)
-    params = _own(config, training, base) if found is None else found
-    position = checkpoints.data_state(step)
-    window = position.pop("window") if position else ()
+    like, placement = state_shapes(training, shapes), shardings(config, training, shapes)
+    # With adapters the checkpoint has the merged model: the run resumes from the base itself.
+    saved_shapes = shapes if training.lora is None else None
+    saved, state = checkpoints.restore(step, saved_shapes, like, placement)
+    params = _own_params(config, training, base) if saved is None else saved
+    data_state = checkpoints.data_state(step)
+    window = data_state.pop("window") if data_state else ()
     return RestoredState(
-        step=step, params=params, state=state, data_state=position, metrics_window=window
+        step=step, params=params, state=state, data_state=data_state, metrics_window=window
     )
 
 
-def drop_unrecorded(directory: epath.PathLike) -> None:
-    """Drops a run's checkpoints where the metrics that lead up to them are missing or damaged.
+def start(config: ModelConfig, training: Training, base: Params | Load) -> tuple[Params, Any]:
+    """Returns the params and state of a run's beginning, placed; the base survives."""
+    params = _own_params(config, training, base)
+    return params, fresh_state(config, training, params)
 
-    No checkpoint holds those, so all steps are taken again, to the same bytes. T5X's checkpoints,
-    which come without metrics of ours, are kept.
+
+def _own_params(config: ModelConfig, training: Training, base: Params | Load) -> Params:
+    """Returns the base, placed, as copies that a step may donate."""
+    placement = sharding.param_shardings(config, make_training_mesh(training))
+    if placement is None:
+        return jax.tree.map(jnp.array, base(None) if callable(base) else base)
+    return base(placement) if callable(base) else sharding.device_put_tree(base, placement)
+
+
+def drop_unrecorded(directory: epath.PathLike) -> None:
+    """Drops a run's checkpoints if the metrics that lead up to them are missing or damaged.
+
+    No checkpoint has those, so all steps are taken again, to the same bytes. T5X's checkpoints,
+    which come without our metrics, are kept.
 
     Raises:
       LmsiError: the folder cannot be written.
     """
     folder = epath.Path(directory)
     ours = stored.has_checkpoint(folder) and stored.has_data_state(stored.find(folder))
-    if not ours or _recorded(folder):
+    if not ours or _is_recorded(folder):
         return
     _LOG.warning(
-        "%s is missing or was altered, and no checkpoint holds what stood there: this model is "
-        "trained again from its first step",
+        "%s is missing or was altered, and no checkpoint has its content: this model is trained "
+        "again from its first step",
         folder / METRICS,
     )
-    remove(
-        folder / METRICS
-    )  # first: a process that is killed here finds its checkpoints unrecorded
+    # First: a process that is killed after this finds its checkpoints unrecorded again.
+    remove(folder / METRICS)
     stored.drop(folder)
 
 
-def _recorded(folder: epath.Path) -> bool:
+def _is_recorded(folder: epath.Path) -> bool:
     try:
         read_metrics(folder)
     except LmsiError:
@@ -315,224 +318,159 @@ def _recorded(folder: epath.Path) -> bool:
     return bool(records(folder))
 
 
-def start(config: ModelConfig, training: Training, base: Params | Load) -> tuple[Params, Any]:
-    """Returns a run's params and state where it begins, placed; the base survives."""
-    params = _own(config, training, base)
-    return params, fresh_state(config, training, params)
+# State.
 
 
-def _own(config: ModelConfig, training: Training, base: Params | Load) -> Params:
-    """The base, placed, and nobody else's."""
-    where = training_param_shardings(config, training)
-    if where is None:
-        return jax.tree.map(jnp.array, base(None) if callable(base) else base)
-    return base(where) if callable(base) else device_put_tree(base, where)
-
-
-def train(
-    config: ModelConfig,
-    training: Training,
-    params: Params | Load,
-    rows: Iterable[packing.Row],
-    directory: epath.PathLike,
-    *,
-    groups: Sequence[str] = ("all",),
-    name: str = "training",
-    teacher: Teacher | None = None,
-    held_out: Iterable[packing.Row] = (),
-) -> Params:
-    """Trains, or goes on from the newest checkpoint in `directory`.
-
-    Where the mesh spans several processes, all of them call it with the same arguments and read the
-    same rows; process 0 writes the metrics, and each its part of the checkpoints.
+def fresh_state(config: ModelConfig, training: Training, params: Params) -> Any:
+    """Returns the state of a run's beginning, placed.
 
     Args:
       config: the model's shape.
-      training: steps, optimiser and batch shape.
-      params: where a fresh run starts; or what loads that, straight to its place and only if it is
-        needed.
-      rows: a deterministic, endless stream from its beginning; a resumed run passes over what was
-        read, see `reading.Rows`.
-      directory: gets `checkpoint_N` and the files of `lmsi_jax.training.metrics`.
-      groups: names of the groups that `Row.group` counts, for metrics.
-      name: what the progress bar says.
-      teacher: for `Loss.distillation = "model"`; on a mesh it lies as the parameters do.
-      held_out: rows whose loss is measured with every checkpoint.
-
-    Returns:
-      The parameters after the last step.
-
-    Raises:
-      LmsiError: the stream ended early, or the loss is not a number any more.
-      Terminated: SIGTERM came, to any of the processes; the step it came in, or with several
-        processes the one after it, is finished and saved.
+      training: the mesh, the optimizer and the adapters.
+      params: the run's own, placed.
     """
-    _meet(training)
-    checkpoints = _checkpoints(training, directory)
-    restored = restore_or_initialize(checkpoints, config, training, params)
-    steps = _steps(training, rows, restored)
-    bar = _bar(training, name, restored.step)
-    # The order matters: leaving by SIGTERM waits for what is being saved.
-    with (
-        deferred_signals(training.deadline_seconds) as requested,
-        contextlib.closing(checkpoints),
-        bar,
-    ):
-        if restored.step == training.steps:
-            return result(training, restored.params, restored.state)
-        log = _log(config, training, restored, epath.Path(directory), groups, name)
-        with contextlib.closing(log):
-            loop = _Loop(
-                config=config,
-                training=training,
-                checkpoints=checkpoints,
-                steps=steps,
-                log=log,
-                groups=len(groups),
-                progress=bar,
-                name=name,
-                teacher=None if teacher is None else _with_us(training, teacher),
-                validation=Validation(config, training, held_out),
-            )
-            return loop.run(restored, _agreement(training, requested))
+    placement = shardings(config, training, params)
+    if placement is None:
+        return _init_state(training, params)
+    init = functools.partial(_init_state, training)
+    return jax.jit(init, out_shardings=placement[1])(params)
 
 
-def _checkpoints(training: Training, directory: epath.PathLike) -> Checkpoints:
-    return Checkpoints(
-        directory,
-        training.keep,
-        keep_best=training.keep_best,
-        best=training.best_metric,
-        mode=training.best_mode,
-        background=True,
-        together=sharding.is_multiprocess(training),
-    )
+def _init_state(training: Training, params: Params) -> Any:
+    optimizer = transformation(training.optimizer, training.steps)
+    if training.lora is None:
+        return optimizer.init(params)
+    adapters = fresh_adapters(training.lora, params)
+    return {"adapters": adapters, "optimizer": optimizer.init(adapters)}
 
 
-def _steps(
-    training: Training, rows: Iterable[packing.Row], restored: RestoredState
-) -> BatchIterator:
-    """The batches that are left."""
-    steps = BatchIterator(rows, batch_shape(training), restored.data_state)
-    if restored.data_state is None:  # fresh, or T5X's checkpoint, which does not say what was read
-        for _ in range(restored.step):
-            steps.next()
-    return steps
+def state_shapes(training: Training, params: Params) -> Any:
+    """Returns a run's state with shapes in place of arrays.
+
+    Args:
+      training: the optimizer and the adapters.
+      params: arrays or their shapes.
+    """
+    return jax.eval_shape(functools.partial(_init_state, training), params)
 
 
-def _agreement(training: Training, requested: Callable[[], bool]) -> Agreement:
-    """With the processes that train together, once all of them are here; else with nobody."""
-    _meet(training)
-    mesh = sharding.mesh_of(training) if sharding.is_multiprocess(training) else None
-    return Agreement(mesh, requested, "read different examples")
+def shardings(config: ModelConfig, training: Training, params: Params) -> Any:
+    """Returns (params, state) with shardings in place of arrays; None on one device.
+
+    Args:
+      config: the model's shape.
+      training: the mesh and the optimizer.
+      params: arrays or their shapes.
+    """
+    mesh = make_training_mesh(training).mesh
+    if mesh is None:
+        return None
+    state = state_shapes(training, params)
+    return named_shardings(mesh, _specs(config, training, params, state))
 
 
-def _meet(training: Training) -> None:
-    mesh = sharding.mesh_of(training)
-    if mesh is not None and sharding.is_multiprocess(training):
-        synchronize(mesh)
+def _specs(config: ModelConfig, training: Training, params: Params, state: Any) -> Any:
+    """Returns (params, state) with `PartitionSpec`s in place of arrays."""
+    specs = sharding.param_specs(config, make_training_mesh(training))
+    if training.lora is None:
+        return specs, sharding.opt_state_specs(specs, params, state)
+    adapters = adapter_specs(training.lora, specs)
+    inner = sharding.opt_state_specs(adapters, state["adapters"], state["optimizer"])
+    return specs, {"adapters": adapters, "optimizer": inner}
 
 
-def _leads(training: Training) -> bool:
-    """Whether this process writes what one process is to write."""
-    return not sharding.is_multiprocess(training) or jax.process_index() == 0
+def merge_trained(training: Training, params: Params, state: Any) -> Params:
+    """Returns the plain model that a run has reached, placed as its params are."""
+    if training.lora is None:
+        return params
+    placement = jax.tree.map(lambda leaf: leaf.sharding, params)
+    merge = jax.jit(merge_adapters, static_argnums=0, out_shardings=placement)
+    return merge(training.lora, params, state["adapters"])
 
 
-def _bar(training: Training, name: str, done: int) -> Progress:
-    stream = None if _leads(training) else io.StringIO()
-    return Progress(
-        name, training.steps, unit="steps", rate_unit="tokens", initial=done, stream=stream
-    )
+# Step.
 
 
-def _with_us(training: Training, teacher: Teacher) -> Teacher:
-    """The teacher on the mesh that the student is on."""
-    params = sharding.shard_params(teacher.config, training, teacher.params)
-    return dataclasses.replace(teacher, params=params)
-
-
-def _log(
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
+def train_step(
     config: ModelConfig,
     training: Training,
-    restored: RestoredState,
-    directory: epath.Path,
-    groups: Sequence[str],
-    name: str,
-) -> Log:
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(restored.params))
-    leads = _leads(training)
-    rate = matmul_rate(devices=sharding.num_peak_devices(training)) if leads else 1.0
-    return Log(
-        name,
-        directory if leads else None,
-        groups,
-        ends=lambda step: not step % training.log_every or step == training.steps,
-        rate=learning_rate_schedule(training.optimizer, training.steps),
-        first=restored.step,
-        window=restored.metrics_window,
-        roofline_seconds=lambda batch: (
-            step_flops(config, parameters, batch, frozen=training.lora is not None) / rate
-        ),
-    )
+    groups: int,
+    params: Params,
+    state: Any,
+    batch: Arrays,
+    teacher: Teacher | None = None,
+) -> tuple[Params, Any, Arrays]:
+    """Takes one optimizer step; returns new parameters, optimizer state and metrics.
+
+    Params and state are placed as by `start`, the batch as by `sharding.shard_batch`.
+    """
+    mesh = make_training_mesh(training)
+    metrics, gradient = _gradients(config, training, groups, params, state, batch, teacher)
+    optimizer = transformation(training.optimizer, training.steps)
+    if training.lora is None:
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    else:
+        updates, inner = optimizer.update(gradient, state["optimizer"], state["adapters"])
+        adapters = optax.apply_updates(state["adapters"], updates)
+        state = {"adapters": adapters, "optimizer": inner}
+    metrics |= {
+        "grad_norm": optax.global_norm(gradient),
+        "tokens": (batch["segments"] > 0).sum(),
+    }
+    if mesh.mesh is not None:  # results are sharded as the arguments, so the step compiles once
+        placement = named_shardings(mesh.mesh, _specs(config, training, params, state))
+        params, state = jax.lax.with_sharding_constraint((params, state), placement)
+    return params, state, sharding.replicate(mesh, metrics)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Loop:
-    """The steps of one process, between a start and the end or SIGTERM."""
+def _gradients(
+    config: ModelConfig,
+    training: Training,
+    groups: int,
+    params: Params,
+    state: Any,
+    batch: Arrays,
+    teacher: Teacher | None,
+) -> tuple[Arrays, Params]:
+    """Returns a step's losses, and the float32 gradient of the trained tree.
 
-    config: ModelConfig
-    training: Training
-    checkpoints: Checkpoints
-    steps: BatchIterator
-    log: Log
-    groups: int
-    progress: Progress
-    name: str
-    teacher: Teacher | None
-    validation: Validation
+    The parameters are rounded to the type of the computation once a step; the sums over
+    microbatches, and the update of the parameters themselves, are float32.
+    """
+    mesh, preference = make_training_mesh(training), training.preference
 
-    def run(self, restored: RestoredState, agreement: Agreement) -> Params:
-        """Trains to the last step; returns the parameters."""
-        training, params, state = self.training, restored.params, restored.state
-        for step in range(restored.step + 1, training.steps + 1):
-            batch = self._batch(step)
-            fed = sharding.shard_batch(training, batch)
-            params, state, metrics = train_step(
-                self.config, training, self.groups, params, state, fed, self.teacher
+    def objective(weights: Params, microbatch: Arrays) -> tuple[jax.Array, Any]:
+        if preference is not None:
+            return pair_sums(config, weights, microbatch, groups, preference)
+        return weighted_sums(config, weights, microbatch, groups, training.loss, teacher)
+
+    if mesh.mesh is None and preference is None:
+        batch = regroup_rows(batch, _sequences_at_once(training))
+    with mesh.context():
+        rounded = cast_params(params, training.compute_dtype)
+        if training.lora is None:
+            sums, gradient = parameter_gradients(config, rounded, objective, batch)
+        else:
+            adapters = cast_params(state["adapters"], training.compute_dtype)
+            sums, gradient = adapter_gradients(
+                config, training.lora, rounded, adapters, objective, batch
             )
-            leave = agreement.leave(
-                step, batch["tokens"].tobytes()
-            )  # asked once: what is decided here holds below
-            self._note(step, self.log.add(step, metrics, batch))
-            regular = step % training.save_every == 0 or step == training.steps
-            if leave or regular:
-                agreement.settle()
-                self._save(step, params, state, regular)
-            if leave:
-                self.checkpoints.wait()
-                raise Terminated
-        return result(training, params, state)
+    if preference is not None:
+        pairs, gradient = losses.normalize_pair_sums(sums, gradient)
+        names = ("loss", "by_group", "accuracy", "margin", "pairs")
+        return {name: getattr(pairs, name) for name in names}, gradient
+    means, gradient = losses.normalize_sums(sums, gradient)
+    optimised = {} if training.loss.plain else {"optimised": means.total}
+    return {"loss": means.cross_entropy, "by_group": means.by_group, **optimised}, gradient
 
-    def _note(self, step: int, line: Line | None) -> None:
-        if line is not None:
-            done = step - self.progress.done
-            note = f"loss {line['loss']:.3f}"
-            self.progress.advance(done, amount=int(line["tokens"]), note=note)
 
-    def _save(self, step: int, params: Params, state: Any, regular: bool) -> None:
-        model = result(self.training, params, state)
-        # A step that is saved because the process has to leave is none that others would measure.
-        if regular and self.validation:
-            self.log.measured(step, VALIDATION, self.validation.loss(model))
-        reading = {**self.steps.state, "window": self.log.window}
-        self.log.write()
-        self.checkpoints.save(step, model, state, data_state=reading, metrics=self.log.line)
-
-    def _batch(self, step: int) -> packing.Batch:
-        batch = self.steps.next()
-        if batch is None:
-            raise LmsiError(
-                f"{self.name}: the examples ended before step {step}; a step needs "
-                f"{self.training.microbatches} microbatches, so lower Training.microbatches or rows"
-            )
-        return batch
+def _sequences_at_once(training: Training) -> int:
+    """Returns how many sequences without a prefix are computed at once: fixed by the settings and
+    the kind of device alone."""
+    if training.sequences_at_once:
+        return training.sequences_at_once
+    if jax.default_backend() == "cpu":  # more gain nothing there, and leave its caches
+        return max(1, _TOKENS_AT_ONCE // training.sequence_length)
+    return training.sequences_per_prefix

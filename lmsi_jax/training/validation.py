@@ -1,7 +1,7 @@
-"""Examples that are held out of a round's training, and the loss on them.
+"""Examples held out of a round's training, and the loss on them.
 
-What is held out is read off a hash of the question, so it depends neither on the seed nor on the
-order, and no question has examples on both sides.
+A hash of the question decides, so the split depends neither on the seed nor on the order, and no
+question has examples on both sides.
 """
 
 import dataclasses
@@ -12,11 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import jax
 import numpy as np
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Training
+from lmsi_jax.config import ModelConfig, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models import sharding
-from lmsi_jax.models.params import Params
+from lmsi_jax.models.params import Params, cast_params
 from lmsi_jax.records import Example
 from lmsi_jax.training import packing
 from lmsi_jax.training.forward import prepare_weights
@@ -31,13 +30,13 @@ def split(sources: Mapping[str, Sequence[Example]], count: int) -> tuple[Sources
 
     Args:
       sources: examples by source, "self_generated" and "human".
-      count: how many to hold out at least, where there are that many.
+      count: least number of examples to hold out, if there are that many.
 
     Returns:
-      (what is left of the sources, what is held out in the order of its hashes).
+      (the sources without the held-out examples, those in the order of their hashes).
 
     Raises:
-      LmsiError: nothing would be left of a source.
+      LmsiError: a source would have no example left.
     """
     by_question: dict[str, list[Example]] = {}
     for example in (example for rows in sources.values() for example in rows):
@@ -49,14 +48,14 @@ def split(sources: Mapping[str, Sequence[Example]], count: int) -> tuple[Sources
             break
         held_out += by_question[uid]
         taken.add(uid)
-    left = {name: [row for row in rows if row.uid not in taken] for name, rows in sources.items()}
+    rest = {name: [row for row in rows if row.uid not in taken] for name, rows in sources.items()}
     for name, rows in sources.items():
-        if rows and not left[name]:
+        if rows and not rest[name]:
             raise LmsiError(
                 f"Training.validation_count = {count} leaves none of the {len(rows)} {name} "
                 "examples to train on; lower it"
             )
-    return left, held_out
+    return rest, held_out
 
 
 def _hash(uid: str) -> bytes:
@@ -64,34 +63,37 @@ def _hash(uid: str) -> bytes:
 
 
 class Validation:
-    """The loss on rows that are not trained on; false where there are none.
+    """The loss on held-out rows; false if there are none.
 
     Args:
       config: the model's shape.
       training: the batch shape and the mesh.
-      rows: what is held out; they are kept in the host's memory, packed.
+      rows: the held-out rows; they stay in the host's memory, packed.
     """
 
     def __init__(self, config: ModelConfig, training: Training, rows: Iterable[packing.Row]):
         self._config, self._training = config, training
         shape = dataclasses.replace(batch_shape(training), top_k=0)
-        self._batches = list(
-            _stack_microbatches(packing.microbatches(rows, shape), shape.microbatches)
-        )
+        microbatches = list(packing.microbatches(rows, shape))
+        if microbatches:  # empty ones fill the last step
+            empty = {name: np.zeros_like(array) for name, array in microbatches[0].items()}
+            microbatches += [empty] * (-len(microbatches) % shape.microbatches)
+        self._batches = list(packing.stack_microbatches(microbatches, shape.microbatches))
 
     def __bool__(self) -> bool:
         return bool(self._batches)
 
     def loss(self, params: Params) -> float:
-        """Mean cross entropy over the target tokens, by their weights, in nats.
+        """Returns the weighted mean cross entropy of the target tokens, in nats.
 
         Args:
           params: the plain model, placed as the training's.
         """
+        mesh = sharding.make_training_mesh(self._training)
         totals = np.zeros(2)
         for batch in self._batches:
-            fed = sharding.shard_batch(self._training, batch)
-            totals += np.asarray(_sums(self._config, self._training, params, fed), np.float64)
+            placed = sharding.shard_batch(mesh, batch)
+            totals += np.asarray(_sums(self._config, self._training, params, placed), np.float64)
         return float(totals[0] / totals[1])
 
 
@@ -99,24 +101,14 @@ class Validation:
 def _sums(
     config: ModelConfig, training: Training, params: Params, batch: dict[str, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    """Weighted cross entropy and weights of a step's batch."""
+    """Sums the weighted cross entropy and the weights of a step's batch."""
+    mesh = sharding.make_training_mesh(training)
 
-    def one(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        _, sums = weighted_sums(config, weights, batch, 1)
-        return sums.cross_entropy, batch["weights"].sum()
+    def microbatch_sums(microbatch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        _, sums = weighted_sums(config, weights, microbatch, 1)
+        return sums.cross_entropy, microbatch["weights"].sum()
 
-    with sharding.mesh_context(training):
-        weights = prepare_weights(config, sharding.cast_params(training, params))
-        entropies, totals = jax.lax.map(one, batch)
-        return sharding.replicate_over_mesh(training, (entropies.sum(), totals.sum()))
-
-
-def _stack_microbatches(
-    microbatches: Iterable[packing.Batch], count: int
-) -> Iterable[packing.Batch]:
-    """Steps of `count` microbatches; empty ones fill the last."""
-    found = list(microbatches)
-    if found:
-        empty = {name: np.zeros_like(array) for name, array in found[0].items()}
-        found += [empty] * (-len(found) % count)
-    return packing.stack_microbatches(found, count)
+    with mesh.context():
+        weights = prepare_weights(config, cast_params(params, training.compute_dtype))
+        entropies, totals = jax.lax.map(microbatch_sums, batch)
+        return sharding.replicate(mesh, (entropies.sum(), totals.sum()))

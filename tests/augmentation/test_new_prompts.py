@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from lmsi_jax.augmentation import FewShot, choose_asked, exemplar, few_shots, groups, prompt_of
 from lmsi_jax.prompts import few_shot_prefix
 from lmsi_jax.records import Exemplar, Question, Sample
+from lmsi_jax.voting import read_answers
 
 QUESTION = Question(uid="q", task="sums", text="Q: What is 4 + 5?", kind="number")
 ONE = Exemplar(question="Q: ?", reasoning="So.", answer="1")
@@ -26,7 +27,7 @@ def _made(count, shots):
     "text", [" 4 + 5 = 9. The answer is 9.", " 4 + 5 = 9. The answer is 9. I am sure of it."]
 )
 def test_a_usable_answer_stands_in_the_layout_of_a_prompt(text):
-    found = exemplar(QUESTION, _path(text))
+    found = exemplar(QUESTION, _path(text), *read_answers(QUESTION, [_path(text)]))
     assert found == Exemplar(question=QUESTION.text, reasoning="4 + 5 = 9.", answer="9")
     assert few_shot_prefix([found], True) == (
         "Q: What is 4 + 5?\nA: 4 + 5 = 9. The answer is 9.\n\n"
@@ -45,7 +46,8 @@ def test_a_usable_answer_stands_in_the_layout_of_a_prompt(text):
     ],
 )
 def test_other_answers_are_not_usable(text):
-    assert exemplar(QUESTION, _path(text)) is None
+    (reading,) = read_answers(QUESTION, [_path(text)])
+    assert exemplar(QUESTION, _path(text), reading) is None
 
 
 @given(st.integers(0, 40), st.integers(1, 9), st.integers(1, 5))

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from lmsi_jax.cli.main import main
-from lmsi_jax.config import gin_edge
+from lmsi_jax.config import gin_loader
 
-RUNS = gin_edge.packaged_configs()
+RUNS = gin_loader.packaged_configs()
 GIVEN = {
     "Run.output_dir": "'runs/x'",
     "Run.init_checkpoint": "'gs://mine/x'",
@@ -115,7 +115,7 @@ def _said(lines, kind):
 @pytest.mark.parametrize("config", RUNS)
 def test_every_parameter_of_every_packaged_run_is_resolved(dry, tmp_path, config):
     code, lines, error = _filled(dry, config)
-    printed, gin = _values(lines), gin_edge.operative_config()
+    printed, gin = _values(lines), gin_loader.operative_config()
     operative = re.findall(r"^([\w/]+\.\w+) = (?!@|\\\n\s*\(?@|\(@)", gin, re.MULTILINE)
     wanted = {name.replace("pretrain/", "pretraining/") for name in operative}
     assert len(wanted) > 50 and wanted <= set(printed)
@@ -139,12 +139,12 @@ def test_a_filled_bucket_leaves_nothing_to_set_and_says_what_was_not_looked_at(d
     flags = [f"--gin.{name}={GIVEN[name]}" for name in sorted(BUCKET)]
     code, lines, error = dry("gsm8k_llama3_8b", *flags)
     assert (code, error) == (0, "") and lines[-1].endswith("nothing was run")
-    assert _said(lines, "not looked at") == BUCKET - {"Run.output_dir"}
+    assert _said(lines, "not checked") == BUCKET - {"Run.output_dir"}
 
 
 def test_files_that_are_to_come_through_tfds_are_named(dry):
     code, lines, _ = dry("quickstart", "--gin.Questions.test=('gsm8k', 'legs')")
-    said = [line for line in lines if line.startswith("not looked at: ")]
+    said = [line for line in lines if line.startswith("not checked: ")]
     assert code == 0 and len(said) == 1 and "gsm8k: Questions.data_dir is not set" in said[0]
 
 
@@ -178,7 +178,7 @@ def test_checkpoints_to_compare_that_are_none_are_named(dry, tmp_path):
     assert code == 2 and len(wrong) == 2
     assert "Evaluation.checkpoints[1] = nope: there is no such file or folder" in wrong[0]
     assert "no checkpoint in empty" in wrong[1]
-    assert _said(lines, "not looked at") == {"Evaluation.checkpoints[2]"}
+    assert _said(lines, "not checked") == {"Evaluation.checkpoints[2]"}
     code, lines, _ = dry("quickstart", "--gin.Evaluation.checkpoints=('embedded',)", command="eval")
     assert code == 0
 
@@ -187,14 +187,14 @@ def test_checkpoints_to_compare_that_are_none_are_named(dry, tmp_path):
     ("flag", "remedy"),
     [
         ("Run.model=None", "bind it to @ModelConfig()"),
-        ("Evaluation.vote_count=0", "use 1 or more, or None for all"),
-        ("Evaluation.num_samples=0", "use 1 or more"),
+        ("Evaluation.vote_count=0", "use 1 or more questions, or None"),
+        ("Evaluation.num_samples=0", "use 1 or more paths"),
         ("Evaluation.temperature=-0.5", "use 0 (greedy) or more"),
-        ("Questions.test_count=0", "use 1 or more"),
+        ("Questions.test_count=0", "use 1 or more questions"),
         ("Mixing.min_confidence=-1", "use a share, 0 to 1"),
-        ("Decoding.pool_bytes=-1", "use 0 or more"),
-        ("Decoding.page=0", "use 1 or more"),
-        ("Optimizer.warmup_steps=-1", "use 0 or more"),
+        ("Decoding.pool_bytes=-1", "use 0 or more bytes"),
+        ("Decoding.page=0", "use 1 or more tokens"),
+        ("Optimizer.warmup_steps=-1", "use 0 or more steps"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_with_what_can(dry, flag, remedy):
@@ -207,9 +207,9 @@ def test_a_value_that_cannot_be_is_refused_with_what_can(dry, flag, remedy):
     ("changes", "remedy"),
     [
         ({"hard": 1.5}, "a share, 0 to 1"),
-        ({"most_questions": 0}, "1 or more"),
+        ({"most_questions": 0}, "1 or more questions"),
         ({"question_weight": -0.1}, "0 or more"),
-        ({"vocab_documents": 0}, "1 or more"),
+        ({"vocab_documents": 0}, "1 or more documents"),
         ({"seed": -1}, "a number from 0 to 2147483647"),
         ({"shares": (("legs", 0.0),)}, "(task, share) pairs of 0 or more, one of them above 0"),
         ({"shares": ()}, "(task, share) pairs of 0 or more, one of them above 0"),

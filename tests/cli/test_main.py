@@ -9,7 +9,8 @@ import pytest
 
 import lmsi_jax
 from lmsi_jax.cli import main
-from lmsi_jax.config import gin_edge
+from lmsi_jax.cli.commands import COMMANDS, Command
+from lmsi_jax.config import gin_loader
 from lmsi_jax.errors import LmsiError
 
 
@@ -35,12 +36,32 @@ def config(tmp_path) -> str:
     return str(path)
 
 
-def test_importing_the_command_imports_nothing_heavy():
-    heavy = {"jax", "tensorflow", "gin", "rich", "numpy", "seqio", "etils", "absl"}
-    code = "import sys, lmsi_jax.cli.main as m\ntry: m.main(['--help'])\nexcept SystemExit: pass\n"
-    code += f"print('heavy:', sorted({heavy} & set(sys.modules)))"
+def _imported(code: str) -> set[str]:
+    """Runs Python code in a process of its own; returns the top-level packages it imported."""
+    code += "\nimport sys\nprint('imported:', *{name.partition('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "heavy: []"
+    return set(done.stdout.splitlines()[-1].split()[1:])
+
+
+JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
+TENSORFLOW = {"tensorflow", "tensorflow_datasets", "seqio"}
+HEAVY = {*JAX, *TENSORFLOW, "numpy", "rich", "etils", "absl"}
+
+
+def test_the_settings_import_the_standard_library_alone():
+    assert "lmsi_jax" in (imported := _imported("import lmsi_jax.config"))
+    assert imported & {*HEAVY, "gin"} == set()
+
+
+def test_help_imports_nothing_heavy():
+    code = "import lmsi_jax.cli.main as m\ntry: m.main(['--help'])\nexcept SystemExit: pass"
+    assert _imported(code) & {*HEAVY, "gin"} == set()
+
+
+def test_a_dry_run_of_the_embedded_model_loads_neither_jax_nor_tensorflow():
+    code = "import lmsi_jax.cli.main as m\nassert m.main(['run', 'quickstart', '--dry_run']) == 0"
+    assert "gin" in (imported := _imported(code))
+    assert imported & {*JAX, *TENSORFLOW} == set()
 
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["pretrain", "--help"]])
@@ -102,7 +123,7 @@ def _error(capsys, *words: str) -> str:
 
 
 def test_mistakes_are_named_with_exit_code_2(capsys, stages, config, monkeypatch):
-    monkeypatch.setattr(gin_edge, "packaged_configs", lambda kind: ("quickstart",))
+    monkeypatch.setattr(gin_loader, "packaged_configs", lambda kind: ("quickstart",))
     assert "did you mean quickstart?" in _error(capsys, "run", "quikstart")
     assert "which configuration? lmsi run NAME (quickstart)" in _error(capsys, "run")
     assert "did you mean sample?" in _error(capsys, "sampel", config)
@@ -149,7 +170,7 @@ def test_an_interrupt_is_one_line_and_exit_code_130(capsys, stages, config, monk
 
     monkeypatch.setattr(sys.modules["lmsi_jax.pipeline.rounds"], "execute", interrupt)
     assert main.main(["run", config]) == 130
-    assert capsys.readouterr().err == "\ninterrupted; the same command goes on where it was\n"
+    assert capsys.readouterr().err == "\ninterrupted; the same command continues where it stopped\n"
 
 
 def test_a_termination_is_one_line_and_exit_code_143(capsys, stages, config, monkeypatch):
@@ -159,14 +180,14 @@ def test_a_termination_is_one_line_and_exit_code_143(capsys, stages, config, mon
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(sys.modules["lmsi_jax.pipeline.rounds"], "execute", terminate)
     assert main.main(["run", config]) == 143
-    assert capsys.readouterr().err == "terminated; the same command goes on where it was\n"
+    assert capsys.readouterr().err == "terminated; the same command continues where it stopped\n"
     assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--process_count=2"], "want --coordinator_address=HOST:PORT, --process_count=N and"),
+        (["--process_count=2"], "need --coordinator_address=HOST:PORT, --process_count=N and"),
         (["--coordinator_address=a:1", "--process_count=2"], "--process_index=I together"),
         (
             ["--coordinator_address=auto", "--process_count=2"],
@@ -229,22 +250,25 @@ def test_quiet_defaults_never_override_the_users(stages, config, monkeypatch):
 
 @pytest.fixture
 def other(monkeypatch):
-    """Puts a command that is no stage beside the others; returns the calls it got."""
+    """Adds a command that is no stage; returns the calls it got and a function that changes it."""
     calls: list[tuple] = []
-    command = types.SimpleNamespace(
-        NAME="weigh",
-        HELP="says what a model weighs",
-        EXAMPLE="DIR --scale=kg",
-        CONFIGS="",
+    command = Command(
+        help="print the weight of a model",
+        example="DIR --scale=kg",
+        configs="",
         add_arguments=lambda parser: parser.add_argument("--scale", default="g"),
         run=lambda args, load: calls.append((args.scale, load)),
     )
-    monkeypatch.setattr(main, "commands", lambda: {"weigh": command})
-    return command, calls
+
+    def change(**fields):
+        monkeypatch.setitem(COMMANDS, "weigh", command._replace(**fields))
+
+    change()
+    return calls, change
 
 
 def test_a_command_beside_the_stages_gets_its_own_arguments(other, stages):
-    command, calls = other
+    calls, _ = other
     assert main.main(["weigh", "--scale=kg"]) == 0
     assert calls[0][0] == "kg" and not stages
 
@@ -255,9 +279,8 @@ def test_a_command_without_a_configuration_refuses_gin_flags(other, capsys):
 
 
 def test_a_command_with_a_configuration_gets_the_run(other, stages, config):
-    command, calls = other
-    command.CONFIGS = "runs"
-    command.run = lambda args, load: calls.append((args.scale, load(())))
+    calls, change = other
+    change(configs="runs", run=lambda args, load: calls.append((args.scale, load(()))))
     assert main.main(["weigh", config]) == 0
     assert calls == [("g", "the run")] and not stages
 
@@ -265,7 +288,7 @@ def test_a_command_with_a_configuration_gets_the_run(other, stages, config):
 def test_help_lists_a_command_beside_the_stages(other, capsys):
     with pytest.raises(SystemExit):
         main.main(["--help"])
-    assert "says what a model weighs" in capsys.readouterr().out
+    assert "print the weight of a model" in capsys.readouterr().out
 
 
 def test_a_misspelt_command_is_met_with_the_nearest(other, capsys):

@@ -6,7 +6,7 @@ import sys
 import gin
 import pytest
 
-from lmsi_jax.config import gin_edge
+from lmsi_jax.config import gin_loader
 from lmsi_jax.errors import LmsiError
 
 
@@ -17,7 +17,7 @@ def lamp(colour="white", watts=1):
 
 
 def _lit(*files, search_paths=()):
-    gin_edge.load(None, gin_edge.GinArgs(files=files, search_paths=search_paths))
+    gin_loader.load(None, gin_loader.GinArgs(files=files, search_paths=search_paths))
     return lamp()
 
 
@@ -35,7 +35,7 @@ def test_includes_of_a_file_on_a_bucket_are_found_on_it_and_among_the_packaged_o
     packaged = tmp_path / "packaged" / "runs"
     packaged.mkdir(parents=True)
     (packaged / "base.gin").write_text("lamp.colour = 'packaged'\n")
-    monkeypatch.setattr(gin_edge, "_packaged_roots", lambda: [packaged.parent])
+    monkeypatch.setattr(gin_loader, "_packaged_roots", lambda: [packaged.parent])
     (bucket.root / "runs").mkdir()
     (bucket.root / "runs" / "mine.gin").write_text("include 'runs/base.gin'\nlamp.watts = 2\n")
     assert _lit("gs://bucket/runs/mine.gin") == ("packaged", 2)
@@ -82,7 +82,7 @@ def test_a_bucket_that_refuses_is_named(bucket, monkeypatch):
 def test_a_file_that_is_no_text_is_named_and_so_is_an_included_one(bucket, tmp_path, data):
     file, mine = tmp_path / "model.gin", tmp_path / "mine.gin"
     file.write_bytes(data)
-    said = "is no text in UTF-8; give a gin file: lines such as Run.rounds = 3"
+    said = "is not UTF-8 text; give a gin file with lines such as Run.rounds = 3"
     assert _error(str(file)) == f"{file} {said}"
     mine.write_text("include 'model.gin'\n")
     assert _error(str(mine)) == f"{file} {said}"
@@ -95,8 +95,8 @@ def test_local_files_are_read_without_tensorflow(tmp_path):
     (tmp_path / "mine.gin").write_text("include 'base.gin'\n")
     code = (
         "import sys\n"
-        "from lmsi_jax.config import gin_edge\n"
-        "gin_edge.load(sys.argv[1], gin_edge.GinArgs())\n"
+        "from lmsi_jax.config import gin_loader\n"
+        "gin_loader.load(sys.argv[1], gin_loader.GinArgs())\n"
         "assert not {'tensorflow', 'jax'} & {*sys.modules}, sorted(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "mine.gin")], check=True)

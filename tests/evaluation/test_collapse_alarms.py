@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from lmsi_jax.config.stages import NAMES, CollapseMonitor
+from lmsi_jax.config import CollapseMonitor
+from lmsi_jax.config.steps import ALARMS
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.collapse import CollapseMetrics, LabelledMetrics, alarms
 
@@ -78,7 +79,7 @@ ALONE = [
 
 
 def test_every_alarm_has_a_collapse_here():
-    assert (*dict.fromkeys(name for name, _ in ALONE), *COLLAPSES) == NAMES
+    assert (*dict.fromkeys(name for name, _ in ALONE), *COLLAPSES) == ALARMS
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_a_jump_is_seen_in_the_second_round_already(name, changes):
 def test_a_total_collapse_raises_one_alarm_of_each_kind_in_order():
     gone = _with(BASE, sure=1.0, majority=0.3, passed=0.3, entropy=0.0, length=8.0, kept=0.3,
                  distinct=(0.01, 0.02, 0.02), unparsed=0.5, easy_weight=1.0)  # fmt: skip
-    expected = [name for name in NAMES if name not in ("saturated", "empty", "longer")]
+    expected = [name for name in ALARMS if name not in ("saturated", "empty", "longer")]
     assert _names([BASE, _with(BASE, entropy=0.3), gone]) == expected
 
 
@@ -195,10 +196,10 @@ def test_an_alarm_calls_round_0_the_base_model():
             {"stop": ("entropie",)},
             "CollapseMonitor.stop has 'entropie'; choose from saturated, no_diversity, empty",
         ),
-        ({"kept": (0.5,)}, "CollapseMonitor.kept = (0.5,); two numbers of 0 or more"),
+        ({"kept": (0.5,)}, "CollapseMonitor.kept = (0.5,); use two numbers of 0 or more"),
         ({"longer": (-1.0, 2.0)}, "two numbers of 0 or more"),
-        ({"saturated": (0.9,)}, "CollapseMonitor.saturated = (0.9,); two numbers of 0 or more"),
-        ({"calibration_gap": -0.1}, "CollapseMonitor.calibration_gap = -0.1; 0 (off) or more"),
+        ({"saturated": (0.9,)}, "CollapseMonitor.saturated = (0.9,); use two numbers of 0 or more"),
+        ({"calibration_gap": -0.1}, "CollapseMonitor.calibration_gap = -0.1; use 0 (off) or more"),
     ],
 )
 def test_a_wrong_setting_is_named(changes, message):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmsi_jax import voting
-from lmsi_jax.config import stages
+from lmsi_jax.config import Voting
 from lmsi_jax.evaluation import accuracy, statistics
 from lmsi_jax.records import Question, Sample
 
@@ -45,7 +45,7 @@ some_rows = st.lists(
     min_size=1,
     max_size=7,
 )
-rules = st.sampled_from([stages.Voting(weights=w) for w in ("none", "logprob", "softmax")])
+rules = st.sampled_from([Voting(weights=w) for w in ("none", "logprob", "softmax")])
 
 
 @given(some_rows, rules)

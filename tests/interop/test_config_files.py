@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-from lmsi_jax.config import gin_edge
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig, gin_loader
 from lmsi_jax.config.configurables import load_run
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.hf_config import hf_config, model_config
@@ -75,7 +74,7 @@ PUBLISHED = {
 def _loaded(tmp_path, text):
     file = tmp_path / "run.gin"
     file.write_text(f"{text}\nRun.model = @ModelConfig()\nRun.output_dir = 'none'\n")
-    gin_edge.load(str(file), gin_edge.GinArgs())
+    gin_loader.load(str(file), gin_loader.GinArgs())
     return load_run().model
 
 

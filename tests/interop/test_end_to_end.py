@@ -7,8 +7,8 @@ import transformers
 from sample_all import sample_all
 
 from lmsi_jax.cli.main import main
-from lmsi_jax.config.gin_edge import GinArgs, load
-from lmsi_jax.config.sampling import Sampling
+from lmsi_jax.config import Sampling
+from lmsi_jax.config.gin_loader import GinArgs, load
 from lmsi_jax.pipeline.context import Context
 
 pytestmark = pytest.mark.slow

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from lmsi_jax.cli.commands.export_hf import parse_size
+from lmsi_jax.cli.commands import parse_size
 from lmsi_jax.cli.main import main
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Training
+from lmsi_jax.config import ModelConfig, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.hf_weights import Shards, export_model, import_model, write_shards
 from lmsi_jax.models.tokenizers import encode_first, open_tokenizer

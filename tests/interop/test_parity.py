@@ -10,7 +10,7 @@ import torch
 import transformers
 from sample_all import sample_all
 
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config import Decoding, Sampling
 from lmsi_jax.interop.hf_weights import export_model, import_model
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.rollout.engine import Engine

@@ -42,12 +42,12 @@ def test_every_launch_command_is_accepted():
 
 
 def test_the_configuration_names_parameters_that_there_are_and_is_read_from_a_bucket(bucket):
-    from lmsi_jax.config import gin_edge
+    from lmsi_jax.config import gin_loader
     from lmsi_jax.config.configurables import load_run
 
     text = re.search(r"^```gin\n(.*?)^```$", _TEXT, re.MULTILINE | re.DOTALL)[1]
     (bucket.root / "gemma.gin").write_text(text)
-    gin_edge.load("gs://bucket/gemma.gin", gin_edge.GinArgs())
+    gin_loader.load("gs://bucket/gemma.gin", gin_loader.GinArgs())
     run = load_run()
     assert run.init_checkpoint == "gs://my-bucket/models/gemma"
     assert run.training.data * run.training.model == 16  # the chips of the page's pod

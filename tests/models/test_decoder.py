@@ -12,7 +12,8 @@ from flax import traverse_util
 from path_scores import sharp_params
 from reference_decoder import reference_logits
 
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
+from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.attention import packed_attention, prefill
 from lmsi_jax.models.params import fuse_projections, split_weights, transpose_weights
 from lmsi_jax.models.rotary import angles_of
@@ -200,7 +201,7 @@ def test_a_cache_behind_another_holds_what_the_joined_sequence_s_does(
 
 def test_odd_head_dim_and_uneven_groups_are_refused():
     sizes = {"vocab_size": 8, "num_layers": 1, "embed_dim": 8, "mlp_dim": 8}
-    with pytest.raises(ValueError, match="even"):
+    with pytest.raises(LmsiError, match="even"):
         ModelConfig(num_heads=2, head_dim=3, **sizes)
-    with pytest.raises(ValueError, match="multiple"):
+    with pytest.raises(LmsiError, match="multiple"):
         ModelConfig(num_heads=3, num_kv_heads=2, head_dim=4, **sizes)

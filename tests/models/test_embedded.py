@@ -6,9 +6,8 @@ import pytest
 from sample_all import sample_all
 
 from lmsi_jax.answers import key, path_key
-from lmsi_jax.config import gin_edge
+from lmsi_jax.config import Decoding, Sampling, gin_loader
 from lmsi_jax.config.configurables import load_run
-from lmsi_jax.config.sampling import Decoding, Sampling
 from lmsi_jax.models.tokenizers import SentencePiece
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.prompts import build_prompt
@@ -21,7 +20,7 @@ from lmsi_jax.training.checkpoints import digest, load_params
 
 @pytest.fixture(scope="module")
 def config():
-    gin_edge.load("quickstart", gin_edge.GinArgs())
+    gin_loader.load("quickstart", gin_loader.GinArgs())
     return load_run().model
 
 
@@ -43,7 +42,7 @@ def test_it_is_the_model_that_its_log_describes(params):
 def test_its_configuration_is_the_packaged_recipe(config):
     runs = []
     for name in (str(embedded_path("config.gin")), "pretrain"):
-        gin_edge.load(name, gin_edge.GinArgs())
+        gin_loader.load(name, gin_loader.GinArgs())
         runs.append(load_run())
     own, recipe = runs
     assert own.pretraining == recipe.pretraining and own.seed == recipe.seed

@@ -18,7 +18,8 @@ _DRAW = """
 import json, sys
 import jax, numpy as np
 from lmsi_jax.models.sharding import make_decode_mesh, param_shardings
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
+from lmsi_jax.config import Decoding
 from lmsi_jax.models.transformer import fresh_params
 from lmsi_jax.training.checkpoints import digest
 
@@ -26,7 +27,8 @@ config = ModelConfig(vocab_size=320, num_layers=2, embed_dim=64, num_heads=4, nu
                      head_dim=16, mlp_dim=96, max_length=256)
 found = [[digest(fresh_params(config, 3)), 1.0]]
 for data, model, fsdp in ((2, 4, True), (4, 2, False)):
-    params = fresh_params(config, 3, param_shardings(config, make_decode_mesh(data, model, fsdp)))
+    mesh = make_decode_mesh(Decoding(data=data, model=model, fsdp=fsdp))
+    params = fresh_params(config, 3, param_shardings(config, mesh))
     up = params["layer_1"]["up"]
     found.append([digest(params), up.addressable_data(0).size / up.size])
 json.dump(found, sys.stdout)

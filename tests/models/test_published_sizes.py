@@ -8,7 +8,7 @@ alone).
 
 import pytest
 
-from lmsi_jax.config import gin_edge
+from lmsi_jax.config import gin_loader
 from lmsi_jax.config.configurables import load_run
 
 EXACT = {
@@ -38,7 +38,7 @@ def packaged(tmp_path):
         file.write_text(
             f"include 'models/{name}.gin'\nRun.model = @ModelConfig()\nRun.output_dir = 'none'\n"
         )
-        gin_edge.load(str(file), gin_edge.GinArgs())
+        gin_loader.load(str(file), gin_loader.GinArgs())
         return load_run().model
 
     return load

@@ -11,7 +11,7 @@ from families import of_family
 from flax.core import freeze, unfreeze
 from path_scores import sharp_params
 
-from lmsi_jax.config.optimization import Optimizer, Training
+from lmsi_jax.config import Optimizer, Training
 from lmsi_jax.interop import t5x as lmsi_t5x
 from lmsi_jax.interop.t5x import T5XDecoder
 from lmsi_jax.models.attention import packed_attention

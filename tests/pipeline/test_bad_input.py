@@ -15,18 +15,21 @@ from lmsi_jax.cli.main import main
     [
         ({"Sampling.temprature": 0.5}, "did you mean temperature?"),
         ({"Run.rounds": "three"}, "Run.rounds = 'three'; use a whole number"),
-        ({"Run.rounds": 0}, "Run.rounds = 0; at least 1"),
-        ({"Run.questions_per_shard": 0}, "Run.questions_per_shard = 0; at least 1"),
-        ({"Evaluation.vote_count": 0}, "Evaluation.vote_count = 0; use 1 or more, or None for all"),
+        ({"Run.rounds": 0}, "Run.rounds = 0; use 1 or more rounds"),
+        ({"Run.questions_per_shard": 0}, "Run.questions_per_shard = 0; use 1 or more questions"),
+        (
+            {"Evaluation.vote_count": 0},
+            "Evaluation.vote_count = 0; use 1 or more questions",
+        ),
         ({"Run.start_from": "middle"}, "Run.start_from"),
-        ({"Sampling.top_p": 0.0}, "Sampling.top_p = 0.0; use a probability above 0, 1 for off"),
+        ({"Sampling.top_p": 0.0}, "Sampling.top_p = 0.0; use a share above 0, up to 1"),
         (
             {"Sampling.adaptive_consistency": 95},
             "Sampling.adaptive_consistency = 95; use a probability above 0.5",
         ),
         ({"Training.steps": 0}, "Training.steps = 0; use 1 or more"),
         ({"Training.human_rate": 2.0}, "Training.human_rate = 2.0; use a share, 0 to 1"),
-        ({"ModelConfig.head_dim": 5}, "head_dim=5 must be even"),
+        ({"ModelConfig.head_dim": 5}, "head_dim = 5 must be even"),
         ({"Questions.train": ("purchase",)}, "did you mean 'purchases'?"),
         ({"Questions.train_count": 0}, "Questions.train_count = 0; use 1 or more"),
         ({"Questions.test_count": 0}, "Questions.test_count = 0; use 1 or more"),
@@ -42,7 +45,10 @@ from lmsi_jax.cli.main import main
         ({"Mixing.cap": 0}, "Mixing.cap = 0; use 1 or more"),
         ({"Mixing.formats": ("cot",)}, "Mixing.formats = ('cot',); choose from few_shot_cot, "),
         ({"Mixing.min_confidence": 50.0}, "Mixing.min_confidence = 50.0; use a share, 0 to 1"),
-        ({"Mixing.human_examples": -1}, "Mixing.human_examples = -1; use 0 or more"),
+        (
+            {"Mixing.human_examples": -1},
+            "Mixing.human_examples = -1; use 0 (none",
+        ),
         ({"Evaluation.prompt_styles": ("tot",)}, "Evaluation.prompt_styles has 'tot'"),
     ],
 )
@@ -57,7 +63,7 @@ def test_a_missing_output_dir_is_named_with_its_flag(gin_file, capsys):
     assert main(["run", gin_file]) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert error == (
-        "lmsi: error: Run wants output_dir; set it in the gin file or add "
+        "lmsi: error: Run needs output_dir; set it in the gin file or add "
         "--gin.Run.output_dir=VALUE"
     )
 
@@ -145,7 +151,7 @@ def test_when_nothing_parses_training_refuses_and_the_report_shows_it(
     changes = {"Run.init_checkpoint": random_checkpoint}
     code, _, error = lmsi("run", tmp_path / "run", changes)
     assert code == 2
-    assert "round 1 kept no path" in error and "lmsi report" in error
+    assert "round 1 kept no sample" in error and "lmsi report" in error
     for stage in ("sample", "vote", "mix", "eval"):
         assert lmsi(stage, tmp_path / "run", changes)[0] == 0
     assert lmsi("report", tmp_path / "run", changes)[0] == 0

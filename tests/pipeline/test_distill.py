@@ -8,7 +8,7 @@ import pytest
 from micro_run import contents, other_tokenizer, shard_rows, snapshot
 
 from lmsi_jax.cli.main import main
-from lmsi_jax.config.stages import Distillation
+from lmsi_jax.config import Distillation
 from lmsi_jax.pipeline import train
 from lmsi_jax.pipeline.distill import TeacherRun
 from lmsi_jax.records import Example
@@ -220,7 +220,7 @@ def test_a_missing_or_unfinished_teacher_is_named_and_nothing_is_done(distill, c
     assert "round_2/mix is not finished" in error_with(round=2).replace(" ", "").replace(
         "isnotfinished", " is not finished"
     )
-    assert "Distillation.round = -1; use 1 or more" in error_with(round=-1)
+    assert "Distillation.round = -1; use 0 (the last round" in error_with(round=-1)
     (copy / "round_1" / "mix" / "stage.json").unlink()
     assert "finish it with `lmsi mix`" in error_with(teacher_dir=str(copy))
 
@@ -244,14 +244,14 @@ def test_the_teachers_shape_and_last_round_come_from_its_run(finished, micro_con
 @pytest.mark.parametrize(("size", "billions"), [("8b", 8.63), ("62b", 62.5)])
 def test_the_large_recipes_are_of_palms_shape_and_want_a_teacher(size, billions, tmp_path, capsys):
     """Parameter counts of Chowdhery et al. 2022, table 1."""
-    from lmsi_jax.config import gin_edge
+    from lmsi_jax.config import gin_loader
     from lmsi_jax.config.configurables import load_run
 
     wanted = ["Run.output_dir", "Run.init_checkpoint", "Run.tokenizer", "Distillation.teacher_dir"]
     words = [f"--gin.{name}={str(tmp_path / 'none')!r}" for name in wanted]
     words += ["--gin.Questions.train=('legs',)", "--gin.Questions.test=('legs',)"]
-    arguments, _ = gin_edge.parse(words)
-    gin_edge.load(f"distill_{size}", arguments)
+    arguments, _ = gin_loader.parse(words)
+    gin_loader.load(f"distill_{size}", arguments)
     run = load_run()
     assert run.model.parameter_count / 1e9 == pytest.approx(billions, rel=2e-3)
     training = run.training

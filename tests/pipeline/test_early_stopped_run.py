@@ -8,8 +8,7 @@ import pytest
 from micro_run import shard_rows
 
 from lmsi_jax.answers import path_key
-from lmsi_jax.config.sampling import Sampling
-from lmsi_jax.config.stages import Evaluation
+from lmsi_jax.config import Evaluation, Sampling
 from lmsi_jax.pipeline import evaluate
 from lmsi_jax.records import Example, Question, Sample, Vote
 from lmsi_jax.runtime.store import ShardStore, Stage
@@ -129,10 +128,10 @@ def test_without_it_the_usual_rule_is_replayed_on_every_set(finished):
 
 @pytest.mark.parametrize("prompt_style", ["self_consistency", "cot", "standard"])
 def test_evaluation_samples_all_paths_whatever_sampling_does(prompt_style):
-    run = types.SimpleNamespace(
+    settings = types.SimpleNamespace(
         evaluation=Evaluation(), sampling=Sampling(adaptive_consistency=0.95)
     )
-    used = evaluate._sampling(types.SimpleNamespace(run=run), 1, prompt_style)
+    used = evaluate._sampling(types.SimpleNamespace(settings=settings, index=1), prompt_style)
     assert used.adaptive_consistency is None
 
 

@@ -8,7 +8,7 @@ import pytest
 from micro_run import shard_rows
 
 from lmsi_jax import voting
-from lmsi_jax.config import stages
+from lmsi_jax.config import Voting
 from lmsi_jax.evaluation.statistics import mcnemar, wilson
 from lmsi_jax.records import Sample, Vote
 
@@ -58,7 +58,7 @@ def test_votes_are_weighed_as_gin_says_and_recorded(copy, lmsi):
     paths = shard_rows(copy / "round_1/sample", Sample)
     for vote in shard_rows(copy / "round_1/vote", Vote):
         own = sorted((p for p in paths if p.uid == vote.uid), key=lambda p: p.sample_index)
-        weights = voting.weigh(own, stages.Voting(weights="softmax", temperature=0.1))
+        weights = voting.weigh(own, Voting(weights="softmax", temperature=0.1))
         assert vote.weights == pytest.approx(weights)
         agreeing = [w for w, key in zip(vote.weights, vote.keys, strict=True) if key == vote.winner]
         expected = math.fsum(agreeing) if vote.winner else 0.0

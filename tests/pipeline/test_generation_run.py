@@ -16,11 +16,10 @@ from own_run import TRIGGER, text, write_gin
 from lmsi_jax import prompts
 from lmsi_jax.augmentation import prompt_of
 from lmsi_jax.cli.main import main
-from lmsi_jax.config import gin_edge
+from lmsi_jax.config import gin_loader
 from lmsi_jax.config.configurables import load_run
-from lmsi_jax.pipeline import augment, sample, sample_shards
-from lmsi_jax.pipeline import augment as prompt_stage
-from lmsi_jax.pipeline.context import Context
+from lmsi_jax.pipeline import augment, sample
+from lmsi_jax.pipeline.context import Context, read_samples
 from lmsi_jax.records import Example, ExamplePair, Question, Sample, Vote
 from lmsi_jax.runtime import files, store
 from lmsi_jax.runtime import store as store_module
@@ -99,7 +98,7 @@ def test_new_questions_are_those_that_are_neither_real_nor_of_the_test(own):
     counts = _counts(own)["generated"]["gsm8k"]
     store = store_module.ShardStore(own / "round_1" / "generate")
     new = [Question.from_json(row) for row in store.read("questions-gsm8k")]
-    written = sample_shards.read_samples(store, "written-gsm8k")
+    written = read_samples(store, "written-gsm8k")
     texts = [sample.text.strip() for rows in written.values() for sample in rows]
     # By hand: the digits that the model wrote, without those of the files.
     digits = [text[-2] for text in texts if re.fullmatch(r"Q: haThe answer is \d\.", text)]
@@ -126,10 +125,10 @@ def test_all_stages_take_real_and_new_questions(own):
 
 def test_paths_are_spread_over_prompts_that_do_not_show_their_question(own, gin_of_two):
     context = _context(gin_of_two, own)
-    made = prompt_stage.read_prompts(context, 1, "gsm8k")
+    made = context.round(1).few_shots("gsm8k")
     assert [len(prompt.uids) for prompt in made] == [2, 2, 2]
     assert {one.reasoning for prompt in made for one in prompt.exemplars} == {"ha"}
-    samples = sample.read_task(context, 1, "gsm8k")
+    samples = context.round(1).samples("gsm8k")
     assert {uid: [path.sample_index for path in rows] for uid, rows in samples.items()} == {
         uid: [0, 1, 2, 3, 4] for uid in samples
     }
@@ -180,11 +179,11 @@ def test_a_path_is_scored_and_weighed_behind_its_own_prompt(own, gin_of_two, tmp
         shutil.rmtree(copy / "round_1" / stage)
     assert main(_words("mix", gin_of_two, copy, **_FILTERS)) == 0
     context = _context(gin_of_two, copy)
-    made, params = prompt_stage.read_prompts(context, 1, "gsm8k"), context.params(0)
+    made, params = context.round(1).few_shots("gsm8k"), context.params(0)
     votes = {vote.uid: vote for vote in shard_rows(copy / "round_1" / "vote", Vote)}
     trained = {u for u, v in votes.items() if "generated" not in u or v.confidence >= 0.5}
     paths = {(p.uid, p.sample_index): p for p in shard_rows(copy / "round_1" / "sample", Sample)}
-    questions = {q.uid: q for q in augment.training_questions(context, 1)["gsm8k"]}
+    questions = {q.uid: q for q in context.round(1).questions["gsm8k"]}
     scored = _shard(copy, "path_scores", "loss-gsm8k-00000-of-00001")
     names = {(r["uid"], r["sample_index"]) for r in scored}
     alike = {
@@ -199,7 +198,7 @@ def test_a_path_is_scored_and_weighed_behind_its_own_prompt(own, gin_of_two, tmp
         exemplars = made[prompt_of(path.uid, path.sample_index, made)].exemplars
         prefix, inputs = prompts.build_prompt(questions[path.uid], exemplars, "cot")
         before, after = encode(prefix) + encode(inputs), encode(f" {path.text.strip()}")
-        scores = reference_logits(context.run.model, params, [*before, *after])
+        scores = reference_logits(context.round(1).settings.model, params, [*before, *after])
         places = range(len(before) - 1, len(before) + len(after) - 1)
         losses = [-log_softmax(scores[p])[t] for p, t in zip(places, after, strict=True)]
         assert row["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4, abs=2e-6)
@@ -214,21 +213,18 @@ def _shard(run, stage, name):
 
 
 def _context(gin, output):
-    gin_edge.load(gin, gin_edge.parse([f"--gin.Run.output_dir={str(output)!r}"])[0])
+    gin_loader.load(gin, gin_loader.parse([f"--gin.Run.output_dir={str(output)!r}"])[0])
     return Context(load_run(), frozenset({"generate", "prompts", "sample"}))
 
 
 def test_shards_made_by_several_processes_are_those_of_one(own, gin_of_two, tmp_path, monkeypatch):
     shutil.copytree(own / "questions", tmp_path / "run" / "questions")
     context = _context(gin_of_two, tmp_path / "run")
-    for name, shards in (
-        ("generate", augment.generate_shards),
-        ("prompts", prompt_stage.prompt_shards),
-        ("sample", sample.sample_shards),
-    ):
+    for step in (augment.GenerateStep(), augment.PromptsStep(), sample.SampleStep()):
+        name = step.name
         for index in (1, 0):
             monkeypatch.setattr(Processes, "share", (index, 2))
-            shards(context, 1)
+            step.share(context.round(1))
         made = contents(tmp_path / "run" / "round_1" / name)
         whole = contents(own / "round_1" / name)
         shards = {file for file in whole if "-of-" in file}

@@ -11,7 +11,7 @@ import pytest
 from micro_run import contents
 
 from lmsi_jax.cli.main import main
-from lmsi_jax.config.optimization import Lora
+from lmsi_jax.config import Lora
 from lmsi_jax.runtime import files
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.lora import fresh_adapters, merge_adapters

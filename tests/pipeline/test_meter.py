@@ -6,6 +6,7 @@ from lmsi_jax.pipeline.sample_shards import Meter
 from lmsi_jax.records import Question, Sample
 from lmsi_jax.rollout.requests import Stats
 from lmsi_jax.runtime.progress import Progress
+from lmsi_jax.voting import AnswerReader
 
 
 def _question(uid, kind):
@@ -25,7 +26,9 @@ def test_the_bar_shows_questions_speeds_busy_slots_parsed_answers_and_the_time_l
         "round 1: sampling", 50, unit="questions", rate_unit="tokens", initial=10,
         stream=io.StringIO(), clock=lambda: now[0],
     )  # fmt: skip
-    meter = Meter(bar, {"a": _question("a", "number"), "b": _question("b", "yes_no")})
+    meter = Meter(
+        bar, {"a": _question("a", "number"), "b": _question("b", "yes_no")}, AnswerReader()
+    )
     now[0] = 8.0
     meter.chunk(Stats(samples=3, tokens=400, slot_steps=500))
     now[0] = 10.0
@@ -40,5 +43,5 @@ def test_the_bar_shows_questions_speeds_busy_slots_parsed_answers_and_the_time_l
 
 def test_before_anything_is_known_no_notes_are_shown():
     bar = Progress("sampling", 2, unit="questions", stream=io.StringIO(), clock=lambda: 0.0)
-    Meter(bar, {}).chunk(Stats())
+    Meter(bar, {}, AnswerReader()).chunk(Stats())
     assert bar.line() == "sampling 0/2 questions (0 %)"

@@ -3,7 +3,7 @@
 import pytest
 from micro_run import shard_rows
 
-from lmsi_jax.config.sampling import Sampling
+from lmsi_jax.config import Sampling
 from lmsi_jax.pipeline.context import Context
 from lmsi_jax.records import Sample, Vote
 from lmsi_jax.rollout.requests import Request, Response, Rollout, Stats

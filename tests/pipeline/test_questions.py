@@ -4,12 +4,10 @@ import json
 
 import pytest
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.run import Run
-from lmsi_jax.config.stages import Questions
+from lmsi_jax.config import ModelConfig, Questions, Run
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.pipeline.context import Context
-from lmsi_jax.pipeline.questions import draw_questions, read_exemplars
+from lmsi_jax.pipeline.questions import draw_questions
 from lmsi_jax.prompts import few_shot_prefix
 from lmsi_jax.tasks import exemplars
 
@@ -97,8 +95,8 @@ def test_the_run_keeps_the_exemplars_that_it_was_given(tmp_path, files):
         tmp_path, data_dir=str(files), contamination="drop", exemplars=(("gsm8k", "gsm8k_short"),)
     )
     draw_questions(context)
-    assert read_exemplars(context, "gsm8k") == exemplars.packaged("gsm8k_short")
-    assert few_shot_prefix(read_exemplars(context, "gsm8k"), True).startswith("Q: Mia bakes 24")
+    assert context.exemplars("gsm8k") == exemplars.packaged("gsm8k_short")
+    assert few_shot_prefix(context.exemplars("gsm8k"), True).startswith("Q: Mia bakes 24")
 
 
 def test_exemplars_without_reasoning_are_refused(tmp_path, files):

@@ -71,7 +71,7 @@ def test_an_interrupt_is_one_line_and_the_run_goes_on(
     capsys.readouterr()
     assert main(words("run", tmp_path / "run")) == 130
     error = capsys.readouterr().err
-    assert error.endswith("\ninterrupted; the same command goes on where it was\n")
+    assert error.endswith("\ninterrupted; the same command continues where it stopped\n")
     assert "Traceback" not in error
     assert main(words("run", tmp_path / "run")) == 0
     assert contents(tmp_path / "run") == contents(finished)
@@ -94,7 +94,7 @@ def test_sigterm_finishes_the_step_and_the_run_goes_on(
     capsys.readouterr()
     assert main(words("run", tmp_path / "run")) == 143
     error = capsys.readouterr().err
-    assert error.endswith("\nterminated; the same command goes on where it was\n")
+    assert error.endswith("\nterminated; the same command continues where it stopped\n")
     assert "Traceback" not in error
     sampling = written.startswith("purchases")
     folder = tmp_path / "run" / "round_1" / ("sample" if sampling else "vote")

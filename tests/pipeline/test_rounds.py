@@ -1,10 +1,13 @@
 """The whole loop on a micro model: what it leaves behind, in one go, stage by stage, twice."""
 
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
-from micro_run import contents, shard_rows, snapshot
+from micro_run import ROOT, contents, shard_rows, snapshot
 
 from lmsi_jax.pipeline import train
 from lmsi_jax.records import Example, Question, Sample, Vote
@@ -79,6 +82,23 @@ def test_a_command_before_its_inputs_names_the_command_to_run(lmsi, tmp_path, co
     code, _, error = lmsi(command, tmp_path / "run")
     assert code == 2
     assert f"run `lmsi {first}` with the same configuration first" in error
+
+
+def test_sampling_voting_and_evaluating_load_no_tensorflow(words, tmp_path):
+    commands = [words(command, tmp_path / "run") for command in ("sample", "vote", "eval")]
+    code = (
+        "import sys; from lmsi_jax.cli.main import main;"
+        f"print([main(command) for command in {commands!r}]);"
+        "print(sorted({'seqio', 'tensorflow', 'tensorflow_datasets'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines()[-2:] == ["[0, 0, 0]", "[]"], done.stderr[-2000:]
 
 
 def test_a_report_of_nothing_says_what_to_run(lmsi, tmp_path):

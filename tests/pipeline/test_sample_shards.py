@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsi_jax.config.sampling import Sampling
+from lmsi_jax.config import Sampling
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.pipeline.context import read_samples
 from lmsi_jax.pipeline.sample_shards import (
     Job,
     fill_shards,
     plan_shards,
-    read_samples,
     vote_is_settled,
 )
 from lmsi_jax.records import Question, Sample
@@ -25,6 +25,7 @@ from lmsi_jax.rollout.requests import Request, Response, Rollout, Stats
 from lmsi_jax.rollout.scheduler import check_fit
 from lmsi_jax.runtime import files
 from lmsi_jax.runtime.store import ShardStore
+from lmsi_jax.voting import AnswerReader
 
 SAMPLING = Sampling(num_samples=3, max_new_tokens=8)
 _LENGTHS = st.dictionaries(
@@ -319,7 +320,7 @@ def test_every_question_is_reported_and_counts_go_on_over_the_jobs(tmp_path):
 
 def test_adaptive_consistency_goes_by_the_requests_threshold_and_the_parsed_answers():
     question = Question(uid="q", task="t", text="Q: ?", kind="number")
-    rule = vote_is_settled({"q": question}, conclusions=True)
+    rule = vote_is_settled({"q": question}, AnswerReader())
 
     def is_settled(threshold, *answers):
         sampling = dataclasses.replace(SAMPLING, adaptive_consistency=threshold)

@@ -14,19 +14,16 @@ import pytest
 from micro_run import contents, shard_rows
 
 from lmsi_jax.cli.main import main
-from lmsi_jax.config import configurables, gin_edge
+from lmsi_jax.config import SelfRating, configurables, gin_loader
 from lmsi_jax.models.tokenizers import SentencePiece
 from lmsi_jax.pipeline import score, scorers
 from lmsi_jax.pipeline.context import Context
-from lmsi_jax.pipeline.questions import read_exemplars
-from lmsi_jax.pipeline.vote import read_voted
 from lmsi_jax.prompts import build_prompt, solution
 from lmsi_jax.records import Example, Exemplar, Question, Sample, Vote
 from lmsi_jax.runtime import files
 from lmsi_jax.runtime.processes import Processes
 from lmsi_jax.runtime.store import ShardStore
-from lmsi_jax.selection.filters import SelfRating
-from lmsi_jax.selection.rows import Verdict
+from lmsi_jax.selection.rows import Verdict, judge
 from lmsi_jax.tasks import registry
 from lmsi_jax.tools.study_results import weighted_rows
 
@@ -212,7 +209,7 @@ def test_the_report_counts_right_and_wrong_rows_which_no_stored_question_tells(s
 
 def test_the_rows_of_the_figure_are_the_voted_ones_with_their_weights(selected, gin_file):
     words = _words(gin_file, "run", selected, ALL)[2:]
-    gin_edge.load(gin_file, gin_edge.parse(words)[0])
+    gin_loader.load(gin_file, gin_loader.parse(words)[0])
     (rows,) = weighted_rows(configurables.load_run()).values()
     (report,) = json.loads((selected / "report.json").read_text())["rounds"]
     first = report["funnel"][0]
@@ -259,14 +256,12 @@ def test_ratings_ratios_and_rankers_are_scored_once_each(gin_file, tmp_path, mon
     said = {row["uid"] for name in rated for row in store.read(name)}
     assert said == {f"{row['uid']}/{row['index']}" for row in scores}
     _give_ratings(store, rated)
-    gin_edge.load(gin_file, gin_edge.parse(_words(gin_file, "mix", run, changes)[2:])[0])
-    context = Context(configurables.load_run(), frozenset())
-    rows, facts = score.read_scored_rows(
-        context, 1, "purchases", read_voted(context, 1)["purchases"]
-    )
+    gin_loader.load(gin_file, gin_loader.parse(_words(gin_file, "mix", run, changes)[2:])[0])
+    round = Context(configurables.load_run(), frozenset()).round(1)
+    rows, facts = score.read_scored_rows(round, "purchases", round.voted()["purchases"])
     ratings = [row.scores["rating"] for row in rows]
     assert len(set(ratings)) >= 3 and ratings == [_given(row.solution) for row in rows]
-    verdicts = SelfRating(share=0.5).judge(rows, facts)
+    verdicts = judge(SelfRating(share=0.5), rows, facts)
     kept = [r for r, one in zip(ratings, verdicts, strict=True) if one.weight]
     assert sorted(kept) == sorted(ratings)[-len(kept) :] and len(kept) == -(-len(rows) // 2)
 
@@ -306,16 +301,15 @@ def test_a_filter_gets_the_log_probability_of_each_token(
     output = tmp_path / "run"
     for stage in ("questions", "round_1/sample", "round_1/vote"):
         shutil.copytree(selected / stage, output / stage)
-    gin_edge.load(gin_file, gin_edge.parse(_words(gin_file, "mix", output, ALL)[2:])[0])
+    gin_loader.load(gin_file, gin_loader.parse(_words(gin_file, "mix", output, ALL)[2:])[0])
     run = configurables.load_run()
     run = dataclasses.replace(run, mixing=dataclasses.replace(run.mixing, selection=(_Likely(),)))
     context = Context(run, frozenset({"path_scores"}))
-    score.path_scores(context, 1, {})
-    rows, facts = score.read_scored_rows(
-        context, 1, "purchases", read_voted(context, 1)["purchases"]
-    )
+    round = context.round(1)
+    score.PathScoresStep().execute(round, {})
+    rows, facts = score.read_scored_rows(round, "purchases", round.voted()["purchases"])
     tokenizer = SentencePiece(tokenizer_path)
-    exemplars = read_exemplars(context, "purchases")
+    exemplars = context.exemplars("purchases")
     row = rows[0]
     prefix, inputs = build_prompt(row.question, exemplars, "cot")
     before = tokenizer.encode(prefix) + tokenizer.encode(inputs)
@@ -397,13 +391,13 @@ def test_a_second_rounds_ranker_is_asked_and_one_for_many_paths_gets_a_shard_at_
     [
         ({"Mixing.selection": "(@ExternalScore(),)",
           "ExternalScore.scorer": "micro_scorers:nothing"},
-         "gives None to path"),
+         "gives None to sample"),
         ({"Mixing.selection": "(@ExternalScore(),)", "ExternalScore.scorer": "micro_scorers:few"},
          "`many` must give one for each"),
         ({"Mixing.selection": "(@ExternalScore(),)", "ExternalScore.scorer": "micro_scorers:none"},
          "has no function 'none'"),
         ({"Voting.weights": "scorer", "Voting.scorer": "micro_scorers:negative"},
-         "gives -2.5 to a path of"),
+         "gives -2.5 to a sample of"),
         ({"Voting.weights": "scorer", "Voting.scorer": ":f"}, "Voting.scorer = ':f'; write"),
     ],
 )  # fmt: skip
@@ -431,7 +425,7 @@ def test_ranks_are_shared_by_processes_and_asked_for_once(
         "Mixing.selection": "(@ExternalScore(),)",
         "ExternalScore.scorer": "micro_scorers:many",
     }
-    gin_edge.load(gin_file, gin_edge.parse(_words(gin_file, "mix", output, changes)[2:])[0])
+    gin_loader.load(gin_file, gin_loader.parse(_words(gin_file, "mix", output, changes)[2:])[0])
     context = Context(configurables.load_run(), frozenset({"path_scores"}))
     asked, ask = [], scorers.apply_scorer
 
@@ -443,14 +437,14 @@ def test_ranks_are_shared_by_processes_and_asked_for_once(
     store = ShardStore(output / "round_1" / "path_scores")
     for index in (1, 0):
         monkeypatch.setattr(Processes, "share", (index, 2))
-        score.score_shards(context, 1)
+        score.PathScoresStep().share(context.round(1))
     names = store.names()
     assert len(names) == len(asked) >= 3
     rows = [row for name in names for row in store.read(name)]
     assert len({(row["uid"], row["sample_index"]) for row in rows}) == len(rows)
     monkeypatch.setattr(Processes, "share", (0, 1))
     store.path(names[1]).unlink()
-    score.score_shards(context, 1)
+    score.PathScoresStep().share(context.round(1))
     assert store.names() == names and len(asked) == len(names) + 1
 
 

@@ -11,7 +11,7 @@ import pytest
 from micro_run import contents, snapshot
 
 from lmsi_jax.cli.main import main
-from lmsi_jax.config import gin_edge
+from lmsi_jax.config import gin_loader
 from lmsi_jax.pipeline import context
 from lmsi_jax.runtime.store import ShardStore
 
@@ -247,20 +247,20 @@ def test_stages_are_shared_between_local_folders_alone(lmsi, tmp_path):
     assert code == 2 and "Run.reuse copies between local folders" in error
 
 
-@pytest.mark.parametrize("name", gin_edge.packaged_configs("studies"))
+@pytest.mark.parametrize("name", gin_loader.packaged_configs("studies"))
 def test_every_run_of_a_packaged_study_has_a_configuration(name, tmp_path):
     from lmsi_jax.config.configurables import load_run, load_study
     from lmsi_jax.tools.study_results import units
 
-    arguments, _ = gin_edge.parse([f"--gin.Study.output_dir={str(tmp_path)!r}"])
-    file = gin_edge.find_config(name, kind="studies")
-    gin_edge.load(file, arguments)
+    arguments, _ = gin_loader.parse([f"--gin.Study.output_dir={str(tmp_path)!r}"])
+    file = gin_loader.find_config(name, kind="studies")
+    gin_loader.load(file, arguments)
     study = load_study()
     assert study.name == name and len(study.seeds) >= 3 and study.source
     head = pathlib.Path(file).read_text().partition("\ninclude")[0]
     assert f"#   lmsi study {name}\n" in head
     for unit in units(study):
-        gin_edge.load(file, gin_edge.with_bindings(arguments, unit.bindings))
+        gin_loader.load(file, gin_loader.with_bindings(arguments, unit.bindings))
         run = load_run()
         assert run.output_dir == unit.folder and unit.variant.seconds > 0
         assert unit.seed is None or run.seed == run.questions.seed == unit.seed

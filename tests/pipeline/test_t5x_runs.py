@@ -13,7 +13,7 @@ from lmsi_jax import answers
 from lmsi_jax.cli.main import main
 from lmsi_jax.evaluation.accuracy import score
 from lmsi_jax.interop import t5x as lmsi_t5x
-from lmsi_jax.pipeline.sample_shards import read_samples
+from lmsi_jax.pipeline.context import read_samples
 from lmsi_jax.records import Question
 from lmsi_jax.runtime.files import embedded_path
 from lmsi_jax.runtime.store import ShardStore

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from path_scores import Characters, expected, sharp_params
 from sample_all import sample_all
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config import Decoding, ModelConfig, Sampling
 from lmsi_jax.rollout.engine import Engine
 
 VOCABULARY = 37

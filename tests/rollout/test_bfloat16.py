@@ -15,7 +15,7 @@ import pytest
 from path_scores import Characters, expected, sharp_params
 from sample_all import sample_all
 
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config import Decoding, Sampling
 from lmsi_jax.rollout.engine import Engine
 
 NOISE = {"seed": 5, "round_index": 2}

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lmsi_jax.config.sampling import Decoding
+from lmsi_jax.config import Decoding
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.sharding import (
     RULES,
-    DecodeMesh,
+    DeviceMesh,
     decoding_shapes,
     decoding_weights,
     logical_axes,
@@ -39,9 +39,9 @@ import json, sys
 import jax, jax.numpy as jnp
 from sample_all import sample_all
 from lmsi_jax.rollout.engine import Engine
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config import Decoding, Sampling
 from lmsi_jax.rollout.decode_step import decode_chunk
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.models.tokenizers import SentencePiece
 
@@ -240,7 +240,7 @@ def test_weights_that_were_read_to_their_place_are_those_that_were_cast(
     saved = checkpoints.Checkpoints(tmp_path)
     saved.save(1, micro_params)
     saved.close()
-    decode_mesh = DecodeMesh(make_mesh(jax.devices()[:1], 1, 1))
+    decode_mesh = DeviceMesh(make_mesh(jax.devices()[:1], 1, 1))
     like = parameter_shapes(micro_config, "bfloat16")
     read = checkpoints.load_params(tmp_path, like, param_shardings(micro_config, decode_mesh))
     weights = decoding_weights(micro_config, read, jnp.bfloat16, decode_mesh)
@@ -262,8 +262,8 @@ def test_a_collision_and_an_unknown_axis_are_named():
 
 
 def test_too_few_devices_are_refused_with_their_number():
-    assert make_decode_mesh(1, 1, False) == DecodeMesh()
+    assert make_decode_mesh(Decoding()) == DeviceMesh()
     with pytest.raises(LmsiError, match="need 64 devices, this process has"):
-        make_decode_mesh(8, 8, False)
+        make_decode_mesh(Decoding(data=8, model=8))
     with pytest.raises(LmsiError, match="Decoding.data = 0"):
         Decoding(data=0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reference_decoder import reference_logits
 from sample_all import sample_all
 
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config import Decoding, Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.transformer import fresh_params
 from lmsi_jax.rollout import program_cache

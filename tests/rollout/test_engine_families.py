@@ -10,7 +10,7 @@ from families import FEW_FAST, of_family
 from path_scores import Characters, expected, sharp_params
 from sample_all import sample_all
 
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config import Decoding, Sampling
 from lmsi_jax.models.rotary import angles_of
 from lmsi_jax.models.sharding import decoding_weights
 from lmsi_jax.models.transformer import hidden_states

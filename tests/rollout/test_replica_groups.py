@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmsi_jax.config import Decoding
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.sharding import (
     ReplicaGroup,
@@ -87,7 +88,7 @@ def test_a_single_process_is_a_group_with_all_its_devices():
     replica_group = local_replica_group(1, 1)
     assert replica_group == ReplicaGroup() and not replica_group.several
     assert replica_group_devices(replica_group) == tuple(jax.devices())
-    assert make_decode_mesh(1, 1, False).shared is None
+    assert not make_decode_mesh(Decoding()).is_multiprocess
 
 
 class _Chip:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmsi_jax.config.sampling import Filters, Sampling
+from lmsi_jax.config import Filters, Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.rollout.sampler import apply_top_k_top_p, inverse_cdf, sample_token
 

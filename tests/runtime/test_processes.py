@@ -25,8 +25,8 @@ import jax
 from lmsi_jax.runtime import processes, signals
 from lmsi_jax.pipeline import sample_shards
 from lmsi_jax.rollout.engine import Engine
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.sampling import Decoding, Sampling
+from lmsi_jax.config import ModelConfig
+from lmsi_jax.config import Decoding, Sampling
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.models.tokenizers import SentencePiece
 from lmsi_jax.runtime.store import ShardStore

@@ -9,17 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_rows import LOSSES, exact_count, kept, lowest, row
 
-from lmsi_jax.errors import LmsiError
-from lmsi_jax.records import Question, Sample
-from lmsi_jax.selection.filters import (
+from lmsi_jax.config import (
     AnswerEntropy,
     Cap,
     Difficulty,
     DistinctReasoning,
+    DistributionShift,
     ExternalScore,
+    ImportanceWeights,
     InstructionFollowing,
     MinConfidence,
     SelfRating,
+)
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.records import Question, Sample
+from lmsi_jax.selection.filters import (
     equations,
     kept_count,
     rating_prompt,
@@ -29,8 +33,7 @@ from lmsi_jax.selection.filters import (
     select_hardest,
     word_pairs,
 )
-from lmsi_jax.selection.importance import DistributionShift, ImportanceWeights
-from lmsi_jax.selection.rows import NOTHING, Facts
+from lmsi_jax.selection.rows import NOTHING, Facts, judge
 from lmsi_jax.voting import vote
 
 EVERY = (
@@ -73,9 +76,9 @@ def _some(seed, n=20):
 @pytest.mark.parametrize("seed", range(3))
 def test_the_order_of_the_rows_does_not_matter(one, seed):
     rows = _some(seed)
-    before = {r.name: v for r, v in zip(rows, one.judge(rows, FACTS), strict=True)}
+    before = {r.name: v for r, v in zip(rows, judge(one, rows, FACTS), strict=True)}
     random.Random(seed).shuffle(rows)
-    after = {r.name: v for r, v in zip(rows, one.judge(rows, FACTS), strict=True)}
+    after = {r.name: v for r, v in zip(rows, judge(one, rows, FACTS), strict=True)}
     assert before == after
     assert all(v.reason for v in before.values() if not v.weight)
 
@@ -84,7 +87,7 @@ def test_the_order_of_the_rows_does_not_matter(one, seed):
 @pytest.mark.parametrize("n", [0, 1])
 def test_no_row_and_one_row_are_no_trouble(one, n):
     rows = [row(loss=1.0, question_loss=1.0, alone_loss=2.0, rating=3.0, **{"scorer:m:f": 1})][:n]
-    assert kept(one.judge(rows, FACTS)) == [0][: n if one != MinConfidence(confidence=0.6) else 0]
+    assert kept(judge(one, rows, FACTS)) == [0][: n if one != MinConfidence(confidence=0.6) else 0]
 
 
 @given(n=st.integers(0, 5000), percent=st.integers(1, 100))
@@ -96,7 +99,7 @@ def test_a_share_is_exact_for_every_number_of_rows(n, percent):
 def test_the_lowest_distribution_shifts_are_kept(losses, percent):
     rows = [row(f"q{i:02}", loss=loss) for i, loss in enumerate(losses)]
     validation = (0.5, 1.5, 2.5)
-    found = DistributionShift(share=percent / 100).judge(rows, Facts(human_losses=validation))
+    found = judge(DistributionShift(share=percent / 100), rows, Facts(human_losses=validation))
     ratios = [np.mean(validation) / loss for loss in losses]
     expected = [ratio if ratio >= 1 else 1 / ratio for ratio in ratios]
     chosen = kept(found)
@@ -109,14 +112,14 @@ def test_the_lowest_distribution_shifts_are_kept(losses, percent):
 @given(losses=st.lists(LOSSES, max_size=30), cap=st.floats(0.1, 5))
 def test_importance_weights_are_the_capped_ratios(losses, cap):
     rows = [row(f"q{i:02}", loss=loss) for i, loss in enumerate(losses)]
-    found = ImportanceWeights(cap=cap).judge(rows, FACTS)
+    found = judge(ImportanceWeights(cap=cap), rows, FACTS)
     for loss, verdict in zip(losses, found, strict=True):
         assert verdict.weight == pytest.approx(min(1.0 / loss, cap), rel=1e-12)
 
 
 def test_without_labels_the_surest_votes_are_the_validation_set():
     rows = [row(f"q{i}", j, confidence=i / 10, loss=1.0 + i) for i in range(10) for j in range(2)]
-    found = ImportanceWeights(validation="confident", surest=0.2, cap=99.0).judge(rows, NOTHING)
+    found = judge(ImportanceWeights(validation="confident", surest=0.2, cap=99.0), rows, NOTHING)
     mean = np.mean([1.0 + 8, 1.0 + 9])
     for r, verdict in zip(rows, found, strict=True):
         assert verdict.weight == pytest.approx(mean / r.scores["loss"])
@@ -142,7 +145,7 @@ def test_the_entropy_filter_is_the_papers_formula(counts, percent):
         one = row(f"q{q}", entropy=cast.entropy, total=m)
         rows.append(one)
         expected.append(relative_entropy(one.vote))
-    found = kept(AnswerEntropy(share=percent / 100).judge(rows, NOTHING))
+    found = kept(judge(AnswerEntropy(share=percent / 100), rows, NOTHING))
     assert found == lowest(expected, percent)
 
 
@@ -152,7 +155,7 @@ def test_the_highest_ratings_are_kept_and_unrated_rows_never(ratings, percent):
         row(f"q{i:02}", **({} if rating is None else {"rating": float(rating)}))
         for i, rating in enumerate(ratings)
     ]
-    found = SelfRating(share=percent / 100).judge(rows, NOTHING)
+    found = judge(SelfRating(share=percent / 100), rows, NOTHING)
     rated = sorted(
         (i for i, rating in enumerate(ratings) if rating is not None),
         key=lambda i: (-ratings[i], i),
@@ -165,7 +168,7 @@ def test_the_highest_ratings_are_kept_and_unrated_rows_never(ratings, percent):
 @given(scores=st.lists(st.integers(-9, 9), max_size=20), percent=st.integers(1, 100))
 def test_a_ranker_keeps_its_highest(scores, percent):
     rows = [row(f"q{i:02}", **{"scorer:m:f": score}) for i, score in enumerate(scores)]
-    found = kept(ExternalScore(scorer="m:f", share=percent / 100).judge(rows, NOTHING))
+    found = kept(judge(ExternalScore(scorer="m:f", share=percent / 100), rows, NOTHING))
     assert found == lowest([-score for score in scores], percent)
 
 
@@ -178,7 +181,7 @@ def test_ifd_drops_above_one_and_keeps_the_highest(losses, percent):
         row(f"q{i:02}", question_loss=given, alone_loss=alone)
         for i, (given, alone) in enumerate(losses)
     ]
-    found = InstructionFollowing(share=percent / 100).judge(rows, NOTHING)
+    found = judge(InstructionFollowing(share=percent / 100), rows, NOTHING)
     ratios = [given / alone for given, alone in losses]
     allowed = sorted((i for i, r in enumerate(ratios) if r <= 1), key=lambda i: (-ratios[i], i))
     assert kept(found) == sorted(allowed[: exact_count(len(rows), percent)])
@@ -212,10 +215,10 @@ def test_one_path_is_kept_of_each_list_of_equations_the_likeliest():
         "it is  seven. the answer is 7",
     ]
     rows = [row("q", i, text=t, logprob=-5.0 + i % 2) for i, t in enumerate(texts)]
-    assert kept(DistinctReasoning().judge(rows, NOTHING)) == [1, 2, 3]
-    assert kept(DistinctReasoning(form="text").judge(rows, NOTHING)) == [0, 1, 2, 3]
+    assert kept(judge(DistinctReasoning(), rows, NOTHING)) == [1, 2, 3]
+    assert kept(judge(DistinctReasoning(form="text"), rows, NOTHING)) == [0, 1, 2, 3]
     other = [*rows, row("r", 0, text=texts[0]), row("q", 9, text=texts[0], key="8")]
-    assert kept(DistinctReasoning().judge(other, NOTHING)) == [1, 2, 3, 5, 6]
+    assert kept(judge(DistinctReasoning(), other, NOTHING)) == [1, 2, 3, 5, 6]
 
 
 @given(st.text(max_size=300))
@@ -327,4 +330,4 @@ def test_what_cannot_be_is_refused(make):
 
 def test_without_given_solutions_the_remedy_is_named():
     with pytest.raises(LmsiError, match="use 'confident'"):
-        DistributionShift().judge([row(loss=1.0)], NOTHING)
+        judge(DistributionShift(), [row(loss=1.0)], NOTHING)

@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 from selection_rows import row
 
-from lmsi_jax.selection.filters import Cap, MinConfidence
-from lmsi_jax.selection.importance import ImportanceWeights
+from lmsi_jax.config import Cap, ImportanceWeights, MinConfidence
 from lmsi_jax.selection.rows import Facts, select
 
 ROWS = [

@@ -12,10 +12,11 @@ from selection_rows import LOSSES, exact_count, kept, row
 from step_losses import step_losses
 
 from lmsi_jax import voting
+from lmsi_jax.config import DistributionShift, ImportanceWeights
 from lmsi_jax.models.transformer import fresh_params
 from lmsi_jax.records import Question, Sample
-from lmsi_jax.selection.importance import DistributionShift, ImportanceWeights, importance, shift
-from lmsi_jax.selection.rows import Facts, voted_rows
+from lmsi_jax.selection.importance import importance, shift
+from lmsi_jax.selection.rows import Facts, judge, voted_rows
 from lmsi_jax.training.losses import token_losses
 from lmsi_jax.training.packing import Shape, batches, weighted_row
 from lmsi_jax.training.scoring import target_losses
@@ -31,7 +32,7 @@ def _means(*asked):
 # 1. `min(2, w)` and then `max(w, 2)`: every weight was 2.0.
 def test_the_weights_of_different_losses_differ_and_none_is_lifted_to_the_cap():
     rows = [row(f"q{i}", loss=loss) for i, loss in enumerate((0.25, 0.8, 1.0, 2.0, 4.0))]
-    found = [v.weight for v in ImportanceWeights(cap=2.0).judge(rows, ONE)]
+    found = [v.weight for v in judge(ImportanceWeights(cap=2.0), rows, ONE)]
     assert found == [2.0, 1.25, 1.0, 0.5, 0.25]
 
 
@@ -54,7 +55,7 @@ def test_no_shift_is_one_and_nothing_is_capped():
 def test_any_share_of_any_number_of_rows_is_kept(percent):
     for n in range(60):
         rows = [row(f"q{i:02}", loss=1.0 + i) for i in range(n)]
-        found = DistributionShift(share=percent / 100).judge(rows, ONE)
+        found = judge(DistributionShift(share=percent / 100), rows, ONE)
         assert len(kept(found)) == exact_count(n, percent)
 
 
@@ -162,9 +163,9 @@ def test_a_step_is_its_own_microbatches_however_the_rows_are_cut(micro_setup):
 # 8. Seeds came from the clock.
 def test_selection_is_a_function_of_its_rows():
     rows = [row(f"q{i}", loss=1.0) for i in range(10)]  # all equal: ties everywhere
-    first = DistributionShift().judge(rows, ONE)
+    first = judge(DistributionShift(), rows, ONE)
     assert kept(first) == list(range(8))
-    assert all(DistributionShift().judge(rows, ONE) == first for _ in range(3))
+    assert all(judge(DistributionShift(), rows, ONE) == first for _ in range(3))
 
 
 def test_no_module_of_selection_knows_a_clock_or_chance():

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.records import Question
 from lmsi_jax.tasks import registry
 from lmsi_jax.tasks.task import Family
 
@@ -73,41 +74,82 @@ def test_registering_again_changes_nothing():
     assert set(tasks) >= wanted | {f"lmsi_{name}" for name in published}
 
 
+def _through_seqio(task, split, level, count, seed):
+    """Reads the questions of a registered SeqIO task."""
+    import seqio
+
+    source = seqio.TaskRegistry.get(registry.seqio_name(task, level)).source
+    rows = source.get_dataset(split=split, shuffle=False, seed=seed).take(count)
+    questions = []
+    for row in rows.as_numpy_iterator():
+        fields = {name: value.decode() for name, value in row.items()}
+        labels = {"gold": fields["answer"] or None, "also": tuple(fields["also"].splitlines())}
+        texts = {name: fields[name] for name in ("uid", "kind")}
+        questions.append(Question(task=task.name, text=fields["question"], **texts, **labels))
+    return questions
+
+
 @pytest.mark.parametrize("name", FAMILIES)
-def test_questions_through_seqio_are_those_of_the_family(name):
+def test_seqio_yields_the_questions_that_the_loop_reads(name):
+    registry.register((name,))
     for split, level, seed in [("train", "hard", 3), ("test", "easy", 0)]:
-        loaded = registry.load_questions(name, split, level, 15, seed)
-        assert loaded == registry.get(name).questions(split, level, 15, seed)
+        loaded = registry.get(name).questions(split, level, 15, seed)
+        assert loaded == _through_seqio(registry.get(name), split, level, 15, seed)
+        assert [row.gold is not None for row in loaded] == [split == "test"] * 15
 
 
-def test_gsm8k_comes_from_the_folder_that_is_given(gsm8k, tmp_path):
-    loaded = registry.load_questions("gsm8k", "test", "hard", 5, 1, data_dir=gsm8k)
-    assert loaded == registry.get("gsm8k", gsm8k).questions("test", "easy", 5, 1)
-    assert loaded == registry.load_questions("gsm8k", "test", "easy", 5, 1, data_dir=gsm8k)
+def test_seqio_reads_the_folder_that_was_registered_last(gsm8k, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "test.jsonl").write_text('{"question": "How?", "answer": "#### 7"}')
-    (question,) = registry.load_questions("gsm8k", "test", "easy", 1, 1, data_dir=str(other))
-    assert question.gold == "7"
+    for folder, count in ((gsm8k, 5), (str(other), 1)):
+        registry.register(("gsm8k",), folder)
+        task = registry.get("gsm8k", folder)
+        loaded = task.questions("test", "easy", count, 1)
+        assert loaded == task.questions("test", "hard", count, 1), "there is one level"
+        assert loaded == _through_seqio(task, "test", "easy", count, 1)
+    assert [question.gold for question in loaded] == ["7"]
+
+
+def test_other_answers_that_count_as_right_come_through_seqio(tmp_path):
+    answer = {"number": "", "date": {}, "spans": ["Ann", "Ben"]}
+    pair = {"query_id": "q", "question": "Who won?", "answer": answer}
+    rows = json.dumps({"nfl_1": {"passage": "They won.", "qa_pairs": [pair]}})
+    for file in ("drop_dataset_dev.json", "drop_dataset_train.json"):
+        (tmp_path / file).write_text(rows)
+    registry.register(("drop_football",), str(tmp_path))
+    task = registry.get("drop_football", str(tmp_path))
+    loaded = task.questions("test", "easy", 1, 0)
+    assert loaded[0].also and loaded == _through_seqio(task, "test", "easy", 1, 0)
+
+
+def test_reading_questions_loads_neither_seqio_nor_tensorflow(gsm8k):
+    code = (
+        "import sys, lmsi_jax.tasks.registry as r;"
+        f"[r.get(n, {gsm8k!r}).questions('test', 'hard', 5, 0) for n in ('legs', 'gsm8k')];"
+        "print(sorted({'seqio', 'tensorflow', 'jax'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
 
 
 def test_too_few_questions_are_counted(gsm8k):
     with pytest.raises(LmsiError, match="only 5 questions in its train split; ask for fewer"):
-        registry.load_questions("gsm8k", "train", "easy", 6, 0, data_dir=gsm8k)
+        registry.get("gsm8k", gsm8k).questions("train", "easy", 6, 0)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("split", "level", "message"),
     [
-        (("leggs", "train", "easy", 1, 0), "did you mean 'legs'"),
-        (("legs", "pretrain", "easy", 1, 0), "unknown split 'pretrain'; choose one of train, test"),
-        (("legs", "train", "medium", 1, 0), "unknown level 'medium'; choose one of easy, hard"),
-        (("legs", "train", "easy", 0, 0), "0 questions of task 'legs' were asked for"),
+        ("dev", "easy", "unknown split 'dev'; choose one of test, train, pretrain"),
+        ("train", "medium", "unknown level 'medium'; choose one of easy, hard"),
     ],
 )
-def test_mistaken_requests_are_named(arguments, message):
+def test_mistaken_requests_are_named(split, level, message):
     with pytest.raises(LmsiError, match=message):
-        registry.load_questions(*arguments)
+        registry.get("legs").questions(split, level, 1, 0)
 
 
 @pytest.mark.parametrize(("split", "labelled"), [("train", False), ("test", True)])

@@ -9,9 +9,7 @@ import sys
 
 import pytest
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Optimizer, Training
-from lmsi_jax.config.sampling import Decoding
+from lmsi_jax.config import Decoding, ModelConfig, Optimizer, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.tools.aot_costs import CHIPS, _refusal, chip_of, chips_in, slice_of
 from lmsi_jax.tools.aot_report import for_sampling, for_training

@@ -5,10 +5,8 @@ import numpy as np
 import pytest
 from sample_all import sample_all
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Training
-from lmsi_jax.config.sampling import Decoding, Sampling
-from lmsi_jax.models.sharding import DecodeMesh
+from lmsi_jax.config import Decoding, ModelConfig, Sampling, Training
+from lmsi_jax.models.sharding import DeviceMesh
 from lmsi_jax.models.tokenizers import SentencePiece
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.rollout import decode_step
@@ -51,7 +49,7 @@ def test_a_decode_chunk_is_compiled_for_the_engine_s_own_arguments(
         question=len(tokenizer.encode(question)),
     )
     assert (
-        _shapes(decode_arguments(_CONFIG, decoding, sampling, lengths, DecodeMesh())) == given[-1]
+        _shapes(decode_arguments(_CONFIG, decoding, sampling, lengths, DeviceMesh())) == given[-1]
     )
 
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from lmsi_jax.config.study_plan import Study, Variant
+from lmsi_jax.config import Study, Variant
 from lmsi_jax.tools import study_results
 from lmsi_jax.tools.study_page import head_and_rows, render
 

@@ -11,8 +11,7 @@ import time
 import jax
 import numpy as np
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Optimizer, Training
+from lmsi_jax.config import ModelConfig, Optimizer, Training
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.runtime.signals import Terminated, signals_as_exceptions
 from lmsi_jax.training import checkpoints, trainer
@@ -33,9 +32,9 @@ SETTINGS = {
     "steps": 60,
     "optimizer": Optimizer(learning_rate=3e-3),
     "microbatches": 2,
-    "rows": 2,
-    "length": 24,
-    "prefix_length": 8,
+    "sequences_per_prefix": 2,
+    "sequence_length": 24,
+    "max_prefix_length": 8,
     "log_every": 4,
     "save_every": 3,
     "keep": 2,
@@ -73,7 +72,7 @@ def outcome(folder):
         "params": checkpoints.digest(params),
         "state": checkpoints.digest(state),
         "metrics": (folder / "metrics.jsonl").read_bytes(),
-        "position": made.data_state(training.steps),
+        "data_state": made.data_state(training.steps),
     }
 
 

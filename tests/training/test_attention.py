@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_decoder import reference_logits
 
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.attention import packed_attention, prefill
 from lmsi_jax.models.params import fuse_projections
 from lmsi_jax.models.rotary import angles_of

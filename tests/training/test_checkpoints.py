@@ -9,7 +9,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from lmsi_jax.config.optimization import Optimizer
+from lmsi_jax.config import Optimizer
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.training import checkpoints
@@ -94,9 +94,9 @@ def test_a_missing_folder_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vocab_size": 321}, r"embedding is \(320, 24\), ModelConfig wants \(321, 24\)"),
+        ({"vocab_size": 321}, r"embedding is \(320, 24\), ModelConfig expects \(321, 24\)"),
         ({"num_layers": 3}, "it has no 'layer_2"),
-        ({"mlp_dim": 48}, "ModelConfig wants"),
+        ({"mlp_dim": 48}, "ModelConfig expects"),
     ],
 )
 def test_another_models_checkpoint_is_refused_by_its_shape(saved, micro_config, changes, message):
@@ -239,7 +239,7 @@ def test_each_missing_or_truncated_part_is_named_with_the_checkpoint_before(tmp_
 
 def test_another_optimiser_is_not_called_another_model(saved, micro_params):
     other = transformation(Optimizer(name="adafactor"), 9).init(micro_params)
-    with pytest.raises(LmsiError, match="another optimiser.*set Optimizer as it was"):
+    with pytest.raises(LmsiError, match="another optimizer.*set Optimizer as it was"):
         Checkpoints(saved[0]).restore(4, micro_params, other)
 
 
@@ -281,5 +281,5 @@ def test_only_what_is_asked_for_is_read(saved, micro_params, monkeypatch):
     assert set(asked[-1]) == {"target"}
     one = {"1": {"0": {"mu": {"embedding": state[1][0].mu["embedding"]}}}}
     assert _same(checkpoints.load_state(folder, one), one)
-    with pytest.raises(LmsiError, match="belongs to another optimiser: it has no '1.0.other'"):
+    with pytest.raises(LmsiError, match="belongs to another optimizer: it has no '1.0.other'"):
         checkpoints.load_state(folder, {"1": {"0": {"other": np.zeros(1)}}})

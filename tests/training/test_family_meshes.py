@@ -18,14 +18,11 @@ import json, sys
 import numpy as np
 from families import of_family
 from path_scores import sharp_params
-from lmsi_jax.training.packing import batch_shape
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.training import placement
-from lmsi_jax.training.optimizers import Optimizer
-from lmsi_jax.training.packing import batches, weighted_row
-from lmsi_jax.training.trainer import start
-from lmsi_jax.training.trainer import train_step
-from lmsi_jax.config.optimization import Training
+from lmsi_jax.config import ModelConfig
+from lmsi_jax.config import Optimizer, Training
+from lmsi_jax.models.sharding import make_training_mesh, shard_batch
+from lmsi_jax.training.packing import batch_shape, batches, weighted_row
+from lmsi_jax.training.trainer import start, train_step
 
 sizes = ModelConfig(vocab_size=160, num_layers=4, embed_dim=32, num_heads=8, num_kv_heads=4,
                     head_dim=8, mlp_dim=48, scan_layers=True, remat="layer")
@@ -37,14 +34,15 @@ found = {}
 for family in json.loads(sys.argv[1]):
     config = of_family(sizes, family)
     for data, model in ((1, 1), (2, 4)):
-        training = Training(steps=3, microbatches=2, rows=4, length=24, prefix_length=9,
+        training = Training(steps=3, microbatches=2, sequences_per_prefix=4,
+                            sequence_length=24, max_prefix_length=9,
                             optimizer=Optimizer(learning_rate=1e-3),
                             data=data, model=model, fsdp=data > 1)
         params, state = start(config, training, sharp_params(config, 1))
         stream = batches(iter(rows), batch_shape(training))
         losses = []
         for _ in range(training.steps):
-            batch = placement.fed(training, next(stream))
+            batch = shard_batch(make_training_mesh(training), next(stream))
             params, state, metrics = train_step(config, training, 1, params, state, batch)
             losses.append([float(metrics["loss"]), float(metrics["grad_norm"])])
         found.setdefault(family, []).append(losses)

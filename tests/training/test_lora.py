@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from step_losses import step_losses
 
-from lmsi_jax.config.optimization import Lora, Optimizer, Training
+from lmsi_jax.config import Lora, Optimizer, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.attention import packed_attention
 from lmsi_jax.models.params import fuse_projections, split_weights
@@ -26,7 +26,7 @@ from lmsi_jax.training.lora import (
 from lmsi_jax.training.losses import normalize_sums, weighted_sums
 from lmsi_jax.training.metrics import read_metrics
 from lmsi_jax.training.packing import batches, weighted_row
-from lmsi_jax.training.trainer import result, start, state_shapes, train, train_step
+from lmsi_jax.training.trainer import merge_trained, start, state_shapes, train, train_step
 
 LORA = Lora(rank=3, alpha=6.0, targets=("value", "query", "down"))
 TRAINING = Training(
@@ -69,7 +69,7 @@ def stepped(micro_config, micro_params):
 
 def test_a_run_starts_at_the_base_to_the_bit(micro_config, micro_params, stepped):
     params, state = start(micro_config, TRAINING, micro_params)
-    begun = result(TRAINING, params, state)
+    begun = merge_trained(TRAINING, params, state)
     assert checkpoints.digest(begun) == checkpoints.digest(micro_params)
     batch, _, metrics = stepped
     plain = dataclasses.replace(TRAINING, lora=None)
@@ -87,7 +87,7 @@ def test_the_base_is_frozen_and_the_optimiser_holds_adapters_alone(micro_params,
     assert sorted(moments) == sorted(2 * [leaf.shape for leaf in adapters])
     losses = [float(one["loss"]) for one in metrics]
     assert losses[2] < losses[1] < losses[0]
-    reached = result(TRAINING, params, state)
+    reached = merge_trained(TRAINING, params, state)
     for name, leaf in reached["layer_1"].items():
         changed = bool((leaf != micro_params["layer_1"][name]).any())
         assert changed == (name in LORA.targets)

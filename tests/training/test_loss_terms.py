@@ -9,11 +9,17 @@ import pytest
 import reference_losses as reference
 from step_losses import loss_and_gradient, step_losses
 
-from lmsi_jax.config.optimization import Loss
+from lmsi_jax.config import Loss
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.training.losses import Teacher, token_logits
-from lmsi_jax.training.packing import Shape, batches, microbatches, weighted_row
+from lmsi_jax.training.packing import (
+    DistillationRow,
+    Shape,
+    batches,
+    microbatches,
+    weighted_row,
+)
 from lmsi_jax.training.scoring import with_top_k
 
 K = 3
@@ -114,7 +120,7 @@ def test_a_teachers_stored_tokens(micro_config, micro_params, teacher, rest, tem
 
     def token_loss(row, at, scores, target):
         entropy = reference.cross_entropy(scores, target)
-        if row.teacher_ids is None:
+        if not isinstance(row, DistillationRow):
             return entropy
         known = (row.teacher_ids[at], row.teacher_logprobs[at].astype(np.float64))
         return 0.3 * entropy + 0.7 * reference.top_k_divergence(*known, scores, temperature, rest)

@@ -16,16 +16,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 _SCRIPT = """
 import dataclasses, itertools, json, sys
 import jax, numpy as np
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.transformer import init_params
-from lmsi_jax.training import placement, trainer
-from lmsi_jax.training.losses import Loss
+from lmsi_jax.config import Loss, Preference, Training
+from lmsi_jax.models.sharding import make_training_mesh, shard_params
+from lmsi_jax.training import trainer
+from lmsi_jax.training.losses import Teacher
 from lmsi_jax.training.metrics import read_metrics
 from lmsi_jax.training.packing import pair_row, weighted_row
-from lmsi_jax.training.losses import Preference
-from lmsi_jax.training.scoring import Scored, Scorer
-from lmsi_jax.config.optimization import Training
-from lmsi_jax.training.losses import Teacher
+from lmsi_jax.training.scoring import ScoredRows, TargetScorer
 
 config = ModelConfig(vocab_size=160, num_layers=1, embed_dim=32, num_heads=4, num_kv_heads=2,
                      head_dim=8, mlp_dim=48)
@@ -36,8 +35,8 @@ draw = lambda n: rng.integers(3, 160, n).tolist()
 few = [weighted_row((), draw(3), draw(4), 1.0) for _ in range(24)]
 twos = [pair_row(a, b) for a, b in zip(few, few[1:])]
 number = lambda rows: [dataclasses.replace(r, example=i) for i, r in enumerate(rows)]
-base = Training(steps=2, microbatches=1, rows=4, length=24, prefix_length=0, log_every=1,
-                save_every=2)
+base = Training(steps=2, microbatches=1, sequences_per_prefix=4, sequence_length=24,
+                max_prefix_length=0, log_every=1, save_every=2)
 cases = {
     "model": (dataclasses.replace(base, loss=Loss(distillation="model")), number(few)),
     "top_k": (dataclasses.replace(base, loss=Loss(distillation="top_k", top_k=3)), number(few)),
@@ -55,9 +54,9 @@ for name, (training, rows) in cases.items():
     for data, model in ((1, 1), (2, 4)):
         own = dataclasses.replace(training, data=data, model=model, fsdp=True)
         if name != "model":
-            where = placement.spread(config, own, teacher.params)
-            records = Scorer(config=config, params=where, training=own).records(rows)
-            rows = list(Scored(rows, records))
+            where = shard_params(config, make_training_mesh(own), teacher.params)
+            records = TargetScorer(config=config, params=where, training=own).records(rows)
+            rows = list(ScoredRows(rows, records))
         folder = f"{sys.argv[1]}/{name}-{data}"
         trainer.train(config, own, params, itertools.cycle(rows), folder,
                       teacher=teacher if name == "model" else None)

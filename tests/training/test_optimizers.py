@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from lmsi_jax.config.optimization import Optimizer
+from lmsi_jax.config import Optimizer
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.training.optimizers import learning_rate_schedule, transformation
 
@@ -140,15 +140,15 @@ def test_the_global_norm_is_clipped():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "sgd"}, "one of adamw, adafactor, muon"),
-        ({"decay": "step"}, "one of constant, linear, cosine"),
+        ({"name": "sgd"}, "'adamw', 'adafactor' or 'muon'"),
+        ({"decay": "step"}, "'constant', 'linear' or 'cosine'"),
         ({"learning_rate": -1e-3}, "0 or more"),
         ({"learning_rate": float("nan")}, "0 or more"),
-        ({"matrix_rate": float("inf")}, "0 or more"),
+        ({"muon_learning_rate": float("inf")}, "0 or more"),
         ({"weight_decay": -0.1}, "0 or more"),
-        ({"warmup_steps": -1}, "0 or more"),
-        ({"decay_share": 0.0}, "a share above 0, 1 for all steps"),
-        ({"clip": -1.0}, "0 (off) or more"),
+        ({"warmup_steps": -1}, "0 or more steps"),
+        ({"decay_share": 0.0}, "a share above 0, up to 1 (1 for all steps)"),
+        ({"max_grad_norm": -1.0}, "0 (off) or more"),
         ({"b2": 1.0}, "0 or more, below 1"),
     ],
 )

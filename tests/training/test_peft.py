@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lmsi_jax.config.optimization import Lora
+from lmsi_jax.config import Lora
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.training import lora as exported
 from lmsi_jax.training.lora import fresh_adapters, merge_adapters

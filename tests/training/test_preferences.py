@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference_losses as reference
 
-from lmsi_jax.config.optimization import Preference
+from lmsi_jax.config import Preference
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.training import losses as losses_module
@@ -64,7 +64,7 @@ def test_loss_and_gradient(micro_config, micro_params, preference):
         return pair_sums(micro_config, weights, one, 3, preference)
 
     sums = parameter_gradients(micro_config, micro_params, objective, batch)
-    means, gradient = losses_module.averaged_pairs(*sums)
+    means, gradient = losses_module.normalize_pair_sums(*sums)
     losses = lambda p: _reference_losses(micro_config, p, frozen, pairs, preference)  # noqa: E731
     value = lambda p: sum(losses(p)) / 3  # noqa: E731
     assert float(means.loss) == pytest.approx(value(micro_params), rel=1e-5)

@@ -10,7 +10,7 @@ import optax
 import pytest
 from step_losses import loss_and_gradient
 
-from lmsi_jax.config.optimization import Optimizer, Training
+from lmsi_jax.config import Optimizer, Training
 from lmsi_jax.models.transformer import init_params
 from lmsi_jax.training.packing import Shape, batches, weighted_row
 from lmsi_jax.training.trainer import start, train_step

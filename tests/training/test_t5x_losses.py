@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmsi_jax.config.optimization import Loss
+from lmsi_jax.config import Loss
 from lmsi_jax.interop import t5x as lmsi_t5x
 from lmsi_jax.training.losses import token_logits, token_losses
 from lmsi_jax.training.packing import Shape, microbatches, weighted_row

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lmsi_jax.config.optimization import Optimizer, Training
+from lmsi_jax.config import Optimizer, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.metrics import read_metrics
@@ -158,7 +158,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, micro_config, micro_pa
 
 
 @pytest.mark.parametrize(
-    "changes", [{"steps": 0}, {"rows": 0}, {"log_every": 0}, {"human_rate": 1.5}]
+    "changes", [{"steps": 0}, {"sequences_per_prefix": 0}, {"log_every": 0}, {"human_rate": 1.5}]
 )
 def test_settings_out_of_range_are_named(changes):
     with pytest.raises(LmsiError, match=f"Training.{next(iter(changes))} = "):

@@ -9,7 +9,7 @@ import one_run
 import pytest
 from reference_losses import cross_entropy, mean_loss
 
-from lmsi_jax.config.optimization import Training
+from lmsi_jax.config import Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Example
 from lmsi_jax.training import trainer

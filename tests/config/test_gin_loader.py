@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsi_jax.config import gin_edge, gin_errors
-from lmsi_jax.config.gin_edge import Binding, GinArgs
+from lmsi_jax.config import gin_errors, gin_loader
+from lmsi_jax.config.gin_loader import Binding, GinArgs
 from lmsi_jax.errors import LmsiError
 
 
@@ -47,9 +47,9 @@ class Oven:
 
 
 def _bake(*flags: str, config: str | None = None) -> Oven:
-    args, rest = gin_edge.parse(flags)
+    args, rest = gin_loader.parse(flags)
     assert rest == []
-    gin_edge.load(config, args)
+    gin_loader.load(config, args)
     with gin_errors.readable_calls():
         return Oven()  # type: ignore[call-arg]
 
@@ -77,7 +77,7 @@ def gin_file(tmp_path):
 
 
 def test_gin_flags_are_taken_out_of_a_command_line_in_both_spellings():
-    args, rest = gin_edge.parse(
+    args, rest = gin_loader.parse(
         [
             *("run", "--gin_file=a.gin", "x", "--gin_file", "b.gin", "--gin.A.b=1"),
             *("--gin_bindings=C=2", "-v", "--gin_search_paths=p,q"),
@@ -94,7 +94,7 @@ def test_gin_flags_are_taken_out_of_a_command_line_in_both_spellings():
 @pytest.mark.parametrize("words", [["--gin.A.b"], ["--gin_file"], ["--gin_file="], ["--gin.=1"]])
 def test_a_flag_without_a_value_is_an_error(words):
     with pytest.raises(LmsiError, match="value"):
-        gin_edge.parse(words)
+        gin_loader.parse(words)
 
 
 @pytest.mark.parametrize(
@@ -107,19 +107,19 @@ def test_text_that_is_no_gin_value_is_a_string(text):
 
 @given(text=st.text())
 def test_a_quoted_string_arrives_as_it_is(text):
-    args, _ = gin_edge.parse([f"--gin.Oven.folder={text!r}"])
-    gin_edge.load(None, args)
+    args, _ = gin_loader.parse([f"--gin.Oven.folder={text!r}"])
+    gin_loader.load(None, args)
     assert gin.query_parameter("Oven.folder") == text
 
 
 @given(
     text=st.from_regex(r"[a-z/][a-z0-9/_. '\"\[({:=-]*[a-z/]", fullmatch=True).filter(
-        lambda text: text not in gin_edge._LITERALS
+        lambda text: text not in gin_loader._LITERALS
     )
 )
 def test_unquoted_lower_case_text_arrives_as_it_is(text):
-    args, _ = gin_edge.parse([f"--gin.Oven.folder={text}"])
-    gin_edge.load(None, args)
+    args, _ = gin_loader.parse([f"--gin.Oven.folder={text}"])
+    gin_loader.load(None, args)
     assert gin.query_parameter("Oven.folder") == text
 
 
@@ -172,8 +172,8 @@ def test_packaged_names_are_found_and_a_misspelt_one_meets_the_nearest(tmp_path,
     runs = tmp_path / "runs"
     runs.mkdir()
     (runs / "quickstart.gin").write_text("Oven.folder = 'q'\n")
-    monkeypatch.setattr(gin_edge, "_packaged_roots", lambda: [tmp_path])
-    assert gin_edge.packaged_configs() == ("quickstart",)
+    monkeypatch.setattr(gin_loader, "_packaged_roots", lambda: [tmp_path])
+    assert gin_loader.packaged_configs() == ("quickstart",)
     assert _bake(config="quickstart").folder == "q"
     text = _error(config="quikstart")
     assert text == (
@@ -184,10 +184,10 @@ def test_packaged_names_are_found_and_a_misspelt_one_meets_the_nearest(tmp_path,
 
 
 def test_every_packaged_configuration_is_found_by_its_name():
-    names = gin_edge.packaged_configs()
+    names = gin_loader.packaged_configs()
     assert "quickstart" in names
     for name in names:
-        assert gin_edge.find_config(name).endswith(f"runs/{name}.gin")
+        assert gin_loader.find_config(name).endswith(f"runs/{name}.gin")
 
 
 def test_a_file_in_an_installed_package_is_found_as_in_t5x(tmp_path, monkeypatch):
@@ -245,7 +245,7 @@ def test_broken_syntax_names_file_line_and_text(gin_file):
 
 
 def test_a_parameter_without_a_value_is_named_with_its_flag():
-    assert _error() == ("Oven wants folder; set it in the gin file or add --gin.Oven.folder=VALUE")
+    assert _error() == ("Oven needs folder; set it in the gin file or add --gin.Oven.folder=VALUE")
 
 
 def test_required_values_and_macros_are_named(gin_file):
@@ -327,13 +327,13 @@ def test_nothing_of_one_load_is_seen_by_the_next(tmp_path):
 
 def test_a_failed_load_leaves_no_bindings():
     _error("--gin.Oven.folder=a", "--gin.Oven.zzz=1")
-    assert "Oven wants folder" in _error()
+    assert "Oven needs folder" in _error()
 
 
 def test_the_operative_configuration_says_what_was_used_and_gives_the_same_again(tmp_path):
     oven = _bake("--gin.Oven.folder=a", "--gin.Oven.rounds=2")
-    text = gin_edge.operative_config()
+    text = gin_loader.operative_config()
     assert "Oven.rounds = 2" in text and "Oven.heat = 0.7" in text
     (tmp_path / "again.gin").write_text(text)
     assert _bake(config=str(tmp_path / "again.gin")) == oven
-    assert gin_edge.operative_config() == text
+    assert gin_loader.operative_config() == text

@@ -1,9 +1,9 @@
-"""Rows and prefix in one array: what is joined comes apart again, and lies with its group."""
+"""Rows and prefix in one array come apart again, each with its device group."""
 
 import numpy as np
 import pytest
 
-from lmsi_jax.training.forward import MeshLayout
+from lmsi_jax.training.forward_mesh import MeshLayout
 
 
 @pytest.mark.parametrize("given", [6, 5])

@@ -1,4 +1,4 @@
-"""Layers with features in rows, against `decoder.block`; when they are used; rows regrouped."""
+"""The feature-major layer equals the general block; which models use it; regrouped rows."""
 
 import dataclasses
 import functools
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from step_losses import loss_and_gradient
 
-from lmsi_jax.config.optimization import Loss
-from lmsi_jax.models.attention import Cache, packed_attention
+from lmsi_jax.config import Loss
+from lmsi_jax.models.attention import LayerCache, attend_packed
 from lmsi_jax.models.params import fuse_projections
 from lmsi_jax.models.rotary import angles_of
 from lmsi_jax.models.transformer import block, init_params
@@ -42,15 +42,18 @@ def test_a_layer_and_its_gradients_are_those_of_the_general_block(micro_config, 
     length, angles = jnp.array([5]), angles_of(config, places)
 
     def general(p, x, keys, values):
-        shared = Cache([keys], [values], length) if prefix else None
-        attend = packed_attention(config, segments, places, shared)
+        shared = LayerCache(keys, values, length) if prefix else None
+
+        def attend(layer, q, k, v):
+            return attend_packed(config, layer, (q, k, v), segments, places, shared)
+
         return block(config, p, 0, x, angles, attend)
 
-    def upright(p, x, keys, values):
-        shared = (keys[0], values[0], length[0]) if prefix else None
-        turned = forward_cpu.feature_major_angles(angles[0])
+    def feature_major(p, x, keys, values):
+        shared = LayerCache(keys, values, length) if prefix else None
+        rotation = forward_cpu.feature_major_angles(angles[0])
         out = forward_cpu.feature_major_block(
-            config, p, jnp.moveaxis(x, -1, 0), turned, segments, shared
+            config, p, jnp.moveaxis(x, -1, 0), rotation, segments, shared
         )
         return jnp.moveaxis(out, 0, -1)
 
@@ -59,7 +62,7 @@ def test_a_layer_and_its_gradients_are_those_of_the_general_block(micro_config, 
         out, pull = jax.vjp(run, *inputs)
         return out, pull(jnp.sin(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape))
 
-    wanted, found = (pulled(run, p, x, keys, values) for run in (general, upright))
+    wanted, found = (pulled(run, p, x, keys, values) for run in (general, feature_major))
     for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * max(1.0, float(jnp.abs(a).max())))
 

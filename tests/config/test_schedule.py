@@ -6,13 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsi_jax.config.architecture import ModelConfig
-from lmsi_jax.config.optimization import Preference, Training
-from lmsi_jax.config.run import Run
+from lmsi_jax.config import (
+    AnswerEntropy,
+    MinConfidence,
+    Mixing,
+    ModelConfig,
+    Preference,
+    Run,
+    Training,
+)
 from lmsi_jax.config.schedule import SCHEDULABLE, scheduled_values
-from lmsi_jax.config.stages import Mixing
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.selection.filters import AnswerEntropy, MinConfidence
 
 MODEL = ModelConfig(
     vocab_size=8, num_layers=1, embed_dim=8, num_heads=1, head_dim=8, mlp_dim=8, num_kv_heads=1
@@ -86,7 +90,7 @@ def test_everything_that_may_change_is_there():
         ((("Mixing.human_examples", (1, 2)),), "or a parameter of a filter in Mixing.selection"),
         ((("DistributionShift.share", (0.5,)),), "cannot change 'DistributionShift.share'"),
         ((("Preference.threshold", (0.5,)),), "this run has no Preference; bind it or drop it"),
-        ((("Mixing.cap", ()),), "wants a tuple of values for Mixing.cap"),
+        ((("Mixing.cap", ()),), "needs a tuple of values for Mixing.cap"),
         ((("Mixing.cap", 3),), "('Mixing.cap', (FIRST, SECOND))"),
         ((("Mixing.cap", (3, "x")),), "Mixing.cap = 'x'; use a whole number or None"),
         ((("Training.steps", (3.5,)),), "Training.steps = 3.5; use a whole number"),

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lmsi_jax.config.optimization import Optimizer, Training
+from lmsi_jax.config import Optimizer, Training
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.sharding import mesh_of, opt_state_specs, weight_specs
+from lmsi_jax.models.sharding import make_training_mesh, opt_state_specs, weight_specs
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.training.optimizers import transformation
 
@@ -27,15 +27,12 @@ _SCRIPT = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np
 from lmsi_jax.runtime import processes
-from lmsi_jax.config.architecture import ModelConfig
+from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.transformer import init_params
-from lmsi_jax.training import placement
-from lmsi_jax.training.lora import Lora
-from lmsi_jax.training.optimizers import Optimizer
-from lmsi_jax.training.packing import batches, weighted_row
-from lmsi_jax.training.trainer import start
-from lmsi_jax.training.trainer import result, train_step
-from lmsi_jax.config.optimization import Training
+from lmsi_jax.models.sharding import fetch_tree, make_training_mesh, shard_batch
+from lmsi_jax.config import Lora, Optimizer, Training
+from lmsi_jax.training.packing import batch_shape, batches, weighted_row
+from lmsi_jax.training.trainer import merge_trained, start, train_step
 
 out, meshes, cases, address, count, index = sys.argv[1:]
 if int(count) > 1:
@@ -52,7 +49,8 @@ rows = [weighted_row(prefixes[n % 2], draw(2, 9), draw(2, 9), float(n % 3 + 1), 
 found = []
 for data, model, fsdp in json.loads(meshes):
     for name, lora in json.loads(cases):
-        training = Training(steps=4, microbatches=2, rows=8, length=24, prefix_length=9,
+        training = Training(steps=4, microbatches=2, sequences_per_prefix=8,
+                            sequence_length=24, max_prefix_length=9,
                             optimizer=Optimizer(name=name, learning_rate=5e-5),
                             lora=Lora(targets=("query", "down")) if lora else None,
                             data=data, model=model, fsdp=fsdp)
@@ -61,7 +59,7 @@ for data, model, fsdp in json.loads(meshes):
         losses, compiled = [], train_step._cache_size()
         stream = batches(iter(rows), batch_shape(training))
         for _ in range(training.steps):
-            batch = placement.fed(training, next(stream))
+            batch = shard_batch(make_training_mesh(training), next(stream))
             p, state, metrics = train_step(config, training, 2, p, state, batch)
             losses.append([float(metrics["loss"]), float(metrics["grad_norm"])])
         after = jax.tree.map(lambda leaf: leaf.sharding, (p, state))
@@ -71,7 +69,7 @@ for data, model, fsdp in json.loads(meshes):
         moments = [parts(leaf) for leaf in jax.tree.leaves(state) if leaf.ndim]
         run = {"losses": losses, "moved": moved, "shards": parts(p["layer_0"]["up"]),
                "moments": max(moments), "compiled": train_step._cache_size() - compiled}
-        tree = placement.whole(result(training, p, state))
+        tree = fetch_tree(merge_trained(training, p, state))
         np.savez(f"{out}.{index}.{len(found)}.npz",
                  **{str(n): leaf for n, leaf in enumerate(jax.tree.leaves(tree))})
         found.append(run)
@@ -218,10 +216,10 @@ def test_each_array_of_the_state_lies_where_its_parameter_does(micro_config, nam
 
 
 def test_a_mesh_that_cannot_be_is_refused_with_the_remedy():
-    assert mesh_of(Training()) is None
+    assert make_training_mesh(Training()).mesh is None
     with pytest.raises(LmsiError, match="need 64 devices; this process has"):
-        mesh_of(Training(data=8, model=8))
-    with pytest.raises(LmsiError, match="rows = 6 do not divide among Training.data = 4"):
+        make_training_mesh(Training(data=8, model=8))
+    with pytest.raises(LmsiError, match="= 6 do not divide among Training.data = 4"):
         Training(sequences_per_prefix=6, data=4)
     with pytest.raises(LmsiError, match="Training.model = 0"):
         Training(model=0)

@@ -1,0 +1,654 @@
+r"""Reading: which of the answers in a text is its final answer.
+
+One pass finds the candidates of the first solution: each has a mark, a place, a strength, the text
+that it gives as the answer, its key, and where its sentence ends (`marks` lists the strengths). A
+candidate is a *value* if its text has a key; an *attempt* if it has none but tries to answer ("8
+onions and 8 potatoes", "A or B"); else a remark ("the answer is reasonable"), which counts for
+nothing. The rule that chooses, the first line that gives a value:
+
+1. FINAL and SENTENCE: the first value. It ends the solution with its paragraph, so text behind it
+   changes nothing. Inside that paragraph a FINAL mark beats sentences, and two FINAL values that
+   differ are no answer. Behind the paragraph of an attempt, sentences no longer count. A JSON
+   answer field beats the sentences inside its object.
+2. BOX against LABEL: the last value in a box if it stands behind the first value of a label, else
+   that value; of boxes alone the last.
+3. STEP: the last value.
+4. CONDITIONAL: the value that all of them give.
+5. CONCLUSION: what an unmarked solution opens or ends with (`conclusions`), unless something
+   attempted to answer.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+from lmsi_jax.answers import marks
+from lmsi_jax.answers.canonical import MAX_ANSWER, key, may_answer
+from lmsi_jax.answers.conclusions import conclusion
+from lmsi_jax.answers.marks import Mark, Strength, sentence_length
+from lmsi_jax.answers.typeset import clean, closing_brace, plain
+from lmsi_jax.records import KINDS, Kind
+
+BLANK_LINE = "\n\n"
+MOST_READ = 64
+"""Marks of a strength that are read; a text with more of them that give no value has no answer."""
+
+
+class Candidate(NamedTuple):
+    """An answer that a text gives somewhere.
+
+    `text` is the answer as written, `end` where its sentence ends, `attempts` whether it tries to
+    answer: it has a key, or something of the kind that has none.
+    """
+
+    mark: str
+    strength: Strength
+    place: int
+    text: str
+    key: str | None
+    end: int
+    attempts: bool
+
+
+class Found(NamedTuple):
+    """A final answer in a text: `text[:end]` is the solution up to and with its answer sentence.
+
+    `marked` is False if nothing says that this is the answer, as in "So she has 18 apples."
+    """
+
+    answer: str
+    key: str | None
+    end: int
+    marked: bool = True
+
+
+class Reading(NamedTuple):
+    """The reading of a text: its answer and all that was looked at to find it.
+
+    `chosen` is the candidate that is the final answer, None without one; `candidates` are those
+    that were read, in the order of reading. `surface` is the answer as it may be taught.
+    """
+
+    kind: Kind
+    options: Sequence[str]
+    chosen: Candidate | None
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def key(self) -> str | None:
+        """The key of the final answer, None without one."""
+        return self.chosen.key if self.chosen else None
+
+    @property
+    def end(self) -> int:
+        """The length of the text up to and with the answer's sentence; 0 without an answer."""
+        return self.chosen.end if self.chosen else 0
+
+    @property
+    def marked(self) -> bool:
+        """Whether the text marks its answer."""
+        return self.chosen is not None and self.chosen.strength != Strength.CONCLUSION
+
+    @property
+    def surface(self) -> str | None:
+        """The answer in clean, balanced words that read back to the key, None without a key."""
+        if self.chosen is None or self.chosen.key is None:
+            return None
+        return surface(self.chosen.text, self.kind, self.chosen.key, self.options)
+
+
+def read(text: str, kind: Kind, options: Sequence[str] = (), *, finished: bool = True) -> Reading:
+    """Return the reading of the first solution in a text.
+
+    Args:
+      text: what the model wrote after the prompt.
+      kind: what the question asks for.
+      options: texts of the question's options (a), (b), ..., for a choice.
+      finished: False if the token limit cut the text, which then concludes nothing.
+    """
+    if usual := _usual(text, kind, options):
+        return Reading(kind, options, usual, (usual,))
+    candidates: list[Candidate] = []
+    chosen = _choose(text, kind, options, finished, candidates)
+    return Reading(kind, options, chosen, tuple(candidates))
+
+
+def find(
+    text: str, kind: Kind, options: Sequence[str] = (), *, finished: bool = True
+) -> Found | None:
+    """Return the final answer of the first solution in a text; arguments as of `read`.
+
+    Its key is None if the text tries to answer and what it says has no key.
+    """
+    chosen = _usual(text, kind, options) or _choose(text, kind, options, finished)
+    if chosen is None:
+        return None
+    return Found(chosen.text, chosen.key, chosen.end, chosen.strength != Strength.CONCLUSION)
+
+
+def extract(text: str, kind: Kind, options: Sequence[str] = ()) -> str | None:
+    """Return the final answer of the first solution in a text as written; None without one."""
+    chosen = _choose(text, kind, options, True)
+    return chosen.text if chosen else None
+
+
+def path_key(
+    text: str, kind: Kind, options: Sequence[str] = (), *, finished: bool = True
+) -> str | None:
+    """Return the key of the final answer of the first solution in a text; None without one."""
+    chosen = _usual(text, kind, options) or _choose(text, kind, options, finished)
+    return chosen.key if chosen else None
+
+
+def explain(text: str, kind: Kind, options: Sequence[str] = ()) -> list[tuple[str, ...]]:
+    """Return a table of all candidates in a text, its head first.
+
+    A row has the candidate's mark, strength, place, answer as written, key ("-" without one) and
+    verdict: "chosen", "value", "attempt" or "remark".
+    """
+    reader = _Reader(text, kind, options, [])
+    chosen = reader.choose(finished=True)
+    reader.read_all()
+    rows: list[tuple[str, ...]] = [("mark", "strength", "place", "answer", "key", "verdict")]
+    for candidate in sorted(set(reader.candidates), key=lambda row: (row.place, row.mark)):
+        verdict = "value" if candidate.key is not None else "attempt"
+        verdict = verdict if candidate.attempts else "remark"
+        rows.append(
+            (
+                candidate.mark,
+                candidate.strength.name.lower(),
+                str(candidate.place),
+                candidate.text,
+                candidate.key or "-",
+                "chosen" if candidate == chosen else verdict,
+            )
+        )
+    return rows
+
+
+_USUAL_ANSWER = re.compile(
+    r"nswer(?: is (?:(?P<plain>\$?-?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?%?(?: [a-z]+){0,2}|\([a-z]\)"
+    r"|yes|no)\.(?=\s|$)|:?\s{0,2}(?:\$|\\\(|\\\[\s{0,2}|\*\*)?\\boxed\{(?P<box>[^{}]{1,40})\})"
+    r"|\": (?:\"(?P<quoted>[^\"\\\n]{1,60})\"|(?P<bare>[0-9]{1,20})(?=\s{0,4}[,}\n]))"
+    r"(?:\s{0,4}\}(?:\s{0,4}```)?)?)"
+)
+_USUAL_OPENING = re.compile(
+    r"(?:^|[.\n])\s?(?:(?:So|Thus|Therefore|Hence),? )?[Tt]he"
+    r" (?:(?:correct|best|final|most [a-z]{3,14}) )?a$"
+)
+_COMMON_OPENINGS = (". The a", " So the a", ". Therefore, the a", ". Thus, the a")
+_OTHER_MARKS = ("Ans", " ans", "\nA:", "\na:", "\nA :", "abel")
+
+
+def _usual(text: str, kind: Kind, options: Sequence[str]) -> Candidate | None:
+    r"""Return the answer of a text with one mark in a usual form; None for any other text.
+
+    That is the rule for "The answer is 18.", "Therefore, the answer is \boxed{C}", `\boxed{18}` and
+    `"answer": 18` without any other mark, several times faster; a test checks that the rule
+    chooses the same.
+    """
+    if "<" in text or "####" in text or "NSWER" in text or "◁" in text or kind == "list":
+        return None
+    place = text.find("nswer")
+    while place >= 0 and text.startswith(marks.ONLY_WORDS, place):
+        place = text.find("nswer", place + 5)
+    if place < 0:
+        return _usual_box(text, kind, options)
+    usual = _USUAL_ANSWER.match(text, place)
+    if usual is None or text.find("nswer", place + 5) >= 0 or marks.may_ask(text):
+        return None
+    form, start = usual.lastgroup, place + 9
+    if form in ("plain", "box"):
+        if not text.endswith(_COMMON_OPENINGS, max(0, place - 24), place) and (
+            not _USUAL_OPENING.search(text[max(0, place - 40) : place])
+        ):
+            return None
+        mark, strength = "answer is", Strength.SENTENCE
+        if form == "plain":
+            answer, end = usual["plain"], usual.end()
+        else:
+            window = text[start : start + MAX_ANSWER]
+            start += len(window) - len(window.lstrip(": \n"))
+            window = text[start : start + MAX_ANSWER]
+            length, end = sentence_length(window, kind)
+            answer, end = window[:length].strip(" \n\t,*_"), start + end
+    else:
+        if text[place - 2 : place] != '"a':
+            return None
+        mark, strength, end = "answer field", Strength.FINAL, usual.end()
+        answer = (usual["quoted"] or usual["bare"]).strip()
+    answer_key = key(answer, kind, options)
+    if answer_key is None or (form == "plain" and text[end - 4 : end] == "rox."):
+        return None
+    end = _behind_closing(text, end, len(text))
+    return Candidate(mark, strength, place - 1, answer, answer_key, end, True)
+
+
+def _usual_box(text: str, kind: Kind, options: Sequence[str]) -> Candidate | None:
+    """Return the last box of a text that has no other mark."""
+    place = text.rfind("\\boxed{")
+    if place < 0 or any(mark in text for mark in _OTHER_MARKS) or marks.may_ask(text):
+        return None
+    if kind == "choice" and ("hoice" in text[place:] or "ption" in text[place:]):
+        return None
+    if text[:4].lstrip()[:1] in "aA" or text.find("boxed", place - 40, place) > 0:
+        return None
+    if text[place - 2 : place].rstrip("$ ").endswith(("-", "−")) or marks.may_be_foreign(text):
+        return None
+    start = place + 6
+    window = text[start : start + MAX_ANSWER]
+    width = closing_brace(window) + 1
+    answer_key = key(window[:width], kind, options)
+    if answer_key is None:
+        return None
+    length, end = sentence_length(window[width:], kind)
+    end = _behind_closing(text, start + width + (end if length < 200 else 0), len(text))
+    return Candidate("\\boxed", Strength.BOX, place, window[:width], answer_key, end, True)
+
+
+def _behind_closing(text: str, end: int, stop: int) -> int:
+    """Return an end behind what closes the answer's typesetting, so that kept text is whole."""
+    if text[end : end + 1] in _CLOSERS and (closing := _CLOSING.match(text, end, stop)):
+        return closing.end()
+    return end
+
+
+def _choose(
+    text: str,
+    kind: Kind,
+    options: Sequence[str],
+    finished: bool,
+    candidates: list[Candidate] | None = None,
+) -> Candidate | None:
+    """Return the final answer by the rule; `candidates` gets all that were read.
+
+    A defect of a reader costs this text, not the run that reads it.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown answer kind {kind!r}; the kinds are {', '.join(KINDS)}")
+    try:
+        reader = _Reader(text, kind, options, [] if candidates is None else candidates)
+        return reader.choose(finished)
+    except Exception:  # noqa: BLE001
+        return None
+
+
+class _Reader:
+    """The candidates of one text, read as far as the rule asks for them."""
+
+    def __init__(
+        self, text: str, kind: Kind, options: Sequence[str], candidates: list[Candidate]
+    ) -> None:
+        self.text, self.kind, self.options = text, kind, options
+        self.solution = marks.first_solution(text)
+        self.candidates = candidates
+
+    def choose(self, finished: bool) -> Candidate | None:
+        """Return the final answer by the rule at the top of this module."""
+        solution, kind = self.solution, self.kind
+        all_marks = marks.strong_marks(solution, kind)
+        strong = [mark for mark in all_marks if mark.strength >= Strength.SENTENCE]
+        attempts: list[Candidate] = []
+        if strong and (value := self._final(strong, attempts)):
+            return value
+        if not strong or attempts == []:
+            foreign = (
+                marks.foreign_marks(solution) if marks.may_be_foreign(solution.lowered) else []
+            )
+            if foreign and (value := self._final(foreign, attempts)):
+                return value
+        weak = [mark for mark in all_marks if mark.strength < Strength.SENTENCE]
+        weak += marks.weak_marks(solution, kind)
+        introductions: list[Candidate] = []
+        if value := self._weak(weak, attempts, introductions):
+            return value
+        if attempts:
+            return attempts[0]
+        return self._conclusion(finished, introductions)
+
+    def read_all(self) -> None:
+        """Read also the candidates that the rule did not need."""
+        found = marks.strong_marks(self.solution, self.kind) + marks.foreign_marks(self.solution)
+        found += marks.weak_marks(self.solution, self.kind)
+        for mark in itertools.chain(found, marks.boxes_from_end(self.solution)):
+            self._candidate(mark)
+
+    def _final(self, strong: Sequence[Mark], attempts: list[Candidate]) -> Candidate | None:
+        """Apply line 1 of the rule."""
+        chosen: Candidate | None = None
+        paragraph = blocked = self.solution.stop
+        for mark in strong[:MOST_READ]:
+            if chosen is not None and mark.place >= paragraph and mark.name != "answer field":
+                continue
+            if mark.strength == Strength.SENTENCE and mark.place >= blocked:
+                continue
+            candidate = self._candidate(mark)
+            if candidate is None or not candidate.attempts:
+                continue
+            if candidate.key is None:
+                attempts.append(candidate)
+                blocked = min(blocked, self._paragraph(candidate.end))
+            elif chosen is None or self._overrules(candidate, chosen, paragraph):
+                if chosen is None:
+                    paragraph = self._paragraph(candidate.end)
+                chosen = candidate
+            elif (
+                candidate.strength == chosen.strength == Strength.FINAL
+                and candidate.place < paragraph
+                and candidate.key != chosen.key
+            ):  # two final answers
+                attempts.insert(0, chosen._replace(key=None))
+                return None
+        return chosen
+
+    def _overrules(self, candidate: Candidate, chosen: Candidate, paragraph: int) -> bool:
+        """Return whether a FINAL value takes the place of a sentence's."""
+        if candidate.strength <= chosen.strength:
+            return False
+        if candidate.place < paragraph:
+            return True
+        before = self.solution.text[self.solution.begin : chosen.place]
+        return candidate.mark == "answer field" and ('{"' in before or "{\n" in before)
+
+    def _weak(
+        self, weak: list[Mark], attempts: list[Candidate], introductions: list[Candidate]
+    ) -> Candidate | None:
+        """Apply lines 2 to 4 of the rule."""
+        if len(weak) > 1:
+            weak.sort(key=marks.by_place)
+        label = self._label(weak, attempts, introductions) if weak else None
+        box = self._last(marks.boxes_from_end(self.solution), attempts)
+        if box is not None and (label is None or box.place > label.place):
+            return box
+        if label is not None:
+            return self._solved(label) or label if self.kind == "number" else label
+        if self.kind == "choice":
+            weak = sorted([*weak, *marks.superlative_marks(self.solution)], key=marks.by_place)
+        if not weak:
+            return None
+        if step := self._last((m for m in reversed(weak) if m.strength == Strength.STEP), []):
+            return step
+        if attempts:
+            return None
+        conditions = [mark for mark in weak if mark.strength == Strength.CONDITIONAL]
+        read_all = map(self._candidate, conditions[:MOST_READ])
+        conditional = [row for row in read_all if row is not None and row.attempts]
+        if len({candidate.key for candidate in conditional}) == 1:
+            return conditional[0] if conditional[0].key is not None else None
+        attempts += [candidate._replace(key=None) for candidate in conditional]
+        return None
+
+    def _label(
+        self, weak: Sequence[Mark], attempts: list[Candidate], introductions: list[Candidate]
+    ) -> Candidate | None:
+        """Return the first value behind a label; attempts end the labels with their paragraph."""
+        stop = self._paragraph(attempts[0].end) if attempts else self.solution.stop
+        labels = (mark for mark in weak if mark.strength == Strength.LABEL)
+        for mark in itertools.islice(labels, MOST_READ):
+            if mark.place < stop:
+                candidate = self._candidate(mark)
+                if candidate is None or not candidate.attempts or candidate.text.endswith(":"):
+                    continue
+                if candidate.key is not None:
+                    return candidate
+                introductions.append(candidate)
+                stop = min(stop, max(self._paragraph(candidate.end), candidate.end))
+        return None
+
+    def _last(self, from_end: Iterator[Mark], attempts: list[Candidate]) -> Candidate | None:
+        """Return the last value; two boxes with "or" between them are an attempt."""
+        for mark in itertools.islice(from_end, MOST_READ):
+            candidate = self._candidate(mark)
+            if candidate is None or not candidate.attempts:
+                continue
+            if candidate.key is not None and not self._alternative(candidate):
+                return candidate
+            attempts.append(candidate._replace(key=None))
+            if candidate.key is not None:
+                return None
+        return None
+
+    def _alternative(self, candidate: Candidate) -> bool:
+        """Return whether a box is one of two: "\\boxed{3} or \\boxed{4}"."""
+        before = self.solution.text[
+            max(self.solution.begin, candidate.place - 24) : candidate.place
+        ]
+        return ("or" in before or "and" in before) and _OR.search(before) is not None
+
+    def _solved(self, label: Candidate) -> Candidate | None:
+        """Return what a paragraph concludes with that is a solution behind a label, not an answer.
+
+        "A: Janet has 16 eggs. She eats 3. So she sells 16 - 3 = 13." does not answer 16.
+        """
+        if not _TWO_WORDS.match(label.text):
+            return None
+        stop = self._paragraph(label.end)
+        found = conclusion(self.solution.text, label.end, stop, "number", (), drawn=True)
+        return self._concluded(found) if found else None
+
+    def _conclusion(self, finished: bool, introductions: list[Candidate]) -> Candidate | None:
+        """Apply line 5 of the rule."""
+        solution = self.solution
+        attempt = introductions[0] if introductions else None
+        stop = self._paragraph(attempt.end) if attempt and _shown(attempt) else solution.stop
+        if not solution.concludes or (not finished and stop == len(self.text)):
+            return attempt
+        drawn = attempt is not None and self.kind != "number"
+        stop = self._before_remark(stop)
+        found = conclusion(
+            solution.text, solution.begin, stop, self.kind, self.options, drawn=drawn
+        )
+        return self._concluded(found) if found else attempt
+
+    def _before_remark(self, stop: int) -> int:
+        """Return where the solution ends without remarks about the answer in its last sentence.
+
+        Of a last sentence that answers with another kind of thing nothing is left.
+        """
+        for candidate in reversed(self.candidates):
+            if candidate.attempts or candidate.mark != "answer is" or candidate.end < stop - 4:
+                continue
+            if self.solution.text[candidate.end : stop].strip() or ", but " in candidate.text:
+                continue
+            if not _REMARK.match(candidate.text):
+                return self.solution.begin
+            window = self.solution.text[self.solution.begin : candidate.place]
+            stop = self.solution.begin + marks.last_sentence(window + ".", self.kind)
+        return stop
+
+    def _concluded(self, found: tuple[str, str, int]) -> Candidate:
+        text, found_key, end = found
+        place = self.solution.text.rfind(text, 0, end)
+        candidate = Candidate("conclusion", Strength.CONCLUSION, place, text, found_key, end, True)
+        self.candidates.append(candidate)
+        return candidate
+
+    def _paragraph(self, begin: int) -> int:
+        """Return where the paragraph ends that `begin` is in."""
+        blank_line = self.solution.text.find(BLANK_LINE, begin, self.solution.stop)
+        return self.solution.stop if blank_line < 0 else blank_line
+
+    def _candidate(self, mark: Mark) -> Candidate | None:
+        """Return what stands behind a mark; None if that is nothing or a question."""
+        candidate = self._read(mark, mark.start)
+        if candidate is not None:
+            self.candidates.append(candidate)
+        return candidate
+
+    def _read(self, mark: Mark, start: int) -> Candidate | None:
+        text, kind, stop = self.solution.text, self.kind, self.solution.stop
+        if start > stop:
+            return None
+        window = text[start : start + MAX_ANSWER if start + MAX_ANSWER < stop else stop]
+        if mark.name == "answer field":
+            answer, end = _field(window)
+        elif mark.strength == Strength.BOX:
+            answer, end = self._boxed(mark, window)
+        elif kind == "list" and (bullets := _BULLETS.match(text, _line_start(text, start), stop)):
+            answer, end = bullets[0].strip()[:MAX_ANSWER], bullets.end() - start
+        elif kind == "choice" and _OPTIONS.match(text, _line_start(text, start), stop):
+            return None  # the options, gone through
+        else:
+            length, end = sentence_length(window, kind)
+            if window[length : length + 1] == "?" and mark.strength != Strength.CONDITIONAL:
+                rest = end + len(window[end:]) - len(window[end:].lstrip(" "))
+                again = start + rest < self.solution.stop and mark.name.endswith(":") and rest > 1
+                return self._read(mark, start + rest) if again and rest < len(window) else None
+            answer = window[:length].strip(" \n\t,*_")
+            if "<" in answer:
+                answer, end = _untagged(answer, window, end)
+        if not answer:
+            return None
+        found_key = self._key(mark, answer)
+        attempts = found_key is not None or (
+            may_answer(answer, kind, self.options)
+            and not _REMARK.match(answer)
+            and not _METHOD.match(answer)
+        )
+        end = _behind_closing(text, start + end, stop)
+        return Candidate(mark.name, mark.strength, mark.place, answer, found_key, end, attempts)
+
+    def _key(self, mark: Mark, answer: str) -> str | None:
+        kind, options = self.kind, self.options
+        if mark.strength == Strength.BOX:
+            return key(self._signed(mark, answer), kind, options)
+        if (
+            answer[0] not in "0123456789$(-"
+            and kind not in ("yes_no", "nli")
+            and (remark := _REMARK.match(answer))
+        ):
+            named = bool(options) and key(remark[0].strip(" .,;:"), kind, options) is not None
+            if not named:
+                return None
+        if mark.name == "foreign" and kind == "number":
+            answer = _COMMA.sub(r"\1.\2", answer, count=1)
+        return key(answer, kind, options)
+
+    def _signed(self, mark: Mark, answer: str) -> str:
+        """Return a box's content with the sign before the box."""
+        before = self.solution.text[max(0, mark.place - 3) : mark.place].rstrip(" $({")
+        return (
+            "-" + answer
+            if self.kind == "number"
+            and before.endswith(("-", "−"))
+            and (not before[:-1].strip() or before[:-1].endswith(("$", "=", "(", " ")))
+            else answer
+        )
+
+    def _boxed(self, mark: Mark, window: str) -> tuple[str, int]:
+        width = closing_brace(window) + 1
+        length, end = sentence_length(window[width:], self.kind)
+        return window[:width], width + (end if length < 200 else 0)
+
+
+_OR = re.compile(
+    r"\\boxed.{0,16}(?:\bor\b|\band\b|\\text\{ or \})[^a-z]{0,4}$"
+    r"|\}[$)\\ ]{0,4}(?:or|and)[$(\\ ]{1,5}$"
+)
+_CLOSERS = frozenset((" ", "\n", "\\", "$", "*", "<", "`"))
+_CLOSING = re.compile(r"\s{0,2}(?:\\\]|\$\$)|\\\)|\*\*|</answer>|```")
+_TWO_WORDS = re.compile(r"[A-Za-z'’]{1,20},? [A-Za-z'’]{1,20}\b")
+# Behind a mark of another language a comma stands before a fraction.
+_COMMA = re.compile(r"([^0-9]{0,4}[0-9]{1,9}),([0-9]{1,2}(?![0-9]))")
+_BULLETS = re.compile(
+    r"(?:[-*•]|\(?[0-9]{1,2}[.)])\s[^\n]{1,80}(?:\n\s{0,4}(?:[-*•]|\(?[0-9]{1,2}[.)])\s[^\n]{1,80}){0,20}"
+)
+# "(A) red: no", and on the next line "(B) blue: yes"
+_OPTIONS = re.compile(
+    r"(?:[-*•]\s)?\W{0,4}(?:option )?\(?([A-Z])[).:][^\n]{1,280}\n{1,2}(?:[-*•]\s)?\W{0,4}"
+    r"(?:option )?\(?(?!\1)([A-Z])[).:]",
+    re.IGNORECASE,
+)
+# "The answer is reasonable", "correct: 18 / 2 = 9": words that judge an answer and give none.
+_REMARK = re.compile(
+    r"(?:(?:also|indeed|now|still|in fact|thus|therefore|quite|very|so|most|more|both"
+    r"|[a-z]{2,16}ly)\s){0,3}"
+    r"(?:not(?! enough\b)|reasonable|plausible|sensible|correct|incorrect|right|wrong|valid|invalid"
+    r"|verified|confirmed|complete|incomplete|clear|obvious|consistent|accurate|inaccurate"
+    r"|supported|backed|explained|justified|based|rounded(?: off)?(?: to| up| down)|final"
+    r"|expressed|written|given (?:below|above|in)|shown|stated|required|expected|needed|asked"
+    r"|important|simple|easy|straightforward|as follows|below|above|here|already|ready|done"
+    r"|in (?:the|terms|form)\b|between|independent|unique|satisfied|proven|checked|good|fine"
+    r"|double[- ]checked)"
+    r"(?:\s?[.,:;!)]|\s?$|\s(?:because|since|as|and|but|that|when|if|by|with|in|for|to|from|given"
+    r"|considering|now|on|of|so|too|according|under|after|enough|form|[0-9])|(?<=not)\s)",
+    re.IGNORECASE,
+)
+# "found by adding 9 and 9" tells how, unless a value follows.
+_METHOD = re.compile(
+    r"(?:found|obtained|calculated|computed|determined|derived|reached|given|got)\b"
+)
+
+
+def _shown(attempt: Candidate) -> bool:
+    return attempt.strength == Strength.BOX or attempt.mark == "####"
+
+
+def _line_start(text: str, start: int) -> int:
+    """Return where the line begins whose bullet a mark's gap has taken."""
+    return start - 2 if text[start - 2 : start] in ("- ", "• ", "* ") else start
+
+
+def _field(window: str) -> tuple[str, int]:
+    """Return the value of a JSON field and where it ends."""
+    match = _FIELD.match(window)
+    if match is None:
+        return "", 0
+    return (match["bare"] if match["quote"] is None else match["quoted"]).strip(), match.end()
+
+
+_FIELD = re.compile(
+    r"(?:(?P<quote>[\"'])(?P<quoted>(?:(?!(?P=quote))[^\\]|\\.){0,280})(?P=quote)"
+    r"|(?P<bare>[^\",}\n]{0,280}))(?:\s{0,4}\}(?:\s{0,4}```)?)?"
+)
+
+
+def _untagged(answer: str, window: str, end: int) -> tuple[str, int]:
+    """Return an answer without the tag that closes it."""
+    for tag in ("</answer>", "</final_answer>", "</final answer>"):
+        if tag in answer:
+            return answer.partition(tag)[0].strip(), window.index(tag) + len(tag)
+    return answer, end
+
+
+def surface(answer: str, kind: Kind, found_key: str, options: Sequence[str] = ()) -> str:
+    """Return an answer in clean, balanced words that read back to its key.
+
+    That is the answer as written if it is clean, else without its typesetting, else without what
+    follows its first clause, else its key in words.
+    """
+    unset = plain(answer).strip(" *_\"'`:;,.-")
+    clause = _CLAUSE.split(unset, maxsplit=1)[0].strip(" *_\"'`$:;,.-{}\\")
+    for words in (answer.strip(), unset, clause):
+        if (
+            clean(words)
+            and len(words) < MAX_ANSWER
+            and _reads_back(words, kind, found_key, options)
+        ):
+            return words
+    if kind == "choice":
+        return f"({found_key})"
+    if kind == "number":
+        return _decimal(found_key)
+    return "it is not possible to tell" if kind == "nli" and found_key == "unknown" else found_key
+
+
+def _decimal(fraction: str) -> str:
+    """Return a fraction as an exact decimal of at most four places if it is one."""
+    value = Fraction(fraction)
+    if (value * 10_000).denominator != 1:
+        return fraction
+    whole, places = divmod(abs(value) * 10_000, 10_000)
+    digits = f"{whole}.{int(places):04}".rstrip("0").rstrip(".")
+    return f"-{digits}" if value < 0 else digits
+
+
+_CLAUSE = re.compile(
+    r"[,;(]?\s(?:since|because|as|which|where|so|in total)\b|\$?[,;:]\s|\s[-=]\s|[$}]"
+)
+
+
+def _reads_back(words: str, kind: Kind, found_key: str, options: Sequence[str]) -> bool:
+    return path_key(f" The answer is {words}.", kind, options) == found_key

@@ -1,0 +1,305 @@
+"""Define the commands that are no stage of a run: import-hf, export-hf, aot and study.
+
+This module is imported for `lmsi --help`, so whatever is heavy is imported when a command runs.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from lmsi_jax.errors import LmsiError
+
+if TYPE_CHECKING:
+    from lmsi_jax.config import Run
+
+Load = Callable[[Sequence[str]], "Run"]
+"""Builds the `Run` of a command's configuration with further bindings, each "NAME = VALUE"."""
+
+
+class Command(NamedTuple):
+    """A command of `lmsi`."""
+
+    help: str
+    """One line of help, in the imperative."""
+    example: str
+    """Arguments of the help's example."""
+    configs: str
+    """Folder of gin_configs that its CONFIG argument names a file of, "runs" or "studies"; "" for a
+    command without configuration and gin flags."""
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    """Declares the command's own arguments."""
+    run: Callable[[argparse.Namespace, Load], None]
+    """Runs the command; without a configuration `Load` raises LmsiError."""
+
+
+# --- import-hf, export-hf -------------------------------------------------------------------------
+
+
+def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="DIR", type=Path, help="folder of the model")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to create")
+    parser.add_argument(
+        "--dtype",
+        choices=("keep", "float32", "bfloat16"),
+        default="keep",
+        help="type of the checkpoint's parameters (default: unchanged)",
+    )
+
+
+def _import_hf(args: argparse.Namespace, load: Load) -> None:
+    from lmsi_jax.interop.hf_weights import import_model
+
+    config = import_model(args.source, args.out, args.dtype)
+    print(f"{config.parameter_count:,} parameters in {args.out}")
+    print(f"next: lmsi run CONFIG --gin_file={args.out / 'model.gin'}")
+
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a checkpoint_N folder, or a folder of such"
+    )
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to create")
+    parser.add_argument(
+        "--run",
+        metavar="DIR",
+        help="folder of the run or the imported model, with config.gin or model.gin (default: the "
+        "nearest one above CHECKPOINT)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("keep", "float32", "bfloat16"),
+        default="keep",
+        help="type of the tensors (default: unchanged)",
+    )
+    parser.add_argument(
+        "--max_shard_size", default="5GB", help="largest size of a file (default: 5GB)"
+    )
+
+
+def _export_hf(args: argparse.Namespace, load: Load) -> None:
+    size = parse_size(args.max_shard_size)
+    from lmsi_jax.interop.hf_weights import export_model
+    from lmsi_jax.pipeline.context import Context
+    from lmsi_jax.training import checkpoints
+
+    checkpoints.find(args.checkpoint)  # a missing checkpoint is a clearer error than its settings
+    config = _run_of_checkpoint(args.checkpoint, args.run)
+    export_model(
+        args.checkpoint,
+        config.model,
+        Context(config, frozenset()).tokenizer_path,
+        args.out,
+        dtype=args.dtype,
+        max_shard_bytes=size,
+    )
+    print(f"{config.model.parameter_count:,} parameters in {args.out}")
+
+
+def parse_size(text: str) -> int:
+    """Returns the bytes of "5GB", "200MB" or "1000".
+
+    Raises:
+      LmsiError: the text is no size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip().upper())
+    size = float(match[1]) * _UNITS[match[2]] if match else 0
+    if size < 1:
+        raise LmsiError(f"--max_shard_size={text}: write a size such as 5GB or 200MB")
+    return int(size)
+
+
+def _run_of_checkpoint(checkpoint: str, folder: str | None) -> "Run":
+    """Builds the run that a checkpoint belongs to, from the nearest gin file above it."""
+    from etils import epath
+
+    from lmsi_jax.config import gin_loader
+    from lmsi_jax.config.configurables import load_run
+
+    start = epath.Path(checkpoint).resolve()
+    candidates = (
+        place / name
+        for place in ([epath.Path(folder)] if folder else [start, *start.parents])
+        for name in ("config.gin", "model.gin")
+    )
+    file = next((candidate for candidate in candidates if candidate.exists()), None)
+    if file is None:
+        raise LmsiError(
+            f"no config.gin and no model.gin {'in' if folder else 'above'} {folder or checkpoint}, "
+            "so the model's shape is not known; name the run's folder with --run=DIR"
+        )
+    out = gin_loader.Binding(name="Run.output_dir", value=repr(str(file.parent)))
+    gin_loader.load(str(file), gin_loader.GinArgs(bindings=(out,)))
+    return load_run()
+
+
+# --- aot ------------------------------------------------------------------------------------------
+
+_PROGRAMS = ("train", "sample")
+# Keeps libtpu from looking for a TPU, asking a metadata server, or minding a second process.
+_NO_TPU = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+
+
+def _add_aot_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--topology", required=True, help="KIND:SHAPE, such as v5e:4x4 or v5p:8x8x8"
+    )
+    parser.add_argument("--what", default="train,sample", help="train, sample, or both (default)")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
+    parser.add_argument(
+        "--prompt_tokens",
+        metavar="N",
+        type=int,
+        default=1024,
+        help="tokens of a task's prompt (default: 1024)",
+    )
+    parser.add_argument(
+        "--question_tokens",
+        metavar="N",
+        type=int,
+        default=128,
+        help="tokens of a question (default: 128)",
+    )
+    parser.add_argument(
+        "--occupancy",
+        metavar="SHARE",
+        type=float,
+        default=0.9,
+        help="share of the slots that are busy (default: 0.9)",
+    )
+
+
+def _compile_ahead(args: argparse.Namespace, load: Load) -> None:
+    what = tuple(args.what.split(","))
+    if not set(what) <= set(_PROGRAMS):
+        raise LmsiError(f"--what={args.what}: write train, sample or train,sample")
+    if not (0 < args.occupancy <= 1 and args.prompt_tokens >= 0 and args.question_tokens > 1):
+        raise LmsiError(
+            "--occupancy is above 0 and at most 1, --prompt_tokens 0 or more, --question_tokens 2 "
+            "or more"
+        )
+    os.environ.update(_NO_TPU)  # before JAX is imported
+    from lmsi_jax.runtime.files import write_json
+    from lmsi_jax.tools import aot_report
+    from lmsi_jax.tools.aot_report import Lengths
+
+    lengths = Lengths(prompt=args.prompt_tokens, question=args.question_tokens)
+    figures = aot_report.check(load(()), args.topology, what, lengths, args.occupancy, print)
+    if args.json:
+        write_json(args.json, figures)
+
+
+# --- study ----------------------------------------------------------------------------------------
+
+
+def _add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--plan", action="store_true", help="print what remains to be run and how long it takes"
+    )
+    group.add_argument("--table", action="store_true", help="print the table of a finished study")
+    group.add_argument(
+        "--into",
+        metavar="FILE",
+        type=Path,
+        help="write the table into FILE, between <!-- study NAME --> and <!-- end -->",
+    )
+
+
+def _study(args: argparse.Namespace, load: Load) -> None:
+    from lmsi_jax.config import gin_loader
+    from lmsi_jax.config.configurables import load_study
+    from lmsi_jax.tools.study import plan, read_result, run_study
+    from lmsi_jax.tools.study_page import insert, markdown
+
+    study = load_study()
+    if args.plan:
+        print(plan(study))
+        return
+    if args.table or args.into:
+        table = markdown(read_result(study))
+        if args.into:
+            insert(args.into, study.name, table)
+        else:
+            print(table)
+        return
+    from lmsi_jax.pipeline.rounds import execute
+    from lmsi_jax.runtime.signals import signals_as_exceptions
+
+    command = shlex.join(["lmsi", *sys.argv[1:]])
+
+    def run_stages(run: "Run", stages: tuple[str, ...]) -> None:
+        """Runs stages of the run that was loaded last."""
+        execute(run, stages, command, gin_loader.operative_config())
+        _clear_compiled_programs()
+
+    def print_now(text: str) -> None:
+        """Prints at once, between the stages' own lines."""
+        print(text, flush=True)
+
+    with signals_as_exceptions():
+        run_study(study, load, run_stages, print_now)
+
+
+_MAPS = Path("/proc/self/maps")
+_MANY_MAPS = 30_000
+
+
+def _clear_compiled_programs() -> None:
+    """Clears JAX's compiled programs once they occupy many memory maps.
+
+    A process on Linux may have 65,530 maps, each program takes several, and XLA crashes when there
+    are none left. Other systems have no such limit that we know of.
+    """
+    if _MAPS.exists() and len(_MAPS.read_bytes().splitlines()) > _MANY_MAPS:
+        import jax
+
+        jax.clear_caches()
+
+
+COMMANDS: dict[str, Command] = {
+    "import-hf": Command(
+        "convert a Hugging Face model to a checkpoint and model.gin",
+        "downloads/Qwen2.5-1.5B models/qwen",
+        "",
+        _add_import_arguments,
+        _import_hf,
+    ),
+    "export-hf": Command(
+        "convert a checkpoint to a Hugging Face model",
+        "runs/qwen/round_1/train exported/qwen",
+        "",
+        _add_export_arguments,
+        _export_hf,
+    ),
+    "aot": Command(
+        "compile a run for a TPU topology, without a TPU: memory, FLOPs, time",
+        "pod_palm_62b --topology=v5p:4x4x4 --what=train --json=palm_62b.json",
+        "runs",
+        _add_aot_arguments,
+        _compile_ahead,
+    ),
+    "study": Command(
+        "run variants of a run with several seeds; print a table, draw a plot",
+        "formats",
+        "studies",
+        _add_study_arguments,
+        _study,
+    ),
+}
+"""All commands of this module by name."""

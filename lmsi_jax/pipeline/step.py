@@ -1,0 +1,163 @@
+"""A step of a round: what determines its output, what it reads, and how it runs.
+
+Each step declares the settings that shape its output once, as `Fields`. With the fingerprints of
+its inputs they are its stage's identity: a finished stage whose identity is the same is not done
+again, and one whose identity differs is refused, so a field that is missing here would let old
+output pass for new. `tests/pipeline/test_stale_stages.py` changes every field in turn.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar
+
+from etils import epath
+
+from lmsi_jax.pipeline.context import Round
+from lmsi_jax.runtime.store import ShardStore, Stage
+
+
+def _always(_: Round) -> bool:
+    return True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fields:
+    """Settings that shape a step's output.
+
+    Attributes:
+      part: where they are in `Run`: "sampling", "training.loss", or "" for those of `Run` itself.
+      names: which fields; () for all of them, those that are added later too.
+      without: fields that do not shape it.
+      when: in which rounds they do.
+    """
+
+    part: str
+    names: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    when: Callable[[Round], bool] = _always
+
+    def read(self, round: Round) -> dict[str, dict[str, Any]]:
+        """Returns {"Class": {field: value}}; {} if they do not matter in this round."""
+        if not self.when(round):
+            return {}
+        value: Any = round.settings
+        for name in filter(None, self.part.split(".")):
+            value = getattr(value, name)
+        fields = {field.name for field in dataclasses.fields(value)}
+        if unknown := {*self.names, *self.without} - fields:
+            raise ValueError(f"{type(value).__name__} has no fields {sorted(unknown)}")
+        chosen = (set(self.names) or fields) - set(self.without)
+        record = {name: _plain(getattr(value, name)) for name in sorted(chosen)}
+        return {type(value).__name__: record}
+
+
+def _plain(value: Any) -> Any:
+    """Returns a setting as JSON values; filters, which come in any order, keep their names."""
+    if isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+        return [settings_record(one) for one in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return value
+
+
+def settings_record(value: Any) -> dict[str, Any]:
+    """Returns a configuration dataclass as {"Class": {field: value}} for a stage's record."""
+    return {type(value).__name__: dataclasses.asdict(value)}
+
+
+DECODING = (Fields(part="", names=("seed", "questions_per_shard")), Fields(part="decoding"))
+"""Settings of every step that samples: they determine its noise, its shards and its numerics."""
+
+
+class Step:
+    """Base of all steps. A step is a value without state; what it works on is its round.
+
+    Attributes:
+      name: of its stage, its folder, and the command that runs it.
+      settings: fields that shape its output.
+      inputs: the stages, "model", "base" and "questions" whose fingerprints shape it too.
+    """
+
+    name: ClassVar[str]
+    settings: ClassVar[tuple[Fields, ...]] = ()
+    inputs: ClassVar[tuple[str, ...]] = ()
+
+    def applies(self, round: Round) -> bool:
+        """Returns True if the configuration asks for this step."""
+        del round
+        return True
+
+    def derived(self, round: Round) -> dict[str, Any]:
+        """Returns what shapes the output beside fields of `settings`."""
+        del round
+        return {}
+
+    def inputs_of(self, round: Round) -> Iterable[str]:
+        """Returns the inputs that matter in a round."""
+        del round
+        return self.inputs
+
+    def identity(self, round: Round) -> dict[str, Any]:
+        """Returns the settings that shape the output in a round, as JSON values by class."""
+        record: dict[str, Any] = {}
+        for fields in self.settings:
+            for name, values in fields.read(round).items():
+                record[name] = {**record.get(name, {}), **values}
+        return record | self.derived(round)
+
+    def execute(self, round: Round, fingerprints: Mapping[str, str]) -> str:
+        """Runs the step unless it is finished, in the leading process.
+
+        Args:
+          round: the round.
+          fingerprints: of all that is finished so far, by name.
+
+        Returns:
+          The stage's fingerprint.
+
+        Raises:
+          NotReady: it is not finished, and not among the stages that were asked for.
+          LmsiError: its folder holds another configuration's output, or it fails.
+        """
+        inputs = {
+            name: fingerprints[name] for name in self.inputs_of(round) if name in fingerprints
+        }
+        folder = self.folder(round)
+        stage = round.context.stage(folder, self.name, self.identity(round), inputs)
+        self.prepare(folder)
+        if not round.context.done(stage):
+            self.run(round, stage)
+            stage.finish(self.outputs(stage))
+        round.release()
+        return stage.fingerprint
+
+    def folder(self, round: Round) -> epath.Path:
+        """Returns the stage's folder."""
+        return round.folder(self.name)
+
+    def prepare(self, folder: epath.Path) -> None:
+        """Looks at the stage's folder before its record is compared."""
+
+    def run(self, round: Round, stage: Stage) -> None:
+        """Does the work: the shared part in all processes, then the leader's."""
+        with self.together(round):
+            self.share(round)
+        self.write(round, ShardStore(stage.directory))
+
+    def together(self, round: Round) -> contextlib.AbstractContextManager[None]:
+        """Has the other processes `share`, and waits for them."""
+        if type(self).share is Step.share:
+            return contextlib.nullcontext()
+        return round.context.processes.together(self.name, round.index)
+
+    def share(self, round: Round) -> None:
+        """Does this process' part of the work."""
+
+    def write(self, round: Round, store: ShardStore) -> None:
+        """Writes what the leader makes of all parts."""
+
+    def outputs(self, stage: Stage) -> Iterable[epath.PathLike] | None:
+        """Returns the files whose checksums the record keeps; None for all."""
+        del stage
+        return None

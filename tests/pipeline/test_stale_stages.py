@@ -1,0 +1,384 @@
+"""Which settings make which stages stale: every field of every settings class, changed in turn."""
+
+import copy
+import dataclasses
+
+import pytest
+
+from lmsi_jax.config import (
+    Augmentation,
+    Distillation,
+    DistributionShift,
+    ExternalScore,
+    Lora,
+    Mixing,
+    ModelConfig,
+    Preference,
+    Pretraining,
+    Questions,
+    Run,
+    Sampling,
+    SelfRating,
+    Training,
+    Voting,
+)
+from lmsi_jax.pipeline.context import Context
+from lmsi_jax.pipeline.evaluate import EvaluateStep
+from lmsi_jax.pipeline.pretrain import PretrainStep
+from lmsi_jax.pipeline.questions import QuestionsStep
+from lmsi_jax.pipeline.rounds import ROUND
+from lmsi_jax.pipeline.train import ScoreStep
+from lmsi_jax.training import checkpoints
+
+_SAMPLE = "generate prompts sample path_scores eval0 eval1"  # whatever samples
+_SCORED = "path_scores score train"
+# Written by hand: the stages that a field makes stale where all of them run.
+TABLE = {
+    "Run": {
+        **dict.fromkeys(("output_dir", "name", "rounds", "schedule", "reuse"), ""),
+        # Through the fingerprint of the model, which is an input of the stages.
+        **dict.fromkeys(("init_checkpoint", "tokenizer"), ""),
+        "seed": f"{_SAMPLE} train",
+        "questions_per_shard": _SAMPLE,
+        "start_from": "score train",
+    },
+    "Questions": dict.fromkeys(
+        (
+            *("train", "test", "level", "train_count", "test_count"),
+            *("data_dir", "data_dirs", "exemplars", "contamination", "seed"),
+        ),
+        "questions",
+    ),
+    "Augmentation": {
+        **dict.fromkeys(
+            (
+                *("questions", "use", "shown", "opening", "continuations", "tries"),
+                *("temperature", "max_new_tokens"),
+            ),
+            "generate",
+        ),
+        "min_confidence": "path_scores mix",
+        "prompts": "prompts",
+        "shots": "prompts",
+    },
+    "Sampling": {
+        **dict.fromkeys(("num_samples", "temperature", "token_logprobs"), "sample"),
+        **dict.fromkeys(("adaptive_consistency", "adaptive_consistency_every"), "sample"),
+        **dict.fromkeys(("top_k", "top_p", "min_p"), "sample eval0 eval1"),
+        **dict.fromkeys(("max_new_tokens", "stop"), "prompts sample eval0 eval1"),
+    },
+    "Decoding": dict.fromkeys(
+        (
+            *("slots", "chunk", "page", "prefill_tokens", "prompt_cache_factor"),
+            *("adaptive_batch", "pool_bytes", "dtype", "data", "model", "fsdp"),
+        ),
+        _SAMPLE,
+    ),
+    "Voting": {
+        **dict.fromkeys(("weights", "temperature", "ties", "scorer"), "vote eval0 eval1"),
+        "conclusions": "sample vote eval0 eval1",
+    },
+    "Mixing": {
+        **dict.fromkeys(("formats", "merge_equal", "cap", "normalise"), "mix"),
+        **dict.fromkeys(
+            ("keep", "min_confidence", "human_examples", "selection"), "path_scores mix"
+        ),
+    },
+    "SelfRating": {"share": "mix"},
+    "ExternalScore": {"share": "mix", "scorer": "path_scores mix"},
+    "DistributionShift": {"share": "mix", "surest": "mix", "validation": "path_scores mix"},
+    "Training": {
+        **dict.fromkeys(
+            (
+                *("steps", "microbatches", "sequences_at_once", "log_every", "save_every"),
+                *("keep", "keep_best", "best_metric", "best_mode", "deadline_seconds", "fsdp"),
+            ),
+            "train",
+        ),
+        **dict.fromkeys(
+            (
+                *("sequences_per_prefix", "sequence_length", "max_prefix_length"),
+                *("data", "model"),
+            ),
+            _SCORED,
+        ),
+        **dict.fromkeys(
+            ("compute_dtype", "human_rate", "task_rates", "validation_count"), "score train"
+        ),
+    },
+    "Optimizer": dict.fromkeys(
+        (
+            *("name", "learning_rate", "warmup_steps", "decay", "decay_share", "weight_decay"),
+            *("max_grad_norm", "b2", "muon_learning_rate"),
+        ),
+        "train",
+    ),
+    "Loss": {
+        **dict.fromkeys(
+            (
+                *("z_loss", "label_smoothing", "smoothing_constant", "distillation"),
+                *("distillation_weight", "temperature", "rest"),
+            ),
+            "train",
+        ),
+        "top_k": "score train",
+    },
+    "Lora": dict.fromkeys(("rank", "alpha", "targets", "seed", "peft"), "train"),
+    "Evaluation": {
+        **dict.fromkeys(("prompt_styles", "num_samples", "vote_count"), "eval0 eval1"),
+        "temperature": "eval0",
+        "temperature_after": "eval1",
+        "checkpoints": "",  # through the fingerprint of the model
+    },
+    "CollapseMonitor": dict.fromkeys(
+        (
+            *("saturated", "no_diversity", "empty", "confidence_rise", "accuracy_fall"),
+            *("calibration_gap", "pass_at_m_drop", "entropy", "distinct", "shorter", "longer"),
+            *("unparsed", "easy", "kept", "least_questions", "stop"),
+        ),
+        "",
+    ),
+    "Pretraining": dict.fromkeys(
+        (
+            *("shares", "hard", "most_questions", "question_weight", "vocab_documents"),
+            "seed",
+        ),
+        "pretrain",
+    ),
+    # Of the teacher, whose examples' fingerprint is an input.
+    "Distillation": dict.fromkeys(("teacher_dir", "round"), ""),
+    # Of all stages but pre-training, through the fingerprint of the model.
+    "ModelConfig": dict.fromkeys(
+        (
+            *("vocab_size", "num_layers", "embed_dim", "num_heads", "head_dim", "mlp_dim"),
+            *("num_kv_heads", "max_length", "block", "post_norms", "norm_epsilon"),
+            *("norm_plus_one", "qk_norm", "biases", "activation", "query_scalar", "rope_theta"),
+            *("rope_scaling", "local_rope_theta", "windows", "attention_softcap"),
+            *("logits_softcap", "tied_embeddings", "scale_embeddings", "remat", "scan_layers"),
+            "query_block",
+        ),
+        "pretrain",
+    ),
+}
+# The fields of a model that say how the same numbers are computed, or bound a length.
+SILENT = {"max_length", "remat", "scan_layers", "query_block"}
+VALUES = {
+    "Run.start_from": "last",
+    "Run.schedule": (("Training.steps", (10_000,)),),  # its values matter, and this one is equal
+    "Voting.scorer": "operator:ne",
+    "ExternalScore.scorer": "operator:lt",
+    "Preference.form": {"scpo": "spin", "spin": "scpo"},
+    "Mixing.selection": (SelfRating(),),
+    "DistributionShift.validation": "confident",
+    "Augmentation.prompts": 3,
+}
+
+_MODEL = ModelConfig(vocab_size=8, num_layers=1, embed_dim=4, num_heads=1, head_dim=2, mlp_dim=4)
+_PLAIN = {
+    "output_dir": "unused",
+    "model": _MODEL,
+    "questions": Questions(train=("purchases",), test=("legs",)),
+}
+BASES = {
+    # Everything that can be on together.
+    "full": Run(
+        **_PLAIN,
+        augmentation=Augmentation(questions=4),
+        sampling=Sampling(adaptive_consistency=0.9),
+        voting=Voting(weights="scorer", ties="scorer", scorer="operator:eq"),
+        mixing=Mixing(
+            min_confidence=0.2,
+            cap=5,
+            human_examples=3,
+            selection=(
+                SelfRating(share=0.7),
+                DistributionShift(),
+                ExternalScore(scorer="operator:eq"),
+            ),
+        ),
+        training=Training(lora=Lora()),
+        pretraining=Pretraining(training=Training(), shares=(("legs", 1.0),)),
+        distillation=Distillation(teacher_dir="elsewhere"),
+    ),
+    "plain": Run(**_PLAIN, augmentation=Augmentation(prompts=2)),
+    "scpo": Run(**_PLAIN, training=Training(preference=Preference())),
+    "spin": Run(
+        **_PLAIN,
+        training=Training(preference=Preference(form="spin")),
+        mixing=Mixing(human_examples=3),
+    ),
+}
+# Where less runs, a field matters less; and one that turns a step on makes what follows stale.
+PLAIN = {
+    "Voting.conclusions": "vote eval0 eval1",  # nothing counts votes while it samples
+    "Voting.ties": "",
+    "Voting.scorer": "",
+    "Voting.weights": "vote eval0 eval1",
+    "Augmentation.min_confidence": "",  # there are no new questions
+    "Augmentation.questions": "generate mix",
+    "Mixing.selection": "path_scores mix",
+}
+_PAIRS = {
+    **PLAIN,
+    "Loss.top_k": "train",
+    "Preference.beta": "train",
+    "Preference.likelihood": "train",
+}
+OVERRIDES = {
+    "full": {"Augmentation.prompts": "prompts"},
+    "plain": PLAIN,
+    "scpo": {
+        **_PAIRS,
+        "Augmentation.prompts": "prompts",
+        "Preference.form": "sample mix train",
+        "Preference.threshold": "mix train",
+    },
+    "spin": {
+        **_PAIRS,
+        "Augmentation.prompts": "prompts",
+        "Mixing.human_examples": "sample mix",
+        "Preference.form": "sample mix train",
+        "Preference.threshold": "train",
+    },
+}
+
+
+def _other(name, value):
+    """Returns another value of a field; it need not make sense."""
+    if name in VALUES:
+        return VALUES[name][value] if isinstance(VALUES[name], dict) else VALUES[name]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, float):
+        return 0.125
+    if isinstance(value, tuple):
+        return (*value, "other")
+    return {int: lambda: value + 1, str: lambda: f"{value}x"}.get(type(value), lambda: 1)()
+
+
+def _fields(value, path=()):
+    """Yields (path, class, field) of all that a person sets within a configuration."""
+    for field in dataclasses.fields(value):
+        inner, name = getattr(value, field.name), type(value).__name__
+        if dataclasses.is_dataclass(inner):
+            yield from _fields(inner, (*path, field.name))
+        elif isinstance(inner, tuple) and any(map(dataclasses.is_dataclass, inner)):
+            yield path, name, field.name
+            for place, one in enumerate(inner):
+                yield from _fields(one, (*path, field.name, place))
+        elif inner is None and field.name in ("lora", "preference", "pretraining", "distillation"):
+            pass  # another base has it
+        else:
+            yield path, name, field.name
+
+
+def _changed(value, path, name, other):
+    """Returns a copy in which one field was set, past all checks."""
+    if isinstance(value, tuple):
+        place, *rest = path
+        changed = _changed(value[place], rest, name, other)
+        return (*value[:place], changed, *value[place + 1 :])
+    value = copy.copy(value)
+    if not path:
+        object.__setattr__(value, name, other)
+    else:
+        part, *rest = path
+        object.__setattr__(value, part, _changed(getattr(value, part), rest, name, other))
+    return value
+
+
+def _identities(run):
+    """Returns the identity of each stage that the configuration has, without its inputs."""
+    context = Context(run, frozenset())
+    first, second = context.round(0), context.round(1)
+    steps = [(step.name, step, second) for step in (*ROUND, ScoreStep(None, None))]
+    steps += [("questions", QuestionsStep(), first), ("eval1", EvaluateStep(), second)]
+    steps += [("eval0", EvaluateStep(), first)]
+    if run.pretraining is not None:
+        steps.append(("pretrain", PretrainStep(), first))
+    return {name: step.identity(round) for name, step, round in steps if step.applies(round)}
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_field_makes_exactly_its_stages_stale(base):
+    run, table = BASES[base], OVERRIDES[base]
+    before = _identities(run)
+    wrong = {}
+    for path, cls, field in _fields(run):
+        name = f"{cls}.{field}"
+        within = "pretraining" in path and cls != "Pretraining"
+        if name not in table and field not in TABLE.get(cls, {}):
+            wrong[name] = "is in no table: say which stages it makes stale"
+            continue
+        expected = "pretrain" if within else table.get(name, TABLE.get(cls, {}).get(field))
+        value = run
+        for part in path:
+            value = value[part] if isinstance(value, tuple) else getattr(value, part)
+        after = _identities(_changed(run, path, field, _other(name, getattr(value, field))))
+        stale = {stage for stage in before | after if before.get(stage) != after.get(stage)}
+        if stale != set(expected.split()) & {*before, *after}:
+            wrong[name] = sorted(stale)
+    assert wrong == {}
+
+
+def test_the_table_names_only_fields_that_exist():
+    known = {
+        (cls, field)
+        for run in BASES.values()
+        for _, cls, field in (*_fields(run), *_fields(Run(**_PLAIN)))
+    }
+    listed = {(cls, field) for cls, fields in TABLE.items() for field in fields}
+    assert listed - known == set()
+
+
+def test_each_stage_reads_what_it_says():
+    steps = {step.name: step.inputs for step in (*ROUND, EvaluateStep(), ScoreStep(None, None))}
+    assert steps == {
+        "generate": ("model", "questions"),
+        "prompts": ("model", "questions", "generate"),
+        "sample": ("model", "questions", "generate", "prompts"),
+        "vote": ("sample",),
+        "path_scores": ("vote", "model", "base"),
+        "mix": ("vote", "path_scores"),
+        "score": ("mix", "model", "teacher"),
+        "train": ("mix", "model", "teacher"),
+        "eval": ("model", "questions"),
+    }
+
+
+def test_every_field_of_a_model_that_changes_what_it_says_is_in_its_fingerprint(
+    monkeypatch, micro_config, tokenizer_path
+):
+    monkeypatch.setattr(checkpoints, "stored_digest", lambda folder, shapes: "same weights")
+    monkeypatch.setattr(Context, "base_folder", "unused")
+    run = Run(output_dir="unused", model=micro_config, tokenizer=tokenizer_path)
+    unchanged = Context(run, frozenset())
+    before, tokenizer = unchanged.fingerprint(0), unchanged.tokenizer
+    silent = set()
+    for field in dataclasses.fields(micro_config):
+        other = _other(f"ModelConfig.{field.name}", getattr(micro_config, field.name))
+        context = Context(_changed(run, ("model",), field.name, other), frozenset())
+        vars(context).update(tokenizer=tokenizer, shapes=None)
+        if context.fingerprint(0) == before:
+            silent.add(field.name)
+    assert silent == SILENT
+
+
+def test_a_stage_sees_the_values_of_its_own_round_and_no_others():
+    schedule = (("Mixing.min_confidence", (0.1, 0.5)), ("Sampling.temperature", (0.7, 1.2)))
+    run = Run(**_PLAIN, mixing=Mixing(min_confidence=0.3), schedule=schedule)
+    context = Context(run, frozenset())
+    values = [context.round(index).settings.mixing.min_confidence for index in (0, 1, 2, 3)]
+    assert values == [0.3, 0.1, 0.5, 0.5]
+    assert context.round(2).scheduled == {
+        "Mixing.min_confidence": 0.5,
+        "Sampling.temperature": 1.2,
+    }
+    for index in (0, 1, 2):
+        round = context.round(index)
+        reachable = [round, context, *vars(round).values()]
+        public = [vars(one).items() for one in (round, context)]
+        reachable += [value for items in public for name, value in items if name[0] != "_"]
+        runs = [value for value in reachable if isinstance(value, Run)]
+        assert runs and all(value.schedule == () for value in runs)
+        assert all(value is round.settings for value in runs)
