@@ -94,7 +94,7 @@ class Family:
       kind: the kind of its answers.
       domain: "in" if the packaged runs train on it, "out" if they only test on it.
       generate: (generator, level) -> a worked question. Pre-training documents and few-shot
-        exemplars use its reasoning; `questions` drops it, and outside the test split the answer too.
+        exemplars use its reasoning; `questions` drops it, and the answer unless the split is test.
       shots: exemplars in a few-shot prompt.
     """
 
