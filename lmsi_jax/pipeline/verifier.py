@@ -87,7 +87,7 @@ class Verifier:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """What its scores depend on: the model's and the tokenizer's bytes, prompt and answer."""
+        """Identifies its scores: the model's and the tokenizer's bytes, prompt and answer."""
         config = self._config
         weights = checkpoints.stored_digest(checkpoints.find(self.folder), parameter_shapes(config))
         tokenizer = open_tokenizer(str(self.folder / "tokenizer"))
