@@ -68,6 +68,7 @@ setup(
         # T5X is on GitHub alone. It imports tensorboard without declaring it.
         "t5x": ["t5x @ git+https://github.com/google-research/t5x.git", "tensorboard"],
         "hf": HF,
+        "docs": ["mkdocs-material>=9.5"],
         "dev": [
             "build>=1.2",
             "hypothesis>=6.100",

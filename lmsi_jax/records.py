@@ -73,7 +73,7 @@ class Question(_Record):
     also: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a dictionary of plain JSON values; `also` only where there are such."""
+        """Returns a dictionary of plain JSON values; `also` only if it is not empty."""
         row = super().to_json()
         if not row["also"]:
             del row["also"]
@@ -98,7 +98,7 @@ class Sample(_Record):
     logprobs: tuple[float, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a dictionary of plain JSON values; `logprobs` only where it was asked for."""
+        """Returns a dictionary of plain JSON values; `logprobs` only if it was requested."""
         row = super().to_json()
         if row["logprobs"] is None:
             del row["logprobs"]

@@ -22,7 +22,7 @@ LAYERS = (
     {"models"},
     {"rollout", "training", "interop"},
     {"tasks", "gin_configs"},
-    {"pipeline"},
+    {"pipeline", "api"},
     {"tools"},
     {"cli"},
 )

@@ -86,12 +86,13 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _export_hf(args: argparse.Namespace, load: Load) -> None:
     size = parse_size(args.max_shard_size)
+    from lmsi_jax.config.configurables import load_run_of
     from lmsi_jax.interop.hf_weights import export_model
     from lmsi_jax.pipeline.context import Context
     from lmsi_jax.training import checkpoints
 
     checkpoints.find(args.checkpoint)  # a missing checkpoint is a clearer error than its settings
-    config = _run_of_checkpoint(args.checkpoint, args.run)
+    config = load_run_of(args.checkpoint, args.run)
     export_model(
         args.checkpoint,
         config.model,
@@ -114,30 +115,6 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise LmsiError(f"--max_shard_size={text}: write a size such as 5GB or 200MB")
     return int(size)
-
-
-def _run_of_checkpoint(checkpoint: str, folder: str | None) -> "Run":
-    """Builds the run that a checkpoint belongs to, from the nearest gin file above it."""
-    from etils import epath
-
-    from lmsi_jax.config import gin_loader
-    from lmsi_jax.config.configurables import load_run
-
-    start = epath.Path(checkpoint).resolve()
-    candidates = (
-        place / name
-        for place in ([epath.Path(folder)] if folder else [start, *start.parents])
-        for name in ("config.gin", "model.gin")
-    )
-    file = next((candidate for candidate in candidates if candidate.exists()), None)
-    if file is None:
-        raise LmsiError(
-            f"no config.gin and no model.gin {'in' if folder else 'above'} {folder or checkpoint}, "
-            "so the model's shape is not known; name the run's folder with --run=DIR"
-        )
-    out = gin_loader.Binding(name="Run.output_dir", value=repr(str(file.parent)))
-    gin_loader.load(str(file), gin_loader.GinArgs(bindings=(out,)))
-    return load_run()
 
 
 # --- aot ------------------------------------------------------------------------------------------

@@ -1,10 +1,14 @@
 """Register the settings with gin, here and nowhere else, and build runs and studies from it."""
 
+import os
+
 import gin
 
 from lmsi_jax import config
+from lmsi_jax.config import gin_loader
 from lmsi_jax.config.run import Run
 from lmsi_jax.config.study_plan import Study
+from lmsi_jax.errors import LmsiError
 
 CLASSES: tuple[type, ...] = (
     *(config.Run, config.Questions, config.Augmentation, config.ModelConfig),
@@ -31,3 +35,33 @@ def load_study() -> Study:
 def load_run() -> Run:
     """Builds the run that the parsed gin files and bindings describe."""
     return _CONFIGURABLE["Run"]()
+
+
+def load_run_of(checkpoint: str | os.PathLike[str], folder: str | None = None) -> Run:
+    """Builds the run that a checkpoint belongs to; gin's state is that run's afterwards.
+
+    Args:
+      checkpoint: a folder; the nearest config.gin or model.gin in it or above it is read.
+      folder: the folder to look in instead.
+
+    Raises:
+      LmsiError: there is no such file.
+    """
+    from etils import epath
+
+    start = epath.Path(checkpoint).resolve()
+    candidates = (
+        place / name
+        for place in ([epath.Path(folder)] if folder else [start, *start.parents])
+        for name in ("config.gin", "model.gin")
+    )
+    file = next((candidate for candidate in candidates if candidate.exists()), None)
+    if file is None:
+        raise LmsiError(
+            f"no config.gin and no model.gin {'in' if folder else 'above'} {folder or checkpoint}, "
+            "so the model's shape is not known; name the run's folder with --run=DIR, or load the "
+            "folder of an imported model or of a run"
+        )
+    out = gin_loader.Binding(name="Run.output_dir", value=repr(str(file.parent)))
+    gin_loader.load(str(file), gin_loader.GinArgs(bindings=(out,)))
+    return load_run()

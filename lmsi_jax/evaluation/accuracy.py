@@ -79,6 +79,11 @@ class TaskScore:
     mean_tokens: float
     curve: tuple[Point, ...] = ()
 
+    @property
+    def accuracy(self) -> float:
+        """Share of the questions that are answered right."""
+        return sum(self.correct) / len(self.correct)
+
 
 def score(
     questions: Sequence[Question],

@@ -31,7 +31,7 @@ class Ending:
 
 
 def first_stop(text: str, stops: Sequence[str], closed: bool = True) -> int | None:
-    """Returns the index at which the first stop string begins, None if there is none.
+    """Returns the index at which the first stop string begins, or None.
 
     A stop string of full stops and commas between two digits is part of a number and does not stop.
 

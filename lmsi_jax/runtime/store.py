@@ -75,7 +75,7 @@ class ShardStore:
           LmsiError: the disk is full or the folder cannot be written.
         """
         if not _NAME.fullmatch(shard_name):
-            raise ValueError(f"{shard_name!r} is not a name of a shard")
+            raise ValueError(f"{shard_name!r} is no shard name")
         lines = [json.dumps(row, sort_keys=True, allow_nan=False) for row in rows]
         data = _gzip("".join(f"{line}\n" for line in lines).encode())
         write_bytes(self.path(shard_name), data)

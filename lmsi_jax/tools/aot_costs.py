@@ -154,8 +154,8 @@ class Traffic:
     Attributes:
       count: number of executions.
       bytes: bytes that the chip receives over the interconnect, by the ring algorithms: of a group
-        of n, (n - 1) / n of an all-gather's result, of a reduce-scatter's operand and of an all-to-all,
-        twice that of an all-reduce, and all of a permutation's.
+        of n, (n - 1) / n of an all-gather's result, of a reduce-scatter's operand and of an
+        all-to-all, twice that of an all-reduce, and all of a permutation's.
     """
 
     count: int = 0

@@ -194,7 +194,7 @@ class _T5X:
         """`own`: an optimiser of T5X's in place of ours in its wrapper."""
         ours = optimizers.OptaxWrapper(transformation(settings, TRAINING.steps))
         model = _model(config, own or ours)
-        stream = packing.batches(_rows(), TRAINING.shape)
+        stream = packing.batches(_rows(), packing.batch_shape(TRAINING))
         self.batches = [_features(next(stream)) for _ in range(TRAINING.steps)]
         self.partitioner = partitioning.PjitPartitioner(num_partitions=1)
         first = self.batches[0]

@@ -45,7 +45,8 @@ _SETTINGS = {
 }
 _DYING = """
 import os, signal, sys
-from lmsi_jax import prompts, store
+from lmsi_jax import prompts
+from lmsi_jax.runtime import store
 from lmsi_jax.cli.main import main
 prompts.STEP_BY_STEP = {trigger!r}
 write, calls = store.ShardStore.write, []

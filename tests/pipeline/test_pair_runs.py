@@ -153,7 +153,7 @@ def test_a_second_rounds_pairs_are_compared_with_the_first_rounds_model_killed_o
         assert first["margin"] == pytest.approx(0, abs=1e-3)
         assert last["margin"] > first["margin"]
     assert _references(tmp_path / "whole", 1) != _references(tmp_path / "whole", 2)
-    killed_after(words("run", tmp_path / "killed", changes), "stages.finetune", "score", 2)
+    killed_after(words("run", tmp_path / "killed", changes), "pipeline.train", "score", 2)
     assert not (tmp_path / "killed" / "round_2" / "train" / "stage.json").exists()
     assert main(words("run", tmp_path / "killed", changes)) == 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

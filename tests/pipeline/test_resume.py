@@ -32,10 +32,10 @@ def test_killed_between_two_checkpoints_it_goes_on_to_the_same_bytes(
 @pytest.mark.parametrize(
     ("module", "name", "count"),
     [
-        ("store", "ShardStore.write", 1),
-        ("store", "ShardStore.write", 5),
-        ("store", "ShardStore.write", 8),
-        ("store", "Stage.finish", 3),
+        ("runtime.store", "ShardStore.write", 1),
+        ("runtime.store", "ShardStore.write", 5),
+        ("runtime.store", "ShardStore.write", 8),
+        ("runtime.store", "Stage.finish", 3),
         ("training.checkpoints", "Checkpoints.save", 1),
         ("training.checkpoints", "Checkpoints.save", 4),
     ],

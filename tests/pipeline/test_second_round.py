@@ -175,12 +175,12 @@ def test_a_round_is_added_to_a_finished_run_to_the_same_bytes(two, first, gin, m
 @pytest.mark.parametrize(
     ("module", "name", "count"),
     [
-        ("store", "ShardStore.write", 2),
-        ("store", "ShardStore.write", 5),
-        ("store", "ShardStore.write", 8),
-        ("store", "ShardStore.write", 11),
-        ("store", "Stage.finish", 2),
-        ("store", "Stage.finish", 5),
+        ("runtime.store", "ShardStore.write", 2),
+        ("runtime.store", "ShardStore.write", 5),
+        ("runtime.store", "ShardStore.write", 8),
+        ("runtime.store", "ShardStore.write", 11),
+        ("runtime.store", "Stage.finish", 2),
+        ("runtime.store", "Stage.finish", 5),
         ("training.checkpoints", "Checkpoints.save", 1),
         ("training.checkpoints", "Checkpoints.save", 2),
     ],

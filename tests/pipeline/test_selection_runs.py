@@ -334,7 +334,7 @@ class Many:
 
     def many(self, asked):
         assert len(asked) > 1
-        return [len(path.text) + path.index / 100 for _, path in asked]
+        return [len(path.text) + path.sample_index / 100 for _, path in asked]
 
 def nothing(question, path):
     return None
@@ -458,7 +458,7 @@ def test_scores_of_another_ranker_are_not_taken_for_its_own(
     for command in ("sample", "vote"):
         assert main(_words(gin_file, command, run, changes)) == 0
     codes = []
-    for line in ("return 1.0", "return 1.0", "return 2.0 + path.index"):
+    for line in ("return 1.0", "return 1.0", "return 2.0 + path.sample_index"):
         (tmp_path / "micro_other.py").write_text(f"def f(question, path):\n    {line}\n")
         sys.modules.pop("micro_other", None)
         importlib.invalidate_caches()
@@ -536,7 +536,7 @@ def test_a_ranker_weighs_votes_of_train_and_test_questions(gin_file, tmp_path, m
     (tmp_path / "micro_voter.py").write_text(
         "asked = []\n"
         "def sevens(question, path):\n"
-        "    asked.append((path.uid, path.index, path.text))\n"
+        "    asked.append((path.uid, path.sample_index, path.text))\n"
         "    return 1.0 if '7' in path.text else 0.25\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -19,21 +19,21 @@ pytestmark = pytest.mark.slow
 # Between two chunks each process says that it is there, and waits, so that it can be killed there.
 _SLOW = """
 import pathlib, time
-from lmsi_jax.pipeline import paths
-chunk = paths.Meter.chunk
+from lmsi_jax.pipeline import sample_shards
+chunk = sample_shards.Meter.chunk
 def slow(meter, stats):
     chunk(meter, stats)
     pathlib.Path({folder!r}).touch()
     time.sleep(0.3)
-paths.Meter.chunk = slow
+sample_shards.Meter.chunk = slow
 """
 
 
 # This process draws with another seed.
 _OTHER = """
-from lmsi_jax.pipeline import paths
-generate = paths.generate
-paths.generate = lambda *args, seed, **more: generate(*args, seed=seed + 1, **more)
+from lmsi_jax.pipeline import sample_shards
+fill = sample_shards.fill_shards
+sample_shards.fill_shards = lambda *args, seed, **more: fill(*args, seed=seed + 1, **more)
 """
 
 

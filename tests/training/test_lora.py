@@ -25,7 +25,7 @@ from lmsi_jax.training.lora import (
 )
 from lmsi_jax.training.losses import normalize_sums, weighted_sums
 from lmsi_jax.training.metrics import read_metrics
-from lmsi_jax.training.packing import batches, weighted_row
+from lmsi_jax.training.packing import batch_shape, batches, weighted_row
 from lmsi_jax.training.trainer import merge_trained, start, state_shapes, train, train_step
 
 LORA = Lora(rank=3, alpha=6.0, targets=("value", "query", "down"))
@@ -57,7 +57,7 @@ def _rows():
 @pytest.fixture(scope="module")
 def stepped(micro_config, micro_params):
     """A batch, what one and what three LoRA steps made of it, and the metrics of the first."""
-    batch = next(batches(_rows(), TRAINING.shape))
+    batch = next(batches(_rows(), batch_shape(TRAINING)))
     params, state = start(micro_config, TRAINING, micro_params)
     stands, metrics = [], []
     for _ in range(3):
@@ -110,7 +110,7 @@ def test_the_gradient_is_that_through_the_merged_matrices(micro_config, micro_pa
         lambda leaf: jnp.asarray(rng.normal(size=leaf.shape) * 0.1, jnp.float32),
         fresh_adapters(LORA, micro_params),
     )
-    batch = next(batches(_rows(), dataclasses.replace(TRAINING, microbatches=2).shape))
+    batch = next(batches(_rows(), batch_shape(dataclasses.replace(TRAINING, microbatches=2))))
 
     def objective(weights, one):
         return weighted_sums(micro_config, weights, one, 1)
@@ -130,7 +130,7 @@ def test_no_gradient_of_a_frozen_matrix_is_ever_held(micro_config):
     """A step without adapters holds one of all parameters; with them on all matrices, of none."""
     config = dataclasses.replace(micro_config, embed_dim=128, mlp_dim=512)
     params = parameter_shapes(config)
-    batch = next(batches(_rows(), TRAINING.shape))
+    batch = next(batches(_rows(), batch_shape(TRAINING)))
 
     def peak(lora):
         training = dataclasses.replace(TRAINING, lora=lora)

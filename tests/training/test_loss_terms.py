@@ -222,7 +222,7 @@ def test_a_missing_or_foreign_teacher_is_named(micro_config, micro_params, teach
     batch = _packed(_rows())
     with pytest.raises(LmsiError, match="store them with the rows"):
         step_losses(micro_config, micro_params, batch, 2, Loss(distillation="top_k"))
-    with pytest.raises(LmsiError, match="wants a teacher"):
+    with pytest.raises(LmsiError, match="needs a teacher"):
         step_losses(micro_config, micro_params, batch, 2, Loss(distillation="model"))
     other = dataclasses.replace(teacher.config, vocab_size=300)
     foreign = Teacher(config=other, params=teacher.params)

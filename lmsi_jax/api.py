@@ -1,0 +1,273 @@
+"""The loop as plain functions, for scripts and notebooks; `import lmsi_jax` offers them all.
+
+    model = load("embedded")
+    samples = sample(model, questions, exemplars, sampling=Sampling(num_samples=16))
+    votes = vote(questions, samples)
+    rows = select(questions, samples, votes)
+    better = train(model, mix(rows, exemplars), "runs/mine")
+    evaluate(better, test_questions, exemplars)
+
+Each function takes records and returns records. `lmsi run` does the same with files between the
+steps, several processes, restarts and a report.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+
+from lmsi_jax import mixing, voting
+from lmsi_jax.config import Decoding, Filter, ModelConfig, Sampling, Training, Voting
+from lmsi_jax.evaluation import accuracy
+from lmsi_jax.evaluation.accuracy import TaskScore
+from lmsi_jax.models.params import Params
+from lmsi_jax.models.tokenizers import FileTokenizer, open_tokenizer
+from lmsi_jax.models.transformer import parameter_shapes
+from lmsi_jax.prompts import PromptStyle, build_prompt, new_tokens
+from lmsi_jax.records import FORMATS, Example, Exemplar, Format, Question, Sample, Vote
+from lmsi_jax.rollout.engine import Engine
+from lmsi_jax.rollout.requests import Request, Rollout
+from lmsi_jax.runtime.files import embedded_path
+from lmsi_jax.selection import rows as selection
+from lmsi_jax.selection.rows import Row
+from lmsi_jax.tasks import registry
+from lmsi_jax.tasks.task import Task
+from lmsi_jax.training import checkpoints
+from lmsi_jax.training.data import Examples
+from lmsi_jax.training.trainer import train as run_training
+
+Samples = Mapping[str, Sequence[Sample]]
+"""The samples of each question, by its uid."""
+WeightedRow = tuple[Row, float]
+"""A voted sample, and the factor of its loss weight."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A decoder with its weights and its tokenizer.
+
+    Attributes:
+      config: the shape.
+      params: the parameter tree, float32.
+      tokenizer: the tokenizer that the weights were trained with.
+      tokenizer_path: its file or folder.
+    """
+
+    config: ModelConfig
+    params: Params
+    tokenizer: FileTokenizer
+    tokenizer_path: str
+
+
+def load(folder: epath.PathLike = "embedded") -> Model:
+    """Loads a model: the embedded one, an imported one, or one that a run has trained.
+
+    The shape is read from the nearest `model.gin` or `config.gin`; gin's own state is reset by it.
+
+    Args:
+      folder: "embedded"; a folder of `lmsi import-hf`; or a run's `round_R/train`.
+
+    Raises:
+      LmsiError: there is no checkpoint, or its shape is not known.
+    """
+    from lmsi_jax.config.configurables import load_run_of
+
+    embedded = str(folder) == "embedded"
+    start = embedded_path(".") if embedded else epath.Path(folder).resolve()
+    run = load_run_of(start)
+    imported = not embedded and (start / "model.gin").exists()
+    weights = epath.Path(run.init_checkpoint) if imported else start
+    tokenizer_path = str(
+        embedded_path("tokenizer.model")
+        if embedded or run.tokenizer == "embedded"
+        else run.tokenizer
+    )
+    params = checkpoints.load_params(checkpoints.find(weights), parameter_shapes(run.model))
+    return Model(
+        config=run.model,
+        params=params,
+        tokenizer=open_tokenizer(tokenizer_path),
+        tokenizer_path=tokenizer_path,
+    )
+
+
+def task(name: str, data_dir: str | None = None) -> Task:
+    """Returns a task by name: its questions, its answer kind and its exemplars.
+
+    Args:
+      name: "purchases", "gsm8k", ...; `lmsi_jax.tasks.registry.NAMES` has all.
+      data_dir: the folder of its files, if it reads some.
+
+    Raises:
+      LmsiError: there is no such task.
+    """
+    return registry.get(name, data_dir)
+
+
+def sample(
+    model: Model | Rollout,
+    questions: Sequence[Question],
+    exemplars: Sequence[Exemplar] = (),
+    *,
+    prompt_style: PromptStyle = "cot",
+    sampling: Sampling = Sampling(),
+    decoding: Decoding = Decoding(),
+    seed: int = 0,
+    round_index: int = 1,
+) -> dict[str, tuple[Sample, ...]]:
+    """Samples answers to questions of one task.
+
+    Args:
+      model: the model; or an engine over it, which keeps its compiled programs between calls.
+      questions: the questions.
+      exemplars: the few-shot examples that all of them share.
+      prompt_style: how a question is asked.
+      sampling: how many samples of each, and how they are drawn.
+      decoding: the engine's layout, for a `Model`.
+      seed, round_index: with the question and the sample's index they fix its noise.
+
+    Returns:
+      The samples of each question by uid, in the order of the questions.
+    """
+    rollout = engine(model, decoding) if isinstance(model, Model) else model
+    requests = []
+    for question in questions:
+        prefix, text = build_prompt(question, exemplars, prompt_style)
+        requests.append(Request(uid=question.uid, prefix=prefix, text=text, sampling=sampling))
+    responses = rollout.generate(requests, seed=seed, round_index=round_index)
+    by_number = {response.number: response.samples for response in responses}
+    return {question.uid: by_number[number] for number, question in enumerate(questions)}
+
+
+def engine(model: Model, decoding: Decoding = Decoding()) -> Engine:
+    """Returns a decode engine over a model; several calls of `sample` can share it."""
+    return Engine(model.config, model.params, model.tokenizer, decoding)
+
+
+def vote(
+    questions: Sequence[Question], samples: Samples, rule: Voting = Voting()
+) -> dict[str, Vote]:
+    """Votes on each question's samples; returns the votes by uid."""
+    return {
+        question.uid: voting.cast(question, samples[question.uid], rule) for question in questions
+    }
+
+
+def select(
+    questions: Sequence[Question],
+    samples: Samples,
+    votes: Mapping[str, Vote],
+    filters: Sequence[Filter] = (),
+) -> list[WeightedRow]:
+    """Keeps the samples that agree with their question's vote and pass the filters.
+
+    Args:
+      questions: the questions of one task.
+      samples: theirs.
+      votes: theirs.
+      filters: settings of `lmsi_jax.config`, such as `MinConfidence(confidence=0.6)`, that need no
+        scores; `lmsi run` computes scores for those that do.
+
+    Returns:
+      Rows with the factor of their weight, by question and index.
+
+    Raises:
+      LmsiError: a filter needs a fact that is not there.
+    """
+    rows = [
+        row
+        for question in questions
+        for row in selection.voted_rows(question, samples[question.uid], votes[question.uid])
+    ]
+    chosen = selection.select(rows, filters)
+    return list(zip(chosen.rows, chosen.weights, strict=True))
+
+
+def mix(
+    rows: Sequence[WeightedRow],
+    exemplars: Sequence[Exemplar],
+    formats: Sequence[Format] = FORMATS,
+) -> list[Example]:
+    """Writes selected samples as training examples in LMSI's formats.
+
+    Args:
+      rows: from `select`.
+      exemplars: the few-shot examples of the task.
+      formats: the formats to write.
+    """
+    by_question: dict[str, list[WeightedRow]] = {}
+    for row, weight in rows:
+        by_question.setdefault(row.question.uid, []).append((row, weight))
+    return [
+        example
+        for group in by_question.values()
+        for example in mixing.examples(group[0][0].question, group, exemplars, formats=formats)
+    ]
+
+
+def train(
+    model: Model,
+    examples: Sequence[Example],
+    directory: epath.PathLike,
+    training: Training = Training(),
+    *,
+    seed: int = 0,
+) -> Model:
+    """Fine-tunes a model on examples; an interrupted training resumes from its last checkpoint.
+
+    Args:
+      model: where training starts.
+      examples: from `mix`, of any number of tasks.
+      directory: gets the checkpoints and the metrics.
+      training: steps, optimizer and batch shape.
+      seed: the order of the examples.
+
+    Returns:
+      The model after the last step.
+
+    Raises:
+      LmsiError: there are no examples, or the loss is not finite.
+    """
+    rows = Examples(
+        {"self_generated": examples}, {"self_generated": 1.0}, model.tokenizer_path, seed=seed
+    )
+    params = run_training(model.config, training, model.params, rows, directory, groups=rows.groups)
+    return dataclasses.replace(model, params=params)
+
+
+def evaluate(
+    model: Model | Rollout,
+    questions: Sequence[Question],
+    exemplars: Sequence[Exemplar] = (),
+    *,
+    prompt_style: PromptStyle = "cot",
+    num_samples: int = 1,
+    temperature: float = 0.0,
+    max_new_tokens: int = 256,
+    seed: int = 0,
+) -> TaskScore:
+    """Measures a model on questions of one task with known answers.
+
+    Args:
+      model: the model, or an engine over it.
+      questions: the questions; each has its `gold` answer.
+      exemplars: the few-shot examples that all of them share.
+      prompt_style: how a question is asked.
+      num_samples: 1 for one answer; more for the vote of so many (set `temperature` then).
+      temperature: of sampling; 0 is greedy.
+      max_new_tokens: the limit of a sample.
+      seed: fixes the samples, if they are not greedy.
+
+    Returns:
+      `TaskScore`, with `accuracy` and whether each question was answered right.
+    """
+    sampling = Sampling(
+        num_samples=num_samples,
+        temperature=temperature,
+        max_new_tokens=new_tokens(prompt_style, max_new_tokens),
+    )
+    samples = sample(
+        model, questions, exemplars, prompt_style=prompt_style, sampling=sampling, seed=seed
+    )
+    name = prompt_style if num_samples == 1 else "self_consistency"
+    return accuracy.score(questions, samples, name, temperature)

@@ -1,0 +1,71 @@
+"""`import lmsi_jax` offers the loop as functions, and loads nothing before they are used."""
+
+import subprocess
+import sys
+
+import pytest
+
+import lmsi_jax
+from lmsi_jax import api
+from lmsi_jax.config import MinConfidence, Voting
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.records import Exemplar, Question, Sample
+
+
+def _question(number: int) -> Question:
+    return Question(uid=f"q{number}", task="t", text=f"Q: {number}?", kind="number")
+
+
+def _samples(question: Question, *numbers: int) -> list[Sample]:
+    return [
+        Sample(
+            uid=question.uid,
+            sample_index=index,
+            text=f" It is {number}. The answer is {number}.",
+            tokens=9,
+            logprob=-1.0,
+            finished=True,
+        )
+        for index, number in enumerate(numbers)
+    ]
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, lmsi_jax; print({'jax', 'numpy', 'tensorflow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_every_name_is_a_documented_function_or_class():
+    for name in lmsi_jax.__all__:
+        value = getattr(lmsi_jax, name)
+        assert value is getattr(api, name) and value.__doc__
+    assert set(lmsi_jax.__all__) <= set(dir(lmsi_jax))
+    with pytest.raises(AttributeError, match="no attribute 'samples'"):
+        lmsi_jax.samples  # noqa: B018
+
+
+def test_votes_select_what_agrees_and_mix_writes_it_in_four_formats():
+    questions = [_question(1), _question(2)]
+    samples = {
+        "q1": _samples(questions[0], 7, 7, 8),
+        "q2": _samples(questions[1], 1, 2, 3),
+    }
+    votes = lmsi_jax.vote(questions, samples, Voting())
+    assert votes["q1"].winner == "7" and votes["q1"].confidence == pytest.approx(2 / 3)
+    rows = lmsi_jax.select(questions, samples, votes, [MinConfidence(confidence=0.5)])
+    assert [(row.sample.uid, row.sample.sample_index) for row, _ in rows] == [("q1", 0), ("q1", 1)]
+    shots = [Exemplar(question="Q: 1 + 1?", reasoning="1 + 1 = 2.", answer="2")]
+    examples = lmsi_jax.mix(rows, shots)
+    assert [example.format for example in examples] == [
+        "few_shot_cot",
+        "few_shot_direct",
+        "zero_shot_cot",
+        "zero_shot_direct",
+    ]
+    assert {example.weight for example in examples} == {1.0}  # two equal rows of one question
+
+
+def test_a_folder_without_a_model_is_named(tmp_path):
+    with pytest.raises(LmsiError, match="no config.gin and no model.gin above"):
+        lmsi_jax.load(tmp_path)
