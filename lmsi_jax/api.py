@@ -213,7 +213,7 @@ def train(
     *,
     seed: int = 0,
 ) -> Model:
-    """Fine-tunes a model on examples; an interrupted training goes on where it was.
+    """Fine-tunes a model on examples; an interrupted training resumes from its last checkpoint.
 
     Args:
       model: where training starts.

@@ -149,7 +149,7 @@ def choose_shown(texts: Sequence[str], count: int, place: tuple[int, int, str, i
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What the real questions of a task have in common.
+    """The traits that the real questions of a task share.
 
     Attributes:
       openings: their first words, "Q:" or "Premise:".
@@ -181,7 +181,7 @@ class Shape:
         )
 
     def fits(self, text: str) -> bool:
-        """Whether a text could be one of them."""
+        """Returns True if a text has these traits."""
         return (
             self.shortest / _SLACK <= len(text) <= self.longest * _SLACK
             and _opening(text) in self.openings
@@ -198,7 +198,7 @@ def opening(texts: Sequence[str]) -> str:
 
 
 def first_item(text: str, finished: bool) -> str | None:
-    """Returns the first question that a model wrote, None where it is cut or empty.
+    """Returns the first question that a model wrote, None if it is cut or empty.
 
     Args:
       text: what it wrote behind the list.

@@ -114,7 +114,7 @@ def _most_frequent(surfaces: Sequence[str]) -> str:
 def _weighed(
     learnt: Sequence[Learnt], factors: Sequence[float], merge_equal: bool
 ) -> list[tuple[Learnt, float]]:
-    """Rows of one format with their weights; equal ones, where asked for, as one row."""
+    """Returns rows of one format with their weights; equal rows as one if they are merged."""
     if not merge_equal:
         return list(zip(learnt, factors, strict=True))
     # A dictionary keeps the order of first appearance, which is the order of the indices.

@@ -32,7 +32,7 @@ class Pair:
 
 
 def pair(vote: Vote, samples: Sequence[Sample], threshold: float = 0.5) -> Pair | None:
-    """Returns a question's pair (Prasad et al. 2024, section 2), None where there is none.
+    """Returns a question's pair (Prasad et al. 2024, section 2), or None.
 
     Of an answer's paths the most probable one is taken, of equals the first. Of equally rare
     answers the one is rejected whose best path is the most probable: the mistake that the model is

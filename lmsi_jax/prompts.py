@@ -34,7 +34,7 @@ PROMPT_STYLE_OF_FORMAT: dict[Format, PromptStyle] = {
 
 
 def is_direct(prompt_style: str) -> bool:
-    """Whether the answer is asked for at once, without reasoning."""
+    """Returns True if a style asks for the answer at once, without reasoning."""
     return prompt_style in ("standard", "zero_shot_direct")
 
 
@@ -44,7 +44,7 @@ def answer_sentence(answer: str) -> str:
 
 
 def solution(reasoning: str, answer: str) -> str:
-    """Returns a whole solution: the reasoning, where there is any, and the answer sentence."""
+    """Returns a whole solution: the reasoning, if any, and the answer sentence."""
     return " ".join(part for part in (reasoning.strip(), answer_sentence(answer)) if part)
 
 

@@ -77,7 +77,7 @@ class Question(_Record):
     also: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a dictionary of plain JSON values; `also` only where there are such."""
+        """Returns a dictionary of plain JSON values; `also` only if it is not empty."""
         row = super().to_json()
         if not row["also"]:
             del row["also"]
@@ -112,7 +112,7 @@ class Sample(_Record):
         return self.end in ("end_token", "next_question")
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a dictionary of plain JSON values; `logprobs` only if it was asked for.
+        """Returns a dictionary of plain JSON values; `logprobs` only if it was requested.
 
         JSON has no infinity: a log-probability of minus infinity becomes None.
 

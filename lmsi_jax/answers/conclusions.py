@@ -1,4 +1,4 @@
-"""The answer of a solution that marks none: what it opens or concludes with, where that is plain.
+"""Reads the answer of a solution that marks none: its opening or concluding words, if plain.
 
 Chat models often end with "So she has 18 apples." or open with "Yes, ...". Such an answer is read
 only where there is one candidate; a text that stops in mid-sentence has none.
@@ -92,7 +92,7 @@ Concluded = tuple[str, str, int]
 def conclusion(
     text: str, begin: int, stop: int, kind: Kind, options: Sequence[str], *, drawn: bool = False
 ) -> Concluded | None:
-    """Returns what the solution `text[begin:stop]` concludes with, None where it is not plain.
+    """Returns the conclusion of the solution `text[begin:stop]`, None if it is not plain.
 
     With `drawn`, only a last sentence counts that opens with "so", "thus", "therefore", ...
 

@@ -1,4 +1,4 @@
-r"""What marks an answer, and where a solution and a sentence end.
+r"""Finds the marks of answers, and the ends of solutions and sentences.
 
 Patterns here run over whole texts: each begins with a literal, which the regular-expression engine
 looks for at the speed of `str.find`, and repeats a bounded number of times. Marks are looked for in
@@ -23,7 +23,7 @@ from lmsi_jax.records import Kind
 
 
 class Strength(enum.IntEnum):
-    """How much a mark says that its answer is the final one."""
+    """Ranks marks by how surely their answer is the final one."""
 
     CONCLUSION = 0
     CONDITIONAL = 1
@@ -35,7 +35,7 @@ class Strength(enum.IntEnum):
 
 
 class Mark(NamedTuple):
-    """A mark: its name, where it begins, where its answer begins, and its strength."""
+    """A mark: its name, its beginning, the beginning of its answer, and its strength."""
 
     name: str
     place: int
@@ -447,7 +447,7 @@ def _lower(text: str) -> str:
 
 
 def _without_thoughts(text: str, lowered: str) -> tuple[str, int, int, bool]:
-    """Return the text with line breaks for thoughts, where it begins and stops, if it concludes."""
+    """Return the text with line breaks for thoughts, its begin, its stop, and if it concludes."""
     begin, kept = 0, 0
     opened: int | None = None
     pieces: list[str] = []
@@ -534,7 +534,7 @@ def _opens_question(text: str, begin: int, place: int) -> bool:
 
 
 def _introduces(opening: str, number: str) -> bool:
-    """Return whether what stands before a restated question only introduces it."""
+    """Return True if the text before a restated question only introduces it."""
     if not opening:
         return True
     if number not in ("", "1") or len(opening) > _MOST_OPENING or any(c.isdigit() for c in opening):

@@ -192,7 +192,7 @@ _COMMA = re.compile(
 
 
 def number_key(answer: str) -> str | None:
-    """Return a number as an exact fraction in lowest terms; None if it is none or unclear."""
+    """Return a number as an exact fraction in lowest terms; None for other or unclear text."""
     simple = _SIMPLE.fullmatch(answer)
     if simple and not (simple[1] and simple[2]) and simple[5] not in _NO_UNITS:
         return _simple_key(simple)

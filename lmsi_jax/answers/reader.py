@@ -89,7 +89,7 @@ class Reading(NamedTuple):
 
     @property
     def marked(self) -> bool:
-        """Whether the text marks its answer."""
+        """True if the text marks its answer."""
         return self.chosen is not None and self.chosen.strength != Strength.CONCLUSION
 
     @property
@@ -489,7 +489,7 @@ class _Reader:
         return self.solution.stop if blank_line < 0 else blank_line
 
     def _candidate(self, mark: Mark) -> Candidate | None:
-        """Return what stands behind a mark; None if that is nothing or a question."""
+        """Return the text behind a mark; None for an empty one or a question."""
         candidate = self._read(mark, mark.start)
         if candidate is not None:
             self.candidates.append(candidate)
@@ -610,7 +610,7 @@ def _line_start(text: str, start: int) -> int:
 
 
 def _field(window: str) -> tuple[str, int]:
-    """Return the value of a JSON field and where it ends."""
+    """Return the value of a JSON field and its end."""
     match = _FIELD.match(window)
     if match is None:
         return "", 0

@@ -75,7 +75,7 @@ def without_bold(text: str) -> str:
 
 
 def box_content(text: str) -> tuple[str, int] | None:
-    r"""Return what the first \boxed{...} of a text holds and where it ends; None without one."""
+    r"""Return the content and the end of the first \boxed{...} of a text; None without one."""
     box = _BOX.search(text)
     if not box:
         return None

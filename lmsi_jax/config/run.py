@@ -23,7 +23,7 @@ from lmsi_jax.errors import LmsiError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run of the loop: where it writes, its model, and the settings of each step."""
+    """One run of the loop: its output folder, its model, and the settings of each step."""
 
     output_dir: str
     """Folder of everything that the run writes; local or gs://."""

@@ -140,7 +140,7 @@ _wide.defvjp(lambda transposed, a, b: (_wide(transposed, a, b), (a, b)), _wide_b
 
 
 def wide_matmul(a: jax.Array, b: jax.Array, transposed: bool = False) -> jax.Array:
-    """Returns a @ b with sums and result in float32; the gradient's products likewise.
+    """Returns a @ b with sums and result in float32, as are the gradient's products.
 
     No operand is widened: bfloat16 matrices are multiplied as such, forward and backward.
 

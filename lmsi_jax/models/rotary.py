@@ -82,7 +82,7 @@ def _yarn_kept(head_dim: int, theta: float, scaling: YarnScaling) -> jax.Array:
     """Returns a ramp over the dimensions (Peng et al. 2023, equation 18, with r at dimensions)."""
 
     def dimension(turns: float) -> float:
-        """Returns the dimension whose frequency makes so many turns in the original length."""
+        """Returns the dimension whose frequency turns that often in the original length."""
         angle = 2 * math.pi * turns / scaling.original_length
         return -head_dim / 2 * math.log(angle) / math.log(theta)
 

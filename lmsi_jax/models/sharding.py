@@ -77,7 +77,7 @@ class MeshSettings(Protocol):
 
     @property
     def fsdp(self) -> bool:
-        """Whether weights are sharded over "data" too."""
+        """True if weights are sharded over "data" too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ class DeviceMesh:
 
     @property
     def is_multiprocess(self) -> bool:
-        """Whether several processes compute together."""
+        """True if several processes compute together."""
         return self.multiprocess_mesh is not None
 
     def context(self) -> contextlib.AbstractContextManager[Any]:
@@ -180,7 +180,7 @@ def make_mesh(devices: Sequence[jax.Device], data: int, model: int) -> Mesh:
 
 
 def _fill_a_box(devices: Sequence[jax.Device]) -> bool:
-    """Whether chips have no gap between their coordinates; other devices have no coordinates."""
+    """Returns True if the chips' coordinates have no gap, or the devices have none."""
     coordinates = {tuple(device.coords) for device in devices if hasattr(device, "coords")}
     sides = [max(axis) - min(axis) + 1 for axis in zip(*coordinates, strict=True)]
     return math.prod(sides) == len(coordinates) or not coordinates
@@ -232,12 +232,12 @@ class ReplicaGroup:
 
     @property
     def first(self) -> bool:
-        """Whether this process looks for shards and writes them."""
+        """True if this process looks for shards and writes them."""
         return self.process == self.members[0]
 
     @property
     def several(self) -> bool:
-        """Whether the group has more than one process."""
+        """True if the group has more than one process."""
         return len(self.members) > 1
 
 

@@ -66,7 +66,7 @@ class FileTokenizer(Tokenizer, Protocol):
 
     @property
     def has_spare_ids(self) -> bool:
-        """Whether a model's table may be padded to more ids than the tokenizer has."""
+        """True if a model's table may be padded to more ids than the tokenizer has."""
 
     @property
     def pad_id(self) -> int | None:
@@ -78,7 +78,7 @@ class FileTokenizer(Tokenizer, Protocol):
 
     @property
     def writes_zero(self) -> bool:
-        """Whether a text may yield the id 0."""
+        """True if a text may yield the id 0."""
 
 
 def encode_first(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -190,7 +190,7 @@ class SentencePiece:
 
     @property
     def writes_zero(self) -> bool:
-        """Whether a text may yield the id 0: as a piece, or for unknown characters."""
+        """True if a text may yield the id 0: as a piece, or for unknown characters."""
         pieces = self._processor
         if pieces.is_unknown(0):
             return not any(pieces.is_byte(i) for i in range(self.vocab_size))
@@ -276,7 +276,7 @@ class TokenizerJson:
 
     @property
     def writes_zero(self) -> bool:
-        """Whether a text may yield the id 0."""
+        """True if a text may yield the id 0."""
         return 0 not in self._controls
 
     @functools.cached_property

@@ -151,7 +151,7 @@ def open_teacher(context: Context) -> TeacherRun:
 
 
 def distill(context: Context, questions: str) -> dict[str, Any]:
-    """Trains and measures the student, or continues where it was interrupted.
+    """Trains and measures the student; resumes an interrupted one.
 
     Args:
       context: the student's run.

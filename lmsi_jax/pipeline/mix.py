@@ -60,7 +60,7 @@ class MixStep(Step):
 
 
 def _shards(round: Round, task: str, voted: Sequence[Voted]) -> dict[str, _Rows]:
-    """Returns a task's rows by where they come from, and what filters kept."""
+    """Returns a task's rows by source, and the funnel of its filters."""
     exemplars = round.context.exemplars(task)
     if _has_pairs(round):
         return {"pairs": _pairs(round, task, voted, exemplars)}

@@ -331,7 +331,7 @@ class DecodeLoop:
         return self._is_settled(self._questions[question].request, samples)
 
     def _program_key(self, slots: int) -> tuple:
-        """Returns what a chunk of so many slots is compiled for, and roughly how long samples are.
+        """Returns the key of a chunk's program: its shapes, and roughly the length of its samples.
 
         Equality that was seen on short samples says little of long ones, so the number of pages of
         the longest sample enters as a power of two.
@@ -343,7 +343,7 @@ class DecodeLoop:
         return self._program, self._plan, shapes, longest.bit_length()
 
     def _decode(self, targets: list[list[tuple[int, int]]], slots: int) -> Chunk:
-        """Decodes one chunk with so many slots in each device group."""
+        """Decodes one chunk with this number of slots in each device group."""
         arrays, tables = [], []
         for scheduler, target in zip(self._schedulers, targets, strict=True):
             active, shared_length = scheduler.active, self._caches.shared_length

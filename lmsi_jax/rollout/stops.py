@@ -55,7 +55,7 @@ def end_at_stop(rest: str, stops: Sequence[str]) -> End:
 
 
 def first_stop(text: str, stops: Sequence[str], closed: bool = True) -> int | None:
-    """Returns the index at which the first stop string begins, None if there is none.
+    """Returns the index at which the first stop string begins, or None.
 
     A stop string of full stops and commas between two digits is part of a number and does not stop.
 

@@ -265,7 +265,7 @@ def rating_prompt(question: str, solution: str) -> str:
 
 
 def read_rating(text: str) -> float | None:
-    """Returns the rating that a continuation begins with; None where it gives none of 0 to 10."""
+    """Returns the rating from 0 to 10 that a continuation begins with, or None."""
     found = _RATING.match(text)
     rating = float(found[1]) if found else -1.0
     return rating if 0 <= rating <= _MOST else None

@@ -53,17 +53,17 @@ class Row:
 
     @property
     def name(self) -> tuple[str, int]:
-        """What identifies it: question and index of the path."""
+        """The question's uid and the sample's index."""
         return self.sample.uid, self.sample.sample_index
 
     def has(self, score: str) -> bool:
-        """Whether a score could be had."""
+        """Returns True if the row has a score."""
         return bool(self.logprobs) if score == LOGPROBS else score in self.scores
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What filters know of a task beside its rows.
+    """The facts of a task that filters know beside its rows.
 
     Attributes:
       human_losses: `LOSS` of given solutions of this task.
@@ -76,7 +76,7 @@ NOTHING = Facts()
 
 
 class Verdict(NamedTuple):
-    """What a filter says of a row.
+    """A filter's verdict on a row.
 
     Attributes:
       weight: factor of the row's loss weight; 0 drops the row.
@@ -121,7 +121,7 @@ NO_ANSWERS: Answers = types.MappingProxyType({})
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-    """What one filter did to a task's rows.
+    """The effect of one filter on a task's rows.
 
     Attributes:
       filter: its name.
@@ -149,7 +149,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What all filters left.
+    """The rows that all filters kept.
 
     Attributes:
       rows: in the order in which they came.

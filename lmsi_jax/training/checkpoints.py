@@ -136,7 +136,7 @@ def find(path: epath.PathLike) -> epath.Path:
 
 
 def has_checkpoint(directory: epath.PathLike) -> bool:
-    """Whether a folder holds any `checkpoint_N`."""
+    """Returns True if a folder holds any `checkpoint_N`."""
     return bool(steps(epath.Path(directory)))
 
 
@@ -154,7 +154,7 @@ def drop(directory: epath.PathLike) -> None:
 
 
 def has_data_state(folder: epath.Path) -> bool:
-    """Whether a checkpoint has the state of the data: ours do, T5X's do not."""
+    """Returns True if a checkpoint has the state of the data: ours do, T5X's do not."""
     return (folder / DATA_STATE).is_dir()
 
 

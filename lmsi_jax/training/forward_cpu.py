@@ -36,7 +36,7 @@ _FREE = {
 
 
 def supports_feature_major(config: ModelConfig, weights: Params) -> bool:
-    """Whether a model's layers can be computed this way and gain by it: float32, on a CPU."""
+    """Returns True if a model can be computed this way and gains by it: float32, on a CPU."""
     is_palm = all(
         getattr(config, field.name) == field.default
         for field in dataclasses.fields(config)

@@ -30,7 +30,7 @@ _ALL_PLACES = PartitionSpec(None, None, PartitionSpec.UNCONSTRAINED, None)
 
 
 def supports_mesh_layout(batch: dict[str, Any]) -> bool:
-    """Whether a microbatch is traced for a mesh, and has a prefix."""
+    """Returns True if a microbatch is traced for a mesh and has a prefix."""
     return is_traced_on_mesh() and batch["prefix"].shape[0] > 0
 
 

@@ -356,7 +356,7 @@ def _by_member(values: jax.Array, segments: jax.Array) -> jax.Array:
 
 
 def pair_groups(batch: Arrays) -> jax.Array:
-    """Returns the group of each pair, [B, most pairs in a row]; below 0 if there is none."""
+    """Returns the group of each pair, [B, most pairs in a row]; below 0 for padding."""
     most = _most(batch["segments"])
     highest = functools.partial(jax.ops.segment_max, num_segments=2 * most + 1)
     return jax.vmap(highest)(batch["groups"], batch["segments"])[:, 1::2]

@@ -311,7 +311,7 @@ def check(row: Row, shape: Shape) -> None:
 
 
 def fits(row: Row, shape: Shape) -> bool:
-    """Whether a row can be packed."""
+    """Returns True if a row can be packed."""
     try:
         check(row, shape)
     except ValueError:

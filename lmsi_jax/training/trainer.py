@@ -225,7 +225,7 @@ def _open_log(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RestoredState:
-    """Where a run starts or resumes.
+    """The point at which a run starts or resumes.
 
     Attributes:
       step: steps taken so far.
