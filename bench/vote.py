@@ -162,7 +162,7 @@ def _math_verify(texts: Sequence[str]) -> Callable[[], int] | None:
 
 
 def _path(uid: str, index: int, text: str) -> Sample:
-    return Sample(uid=uid, sample_index=index, text=text, tokens=1, logprob=-1.0, finished=True)
+    return Sample(uid=uid, sample_index=index, text=text, tokens=1, logprob=-1.0, end="end_token")
 
 
 def main() -> None:
