@@ -102,10 +102,10 @@ def test_the_dry_runs_of_the_other_subcommands(capsys):
         "'--command=sudo journalctl --unit=lmsi "
         "--no-pager --output=cat --lines=5 --follow'\n"
     )
-    stop = f"# end the run; it can be taken up again\n{_ALL} '--command=sudo systemctl disable "
+    stop = f"# end the run; it can be resumed\n{_ALL} '--command=sudo systemctl disable "
     stop += "--now lmsi'\n"
     assert _printed(capsys, "stop", *_NAMES, "--dry_run") == stop
-    delete = _DRY.partition("# where it is to end")[1:]
+    delete = _DRY.partition("# at the end, or")[1:]
     assert _printed(capsys, "down", *_NAMES, "--dry_run") == stop + "".join(delete)
     status = _printed(capsys, "status", *_NAMES, "--dry_run")
     assert status.count("\ngcloud ") == 2 and status.count("has the run ended?") == 1
