@@ -1,4 +1,4 @@
-"""Throughput of reading answers and voting on one core: python -m bench.vote
+"""Measures the throughput of answer reading and voting on one core: python -m bench.vote
 
 Extract + key + vote over synthetic texts, and over real chain-of-thought texts where they are there
 (`--data=DIR`, see `bench.real_outputs`); every text is read anew, only keys of equal answers are
