@@ -85,9 +85,7 @@ class GgufModel:
         self.config = config_json(
             self._name, self.metadata, {name: t.shape for name, t in stored.items()}, divisors
         )
-        self._sources = {
-            self._theirs(name): name for name in stored if name != _ROPE_DIVISORS
-        }
+        self._sources = {self._theirs(name): name for name in stored if name != _ROPE_DIVISORS}
         self._stored = stored
         self.shapes = {theirs: stored[name].shape for theirs, name in self._sources.items()}
         kind = self._widest()
@@ -146,7 +144,9 @@ class GgufModel:
             )
         block, size = self._gguf.GGML_QUANT_SIZES[kind]
         if not tensor.shape or tensor.shape[-1] % block:
-            raise LmsiError(f"{tensor.file}: {name} has the shape {tensor.shape}; download it again")
+            raise LmsiError(
+                f"{tensor.file}: {name} has the shape {tensor.shape}; download it again"
+            )
         end = tensor.offset + math.prod(tensor.shape) // block * size
         if end > tensor.file.stat().st_size:
             raise LmsiError(f"{tensor.file} ends before its tensor {name}; download it again")
@@ -195,7 +195,8 @@ class GgufModel:
 
     def _widest(self) -> str:
         kinds = {
-            self._types[name].name for name in self._sources.values()
+            self._types[name].name
+            for name in self._sources.values()
             if len(self._stored[name].shape) > 1
         }
         return kinds.pop() if len(kinds) == 1 and kinds <= set(DTYPES) else "F32"
