@@ -211,7 +211,7 @@ class ChatTemplate:
             end += 1
         answer = parts[begin:end]
         if full.text.startswith(asked.text):
-            # Behind the prompt a template may write more before the text: a space, a thinking block.
+            # A template may write more before the text: a space, an empty thinking block.
             before = "".join(part.text for part in parts[:begin])[len(asked.text) :]
             if before:
                 answer.insert(0, Part(before, None, True))
@@ -270,7 +270,7 @@ class ChatTemplate:
 
 
 class _Piece(NamedTuple):
-    """A piece of the first rendering: fixed text, a number's text, or a mark of {% generation %}."""
+    """A piece of the first rendering: fixed text, the place of a text, or a mark of a tag."""
 
     fixed: str = ""
     text: int | None = None

@@ -233,12 +233,11 @@ def _activation(
     get: _Reader, family: Architecture, heads: int, width: int, head_dim: int
 ) -> dict[str, Any]:
     """Returns the keys of the activation, and those that Gemma alone has."""
-    caps = {f"{name}_logit_softcapping": None for name in ("attn", "final")}
-    for key in caps:
-        if get(key):
-            if family.model_type != "gemma2":
+    caps = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+    if family.model_type != "gemma2":
+        for key in caps:
+            if get(key):
                 raise get.error(key, get(key), "none")
-            caps[key] = get.real(key)
     if not family.four_norms:
         return {"hidden_act": "silu"}
     wide = _WIDE_QUERIES[get.architecture] == get.whole("block_count")
@@ -247,10 +246,7 @@ def _activation(
         "query_pre_attn_scalar": width // heads if wide else head_dim,
     }
     if family.model_type == "gemma2":
-        return made | {
-            "attn_logit_softcapping": caps["attn_logit_softcapping"] or 50.0,
-            "final_logit_softcapping": caps["final_logit_softcapping"] or 30.0,
-        }
+        return made | {key: get.real(key, default) for key, default in caps.items()}
     return made | {"rope_local_base_freq": get.real("rope.freq_base_swa", 10000.0)}
 
 

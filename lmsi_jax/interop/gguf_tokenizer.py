@@ -202,7 +202,7 @@ def _sentencepiece(
     types: Sequence[int],
     unknown: str | None,
 ) -> tuple[dict[str, Any], bool]:
-    """Returns the parts of tokenizer.json for SentencePiece's BPE, and that prompts have a start."""
+    """Returns the parts of a tokenizer.json for SentencePiece's BPE; prompts have a start."""
     scores = metadata.get(f"{_KEY}scores")
     if scores is None or len(scores) != len(tokens):
         raise LmsiError(f"{file} has no score for each token; download it again")
