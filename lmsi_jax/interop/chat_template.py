@@ -1,4 +1,4 @@
-"""Render a model's chat template around turns, and keep what the template wrote apart from texts.
+"""Render a model's chat template around turns, and keep its own parts apart from the texts.
 
 A chat template is a Jinja program that comes with a model. It runs in a sandbox, with the functions
 that `apply_chat_template` of transformers offers. Control tokens must arise from the template alone
@@ -38,8 +38,8 @@ class Turn:
 
     Attributes:
       role: whose turn it is.
-      text: what is said.
-      reasoning: of an assistant, what it thought before, for templates that show it.
+      text: its words.
+      reasoning: an assistant's thoughts before them, for templates that show these.
     """
 
     role: Role
@@ -52,8 +52,8 @@ class Part(NamedTuple):
 
     Attributes:
       text: its characters.
-      turn: the turn whose text it is, counted from 0; None: the template wrote it, and what looks
-        like a control token in it is one.
+      turn: the turn whose text it is, counted from 0; None: the template wrote it, and control
+        tokens in it are such.
       assistant: the assistant writes it: its text, and the token that ends its turn.
     """
 
@@ -68,7 +68,7 @@ class Rendering:
 
     Attributes:
       parts: its pieces, in order.
-      exact: they are what the template gives for these texts, character by character.
+      exact: together they are the template's output for these texts, character by character.
     """
 
     parts: tuple[Part, ...]
@@ -99,7 +99,7 @@ class ChatTemplate:
 
     Args:
       source: the Jinja program.
-      tokens: what the program may call by name: "bos_token", "eos_token".
+      tokens: variables of the program: "bos_token", "eos_token".
       ends: control tokens that end a turn, as text; the assistant's turn includes the first that
         the template writes behind its text.
       origin: the file, for errors.
@@ -161,7 +161,7 @@ class ChatTemplate:
 
         Args:
           turns: its turns.
-          add_generation_prompt: end with what comes before an assistant's text.
+          add_generation_prompt: end with the beginning of an assistant's turn.
           enable_thinking: for templates that ask; None: their default.
 
         Raises:
@@ -186,7 +186,7 @@ class ChatTemplate:
     def row(
         self, turns: Sequence[Turn], enable_thinking: bool | None = None
     ) -> tuple[Rendering, Rendering]:
-        """Renders a training row: (what is asked, what the assistant answers).
+        """Renders a training row: (the prompt, the assistant's answer).
 
         The first is the prompt that sampling uses; the second, whose last part is the token that
         ends the turn, is the continuation that the loss is on.
@@ -219,8 +219,8 @@ class ChatTemplate:
         if not any(end in fixed for end in self._ends):
             answer += [Part(end, None, True) for end in self._ends[:1]]
         exact = asked.exact and full.exact
-        made = tuple(part._replace(assistant=True) for part in answer)
-        return asked, Rendering(parts=made, exact=exact)
+        written = tuple(part._replace(assistant=True) for part in answer)
+        return asked, Rendering(parts=written, exact=exact)
 
     def _run(self, messages: list[dict[str, str]], settings: Mapping[str, Any]) -> str:
         import jinja2
@@ -255,7 +255,7 @@ class ChatTemplate:
                     end = self._end_of_turn(piece.fixed)
                     following = pieces[number + 1].text if number + 1 < len(pieces) else None
                     if texts.turn(following) == texts.turn(pieces[number - 1].text):
-                        end = len(piece.fixed)  # between what it thinks and what it says
+                        end = len(piece.fixed)  # between its thoughts and its words
                 yield Part(piece.fixed[:end], None, True)
                 yield Part(piece.fixed[end:], None, inside)
             else:
@@ -313,15 +313,15 @@ class _Texts:
     def messages(self, hidden: bool) -> list[dict[str, str]]:
         """Returns the turns as templates take them, texts replaced by numbers if `hidden`."""
         numbers = dict(zip(self._places, self._numbers, strict=True)) if hidden else {}
-        made = []
+        messages = []
         for number, turn in enumerate(self._turns):
             message: dict[str, str] = {"role": turn.role}
             message["content"] = numbers.get((number, "text"), turn.text)
             if turn.reasoning:
                 thought = numbers.get((number, "reasoning"), turn.reasoning)
                 message |= {"reasoning_content": thought, "thinking": thought}
-            made.append(message)
-        return made
+            messages.append(message)
+        return messages
 
     def pieces(self, rendered: str) -> Iterator[_Piece]:
         """Yields the pieces of the first rendering."""
@@ -348,7 +348,7 @@ def _fit(
 
     Args:
       pieces: of the first rendering.
-      texts: what is between them.
+      texts: the texts between them.
       whole: the second rendering.
       number: the first piece that is looked at.
       place: the character of `whole` that it begins at.
@@ -369,12 +369,12 @@ def _fit(
 
 
 def _forms(text: str) -> dict[str, None]:
-    """Returns what templates make of a text: itself, trimmed, or what follows its thinking."""
-    made: dict[str, None] = {}
+    """Returns the forms that templates give a text: itself, trimmed, or without its thoughts."""
+    forms: dict[str, None] = {}
     for one in (text, text.split("</think>")[-1]):
-        made |= dict.fromkeys((one, one.strip(), one.rstrip(), one.lstrip()))
-        made |= dict.fromkeys((one.strip("\n"), one.rstrip("\n"), one.lstrip("\n")))
-    return made
+        forms |= dict.fromkeys((one, one.strip(), one.rstrip(), one.lstrip()))
+        forms |= dict.fromkeys((one.strip("\n"), one.rstrip("\n"), one.lstrip("\n")))
+    return forms
 
 
 def _joined(parts: Iterator[Part]) -> Iterator[Part]:
@@ -445,7 +445,7 @@ def _compiled(source: str, origin: str, today: datetime.date | None) -> tuple[An
         ) from None
 
     class Generation(jinja2.ext.Extension):
-        """The tags around what the assistant writes."""
+        """The tags around the assistant's words."""
 
         tags = {"generation"}
 

@@ -22,7 +22,7 @@ class Architecture:
       class_name: in transformers.
       permuted: rows of the query's and the key's heads are stored for rotary pairs of neighbours.
       norm_plus_one: norms are stored with the 1 that the model adds to its weights.
-      four_norms: a layer also normalises what attention and the MLP return.
+      four_norms: a layer also normalises the outputs of attention and the MLP.
     """
 
     model_type: str
@@ -92,7 +92,7 @@ def config_json(
     shapes: Mapping[str, tuple[int, ...]],
     rope_divisors: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Returns what config.json says of the model.
+    """Returns the config.json of the model.
 
     Args:
       file: its name, for errors.
@@ -241,13 +241,13 @@ def _activation(
     if not family.four_norms:
         return {"hidden_act": "silu"}
     wide = _WIDE_QUERIES[get.architecture] == get.whole("block_count")
-    made: dict[str, Any] = {
+    keys: dict[str, Any] = {
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": width // heads if wide else head_dim,
     }
     if family.model_type == "gemma2":
-        return made | {key: get.real(key, default) for key, default in caps.items()}
-    return made | {"rope_local_base_freq": get.real("rope.freq_base_swa", 10000.0)}
+        return keys | {key: get.real(key, default) for key, default in caps.items()}
+    return keys | {"rope_local_base_freq": get.real("rope.freq_base_swa", 10000.0)}
 
 
 def _scaling(get: _Reader, context: int, divisors: np.ndarray | None) -> dict[str, Any] | None:

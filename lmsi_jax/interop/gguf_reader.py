@@ -55,7 +55,7 @@ class GgufModel:
 
     Attributes:
       metadata: the key-value pairs of the (first) file.
-      config: what config.json says of the model.
+      config: the config.json of the model.
       shapes: each tensor's shape, by its name in Hugging Face's model.
       dtypes: the type that a tensor is read in if it is kept as it is, the same for all: "BF16" or
         "F16" if all matrices are stored so, "F32" for quantised models.
@@ -67,7 +67,7 @@ class GgufModel:
 
     def __init__(self, path: Path):
         self._gguf = _library(path)
-        self._name = path.name
+        self._name = str(path)
         stored: dict[str, StoredTensor] = {}
         files = split_files(path)
         for number, file in enumerate(files):
@@ -81,13 +81,14 @@ class GgufModel:
         self._family = architecture(self._name, self.metadata)
         divisors = None
         if _ROPE_DIVISORS in stored:
-            divisors = self._rows(stored[_ROPE_DIVISORS], _ROPE_DIVISORS, 0, None)
+            size = stored[_ROPE_DIVISORS].shape[0]
+            divisors = self._rows(stored[_ROPE_DIVISORS], _ROPE_DIVISORS, 0, size)
         self.config = config_json(
             self._name, self.metadata, {name: t.shape for name, t in stored.items()}, divisors
         )
-        self._sources = {self._theirs(name): name for name in stored if name != _ROPE_DIVISORS}
+        self._sources = {self._hub_name(name): name for name in stored if name != _ROPE_DIVISORS}
         self._stored = stored
-        self.shapes = {theirs: stored[name].shape for theirs, name in self._sources.items()}
+        self.shapes = {hub_name: stored[name].shape for hub_name, name in self._sources.items()}
         kind = self._widest()
         self.dtypes = dict.fromkeys(self.shapes, kind)
 
@@ -109,58 +110,63 @@ class GgufModel:
 
         Peak memory is the result and a slice of 64 MiB.
         """
-        made = np.empty(self.shapes[name], dtype, order="F" if transposed else "C")
+        values = np.empty(self.shapes[name], dtype, order="F" if transposed else "C")
         begin = 0
         for rows in self.slices(name):
-            made[begin : begin + len(rows)] = rows
+            values[begin : begin + len(rows)] = rows
             begin += len(rows)
-        return made.T if transposed else made
+        return values.T if transposed else values
 
     def slices(self, name: str) -> Iterator[np.ndarray]:
         """Yields a tensor's rows in float32, 64 MiB at a time."""
         source = self._sources[name]
         tensor, heads = self._stored[source], self._rotary_heads(source)
-        rows = tensor.shape[0]
-        unit = rows // heads if heads else 1
-        wide = 4 * math.prod(tensor.shape[1:])
-        step = max(1, _SLICE_BYTES // wide // unit) * unit
-        for begin in range(0, rows, step):
-            made = self._rows(tensor, source, begin, min(begin + step, rows))
+        count = tensor.shape[0]
+        unit = count // heads if heads else 1
+        row_bytes = 4 * math.prod(tensor.shape[1:])
+        step = max(1, _SLICE_BYTES // row_bytes // unit) * unit
+        for begin in range(0, count, step):
+            rows = self._rows(tensor, source, begin, min(begin + step, count))
             if heads:
-                made = _halves(made, unit)
+                rows = _halves(rows, unit)
             if self._family.norm_plus_one and source.endswith("norm.weight"):
-                made = made - np.float32(1)
-            yield made
+                rows = rows - np.float32(1)
+            yield rows
 
     def _type(self, name: str, tensor: StoredTensor) -> Any:
-        """Returns ggml's type of a tensor, after its size is compared with the file's."""
-        kinds = self._gguf.GGMLQuantizationType
-        known = {kind.value: kind for kind in kinds}
-        kind = known.get(tensor.type)
+        """Returns ggml's type of a tensor.
+
+        Raises:
+          LmsiError: the type is not supported, or the file does not hold the tensor.
+        """
+        kind = {kind.value: kind for kind in self._gguf.GGMLQuantizationType}.get(tensor.type)
         if kind is None or kind.name not in _TYPES:
             raise LmsiError(
                 f"{tensor.file}: {name} has the type {kind.name if kind else tensor.type}; "
                 f"supported are {', '.join(_TYPES)}"
             )
         block, size = self._gguf.GGML_QUANT_SIZES[kind]
-        if not tensor.shape or tensor.shape[-1] % block:
+        vector = len(tensor.shape) < 2
+        if (
+            not tensor.shape
+            or 0 in tensor.shape
+            or tensor.shape[-1] % block
+            or vector
+            and block > 1
+        ):
             raise LmsiError(
-                f"{tensor.file}: {name} has the shape {tensor.shape}; download it again"
+                f"{tensor.file}: {name} cannot have the shape {tensor.shape}; download it again"
             )
         end = tensor.offset + math.prod(tensor.shape) // block * size
         if end > tensor.file.stat().st_size:
             raise LmsiError(f"{tensor.file} ends before its tensor {name}; download it again")
         return kind
 
-    def _rows(self, tensor: StoredTensor, name: str, begin: int, end: int | None) -> np.ndarray:
+    def _rows(self, tensor: StoredTensor, name: str, begin: int, end: int) -> np.ndarray:
         """Returns rows of a tensor in float32; a vector counts as rows of one number."""
         kind = self._types[name]
         block, size = self._gguf.GGML_QUANT_SIZES[kind]
-        wide = math.prod(tensor.shape[1:])
-        count = (tensor.shape[0] if end is None else end) - begin
-        if len(tensor.shape) == 1 and block > 1:
-            raise LmsiError(f"{tensor.file}: {name} is a quantised vector, which is not supported")
-        row_bytes = wide * size // block
+        count, row_bytes = end - begin, math.prod(tensor.shape[1:]) * size // block
         data = np.fromfile(
             tensor.file, np.uint8, count * row_bytes, offset=tensor.offset + begin * row_bytes
         )
@@ -169,7 +175,7 @@ class GgufModel:
         values = self._gguf.quants.dequantize(data.reshape(count, row_bytes), kind)
         return values.reshape(count, *tensor.shape[1:])
 
-    def _theirs(self, name: str) -> str:
+    def _hub_name(self, name: str) -> str:
         """Returns a tensor's name in Hugging Face's model."""
         modules = _MODULES | (_FOUR_NORMS if self._family.four_norms else _TWO_NORMS)
         first, _, kind = name.rpartition(".")

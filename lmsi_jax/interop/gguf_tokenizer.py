@@ -22,7 +22,7 @@ _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Splitting:
-    """What a byte-level tokenizer does before merges.
+    """The cutting of a text into words before merges.
 
     Attributes:
       pattern: a text is cut into its matches; "" for the expression of GPT-2.
@@ -108,19 +108,19 @@ def tokenizer_files(file: str, metadata: Mapping[str, Any]) -> dict[str, str]:
         **{"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False},
         **{"add_bos_token": starts, **{f"{name}_token": token for name, token in named.items()}},
     }
-    made = {
+    files = {
         "tokenizer.json": json.dumps(spec, ensure_ascii=False),
         "tokenizer_config.json": json.dumps(settings, ensure_ascii=False, indent=2),
         "generation_config.json": json.dumps({"eos_token_id": _ends(metadata, tokens, types)}),
     }
     if template := metadata.get("tokenizer.chat_template"):
-        made["chat_template.jinja"] = template
-    return made
+        files["chat_template.jinja"] = template
+    return files
 
 
 def _added(number: int, token: str, special: bool) -> dict[str, Any]:
-    made = {"id": number, "content": token, "special": special}
-    return made | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    entry = {"id": number, "content": token, "special": special}
+    return entry | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
 
 
 def _ends(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> list[int]:
@@ -131,7 +131,8 @@ def _ends(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[in
         for number, (token, kind) in enumerate(zip(tokens, types, strict=True))
         if kind == _CONTROL and token in _ENDS
     ]
-    return list(dict.fromkeys(number for number in (*named, *known) if number is not None))
+    ids = (number for number in (*named, *known) if number is not None and number < len(tokens))
+    return list(dict.fromkeys(ids))
 
 
 def _start_with(token: str, number: int) -> dict[str, Any]:
@@ -147,11 +148,11 @@ def _start_with(token: str, number: int) -> dict[str, Any]:
 
 def _vocabulary(tokens: Sequence[str], types: Sequence[int]) -> dict[str, int]:
     """Returns token -> its first id, without those that only fill up the table."""
-    made: dict[str, int] = {}
+    ids: dict[str, int] = {}
     for number, (token, kind) in enumerate(zip(tokens, types, strict=True)):
         if kind != _UNUSED:
-            made.setdefault(token, number)
-    return made
+            ids.setdefault(token, number)
+    return ids
 
 
 def _byte_level(

@@ -43,13 +43,14 @@ LLAMA3 = """\
 
 LLAMA2 = """\
 {% if messages[0]['role'] == 'system' %}
-{% set head = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}{% set rest = messages[1:] %}
+{% set head = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}
+{% set rest = messages[1:] %}
 {% else %}{% set head = '' %}{% set rest = messages %}{% endif %}
 {% for m in rest %}
 {% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}
 {{ raise_exception('Roles must alternate') }}
 {% endif %}
-{% if loop.first %}{% set text = head + m['content'] %}{% else %}{% set text = m['content'] %}{% endif %}
+{% set text = head + m['content'] if loop.first else m['content'] %}
 {% if m['role'] == 'user' -%}
 {{ bos_token + '[INST] ' + text.strip() + ' [/INST]' }}
 {%- else -%}

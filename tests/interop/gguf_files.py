@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-gguf = pytest.importorskip("gguf", reason="wants the extra [gguf]")
+gguf = pytest.importorskip("gguf", reason="needs the extra [gguf]")
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, MLP, LAYERS, VOCABULARY = 64, 4, 2, 16, 96, 2, 300
 

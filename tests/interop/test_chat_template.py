@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-pytest.importorskip("jinja2", reason="wants the extra [hf]")
+pytest.importorskip("jinja2", reason="needs the extra [hf]")
 
 import chat_templates as forms
 
@@ -206,8 +206,8 @@ def test_control_tokens_are_encoded_in_the_templates_parts_alone():
 @pytest.fixture(scope="module", params=forms.FORMS)
 def theirs(request):
     """(name, transformers' tokenizer with the template, what `encode_parts` needs of it)."""
-    transformers = pytest.importorskip("transformers", reason="wants transformers")
-    tokenizers = pytest.importorskip("tokenizers", reason="wants the extra [hf]")
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    tokenizers = pytest.importorskip("tokenizers", reason="needs the extra [hf]")
     source, start, end, controls, _ = forms.FORMS[request.param]
     made = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=None))
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -12,7 +12,7 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.gguf_reader import GgufModel
 from lmsi_jax.models.tokenizer import encode_first, open_tokenizer
 
-tokenizers = pytest.importorskip("tokenizers", reason="wants the extra [hf]")
+tokenizers = pytest.importorskip("tokenizers", reason="needs the extra [hf]")
 
 LINES = (
     "Q: Ann has 3 pens and 4 cups. How many things does Ann have?",
