@@ -115,6 +115,15 @@ def test_byte_level_ids_are_those_of_the_tokenizer_it_was_made_of(tmp_path, pre)
     assert found.vocab_size == original.get_vocab_size()  # fillers of the table are no tokens
 
 
+@pytest.mark.parametrize(("pre", "whole"), [("llama-bpe", True), ("qwen2", False)])
+def test_a_word_that_no_merge_gives_is_one_token_in_llama_3_alone(tmp_path, pre, whole):
+    _, vocabulary = byte_level("")
+    vocabulary["tokens"] += ["\u0120zqx"]  # " zqx" in the letters of bytes
+    vocabulary["token_type"] += [1]
+    ids = opened(tmp_path, vocabulary | {"pre": pre}).encode(" zqx")
+    assert (ids == [len(vocabulary["tokens"]) - 1]) == whole
+
+
 def test_the_expressions_differ_on_the_texts():
     tried = texts()
     ids = [
