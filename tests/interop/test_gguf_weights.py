@@ -1,7 +1,4 @@
-"""Real GGUF files against transformers' reading of them.
-
-They are those of the folder that LMSI_WEIGHTS names; README of tests: docs/models.md.
-"""
+"""Real GGUF files, of the folder that LMSI_WEIGHTS names, against transformers' reading of them."""
 
 import gc
 import json
@@ -46,7 +43,8 @@ def test_config_and_tensors_are_those_of_transformers(model):
     for key, value in found.config.items():
         if key == "architectures" or config.get(key) is None:
             continue
-        assert config[key] == pytest.approx(value, rel=1e-6) if _is_real(value) else value, key
+        real = isinstance(value, float)
+        assert config[key] == (pytest.approx(value, rel=1e-6) if real else value), key
     assert rope["rope_theta"] == found.config["rope_theta"]
     state = theirs.state_dict()
     for name in found.names:
@@ -58,13 +56,10 @@ def test_config_and_tensors_are_those_of_transformers(model):
     assert wanted == found.shapes
 
 
-def _is_real(value):
-    return isinstance(value, float)
-
-
 def test_token_ids_are_those_of_transformers(model, tmp_path):
-    """transformers reads all byte-level files with GPT-2's normaliser and the class's splitting;
-    the texts are those that this does not change: composed ones, and with ASCII numbers alone."""
+    """Compares texts that need neither Qwen's form NFC nor SmolLM's splitting of all numbers:
+    transformers leaves both out when it reads a GGUF file, though the published tokenizers have
+    them."""
     file, found = model
     for name, text in found.tokenizer_files().items():
         (tmp_path / name).write_text(text, encoding="utf-8")
