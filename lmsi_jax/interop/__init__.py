@@ -1,1 +1,1 @@
-"""Hugging Face's model folders, in and out: config.json, safetensors, tokenizer files."""
+"""Formats of other libraries: Hugging Face's model folders, GGUF files, chat templates, T5X."""
