@@ -41,7 +41,12 @@ class Command(NamedTuple):
 
 
 def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="DIR", type=Path, help="folder of the model")
+    parser.add_argument(
+        "source",
+        metavar="MODEL",
+        type=Path,
+        help="folder of a Hugging Face model, or a GGUF file (any one of a split model's)",
+    )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to create")
     parser.add_argument(
         "--dtype",
@@ -173,7 +178,7 @@ def _compile_ahead(args: argparse.Namespace, load: Load) -> None:
     os.environ.update(_NO_TPU)  # before JAX is imported
     from lmsi_jax.runtime.files import write_json
     from lmsi_jax.tools import aot_report
-    from lmsi_jax.tools.aot_programs import Lengths
+    from lmsi_jax.tools.aot_report import Lengths
 
     lengths = Lengths(prompt=args.prompt_tokens, question=args.question_tokens)
     figures = aot_report.check(load(()), args.topology, what, lengths, args.occupancy, print)
@@ -216,7 +221,6 @@ def _study(args: argparse.Namespace, load: Load) -> None:
             print(table)
         return
     from lmsi_jax.pipeline.rounds import execute
-    from lmsi_jax.runtime import jax_caches
     from lmsi_jax.runtime.signals import signals_as_exceptions
 
     command = shlex.join(["lmsi", *sys.argv[1:]])
@@ -224,7 +228,7 @@ def _study(args: argparse.Namespace, load: Load) -> None:
     def run_stages(run: "Run", stages: tuple[str, ...]) -> None:
         """Runs stages of the run that was loaded last."""
         execute(run, stages, command, gin_loader.operative_config())
-        jax_caches.clear_if_large()
+        _clear_compiled_programs()
 
     def print_now(text: str) -> None:
         """Prints at once, between the stages' own lines."""
@@ -234,9 +238,25 @@ def _study(args: argparse.Namespace, load: Load) -> None:
         run_study(study, load, run_stages, print_now)
 
 
+_MAPS = Path("/proc/self/maps")
+_MANY_MAPS = 30_000
+
+
+def _clear_compiled_programs() -> None:
+    """Clears JAX's compiled programs once they occupy many memory maps.
+
+    A process on Linux may have 65,530 maps, each program takes several, and XLA crashes when there
+    are none left. Other systems have no such limit that we know of.
+    """
+    if _MAPS.exists() and len(_MAPS.read_bytes().splitlines()) > _MANY_MAPS:
+        import jax
+
+        jax.clear_caches()
+
+
 COMMANDS: dict[str, Command] = {
     "import-hf": Command(
-        "convert a Hugging Face model to a checkpoint and model.gin",
+        "convert a Hugging Face model or GGUF file to a checkpoint and model.gin",
         "downloads/Qwen2.5-1.5B models/qwen",
         "",
         _add_import_arguments,

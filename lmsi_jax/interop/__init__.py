@@ -1,1 +1,1 @@
-"""Formats of other libraries: Hugging Face's model folders, GGUF files, chat templates, T5X."""
+"""Models and data of other libraries: Hugging Face, GGUF, chat templates, SeqIO, T5X."""
