@@ -41,10 +41,17 @@ def test_parameters_and_tokenizer_are_those_of_the_file(tmp_path, arch):
 def test_the_command_imports_a_file_and_the_gin_file_names_it(tmp_path, capsys):
     files.write(tmp_path / "m.gguf", "qwen2")
     main(["import-hf", str(tmp_path / "m.gguf"), str(tmp_path / "out"), "--dtype=bfloat16"])
-    assert "parameters in" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "parameters in" in printed and "Sampling.stop" not in printed
     assert "m.gguf" in (tmp_path / "out" / "model.gin").read_text()
     dtypes = {dtype.name for dtype in Saved(tmp_path / "out" / "checkpoint_0").dtypes.values()}
     assert dtypes == {"bfloat16"}
+
+
+def test_a_file_with_a_chat_template_gets_the_advice_on_stop_strings(tmp_path, capsys):
+    files.write(tmp_path / "m.gguf", "qwen2", template=TEMPLATE)
+    main(["import-hf", str(tmp_path / "m.gguf"), str(tmp_path / "out")])
+    assert "--gin.Sampling.stop=" in capsys.readouterr().out
 
 
 def test_a_folder_with_one_split_model_is_imported(tmp_path):
