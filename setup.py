@@ -35,6 +35,7 @@ setup(
         "lmsi_jax": [
             "models/embedded/**",
             "models/embedded/**/.*",  # "**" leaves out what checkpoints call ".zarray"
+            "py.typed",
             "report/*.css",
         ],
         "lmsi_jax.gin_configs": ["**/*.gin", "*.gin"],

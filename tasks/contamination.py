@@ -1,7 +1,7 @@
-"""Whether a question also stands among the questions of an evaluation. PURE.
+"""Finds training questions that an evaluation contains too. Pure.
 
-Two questions overlap when their words are equal, or when one run of `words` of them stands in both
-(13 words: Brown et al. 2020, appendix C). Capitals, punctuation and spaces do not count.
+Two questions overlap if their words are equal, or if they share an n-gram of `words` words (13 in
+Brown et al. 2020, appendix C). Case, punctuation and whitespace are ignored.
 """
 
 import re
@@ -13,7 +13,7 @@ Content = Callable[[str], Sequence[str]]
 
 
 class Contamination(NamedTuple):
-    """A question that an evaluation also has: the ids of both, and how they overlap."""
+    """A question that overlaps with one of an evaluation: the ids of both, and how."""
 
     uid: str
     evaluated: str
@@ -26,13 +26,13 @@ def find_contaminated(
     words: int,
     content: Content = lambda text: (text,),
 ) -> list[Contamination]:
-    """Returns which questions overlap with which evaluated one (the first of them).
+    """Returns the questions that overlap with an evaluated one, each with the first such one.
 
     Args:
       questions: id -> text.
       evaluated: id -> text.
-      words: how long a run of equal words has to be; 0: only whole questions count.
-      content: text -> the parts whose words are compared; a run does not go over their ends.
+      words: length of a shared n-gram; with 0 only equal questions overlap.
+      content: text -> the parts that are compared; no n-gram spans two parts.
     """
     whole: dict[tuple[str, ...], str] = {}
     runs: dict[tuple[str, ...], str] = {}
@@ -40,35 +40,35 @@ def find_contaminated(
         whole.setdefault(_words(text), uid)
         for run in _runs(text, words, content):
             runs.setdefault(run, uid)
-    found = []
+    contaminated = []
     for uid, text in questions.items():
         same = whole.get(_words(text))
         near = next((runs[run] for run in _runs(text, words, content) if run in runs), None)
         if same is not None:
-            found.append(Contamination(uid, same, "the same question"))
+            contaminated.append(Contamination(uid, same, "the same question"))
         elif near is not None:
-            found.append(Contamination(uid, near, f"{words} equal words in a row"))
-    return found
+            contaminated.append(Contamination(uid, near, f"{words} equal words in a row"))
+    return contaminated
 
 
 def deduplicate(
     questions: Mapping[str, str], words: int, content: Content = lambda text: (text,)
 ) -> list[str]:
-    """Returns the ids of those that overlap with none before them that was returned.
+    """Returns the ids of the questions that overlap with no returned one before them.
 
     Args:
-      questions: id -> text, in the order in which they are preferred.
-      words: as in `find`.
-      content: as in `find`.
+      questions: id -> text, the preferred ones first.
+      words: as in `find_contaminated`.
+      content: as in `find_contaminated`.
     """
     whole: set[tuple[str, ...]] = set()
     runs: set[tuple[str, ...]] = set()
     kept = []
     for uid, text in questions.items():
-        own = _runs(text, words, content)
-        if _words(text) not in whole and runs.isdisjoint(own):
+        text_runs = _runs(text, words, content)
+        if _words(text) not in whole and runs.isdisjoint(text_runs):
             whole.add(_words(text))
-            runs.update(own)
+            runs.update(text_runs)
             kept.append(uid)
     return kept
 

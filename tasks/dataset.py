@@ -1,33 +1,41 @@
 """A published data set: its questions from local files in their own format, or from TFDS.
 
-Each data set's module says how one row reads; everything else is here. Where `data_dir` is set, the
-files in it are read; otherwise the data set comes through TFDS, which downloads and keeps it.
+The module of a data set only says how to parse a row; everything else is here. If `data_dir` is
+set, its files are read; otherwise TFDS downloads the data set and keeps it.
 """
 
+import csv
 import dataclasses
+import gzip
 import hashlib
+import io
 import itertools
+import json
 import random
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lmsi_jax import answers
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Exemplar, Kind, Question
-from lmsi_jax.tasks import exemplars, files
+from lmsi_jax.tasks import exemplars
 from lmsi_jax.tasks.task import Domain, Level, Split, too_few
+
+Row = tuple[str, dict[str, Any]]
+"""The place of a row, such as "train.jsonl, line 3", and the row."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Item:
-    """One question as a data set has it.
+    """One question of a data set.
 
     Attributes:
-      question: with its own prefix, without a blank line.
-      answer: the label, as it stands after "The answer is".
-      also: other answers that count as right.
-      kind: how its answers are read; None: as the data set's.
-      reasoning: a human solution without its last sentence, "" where there is none.
+      question: the text with its prefix, without blank lines.
+      answer: the label as written after "The answer is".
+      also: other correct answers.
+      kind: the kind of its answers; None for that of the data set.
+      reasoning: a human solution without its last sentence, or "".
     """
 
     question: str
@@ -38,7 +46,7 @@ class Item:
 
 
 def first_line(text: str) -> Sequence[str]:
-    """Returns a question without its options: what is its own, and no template's."""
+    """Returns the first line of a question: options may be the same in other questions."""
     return text.splitlines()[:1]
 
 
@@ -52,21 +60,21 @@ class Dataset:
 
     Attributes:
       name: the task's name.
-      kind: how its answers are read.
-      domain: "in" where the paper trains on it, "out" where it only tests on it (LMSI, section 4).
-      parse: row -> what it asks; None for a row that does not belong to the task.
-      layout: what a row looks like, for messages.
-      origin: where a person gets the files.
-      file_names: split -> names of its file, the preferred one first; ".gz" is tried too.
-      tfds: split -> "dataset/config:split"; {}: TFDS does not have it.
+      kind: the kind of its answers.
+      domain: "in" if the paper trains on it, "out" if it only tests on it (LMSI, section 4).
+      parse: row -> question; None for a row of another task.
+      layout: an example of a row, for messages.
+      origin: the place to download the files from, for messages.
+      file_names: split -> possible file names, the preferred one first; ".gz" is tried too.
+      tfds: split -> "dataset/config:split"; {} if TFDS lacks the data set.
       exemplar_file: a name in `tasks/exemplars`.
       shots: exemplars of the few-shot prompt, as many as the paper has.
-      folder: of `data_dir`, looked into besides `data_dir` itself.
-      expand: a file's row -> the rows that `parse` takes.
-      content: a question's text -> the parts of it that are no template's, see `overlap`.
-      contamination_ngram: as many equal words in a row are no accident in people's text (Brown et
+      folder: a folder inside `data_dir` that is searched too; by default the name of the task.
+      expand: a row of the file -> the rows that `parse` takes.
+      content: the text of a question -> its parts outside of templates, see `contamination`.
+      contamination_ngram: words of a shared n-gram that is no coincidence in human text (Brown et
         al. 2020, appendix C).
-      data_dir: the folder with the files, local or gs://; None: TFDS.
+      data_dir: the folder with the files, local or gs://; None for TFDS.
     """
 
     name: str
@@ -87,14 +95,14 @@ class Dataset:
     levels: tuple[Level, ...] = ()
 
     def from_folder(self, data_dir: str) -> "Dataset":
-        """Returns the task with its files in `data_dir`."""
+        """Returns the same task with its files in `data_dir`."""
         return dataclasses.replace(self, data_dir=data_dir)
 
     def stream(self, split: Split, level: Level, seed: int) -> Iterator[Question]:
         """Returns all questions of a split; only those of the test split carry their answers.
 
         Raises:
-          LmsiError: the data cannot be had, or a row is not as it should be.
+          LmsiError: the data is unavailable, or a row is malformed.
         """
         rows = self.labelled(split, level, seed)
         if split == "test":
@@ -107,27 +115,31 @@ class Dataset:
         return map(self._question, self._shuffled(split, seed))
 
     def questions(self, split: Split, level: Level, count: int, seed: int) -> list[Question]:
-        """Returns `count` questions; raises LmsiError also when there are not so many."""
-        found = list(itertools.islice(self.stream(split, level, seed), count))
-        if len(found) < count:
-            raise too_few(self.name, split, len(found))
-        return found
+        """Returns `count` questions.
+
+        Raises:
+          LmsiError: as `stream`, or there are fewer questions.
+        """
+        questions = list(itertools.islice(self.stream(split, level, seed), count))
+        if len(questions) < count:
+            raise too_few(self.name, split, len(questions))
+        return questions
 
     def worked(self, split: Split, level: Level, seed: int) -> Iterator[Exemplar]:
-        """Yields questions with the data set's own (human) solutions, where it has some.
+        """Yields the questions that the data set has a human solution for, with it.
 
-        The split "pretrain", where families keep worked questions apart, is the train split here.
+        Here "pretrain", which families keep apart for worked questions, is the train split.
 
         Raises:
           LmsiError: as `stream`, and after the last one.
         """
         del level
-        found = 0
+        count = 0
         for item in self._shuffled("train" if split == "pretrain" else split, seed):
             if item.reasoning:
-                found += 1
+                count += 1
                 yield Exemplar(question=item.question, reasoning=item.reasoning, answer=item.answer)
-        raise too_few(f"{self.name}, with a solution,", split, found)
+        raise too_few(f"{self.name}, with a solution,", split, count)
 
     def exemplars(self) -> tuple[Exemplar, ...]:
         """Returns this project's worked questions for the few-shot prompt."""
@@ -148,19 +160,19 @@ class Dataset:
         for place, row in self._rows(split):
             for item in self._parsed(place, row):
                 items.setdefault(item.question, item)
-        found = list(items.values())
-        random.Random(f"{self.name}/{split}/{seed}").shuffle(found)
-        return found
+        shuffled = list(items.values())
+        random.Random(f"{self.name}/{split}/{seed}").shuffle(shuffled)
+        return shuffled
 
-    def _rows(self, split: Split) -> Iterator[files.Row]:
+    def _rows(self, split: Split) -> Iterator[Row]:
         if split not in ("train", "test"):
             raise LmsiError(f"{self.name} has no split {split!r}; choose train or test")
         if self.data_dir:
             if split not in self.file_names:
                 raise LmsiError(f"{self.name} has no {split} questions; ask for the other split")
             folders = [self.data_dir, f"{self.data_dir}/{self.folder or self.name}"]
-            path = files.find(folders, self.file_names[split], self.name, self.origin)
-            return files.rows(path, self.name, self.origin)
+            path = _find_file(folders, self.file_names[split], self.name, self.origin)
+            return _read_rows(path, self.name, self.origin)
         if split not in self.tfds:
             raise LmsiError(
                 f"{self.name} ({split}) is read from files: set Questions.data_dir to their "
@@ -170,24 +182,24 @@ class Dataset:
 
     def _parsed(self, place: str, row: Mapping[str, Any]) -> list[Item]:
         try:
-            items = [self.parse(one) for one in self.expand(row)]
+            items = [self.parse(part) for part in self.expand(row)]
         except (KeyError, ValueError, TypeError, AttributeError, IndexError):
             raise LmsiError(
-                f"{self.name}: {place} is not {self.layout}; mend or remove it ({self.origin})"
+                f"{self.name}: {place} is not {self.layout}; correct or remove it ({self.origin})"
             ) from None
-        found = [item for item in items if item is not None]
-        for item in found:
+        questions = [item for item in items if item is not None]
+        for item in questions:
             kind = item.kind or self.kind
             if answers.key(item.answer, kind) is None:
                 raise LmsiError(
                     f"{self.name}: {place} has the label {item.answer!r}, which is no {kind}; "
-                    "mend or remove it"
+                    "correct or remove it"
                 )
-        return found
+        return questions
 
 
 def flat(text: str) -> str:
-    """Returns a text in one line: a blank line would end an item of a prompt."""
+    """Joins a text into one line: a blank line would end an item of a prompt."""
     return " ".join(text.split())
 
 
@@ -197,18 +209,91 @@ def sentences(*texts: str) -> str:
     return " ".join(line if line[-1] in ".:!?" else f"{line}." for line in lines if line)
 
 
-def _from_tfds(name: str, task: str, origin: str) -> Iterator[files.Row]:
+def _find_file(folders: Sequence[str], names: Sequence[str], task: str, origin: str) -> Any:
+    """Finds the first of the named files, plain or .gz, in the first folder that has one.
+
+    Args:
+      folders: folders to search, local or gs://.
+      names: file names, the preferred one first.
+      task: the name of the task, for messages.
+      origin: the place to download them from, for messages.
+
+    Raises:
+      LmsiError: no folder has such a file.
+    """
+    from etils import epath
+
+    for folder in folders:
+        for name in names:
+            for path in (epath.Path(folder) / name, epath.Path(folder) / f"{name}.gz"):
+                if path.is_file():
+                    return path
+    if not epath.Path(folders[0]).is_dir():
+        raise LmsiError(f"{task}: there is no folder {folders[0]}; correct data_dir ({origin})")
+    raise LmsiError(f"{task}: {folders[0]} has no {' or '.join(names)} (or .gz); {origin}")
+
+
+def _read_rows(path: Any, task: str, origin: str) -> Iterator[Row]:
+    """Yields the rows of a file of JSON Lines, of one JSON list or object, or of a table (.tsv).
+
+    Raises:
+      LmsiError: the file cannot be read or parsed; names the line.
+    """
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.name.endswith(".gz") else data).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise LmsiError(f"{task}: cannot read {path} ({error}); copy it anew: {origin}") from error
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".tsv"):
+        # GLUE's files have bare quotation marks in them.
+        table = csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
+        yield from ((f"{path}, line {number}", row) for number, row in enumerate(table, 2))
+    elif text.lstrip()[:1] == "[" or (name.endswith(".json") and "\n{" not in text.strip()):
+        yield from _whole(text, path, task, origin)
+    else:
+        yield from _lines(text, path, task, origin)
+
+
+def _whole(text: str, path: Any, task: str, origin: str) -> Iterator[Row]:
+    """Yields the rows of a JSON list, or of an object; a row of the latter gets its "key"."""
+    try:
+        content = json.loads(text)
+        if isinstance(content, dict) and all(isinstance(row, dict) for row in content.values()):
+            content = [{**row, "key": key} for key, row in content.items()]
+        elif isinstance(content, dict):  # a file of one line
+            content = [content]
+        for number, row in enumerate(content, 1):
+            yield f"{path}, row {number}", dict(row)
+    except (ValueError, TypeError) as error:
+        raise LmsiError(f"{task}: {path} is not JSON ({error}); copy it anew: {origin}") from error
+
+
+def _lines(text: str, path: Any, task: str, origin: str) -> Iterator[Row]:
+    # Not splitlines(): JSON strings may hold line separators other than "\n".
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"{path}, line {number}", dict(json.loads(line))
+            except (ValueError, TypeError):
+                raise LmsiError(
+                    f"{task}: {path}, line {number} is not one JSON object; correct or remove it "
+                    f"({origin})"
+                ) from None
+
+
+def _from_tfds(name: str, task: str, origin: str) -> Iterator[Row]:
     """Yields a TFDS split's rows with texts as str; the class of a label stays a number.
 
     Raises:
-      LmsiError: it is not on this machine and cannot be downloaded.
+      LmsiError: the data set is not on this machine and cannot be downloaded.
     """
     import tensorflow_datasets as tfds
 
     dataset, _, split = name.partition(":")
     try:
         rows = tfds.as_numpy(tfds.load(dataset, split=split, shuffle_files=False))
-    except Exception as error:  # TFDS, its downloader and its file formats raise what they like
+    except Exception as error:  # TFDS, its downloader and its file formats raise anything
         raise LmsiError(
             f"{task}: TFDS could not load {dataset} ({type(error).__name__}: "
             f"{str(error).strip().splitlines()[0][:150] if str(error).strip() else ''}). Set "
@@ -220,7 +305,7 @@ def _from_tfds(name: str, task: str, origin: str) -> Iterator[files.Row]:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's values as Python's, bytes as text."""
+    """Converts NumPy values to Python ones and bytes to text."""
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
     if isinstance(value, bytes):

@@ -1,8 +1,8 @@
 """Documents for training the embedded base model: questions of one family in one format.
 
-Because a document never changes its format, the model learns to follow the format of what stands
-before: chain-of-thought exemplars bring reasoning, direct exemplars bring bare answers, and
-"Let's think step by step." works. This is the only place where worked reasoning is learnt.
+A document has one format throughout, so the model learns to continue in the format of its context:
+it reasons after chain-of-thought exemplars and after "Let's think step by step.", and gives bare
+answers after direct exemplars. The model learns worked reasoning from these documents alone.
 """
 
 import random
@@ -16,7 +16,7 @@ FORMAT_SHARES = {"cot": 0.55, "direct": 0.25, "step_by_step": 0.20}
 
 
 def answer_text(row: Exemplar, style: str) -> str:
-    """Returns what follows "A:" in a document of a style, with its leading space."""
+    """Returns the text after "A:" in a document of a style, with its leading space."""
     final = f" The answer is {row.answer}."
     if style == "direct":
         return final
@@ -36,7 +36,7 @@ def documents(
 
     Args:
       families: the families by name.
-      shares: how often each family is drawn (need not sum to one).
+      shares: the relative frequency of each family (need not sum to one).
       seed: the stream is a pure function of the arguments.
       hard: share of questions at the hard level.
       most_questions: documents have 1 to this many questions, evenly.

@@ -4,8 +4,8 @@ Passage: The Mariners kicked field goals of 23 and 41 yards. The Foxes did not s
 Q: How many yards was the longest field goal?
 A: According to the passage, the field goals were 23 and 41 yards long. The answer is 41 yards.
 
-How an answer is read is told by the question alone, since training questions have no label: "how
-many" and its like ask for a number, everything else for a span.
+The question alone decides how its answer is read, for training questions have no label: "how many"
+and similar words ask for a number, everything else asks for a span.
 """
 
 import re
@@ -33,7 +33,7 @@ _FOOTBALL = re.compile(r"\b(?:touchdown|quarterback|field goal|interception|fumb
 
 
 def _pairs(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yields one row for each question of the published file's passage."""
+    """Yields one row for each question of a passage of the published file."""
     if "qa_pairs" not in row:
         yield row
         return
@@ -42,7 +42,7 @@ def _pairs(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _about_football(row: Mapping[str, Any]) -> bool:
-    """By the published file's key ("nfl_653"), or by the passage's words, for TFDS has no key."""
+    """Decides by the key of the published file ("nfl_653"), or by words: TFDS has no key."""
     if "key" in row:
         return str(row["key"]).startswith("nfl")
     return len(_FOOTBALL.findall(row["passage"])) >= 2
@@ -50,8 +50,7 @@ def _about_football(row: Mapping[str, Any]) -> bool:
 
 def _item(row: Mapping[str, Any]) -> Item:
     question = flat(row["question"])
-    found = dict.fromkeys(_labels(row))
-    first, *others = found
+    first, *others = dict.fromkeys(_labels(row))
     kind: Kind = "number" if _NUMBER.search(question) else "span"
     if answers.key(first, kind) is None:
         kind = "span"
@@ -64,7 +63,7 @@ def _item(row: Mapping[str, Any]) -> Item:
 
 
 def _labels(row: Mapping[str, Any]) -> Iterator[str]:
-    """All answers that count as right, the published one first."""
+    """Yields all correct answers, the published one first."""
     if isinstance(row["answer"], str):  # TFDS
         yield from (row["answer"], *row["validated_answers"])
         return
@@ -93,10 +92,10 @@ def _orders(spans: Sequence[str]) -> Iterator[str]:
 
 
 def _half(name: str, about_football: bool) -> Dataset:
-    """The questions on passages about football, or all others: each half has its own prompt."""
+    """Makes the task of the passages about football, or of all others; each has its own prompt."""
 
     def parse(row: Mapping[str, Any]) -> Item | None:
-        """Reads a row of this half; None for one of the other."""
+        """Parses a row of this half; None for one of the other half."""
         return _item(row) if _about_football(row) == about_football else None
 
     return Dataset(

@@ -5,8 +5,8 @@
     Q: Mia bakes 24 rolls and eats 3. How many are left?
     A: 24 - 3 = 21. The answer is 21.
 
-An answer may have several lines and must end with "The answer is ...". Where nothing stands before
-that sentence the exemplar has no reasoning, and few-shot chain of thought refuses it.
+An answer may have several lines and must end with "The answer is ...". With nothing before that
+sentence the exemplar has no reasoning, and few-shot chain of thought refuses it.
 """
 
 import importlib.resources
@@ -26,10 +26,10 @@ def packaged(name: str) -> tuple[Exemplar, ...]:
 
 
 def load(path: str) -> tuple[Exemplar, ...]:
-    """Returns the exemplars in a file, local or gs://, or in one of this project, by its name.
+    """Returns the exemplars of a file, local or gs://, or of a packaged file by its name.
 
     Raises:
-      LmsiError: it cannot be read, or an item in it is no worked question.
+      LmsiError: the file cannot be read, or an item is not a worked question.
     """
     from etils import epath
 
@@ -46,11 +46,11 @@ def parse(text: str, source: str) -> tuple[Exemplar, ...]:
     """Returns the worked questions of a file's text.
 
     Args:
-      text: the file's.
+      text: the contents of the file.
       source: its name, for messages.
 
     Raises:
-      LmsiError: an item is no worked question, or there is none.
+      LmsiError: an item is not a worked question, or the text has none.
     """
     lines = [line.rstrip() for line in text.splitlines() if not line.startswith("# ")]
     items = [item.strip() for item in re.split(r"\n{2,}", "\n".join(lines)) if item.strip()]
@@ -61,13 +61,13 @@ def parse(text: str, source: str) -> tuple[Exemplar, ...]:
 
 def _item(item: str, place: str) -> Exemplar:
     question, mark, solution = item.rpartition("\nA:")
-    found = _ANSWER.fullmatch(solution.strip()) if mark and question.strip() else None
-    if found is None:
+    match = _ANSWER.fullmatch(solution.strip()) if mark and question.strip() else None
+    if match is None:
         raise LmsiError(
             f'{place} is not a question, then a line "A: ... The answer is ...": {item[:60]!r}'
         )
     return Exemplar(
         question=question.strip(),
-        reasoning=found["reasoning"].strip(),
-        answer=found["answer"].strip().removesuffix("."),
+        reasoning=match["reasoning"].strip(),
+        answer=match["answer"].strip().removesuffix("."),
     )

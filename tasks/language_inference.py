@@ -35,7 +35,7 @@ _HYPOTHESES = ("hypothesis", "sentence2")
 
 
 def text(premise: str, hypothesis: str, options: bool) -> str:
-    """Returns the question; it has no "Q:", and with `options` lists the three answers."""
+    """Returns the question, without "Q:"; with `options` it lists the three answers."""
     return (
         f'Premise:\n"{flat(premise)}"\nBased on this premise, can we conclude the hypothesis '
         f'"{flat(hypothesis)}" is true?{_OPTIONS if options else ""}'
@@ -43,12 +43,12 @@ def text(premise: str, hypothesis: str, options: bool) -> str:
 
 
 def content(question: str) -> list[str]:
-    """Returns premise and hypothesis."""
-    return [found[1] or found[2] for found in _CONTENT.finditer(question)]
+    """Returns premise and hypothesis of a question."""
+    return [match[1] or match[2] for match in _CONTENT.finditer(question)]
 
 
 def three_way(row: Mapping[str, Any]) -> Item | None:
-    """Reads a row of ANLI or MNLI; None where its annotators did not agree."""
+    """Parses a row of ANLI or MNLI; None if its annotators disagree."""
     label = row["gold_label"] if "gold_label" in row else row["label"]
     if label in _UNDECIDED:
         return None
@@ -56,7 +56,7 @@ def three_way(row: Mapping[str, Any]) -> Item | None:
 
 
 def two_way(row: Mapping[str, Any]) -> Item | None:
-    """Reads a row of RTE, GLUE's or SuperGLUE's; None where it has no label."""
+    """Parses a row of RTE from GLUE or SuperGLUE; None if it has no label."""
     if row["label"] in _UNDECIDED:
         return None
     return Item(question=text(*_pair(row), options=False), answer=_TWO_LABELS[row["label"]])

@@ -19,7 +19,7 @@ from lmsi_jax.tasks.dataset import Dataset, Item, flat, sentences
 
 
 def parse_gsm8k(row: Mapping[str, Any]) -> Item:
-    """Reads {"question", "answer"}, where the answer's last line is "#### " and the number."""
+    """Parses {"question", "answer"}; the last line of the answer is "#### " and the number."""
     solution, gold = row["answer"].rsplit("####", 1)
     return Item(
         question=f"Q: {flat(row['question'])}",
@@ -29,7 +29,7 @@ def parse_gsm8k(row: Mapping[str, Any]) -> Item:
 
 
 def one_line(solution: str) -> str:
-    """Drops the calculator's annotations (<<48/2=24>>) and joins the lines into sentences."""
+    """Drops calculator annotations (<<48/2=24>>) and joins the lines into sentences."""
     return sentences(re.sub(r"<<.*?>>", "", solution))
 
 
@@ -48,7 +48,7 @@ GSM8K = Dataset(
 
 
 def parse_svamp(row: Mapping[str, Any]) -> Item:
-    """Reads {"Body", "Question", "Answer": 17.0}."""
+    """Parses {"Body", "Question", "Answer": 17.0}."""
     return Item(
         question=f"Q: {sentences(row['Body'].strip(), row['Question'].strip())}",
         answer=f"{float(row['Answer']):.10g}",

@@ -32,7 +32,7 @@ _NUMBERED = re.compile(r"Answer[0-9]+:\s*")
 
 
 def options(texts: Sequence[str]) -> str:
-    """Returns "(a) first (b) second ..."."""
+    """Formats options as "(a) first (b) second ..."."""
     return " ".join(
         f"({letter}) {flat(text)}"
         for letter, text in zip(string.ascii_lowercase, texts, strict=False)
@@ -40,7 +40,7 @@ def options(texts: Sequence[str]) -> str:
 
 
 def item(stem: str, texts: Sequence[str], right: int, lead: str = "") -> Item:
-    """Returns a question with options; `right` is the place of the right one.
+    """Returns a question with options; `right` is the index of the correct one.
 
     Raises:
       ValueError: there is no such option.
@@ -52,7 +52,7 @@ def item(stem: str, texts: Sequence[str], right: int, lead: str = "") -> Item:
 
 
 def parse_choices(row: Mapping[str, Any]) -> Item:
-    """Reads a row of OpenBookQA or ARC: as published, as in TFDS, or as in LLM-Adapters."""
+    """Parses a row of OpenBookQA or ARC, as in their files, in TFDS or in LLM-Adapters."""
     if "instruction" in row:
         stem, listed = _ADAPTERS.search(row["instruction"]).groups()  # type: ignore[union-attr]
         texts = [text for text in _NUMBERED.split(listed) if text]
@@ -73,7 +73,7 @@ _LAST_WORDS = re.compile(r"\W*\b(?:the )?(?:correct )?(?:answer|ans|option)\b[^\
 
 
 def parse_aqua(row: Mapping[str, Any]) -> Item:
-    """Reads {"question", "options": ["A)...", ...], "rationale", "correct": "A"}."""
+    """Parses {"question", "options": ["A)...", ...], "rationale", "correct": "A"}."""
     texts = [option.partition(")")[2] for option in row["options"]]
     right = "ABCDE".index(row["correct"])
     question = item(row["question"], texts, right, lead="Answer Choices: ")

@@ -1,13 +1,13 @@
 """Families whose questions reasoning-gym generates, all out of domain.
 
-chain_sum: additions and subtractions, worked from left to right, three numbers at once in a hurry.
+chain_sum: additions and subtractions from left to right; hasty paths take three numbers at once.
 
     Q: State the final answer to the following arithmetic problem: 43 + 22 - 12 =
     A: 43 + 22 = 65. 65 - 12 = 53. The answer is 53.
 
-syllogism: yes or no, with the two statements restated. reasoning-gym 0.1.25 lets the fallacy of the
-undistributed middle pass ("All A are B. Some B are C." so "Some A are C."), so questions whose
-label a check over all models contradicts are left out.
+syllogism: yes or no; the reasoning restates the two premises. reasoning-gym 0.1.25 accepts the
+fallacy of the undistributed middle ("All A are B. Some B are C." so "Some A are C."), so questions
+whose label contradicts a check over all models are left out.
 
     Q: Consider these statements: ... Does it logically follow that: Some doctors are parents?
     A: Some parents are lawyers. All lawyers are doctors. That some doctors are parents follows.
@@ -23,14 +23,13 @@ import re
 from collections.abc import Callable, Sequence
 
 from lmsi_jax.records import Exemplar
-from lmsi_jax.tasks.family import Family
-from lmsi_jax.tasks.task import Level
-from lmsi_jax.tasks.word_sums import in_a_hurry
+from lmsi_jax.tasks.task import Family, Level
+from lmsi_jax.tasks.word_sums import draw_hasty
 
 
 def _steps(rng: random.Random, terms: list[int]) -> str:
-    """Writes out the chain from left to right, one number at a time or, in a hurry, three."""
-    stride = 3 if in_a_hurry(rng, len(terms)) else 1
+    """Writes out the chain from left to right, one number at a time or, if hasty, three."""
+    stride = 3 if draw_hasty(rng, len(terms)) else 1
     steps, total = [], terms[0]
     for i in range(1, len(terms), stride):
         chunk = terms[i : i + stride]
@@ -67,10 +66,10 @@ CHAIN_SUM = Family(name="chain_sum", kind="number", domain="out", generate=draw_
 
 
 Statement = tuple[str, bool, str, str]
-"""Quantifier ("All", "No", "Some"), whether "are not" stands in it, subject, predicate."""
+"""Quantifier ("All", "No", "Some"), negated ("are not") or not, subject, predicate."""
 
 
-def _parsed(text: str) -> Statement:
+def _parse(text: str) -> Statement:
     quantifier, rest = text.split(" ", 1)
     negated = " are not " in rest
     subject, predicate = rest.split(" are not " if negated else " are ")
@@ -78,30 +77,32 @@ def _parsed(text: str) -> Statement:
 
 
 def _holds(statement: Statement, things: Sequence[frozenset[str]]) -> bool:
-    """Whether a statement is true where each thing is the set of terms that describe it."""
+    """Evaluates a statement in a world of things, each the set of terms that apply to it."""
     quantifier, negated, subject, predicate = statement
-    found = [(predicate in thing) != negated for thing in things if subject in thing]
+    truths = [(predicate in thing) != negated for thing in things if subject in thing]
     test: Callable[..., bool] = {"All": all, "No": lambda f: not any(f), "Some": any}[quantifier]
-    return test(found)
+    return test(truths)
 
 
 def follows(premises: Sequence[str], conclusion: str) -> bool:
-    """Whether the conclusion is true in every world where the premises are and no term is empty."""
-    *given, claim = [_parsed(text) for text in (*premises, conclusion)]
-    terms = sorted({term for statement in (*given, claim) for term in statement[2:]})
+    """Checks the conclusion in every world in which the premises hold and no term is empty."""
+    *givens, claim = [_parse(text) for text in (*premises, conclusion)]
+    terms = sorted({term for statement in (*givens, claim) for term in statement[2:]})
     subsets = itertools.product((False, True), repeat=len(terms))
-    kinds = [frozenset(t for t, used in zip(terms, row, strict=True) if used) for row in subsets]
-    for chosen in itertools.product((False, True), repeat=len(kinds)):
-        world = [kind for kind, there in zip(kinds, chosen, strict=True) if there]
+    kinds = [
+        frozenset(t for t, applies in zip(terms, row, strict=True) if applies) for row in subsets
+    ]
+    for mask in itertools.product((False, True), repeat=len(kinds)):
+        world = [kind for kind, present in zip(kinds, mask, strict=True) if present]
         if set().union(*world) != set(terms):
             continue
-        if all(_holds(statement, world) for statement in given) and not _holds(claim, world):
+        if all(_holds(statement, world) for statement in givens) and not _holds(claim, world):
             return False
     return True
 
 
 def draw_syllogism(rng: random.Random, level: Level) -> Exemplar:
-    """Draws a syllogism; the levels differ in how often the conclusion is invalid."""
+    """Draws a syllogism; hard ones have more invalid conclusions."""
     from reasoning_gym.logic.syllogisms import SyllogismConfig, SyllogismDataset
 
     while True:

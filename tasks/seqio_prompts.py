@@ -1,16 +1,10 @@
-"""Questions as prompts, or examples, as SeqIO tasks: texts encoded as the engine and trainer do.
+"""Prompts and examples of a run as SeqIO tasks, encoded as by the engine and the trainer.
 
-A task's columns are lists of like length, see `round_texts`. Prompts have our accuracy as metric,
-so `seqio.Evaluator` and T5X's eval report what `lmsi eval` does.
+A task has columns of equal length: prefix, inputs, targets and further fields of a row. The metric
+of prompts is our accuracy, so `seqio.Evaluator` and T5X's eval report the figures of `lmsi eval`.
 
-A finished run's texts by column: a round's examples and the run's questions, as T5X learns them.
-
-Columns are lists of like length: prefix, inputs and targets, and what else a row carries.
-
-How long T5X's features must be for a finished run: read off the run, and checked against it.
-
-T5X cuts what is longer than `TASK_FEATURE_LENGTHS`, and a cut prompt has lost its question. Our gin
-files take the lengths from `of_questions` and `of_examples`; what a user sets instead is checked.
+T5X truncates features longer than `TASK_FEATURE_LENGTHS`, which would cut off the question of a
+prompt. Our gin files take the lengths from `of_questions` and `of_examples`; a user's are checked.
 """
 
 import functools
@@ -37,7 +31,7 @@ Texts = Mapping[str, Sequence[Any]]
 
 
 def tokenizer_path(tokenizer: str) -> str:
-    """Returns the file of `Run.tokenizer`."""
+    """Returns the path of `Run.tokenizer`."""
     return str(embedded_path("tokenizer.model")) if tokenizer == "embedded" else tokenizer
 
 
@@ -50,7 +44,7 @@ def examples(
       LmsiError: the round has no examples of a source whose rate is above 0.
     """
     store = ShardStore(epath.Path(run_dir) / f"round_{round_index}" / "mix")
-    found = {}
+    parts = {}
     for source, rate in {"self_generated": 1.0 - human_rate, "human": human_rate}.items():
         if rate > 0:
             shards = [name for name in store.names() if name.startswith(f"{source}-")]
@@ -60,15 +54,15 @@ def examples(
                     f"{store.directory} holds no {source} examples; finish `lmsi mix`, or change "
                     "mixture.human_rate or mixture.round_index"
                 )
-            found[source] = (_learnt(rows), rate)
-    return found
+            parts[source] = (_example_columns(rows), rate)
+    return parts
 
 
-def _learnt(rows: Sequence[Example]) -> Texts:
+def _example_columns(rows: Sequence[Example]) -> Texts:
     return {
         "prefix": [row.prefix for row in rows],
         "inputs": [row.inputs for row in rows],
-        # As in the trainer: learning the separator ends a path.
+        # As in the trainer: the model learns the separator, which ends a path.
         "targets": [row.targets + SEPARATOR for row in rows],
         "weight": [row.weight for row in rows],
     }
@@ -83,16 +77,16 @@ def question_texts(
       LmsiError: the folder has no questions.
     """
     store = ShardStore(epath.Path(run_dir) / "questions")
-    found: dict[str, dict[str, Texts]] = {}
+    tasks: dict[str, dict[str, Texts]] = {}
     for shard in store.names():
         split, _, task = shard.partition("-")
         if split in registry.SPLITS:
             rows = [Question.from_json(row) for row in store.read(shard)]
             exemplars = [Exemplar.from_json(row) for row in store.read(f"exemplars-{task}")]
-            found.setdefault(task, {})[split] = prompt_columns(rows, exemplars, prompt_style)
-    if not found:
+            tasks.setdefault(task, {})[split] = prompt_columns(rows, exemplars, prompt_style)
+    if not tasks:
         raise LmsiError(f"{store.directory} holds no questions; run `lmsi run` into {run_dir}")
-    return found
+    return tasks
 
 
 def prompt_columns(
@@ -118,21 +112,21 @@ _LABELS = ("uid", "kind", "task", "question", "answer", "also")
 def add(
     name: str,
     splits: Mapping[str, Callable[[], Texts]],
-    pieces: Pieces | Tokens,
-    checked: Callable[..., tf.data.Dataset],
+    vocabulary: Pieces | Tokens,
+    check: Callable[..., tf.data.Dataset],
     *,
     weighted: bool = False,
-    asked: PromptStyle | None = None,
+    prompt_style: PromptStyle | None = None,
 ) -> None:
-    """Registers a task anew; the last registration of a name holds.
+    """Registers a task, in place of an earlier one of the same name.
 
     Args:
-      name: the task's.
-      splits: split -> what returns its columns; called when the split is read.
-      pieces: the vocabulary.
-      checked: a preprocessor that looks whether the encoded texts fit.
-      weighted: whether there is a column `weight`.
-      asked: for prompts, how they were asked; None for examples, which have no metric.
+      name: the name of the task.
+      splits: split -> function that returns its columns, called when the split is read.
+      vocabulary: the vocabulary of inputs and targets.
+      check: a preprocessor that checks the lengths of the encoded texts.
+      weighted: if True, there is a column `weight`.
+      prompt_style: the style of prompts; None for examples, which have no metric.
     """
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
@@ -141,7 +135,7 @@ def add(
         del shuffle_files, seed  # all in memory; SeqIO shuffles it
         return tf.data.Dataset.from_tensor_slices(dict(splits[split]()))
 
-    text = seqio.Feature(pieces, add_eos=False)
+    text = seqio.Feature(vocabulary, add_eos=False)
     features = {"inputs": text, "targets": text}
     if weighted:
         number = seqio.PassThroughVocabulary(size=0)
@@ -149,15 +143,15 @@ def add(
     seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(dataset, splits=list(splits)),
-        preprocessors=[_tokenize, checked],
+        preprocessors=[_tokenize, check],
         output_features=features,
-        postprocess_fn=_answer if asked else None,
-        metric_fns=[functools.partial(_accuracy, asked)] if asked else [],
+        postprocess_fn=_answer if prompt_style else None,
+        metric_fns=[functools.partial(_accuracy, prompt_style)] if prompt_style else [],
     )
 
 
 def mix(name: str, parts: Sequence[tuple[str, float]]) -> str:
-    """Registers a mixture of (task, rate) anew; returns its name."""
+    """Registers a mixture of (task, rate), in place of an earlier one; returns its name."""
     if name in seqio.MixtureRegistry.names():
         seqio.MixtureRegistry.remove(name)
     seqio.MixtureRegistry.add(name, list(parts))
@@ -165,21 +159,20 @@ def mix(name: str, parts: Sequence[tuple[str, float]]) -> str:
 
 
 def _tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, Any]) -> tf.data.Dataset:
-    """Encodes prefix, inputs and targets apart, as our trainer and engine do."""
+    """Encodes prefix, inputs and targets separately, as our trainer and engine do."""
     vocabulary = output_features["inputs"].vocabulary
 
     def one(row: dict[str, Any]) -> dict[str, Any]:
-        """Encodes one example's texts."""
-        own = {name: value for name, value in row.items() if name != "prefix"}
+        rest = {name: value for name, value in row.items() if name != "prefix"}
         inputs = tf.concat(encode_prompt(vocabulary, row["prefix"], row["inputs"]), axis=0)
         targets = vocabulary.encode_tf(row["targets"])
-        return {**own, "inputs": inputs, "targets": targets, "answer": row["targets"]}
+        return {**rest, "inputs": inputs, "targets": targets, "answer": row["targets"]}
 
     return dataset.map(one, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _answer(text: Any, example: Mapping[str, Any], is_target: bool = False) -> Question | Sample:
-    """The question with its gold answer, or the path that was decoded, cut at its stop."""
+    """Returns the question with its gold answer, or the decoded sample up to its stop."""
     uid, kind, task, question, gold, also = (_text(example[name]) for name in _LABELS)
     if is_target:
         row = {"uid": uid, "task": task, "text": question, "kind": kind, "gold": gold}
@@ -195,17 +188,17 @@ def _text(value: Any) -> str:
 def _accuracy(
     prompt_style: str, targets: Sequence[Question], predictions: Sequence[Sample]
 ) -> dict[str, float]:
-    """What `lmsi eval` reports of a task: shares of right and of parsed answers."""
+    """Returns the shares of correct and of parsed answers, as `lmsi eval` does."""
     samples = {sample.uid: [sample] for sample in predictions}
-    found = score(targets, samples, prompt_style, temperature=0.0)
-    return {"accuracy": sum(found.correct) / len(found.correct), "parsed": found.parsed}
+    scores = score(targets, samples, prompt_style, temperature=0.0)
+    return {"accuracy": sum(scores.correct) / len(scores.correct), "parsed": scores.parsed}
 
 
 Lengths = dict[str, int]
 
 
 def new_tokens(run_dir: epath.PathLike, prompt_style: PromptStyle = "cot") -> int:
-    """Returns how many new tokens the run's own evaluation lets the model make.
+    """Returns the limit of new tokens in the evaluation of the run.
 
     Raises:
       LmsiError: the run has not begun its evaluation.
@@ -224,10 +217,13 @@ def of_questions(
     prompt_style: PromptStyle = "cot",
     max_new_tokens: int = 256,
 ) -> Lengths:
-    """Returns what the longest prompt of a run's questions needs, and its answer."""
+    """Returns the lengths for the longest prompt of a run's questions and for its answer."""
     tasks = question_texts(run_dir, prompt_style).values()
     prompts = [
-        size for splits in tasks for own in splits.values() for size in _inputs(own, tokenizer)
+        size
+        for splits in tasks
+        for texts in splits.values()
+        for size in _input_lengths(texts, tokenizer)
     ]
     return {"inputs": max(prompts), "targets": max_new_tokens}
 
@@ -238,15 +234,15 @@ def of_examples(
     tokenizer: str = "embedded",
     human_rate: float = 0.0,
 ) -> Lengths:
-    """Returns what the longest prompt and the longest target of a round's examples need."""
+    """Returns the lengths of the longest prompt and target of a round's examples."""
     sources = examples(run_dir, round_index, human_rate).values()
     pairs = [pair for texts, _ in sources for pair in _pairs(texts, tokenizer)]
     return {"inputs": max(a for a, _ in pairs), "targets": max(b for _, b in pairs)}
 
 
 def check_prompts(name: str, texts: Texts, tokenizer: str, lengths: Mapping[str, int]) -> None:
-    """Raises LmsiError where a prompt is longer than T5X lets it be."""
-    longest, limit = max(_inputs(texts, tokenizer)), lengths["inputs"]
+    """Raises LmsiError if T5X would truncate a prompt."""
+    longest, limit = max(_input_lengths(texts, tokenizer)), lengths["inputs"]
     if longest > limit:
         raise LmsiError(
             f"{name}: the longest prompt has {longest} tokens, TASK_FEATURE_LENGTHS['inputs'] is "
@@ -255,7 +251,7 @@ def check_prompts(name: str, texts: Texts, tokenizer: str, lengths: Mapping[str,
 
 
 def check_examples(name: str, texts: Texts, tokenizer: str, lengths: Mapping[str, int]) -> None:
-    """Raises LmsiError where no example at all is within the lengths; T5X would look for ever."""
+    """Raises LmsiError if no example fits the lengths, for T5X would search forever."""
     pairs = _pairs(texts, tokenizer)
     if not any(a <= lengths["inputs"] and b <= lengths["targets"] for a, b in pairs):
         shortest = min(pairs, key=sum)
@@ -267,11 +263,11 @@ def check_examples(name: str, texts: Texts, tokenizer: str, lengths: Mapping[str
 
 def _pairs(texts: Texts, tokenizer: str) -> list[tuple[int, int]]:
     count = _counter(tokenizer_path(tokenizer))
-    return list(zip(_inputs(texts, tokenizer), map(count, texts["targets"]), strict=True))
+    return list(zip(_input_lengths(texts, tokenizer), map(count, texts["targets"]), strict=True))
 
 
-def _inputs(texts: Texts, tokenizer: str) -> list[int]:
-    """Tokens of each prompt; prefix and inputs are encoded apart, after the model's start."""
+def _input_lengths(texts: Texts, tokenizer: str) -> list[int]:
+    """Counts the tokens of each prompt; prefix and inputs are encoded separately."""
     path = tokenizer_path(tokenizer)
     count, start = _counter(path), len(open_tokenizer(path).start_ids)
     both = zip(texts["prefix"], texts["inputs"], strict=True)
@@ -280,6 +276,6 @@ def _inputs(texts: Texts, tokenizer: str) -> list[int]:
 
 @functools.cache
 def _counter(path: str) -> Callable[[str], int]:
-    """What counts the tokens of a text; texts are asked for more than once."""
+    """Returns a function that counts the tokens of a text and remembers the count."""
     encode = open_tokenizer(path).encode
     return functools.cache(lambda text: len(encode(text)))

@@ -2,11 +2,11 @@
 
 T5X's gin files call `mixture` and `questions`, which register what they name and return the name:
 
-    MIXTURE_OR_TASK_NAME = @rounds.mixture()
-    rounds.mixture.run_dir = 'runs/quickstart'
+    MIXTURE_OR_TASK_NAME = @seqio_rounds.mixture()
+    seqio_rounds.mixture.run_dir = 'runs/quickstart'
 
-T5X puts a start token before each text and our model has none. The adapter (`models.t5x`) hides it
-from all others; here the first token of a text, which only it could predict, gets no weight.
+T5X puts a start token before each text; our model has none. The adapter (`interop.t5x`) masks it,
+so nothing predicts the first token of a text, which gets no weight here.
 """
 
 import functools
@@ -43,17 +43,17 @@ def model_config(run_dir: epath.PathLike) -> ModelConfig:
 
 
 def vocabulary(tokenizer: str = "embedded", limit: int | None = None) -> Pieces | Tokens:
-    """Returns the vocabulary of `Run.tokenizer`; `limit`: most tokens of a text that is decoded."""
+    """Returns the vocabulary of `Run.tokenizer`; `limit` is the most tokens of a decoded text."""
     return open_t5x_vocabulary(seqio_prompts.tokenizer_path(tokenizer), limit)
 
 
 def first_id(tokenizer: str = "embedded") -> int:
-    """The id that T5X has for the model's id 0: `T5XDecoder.first_id`, see `vocabularies`."""
+    """Returns `T5XDecoder.first_id`, T5X's id of the model's id 0."""
     return id_shift(open_tokenizer(seqio_prompts.tokenizer_path(tokenizer)))
 
 
 def optimizer(settings: Optimizer, steps: int) -> Any:
-    """Returns the Optax optimiser of our trainer for a run of `steps` steps, for T5X's wrapper."""
+    """Returns the Optax optimiser of our trainer for `steps` steps, for T5X's wrapper."""
     return transformation(settings, steps)
 
 
@@ -67,7 +67,7 @@ def mixture(
 
     Args:
       run_dir: `Run.output_dir` of a run that has finished the stage `mix`.
-      round_index: whose examples.
+      round_index: the round of the examples.
       tokenizer: `Run.tokenizer`.
       human_rate: share of human examples; the rest are self-generated ones.
 
@@ -97,8 +97,8 @@ def questions(
     Args:
       run_dir: `Run.output_dir` of a run that has finished the stage `questions`.
       tokenizer: `Run.tokenizer`.
-      prompt_style: how the questions are put.
-      max_new_tokens: most tokens of an answer that are looked at, as `Sampling.max_new_tokens`.
+      prompt_style: the style of the prompts.
+      max_new_tokens: most tokens that are read of an answer, as `Sampling.max_new_tokens`.
 
     Raises:
       LmsiError: the folder has no questions.
@@ -109,7 +109,7 @@ def questions(
     for task, splits in by_task.items():
         whole = functools.partial(_whole, names[task], tuple(splits.values()), tokenizer)
         texts_of: _Splits = {s: functools.partial(dict, texts) for s, texts in splits.items()}
-        seqio_prompts.add(names[task], texts_of, pieces, whole, asked=prompt_style)
+        seqio_prompts.add(names[task], texts_of, pieces, whole, prompt_style=prompt_style)
     # A mixture has the splits that all its tasks have.
     tested = [(name, 1.0) for task, name in names.items() if "test" in by_task[task]]
     trained = [(name, 1.0) for task, name in names.items() if "train" in by_task[task]]
@@ -119,7 +119,7 @@ def questions(
 
 
 def train_questions(**settings: Any) -> str:
-    """Like `questions`, and returns the mixture of the tasks that have a split "train"."""
+    """Registers as `questions` does; returns the mixture of the tasks with a split "train"."""
     return questions(**settings).replace("lmsi_run_test_", "lmsi_run_train_")
 
 
@@ -130,14 +130,13 @@ def _fitting(
     dataset: tf.data.Dataset,
     sequence_length: Mapping[str, int] | None,
 ) -> tf.data.Dataset:
-    """Leaves out examples that are too long, as our trainer does; SeqIO would cut them."""
+    """Drops examples that are too long, as our trainer does; SeqIO would truncate them."""
     if sequence_length is None:
         return dataset
     check_examples(name, texts, tokenizer, sequence_length)
     limits = {key: sequence_length[key] for key in ("inputs", "targets")}
 
     def fits(row: Mapping[str, Any]) -> tf.Tensor:
-        """Whether the example is kept."""
         return tf.reduce_all([tf.size(row[key]) <= limit for key, limit in limits.items()])
 
     return dataset.filter(fits)
@@ -150,7 +149,7 @@ def _whole(
     dataset: tf.data.Dataset,
     sequence_length: Mapping[str, int] | None,
 ) -> tf.data.Dataset:
-    """Fails at a prompt that is too long: cut, it would have lost its question."""
+    """Refuses a prompt that is too long: truncated, it would lose its question."""
     if sequence_length:
         for texts in splits:
             check_prompts(name, texts, tokenizer, sequence_length)
@@ -158,10 +157,10 @@ def _whole(
 
 
 class WeightedConverter(seqio.PrefixLMFeatureConverter):
-    """Prefix, inputs and targets -> a decoder's features, each example's weight on its targets.
+    """Converts examples to the features of a decoder, with each example's weight on its targets.
 
     A float `weight` of an example becomes `decoder_loss_weights` of its target tokens, packed or
-    not; 1 where a task has none. The first token of an example weighs nothing.
+    not; 1 where a task has none. The first token of an example has the weight 0.
     """
 
     MODEL_FEATURES = {
@@ -170,28 +169,28 @@ class WeightedConverter(seqio.PrefixLMFeatureConverter):
     }
 
     def _concat_and_add_masks(self, features: Mapping[str, Any]) -> Mapping[str, Any]:
-        made = super()._concat_and_add_masks(features)
+        joined = super()._concat_and_add_masks(features)
         weight = tf.cast(features.get("weight", 1.0), tf.float32)
-        # SeqIO packs int32 alone and takes an element of 0 for padding: the bits of the number,
-        # negated, for then no number has the bits of 0.
+        # SeqIO packs int32 alone and takes an element of 0 for padding: it gets the bits of the
+        # negated number, which are never those of 0.
         bits = tf.bitcast(-weight, tf.int32)
-        return {**made, "weights": tf.fill(tf.shape(made["targets"]), bits)}
+        return {**joined, "weights": tf.fill(tf.shape(joined["targets"]), bits)}
 
     def _concat_task_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Any:
         texts = {k: task_feature_lengths[k] for k in ("inputs", "targets")}
-        made = super()._concat_task_feature_lengths(texts)
-        return {**made, "weights": made["targets"]}
+        lengths = super()._concat_task_feature_lengths(texts)
+        return {**lengths, "weights": lengths["targets"]}
 
     def _convert_example(self, features: Mapping[str, Any]) -> Mapping[str, Any]:
-        made = super()._convert_example(features)
+        converted = super()._convert_example(features)
         length = tf.size(features["targets"])
-        places = made.get("decoder_positions", tf.range(length))
+        places = converted.get("decoder_positions", tf.range(length))
         weights = tf.abs(tf.bitcast(features["weights"], tf.float32))
-        learnt = tf.cast(made["decoder_loss_weights"], tf.float32)
+        learnt = tf.cast(converted["decoder_loss_weights"], tf.float32)
         weights *= learnt * tf.cast(places > 0, tf.float32)
-        return {**made, "decoder_loss_weights": weights}
+        return {**converted, "decoder_loss_weights": weights}
 
     def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Any:
-        """Lengths of the model's features: those of inputs and targets together."""
+        """Returns the lengths of the model's features: inputs and targets together."""
         texts = {k: task_feature_lengths[k] for k in ("inputs", "targets")}
         return super().get_model_feature_lengths(texts)

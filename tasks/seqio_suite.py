@@ -1,14 +1,14 @@
 """The tasks as SeqIO tasks in the four prompt styles, and the paper's mixtures, for any evaluator.
 
-One explicit call registers what it names; calling it again has the same effect:
+An explicit call registers tasks; calling it again has the same effect:
 
-    suite.register(tokenizer="models/x/tokenizer.json", data_dirs={"svamp": "/data/svamp"})
+    seqio_suite.register(tokenizer="models/x/tokenizer.json", data_dirs={"svamp": "/data/svamp"})
     seqio.Evaluator("lmsi_svamp_cot", ...)         or lmsi_out_of_domain_zero_shot_cot, ...
 
-| mixture                      | tasks (LMSI, section 4)                                |
-|------------------------------|--------------------------------------------------------|
-| lmsi_in_domain_PROMPTING     | GSM8K, DROP, OpenBookQA, ARC-Challenge, ANLI R2 and R3 |
-| lmsi_out_of_domain_PROMPTING | SVAMP, AQuA, StrategyQA, ANLI R1, RTE, MNLI            |
+| mixture                         | tasks (LMSI, section 4)                                |
+|---------------------------------|--------------------------------------------------------|
+| lmsi_in_domain_PROMPT_STYLE     | GSM8K, DROP, OpenBookQA, ARC-Challenge, ANLI R2 and R3 |
+| lmsi_out_of_domain_PROMPT_STYLE | SVAMP, AQuA, StrategyQA, ANLI R1, RTE, MNLI            |
 
 PROMPT_STYLE is cot, standard, zero_shot_cot or zero_shot_direct. A mixture has the splits that all
 its tasks have; training questions carry no answer.
@@ -46,16 +46,16 @@ def register(
 
     Args:
       names: tasks of `registry.NAMES`.
-      prompt_styles: how they are asked.
+      prompt_styles: the styles of the prompts.
       tokenizer: `Run.tokenizer`.
-      max_new_tokens: most tokens of an answer that are looked at.
+      max_new_tokens: most tokens that are read of an answer.
       data_dirs: task -> folder of its files; without one it comes through TFDS.
       exemplars: task -> file of exemplars, in place of this project's.
       level: for tasks that have levels.
-      seed: the order of the questions.
+      seed: draws the order of the questions.
 
     Returns:
-      The names of all that was registered.
+      The names of all registered tasks and mixtures.
 
     Raises:
       LmsiError: an unknown task, or an exemplar file that cannot be read.
@@ -73,7 +73,7 @@ def register(
             full = f"{registry.seqio_name(task, level)}_{prompt_style}"
             check = functools.partial(_whole, full, texts, tokenizer)
             pieces = seqio_rounds.vocabulary(tokenizer, max_new_tokens)
-            seqio_prompts.add(full, texts, pieces, check, asked=prompt_style)
+            seqio_prompts.add(full, texts, pieces, check, prompt_style=prompt_style)
             registered.append(full)
             if isinstance(task, Dataset):
                 mixture = f"lmsi_{_MIXTURES[task.domain]}_{prompt_style}"
@@ -86,7 +86,7 @@ def mixture(domain: str = "in", prompt_style: PromptStyle = "cot", **settings: A
 
     Args:
       domain: "in" or "out".
-      prompt_style: how the questions are asked.
+      prompt_style: the style of the prompts.
       **settings: of `register`.
     """
     register(prompt_styles=(prompt_style,), **settings)
@@ -94,7 +94,7 @@ def mixture(domain: str = "in", prompt_style: PromptStyle = "cot", **settings: A
 
 
 def _splits(task: Task) -> tuple[Split, ...]:
-    """The splits that a task can have at all."""
+    """Returns the splits for which a task has a source."""
     if not isinstance(task, Dataset):
         return registry.SPLITS
     known = {*task.file_names, *task.tfds}
@@ -102,7 +102,7 @@ def _splits(task: Task) -> tuple[Split, ...]:
 
 
 class _Columns:
-    """A split's questions as prompts; read when they are first asked for."""
+    """The questions of a split as prompts, read at the first call."""
 
     def __init__(self, read: Callable[[], Texts]):
         self._read = functools.cache(read)
@@ -111,8 +111,8 @@ class _Columns:
         return self._read()
 
     @property
-    def there(self) -> bool:
-        """Whether they have been read."""
+    def is_read(self) -> bool:
+        """True once they have been read."""
         return self._read.cache_info().currsize > 0
 
 
@@ -131,9 +131,9 @@ def _whole(
     dataset: tf.data.Dataset,
     sequence_length: Mapping[str, int] | None,
 ) -> tf.data.Dataset:
-    """Fails at a prompt that is too long: cut, it would have lost its question."""
+    """Refuses a prompt that is too long: truncated, it would lose its question."""
     if sequence_length:
         for columns in splits.values():
-            if columns.there:  # the other split is not the one that is read
+            if columns.is_read:  # the other split is not the one that is read
                 check_prompts(name, columns(), tokenizer, sequence_length)
     return dataset

@@ -13,7 +13,7 @@ _LABELS = {True: "yes", False: "no", "yes": "yes", "no": "no"}
 
 
 def parse(row: Mapping[str, Any]) -> Item:
-    """Reads {"question", "answer": true, "facts": [...]}."""
+    """Parses {"question", "answer": true, "facts": [...]}."""
     question = flat(row["question"].removeprefix("Yes or no: "))
     return Item(
         question=f"Q: Yes or no: {question}",

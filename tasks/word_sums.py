@@ -1,9 +1,9 @@
-"""Sums in words, by several routes to one total: paths can differ and still agree.
+"""Families of sums in words with several routes to one total: paths can differ and still agree.
 
-A vote is better than one path only if paths err differently. The same sum is therefore written in a
-random order, added up one by one, in pairs, or by tens and units, and a number is sometimes split
-on the way. As people do, most writers are in a hurry and add several numbers in one step, which a
-small model gets wrong more often than one number at a time: it can improve by taking care.
+Voting beats a single path only if paths err differently. Each sum is therefore written in a random
+order and added up one by one, in pairs, or by tens and units; sometimes a number is split on the
+way. Most written solutions are hasty: they add several numbers in one step, which a small model
+gets wrong more often than one number at a time, so it can improve by taking care.
 
 purchases, a number:
 
@@ -45,8 +45,7 @@ import random
 from collections.abc import Sequence
 
 from lmsi_jax.records import Exemplar
-from lmsi_jax.tasks.family import Family
-from lmsi_jax.tasks.task import Level
+from lmsi_jax.tasks.task import Family, Level
 
 NAMES = ("Ann", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "June", "Kim", "Leo")
 THINGS = (
@@ -67,13 +66,13 @@ def join(parts: Sequence[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-def in_a_hurry(rng: random.Random, count: int) -> bool:
-    """Whether a sum of `count` numbers is written in a hurry: mostly when it is a long one."""
+def draw_hasty(rng: random.Random, count: int) -> bool:
+    """Draws if a sum of `count` numbers is written hastily, which long ones mostly are."""
     return count > 2 and rng.random() < (0.55 if count > 3 else 0.3)
 
 
 def _add(rng: random.Random, a: int, b: int) -> list[str]:
-    """One addition, or the same by the tens and then the units of the second number."""
+    """Writes an addition, sometimes by the tens and then the units of the second number."""
     tens, units = b - b % 10, b % 10
     if tens and units and rng.random() < 0.25:
         return [f"{a} + {tens} = {a + tens}.", f"{a + tens} + {units} = {a + b}."]
@@ -103,7 +102,7 @@ def _tens_and_units(rng: random.Random, terms: list[int]) -> list[str]:
 
 
 def _hastily(terms: list[int]) -> list[str]:
-    """Three numbers at a time onto the running total."""
+    """Adds three numbers at a time to the running total."""
     steps, total = [], terms[0]
     for i in range(1, len(terms), 3):
         parts = [total, *terms[i : i + 3]]
@@ -116,7 +115,7 @@ def sum_steps(rng: random.Random, terms: Sequence[int]) -> str:
     """Writes out the sum of `terms` by a random route; "" for a single term."""
     order = list(terms)
     rng.shuffle(order)
-    if in_a_hurry(rng, len(order)):
+    if draw_hasty(rng, len(order)):
         return " ".join(_hastily(order))
     routes = [_one_by_one] * 3
     if len(order) > 2:
@@ -255,7 +254,7 @@ _TOWNS = ("Oslo", "Rome", "Lima", "Bern", "Cork", "Kiel", "Lyon", "Nara", "Pune"
 
 
 def draw_travel(rng: random.Random, level: Level) -> Exemplar:
-    """Draws a way of 2 to 3 (easy) or 4 to 5 (hard) legs of two-digit length."""
+    """Draws a route of 2 to 3 (easy) or 4 to 5 (hard) legs of two-digit length."""
     count = rng.randint(4, 5) if level == "hard" else rng.randint(2, 3)
     terms, towns = [rng.randint(11, 99) for _ in range(count)], pick(rng, _TOWNS, count + 1)
     legs = [f"from {a} to {b} {n} miles" for a, b, n in zip(towns, towns[1:], terms, strict=False)]

@@ -30,7 +30,7 @@ PURE = {*LAYERS[0], *LAYERS[1]} - {"evaluation"}  # statistics use NumPy and Sci
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "clu"}
 JAX_PACKAGES = {"models", "rollout", "training", "interop", "tools"}
 # The processes of a run are those of jax.distributed; a study clears JAX's caches.
-JAX_MODULES = {"runtime.processes", "runtime.jax_caches"}
+JAX_MODULES = {"runtime.processes", "cli.commands"}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
 TENSORFLOW_MODULES = {
     "training.data",
@@ -40,11 +40,11 @@ TENSORFLOW_MODULES = {
 }
 GIN_MODULES = {
     *("config.gin_loader", "config.gin_errors", "config.configurables"),
-    *("cli.main", "interop.t5x_stubs"),
+    "cli.main",
 }
 FILES = {
     *("io", "os", "pathlib", "shutil", "tempfile", "glob", "gzip", "etils", "orbax"),
-    *("lmsi_jax.runtime.files", "lmsi_jax.runtime.store", "lmsi_jax.runtime.manifest"),
+    *("lmsi_jax.runtime.files", "lmsi_jax.runtime.store"),
 }
 # Functions of their arguments alone: no files, although they may know JAX.
 FILELESS = {

@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import importlib.util
+import os
 import pathlib
 import re
 import shutil
@@ -72,12 +73,40 @@ def test_slow_tests_are_left_out_by_default():
     assert "not slow" in options["addopts"]
 
 
+_REVEAL = "from lmsi_jax.tasks import registry\nreveal_type(registry.get)\n"
+# Of `get(name: str, data_dir: str | None = None) -> Task`, in any of mypy's notations.
+_SIGNATURE = re.compile(
+    r"def \(name: (builtins\.)?str, data_dir: (builtins\.)?str \| None =( \.\.\.)?\)"
+    r" -> lmsi_jax\.tasks\.task\.Task"
+)
+
+
+def _revealed(folder: pathlib.Path, settings: pathlib.Path, python: str = sys.executable) -> str:
+    """Returns mypy's output on `_REVEAL`, a file of a folder, with the project's settings."""
+    (folder / "caller.py").write_text(_REVEAL, encoding="utf-8")
+    command = [sys.executable, "-m", "mypy", f"--config-file={settings}"]
+    command += [f"--python-executable={python}", "caller.py"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    return done.stdout + done.stderr
+
+
+def test_a_type_checker_sees_the_signatures_of_the_tasks_in_a_checkout(tmp_path):
+    pytest.importorskip("mypy")
+    printed = _revealed(tmp_path, ROOT / "pyproject.toml")
+    assert _SIGNATURE.search(printed), printed
+
+
+def _copy_of_the_sources(place: pathlib.Path) -> pathlib.Path:
+    """Copies what an installation needs, links as links, so that no build folder appears here."""
+    copy = "cp -a setup.py pyproject.toml MANIFEST.in LICENSE README.md lmsi_jax tasks gin_configs"
+    subprocess.run([*copy.split(), str(place)], cwd=ROOT, check=True)
+    return place
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> pathlib.Path:
-    """A wheel of a copy of the tracked files, so that no build folder appears in the checkout."""
-    place = tmp_path_factory.mktemp("wheel")
-    copy = "cp -r setup.py pyproject.toml MANIFEST.in LICENSE README.md lmsi_jax tasks gin_configs"
-    subprocess.run([*copy.split(), str(place)], cwd=ROOT, check=True)
+    place = _copy_of_the_sources(tmp_path_factory.mktemp("wheel"))
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", "dist", "."]
     subprocess.run(command, cwd=place, check=True)
     (path,) = (place / "dist").glob("*.whl")
@@ -91,9 +120,9 @@ def test_a_wheel_has_one_top_level_name_and_all_files(wheel):
         "lmsi_jax",
         f"lmsi_jax-{lmsi_jax.__version__}.dist-info",
     }
-    wanted = {f"lmsi_jax/{path}" for path in _package_files("tasks", "gin_configs")}
-    wanted |= _package_files("lmsi_jax")
-    assert wanted <= names, sorted(wanted - names)
+    expected = {f"lmsi_jax/{path}" for path in _package_files("tasks", "gin_configs")}
+    expected |= _package_files("lmsi_jax")
+    assert expected <= names, sorted(expected - names)
 
 
 @pytest.mark.slow
@@ -103,16 +132,21 @@ def test_a_source_distribution_has_every_tracked_file(tmp_path):
     if listed.returncode:
         pytest.skip(f"not a git checkout: {listed.stderr.strip()}")
     tracked = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+    links = {name for name in tracked if (ROOT / name).is_symlink()}
     copy = tmp_path / "copy"
     for name in tracked:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, copy / name)
+        shutil.copy(ROOT / name, copy / name, follow_symlinks=False)
     command = [sys.executable, "setup.py", "--quiet", "sdist", f"--dist-dir={tmp_path}"]
     subprocess.run(command, cwd=copy, check=True)
     (path,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(path) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
-    assert tracked <= names, sorted(tracked - names)
+    assert tracked - links <= names, sorted(tracked - links - names)
+    # setuptools follows links to folders: the distribution has their files in their place.
+    for link in links:
+        inside = {name for name in tracked if name.startswith(f"{pathlib.Path(link).name}/")}
+        assert inside and {f"lmsi_jax/{name}" for name in inside} <= names
 
 
 def _package_files(*folders: str) -> set[str]:
@@ -153,6 +187,13 @@ def test_an_installation_finds_tasks_and_configurations(request, tmp_path, kind)
     file, *configs = done.stdout.split()
     assert ("site-packages" in file) == (kind == "wheel")
     assert configs == sorted(path.stem for path in (ROOT / "gin_configs" / "runs").glob("*.gin"))
+    # The settings look for the package beside them: in an editable install that is its source.
+    settings = tmp_path / "pyproject.toml"
+    shutil.copy(ROOT / "pyproject.toml", settings)
+    if kind == "editable":
+        settings = request.getfixturevalue("wheel").parent.parent / "pyproject.toml"
+    printed = _revealed(tmp_path, settings, str(venv / "bin" / "python"))
+    assert _SIGNATURE.search(printed), printed
     version = subprocess.run(
         [str(venv / "bin" / "lmsi"), "--version"], capture_output=True, text=True
     )

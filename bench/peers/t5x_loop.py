@@ -16,7 +16,7 @@ import numpy as np
 from bench.peers.lmsi import config_of
 from bench.peers.measure import Ready, groups, main, parser, require, require_shape
 from bench.workloads import MODEL, Workload, prompts
-from lmsi_jax.interop import t5x_stubs
+from lmsi_jax.interop import t5x as lmsi_t5x
 
 _REMEDY = "install T5X from its GitHub repository (bench/README.md)"
 _MASKED = -1e9
@@ -67,11 +67,11 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
     """Builds T5X's model."""
     require("t5x", "tensorboard", remedy=_REMEDY)
     require_shape(workload, MODEL)
-    t5x_stubs.install()
+    lmsi_t5x.install()
     import seqio
     from t5x import models
 
-    from lmsi_jax.interop.t5x_model import T5XDecoder
+    from lmsi_jax.interop.t5x import T5XDecoder
 
     vocabulary = seqio.PassThroughVocabulary(MODEL.vocabulary)
     model = models.DecoderOnlyModel(

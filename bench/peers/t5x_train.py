@@ -1,7 +1,7 @@
 """T5X's trainer and AdamW: python -m bench.peers.t5x_train --workload=train
 
 `trainer.Trainer.train`, one step a call, with `models.DecoderOnlyModel` around our decoder
-(`lmsi_jax.interop.t5x_model`), and T5X's own partitioner. Its metrics are part of the step, as in
+(`lmsi_jax.interop.t5x`), and T5X's own partitioner. Its metrics are part of the step, as in
 T5X.
 """
 
@@ -18,7 +18,7 @@ from bench.peers.lmsi import config_of
 from bench.peers.measure import require
 from bench.peers.measure_steps import Ready, main, microbatches, parser
 from bench.steps import Steps
-from lmsi_jax.interop import t5x_stubs
+from lmsi_jax.interop import t5x as lmsi_t5x
 from lmsi_jax.models.transformer import fresh_params
 
 _REMEDY = "install T5X from its GitHub repository (bench/README.md)"
@@ -28,7 +28,7 @@ def _trainer(steps: Steps, parts: int) -> Any:
     import seqio
     from t5x import models, optimizers, partitioning, train_state, trainer
 
-    from lmsi_jax.interop.t5x_model import T5XDecoder
+    from lmsi_jax.interop.t5x import T5XDecoder
 
     optimizer = optimizers.adamw(
         adamw.LEARNING_RATE,
@@ -76,7 +76,7 @@ def _converted(tokens: np.ndarray) -> dict[str, np.ndarray]:
 def prepare(steps: Steps, options: argparse.Namespace) -> Ready:
     """Builds T5X's trainer."""
     require("t5x", "tensorboard", remedy=_REMEDY)
-    t5x_stubs.install()
+    lmsi_t5x.install()
     parts = microbatches(steps, options)
     trainer = _trainer(steps, parts)
 

@@ -173,7 +173,7 @@ def _compile_ahead(args: argparse.Namespace, load: Load) -> None:
     os.environ.update(_NO_TPU)  # before JAX is imported
     from lmsi_jax.runtime.files import write_json
     from lmsi_jax.tools import aot_report
-    from lmsi_jax.tools.aot_programs import Lengths
+    from lmsi_jax.tools.aot_report import Lengths
 
     lengths = Lengths(prompt=args.prompt_tokens, question=args.question_tokens)
     figures = aot_report.check(load(()), args.topology, what, lengths, args.occupancy, print)
@@ -216,7 +216,6 @@ def _study(args: argparse.Namespace, load: Load) -> None:
             print(table)
         return
     from lmsi_jax.pipeline.rounds import execute
-    from lmsi_jax.runtime import jax_caches
     from lmsi_jax.runtime.signals import signals_as_exceptions
 
     command = shlex.join(["lmsi", *sys.argv[1:]])
@@ -224,7 +223,7 @@ def _study(args: argparse.Namespace, load: Load) -> None:
     def run_stages(run: "Run", stages: tuple[str, ...]) -> None:
         """Runs stages of the run that was loaded last."""
         execute(run, stages, command, gin_loader.operative_config())
-        jax_caches.clear_if_large()
+        _clear_compiled_programs()
 
     def print_now(text: str) -> None:
         """Prints at once, between the stages' own lines."""
@@ -232,6 +231,22 @@ def _study(args: argparse.Namespace, load: Load) -> None:
 
     with signals_as_exceptions():
         run_study(study, load, run_stages, print_now)
+
+
+_MAPS = Path("/proc/self/maps")
+_MANY_MAPS = 30_000
+
+
+def _clear_compiled_programs() -> None:
+    """Clears JAX's compiled programs once they occupy many memory maps.
+
+    A process on Linux may have 65,530 maps, each program takes several, and XLA crashes when there
+    are none left. Other systems have no such limit that we know of.
+    """
+    if _MAPS.exists() and len(_MAPS.read_bytes().splitlines()) > _MANY_MAPS:
+        import jax
+
+        jax.clear_caches()
 
 
 COMMANDS: dict[str, Command] = {

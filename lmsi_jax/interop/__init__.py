@@ -1,1 +1,1 @@
-"""Hugging Face's model folders, in and out: config.json, safetensors, tokenizer files."""
+"""Models and data of other libraries: Hugging Face folders, SeqIO vocabularies, T5X."""

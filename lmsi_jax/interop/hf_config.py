@@ -1,11 +1,9 @@
-"""config.json -> `ModelConfig`.
+"""Converts Hugging Face's config.json to `ModelConfig` and back.
 
-Every key of a config.json is either read here or known to change nothing; what is neither is
-refused by name, for a network that is almost the right one writes almost right text.
+Supported are Llama 3, Qwen 2.5, Qwen 3, Gemma 2 and Gemma 3.
 
-`ModelConfig` -> config.json.
-
-What the architectures have in common and apart: Llama 3, Qwen 2.5, Qwen 3, Gemma 2 and 3.
+Every key of a config.json is either read here or known to change nothing; any other key is refused
+by name, for a network that is almost the right one writes almost right text.
 """
 
 import dataclasses
@@ -18,15 +16,15 @@ from lmsi_jax.errors import LmsiError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """What a Hugging Face architecture has beyond the numbers in its config.json.
+    """A Hugging Face architecture: the parts of it that its config.json does not state.
 
     Attributes:
-      model_type: in config.json.
+      model_type: the value in config.json.
       architecture: its class in transformers.
-      fixed: fields of `ModelConfig` that are the same in all its models.
-      defaults: what transformers takes for a key that config.json leaves out.
+      fixed: fields of `ModelConfig` with the same value in all its models.
+      defaults: transformers' defaults of keys that config.json omits.
       reads: keys beyond `COMMON` that config.json may have.
-      activation: the one `hidden_act` that it is known with, and ours for it.
+      activation: its only `hidden_act`, and our name of that.
     """
 
     model_type: str
@@ -114,7 +112,7 @@ COMMON = frozenset(
         *("rope_theta", "rope_scaling", "rope_parameters"),
     }
 )
-# They say how a model was made, stored or is called, not what it computes.
+# Keys about a model's origin, storage or name, which do not change its computation.
 IDLE = frozenset(
     {
         *("_name_or_path", "transformers_version", "torch_dtype", "dtype", "initializer_range"),
@@ -137,7 +135,7 @@ def family_of(raw: Mapping[str, Any]) -> Family:
     """Returns the family of a config.json.
 
     Raises:
-      LmsiError: it is none of `FAMILIES`.
+      LmsiError: the family is not one of `FAMILIES`.
     """
     kind = raw.get("model_type")
     for family in FAMILIES:
@@ -166,8 +164,8 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
     """Returns the `ModelConfig` of a config.json.
 
     Raises:
-      LmsiError: an architecture, a feature or a key that is not supported, or a number that is
-        missing or does not fit; it names the key.
+      LmsiError: an architecture, a feature or a key is not supported, or a number is missing or
+        does not fit; names the key.
     """
     family = family_of(raw)
     _check_keys(family, raw)
@@ -198,30 +196,28 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
         config = ModelConfig(**fields)
     except LmsiError as error:
         raise LmsiError(f"config.json does not describe a model: {error}") from None
-    # 0.0 stands for head_dim: one way to write one model.
+    # 0.0 means head_dim: equal models get equal configurations.
     same = config.query_scalar == config.head_dim
     return dataclasses.replace(config, query_scalar=0.0) if same else config
 
 
 class _Reader:
-    """config.json's values, with transformers' defaults; null counts as left out."""
+    """The values of a config.json, with transformers' defaults for missing keys and nulls."""
 
     def __init__(self, family: Family, raw: Mapping[str, Any]):
         # A null of Gemma 2's caps means none, not the default.
-        own = {key: 0.0 for key in _CAPS if key in raw and raw[key] is None}
-        given = {key: value for key, value in raw.items() if value is not None}
-        self.values = {**family.defaults, **own, **given}
-        self.given = given
+        uncapped = {key: 0.0 for key in _CAPS if key in raw and raw[key] is None}
+        present = {key: value for key, value in raw.items() if value is not None}
+        self.values = {**family.defaults, **uncapped, **present}
 
     def __call__(self, key: str, default: Any = None) -> Any:
-        """A value, or the default."""
         return self.values.get(key, default)
 
     def number(self, key: str, default: int | None = None) -> int:
-        """A whole number above 0.
+        """Returns a whole number above 0.
 
         Raises:
-          LmsiError: it is missing or none.
+          LmsiError: the value is missing or is not such a number.
         """
         value = self.values.get(key, default)
         if type(value) is not int or value < 1:
@@ -236,7 +232,7 @@ _CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 
 
 def _check_keys(family: Family, raw: Mapping[str, Any]) -> None:
-    """Refuses keys that say something which is not understood, and values that are not supported.
+    """Refuses unknown keys that are not empty, and values that are not supported.
 
     Raises:
       LmsiError: names the key and its value.
@@ -267,7 +263,7 @@ def _biases(get: _Reader) -> tuple[str, ...]:
 
 
 def _windows(get: _Reader) -> tuple[int, ...]:
-    """The sliding windows, as the shortest cycle that gives each layer its own."""
+    """Returns the sliding windows, as the shortest cycle that gives each layer its window."""
     layers = get.number("num_hidden_layers")
     kinds = get("layer_types")
     if kinds is None:
@@ -281,13 +277,15 @@ def _windows(get: _Reader) -> tuple[int, ...]:
         raise LmsiError(f"config.json: layer_types has {min(odd)!r}, which is not supported")
     sliding = "sliding_attention" in kinds
     window = get.number("sliding_window") if sliding else 0
-    all_ = [window if kind == "sliding_attention" else 0 for kind in kinds]
-    length = next(n for n in range(1, layers + 1) if all_ == (all_[:n] * layers)[:layers])
-    return tuple(all_[:length])
+    layer_windows = [window if kind == "sliding_attention" else 0 for kind in kinds]
+    length = next(
+        n for n in range(1, layers + 1) if layer_windows == (layer_windows[:n] * layers)[:layers]
+    )
+    return tuple(layer_windows[:length])
 
 
 def _kind(get: _Reader, layer: int) -> str:
-    """A layer's attention where config.json has no `layer_types`, as older ones."""
+    """Returns a layer's kind of attention for an older config.json without `layer_types`."""
     if pattern := get("sliding_window_pattern"):
         return "sliding_attention" if (layer + 1) % pattern else "full_attention"
     if get("use_sliding_window", False) and layer >= get("max_window_layers"):
@@ -296,7 +294,7 @@ def _kind(get: _Reader, layer: int) -> str:
 
 
 def _positions(get: _Reader) -> dict[str, Any]:
-    """The rotary fields, from transformers 4's keys or from 5's `rope_parameters`."""
+    """Returns the rotary fields, from the keys of transformers 4 or from `rope_parameters` of 5."""
     local = get("rope_local_base_freq")
     rope = get("rope_parameters")
     if rope is None:
@@ -307,13 +305,13 @@ def _positions(get: _Reader) -> dict[str, Any]:
                 raise LmsiError(f"config.json: rope_parameters has no {kind!r}")
         local = _local_theta(rope["sliding_attention"], local)
         rope = rope["full_attention"]
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "rope_theta": float(rope.get("rope_theta", get("rope_theta"))),
         "rope_scaling": _scaling(rope, get),
     }
     if local is not None:
-        found["local_rope_theta"] = float(local)
-    return found
+        fields["local_rope_theta"] = float(local)
+    return fields
 
 
 def _local_theta(rope: Mapping[str, Any], default: float | None) -> float | None:
@@ -327,7 +325,6 @@ def _local_theta(rope: Mapping[str, Any], default: float | None) -> float | None
 
 
 def _scaling(rope: Mapping[str, Any], get: _Reader) -> RopeScaling | None:
-    """The stretching of rotary frequencies."""
     kind = rope.get("rope_type", rope.get("type", "default"))
     longest = get.number("max_position_embeddings")
     original = rope.get("original_max_position_embeddings", longest)
@@ -341,17 +338,17 @@ def _scaling(rope: Mapping[str, Any], get: _Reader) -> RopeScaling | None:
         _check_rope(rope, kind, {"factor"})
         return LinearScaling(factor=factor)
     if kind == "llama3":
-        own = ("low_freq_factor", "high_freq_factor")
-        _check_rope(rope, kind, {"factor", "original_max_position_embeddings", *own})
-        low, high = (float(rope[name]) for name in own)
+        bounds = ("low_freq_factor", "high_freq_factor")
+        _check_rope(rope, kind, {"factor", "original_max_position_embeddings", *bounds})
+        low, high = (float(rope[name]) for name in bounds)
         return Llama3Scaling(
             factor=factor, low_freq_factor=low, high_freq_factor=high, original_length=original
         )
     if kind == "yarn":
         ramp = ("beta_fast", "beta_slow", "attention_factor", "truncate")
         _check_rope(rope, kind, {"factor", "original_max_position_embeddings", *ramp})
-        given = {name: rope[name] for name in ramp if rope.get(name) is not None}
-        return YarnScaling(factor=factor, original_length=original, **given)
+        settings = {name: rope[name] for name in ramp if rope.get(name) is not None}
+        return YarnScaling(factor=factor, original_length=original, **settings)
     raise LmsiError(
         f"config.json: rope_scaling of type {kind!r} is not supported; supported are default, "
         "linear, llama3 and yarn"
@@ -370,39 +367,41 @@ def _check_rope(rope: Mapping[str, Any], kind: str, reads: set[str]) -> None:
         )
 
 
-# They change memory and time of training, not the model.
+# Fields that change memory and time of training, not the model.
 _TRAINING = {"remat": "none", "scan_layers": False, "query_block": 0}
 
 
 def hf_config(config: ModelConfig) -> dict[str, Any]:
-    """Returns config.json's keys for a model, its weights' type and special ids left out.
+    """Returns the keys of a model's config.json, without the weights' type and special ids.
 
     Raises:
-      LmsiError: no architecture of Hugging Face's computes what this model does.
+      LmsiError: no Hugging Face architecture computes the same.
     """
     family = _family(config)
     raw = (
-        _common(config, family) | _attention(config, family) | _positions_config_out(config, family)
+        _common_keys(config, family)
+        | _attention_keys(config, family)
+        | _position_keys(config, family)
     )
     _check_same(config, family, raw)
     return raw
 
 
 def _family(config: ModelConfig) -> Family:
-    """The family whose fixed fields are the model's."""
+    """Returns the family whose fixed fields agree with the model."""
     if config.block == "parallel":
         raise LmsiError(
             "a PaLM-style model (ModelConfig.block = 'parallel') has no architecture in Hugging "
             "Face's transformers; export one of the families of docs/models.md"
         )
-    # Those with most of their own come first: Llama's are all others'.
+    # The most specific first: Llama fixes no field and agrees with every model.
     for family in sorted(FAMILIES, key=lambda family: -len(family.fixed)):
         if all(getattr(config, name) == value for name, value in family.fixed.items()):
             return family
     raise AssertionError("Llama fixes nothing")
 
 
-def _common(config: ModelConfig, family: Family) -> dict[str, Any]:
+def _common_keys(config: ModelConfig, family: Family) -> dict[str, Any]:
     return {
         "architectures": [family.architecture],
         "model_type": family.model_type,
@@ -420,11 +419,11 @@ def _common(config: ModelConfig, family: Family) -> dict[str, Any]:
     }
 
 
-def _attention(config: ModelConfig, family: Family) -> dict[str, Any]:
+def _attention_keys(config: ModelConfig, family: Family) -> dict[str, Any]:
     theirs, _ = family.activation
-    made: dict[str, Any] = {"hidden_act": theirs}
+    keys: dict[str, Any] = {"hidden_act": theirs}
     if "hidden_activation" in family.reads:
-        made = {
+        keys = {
             "hidden_activation": theirs,
             "query_pre_attn_scalar": _whole(config.query_scalar or config.head_dim),
             "attn_logit_softcapping": config.attention_softcap or None,
@@ -432,17 +431,17 @@ def _attention(config: ModelConfig, family: Family) -> dict[str, Any]:
         }
     for key, name in (("attention_bias", "query"), ("mlp_bias", "gate")):
         if key in family.reads:
-            made[key] = name in config.biases
+            keys[key] = name in config.biases
     if "sliding_window" in family.reads:
-        made |= _windows_config_out(config, family)
-    return made
+        keys |= _window_keys(config, family)
+    return keys
 
 
 def _whole(value: float) -> int | float:
     return int(value) if value == int(value) else value
 
 
-def _windows_config_out(config: ModelConfig, family: Family) -> dict[str, Any]:
+def _window_keys(config: ModelConfig, family: Family) -> dict[str, Any]:
     windows = [config.window(layer) for layer in range(config.num_layers)]
     sizes = set(windows) - {0}
     if len(sizes) > 1:
@@ -451,37 +450,37 @@ def _windows_config_out(config: ModelConfig, family: Family) -> dict[str, Any]:
             "has one sliding_window"
         )
     kinds = ["sliding_attention" if window else "full_attention" for window in windows]
-    made: dict[str, Any] = {"layer_types": kinds, "sliding_window": max(sizes, default=None)}
+    keys: dict[str, Any] = {"layer_types": kinds, "sliding_window": max(sizes, default=None)}
     if "use_sliding_window" in family.reads:
-        made["use_sliding_window"] = bool(sizes)
-    return made
+        keys["use_sliding_window"] = bool(sizes)
+    return keys
 
 
-def _positions_config_out(config: ModelConfig, family: Family) -> dict[str, Any]:
-    made: dict[str, Any] = {
+def _position_keys(config: ModelConfig, family: Family) -> dict[str, Any]:
+    keys: dict[str, Any] = {
         "rope_theta": config.rope_theta,
-        "rope_scaling": _scaling_config_out(config),
+        "rope_scaling": _scaling_keys(config),
     }
     if "rope_local_base_freq" in family.reads:
-        made["rope_local_base_freq"] = config.local_rope_theta
-    return made
+        keys["rope_local_base_freq"] = config.local_rope_theta
+    return keys
 
 
-def _scaling_config_out(config: ModelConfig) -> dict[str, Any] | None:
+def _scaling_keys(config: ModelConfig) -> dict[str, Any] | None:
     match config.rope_scaling:
         case None:
             return None
         case LinearScaling(factor=factor):
             return {"rope_type": "linear", "factor": factor}
         case Llama3Scaling() as scaling:
-            made = _settings(scaling)
-            made["original_max_position_embeddings"] = made.pop("original_length")
-            return {"rope_type": "llama3", **made}
+            keys = _settings(scaling)
+            keys["original_max_position_embeddings"] = keys.pop("original_length")
+            return {"rope_type": "llama3", **keys}
         case YarnScaling() as scaling:
-            made = _settings(scaling)
-            made["original_max_position_embeddings"] = made.pop("original_length")
-            made["attention_factor"] = made["attention_factor"] or None
-            return {"rope_type": "yarn", **made}
+            keys = _settings(scaling)
+            keys["original_max_position_embeddings"] = keys.pop("original_length")
+            keys["attention_factor"] = keys["attention_factor"] or None
+            return {"rope_type": "yarn", **keys}
 
 
 def _settings(scaling: Llama3Scaling | YarnScaling) -> dict[str, Any]:
@@ -490,20 +489,20 @@ def _settings(scaling: Llama3Scaling | YarnScaling) -> dict[str, Any]:
 
 
 def _check_same(config: ModelConfig, family: Family, raw: Mapping[str, Any]) -> None:
-    """Reads config.json back: what it cannot say is not exported.
+    """Reads config.json back and compares, so that no field is lost in an export.
 
     Raises:
-      LmsiError: names the fields that the architecture has no room for.
+      LmsiError: names a field that the architecture cannot express.
     """
-    wanted = dataclasses.replace(config, **_TRAINING)  # type: ignore[arg-type]
-    found = model_config(raw)
-    if found.query_scalar == 0.0 and wanted.query_scalar == wanted.head_dim:
-        wanted = dataclasses.replace(wanted, query_scalar=0.0)
+    expected = dataclasses.replace(config, **_TRAINING)  # type: ignore[arg-type]
+    parsed = model_config(raw)
+    if parsed.query_scalar == 0.0 and expected.query_scalar == expected.head_dim:
+        expected = dataclasses.replace(expected, query_scalar=0.0)
     for field in dataclasses.fields(config):
-        ours, theirs = getattr(wanted, field.name), getattr(found, field.name)
+        ours, theirs = getattr(expected, field.name), getattr(parsed, field.name)
         if field.name == "windows":
             layers = range(config.num_layers)
-            ours, theirs = ([c.window(i) for i in layers] for c in (wanted, found))
+            ours, theirs = ([c.window(i) for i in layers] for c in (expected, parsed))
         if ours != theirs:
             raise LmsiError(
                 f"{family.architecture} has ModelConfig.{field.name} = {theirs!r}, this model "

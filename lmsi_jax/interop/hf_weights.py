@@ -1,25 +1,19 @@
-"""Our parameters and Hugging Face's tensors: names, shapes, and which are transposed.
+"""Converts Hugging Face model folders to checkpoints of `lmsi` and back, one tensor at a time.
 
-Ours are [in, out] as they multiply rows; torch's `Linear.weight` is [out, in]. Heads lie in the
-same order and rotary positions pair the same dimensions, so nothing else is rearranged.
+Our matrices are [in, out]; torch's `Linear.weight` is [out, in]. Heads have the same order and
+rotary positions pair the same dimensions, so nothing else is rearranged. Tensors are read from and
+written to safetensors files, never pickles. A tensor is copied in slices of rows, and the file is
+closed after each: it is mapped into memory, where all pages read so far would otherwise stay.
 
-safetensors files: one tensor at a time out of them, and into them. Never pickle.
-
-A tensor is copied in slices of rows, each from a file that is opened for it and closed again: a
-file is mapped into memory, and what was touched of it would otherwise stay there.
-
-A model's folder of Hugging Face's -> a checkpoint that `lmsi` runs, its gin file, its tokenizer.
+`import_model` writes:
 
     OUT/checkpoint_0/     the layout of lmsi and T5X
-    OUT/tokenizer/        tokenizer.json or tokenizer.model, and the settings beside it
+    OUT/tokenizer/        tokenizer.json or tokenizer.model with its settings
     OUT/model.gin         ModelConfig, Run.init_checkpoint and Run.tokenizer
-    OUT/model.json        ModelConfig again, for programs
+    OUT/model.json        the same ModelConfig, for programs
 
-One tensor is in memory at a time. OUT appears when all of it is there.
-
-A checkpoint -> a folder that transformers' AutoModelForCausalLM and AutoTokenizer load.
-
-One parameter is in memory at a time. The folder appears when all of it is there.
+`export_model` writes a folder that transformers' AutoModelForCausalLM and AutoTokenizer load.
+Either folder appears only once it is complete.
 """
 
 import dataclasses
@@ -67,13 +61,13 @@ _FOUR_NORMS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """One tensor of a Hugging Face model, and the parameter that it is.
+    """One tensor of a Hugging Face model and the parameter with the same values.
 
     Attributes:
-      name: in its safetensors file.
-      path: of our parameter in the tree, its keys.
-      shape: as Hugging Face stores it.
-      transposed: whether ours has its two axes exchanged.
+      name: the name in the safetensors file.
+      path: the keys of our parameter in the tree.
+      shape: the shape in the file.
+      transposed: True if the two axes of our parameter are exchanged.
     """
 
     name: str
@@ -96,10 +90,12 @@ def _tensor(config: ModelConfig, path: tuple[str, ...], shape: tuple[int, ...]) 
         kind = "bias" if last.endswith("_bias") else "weight"
         layer = first[0].removeprefix("layer_")
         name = f"model.layers.{layer}.{modules[matrix]}.{kind}"
-        turned = last in MATRICES
+        transposed = last in MATRICES
     else:
-        name, turned = _TABLES[".".join(path)], False
-    return Tensor(name=name, path=path, shape=shape[::-1] if turned else shape, transposed=turned)
+        name, transposed = _TABLES[".".join(path)], False
+    return Tensor(
+        name=name, path=path, shape=shape[::-1] if transposed else shape, transposed=transposed
+    )
 
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -114,24 +110,23 @@ _SLICE_BYTES = 1 << 26
 _AGAIN = "download or copy it again"
 
 
-def cast(own: np.dtype, dtype: Dtype) -> np.dtype:
-    """Returns the type that a tensor of type `own` is converted to."""
-    return _CASTS.get(dtype, own)
+def cast(stored: np.dtype, dtype: Dtype) -> np.dtype:
+    """Returns the type that a tensor of type `stored` is converted to."""
+    return _CASTS.get(dtype, stored)
 
 
 class Shards:
-    """The tensors of a model's folder.
+    """The tensors of a model folder.
 
     Args:
-      folder: holds model.safetensors, or several files and model.safetensors.index.json.
+      folder: contains model.safetensors, or several files and model.safetensors.index.json.
 
     Attributes:
-      dtypes: each tensor's type; it may be one that is not read here.
+      dtypes: each tensor's type, possibly one that cannot be read here.
       shapes: each tensor's shape.
 
     Raises:
-      LmsiError: there are none, one is missing or damaged, or the index names tensors that are not
-        there.
+      LmsiError: there are no files, one is missing or damaged, or the index names missing tensors.
     """
 
     def __init__(self, folder: Path):
@@ -140,7 +135,7 @@ class Shards:
         self.dtypes: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for file in dict.fromkeys(self._files.values()):
-            self._look_into(file)
+            self._read_header(file)
         if INDEX in {path.name for path in folder.iterdir()}:
             lost = sorted(set(self._files) - set(self.shapes))
             if lost:
@@ -151,23 +146,23 @@ class Shards:
 
     @property
     def names(self) -> list[str]:
-        """All tensors, sorted."""
+        """The names of all tensors, sorted."""
         return sorted(self.shapes)
 
     def read(self, name: str, dtype: np.dtype, transposed: bool) -> np.ndarray:
-        """Returns a tensor in a type, with its two axes exchanged where `transposed`.
+        """Returns a tensor in a type, with its two axes exchanged if `transposed`.
 
         Peak memory is the result and 64 MiB.
 
         Raises:
           LmsiError: the file was changed or cannot be read.
         """
-        made = np.empty(self.shapes[name], dtype, order="F" if transposed else "C")
+        array = np.empty(self.shapes[name], dtype, order="F" if transposed else "C")
         begin = 0
         for rows in self.slices(name):
-            made[begin : begin + len(rows)] = rows
+            array[begin : begin + len(rows)] = rows
             begin += len(rows)
-        return made.T if transposed else made
+        return array.T if transposed else array
 
     def slices(self, name: str) -> Iterator[np.ndarray]:
         """Yields a tensor's rows as they are stored, 64 MiB at a time.
@@ -179,11 +174,11 @@ class Shards:
         wide = math.prod(shape[1:]) * DTYPES[self.dtypes[name]].itemsize
         step = max(1, _SLICE_BYTES // max(1, wide))
         for begin in range(0, shape[0], step):
-            with self._opened(self._files[name]) as file:
+            with self._open(self._files[name]) as file:
                 yield file.get_slice(name)[begin : min(begin + step, shape[0])]
 
-    def _look_into(self, name: str) -> None:
-        with self._opened(name) as file:
+    def _read_header(self, name: str) -> None:
+        with self._open(name) as file:
             for tensor in file.keys():  # noqa: SIM118  (it is no dictionary)
                 part = file.get_slice(tensor)
                 self._files.setdefault(tensor, name)
@@ -191,17 +186,17 @@ class Shards:
                     self.dtypes[tensor] = part.get_dtype()
                     self.shapes[tensor] = tuple(part.get_shape())
 
-    def _opened(self, name: str) -> Any:
+    def _open(self, name: str) -> Any:
         try:
             from safetensors import SafetensorError, safe_open
         except ImportError:
             raise LmsiError(
-                "safetensors files want the library of that name; pip install -e '.[hf]' in the "
+                "safetensors files need the library of that name; pip install -e '.[hf]' in the "
                 "checkout"
             ) from None
         path = self._folder / name
-        own = sorted(tensor for tensor, file in self._files.items() if file == name and tensor)
-        holds = f" (it holds {own[0]!r} and {len(own) - 1} more)" if own else ""
+        inside = sorted(tensor for tensor, file in self._files.items() if file == name and tensor)
+        holds = f" (it holds {inside[0]!r} and {len(inside) - 1} more)" if inside else ""
         try:
             return safe_open(path, framework="np")
         except FileNotFoundError:
@@ -211,7 +206,7 @@ class Shards:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Returns tensor -> file by the index; the file alone, as {"": file}, without one."""
+    """Returns tensor -> file from the index, or {"": file} for a single file without one."""
     if (folder / INDEX).exists():
         index = read_json(folder / INDEX)
         places = index.get("weight_map") if isinstance(index, dict) else None
@@ -225,10 +220,10 @@ def _files(folder: Path) -> dict[str, str]:
         return dict(places)
     if (folder / SINGLE).exists():
         return {"": SINGLE}
-    raise LmsiError(f"{folder} has no {SINGLE} and no {INDEX}{_instead(folder)}")
+    raise LmsiError(f"{folder} has no {SINGLE} and no {INDEX}{_remedy_without_tensors(folder)}")
 
 
-def _instead(folder: Path) -> str:
+def _remedy_without_tensors(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
     loose = [name for name in names if name.endswith(".safetensors")]
@@ -246,18 +241,18 @@ Make = Callable[[], np.ndarray]
 
 
 def write_shards(
-    folder: Path, made: Sequence[tuple[str, tuple[int, ...], np.dtype, Make]], most: int
+    folder: Path, parts: Sequence[tuple[str, tuple[int, ...], np.dtype, Make]], max_bytes: int
 ) -> None:
     """Writes tensors into model.safetensors, or into several files and their index.
 
     One tensor is in memory at a time.
 
     Args:
-      folder: where to.
-      made: each tensor's name, shape and type, and what makes its array.
-      most: bytes of a file at most; a larger tensor has a file of its own.
+      folder: the folder to write to.
+      parts: each tensor's name, shape, type and the function that makes its array.
+      max_bytes: limit of a file; a larger tensor gets a file of its own.
     """
-    groups = list(_groups(made, most))
+    groups = list(_groups(parts, max_bytes))
     places: dict[str, str] = {}
     for number, group in enumerate(groups):
         name = f"model-{number + 1:05d}-of-{len(groups):05d}.safetensors"
@@ -265,7 +260,7 @@ def write_shards(
         _write(folder / name, group)
         places |= {tensor: name for tensor, *_ in group}
     if len(groups) > 1:
-        total = sum(_bytes(shape, dtype) for _, shape, dtype, _ in made)
+        total = sum(_bytes(shape, dtype) for _, shape, dtype, _ in parts)
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
 
 
@@ -273,23 +268,23 @@ def _bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
     return math.prod(shape) * dtype.itemsize
 
 
-def _groups(made: Sequence[Any], most: int) -> Iterator[list[Any]]:
+def _groups(parts: Sequence[Any], max_bytes: int) -> Iterator[list[Any]]:
     group: list[Any] = []
     size = 0
-    for tensor in made:
-        own = _bytes(tensor[1], tensor[2])
-        if group and size + own > most:
+    for tensor in parts:
+        tensor_bytes = _bytes(tensor[1], tensor[2])
+        if group and size + tensor_bytes > max_bytes:
             yield group
             group, size = [], 0
         group.append(tensor)
-        size += own
+        size += tensor_bytes
     yield group
 
 
 def _write(path: Path, group: Sequence[Any]) -> None:
     """Writes one file: the length of the header, the header in JSON, the tensors' bytes.
 
-    The library's own writer wants all tensors in memory at once.
+    The writer of the library needs all tensors in memory at once.
     """
     names = {dtype: name for name, dtype in DTYPES.items()}
     header: dict[str, Mapping[str, Any]] = {"__metadata__": {"format": "pt"}}
@@ -309,29 +304,29 @@ def _write(path: Path, group: Sequence[Any]) -> None:
             file.write(np.ascontiguousarray(make()).view(np.uint8).data)
 
 
-# What transformers reads beside a tokenizer; generation_config.json says where texts end.
+# Files that transformers reads with a tokenizer; generation_config.json has the end of texts.
 TOKENIZER_FILES = (
     *(TOKENIZER_JSON, SENTENCEPIECE, "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja"),
     "generation_config.json",
 )
-# Computed anew by whoever needs it; older files hold it.
+# Computed when needed; older files store it.
 _DERIVED = ("rotary_emb.inv_freq",)
 
 
 def import_model(source: Path, out: Path, dtype: Dtype = "keep") -> ModelConfig:
-    """Converts a model.
+    """Converts a Hugging Face model to a checkpoint.
 
     Args:
-      source: holds config.json, safetensors files and the tokenizer's.
-      out: the folder to make.
-      dtype: of the parameters in the checkpoint; "keep": as they are.
+      source: the folder with config.json, safetensors files and the tokenizer.
+      out: the folder to create.
+      dtype: the type of the parameters in the checkpoint; "keep" for that of the files.
 
     Returns:
-      the model's shape.
+      The shape of the model.
 
     Raises:
-      LmsiError: something is missing, damaged, not supported or does not fit; `out` is not made.
+      LmsiError: something is missing, damaged, unsupported or does not fit; `out` is not created.
     """
     if not source.is_dir():
         raise LmsiError(f"{source} is no folder; name the folder of a downloaded model")
@@ -342,26 +337,26 @@ def import_model(source: Path, out: Path, dtype: Dtype = "keep") -> ModelConfig:
         raise LmsiError(f"{source / 'config.json'} is no object; download it again")
     config = model_config(raw)
     shards = Shards(source)
-    wanted = tensors(config)
-    _check_importing(source, shards, wanted, config)
-    with new_folder(out) as made:
-        _copy_tokenizer_importing(source, made / "tokenizer", config)
-        streaming.save(made, 0, _tree(shards, wanted, dtype))
-        (made / "model.gin").write_text(gin_text(config, source, out))
-        write_json(made / "model.json", dataclasses.asdict(config))
+    expected = tensors(config)
+    _check_source(source, shards, expected, config)
+    with new_folder(out) as folder:
+        _import_tokenizer(source, folder / "tokenizer", config)
+        streaming.save(folder, 0, _tree(shards, expected, dtype))
+        (folder / "model.gin").write_text(gin_text(config, source, out))
+        write_json(folder / "model.json", dataclasses.asdict(config))
     return config
 
 
-def _check_importing(
-    source: Path, shards: Shards, wanted: list[Tensor], config: ModelConfig
+def _check_source(
+    source: Path, shards: Shards, expected: list[Tensor], config: ModelConfig
 ) -> None:
-    """Compares names, shapes and types with what the configuration asks for.
+    """Compares names, shapes and types of a model's tensors with its configuration.
 
     Raises:
       LmsiError: names the first tensor that does not fit.
     """
-    names = {tensor.name for tensor in wanted}
-    missing = [tensor.name for tensor in wanted if tensor.name not in shards.shapes]
+    names = {tensor.name for tensor in expected}
+    missing = [tensor.name for tensor in expected if tensor.name not in shards.shapes]
     if missing:
         raise LmsiError(
             f"{source} has no tensor {missing[0]!r} ({len(missing)} are missing), which "
@@ -377,10 +372,10 @@ def _check_importing(
             f"{source} has a tensor {name!r} that config.json does not ask for; "
             "take the config.json that belongs to the checkpoint"
         )
-    for tensor in wanted:
+    for tensor in expected:
         if shards.shapes[tensor.name] != tensor.shape:
             raise LmsiError(
-                f"{source}: {tensor.name} is {shards.shapes[tensor.name]}, config.json wants "
+                f"{source}: {tensor.name} is {shards.shapes[tensor.name]}, config.json has "
                 f"{tensor.shape}; take the config.json that belongs to the checkpoint"
             )
         if shards.dtypes[tensor.name] not in DTYPES:
@@ -397,10 +392,10 @@ def _remedy(name: str) -> str:
 
 
 def _check_tied(source: Path, shards: Shards) -> None:
-    """A copy of the embeddings is left out; another table is not.
+    """Checks that the output table is a copy of the embeddings, which is not imported.
 
     Raises:
-      LmsiError: it is another one.
+      LmsiError: the tables differ.
     """
     same, table = "model.embed_tokens.weight", "lm_head.weight"
     alike = shards.shapes[table] == shards.shapes[same] and all(
@@ -413,9 +408,9 @@ def _check_tied(source: Path, shards: Shards) -> None:
         )
 
 
-def _tree(shards: Shards, wanted: list[Tensor], dtype: Dtype) -> dict[str, Any]:
+def _tree(shards: Shards, expected: list[Tensor], dtype: Dtype) -> dict[str, Any]:
     tree: dict[str, Any] = {}
-    for tensor in wanted:
+    for tensor in expected:
         kind = cast(DTYPES[shards.dtypes[tensor.name]], dtype)
         level = tree
         for key in tensor.path[:-1]:
@@ -428,11 +423,11 @@ def _tree(shards: Shards, wanted: list[Tensor], dtype: Dtype) -> dict[str, Any]:
     return tree
 
 
-def _copy_tokenizer_importing(source: Path, folder: Path, config: ModelConfig) -> None:
-    """Copies the tokenizer's files, and reads them.
+def _import_tokenizer(source: Path, folder: Path, config: ModelConfig) -> None:
+    """Copies the files of a tokenizer and checks that it can be opened.
 
     Raises:
-      LmsiError: there are none, or they are of another model.
+      LmsiError: there are no such files, or they belong to another model.
     """
     folder.mkdir()
     for name in TOKENIZER_FILES:
@@ -452,7 +447,7 @@ def _copy_tokenizer_importing(source: Path, folder: Path, config: ModelConfig) -
 
 
 def gin_text(config: ModelConfig, source: Path, out: Path) -> str:
-    """Returns the gin file that names a model: `include` it, or give it as --gin_file."""
+    """Returns the text of a model's gin file, to be included or passed as --gin_file."""
     lines = [
         f"# {source.name}, by `lmsi import-hf`: {config.parameter_count:,} parameters.",
         "#",
@@ -489,52 +484,52 @@ def export_model(
     dtype: Dtype = "keep",
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Converts a checkpoint.
+    """Converts a checkpoint to a Hugging Face model.
 
     Args:
-      checkpoint: a `checkpoint_N` folder, or a folder of which the newest is taken.
-      config: its shape.
+      checkpoint: a `checkpoint_N` folder, or a folder with several, of which the newest is taken.
+      config: the shape of the model.
       tokenizer: `Run.tokenizer`.
-      out: the folder to make.
-      dtype: of the tensors; "keep": as they are in the checkpoint.
-      max_shard_bytes: bytes of a file at most.
+      out: the folder to create.
+      dtype: the type of the tensors; "keep" for that of the checkpoint.
+      max_shard_bytes: limit of a file.
 
     Raises:
       LmsiError: no Hugging Face architecture computes what the model does, the checkpoint is
-        damaged or of another shape, or there is no tokenizer; `out` is not made.
+        damaged or of another shape, or there is no tokenizer; `out` is not created.
     """
     raw = hf_config(config)
     saved = Saved(checkpoint)
-    wanted = tensors(config)
-    _check(saved, wanted)
+    expected = tensors(config)
+    _check_checkpoint(saved, expected)
     opened = open_tokenizer(tokenizer)
-    kinds = {cast(saved.dtypes[tensor.path], dtype) for tensor in wanted}
+    kinds = {cast(saved.dtypes[tensor.path], dtype) for tensor in expected}
     widest = max(kinds, key=lambda kind: kind.itemsize)
-    with new_folder(out) as made:
-        write_json(made / "config.json", raw | _ids(opened) | {"torch_dtype": widest.name})
-        _copy_tokenizer(opened, made, config)
-        write_shards(made, [_part(saved, tensor, dtype) for tensor in wanted], max_shard_bytes)
+    with new_folder(out) as folder:
+        write_json(folder / "config.json", raw | _ids(opened) | {"torch_dtype": widest.name})
+        _export_tokenizer(opened, folder, config)
+        write_shards(folder, [_part(saved, tensor, dtype) for tensor in expected], max_shard_bytes)
 
 
-def _check(saved: Saved, wanted: list[Tensor]) -> None:
-    """Compares the checkpoint with the configuration.
+def _check_checkpoint(saved: Saved, expected: list[Tensor]) -> None:
+    """Compares the parameters of a checkpoint with its configuration.
 
     Raises:
       LmsiError: names the first parameter that does not fit.
     """
     remedy = "name the checkpoint of this configuration, or its run's folder with --run"
-    for tensor in wanted:
+    for tensor in expected:
         name = ".".join(tensor.path)
         shape = tensor.shape[::-1] if tensor.transposed else tensor.shape
-        found = saved.shapes.get(tensor.path)
-        if found is None:
+        stored = saved.shapes.get(tensor.path)
+        if stored is None:
             raise LmsiError(f"the checkpoint {saved.folder} has no {name!r}; {remedy}")
-        if found != shape:
+        if stored != shape:
             raise LmsiError(
-                f"the checkpoint {saved.folder}: {name} is {found}, ModelConfig wants {shape}; "
+                f"the checkpoint {saved.folder}: {name} is {stored}, ModelConfig has {shape}; "
                 f"{remedy}"
             )
-    odd = sorted(set(saved.shapes) - {tensor.path for tensor in wanted})
+    odd = sorted(set(saved.shapes) - {tensor.path for tensor in expected})
     if odd:
         raise LmsiError(
             f"the checkpoint {saved.folder} has {'.'.join(odd[0])!r}, which ModelConfig does not "
@@ -553,7 +548,7 @@ def _read(saved: Saved, tensor: Tensor, kind: np.dtype) -> np.ndarray:
 
 
 def _ids(tokenizer: FileTokenizer) -> dict[str, Any]:
-    """config.json's special ids."""
+    """Returns the special ids of config.json."""
     ends = sorted(tokenizer.end_ids, key=lambda i: (i != tokenizer.eos_id, i))
     return {
         "bos_token_id": tokenizer.start_ids[0] if tokenizer.start_ids else None,
@@ -562,23 +557,23 @@ def _ids(tokenizer: FileTokenizer) -> dict[str, Any]:
     }
 
 
-def _copy_tokenizer(tokenizer: FileTokenizer, folder: Path, config: ModelConfig) -> None:
-    """Copies the tokenizer's files, and says in generation_config.json where texts end.
+def _export_tokenizer(tokenizer: FileTokenizer, folder: Path, config: ModelConfig) -> None:
+    """Copies the files of a tokenizer; writes the end of texts to generation_config.json.
 
     Raises:
-      LmsiError: it has more ids than the model.
+      LmsiError: the tokenizer has more ids than the model.
     """
     if tokenizer.vocab_size > config.vocab_size:
         raise LmsiError(
             f"the tokenizer {tokenizer.path} has {tokenizer.vocab_size} ids, the model "
             f"{config.vocab_size}; name the one that the checkpoint was trained with"
         )
-    own = epath.Path(tokenizer.path)
+    file = epath.Path(tokenizer.path)
     for name in TOKENIZER_FILES:
-        if (own.parent / name).exists():
-            (folder / name).write_bytes((own.parent / name).read_bytes())
-    if not (folder / own.name).exists():
-        (folder / own.name).write_bytes(own.read_bytes())
+        if (file.parent / name).exists():
+            (folder / name).write_bytes((file.parent / name).read_bytes())
+    if not (folder / file.name).exists():
+        (folder / file.name).write_bytes(file.read_bytes())
     settings = folder / "generation_config.json"
     if not settings.exists():
         write_json(settings, {k: v for k, v in _ids(tokenizer).items() if v is not None})

@@ -1,8 +1,8 @@
 """`Run.tokenizer` as a SeqIO vocabulary, for our trainer's tasks and for T5X's.
 
-SeqIO and T5X take the id 0 for padding: it may not come from a text. Where it can (Llama 3 and
-Qwen write "!" as 0), `shift=1` moves all ids up by one; T5X's adapter moves them back. Our own
-trainer and engine keep lengths beside the ids and need no such rule, so they take `shift=0`.
+SeqIO and T5X take the id 0 for padding, so no text may contain it. For tokenizers that use it
+(Llama 3 and Qwen encode "!" as 0), `shift=1` adds one to all ids, and T5X's adapter subtracts it
+again. Our own trainer and engine keep the lengths of texts instead and use `shift=0`.
 """
 
 import functools
@@ -17,7 +17,7 @@ from lmsi_jax.models.tokenizers import FileTokenizer, SentencePiece, open_tokeni
 
 
 def open_vocabulary(path: str, limit: int | None = None) -> "Pieces | Tokens":
-    """Returns the vocabulary of a tokenizer's file or folder; `limit`: see `Pieces`.
+    """Returns the vocabulary of a tokenizer's file or folder; for `limit` see `Pieces`.
 
     Raises:
       LmsiError: there is no tokenizer.
@@ -29,10 +29,10 @@ def open_vocabulary(path: str, limit: int | None = None) -> "Pieces | Tokens":
 
 
 def open_t5x_vocabulary(path: str, limit: int | None = None) -> "Pieces | Tokens":
-    """Like `open_vocabulary`, and no text yields the id 0.
+    """Returns the same vocabulary without the id 0 in any text, for T5X.
 
     Raises:
-      LmsiError: there is no tokenizer; or a SentencePiece model writes 0.
+      LmsiError: there is no tokenizer, or it is a SentencePiece model that encodes texts with 0.
     """
     tokenizer = open_tokenizer(path)
     if not isinstance(tokenizer, SentencePiece):
@@ -46,16 +46,16 @@ def open_t5x_vocabulary(path: str, limit: int | None = None) -> "Pieces | Tokens
 
 
 def id_shift(tokenizer: FileTokenizer) -> int:
-    """How far a tokenizer's ids are moved up for T5X: 1 where a text may yield the id 0."""
+    """Returns the number added to all ids for T5X: 1 if a text may contain the id 0."""
     return int(tokenizer.writes_zero)
 
 
 def encode_prompt(
     vocabulary: "Pieces | Tokens", prefix: tf.Tensor, inputs: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Ids [n], [m] of a task prompt and a question, as the decode engine encodes them.
+    """Encodes a task prompt and a question as ids [n] and [m], as the decode engine does.
 
-    They are encoded apart, and the first one that is not empty begins with the model's start.
+    They are encoded separately; the first that is not empty begins with the start ids.
     """
     start = tf.constant(vocabulary.start_ids, tf.int32)
     has_prefix = tf.strings.length(prefix) > 0
@@ -68,10 +68,10 @@ def encode_prompt(
 
 
 class Pieces(seqio.SentencePieceVocabulary):
-    """A SentencePiece vocabulary that reads no more than `limit` tokens of what was decoded.
+    """A SentencePiece vocabulary that reads at most `limit` tokens of a decoded text.
 
     T5X decodes every prompt of a batch to one length, so a short prompt gets more new tokens than
-    the limit; our engine stops each path at its own.
+    the limit; our engine applies the limit to each path.
     """
 
     def __init__(self, tokenizer: SentencePiece, limit: int | None = None):
@@ -80,7 +80,7 @@ class Pieces(seqio.SentencePieceVocabulary):
         self._limit = limit
 
     def __eq__(self, other: object) -> bool:
-        """The same pieces are the same vocabulary: T5X compares the model's with the task's."""
+        """Compares the pieces: T5X requires equal vocabularies of the model and the task."""
         return isinstance(other, Pieces) and self.sp_model == other.sp_model
 
     def __hash__(self) -> int:
@@ -91,13 +91,13 @@ class Pieces(seqio.SentencePieceVocabulary):
 
 
 class Tokens(seqio.Vocabulary):
-    """Any tokenizer of ours as a SeqIO vocabulary.
+    """A SeqIO vocabulary of any tokenizer of ours.
 
     Args:
-      tokenizer: what encodes and decodes.
+      tokenizer: encodes and decodes.
       limit: see `Pieces`.
-      shift: added to every id; with 1, the id 0 is nobody's.
-      size: number of ids, where the model has more than the tokenizer.
+      shift: added to every id; with 1, no token has the id 0.
+      size: number of ids, if the model has more than the tokenizer.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Tokens(seqio.Vocabulary):
         self.start_ids = tuple(i + shift for i in tokenizer.start_ids)
 
     def __eq__(self, other: object) -> bool:
-        """The same ids for the same texts: T5X compares the model's with the task's."""
+        """Compares the ids of texts: T5X requires equal vocabularies of the model and the task."""
         return isinstance(other, Tokens) and self._identity == other._identity
 
     def __hash__(self) -> int:
@@ -130,7 +130,7 @@ class Tokens(seqio.Vocabulary):
 
     @property
     def bos_id(self) -> int | None:
-        """The id that begins a prompt, None without one."""
+        """The id that begins a prompt, or None."""
         return self.start_ids[0] if self.start_ids else None
 
     @property
@@ -140,7 +140,7 @@ class Tokens(seqio.Vocabulary):
 
     @property
     def unk_id(self) -> int | None:
-        """The id of what has no token, None where bytes are tokens."""
+        """The id of text without a token; None if bytes are tokens."""
         unknown = self._tokenizer.unk_id
         return None if unknown is None else unknown + self.shift
 
@@ -152,12 +152,12 @@ class Tokens(seqio.Vocabulary):
         return [i + self.shift for i in self._tokenizer.encode(s)]
 
     def _decode(self, ids: Sequence[int]) -> str:
-        own = (i - self.shift for i in list(ids)[: self._limit])
-        return self._tokenizer.decode([i for i in own if i >= 0])
+        originals = (i - self.shift for i in list(ids)[: self._limit])
+        return self._tokenizer.decode([i for i in originals if i >= 0])
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
         def encode(text: bytes | np.ndarray) -> np.ndarray:
-            """UTF-8 bytes -> ids [n]; TensorFlow hands them as an array where it runs eagerly."""
+            # TensorFlow passes an array if it runs eagerly.
             return np.array(self._encode(np.asarray(text, object).item().decode()), np.int32)
 
         ids = tf.numpy_function(encode, [s], tf.int32, stateful=False)
@@ -165,12 +165,11 @@ class Tokens(seqio.Vocabulary):
         return ids
 
     def decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-        """Ids [..., n] -> texts [...], up to the first end; SeqIO's would write 0 behind it."""
+        """Decodes ids [..., n] to texts [...] up to the first end; SeqIO would pad with 0."""
         return self._decode_tf(ids)
 
     def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
         def decode(rows: np.ndarray) -> np.ndarray:
-            """Ids [..., n] -> texts [...], in UTF-8."""
             texts = [self.decode(row.tolist()).encode() for row in rows.reshape(-1, rows.shape[-1])]
             return np.array(texts, object).reshape(rows.shape[:-1])
 

@@ -31,7 +31,7 @@ from lmsi_jax.pipeline.summarize import report, report_evaluation
 from lmsi_jax.pipeline.train import TrainStep
 from lmsi_jax.pipeline.vote import VoteStep
 from lmsi_jax.runtime.files import write_bytes
-from lmsi_jax.runtime.manifest import write_manifest
+from lmsi_jax.runtime.store import write_manifest
 
 ROUND: tuple[Step, ...] = (
     GenerateStep(),

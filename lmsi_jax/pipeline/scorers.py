@@ -1,20 +1,38 @@
-"""Scorers: functions of a question and a sample, which a configuration names "module:function".
+"""Scorers: functions of a question and a sample, which a configuration names as "module:function".
 
-A scorer with a method `many` scores several samples at once, as a model should; one with an
-attribute `fingerprint` identifies its scores by that.
+A scorer with a method `many` is given several samples at once, which suits a model; one with an
+attribute `fingerprint` states itself what its scores depend on.
+
+`Verifier` makes a scorer of a model: it asks the model whether a sample is correct.
+
+    # my_rankers.py
+    from lmsi_jax.pipeline.scorers import Verifier
+    judge = Verifier("models/qwen")
+
+    lmsi run iwsi --gin.Mixing.selection='(@ExternalScore(),)'
+    --gin.ExternalScore.scorer="'my_rankers:judge'"
 """
 
 import functools
 import hashlib
 import importlib
 import inspect
+import json
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from etils import epath
+
+from lmsi_jax.config import ModelConfig, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Question, Sample
+from lmsi_jax.runtime.files import read_json
 from lmsi_jax.selection.rows import ScoringFunction
+
+if TYPE_CHECKING:
+    from lmsi_jax.models.tokenizers import Tokenizer
+    from lmsi_jax.training.scoring import TargetScorer
 
 
 @functools.cache
@@ -22,14 +40,14 @@ def load(name: str) -> ScoringFunction:
     """Imports a scorer once.
 
     Raises:
-      LmsiError: there is no such module or function; its own errors keep their traceback.
+      LmsiError: there is no such module or function; errors inside the module keep their traceback.
     """
     module, _, function = name.partition(":")
     try:
         scorer = getattr(importlib.import_module(module), function, None)
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there and misses another one
+            raise  # the module exists, but one of its own imports does not
         raise LmsiError(
             f"there is no module {error.name!r} for the scorer {name!r}; install it, or put its "
             "folder into PYTHONPATH"
@@ -43,40 +61,40 @@ def load(name: str) -> ScoringFunction:
 
 
 def fingerprint(name: str) -> str:
-    """Returns what identifies a scorer's scores, for a stage's record.
+    """Returns a digest of everything that a scorer's scores depend on, for a stage's record.
 
-    That is its attribute `fingerprint` if it has one, else the hash of its function's or class's
-    source, so that scores of another version are not taken for its own.
+    It is the scorer's attribute `fingerprint`, or else the source of its function or class, so that
+    the scores of a changed scorer are computed again.
 
     Raises:
-      LmsiError: it is missing.
+      LmsiError: there is no such scorer.
     """
     scorer = load(name)
     declared = getattr(scorer, "fingerprint", None)
     if declared is not None:
         return str(declared)
-    source = scorer if inspect.isroutine(scorer) or inspect.isclass(scorer) else type(scorer)
+    code = scorer if inspect.isroutine(scorer) or inspect.isclass(scorer) else type(scorer)
     try:
-        return hashlib.sha256(inspect.getsource(source).encode()).hexdigest()
-    except (OSError, TypeError):  # made without a file, or compiled
+        return hashlib.sha256(inspect.getsource(code).encode()).hexdigest()
+    except (OSError, TypeError):  # defined without a file, or compiled
         return name
 
 
-def apply_scorer(name: str, asked: Sequence[tuple[Question, Sample]]) -> list[float]:
-    """Returns a scorer's scores of samples.
+def apply_scorer(name: str, pairs: Sequence[tuple[Question, Sample]]) -> list[float]:
+    """Returns a scorer's score of each sample.
 
     Raises:
-      LmsiError: it is missing, or does not give a finite number for each.
+      LmsiError: there is no such scorer, or it does not return one finite number per sample.
     """
     scorer = load(name)
     many = getattr(scorer, "many", None)
-    scores = list(many(asked) if many else [scorer(*one) for one in asked])
-    if len(scores) != len(asked):
+    scores = list(many(pairs) if many else [scorer(*pair) for pair in pairs])
+    if len(scores) != len(pairs):
         raise LmsiError(
-            f"the scorer {name!r} gives {len(scores)} numbers for {len(asked)} samples; its method "
+            f"the scorer {name!r} gives {len(scores)} numbers for {len(pairs)} samples; its method "
             "`many` must give one for each"
         )
-    return [_number(name, score, sample) for score, (_, sample) in zip(scores, asked, strict=True)]
+    return [_number(name, score, sample) for score, (_, sample) in zip(scores, pairs, strict=True)]
 
 
 def _number(name: str, score: Any, sample: Sample) -> float:
@@ -90,3 +108,112 @@ def _number(name: str, score: Any, sample: Sample) -> float:
             f"{sample.uid!r}; it must give a finite number"
         )
     return number
+
+
+_MODEL = "model.json"
+_PROMPT = "{question}\n\nSolution: {solution}\n\nIs this solution correct (Yes or No)?\nA:"
+_SHAPE = Training(microbatches=1, sequences_per_prefix=4, sequence_length=1024, max_prefix_length=0)
+
+
+class Verifier:
+    """A generative verifier: scores a sample by the probability that a model calls it correct.
+
+    The score is the probability of "Yes" to the question whether the solution is correct, as in
+    Zhang et al. 2024 (arXiv 2408.15240), section 3. It is in [0, 1], so it can also weigh votes.
+    Call a verifier, or pass many samples to `many`; the model is loaded at the first use and kept.
+
+    Args:
+      folder: a model imported by `lmsi import-hf`.
+      prompt: the question to the model, with the placeholders {question} and {solution}.
+      answer: the answer whose probability is the score.
+      shape: rows, length and mesh of the batches, on the devices of this process.
+    """
+
+    def __init__(
+        self,
+        folder: epath.PathLike,
+        prompt: str = _PROMPT,
+        answer: str = "Yes",
+        shape: Training = _SHAPE,
+    ):
+        self.folder = epath.Path(folder)
+        self.prompt = prompt
+        self.answer = answer
+        self.shape = shape
+
+    def __call__(self, question: Question, sample: Sample) -> float:
+        """Returns the probability of the answer."""
+        return self.many([(question, sample)])[0]
+
+    def many(self, pairs: Sequence[tuple[Question, Sample]]) -> list[float]:
+        """Returns the probability of the answer for each sample.
+
+        Raises:
+          LmsiError: the folder holds no imported model, or a sample is too long for the batches.
+        """
+        from lmsi_jax.pipeline.score import tokenize_solution
+
+        scorer, tokenizer = self._loaded
+        texts = [
+            self.prompt.format(question=question.text, solution=sample.text.strip())
+            for question, sample in pairs
+        ]
+        rows = [tokenize_solution(tokenizer, "", text, self.answer) for text in texts]
+        probabilities = []
+        for row, losses in zip(rows, scorer.losses(rows), strict=True):
+            if losses is None:
+                raise LmsiError(
+                    f"the verifier of {self.folder} reads {self.shape.sequence_length} tokens at "
+                    f"most, and a sample has {len(row.tokens)} with its question; give it a longer "
+                    "`shape`"
+                )
+            probabilities.append(math.exp(-losses.sum()))
+        return probabilities
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The digest of the model's and the tokenizer's bytes, the prompt and the answer."""
+        from lmsi_jax.models.tokenizers import open_tokenizer
+        from lmsi_jax.models.transformer import parameter_shapes
+        from lmsi_jax.training import checkpoints
+
+        shapes = parameter_shapes(self._config)
+        weights = checkpoints.stored_digest(checkpoints.find(self.folder), shapes)
+        tokenizer = open_tokenizer(str(self.folder / "tokenizer"))
+        parts = (
+            *(weights, tokenizer.fingerprint, self.prompt, self.answer),
+            self.shape.sequence_length,
+        )
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    @property
+    def _config(self) -> ModelConfig:
+        if not (self.folder / _MODEL).exists():
+            raise LmsiError(
+                f"{self.folder} has no {_MODEL}; name a folder that `lmsi import-hf` has made, and "
+                "import again what an older version made"
+            )
+        return ModelConfig.from_json(read_json(self.folder / _MODEL))
+
+    @functools.cached_property
+    def _loaded(self) -> "tuple[TargetScorer, Tokenizer]":
+        from lmsi_jax.models import sharding
+        from lmsi_jax.models.tokenizers import open_tokenizer
+        from lmsi_jax.models.transformer import parameter_shapes
+        from lmsi_jax.training import checkpoints
+        from lmsi_jax.training.scoring import TargetScorer
+
+        mesh = sharding.make_training_mesh(self.shape)
+        if mesh.is_multiprocess:
+            raise LmsiError(
+                f"each process asks the verifier of {self.folder} by itself; give it a `shape` "
+                "whose data and model its own devices suffice for"
+            )
+        config = self._config
+        params = checkpoints.load_params(
+            checkpoints.find(self.folder),
+            parameter_shapes(config),
+            sharding.param_shardings(config, mesh),
+        )
+        tokenizer = open_tokenizer(str(self.folder / "tokenizer"))
+        return TargetScorer.of(config, params, self.shape), tokenizer

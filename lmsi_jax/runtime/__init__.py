@@ -1,1 +1,1 @@
-"""Files, processes, progress."""
+"""Files and stages on disk, processes and signals, progress on the terminal."""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, local or gs://; whole folders likewise, local."""
+"""Writes files atomically, local or on gs://, and local folders too."""
 
 import contextlib
 import errno
@@ -19,22 +19,22 @@ from etils import epath
 
 from lmsi_jax.errors import LmsiError
 
-TEMPORARY = ".tmp"  # ends the name of what is unfinished; it begins with a full stop
+TEMPORARY = ".tmp"  # ends the name of an unfinished file, which begins with a full stop
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def write_bytes(path: epath.PathLike, data: bytes) -> None:
-    """Writes a file whole or not at all, making its folder where needed.
+    """Writes a file atomically and creates its folder if needed.
 
     Raises:
-      LmsiError: the disk is full or the folder cannot be written; nothing half-written stays.
+      LmsiError: the disk is full or the folder cannot be written; no partial file remains.
     """
     path = epath.Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if "://" in os.fspath(path):
-            path.write_bytes(data)  # an object appears when its upload has ended, and then whole
+            path.write_bytes(data)  # an object appears only once its upload is complete
         else:
             _replace(path, data)
     except OSError as error:
@@ -49,7 +49,7 @@ def _replace(path: epath.Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:  # whatever ends this, a signal too: half a file is to be gone
+    except BaseException:  # also a signal: no partial file may remain
         pathlib.Path(temporary).unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
@@ -61,47 +61,47 @@ def _replace(path: epath.Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def new_folder(out: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a folder of another name, which becomes `out` if all goes well, else is removed.
+    """Yields a temporary folder, renamed to `out` if the block succeeds and removed otherwise.
 
-    What killed processes left of the same `out` is removed first.
+    Temporary folders of killed processes for the same `out` are removed first.
 
     Raises:
-      LmsiError: `out` is there already, or cannot be written.
+      LmsiError: `out` exists already, or cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise LmsiError(f"{out} is there already; remove it, or name another folder")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _clear(out)
-        made = tempfile.mkdtemp(prefix=f".{out.name}.", suffix=TEMPORARY, dir=out.parent)
+        _remove_abandoned(out)
+        temporary = tempfile.mkdtemp(prefix=f".{out.name}.", suffix=TEMPORARY, dir=out.parent)
         try:
-            with _held(made):
-                os.chmod(made, 0o755)
-                yield pathlib.Path(made)
-                os.replace(made, out)
+            with _lock(temporary):
+                os.chmod(temporary, 0o755)
+                yield pathlib.Path(temporary)
+                os.replace(temporary, out)
         finally:
-            shutil.rmtree(made, ignore_errors=True)  # nothing is there where all went well
+            shutil.rmtree(temporary, ignore_errors=True)  # after success there is nothing to remove
     except OSError as error:
         raise cannot("write", out, error) from error
 
 
-def _clear(out: pathlib.Path) -> None:
-    """Removes the unfinished folders of `out` that no process is writing."""
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*{TEMPORARY}"):
-        if left.is_dir():
-            with _held(left) as mine:
-                if mine:
-                    shutil.rmtree(left)
+def _remove_abandoned(out: pathlib.Path) -> None:
+    """Removes the temporary folders of `out` that no process holds."""
+    for folder in out.parent.glob(f".{glob.escape(out.name)}.*{TEMPORARY}"):
+        if folder.is_dir():
+            with _lock(folder) as acquired:
+                if acquired:
+                    shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
-def _held(folder: epath.PathLike) -> Iterator[bool]:
-    """Locks a folder and says whether that went well; the lock ends with the process, if killed."""
+def _lock(folder: epath.PathLike) -> Iterator[bool]:
+    """Tries to lock a folder; yields True on success. The lock ends with the process."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # another process has it, or the file system has no locks
+        except OSError:  # another process holds it, or the file system has no locks
             yield False
         else:
             yield True
@@ -110,7 +110,7 @@ def _held(folder: epath.PathLike) -> Iterator[bool]:
 
 
 def cannot(verb: str, path: epath.PathLike, error: OSError) -> LmsiError:
-    """Turns the system's error into one that names the path and the remedy."""
+    """Converts an error of the system to one that names the path and the remedy."""
     remedy = "check the path, or choose another output_dir"
     if error.errno in _FULL:
         remedy = "make room on the disk, then repeat the command: it goes on where it was"
@@ -120,17 +120,17 @@ def cannot(verb: str, path: epath.PathLike, error: OSError) -> LmsiError:
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
-    """Writes `value` as indented JSON with sorted keys, whole or not at all."""
+    """Writes `value` atomically as indented JSON with sorted keys."""
     write_bytes(
         path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
     )
 
 
 def read_json(path: epath.PathLike) -> Any:
-    """Reads what `write_json` wrote.
+    """Reads a JSON file.
 
     Raises:
-      LmsiError: there is no such file, or it is no JSON.
+      LmsiError: there is no such file, or it is not JSON.
     """
     try:
         return json.loads(epath.Path(path).read_text())
@@ -152,7 +152,7 @@ def file_sha256(path: epath.PathLike) -> str:
 
 
 def remove(path: epath.PathLike) -> None:
-    """Removes a file if it is there.
+    """Removes a file if it exists.
 
     Raises:
       LmsiError: the folder cannot be written.
@@ -164,7 +164,7 @@ def remove(path: epath.PathLike) -> None:
 
 
 def embedded_path(name: str) -> epath.Path:
-    """Returns a file or folder of the model that ships with the package."""
+    """Returns the path of a file or folder of the embedded model."""
     path = epath.Path(str(importlib.resources.files("lmsi_jax") / "models" / "embedded" / name))
     if not path.exists():
         raise LmsiError(f"the embedded {name} is missing from this installation; install it again")

@@ -1,26 +1,25 @@
-"""Several processes of one run: process 0 leads, the others sample their shards when it says so.
+"""Coordinates the processes of a run: process 0 leads, the others sample shards at its orders.
 
-All of them see one folder, with what they read and write. They talk through the key/value store of
-`jax.distributed`, and wait by looking into it, so that a signal is still heard:
+All processes share one folder with inputs and outputs. They communicate through the key/value store
+of `jax.distributed` and wait by polling it, so that signals still arrive:
 
     lmsi/order/3    {"stage": "sample", "round": 1}    the leader's third order
     lmsi/done/3/2                                      process 2 has carried it out
-    lmsi/left/2     ["failed", "the disk is full"]     process 2 is gone, and why; "broken" where
-                                                       that is no mistake of the user's
-    lmsi_found/4-7/1    ["a-00000-of-00002"]           what 4 found, for itself and 5 to 7
+    lmsi/left/2     ["failed", "the disk is full"]     process 2 has left, and the reason; "broken"
+                                                       if that is not a mistake of the user
+    lmsi_found/4-7/1    ["a-00000-of-00002"]           the result of 4 for itself and 5 to 7
 
-When one of them leaves, the others follow: a run goes on with all of its processes or not at all.
-In each of them a thread looks out for that, and tells the main thread by SIGTERM, so that every
-stage leaves the way it leaves then. A main thread that waits for the other one within a step of
-training hears no signal: the thread ends its process.
+If one process leaves, the others follow: a run continues with all of its processes or not at all. A
+thread of each process watches for that and sends SIGTERM to the main thread, so that a stage stops
+as it does for any SIGTERM. A main thread that waits for another process inside a training step
+receives no signal; then the thread ends the process.
 
-What the processes of one mesh settle between two steps, of training or of decoding.
-
-SIGTERM reaches them at different moments, or one of them alone, and yet all must leave behind the
-same step: in training all save it, and in decoding nobody may wait for tokens of one that is gone.
-And all must be at the same: have read the same rows, or drawn the same tokens. So each says with
-every step whether it has to leave, and what it has at hand; the answer is a reduction over the mesh
-that runs behind the step and is looked at one step later: no step waits for it.
+`Agreement` synchronizes the processes of a mesh between two steps of training or decoding. SIGTERM
+reaches them at different moments, or only one of them, but all must stop after the same step: in
+training all save it, and in decoding none may wait for the tokens of another that is gone. All must
+also agree on the data of a step: the same rows, or the same tokens. So each process reports with
+every step if it has to stop, and a checksum of its data. The reports are reduced over the mesh
+after the step and read one step later, so no step waits for them.
 """
 
 import _thread
@@ -48,27 +47,27 @@ from lmsi_jax.errors import LmsiError, TryAgain
 from lmsi_jax.runtime.signals import Terminated
 
 _ROOT, _FOUND = "lmsi", "lmsi_found"
-_POLL = 0.2  # seconds between two looks at the store while waiting
+_POLL = 0.2  # seconds between two reads of the store while waiting
 _WATCH = 1.0  # and while working
-# Seconds to follow one that failed, and one that was told to leave: that may save a checkpoint.
+# Seconds to follow a process that failed, or one that was terminated and may save a checkpoint.
 _FAILED, _TOLD = 10.0, 300.0
-# What JAX says where a process that the others reckon with is not there any more.
+# Words of JAX's errors when another process has vanished.
 _GONE = re.compile("gloo|nccl|connection|barrier|heartbeat|peer", re.IGNORECASE)
 
 Order = dict[str, Any]
 
 
 def connect(address: str, count: int | None, index: int | None) -> None:
-    """Joins this process to the others; before anything else of JAX is used.
+    """Connects this process to the others, before any other use of JAX.
 
     Args:
-      address: host:port of process 0; "auto" where JAX finds everything by itself (Cloud TPU pods,
-        Slurm, Open MPI, Kubernetes).
-      count: how many processes there are.
-      index: which of them this is.
+      address: host:port of process 0; "auto" if JAX detects the cluster (Cloud TPU pods, Slurm,
+        Open MPI, Kubernetes).
+      count: number of processes.
+      index: index of this process.
 
     Raises:
-      TryAgain: they do not find each other; one of them may be late.
+      TryAgain: the processes do not find each other; one of them may be late.
       LmsiError: the arguments are wrong.
     """
     import jax
@@ -78,7 +77,7 @@ def connect(address: str, count: int | None, index: int | None) -> None:
             jax.distributed.initialize()
         else:
             jax.distributed.initialize(address, count, index)
-        # A back end starts only once it does so in every process: here, where all of them are.
+        # A back end starts only once it does so in every process, so start it now.
         jax.local_devices()
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200]
@@ -90,42 +89,42 @@ def connect(address: str, count: int | None, index: int | None) -> None:
 
 
 def disconnect() -> None:
-    """Leaves the others, who do the same; does nothing in a single process."""
+    """Disconnects from the others, who do the same; does nothing in a single process."""
     import jax
 
-    # What went wrong has been said, and the others may be gone.
+    # Errors have been reported already, and the others may be gone.
     with contextlib.suppress(RuntimeError):
         jax.distributed.shutdown()
 
 
 def abandon(code: int) -> None:
-    """Ends this process without leave of the others, one of which is gone; nothing in a single one.
+    """Exits without disconnecting from the others, one of which is gone; else does nothing.
 
-    JAX would wait for that one as long as its heartbeat takes, and end this process its own way.
+    JAX would wait for a heartbeat of that process, and then end this one in its own way.
     """
     from jax._src import distributed
 
     if distributed.global_state.client is None:
         return
     if distributed.global_state.process_id == 0:
-        time.sleep(3 * _WATCH)  # the others look here why it leaves
+        time.sleep(3 * _WATCH)  # the others read the reason here
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 class _Follower(LmsiError):
-    """Another process failed; it has said so itself."""
+    """Another process failed and has reported it."""
 
 
 class _Stranded(_Follower, TryAgain):
-    """Another process broke down, or lost one itself."""
+    """Another process broke down, or lost another itself."""
 
     exit_code = TryAgain.exit_code
 
 
 def _leave_now(reason: BaseException) -> None:
-    """Ends this process, whatever its main thread waits for."""
+    """Exits at once, whatever the main thread waits for."""
     failed = isinstance(reason, _Follower)
     os.write(2, f"lmsi: error: {reason}\n".encode() if failed else b"terminated\n")
     if not isinstance(reason, TryAgain):
@@ -134,11 +133,11 @@ def _leave_now(reason: BaseException) -> None:
 
 
 class Processes:
-    """The processes of this run, as one of them sees them.
+    """The processes of this run, from the view of one of them.
 
     Attributes:
-      index: this one's number; 0 leads.
-      count: how many there are.
+      index: the index of this process; 0 leads.
+      count: number of processes.
     """
 
     def __init__(self) -> None:
@@ -158,12 +157,12 @@ class Processes:
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[None]:
-        """Around all that a process does: leaves when another left, and tells when this one does.
+        """Ties this process to the others inside the block: if one leaves, all leave.
 
         Raises:
-          LmsiError: another process failed; `TryAgain` where that was no mistake of the user's.
-          Terminated: it was terminated, or this one was.
-          KeyboardInterrupt: likewise.
+          LmsiError: another process failed; `TryAgain` if that was not a mistake of the user.
+          Terminated: this or another process was terminated.
+          KeyboardInterrupt: this or another process was interrupted.
         """
         if self.count == 1:
             yield
@@ -187,10 +186,10 @@ class Processes:
 
     @contextlib.contextmanager
     def together(self, stage: str, round_index: int) -> Iterator[None]:
-        """The leader's: orders a stage, does its own part within, and waits for the others' parts.
+        """Orders a stage, for the leader: its part is the block; then waits for the other parts.
 
         Raises:
-          LmsiError: another process failed, or this one is of several that were not connected.
+          LmsiError: another process failed, or there are several that were not connected.
         """
         self._refuse_strangers()
         if self.count == 1:
@@ -199,13 +198,13 @@ class Processes:
         self._orders += 1
         self._put(f"order/{self._orders}", json.dumps({"stage": stage, "round": round_index}))
         yield
-        done = {f"done/{self._orders}/{index}" for index in range(1, self.count)}
-        while not done <= set(self._look()):
+        marks = {f"done/{self._orders}/{index}" for index in range(1, self.count)}
+        while not marks <= set(self._look()):
             self._follow()
             time.sleep(_POLL)
 
     def orders(self) -> Iterator[Order]:
-        """The others': yields order after order until the leader ends."""
+        """Yields the orders of the leader, for the other processes, until it ends."""
         while True:
             self._follow()
             entries = self._look()
@@ -220,10 +219,10 @@ class Processes:
                 time.sleep(_POLL)
 
     def found(self, members: Sequence[int], find: Callable[[], Sequence[str]]) -> Sequence[str]:
-        """What the first of some processes finds; the others, which do the same, take its word.
+        """Returns the result of `find` in the first of some processes, which all call this.
 
-        A folder need not look the same to all machines at the same time, nor to one that looks
-        while another one mends it.
+        A folder may look different to several machines at the same time, or to one while another
+        repairs it.
 
         Raises:
           LmsiError: another process failed.
@@ -238,28 +237,28 @@ class Processes:
             names = find()
             self._put(key, json.dumps(list(names)), _FOUND)
             return names
-        while (said := self._look(_FOUND).get(key)) is None:
+        while (answer := self._look(_FOUND).get(key)) is None:
             self._follow()
             time.sleep(_POLL)
-        return list(json.loads(said))
+        return list(json.loads(answer))
 
     def _cause(self, error: BaseException) -> BaseException:
-        """What is behind an error of this process: that another one left, or the error itself."""
+        """Returns the cause of an error of this process: another one left, or the error itself."""
         import jax
 
         if isinstance(error, Terminated):
             return self._reason() or error
         if isinstance(error, jax.errors.JaxRuntimeError) and _GONE.search(str(error)):
-            said = str(error).strip().splitlines()[0][:200]
+            reason = str(error).strip().splitlines()[0][:200]
             return self._reason() or TryAgain(
-                f"another process is gone without a word, or does not keep up ({said}); repeat the "
-                "command in every process, it goes on where it was"
+                f"another process is gone without a word, or does not keep up ({reason}); repeat "
+                "the command in every process, it goes on where it was"
             )
         return error
 
     def _watch(self, over: threading.Event) -> None:
-        """Lets this process follow once another one has left; runs in a thread."""
-        with contextlib.suppress(LmsiError):  # the store is gone, and JAX ends this process
+        """Ends this process once another one has left; runs in a thread."""
+        with contextlib.suppress(LmsiError):  # without the store JAX ends this process
             while not over.wait(_WATCH):
                 reason = self._reason()
                 if reason is not None:
@@ -269,13 +268,13 @@ class Processes:
                     return
 
     def _follow(self) -> None:
-        """Raises what made another process leave."""
+        """Raises the reason for which another process left, if one has."""
         reason = self._reason()
         if reason is not None:
             raise reason
 
     def _reason(self) -> BaseException | None:
-        """What made another process leave before the end; None if nothing did."""
+        """Returns the reason for which another process left before the end, or None."""
         for key, value in sorted(self._look().items()):
             who = key.removeprefix("left/")
             how, why = json.loads(value) if who != key else ("ended", "")
@@ -289,20 +288,19 @@ class Processes:
         return None
 
     def _look(self, root: str = _ROOT) -> dict[str, str]:
-        """Reads the store."""
         import jax
 
         try:
-            found = self._client.key_value_dir_get(f"{root}/")
+            entries = self._client.key_value_dir_get(f"{root}/")
         except jax.errors.JaxRuntimeError as error:
             raise TryAgain(
                 "process 0 is gone without a word; repeat the command in every process, it goes "
                 "on where it was"
             ) from error
-        return {key.removeprefix(f"{root}/"): value for key, value in found}
+        return {key.removeprefix(f"{root}/"): value for key, value in entries}
 
     def _left(self, error: BaseException | None) -> None:
-        """Writes down how this process ended, unless it follows another that failed."""
+        """Records the end of this process, unless it follows another that failed."""
         if isinstance(error, _Follower):
             return
         how, why = "ended", ""
@@ -316,12 +314,12 @@ class Processes:
         self._put(f"left/{self.index}", json.dumps([how, why]))
 
     def _put(self, key: str, value: str, root: str = _ROOT) -> None:
-        # Where the store is gone this process is leaving, or will see it with the next look.
+        # If the store is gone, this process is leaving or will notice at the next read.
         with contextlib.suppress(RuntimeError):
             self._client.key_value_set(f"{root}/{key}", value)
 
     def _refuse_strangers(self) -> None:
-        """On a TPU pod every worker knows of the others, even if nobody connected them."""
+        """Refuses unconnected processes: on a TPU pod JAX knows all workers in any case."""
         import jax
 
         if self.count == 1 and jax.process_count() > 1:
@@ -331,108 +329,107 @@ class Processes:
             )
 
 
-# By processes: those of a mesh do the same in the same order.
+# By the processes of a mesh, which all synchronize in the same order.
 _MEETINGS: collections.Counter[tuple[int, ...]] = collections.Counter()
 _LATEST = 1_800_000  # milliseconds
 
 
 class Agreement:
-    """The processes of a mesh, or this process alone.
+    """An agreement of the processes of a mesh on the step to stop after.
 
     Args:
-      mesh: what spans the processes; None where this process is alone.
-      requested: whether this process is asked to leave.
-      have: what the processes have done where they disagree, for the message.
+      mesh: the mesh that spans the processes; None if there is only this one.
+      requested: returns True once this process has to stop.
+      have: the likely cause of a disagreement, for the message.
     """
 
     def __init__(self, mesh: Mesh | None, requested: Callable[[], bool], have: str):
         self._mesh, self._requested, self._have = mesh, requested, have
-        self._asked: Any = None
+        self._answer: Any = None
         self._leave = False
 
     def leave(self, step: int, at_hand: bytes) -> bool:
-        """Whether all leave behind this step; to be called once a step, after it was begun.
+        """Returns True if all stop after this step; call it once per step, after its start.
 
         Args:
-          step: its number.
-          at_hand: what this process has at hand for it, the same in all of them.
+          step: number of the step.
+          at_hand: the data of the step, which must be the same in all processes.
 
         Raises:
-          LmsiError: the processes had different things at hand for the step before.
+          LmsiError: the processes had different data for the previous step.
         """
         if self._mesh is None:
             return self._requested()
         self.settle()
         decided = self._leave
-        own = (int(self._requested()), zlib.crc32(at_hand, step) >> 1)
-        self._asked = _reduced(self._mesh)(_spread(self._mesh, own))
+        report = (int(self._requested()), zlib.crc32(at_hand, step) >> 1)
+        self._answer = _reduction(self._mesh)(_spread(self._mesh, report))
         return decided
 
     def settle(self) -> None:
-        """Waits for the answer to the last step; before anything of it is saved.
+        """Waits for the agreement on the last step, before any of it is saved.
 
         Raises:
-          LmsiError: the processes had different things at hand.
+          LmsiError: the processes had different data.
         """
-        if self._asked is None:
+        if self._answer is None:
             return
-        leave, least, most = np.asarray(self._asked).tolist()
-        self._asked = None
+        leave, least, most = np.asarray(self._answer).tolist()
+        self._answer = None
         self._leave = self._leave or bool(leave)
         if least != most:
             raise LmsiError(
-                f"the processes have {self._have} or stand at different steps; see that all of "
+                f"the processes have {self._have} or are at different steps; see that all of "
                 "them see one output_dir and have the same packages, then repeat the command"
             )
 
 
 def synchronize(mesh: Mesh) -> None:
-    """Waits until all processes of a mesh are here, and lets them add up for the first time.
+    """Waits for all processes of a mesh and runs the first reduction over each of its axes.
 
-    On CPUs, who comes 30 s late to the first sum of some devices breaks it: process 0 may have more
-    to load, one reads from a slower disk, another compiles for longer. So the first sums of all
-    devices, and of those along each axis, are here.
+    On CPUs the first reduction of a group of devices fails if one of them is 30 s late, and process
+    0 may have more to load, another a slower disk or a longer compilation. So the first reductions
+    over all devices and over those along each axis happen here.
     """
-    from jax._src import distributed  # a barrier of devices would be such a sum itself
+    from jax._src import distributed  # a barrier of devices would be such a reduction itself
 
     members = processes_of(mesh)
     _MEETINGS[members] += 1
     name = f"lmsi_meet_{members[0]}_{members[-1]}_{_MEETINGS[members]}"
     client = distributed.global_state.client
-    assert client is not None  # or there would be no other process' devices
+    assert client is not None  # a mesh with other processes has one
     client.wait_at_barrier(name, timeout_in_ms=_LATEST, process_ids=members)
     jax.block_until_ready(_first_sums(mesh)(_spread(mesh, (0, 0))))
 
 
 def processes_of(mesh: Mesh) -> tuple[int, ...]:
-    """The processes that have a mesh's devices."""
+    """Returns the processes of a mesh's devices."""
     return tuple(sorted({device.process_index for device in mesh.devices.flat}))
 
 
 @functools.cache
 def _first_sums(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    """Adds along all axes at once, and along each."""
+    """Compiles sums over all axes at once and over each of them."""
     names = mesh.axis_names
 
-    def added(told: jax.Array) -> jax.Array:
-        """A device's own row, with all sums that it has a part in."""
-        return sum((jax.lax.psum(told, name) for name in names), start=jax.lax.psum(told, names))
+    def add(row: jax.Array) -> jax.Array:
+        return sum((jax.lax.psum(row, name) for name in names), start=jax.lax.psum(row, names))
 
     rows = PartitionSpec(names)
-    return jax.jit(jax.shard_map(added, mesh=mesh, in_specs=rows, out_specs=rows))
+    return jax.jit(jax.shard_map(add, mesh=mesh, in_specs=rows, out_specs=rows))
 
 
 @functools.cache
-def _reduced(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    """[devices, 2] -> (the largest first number, the smallest and the largest second one)."""
+def _reduction(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """Compiles [devices, 2] -> (largest first number, smallest and largest second number)."""
     return jax.jit(
-        lambda told: jnp.stack([told[:, 0].max(), told[:, 1].min(), told[:, 1].max()]),
+        lambda reports: jnp.stack([reports[:, 0].max(), reports[:, 1].min(), reports[:, 1].max()]),
         out_shardings=NamedSharding(mesh, PartitionSpec()),
     )
 
 
-def _spread(mesh: Mesh, own: tuple[int, int]) -> jax.Array:
-    """One row for each device, [devices, 2] int32; this process fills those of its own."""
-    row = np.array([own], np.int32)
+def _spread(mesh: Mesh, report: tuple[int, int]) -> jax.Array:
+    """Returns the reports of all devices, [devices, 2] int32; each process fills in its own."""
+    row = np.array([report], np.int32)
     by_device = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     return jax.make_array_from_callback((mesh.size, 2), by_device, lambda _: row)

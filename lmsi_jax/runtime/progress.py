@@ -1,10 +1,10 @@
-"""What a person sees of a long stage: a live bar in a terminal, else one line every few seconds.
+"""Shows the progress of a stage, and hides routine messages of other libraries.
 
-Keeps other libraries' routine messages off the console, when `lmsi` runs as a command.
+`Progress` is a live bar in a terminal, otherwise a line every few seconds.
 
-TensorFlow and its SentencePiece write INFO lines from C++ straight to file descriptor 2, whatever
-levels are set. A small child process stands behind the descriptor and passes on all else, even the
-last words of a process that dies. Python's own stderr does not go through it.
+TensorFlow and its SentencePiece write INFO lines from C++ directly to file descriptor 2, at any log
+level. `quiet_libraries` forks a small process that reads this descriptor and passes everything else
+on, even the last message of a process that dies. Python's own stderr bypasses it.
 """
 
 import os
@@ -18,20 +18,20 @@ from typing import Any, Self, TextIO
 
 
 class Progress:
-    """Counts what is done of a stage, and shows it on stderr with throughput and time left.
+    """Counts the finished units of a stage and shows them with throughput and remaining time.
 
         with Progress("sampling", total=500, unit="questions", rate_unit="tokens") as progress:
             for batch in batches:
                 progress.advance(len(batch), amount=tokens, note="parsed 93 %")
 
     Args:
-      description: the stage.
-      total: how many units there are; None where that is unknown.
-      unit: what is counted.
-      rate_unit: what the throughput counts (`advance`'s `amount`); by default the units themselves.
-      initial: units that an earlier process did; they count as done, not as throughput.
-      stream: where to write; stderr by default.
-      every: seconds between two lines where the stream is no terminal.
+      description: the name of the stage.
+      total: number of units; None if unknown.
+      unit: name of the units.
+      rate_unit: name of the units of throughput, `amount` of `advance`; by default those of `done`.
+      initial: units finished by an earlier process, which do not count as throughput.
+      stream: the stream to write to; stderr by default.
+      every: seconds between two lines if the stream is not a terminal.
       clock: returns seconds.
     """
 
@@ -79,12 +79,12 @@ class Progress:
     def advance(
         self, done: int = 1, *, amount: float | None = None, note: str | None = None
     ) -> None:
-        """Adds `done` finished units that took `amount` of the throughput's units.
+        """Adds finished units.
 
         Args:
           done: newly finished units.
-          amount: for the throughput; by default `done`.
-          note: a text shown from now on, such as "parsed 93 %".
+          amount: units of throughput; by default `done`.
+          note: text to show from now on, such as "parsed 93 %".
         """
         self.done += done
         self.amount += done if amount is None else amount
@@ -103,19 +103,19 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Throughput of this process, in rate units a second."""
+        """Throughput of this process, in rate units per second."""
         return self.amount / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def eta(self) -> float | None:
-        """Seconds left at the present speed; None while that cannot be known."""
-        mine = self.done - self._initial
-        if self.total is None or mine <= 0:
+        """Remaining seconds at the present speed; None while unknown."""
+        done = self.done - self._initial
+        if self.total is None or done <= 0:
             return None
-        return max(self.total - self.done, 0) * self.seconds / mine
+        return max(self.total - self.done, 0) * self.seconds / done
 
     def line(self, ended: str | None = None) -> str:
-        """Returns the state as one line; `ended` ("in", "stopped after") puts the time it took."""
+        """Formats the state as one line; `ended` ("in", "stopped after") precedes the time."""
         return f"{self.description} {self._state(ended)}"
 
     def _state(self, ended: str | None) -> str:
@@ -161,13 +161,13 @@ def _number(value: float) -> str:
 
 
 def _time(seconds: float) -> str:
-    """Returns "1:05" or "2:03:09"."""
+    """Formats seconds as "1:05" or "2:03:09"."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
-_CHATTER = re.compile(
+_INFO_LINE = re.compile(
     rb"I\d{4} \d\d:\d\d:|WARNING: All log messages before absl::InitializeLog|"
     rb"\S+\.cc\(\d+\) LOG\(INFO\)"
 )
@@ -177,7 +177,7 @@ def quiet_libraries() -> None:
     """Drops INFO lines from C++ and warnings from absl's logger; call it before heavy imports."""
     from absl import logging
 
-    # Orbax and SeqIO warn of what is meant here: no metadata above an item, tasks in memory.
+    # Orbax and SeqIO warn of what is intended here: no metadata above an item, tasks in memory.
     logging.set_verbosity(logging.ERROR)
     if hasattr(os, "fork"):
         _filter_descriptor()
@@ -189,11 +189,11 @@ def _filter_descriptor() -> None:
     sys.stderr.flush()
     if os.fork() == 0:
         try:
-            for name in (signal.SIGINT, signal.SIGTERM):  # these reach a whole process group
+            for name in (signal.SIGINT, signal.SIGTERM):  # sent to the whole process group
                 signal.signal(name, signal.SIG_IGN)
             for descriptor in (0, 1, writing):
                 os.close(descriptor)
-            _pass_on(reading)
+            _forward_lines(reading)
         finally:
             os._exit(0)
     os.close(reading)
@@ -203,9 +203,9 @@ def _filter_descriptor() -> None:
     os.close(writing)
 
 
-def _pass_on(reading: int) -> None:
-    """Copies lines to stderr until every writer is gone, but for the chatter."""
+def _forward_lines(reading: int) -> None:
+    """Copies all lines but the INFO lines to stderr until every writer has closed."""
     with os.fdopen(reading, "rb") as lines:
         for line in lines:
-            if not _CHATTER.match(line):
+            if not _INFO_LINE.match(line):
                 os.write(2, line)

@@ -1,11 +1,10 @@
-"""SIGTERM: what a cluster sends before it takes a machine away.
+"""Handles SIGTERM, which a cluster sends before it takes a machine away.
 
-A stage that can stop between two of its steps asks whether the signal came, and leaves in order;
-everything else leaves at once, as with Ctrl-C. Nothing is lost either way: see
-`lmsi_jax.runtime.store`.
+A stage that can stop between two steps checks for the signal and stops in order; any other code
+stops at once, as with Ctrl-C. Nothing is lost either way: see `lmsi_jax.runtime.store`.
 
-    with leaving():                        # the command: SIGTERM raises Terminated
-        with deferred() as requested:      # a stage: SIGTERM waits until it is asked for
+    with signals_as_exceptions():                  # a command: SIGTERM raises Terminated
+        with deferred_signals() as requested:      # a stage: SIGTERM only sets a flag
             for step in steps:
                 do(step)
                 if requested():
@@ -21,7 +20,7 @@ from types import FrameType
 
 
 class Terminated(BaseException):
-    """This process was asked to leave. No `Exception`, so that nothing swallows it on the way."""
+    """SIGTERM arrived. Not an `Exception`, so that no handler of those catches it."""
 
 
 _Handler = Callable[[int, FrameType | None], None]
@@ -29,56 +28,58 @@ _Handler = Callable[[int, FrameType | None], None]
 
 @contextlib.contextmanager
 def signals_as_exceptions() -> Iterator[None]:
-    """Within, SIGTERM raises `Terminated` wherever the program is, as Ctrl-C does its exception."""
+    """Raises `Terminated` at a SIGTERM inside the block, as Ctrl-C raises its exception."""
 
     def leave(_signal: int, _frame: FrameType | None) -> None:
         raise Terminated
 
-    with _handled(leave):
+    with _handler_installed(leave):
         yield
 
 
 @contextlib.contextmanager
 def deferred_signals(deadline: float | None = None) -> Iterator[Callable[[], bool]]:
-    """Within, SIGTERM only sets a flag; yields the function that reads it.
+    """Makes SIGTERM set a flag inside the block; yields the function that reads it.
 
-    Off the main thread no signal arrives, and the flag stays unset.
+    Signals reach the main thread only; in any other thread the flag stays unset.
 
     Args:
-      deadline: seconds after the signal; where the block has not ended by then, the process leaves
-        at once, whatever its threads are at, with exit code 143.
+      deadline: seconds after the signal; if the block has not ended by then, the process exits at
+        once with code 143, whatever its threads do.
 
     Raises:
-      Terminated: at the end of the block, where the signal came and nobody asked any more.
+      Terminated: at the end of the block, if the signal came.
     """
-    came = threading.Event()
-    timer = threading.Timer(deadline or 0.0, _leave_now, (deadline,))
+    received = threading.Event()
+    timer = threading.Timer(deadline or 0.0, _exit_now, (deadline,))
     timer.daemon = True
 
     def note(_signal: int, _frame: FrameType | None) -> None:
-        if deadline is not None and not came.is_set():
+        if deadline is not None and not received.is_set():
             timer.start()
-        came.set()
+        received.set()
 
     try:
-        with _handled(note):
-            yield came.is_set
+        with _handler_installed(note):
+            yield received.is_set
     finally:
         timer.cancel()
-    if came.is_set():
+    if received.is_set():
         raise Terminated
 
 
-def _leave_now(deadline: float) -> None:
-    """Threads that write to a slow disk would hold up the end of the program: it has none."""
-    said = f"terminated; not all was saved within {deadline:g} s, what was whole before stands\n"
-    os.write(2, said.encode())
+def _exit_now(deadline: float) -> None:
+    """Exits without waiting for threads, which may be writing to a slow disk."""
+    message = (
+        f"terminated; not all was saved within {deadline:g} s, earlier complete files remain\n"
+    )
+    os.write(2, message.encode())
     os._exit(128 + signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def _handled(handler: _Handler) -> Iterator[None]:
-    """Puts a handler of SIGTERM in place, and the one before back; on the main thread alone."""
+def _handler_installed(handler: _Handler) -> Iterator[None]:
+    """Installs a handler of SIGTERM and restores the previous one; only in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -86,5 +87,5 @@ def _handled(handler: _Handler) -> Iterator[None]:
     try:
         yield
     finally:
-        # None stands for a handler that Python cannot put back, such as a library's in C.
+        # None means a handler that Python cannot restore, such as one installed by a C library.
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

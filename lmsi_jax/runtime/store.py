@@ -1,27 +1,32 @@
-"""What outlives the process: shards of records and finished stages; local or gs://.
+"""Stores shards of records, finished stages and the manifest of a run; local or gs://.
 
-A file is written whole or not at all, and whoever reads it checks its sha256. So a run that was
-killed goes on with what is missing, on any number of hosts, and damage is redone, never read.
+Files are written atomically, and their sha256 is checked when they are read. So a killed run
+continues with what is missing, on any number of hosts; damaged files are made again, never read.
 
-    OUTPUT_DIR/STAGE/config.json        what the stage was started with
+    OUTPUT_DIR/STAGE/config.json        configuration and inputs of the stage
                      NAME.jsonl.gz      a shard: gzip JSON Lines, the same bytes for the same rows
                      NAME.check.json    its sha256 and its number of rows
                      stage.json         written last: the stage is finished
+               manifest.json             versions, seeds and inputs of the run
 """
 
 import gzip
 import hashlib
+import importlib.metadata
 import io
 import json
 import logging
 import os
+import pathlib
+import platform
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from etils import epath
 
+from lmsi_jax import __version__
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import SCHEMA
 from lmsi_jax.runtime.files import (
@@ -37,6 +42,12 @@ _LOG = logging.getLogger(__name__)
 _SHARD, _CHECK = ".jsonl.gz", ".check.json"
 _CONFIG, _STAGE = "config.json", "stage.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MANIFEST = "manifest.json"
+_PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"),
+    *("seqio", "tensorflow", "tensorflow-text", "tensorflow-datasets", "sentencepiece"),
+    *("reasoning-gym", "gin-config", "clu", "etils", "t5x"),
+)
 
 
 def shard_names(count: int) -> tuple[str, ...]:
@@ -51,14 +62,14 @@ class ShardStore:
         self.directory = epath.Path(directory)
 
     def path(self, shard_name: str) -> epath.Path:
-        """Returns the file of a shard."""
+        """Returns the path of a shard."""
         return self.directory / f"{shard_name}{_SHARD}"
 
     def _check(self, shard_name: str) -> epath.Path:
         return self.directory / f"{shard_name}{_CHECK}"
 
     def write(self, shard_name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Writes a shard whole or not at all; equal rows give equal bytes.
+        """Writes a shard atomically; equal rows give equal bytes.
 
         Raises:
           LmsiError: the disk is full or the folder cannot be written.
@@ -68,7 +79,7 @@ class ShardStore:
         lines = [json.dumps(row, sort_keys=True, allow_nan=False) for row in rows]
         data = _gzip("".join(f"{line}\n" for line in lines).encode())
         write_bytes(self.path(shard_name), data)
-        # Last: a shard counts as complete only once this stands beside it.
+        # Last: a shard is complete only once it has this file.
         check = {"rows": len(lines), "sha256": hashlib.sha256(data).hexdigest()}
         write_json(self._check(shard_name), check)
 
@@ -81,14 +92,14 @@ class ShardStore:
         return tuple(sorted(name for name in names if f"{name}{_CHECK}" in files))
 
     def missing(self, expected: Iterable[str]) -> tuple[str, ...]:
-        """Returns which of `expected` must be made, in that order; damaged shards are dropped."""
-        return tuple(name for name in expected if not self._sound(name))
+        """Returns the shards of `expected` that must be made, in order; deletes damaged ones."""
+        return tuple(name for name in expected if not self._is_sound(name))
 
     def read(self, shard_name: str) -> list[dict[str, Any]]:
         """Returns a shard's rows.
 
         Raises:
-          LmsiError: the shard is absent; or it was altered, and is dropped so that it is redone.
+          LmsiError: the shard is absent, or it was altered and is now deleted, to be made again.
         """
         data = self._bytes(shard_name)
         if data is None:
@@ -96,7 +107,7 @@ class ShardStore:
             raise LmsiError(f"{path} is missing; repeat the command of the stage that makes it")
         return [json.loads(line) for line in gzip.decompress(data).splitlines()]
 
-    def _sound(self, shard_name: str) -> bool:
+    def _is_sound(self, shard_name: str) -> bool:
         try:
             return self._bytes(shard_name) is not None
         except LmsiError as damage:
@@ -104,18 +115,18 @@ class ShardStore:
             return False
 
     def _bytes(self, shard_name: str) -> bytes | None:
-        """Returns the shard's bytes, None where it is absent; drops it and raises where damaged."""
+        """Returns the bytes of a shard, or None; deletes a damaged one and raises LmsiError."""
         path, check = self.path(shard_name), self._check(shard_name)
         if not (path.exists() and check.exists()):
             return None
         data = path.read_bytes()
         try:
-            wanted = json.loads(check.read_text())["sha256"]
+            expected = json.loads(check.read_text())["sha256"]
         except (ValueError, TypeError, KeyError):
-            wanted = None
-        if hashlib.sha256(data).hexdigest() == wanted:
+            expected = None
+        if hashlib.sha256(data).hexdigest() == expected:
             return data
-        remove(check)  # first: without it the shard is not complete, whatever happens next
+        remove(check)  # first: without it the shard is not complete
         remove(path)
         raise LmsiError(
             f"{os.fspath(path)} was truncated or altered and has been dropped; "
@@ -124,7 +135,7 @@ class ShardStore:
 
 
 def _gzip(data: bytes) -> bytes:
-    # gzip.compress(mtime=0) writes another header byte on each Python version; GzipFile does not.
+    # gzip.compress(mtime=0) writes a header byte that depends on the version of Python.
     buffer = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=buffer, mtime=0) as file:
         file.write(data)
@@ -132,10 +143,10 @@ def _gzip(data: bytes) -> bytes:
 
 
 class Stage:
-    """One stage's folder: what it was started with, and whether it is finished.
+    """The folder of a stage with its configuration, inputs and state.
 
-    `config` holds the parameters that shape the outputs ("Sampling.temperature": 0.7, or nested),
-    `inputs` the fingerprints of what it reads. Both must be JSON values.
+    `config` contains the parameters that determine the outputs ("Sampling.temperature": 0.7, or
+    nested), `inputs` the fingerprints of what the stage reads. Both must be JSON values.
     """
 
     def __init__(
@@ -147,8 +158,7 @@ class Stage:
     ):
         self.directory = epath.Path(directory)
         self.name = name
-        # Through JSON and back, so that all of it is as it is read again: a tuple as a list, and
-        # names sorted, also those of dictionaries in a list.
+        # Through JSON and back, to equal what is read later: lists for tuples, sorted names.
         self.config: dict[str, Any] = json.loads(json.dumps(dict(config), sort_keys=True))
         self.inputs = dict(inputs or {})
         self._started = time.monotonic()
@@ -160,11 +170,12 @@ class Stage:
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
     def begin(self) -> Literal["done", "resume", "new"]:
-        """Says what is left to do, and writes down what the stage starts with.
+        """Returns the state of the stage and records its configuration and inputs.
 
         Returns:
-          "done": finished and its outputs are unaltered; "resume": begun with the same
-          configuration and inputs; "new": nothing was there.
+          "done" if it is finished with unaltered outputs, "resume" if it was begun with the same
+          configuration and inputs, "new" if the folder was empty.
+
         Raises:
           LmsiError: the folder holds this stage with another configuration or other inputs.
         """
@@ -183,15 +194,15 @@ class Stage:
         """Records the stage as finished.
 
         Args:
-          outputs: files or folders inside the stage's folder, whose sha256 is kept; None: all.
+          outputs: files or folders inside the stage's folder to record by sha256; None for all.
         """
         for path in self.directory.iterdir():
             if path.name.startswith(".") and path.name.endswith(TEMPORARY):
-                remove(path)  # of a process that was killed; nobody writes here any more
+                remove(path)  # of a killed process; nobody writes here any more
         roots = [self.directory] if outputs is None else [epath.Path(path) for path in outputs]
         files = {self._key(file): file for root in roots for file in _files(root)}
-        for own in (_CONFIG, _STAGE):
-            files.pop(own, None)
+        for name in (_CONFIG, _STAGE):
+            files.pop(name, None)
         record = self._identity() | {
             "fingerprint": self.fingerprint,
             "outputs": {key: file_sha256(file) for key, file in sorted(files.items())},
@@ -228,23 +239,23 @@ class Stage:
             )
 
     def _intact(self) -> bool:
-        """Whether all outputs are as recorded; if not, drops what was altered and the record."""
-        bad = []
-        for key, wanted in read_json(self.directory / _STAGE)["outputs"].items():
+        """Compares the outputs with the record; deletes altered ones and, with any, the record."""
+        damage = []
+        for key, expected in read_json(self.directory / _STAGE)["outputs"].items():
             path = self.directory / key
             if not path.exists():
-                bad.append(f"{os.fspath(path)} is missing")
-            elif file_sha256(path) != wanted:
-                bad.append(f"{os.fspath(path)} was altered and has been dropped")
+                damage.append(f"{os.fspath(path)} is missing")
+            elif file_sha256(path) != expected:
+                damage.append(f"{os.fspath(path)} was altered and has been dropped")
                 remove(path)
-        if bad:
-            _LOG.warning("stage %s is taken up again: %s", self.name, "; ".join(bad))
+        if damage:
+            _LOG.warning("stage %s is taken up again: %s", self.name, "; ".join(damage))
             remove(self.directory / _STAGE)
-        return not bad
+        return not damage
 
 
 def _files(root: epath.Path) -> list[epath.Path]:
-    """Returns a file itself, or all files below a folder (epath has no recursive glob for gs://)."""
+    """Returns a file or all files below a folder (epath has no recursive glob for gs://)."""
     if not root.is_dir():
         return [root]
     return [file for path in root.iterdir() for file in _files(path)]
@@ -262,7 +273,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _short(inputs: Mapping[str, str]) -> dict[str, str]:
-    """Fingerprints as a person can read them."""
+    """Shortens fingerprints for messages."""
     return {f"input {name}": value[:12] for name, value in inputs.items()}
 
 
@@ -273,3 +284,58 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         if old != new:
             lines.append(f"{name} was {old}, is now {new}")
     return lines
+
+
+def write_manifest(
+    output_dir: epath.PathLike,
+    *,
+    command: Sequence[str] = (),
+    seeds: Mapping[str, int] | None = None,
+    hashes: Mapping[str, str] | None = None,
+    **extra: Any,
+) -> epath.Path:
+    """Writes manifest.json: versions, seeds and inputs, to reproduce the run.
+
+    Args:
+      output_dir: the run's folder.
+      command: the words of the command line.
+      seeds: each seed by its gin name.
+      hashes: the sha256 of models, tokenizers and question files.
+      **extra: further JSON values, such as the devices.
+
+    Returns:
+      The path of the file. It has no date and no home folder, so equal runs give equal bytes.
+    """
+    value = {
+        "schema": SCHEMA,
+        "lmsi_jax": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "command": list(command),
+        "seeds": dict(seeds or {}),
+        "hashes": dict(hashes or {}),
+        **extra,
+    }
+    path = epath.Path(output_dir) / _MANIFEST
+    write_json(path, _without_home(value))
+    return path
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _without_home(value: Any) -> Any:
+    """Replaces the home folder by "~" in every string of a JSON value."""
+    if isinstance(value, str):
+        home = re.escape(str(pathlib.Path.home()).rstrip("/"))
+        return re.sub(rf"(?<![\w./-]){home}(?=/|$)", "~", value) if home else value
+    if isinstance(value, Mapping):
+        return {_without_home(key): _without_home(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_home(item) for item in value]
+    return value

@@ -1,17 +1,27 @@
-"""What a compiled program makes one chip do: collectives, how often, and FLOPs.
+"""Compiles programs for Cloud TPU chips and counts their FLOPs, memory and collectives.
 
-XLA's own cost analysis counts a loop's body once. Here each computation counts as often as it is
-run: a loop's body as often as it is known to turn, and each branch of a conditional once, as if all
-were taken.
+`read_program` parses the text of a compiled XLA program
+(https://openxla.org/xla/operation_semantics). XLA's own cost analysis counts the body of a loop
+once. Here each computation counts as often as it runs: the body of a loop for every known
+iteration, and each branch of a conditional once, as if all were taken.
 
-Takes the text of XLA's compiled programs apart (https://openxla.org/xla/operation_semantics).
+`CHIPS` has the published figures of Cloud TPU's chips; `compile_program` compiles a traced program
+for their slices, which need not exist here.
 """
 
 import collections
 import dataclasses
+import importlib.util
 import math
 import re
+import time
 from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from lmsi_jax.errors import LmsiError
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2}
 _BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8}
@@ -26,11 +36,11 @@ class Instruction:
     """One line of a computation.
 
     Attributes:
-      name: its own.
+      name: the name of its result.
       result: the text of its shape.
-      operation: such as "fusion"; asynchronous ones have "-start" and "-done".
-      operands: names.
-      attributes: the text behind the operands.
+      operation: for example "fusion"; asynchronous ones end in "-start" and "-done".
+      operands: names of instructions.
+      attributes: the text after the operands.
       literal: the text between the parentheses.
     """
 
@@ -43,7 +53,7 @@ class Instruction:
 
 
 def parse_hlo(text: str) -> tuple[str, dict[str, list[Instruction]]]:
-    """Returns the entry's name, and every computation's instructions."""
+    """Returns the name of the entry and the instructions of every computation."""
     entry = ""
     computations: dict[str, list[Instruction]] = {}
     body: list[Instruction] = []
@@ -53,14 +63,14 @@ def parse_hlo(text: str) -> tuple[str, dict[str, list[Instruction]]]:
             body = computations[head[2]] = []
             entry = head[2] if head[1] else entry
             continue
-        found = _INSTRUCTION.match(line)
-        if found:
-            body.append(_instruction(found[1], found[2]))
+        match = _INSTRUCTION.match(line)
+        if match:
+            body.append(_parse_instruction(match[1], match[2]))
     return entry, computations
 
 
-def _instruction(name: str, text: str) -> Instruction:
-    """Takes `SHAPE OPERATION(OPERANDS), ATTRIBUTES` apart; a tuple's shape is in parentheses."""
+def _parse_instruction(name: str, text: str) -> Instruction:
+    """Parses `SHAPE OPERATION(OPERANDS), ATTRIBUTES`; the shape of a tuple has parentheses."""
     end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
     operation, _, rest = text[end:].strip().partition("(")
     close = _closing("(" + rest, 0) - 1
@@ -75,7 +85,7 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """The place of the parenthesis that closes the one at `start`."""
+    """Returns the index of the parenthesis that closes the one at `start`."""
     depth = 0
     for at in range(start, len(text)):
         depth += (text[at] == "(") - (text[at] == ")")
@@ -95,12 +105,12 @@ def array_sizes(shape: str) -> tuple[int, ...]:
 
 
 def sizes(text: str) -> tuple[int, ...]:
-    """Reads numbers with commas between them."""
+    """Parses numbers separated by commas."""
     return tuple(int(size) for size in text.split(",") if size)
 
 
 def array_bytes(shape: str) -> int:
-    """Returns the bytes of all arrays that a shape's text names, tiling and padding not counted."""
+    """Returns the bytes of all arrays in the text of a shape, without tiling and padding."""
     return sum(
         _BYTES[kind] * math.prod(sizes(axes))
         for kind, axes in _ARRAY.findall(shape)
@@ -142,10 +152,10 @@ class Traffic:
     """The collectives of one kind, for one chip.
 
     Attributes:
-      count: how many are run.
-      bytes: what the chip takes in over the interconnect, by the ring algorithms: of a group of n,
-        (n - 1) / n of an all-gather's result, of a reduce-scatter's operand and of an all-to-all,
-        twice that of an all-reduce, and all of a permutation's.
+      count: number of executions.
+      bytes: bytes that the chip receives over the interconnect, by the ring algorithms: of a group
+        of n, (n - 1) / n of an all-gather's result, of a reduce-scatter's operand and of an
+        all-to-all, twice that of an all-reduce, and all of a permutation's.
     """
 
     count: int = 0
@@ -154,15 +164,14 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """What one chip runs.
+    """The costs of a program for one chip.
 
     Attributes:
-      collectives: by kind; reductions that XLA writes as an all-reduce and keeps a share of are
-        "reduce-scatter".
+      collectives: by kind; an all-reduce of which XLA keeps only a part is "reduce-scatter".
       largest: (kind, shape, times, bytes) of the collectives with the most bytes.
-      flops: of the matrix products alone, padding excluded.
-      cycles: XLA's estimates added up, of the operations that it gives one for.
-      unknown_loops: loops whose turns are not known; they count once.
+      flops: FLOPs of the matrix products, without padding.
+      cycles: sum of XLA's estimates, which it has for some operations.
+      unknown_loops: loops with an unknown number of iterations; they count once.
     """
 
     collectives: dict[str, Traffic]
@@ -172,19 +181,19 @@ class Program:
     unknown_loops: int
 
 
-def read(text: str, most: int = 12) -> Program:
-    """Returns what a compiled module (`compiled.as_text()`) makes one chip do.
+def read_program(text: str, most: int = 12) -> Program:
+    """Returns the costs of a compiled module (`compiled.as_text()`) for one chip.
 
     Args:
-      text: the module.
-      most: how many of the largest collectives to name.
+      text: the text of the module.
+      most: number of the largest collectives to list.
     """
     entry, computations = parse_hlo(text)
     times, unknown = _times(entry, computations)
     flops = cycles = 0.0
     # XLA for TPU cuts a collective into pieces between which it computes, each with a copy of the
     # whole under the same channel: one of them counts.
-    found: dict[str, tuple[int, str, str, float]] = {}
+    by_channel: dict[str, tuple[int, str, str, float]] = {}
     for name, body in computations.items():
         if not times[name]:
             continue
@@ -198,30 +207,30 @@ def read(text: str, most: int = 12) -> Program:
                 channel = re.search(r"channel_id=(\d+)", one.attributes)
                 key = channel[1] if channel else one.name
                 each = (times[name], traffic[0], " ".join(arrays(one.result)), traffic[1])
-                found[key] = max(found.get(key, each), each)
+                by_channel[key] = max(by_channel.get(key, each), each)
     return Program(
-        collectives=_by_kind(found.values()),
-        largest=_largest(found.values(), most),
+        collectives=_by_kind(by_channel.values()),
+        largest=_largest(by_channel.values(), most),
         flops=flops,
         cycles=cycles,
         unknown_loops=unknown,
     )
 
 
-_Found = Iterable[tuple[int, str, str, float]]  # times, kind, shape, bytes
+_Collectives = Iterable[tuple[int, str, str, float]]  # times, kind, shape, bytes
 
 
-def _by_kind(found: _Found) -> dict[str, Traffic]:
+def _by_kind(collectives: _Collectives) -> dict[str, Traffic]:
     kinds: dict[str, Traffic] = {}
-    for times, kind, _, size in found:
+    for times, kind, _, size in collectives:
         old = kinds.get(kind, Traffic())
         kinds[kind] = Traffic(count=old.count + times, bytes=old.bytes + times * size)
     return dict(sorted(kinds.items()))
 
 
-def _largest(found: _Found, most: int) -> tuple[tuple[str, str, int, float], ...]:
+def _largest(collectives: _Collectives, most: int) -> tuple[tuple[str, str, int, float], ...]:
     sums: dict[tuple[str, str], tuple[int, float]] = {}
-    for times, kind, shape, size in found:
+    for times, kind, shape, size in collectives:
         count, total = sums.get((kind, shape), (0, 0.0))
         sums[kind, shape] = count + times, total + times * size
     order = sorted(sums, key=lambda key: (-sums[key][1], key))
@@ -229,12 +238,12 @@ def _largest(found: _Found, most: int) -> tuple[tuple[str, str, int, float], ...
 
 
 def _times(entry: str, computations: dict[str, list[Instruction]]) -> tuple[dict[str, int], int]:
-    """How often each computation is run, and of how many loops that is not known."""
+    """Returns the runs of each computation and the number of loops with unknown iterations."""
     times: collections.Counter[str] = collections.Counter()
     unknown = 0
 
     def visit(name: str, factor: int) -> None:
-        """Counts a computation that is run `factor` times more, and those that it runs."""
+        """Counts `factor` further runs of a computation and of those that it calls."""
         nonlocal unknown
         times[name] += factor
         for one in computations.get(name, ()):
@@ -251,7 +260,7 @@ def _times(entry: str, computations: dict[str, list[Instruction]]) -> tuple[dict
 
 
 def _trips(loop: Instruction, computations: dict[str, list[Instruction]]) -> int | None:
-    """How often a loop turns: as XLA notes, or as its condition `counter < constant` says.
+    """Returns the iterations of a loop, from XLA's note or its condition `counter < constant`.
 
     Counters begin at 0, as those of `jax.lax.scan` and `fori_loop(0, n)` do.
     """
@@ -266,38 +275,38 @@ def _trips(loop: Instruction, computations: dict[str, list[Instruction]]) -> int
     if counter is None or limit is None or limit.operation != "constant":
         return None
     place = re.search(r"index=(\d+)", counter.attributes)
-    rise = _rise(_named("body", loop, computations), int(place[1])) if place else 1
-    return -(-int(limit.literal) // rise)
+    increment = _increment(_named("body", loop, computations), int(place[1])) if place else 1
+    return -(-int(limit.literal) // increment)
 
 
 def _named(
     role: str, loop: Instruction, computations: dict[str, list[Instruction]]
 ) -> dict[str, Instruction]:
-    """A loop's "condition" or "body", by the names of its instructions."""
+    """Returns the instructions of a loop's "condition" or "body" by name."""
     name = re.search(rf"{role}=%?([\w.\-]+)", loop.attributes)
     return {one.name: one for one in computations.get(name[1] if name else "", ())}
 
 
-def _rise(body: dict[str, Instruction], place: int) -> int:
-    """By how much a turn raises the counter, number `place` of a loop's state.
+def _increment(body: dict[str, Instruction], place: int) -> int:
+    """Returns the increment of the counter, at index `place` of a loop's state, per iteration.
 
-    XLA unrolls the loops that it cuts a product into, and then takes two turns in one. 1 where the
-    body adds no constants to it.
+    XLA unrolls the loops that it splits a product into, so that one iteration does the work of two.
+    Returns 1 if the body adds no constants to the counter.
     """
     *_, end = body.values()
-    one, rise = body.get(end.operands[place]), 0
+    one, increment = body.get(end.operands[place]), 0
     while one is not None and one.operation == "add":
         terms = [body[name] for name in one.operands]
         constants = [int(term.literal) for term in terms if term.operation == "constant"]
         if len(constants) != 1:
             return 1
-        rise += constants[0]
+        increment += constants[0]
         (one,) = (term for term in terms if term.operation != "constant")
-    return rise or 1
+    return increment or 1
 
 
 def _called(one: Instruction) -> Iterator[str]:
-    """The computations that an instruction runs; not the scalar ones of reductions."""
+    """Yields the computations that an instruction calls, except scalar ones of reductions."""
     if one.operation == "conditional":
         for several, single in _BRANCHES.findall(one.attributes):
             yield from (name.strip().lstrip("%") for name in (several or single).split(","))
@@ -306,7 +315,7 @@ def _called(one: Instruction) -> Iterator[str]:
 
 
 def _traffic(inside: str, one: Instruction, results: dict[str, str]) -> tuple[str, float] | None:
-    """A collective's kind and bytes; `inside` is the computation that it stands in."""
+    """Returns the kind and bytes of a collective in the computation `inside`, or None."""
     kind = one.operation.removesuffix("-start")
     if kind not in _KINDS:
         return None
@@ -321,7 +330,7 @@ def _traffic(inside: str, one: Instruction, results: dict[str, str]) -> tuple[st
 
 
 def _flops(one: Instruction, results: dict[str, str]) -> float:
-    """Of a matrix product: twice its multiplications."""
+    """Returns the FLOPs of a matrix product, twice its multiplications."""
     if one.operation not in ("dot", "convolution"):
         return 0.0
     left, right = (array_sizes(results[name]) for name in one.operands[:2])
@@ -336,7 +345,10 @@ def _flops(one: Instruction, results: dict[str, str]) -> float:
 def _convolution_flops(
     attributes: str, left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...]
 ) -> float:
-    """XLA for TPU writes products so; a batch axis is then a window that meets one place."""
+    """Returns the FLOPs of a convolution, XLA's form of products on TPU.
+
+    A batch axis is then a window that overlaps one position.
+    """
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
     assert labels is not None, "a convolution names its axes"
     window = re.search(r"window=\{([^}]*)\}", attributes)
@@ -349,7 +361,7 @@ def _convolution_flops(
 
 
 def _pairs(fields: dict[str, str], axis: int, size: int, out: int) -> int:
-    """Pairs of a place of the output and one of the kernel that meet a real place of the input."""
+    """Counts pairs of an output and a kernel position that read a real input position."""
 
     def field(name: str, default: int) -> int:
         return int(fields[name].split("x")[axis]) if name in fields else default
@@ -363,3 +375,216 @@ def _pairs(fields: dict[str, str], axis: int, size: int, out: int) -> int:
         for tap in range(width)
         for at in [place * stride + tap * dilation - low]
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """The figures of a chip.
+
+    Attributes:
+      memory: bytes of HBM available to a program, near the published figure.
+      flops: peak bfloat16 FLOP/s.
+      bandwidth: bytes per second of the HBM.
+      links: bytes per second that the chip receives from its neighbours over all links, half of the
+        bidirectional figure.
+      clock: Hz, for XLA's estimates in cycles: of v4 from Jouppi et al. 2023, table 4; of the
+        others the peak over the FLOPs of their matrix units per cycle.
+      per_host: chips of each machine in a slice of several machines.
+      source: the page with the figures.
+    """
+
+    memory: int
+    flops: float
+    bandwidth: float
+    links: float
+    clock: float
+    per_host: int
+    source: str
+
+
+_DOCS = "https://cloud.google.com/tpu/docs/"
+CHIPS = {
+    "v4": Chip(
+        memory=int(30.75 * 2**30), flops=275e12, bandwidth=1200e9, links=300e9, clock=1.05e9,
+        per_host=4, source=_DOCS + "v4",
+    ),
+    "v5e": Chip(
+        memory=int(15.75 * 2**30), flops=197e12, bandwidth=819e9, links=200e9, clock=1.5e9,
+        per_host=4, source=_DOCS + "v5e",
+    ),
+    "v5p": Chip(
+        memory=int(95.74 * 2**30), flops=459e12, bandwidth=2765e9, links=600e9, clock=1.75e9,
+        per_host=4, source=_DOCS + "v5p",
+    ),
+    "v6e": Chip(
+        memory=int(31.25 * 2**30), flops=918e12, bandwidth=1638e9, links=400e9, clock=1.75e9,
+        per_host=4, source=_DOCS + "v6e",
+    ),
+}  # fmt: skip
+
+
+def chip_of(topology: str) -> Chip:
+    """Returns the chip of a topology such as "v5p:8x8x8".
+
+    Raises:
+      LmsiError: the topology is malformed, or its chip is not in `CHIPS`.
+    """
+    return CHIPS[_parse_topology(topology)[0]]
+
+
+def chips_in(topology: str) -> int:
+    """Returns the number of chips of a topology; raises as `chip_of`."""
+    return math.prod(_parse_topology(topology)[1])
+
+
+def slice_of(topology: str, chips: int) -> str:
+    """Returns a slice of `chips` chips of a topology's kind, as square as powers of two allow.
+
+    Raises:
+      LmsiError: the topology is smaller, or there is no such slice.
+    """
+    kind, shape = _parse_topology(topology)
+    if chips > math.prod(shape):
+        raise LmsiError(f"a mesh of {chips} chips does not fit on {topology}; take a larger one")
+    if chips == math.prod(shape):
+        return topology
+    if chips & (chips - 1):
+        raise LmsiError(
+            f"there is no slice of {chips} chips within {topology}: make data * model a power of "
+            "two, or name a topology of as many chips"
+        )
+    sizes = [1] * len(shape)
+    for doubling in range(chips.bit_length() - 1):
+        sizes[doubling % len(sizes)] *= 2
+    sizes = sorted(sizes, key=lambda size: (size == 1, size))  # as slices are named: 2x2x4, 2x2x1
+    return f"{kind}:{'x'.join(map(str, sizes))}"
+
+
+def _parse_topology(topology: str) -> tuple[str, tuple[int, ...]]:
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+)+)", topology)
+    if match is None or match[1] not in CHIPS:
+        raise LmsiError(
+            f"--topology={topology}: write KIND:SHAPE with KIND one of {', '.join(CHIPS)}, such as "
+            "v5e:4x4 (two axes) or v5p:4x4x8 (three)"
+        )
+    return match[1], tuple(int(size) for size in match[2].split("x"))
+
+
+def devices_of(topology: str) -> list[jax.Device]:
+    """Returns placeholders for the chips of a topology, as compilation targets.
+
+    Raises:
+      LmsiError: libtpu is not installed, or there is no such topology.
+    """
+    kind, shape = _parse_topology(topology)
+    if importlib.util.find_spec("libtpu") is None:
+        raise LmsiError(
+            "compiling for TPUs needs their compiler, libtpu: pip install -e '.[tpu]' in the "
+            "checkout (no TPU is needed)"
+        )
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if kind == "v4" else {}
+    if math.prod(shape) < CHIPS[kind].per_host:
+        options["chips_per_host_bounds"] = [*shape, 1, 1][:3]
+    try:
+        description = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, **options
+        )
+    except (RuntimeError, ValueError) as error:
+        raise LmsiError(f"--topology={topology}: {str(error).strip().splitlines()[0]}") from None
+    return list(description.devices)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """The cost of one execution of a program for each of its chips.
+
+    Attributes:
+      chips: number of chips that run it together.
+      fits: True if it fits into memory.
+      refusal: XLA's message if it does not; all further fields are then 0 or empty.
+      arguments, outputs, temporaries, code: bytes; `aliased` bytes of the outputs reuse the memory
+        of donated arguments.
+      flops: FLOPs of matrix products as compiled, including recomputation by remat.
+      compiler_seconds: XLA's estimated cycles over the chip's clock; it has none of collectives.
+      optimal_seconds: the estimate of XLA's cost analysis, which counts the body of a loop once;
+        None if it has none (negative).
+      collectives: by kind, see `Traffic`.
+      largest: see `Program`.
+      unknown_loops: see `Program`.
+      compile_seconds: time of compilation without tracing.
+    """
+
+    chips: int
+    fits: bool
+    refusal: str = ""
+    arguments: int = 0
+    outputs: int = 0
+    aliased: int = 0
+    temporaries: int = 0
+    code: int = 0
+    flops: float = 0.0
+    compiler_seconds: float = 0.0
+    optimal_seconds: float | None = None
+    collectives: dict[str, Traffic] = dataclasses.field(default_factory=dict)
+    largest: tuple[Any, ...] = ()
+    unknown_loops: int = 0
+    compile_seconds: float = 0.0
+
+    @property
+    def peak(self) -> int:
+        """Peak bytes during execution."""
+        return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
+
+    @property
+    def received(self) -> float:
+        """Bytes received over the interconnect."""
+        return sum(traffic.bytes for traffic in self.collectives.values())
+
+
+def compile_program(lowered: jax.stages.Lowered, chips: int, chip: Chip) -> Compiled:
+    """Compiles a traced program; one that does not fit into memory is a result too.
+
+    Args:
+      lowered: the traced program.
+      chips: number of devices that it was traced for.
+      chip: the kind of these devices.
+    """
+    start = time.monotonic()
+    try:
+        program = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Compiled(
+            chips=chips,
+            fits=False,
+            refusal=_refusal(str(error)),
+            compile_seconds=round(time.monotonic() - start, 1),
+        )
+    seconds = round(time.monotonic() - start, 1)
+    memory: Any = program.memory_analysis()
+    estimate = program.cost_analysis()
+    optimal = (estimate or {}).get("optimal_seconds", -1.0)
+    costs = read_program(program.as_text() or "")
+    return Compiled(
+        chips=chips,
+        fits=True,
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        code=memory.generated_code_size_in_bytes,
+        flops=costs.flops,
+        compiler_seconds=costs.cycles / chip.clock,
+        optimal_seconds=optimal if optimal > 0 else None,
+        collectives=costs.collectives,
+        largest=costs.largest,
+        unknown_loops=costs.unknown_loops,
+        compile_seconds=seconds,
+    )
+
+
+def _refusal(text: str) -> str:
+    """Extracts XLA's sentence "Used 20.1G of 15.75G hbm. Exceeded hbm capacity by 4.3G."."""
+    match = re.search(r"Used [\d.]+\w+ of [\d.]+\w+ hbm\.[^\n]*", text)
+    return match[0].strip() if match else text.strip().splitlines()[0]

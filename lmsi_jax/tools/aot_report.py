@@ -1,67 +1,245 @@
-"""`lmsi aot`'s figures: compiled one program after the other, printed, and kept as JSON.
+"""A run's programs, traced and compiled for TPUs that are not here, and what they cost.
 
-What helps a program that does not fit, the cheapest first.
-
-The least time a program takes on its chips, by their published rates, and questions an hour.
+Tracing needs shapes alone; nothing is computed. The traced functions are those of a run,
+`training.trainer.train_step` and `rollout.decode_step.decode_chunk`, with arguments of the same
+shapes and shardings (tests/tools/test_programs.py compares them with the engine's own). `check`
+compiles them, prints the figures of `lmsi aot` and returns them for its JSON: memory and what would
+lower it, the least time at the chips' published rates, and questions an hour.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
 from lmsi_jax.config import Decoding, ModelConfig, Run, Sampling, Training
-from lmsi_jax.rollout.scheduler import plan, question_bucket
-from lmsi_jax.tools.aot_programs import (
+from lmsi_jax.models.attention import Cache
+from lmsi_jax.models.sharding import (
+    DeviceMesh,
+    decoding_shapes,
+    make_decode_mesh,
+    make_training_mesh,
+    named_shardings,
+    slots_sharding,
+    use_devices,
+)
+from lmsi_jax.models.transformer import parameter_shapes
+from lmsi_jax.rollout.chunks import NoiseSource, join_groups, page_table, slot_arrays
+from lmsi_jax.rollout.decode_step import ChunkInputs, Program, PromptCaches, decode_chunk
+from lmsi_jax.rollout.kv_pages import Pool
+from lmsi_jax.rollout.scheduler import plan, prompt_bucket, question_bucket
+from lmsi_jax.tools.aot_costs import (
     Chip,
     Compiled,
-    Lengths,
     chip_of,
     chips_in,
     compile_program,
     devices_of,
-    sample_program,
     slice_of,
-    train_program,
 )
+from lmsi_jax.training.packing import batch_shape
+from lmsi_jax.training.trainer import shardings, state_shapes, train_step
+
+GROUPS = 4  # groups of metrics: the formats of a round's examples
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Assumed lengths in tokens, which a configuration does not determine.
+
+    Attributes:
+      prompt: the task prompt; those of LMSI have at most eight exemplars.
+      question: a question.
+    """
+
+    prompt: int = 1024
+    question: int = 128
+
+
+def train_program(
+    config: ModelConfig, training: Training, devices: Sequence[jax.Device]
+) -> jax.stages.Lowered:
+    """Traces an optimiser step on the first data * model of these devices.
+
+    Raises:
+      LmsiError: there are fewer.
+    """
+    with use_devices(devices):
+        mesh = make_training_mesh(training).mesh
+        params = parameter_shapes(config)
+        trees = (params, state_shapes(training, params))
+        where = shardings(config, training, params)
+        if mesh is None or where is None:
+            here = SingleDeviceSharding(devices[0])
+            where = jax.tree.map(lambda _: here, trees)
+        arguments = jax.tree.map(_placed, trees, where)
+        batch = _batch(training, devices, mesh)
+        return train_step.lower(config, training, GROUPS, *arguments, batch)
+
+
+def _placed(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+
+def _batch(training: Training, devices: Sequence[jax.Device], mesh: Any) -> dict[str, Any]:
+    """Returns the shapes of `packing.Batch`, placed as by `sharding.shard_batch`."""
+    shape = batch_shape(training)
+    rows_size = (shape.microbatches, shape.rows, shape.length)
+    rows = ("tokens", "segments", "positions", "groups")
+    sizes: dict[str, tuple[tuple[int, ...], Any]] = dict.fromkeys(rows, (rows_size, jnp.int32))
+    sizes["weights"] = (rows_size, jnp.float32)
+    sizes["prefix"] = ((shape.microbatches, shape.prefix_length), jnp.int32)
+    sizes["prefix_length"] = ((shape.microbatches,), jnp.int32)
+    batch = {}
+    for name, (size, kind) in sizes.items():
+        spec = PartitionSpec() if name.startswith("prefix") else PartitionSpec(None, "data")
+        where = SingleDeviceSharding(devices[0]) if mesh is None else named_shardings(mesh, spec)
+        batch[name] = jax.ShapeDtypeStruct(size, kind, sharding=where)
+    return batch
+
+
+def sample_program(
+    config: ModelConfig,
+    decoding: Decoding,
+    sampling: Sampling,
+    lengths: Lengths,
+    devices: Sequence[jax.Device],
+) -> jax.stages.Lowered:
+    """Traces a decode chunk of all slots, with pages for paths of full length.
+
+    Raises:
+      LmsiError: the layout needs more devices.
+    """
+    with use_devices(devices):
+        decode_mesh = make_decode_mesh(decoding)
+        arguments = decode_arguments(config, decoding, sampling, lengths, decode_mesh)
+        if decode_mesh.mesh is None:
+            here = SingleDeviceSharding(devices[0])
+            arguments = jax.tree.map(lambda a: _placed(a, here), arguments)
+        chunk = plan(decoding, sampling).chunk
+        program = Program(config, decode_mesh, sampling.filters, chunk)
+        return decode_chunk.lower(program, *arguments)
+
+
+def decode_arguments(
+    config: ModelConfig,
+    decoding: Decoding,
+    sampling: Sampling,
+    lengths: Lengths,
+    decode_mesh: DeviceMesh,
+) -> tuple[Any, PromptCaches, Pool, ChunkInputs]:
+    """Returns the arguments of `decode_chunk` from `weights` on, as shapes with shardings.
+
+    Args:
+      config: the model's shape.
+      decoding: the layout.
+      sampling: the settings of sampling.
+      lengths: of prompt and questions.
+      decode_mesh: the mesh.
+    """
+    sizes = plan(decoding, sampling)
+    heads, width = config.num_kv_heads, config.head_dim
+    groups, kind = decode_mesh.data, jnp.dtype(decoding.dtype)
+    by_head = slots_sharding(decode_mesh, heads)
+
+    def cached(sequences: int, places: int) -> Any:
+        return jax.ShapeDtypeStruct(
+            (groups * sequences, heads, places, width), kind, sharding=by_head
+        )
+
+    def cache(sequences: int, places: int) -> Cache:
+        """Returns shapes of all layers' keys and values, and of the filled places per sequence."""
+        layers = [cached(sequences, places) for _ in range(config.num_layers)]
+        counts: Any = jax.ShapeDtypeStruct(
+            (groups * sequences,), jnp.int32, sharding=slots_sharding(decode_mesh)
+        )
+        return Cache(layers, list(layers), counts)
+
+    depth = -(-sampling.max_new_tokens // sizes.page)
+    segments = [[cached(sizes.slots, sizes.page)] * depth for _ in range(config.num_layers)]
+    weights = decoding_shapes(config, parameter_shapes(config), kind, decode_mesh)
+    prompts = PromptCaches(
+        shared=_prompt(config, lengths, kind, decode_mesh),
+        questions=cache(sizes.prompt_slots, question_bucket(lengths.question - 1)),
+    )
+    pool = Pool(segments, [list(one) for one in segments])
+    return weights, prompts, pool, _idle_inputs(decoding, sampling, depth, groups)
+
+
+def _prompt(
+    config: ModelConfig, lengths: Lengths, kind: Any, decode_mesh: DeviceMesh
+) -> Cache | None:
+    """Returns the shape of the task prompt's cache, with heads split over "model" if possible."""
+    if not lengths.prompt:
+        return None
+    size = (1, config.num_kv_heads, prompt_bucket(lengths.prompt), config.head_dim)
+    layer: Any
+    count: Any
+    if decode_mesh.mesh is None:
+        layer, count = jax.ShapeDtypeStruct(size, kind), jax.ShapeDtypeStruct((1,), jnp.int32)
+    else:
+        split = config.num_kv_heads % decode_mesh.model == 0
+        spec = PartitionSpec(None, "model" if split else None)
+        layer = jax.ShapeDtypeStruct(size, kind, sharding=NamedSharding(decode_mesh.mesh, spec))
+        everywhere = NamedSharding(decode_mesh.mesh, PartitionSpec())
+        count = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=everywhere)
+    return Cache([layer] * config.num_layers, [layer] * config.num_layers, count)
+
+
+def _idle_inputs(decoding: Decoding, sampling: Sampling, depth: int, groups: int) -> ChunkInputs:
+    """Returns the shapes of the arrays that the host sends before a chunk."""
+    sizes = plan(decoding, sampling)
+    table = page_table(sizes, [], depth * sizes.slots, sizes.slots, depth)
+    slots = slot_arrays(sizes, [], [], sizes.slots, [], 0)
+    tables, states = jax.eval_shape(
+        lambda: join_groups([slots] * groups, [table] * groups, NoiseSource(0, 0))
+    )
+    temperature = jax.ShapeDtypeStruct((), jnp.float32)
+    return ChunkInputs(table=tables, slots=states, temperature=temperature)
 
 
 def for_training(config: ModelConfig, training: Training) -> list[str]:
     """Returns the settings of a training step that would lower its memory."""
-    found = []
+    advice = []
     if training.data > 1 and not training.fsdp:
-        found.append("Training.fsdp = True: weights and state are spread over all chips")
+        advice.append("Training.fsdp = True: weights and state are spread over all chips")
     if config.remat != "layer":
-        found.append("ModelConfig.remat = 'layer': keeps one input a layer, computes the rest anew")
+        advice.append(
+            "ModelConfig.remat = 'layer': keeps one input a layer, computes the rest anew"
+        )
     if not config.scan_layers:
-        found.append("ModelConfig.scan_layers = True: one layer's buffers, used again and again")
+        advice.append("ModelConfig.scan_layers = True: one layer's buffers, used again and again")
     if training.compute_dtype != "bfloat16":
-        found.append("Training.compute_dtype = 'bfloat16': half the bytes of states and products")
+        advice.append("Training.compute_dtype = 'bfloat16': half the bytes of states and products")
     if training.sequences_per_prefix > training.data:
         rows = max(1, training.sequences_per_prefix // training.data // 2) * training.data
-        found.append(
+        advice.append(
             f"Training.sequences_per_prefix = {rows}, more microbatches: the step's gradient is "
             "the same"
         )
     if training.optimizer.name != "adafactor":
-        found.append("Optimizer.name = 'adafactor': no second array of each weight's size")
-    return [*found, _wider("Training", config, training.model), "a larger topology"]
+        advice.append("Optimizer.name = 'adafactor': no second array of each weight's size")
+    return [*advice, _wider("Training", config, training.model), "a larger topology"]
 
 
 def for_sampling(config: ModelConfig, decoding: Decoding) -> list[str]:
     """Returns the settings of a decode chunk that would lower its memory."""
-    found = []
+    advice = []
     if decoding.dtype != "bfloat16":
-        found.append("Decoding.dtype = 'bfloat16': half the bytes of weights and caches")
-    found.append(_wider("Decoding", config, decoding.model))
+        advice.append("Decoding.dtype = 'bfloat16': half the bytes of weights and caches")
+    advice.append(_wider("Decoding", config, decoding.model))
     if decoding.slots > 1:
-        found.append(f"Decoding.slots = {decoding.slots // 2}: half the paths' caches")
+        advice.append(f"Decoding.slots = {decoding.slots // 2}: half the paths' caches")
     if decoding.data > 1 and not decoding.fsdp:
-        found.append("Decoding.fsdp = True: weights are gathered in every step, which is slow")
-    return [*found, "a larger topology"]
+        advice.append("Decoding.fsdp = True: weights are gathered in every step, which is slow")
+    return [*advice, "a larger topology"]
 
 
 def _wider(room: str, config: ModelConfig, model: int) -> str:
-    """The next share of the heads that divides them."""
+    """Returns the advice of the next number of parts that the heads divide into."""
     for wider in range(model + 1, config.num_heads + 1):
         if config.num_heads % wider == 0 and wider % model == 0:
             return f"{room}.model = {wider}: heads, MLP and vocabulary in {wider} parts"
@@ -73,9 +251,9 @@ class Roofline:
     """Seconds at the published rates; the slowest of the three is the roofline.
 
     Attributes:
-      compute: FLOPs over the peak.
-      memory: bytes that must be read or written over the HBM's bandwidth.
-      links: bytes received over those of all links; a collective along one axis of the mesh may
+      compute: FLOPs over the peak rate.
+      memory: bytes read or written over the bandwidth of the HBM.
+      links: bytes received over the rate of all links; a collective along one axis of the mesh may
         use only some of them.
     """
 
@@ -85,18 +263,18 @@ class Roofline:
 
     @property
     def seconds(self) -> float:
-        """Seconds where all three go on side by side."""
+        """Seconds if all three overlap perfectly."""
         return max(self.compute, self.memory, self.links)
 
     @property
     def bound(self) -> str:
-        """Which of them it is."""
+        """The name of the slowest."""
         times = dataclasses.asdict(self)
         return max(times, key=lambda name: times[name])
 
 
 def of_chunk(program: Compiled, chip: Chip, steps: int) -> Roofline:
-    """Of a decode chunk: each step reads weights and caches, all of the arguments, once."""
+    """Returns the roofline of a decode chunk: each step reads all arguments once."""
     return Roofline(
         compute=program.flops / chip.flops,
         memory=steps * program.arguments / chip.bandwidth,
@@ -105,11 +283,11 @@ def of_chunk(program: Compiled, chip: Chip, steps: int) -> Roofline:
 
 
 def of_step(program: Compiled, chip: Chip, config: ModelConfig, training: Training) -> Roofline:
-    """Of an optimiser step.
+    """Returns the roofline of an optimiser step.
 
-    Per microbatch the gathered weights are read forward, again where remat keeps no products, and
-    twice backward (for states and for weights), in the type of the computation; once a step
-    parameters, gradient and state are read and written in float32.
+    Each microbatch reads the gathered weights once forward, once more if remat recomputes, and
+    twice backward (for states and for weights), in the type of the computation; each step reads and
+    writes parameters, gradient and state in float32.
     """
     uses = 4 if config.remat == "layer" else 3
     width = 2 if training.compute_dtype == "bfloat16" else 4
@@ -123,16 +301,16 @@ def of_step(program: Compiled, chip: Chip, config: ModelConfig, training: Traini
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rate:
-    """How fast questions are sampled, and under which assumptions.
+    """A rate of sampled questions with its assumptions.
 
     Attributes:
-      questions_per_hour: of all copies together.
-      copies: meshes of Decoding.data * Decoding.model chips that the topology holds.
-      seconds_per_token: of one decode step.
-      prefill_seconds: per question and mesh, at the peak FLOP rate.
-      num_samples, tokens: per question, and per path: none ends early.
-      occupancy: share of the slots that decode a token that counts.
-      lengths: of prompt and question.
+      questions_per_hour: rate of all copies together.
+      copies: number of meshes of Decoding.data * Decoding.model chips in the topology.
+      seconds_per_token: time of a decode step.
+      prefill_seconds: time per question and mesh at the peak FLOP rate.
+      num_samples, tokens: samples of a question and tokens of each; none ends early.
+      occupancy: share of the slots that decode a useful token.
+      lengths: lengths of prompt and question.
     """
 
     questions_per_hour: float
@@ -155,17 +333,17 @@ def rate(
     lengths: Lengths,
     occupancy: float,
 ) -> Rate:
-    """Questions an hour where every chunk takes the least time of its roofline.
+    """Returns the questions per hour if every chunk takes the time of its roofline.
 
     Args:
-      roofline: of a chunk.
-      chip: what the mesh is made of.
-      chips: of the whole topology.
+      roofline: the roofline of a chunk.
+      chip: the kind of chips.
+      chips: number of chips of the topology.
       config: the model.
       decoding: the layout.
-      sampling: paths and tokens.
-      lengths: of prompt and question.
-      occupancy: of the slots.
+      sampling: samples and tokens.
+      lengths: lengths of prompt and question.
+      occupancy: share of busy slots.
     """
     steps = plan(decoding, sampling).chunk
     mesh = decoding.data * decoding.model
@@ -189,9 +367,9 @@ def rate(
 
 
 def model_flops(config: ModelConfig, training: Training) -> float:
-    """FLOPs that a full step needs, remat aside: 6 per parameter and token (see `floor`)."""
-    own = training.sequences_per_prefix * training.sequence_length + training.max_prefix_length
-    return 6.0 * config.parameter_count * training.microbatches * own
+    """Returns the FLOPs of a full step without remat: 6 per parameter and token."""
+    tokens = training.sequences_per_prefix * training.sequence_length + training.max_prefix_length
+    return 6.0 * config.parameter_count * training.microbatches * tokens
 
 
 _GIB = 2**30
@@ -205,37 +383,37 @@ def check(
     occupancy: float,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Compiles a run's programs; returns the figures as JSON's types.
+    """Compiles the programs of a run; returns the figures as JSON values.
 
     A mesh smaller than the topology is compiled for a slice of it.
 
     Args:
       run: the run.
-      topology: such as "v5p:8x8x8".
+      topology: for example "v5p:8x8x8".
       what: "train", "sample" or both.
-      lengths: of prompts and questions.
-      occupancy: share of the slots that are busy.
-      say: is given each paragraph as soon as it is known.
+      lengths: lengths of prompts and questions.
+      occupancy: share of busy slots.
+      say: called with each paragraph as soon as it is known.
 
     Raises:
-      LmsiError: no libtpu, no such topology, or a mesh that it has not enough chips for.
+      LmsiError: libtpu is missing, or the topology does not exist or is smaller than a mesh.
     """
     chip, chips = chip_of(topology), chips_in(topology)
     say(f"{run.name} on {topology}: {chips} chips of {chip.memory / _GIB:.1f} GiB")
-    found: dict[str, Any] = {"run": run.name, "topology": topology, "chips": chips}
-    found["chip"] = dataclasses.asdict(chip)
-    found["parameters"] = run.model.parameter_count
+    figures: dict[str, Any] = {"run": run.name, "topology": topology, "chips": chips}
+    figures["chip"] = dataclasses.asdict(chip)
+    figures["parameters"] = run.model.parameter_count
     if "train" in what:
         size = run.training.data * run.training.model
         lowered = train_program(run.model, run.training, devices_of(slice_of(topology, size)))
-        found["train"] = _training(run, chip, compile_program(lowered, size, chip), say)
+        figures["train"] = _training(run, chip, compile_program(lowered, size, chip), say)
     if "sample" in what:
         size = run.decoding.data * run.decoding.model
         devices = devices_of(slice_of(topology, size))
         lowered = sample_program(run.model, run.decoding, run.sampling, lengths, devices)
         program = compile_program(lowered, size, chip)
-        found["sample"] = _sampling(run, chip, chips, program, lengths, occupancy, say)
-    return found
+        figures["sample"] = _sampling(run, chip, chips, program, lengths, occupancy, say)
+    return figures
 
 
 def _training(
@@ -247,9 +425,9 @@ def _training(
     batch = f"{training.microbatches} x {rows}"
     say(f"\ntrain, one step ({mesh}; {batch} behind {training.max_prefix_length}; "
         f"{training.optimizer.name}, {training.compute_dtype})")  # fmt: skip
-    found = _figures(program)
+    figures = _figures(program)
     if not program.fits:
-        return found | _refused(program, for_training(run.model, training), say)
+        return figures | _refused(program, for_training(run.model, training), say)
     roofline = of_step(program, chip, run.model, training)
     useful = model_flops(run.model, training) / program.chips / program.flops
     tokens = training.microbatches * training.sequences_per_prefix * training.sequence_length
@@ -257,8 +435,8 @@ def _training(
     say(_work(program, roofline))
     say(f"  useful      {100 * useful:.0f} % of the FLOPs are the model's 6 per weight and token; "
         f"at the roofline {tokens / roofline.seconds:,.0f} tokens/s")  # fmt: skip
-    found["roofline"] = _times(roofline)
-    return found | {"tokens": tokens, "useful_flops": useful}
+    figures["roofline"] = _times(roofline)
+    return figures | {"tokens": tokens, "useful_flops": useful}
 
 
 def _sampling(
@@ -276,9 +454,9 @@ def _sampling(
     paths = f"{run.sampling.num_samples} paths of {run.sampling.max_new_tokens} tokens"
     say(f"\nsample, a chunk of {sizes.chunk} steps ({mesh}; {decoding.slots} slots each, "
         f"{paths}; {decoding.dtype})")  # fmt: skip
-    found = _figures(program)
+    figures = _figures(program)
     if not program.fits:
-        return found | _refused(program, for_sampling(run.model, decoding), say)
+        return figures | _refused(program, for_sampling(run.model, decoding), say)
     roofline = of_chunk(program, chip, sizes.chunk)
     speed = rate(roofline, chip, chips, run.model, decoding, run.sampling, lengths, occupancy)
     say(_memory(program, chip))
@@ -287,8 +465,8 @@ def _sampling(
         f"on {speed.copies} such meshes: {speed.num_samples} paths x {speed.tokens} tokens, "
         f"{100 * occupancy:.0f} % of the slots busy, "
         f"prompt {lengths.prompt} and question {lengths.question} tokens")  # fmt: skip
-    found["roofline"] = _times(roofline)
-    return found | {"rate": dataclasses.asdict(speed)}
+    figures["roofline"] = _times(roofline)
+    return figures | {"rate": dataclasses.asdict(speed)}
 
 
 def _times(roofline: Roofline) -> dict[str, Any]:
@@ -296,10 +474,10 @@ def _times(roofline: Roofline) -> dict[str, Any]:
 
 
 def _figures(program: Compiled) -> dict[str, Any]:
-    """A program's own figures; how long it took to compile is no property of it."""
-    found = dataclasses.asdict(program)
-    del found["compile_seconds"]
-    return found | {"peak": program.peak, "received": program.received}
+    """Returns the figures of a program without its compilation time, which varies."""
+    figures = dataclasses.asdict(program)
+    del figures["compile_seconds"]
+    return figures | {"peak": program.peak, "received": program.received}
 
 
 def _refused(program: Compiled, advice: list[str], say: Callable[[str], None]) -> dict[str, Any]:

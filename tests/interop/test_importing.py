@@ -16,7 +16,7 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.hf_weights import Shards, export_model, import_model, write_shards
 from lmsi_jax.models.tokenizers import encode_first, open_tokenizer
 from lmsi_jax.models.transformer import parameter_shapes
-from lmsi_jax.pipeline.verifier import Verifier
+from lmsi_jax.pipeline.scorers import Verifier
 from lmsi_jax.records import Question, Sample
 from lmsi_jax.runtime.files import read_json
 from lmsi_jax.training.checkpoints import load_params
@@ -85,7 +85,7 @@ def test_a_pickle_is_never_read(source):
     [
         (
             {"intermediate_size": 57},
-            r"down_proj.weight is \(32, 56\), config.json wants \(32, 57\)",
+            r"down_proj.weight is \(32, 56\), config.json has \(32, 57\)",
         ),
         ({"num_hidden_layers": 4, "layer_types": None}, r"no tensor 'model.layers.3.*are missing"),
         (
@@ -93,7 +93,7 @@ def test_a_pickle_is_never_read(source):
             "has a tensor 'model.layers.2.*does not ask for",
         ),
         ({"tie_word_embeddings": True}, "lm_head.weight is not model.embed_tokens.weight"),
-        ({"vocab_size": 300}, "is .384, 32., config.json wants .300, 32."),
+        ({"vocab_size": 300}, "is .384, 32., config.json has .300, 32."),
         ({"model_type": "mamba"}, "model_type = 'mamba' is not supported"),
         ({"model_type": "gemma3"}, "import the text model"),
         ({"architectures": ["Qwen2ForSequenceClassification"]}, "only Qwen2ForCausalLM"),

@@ -14,7 +14,7 @@ from lmsi_jax.prompts import build_prompt
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.runtime.files import embedded_path
 from lmsi_jax.tasks import registry
-from lmsi_jax.tasks.family import Family
+from lmsi_jax.tasks.task import Family
 from lmsi_jax.training.checkpoints import digest, load_params
 
 

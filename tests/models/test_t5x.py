@@ -12,8 +12,8 @@ from flax.core import freeze, unfreeze
 from path_scores import sharp_params
 
 from lmsi_jax.config import Optimizer, Training
-from lmsi_jax.interop import t5x_stubs
-from lmsi_jax.interop.t5x_model import T5XDecoder
+from lmsi_jax.interop import t5x as lmsi_t5x
+from lmsi_jax.interop.t5x import T5XDecoder
 from lmsi_jax.models.attention import packed_attention
 from lmsi_jax.models.transformer import Decoder, init_params
 from lmsi_jax.training import packing
@@ -22,7 +22,7 @@ from lmsi_jax.training.metrics import read_metrics
 from lmsi_jax.training.optimizers import transformation
 from lmsi_jax.training.trainer import train
 
-if reason := t5x_stubs.missing():
+if reason := lmsi_t5x.missing():
     pytest.skip(reason, allow_module_level=True)
 
 import seqio

@@ -12,14 +12,14 @@ import pytest
 from lmsi_jax import answers
 from lmsi_jax.cli.main import main
 from lmsi_jax.evaluation.accuracy import score
-from lmsi_jax.interop import t5x_stubs
+from lmsi_jax.interop import t5x as lmsi_t5x
 from lmsi_jax.pipeline.context import read_samples
 from lmsi_jax.records import Question
 from lmsi_jax.runtime.files import embedded_path
 from lmsi_jax.runtime.store import ShardStore
 from lmsi_jax.training.checkpoints import load_params
 
-if reason := t5x_stubs.missing():
+if reason := lmsi_t5x.missing():
     pytest.skip(reason, allow_module_level=True)
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ def _t5x(command, file, **macros):
     """Runs a command of T5X's."""
     words = [f"--gin.{name}={value!r}" for name, value in macros.items()]
     subprocess.run(
-        [sys.executable, "-m", "lmsi_jax.interop.t5x_stubs", command]
+        [sys.executable, "-m", "lmsi_jax.interop.t5x", command]
         + [f"--gin_file=t5x/{file}.gin", *words],
         check=True,
         cwd=ROOT,

@@ -12,7 +12,7 @@ from lmsi_jax.config import Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.tokenizers import SentencePiece
 from lmsi_jax.pipeline import scorers
-from lmsi_jax.pipeline.verifier import Verifier
+from lmsi_jax.pipeline.scorers import Verifier
 from lmsi_jax.records import Question, Sample
 from lmsi_jax.runtime.files import write_json
 from lmsi_jax.runtime.store import ShardStore
@@ -61,7 +61,7 @@ def test_a_score_is_the_probability_of_yes(imported, micro_config, micro_params,
 
 def test_it_filters_the_paths_of_a_run(imported, gin_file, tmp_path, monkeypatch):
     (tmp_path / "micro_judge.py").write_text(
-        "from lmsi_jax.pipeline.verifier import Verifier\n"
+        "from lmsi_jax.pipeline.scorers import Verifier\n"
         "from lmsi_jax.config import Training\n"
         f"judge = Verifier({str(imported)!r}, "
         "shape=Training(microbatches=1, sequences_per_prefix=2, sequence_length=512, "

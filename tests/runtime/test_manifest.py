@@ -5,7 +5,7 @@ import pathlib
 
 from lmsi_jax import __version__
 from lmsi_jax.runtime.files import read_json
-from lmsi_jax.runtime.manifest import write_manifest
+from lmsi_jax.runtime.store import write_manifest
 
 
 def test_versions_seeds_and_hashes_are_there(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsi_jax.tasks.word_sums import THINGS, in_a_hurry, join, pick, sum_steps
+from lmsi_jax.tasks.word_sums import THINGS, draw_hasty, join, pick, sum_steps
 
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 _STEP = re.compile(r"-?\d+(?: [-+*] \d+)+ = -?\d+\.")
@@ -52,10 +52,10 @@ def test_the_routes_of_one_sum_differ():
     assert len({route.split(" ")[0] for route in routes}) >= 4, "in several orders"
 
 
-def test_long_sums_are_mostly_written_in_a_hurry_and_short_ones_are_not():
+def test_long_sums_are_mostly_hasty_and_short_ones_are_not():
     rng = random.Random(0)
     hasty = {
-        count: sum(in_a_hurry(rng, count) for _ in range(2000)) / 2000 for count in (2, 3, 4, 6)
+        count: sum(draw_hasty(rng, count) for _ in range(2000)) / 2000 for count in (2, 3, 4, 6)
     }
     assert hasty[2] == 0
     assert 0.25 < hasty[3] < 0.35

@@ -11,7 +11,7 @@ import pytest
 from lmsi_jax import answers
 from lmsi_jax.prompts import SEPARATOR
 from lmsi_jax.tasks import registry
-from lmsi_jax.tasks.family import Family
+from lmsi_jax.tasks.task import Family
 
 FAMILIES = [name for name in registry.NAMES if isinstance(registry.get(name), Family)]
 SUMS = ("purchases", "travel")

@@ -6,7 +6,7 @@ import pytest
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Exemplar
-from lmsi_jax.tasks.family import Family
+from lmsi_jax.tasks.task import Family
 
 _SIZE = 400
 

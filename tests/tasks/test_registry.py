@@ -11,7 +11,7 @@ import pytest
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Question
 from lmsi_jax.tasks import registry
-from lmsi_jax.tasks.family import Family
+from lmsi_jax.tasks.task import Family
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FAMILIES = [name for name in registry.NAMES if isinstance(registry.get(name), Family)]

@@ -11,7 +11,7 @@ import pytest
 
 from lmsi_jax.config import Decoding, ModelConfig, Optimizer, Training
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.tools.aot_programs import CHIPS, _refusal, chip_of, chips_in, slice_of
+from lmsi_jax.tools.aot_costs import CHIPS, _refusal, chip_of, chips_in, slice_of
 from lmsi_jax.tools.aot_report import for_sampling, for_training
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from lmsi_jax.tools.aot_costs import array_bytes, group_size, read
+from lmsi_jax.tools.aot_costs import array_bytes, group_size, read_program
 
 
 def _text(name: str) -> str:
@@ -17,7 +17,7 @@ _LOOP = _text("loop")
 
 
 def test_what_a_loop_does_counts_as_often_as_it_turns():
-    found = read(_LOOP)
+    found = read_program(_LOOP)
     assert found.unknown_loops == 0
     assert found.flops == 5 * 2 * 3 * 8 * 4
     assert found.cycles == 5 * 100
@@ -31,11 +31,11 @@ def test_what_a_loop_does_counts_as_often_as_it_turns():
 
 def test_a_loop_is_said_to_turn_as_often_as_xla_notes_it():
     noted = 'body=%body, backend_config={"known_trip_count":{"n":"7"}}'
-    assert read(_LOOP.replace("body=%body", noted)).flops == 7 * 2 * 3 * 8 * 4
+    assert read_program(_LOOP.replace("body=%body", noted)).flops == 7 * 2 * 3 * 8 * 4
 
 
 def test_a_loop_whose_end_is_computed_counts_once_and_is_reported():
-    found = read(_LOOP.replace("compare(%turn, %five)", "compare(%turn, %turn)"))
+    found = read_program(_LOOP.replace("compare(%turn, %five)", "compare(%turn, %turn)"))
     assert (found.unknown_loops, found.flops) == (1, 2 * 3 * 8 * 4)
 
 
@@ -47,24 +47,26 @@ def test_a_loop_that_takes_several_turns_in_one_turns_less_often():
   %turn.3 = s32[] add(%two, %half)
   ROOT %next = (s32[], bf16[3,8]{1,0}) tuple(%turn.3, %rows.1)"""
     (end,) = (line for line in _LOOP.splitlines() if "ROOT %next" in line)
-    assert read(_LOOP.replace(end, raised)).flops == 2 * 2 * 3 * 8 * 4  # 0, 3, and 6 is no more
+    assert (
+        read_program(_LOOP.replace(end, raised)).flops == 2 * 2 * 3 * 8 * 4
+    )  # 0, 3, and 6 is no more
 
 
 def test_pieces_of_one_collective_count_once():
     lines = _LOOP.splitlines()
     (gather,) = (line for line in lines if "all-gather(" in line)
     lines.insert(lines.index(gather) + 1, gather.replace("all-gather.1 =", "all-gather.2 ="))
-    assert read("\n".join(lines)).collectives == read(_LOOP).collectives
+    assert read_program("\n".join(lines)).collectives == read_program(_LOOP).collectives
 
 
 def test_an_all_reduce_whose_share_is_kept_is_a_reduce_scatter():
-    found = read(_text("scatter")).collectives
+    found = read_program(_text("scatter")).collectives
     assert list(found) == ["reduce-scatter"]
     assert found["reduce-scatter"].bytes == 8 * 4 * 2 * 3 / 4
 
 
 def test_every_branch_of_a_conditional_counts():
-    assert read(_text("branches")).flops == 2 * (2 * 4 * 4 * 4)
+    assert read_program(_text("branches")).flops == 2 * (2 * 4 * 4 * 4)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ ENTRY %main () -> f32[{out}] {{
   ROOT %product = f32[{out}]{{1,0}} convolution(%left, %right), {attributes}
 }}
 """
-    assert read(text).flops == 2 * pairs
+    assert read_program(text).flops == 2 * pairs
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from lmsi_jax.models.transformer import init_params
 from lmsi_jax.rollout import decode_step
 from lmsi_jax.rollout import engine as engine_module
 from lmsi_jax.rollout.engine import Engine
-from lmsi_jax.tools.aot_programs import Lengths, decode_arguments, train_program
+from lmsi_jax.tools.aot_report import Lengths, decode_arguments, train_program
 from lmsi_jax.training import packing
 from lmsi_jax.training.packing import batch_shape
 from lmsi_jax.training.trainer import start

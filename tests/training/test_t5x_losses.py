@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from lmsi_jax.config import Loss
-from lmsi_jax.interop import t5x_stubs
+from lmsi_jax.interop import t5x as lmsi_t5x
 from lmsi_jax.training.losses import token_logits, token_losses
 from lmsi_jax.training.packing import Shape, microbatches, weighted_row
 
-if reason := t5x_stubs.missing():
+if reason := lmsi_t5x.missing():
     pytest.skip(reason, allow_module_level=True)
 
 from t5x import losses as t5x_losses
