@@ -1,1 +1,1 @@
-"""Measurements: what this code does, and how fast, beside what others do. See README.md."""
+"""Benchmarks of results and speed, beside other systems. See README.md."""

@@ -1,4 +1,4 @@
-"""How a round changes the way sums are worked: python bench/care.py runs/quickstart ...
+"""Measures how a round changes the way to work sums: python bench/care.py runs/quickstart ...
 
 A path is hasty when one of its steps adds or subtracts more than two numbers (except tens alone or
 units alone, which is a way to take care), careful otherwise. Prints, for each run and trained task,
@@ -21,7 +21,7 @@ _STEP = re.compile(r"((?:-?\d+ [+-] )+\d+) = ")
 
 
 def is_careful(text: str) -> bool:
-    """Whether no step of the path takes more than two numbers at once."""
+    """Returns True if no step of the path takes more than two numbers at once."""
     for step in _STEP.findall(text):
         numbers = [int(n) for n in re.findall(r"\d+", step)]
         tens, units = all(n % 10 == 0 for n in numbers), all(n < 10 for n in numbers)
@@ -31,12 +31,12 @@ def is_careful(text: str) -> bool:
 
 
 def percent(values: list[bool]) -> float | None:
-    """The share of true ones in percent; None of nothing."""
+    """Returns the share of true values in percent, None for an empty list."""
     return round(100 * sum(values) / len(values), 1) if values else None
 
 
-def one_task(run: pathlib.Path, task: str, last: int) -> dict[str, float | None]:
-    """The figures of one task of one run."""
+def task_figures(run: pathlib.Path, task: str, last: int) -> dict[str, float | None]:
+    """Returns the figures of a task of a run."""
 
     def shards(folder: str, name: str) -> list[Sample]:
         rows = read_samples(ShardStore(run / folder), name)
@@ -76,7 +76,7 @@ def main() -> None:
         summary = json.loads((run / "report.json").read_text())
         last = max(e["round"] for e in summary["evals"])
         tasks = [t["name"] for t in summary["tasks"] if t["domain"] == "in"]
-        out[folder] = {task: one_task(run, task, last) for task in tasks}
+        out[folder] = {task: task_figures(run, task, last) for task in tasks}
         names = list(out[folder][tasks[0]])
         print(f"{folder}\n| task | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
         for task, row in out[folder].items():

@@ -1,4 +1,4 @@
-"""What the benchmarks' commands share: processes, their JSON, ratios and the report."""
+"""Shared driver of the benchmark commands: processes, their JSON, ratios and the report."""
 
 import argparse
 import dataclasses
@@ -20,15 +20,15 @@ _ERROR_LINES = 15
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bench:
-    """One benchmark.
+    """A benchmark.
 
     Attributes:
       systems: the module under bench.peers and its flags, by name; ours is called `OURS`.
       workloads: all names.
-      chosen: names that are measured when none is given, with commas between.
-      roofline: (workload's name, the machine's rates) -> "tokens_per_s" that no system can pass,
-        and what it is made of.
-      check: is given a workload's name and its results, and adds to them what it finds.
+      chosen: comma-separated names of the default workloads.
+      roofline: (workload's name, the machine's rates) -> "tokens_per_s" that no system can exceed,
+        and its parts.
+      check: takes the name of a workload and its results, and adds its findings to them.
     """
 
     systems: dict[str, tuple[str, ...]]
@@ -45,7 +45,7 @@ def run_one(
     options: argparse.Namespace,
     tuned: dict[str, str],
 ) -> dict:
-    """Runs one system in a process of its own; returns its JSON, or what went wrong.
+    """Runs a system in a process of its own; returns its JSON or its failure.
 
     `tuned` is added to the environment of a system that has the flag --tuned.
     """
@@ -74,7 +74,7 @@ def run_one(
 
 
 def parsed(stdout: str, stderr: str, returncode: int) -> dict:
-    """The JSON object on the last line of a system's output, or its failure."""
+    """Parses the JSON object on the last line of a system's output, or describes its failure."""
     lines = stdout.strip().splitlines()
     if returncode == 0 and lines:
         try:
@@ -86,20 +86,20 @@ def parsed(stdout: str, stderr: str, returncode: int) -> dict:
 
 
 def compare(results: list[dict], limit: dict[str, float]) -> list[dict]:
-    """Adds each system's ratio to the roofline, and ours to it, where it was measured."""
+    """Adds the ratio of each measured system to the roofline, and our ratio to the system."""
     rate = {r["system"]: r["tokens_per_s"] for r in results if "tokens_per_s" in r}
     for result in results:
-        own = rate.get(result["system"])
-        if own is None:
+        system_rate = rate.get(result["system"])
+        if system_rate is None:
             continue
-        result["ratio_to_roofline"] = round(own / limit["tokens_per_s"], 4)
+        result["ratio_to_roofline"] = round(system_rate / limit["tokens_per_s"], 4)
         if OURS in rate:
-            result["ours_to_this"] = round(rate[OURS] / own, 3)
+            result["ours_to_this"] = round(rate[OURS] / system_rate, 3)
     return results
 
 
 def measure_machine() -> dict:
-    """bench.machine in a process of its own, so that its memory is not ours."""
+    """Runs bench.machine in a process of its own, so that its memory does not count here."""
     command = [sys.executable, "-m", "bench.machine"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     machine = parsed(done.stdout, done.stderr, done.returncode)
@@ -109,33 +109,35 @@ def measure_machine() -> dict:
 
 
 def _names(given: str, known: Sequence[str], what: str) -> list[str]:
-    """Comma-separated names in the order of `known`; "all" means every one."""
-    wanted = known if given == "all" else [name for name in given.split(",") if name]
-    unknown = sorted(set(wanted) - set(known))
+    """Parses comma-separated names, in the order of `known`; "all" means every one."""
+    chosen = known if given == "all" else [name for name in given.split(",") if name]
+    unknown = sorted(set(chosen) - set(known))
     if unknown:
         raise SystemExit(f"no such {what}: {', '.join(unknown)}; there are {', '.join(known)}")
-    return [name for name in known if name in wanted]
+    return [name for name in known if name in chosen]
 
 
 def flags(description: str | None, bench: Bench) -> argparse.ArgumentParser:
-    """The command line."""
-    made = argparse.ArgumentParser(
+    """Returns the parser of the command line."""
+    parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     peers = ", ".join(name for name in bench.systems if name != OURS)
-    made.add_argument("--workloads", default=bench.chosen, help=f"of {', '.join(bench.workloads)}")
-    made.add_argument("--peers", default="all", help=f'"all", "none", or names: {peers}')
-    made.add_argument("--peer_python", default=sys.executable, help="Python of the peers")
-    made.add_argument("--repeats", type=int, default=3, help="measured runs of each, at most")
-    made.add_argument(
+    parser.add_argument(
+        "--workloads", default=bench.chosen, help=f"of {', '.join(bench.workloads)}"
+    )
+    parser.add_argument("--peers", default="all", help=f'"all", "none", or names: {peers}')
+    parser.add_argument("--peer_python", default=sys.executable, help="Python of the peers")
+    parser.add_argument("--repeats", type=int, default=3, help="measured runs of each, at most")
+    parser.add_argument(
         "--budget",
         type=float,
         default=120,
         help="seconds after which a system's workload is not repeated again; it runs at least once",
     )
-    made.add_argument("--timeout", type=float, default=3600, help="seconds for one process")
-    made.add_argument("--out", help="write the JSON to this file as well")
-    return made
+    parser.add_argument("--timeout", type=float, default=3600, help="seconds for one process")
+    parser.add_argument("--out", help="write the JSON to this file as well")
+    return parser
 
 
 def main(bench: Bench, options: argparse.Namespace, about: dict[str, object]) -> None:
@@ -144,7 +146,7 @@ def main(bench: Bench, options: argparse.Namespace, about: dict[str, object]) ->
     Args:
       bench: what is measured.
       options: `flags`, parsed.
-      about: goes into the report as it is.
+      about: further entries of the report.
     """
     workloads = _names(options.workloads, bench.workloads, "workload")
     others = [name for name in bench.systems if name != OURS]
@@ -155,7 +157,7 @@ def main(bench: Bench, options: argparse.Namespace, about: dict[str, object]) ->
         tuned = tuned_environment(machine["cores"], machine["processor"], pathlib.Path(folder))
         for name in workloads:
             results = [
-                _collapse_rows(bench, system, name, options, tuned) for system in [OURS, *peers]
+                _run_and_print(bench, system, name, options, tuned) for system in [OURS, *peers]
             ]
             limit = bench.roofline(name, machine)
             bench.check(name, results)
@@ -167,10 +169,10 @@ def main(bench: Bench, options: argparse.Namespace, about: dict[str, object]) ->
     sys.exit(any("failed" in result for one in reports.values() for result in one["systems"]))
 
 
-def _collapse_rows(
+def _run_and_print(
     bench: Bench, system: str, workload: str, options: argparse.Namespace, tuned: dict[str, str]
 ) -> dict:
-    """`run_one`, for a person who watches."""
+    """Runs a system and prints its progress."""
     print(f"{workload}: {system} ...", file=sys.stderr, flush=True)
     result = run_one(system, bench.systems[system], workload, options, tuned)
     print(f"{workload}: {_line(result)}", file=sys.stderr, flush=True)
@@ -178,7 +180,7 @@ def _collapse_rows(
 
 
 def _line(result: dict) -> str:
-    """What a person watching sees of one result."""
+    """Formats a result as a line of progress."""
     if "tokens_per_s" in result:
         memory = result["peak_memory_bytes"] / 1e9
         return f"{result['system']}: {result['tokens_per_s']:.0f} tokens/s, {memory:.2f} GB"

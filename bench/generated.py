@@ -1,4 +1,4 @@
-"""What the model's own questions and prompts are worth, on one task.
+"""Measures the value of the model's own questions and prompts on one task.
 
     python bench/generated.py purchases --train=40 --test=100 --paths=40 --output=runs/bench
 
@@ -32,7 +32,7 @@ _FIRST = 10
 
 
 def main() -> None:
-    """Runs the stages, asks the test questions and prints what came out."""
+    """Runs the stages, samples the test questions and prints the figures."""
     args = _arguments()
     run = _run(args)
     execute(run, _STAGES, "bench/generated.py", gin_loader.operative_config())
@@ -67,7 +67,7 @@ def _run(args: argparse.Namespace) -> Run:
 
 
 def _new(round: Round, task: str) -> dict[str, Any]:
-    """Counts of new questions, and the confidence of the votes on real and new ones."""
+    """Returns the counts of new questions, and the confidences of votes on real and new ones."""
     asked = round.new_questions[task]
     new = {question.uid for question in asked}
     print("\n".join(question.text for question in asked))
@@ -86,7 +86,7 @@ def _new(round: Round, task: str) -> dict[str, Any]:
 
 
 def _prompts(round: Round, task: str) -> dict[str, Any]:
-    """Accuracies of the votes under three prompt styles, on the same test questions and noise."""
+    """Returns the accuracies of votes under three prompt styles, on equal questions and noise."""
     questions = round.context.load_questions("test")[task]
     made = round.few_shots(task)
     sampling = round.settings.sampling
@@ -121,7 +121,7 @@ def _prompts(round: Round, task: str) -> dict[str, Any]:
 
 
 def _right(store: ShardStore, jobs: list[Job], questions: list[Question]) -> dict[str, list[int]]:
-    """Whether the vote on each question is right: on the first paths, and on all."""
+    """Returns 1 for each correct vote, of the first paths and of all, else 0."""
     samples: dict[str, list[Sample]] = {}
     for job in jobs:
         for uid, rows in read_samples(store, job.name).items():

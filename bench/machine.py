@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured here and now: python -m bench.machine
+"""Measures the peak rates of this machine: python -m bench.machine
 
 Prints JSON. The matmul rate is the best over a few large square products in JAX: in float32 with
 all cores, on an accelerator also in bfloat16. The bandwidth is the best rate at which an array much
@@ -26,12 +26,12 @@ _READ_FLOATS = {True: 1 << 27, False: 1 << 30}  # 512 MiB, 4 GiB
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _best_seconds(work: Callable[[], object], repeats: int) -> float:
-    """The shortest of several runs, after one that is not counted."""
+    """Returns the shortest of several runs, after a warm-up."""
     work()
     times = []
     for _ in range(repeats):
@@ -46,7 +46,7 @@ def _on_cpu() -> bool:
 
 
 def matmul_rate(dtype: str = "float32", repeats: int = 8) -> float:
-    """FLOP/s of the best large matrix product."""
+    """Returns the FLOP/s of the fastest large matrix product."""
     product = jax.jit(jnp.matmul)
     rates = []
     for size in _SIZES[_on_cpu()]:
@@ -57,7 +57,7 @@ def matmul_rate(dtype: str = "float32", repeats: int = 8) -> float:
 
 
 def bandwidth(repeats: int = 8) -> float:
-    """Bytes read per second from memory, all cores reading."""
+    """Returns the bytes per second that all cores together read from memory."""
     values = jnp.ones(_READ_FLOATS[_on_cpu()], jnp.float32)
     total = jax.jit(jnp.sum)
     best = _best_seconds(lambda: total(values).block_until_ready(), repeats)
@@ -69,7 +69,7 @@ def bandwidth(repeats: int = 8) -> float:
 
 
 def measure() -> dict[str, object]:
-    """The machine's rates and what they were measured on."""
+    """Returns the rates of the machine and its description."""
     return {
         "matmul_flops_per_s": {dtype: matmul_rate(dtype) for dtype in _TYPES[_on_cpu()]},
         "read_bytes_per_s": bandwidth(),
@@ -81,7 +81,7 @@ def measure() -> dict[str, object]:
 
 
 def _processor() -> str:
-    """The processor's name where the system tells it."""
+    """Returns the name of the processor, if the system states it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]

@@ -1,4 +1,4 @@
-"""Cost per path from one sampled path to 128, and by precision: python -m bench.paths
+"""Measures the cost per path from 1 to 128 sampled paths: python -m bench.paths
 
 Workload A's prompts, 4 questions, 64 new tokens, with m samples a question. Prints one JSON object:
 for each m the seconds of the whole run, prefill included, per path and per useful token.
@@ -15,7 +15,7 @@ from bench.workloads import WORKLOADS
 
 
 def seconds(samples: int, options: argparse.Namespace) -> float:
-    """The least time of a few runs of workload A with so many samples a question."""
+    """Returns the least time of a few runs of workload A with `samples` samples per question."""
     count = WORKLOADS["A"].questions * samples
     workload = dataclasses.replace(WORKLOADS["A"], samples=samples, lengths=(64,) * count)
     ready = prepare(workload, options)

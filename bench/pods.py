@@ -1,4 +1,4 @@
-"""The table of docs/pods.md from the files that `lmsi aot ... --json=FILE` wrote.
+"""Prints the table of docs/pods.md from files of `lmsi aot ... --json=FILE`.
 
 Run: python bench/pods.py docs/pods/*.json
 """
@@ -21,7 +21,7 @@ _SHORT = {
 
 
 def rows(found: dict[str, Any]) -> Iterator[list[str]]:
-    """Yields a file's rows, one for each program that it holds."""
+    """Yields the rows of a file, one for each program."""
     for name in ("train", "sample"):
         if name in found:
             command = f"`lmsi aot {found['run']} --topology={found['topology']} --what={name}`"
@@ -42,7 +42,7 @@ def _cells(found: dict[str, Any], name: str) -> list[str]:
 
 
 def _traffic(program: dict[str, Any]) -> str:
-    """The kinds of collectives that take part, the largest first."""
+    """Formats the traffic of collectives by kind, the largest first."""
     sizes = {kind: one["bytes"] / 1e9 for kind, one in program["collectives"].items()}
     order = sorted(sizes, key=lambda kind: -sizes[kind])
     whole = sum(sizes.values())
@@ -51,7 +51,7 @@ def _traffic(program: dict[str, Any]) -> str:
 
 
 def _times(roofline: dict[str, Any]) -> str:
-    """All three, the one that binds in bold."""
+    """Formats the three times, the largest in bold."""
     told = []
     for name in ("compute", "memory", "links"):
         time = f"{roofline[name]:.3g}"

@@ -1,4 +1,4 @@
-"""Where our reading of real outputs is not the published one: python -m bench.readings
+"""Compares our reading of real outputs with the published one: python -m bench.readings
 
 Reads six models' texts for GSM8K, AQuA and StrategyQA beside their authors' own parse, and GSM8K's
 labelled model solutions and chat models' labelled texts, from the folder that `bench.real_outputs`
@@ -54,7 +54,7 @@ class Reading(NamedTuple):
 
     @property
     def key(self) -> str | None:
-        """What our parser reads."""
+        """The key that our parser reads."""
         return self.found.key if self.found else None
 
     @property
@@ -87,7 +87,7 @@ def readings(data: pathlib.Path, name: str, model: str) -> list[Reading]:
 
 
 def cause(reading: Reading) -> str | None:
-    """Returns why a reading differs from the authors' parse; None where it does not.
+    """Returns the reason why a reading differs from the authors' parse, or None.
 
     Their parse splits at "answer is", and is `[invalid]` where what follows is no bare answer.
     """

@@ -43,7 +43,7 @@ _BESIDE = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def default() -> pathlib.Path:
-    """Returns the folder that is looked into where no flag names one; it may be absent."""
+    """Returns the default folder of real outputs, which may be absent."""
     return pathlib.Path(os.environ.get(VARIABLE) or _BESIDE)
 
 

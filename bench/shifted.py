@@ -1,4 +1,4 @@
-"""Which ways of working IWSI's weights prefer: python bench/shifted.py RUN
+"""Measures which ways to work sums IWSI's weights prefer: python bench/shifted.py RUN
 
 RUN is one of `lmsi study shift`, such as runs/studies/shift/rows/seed0. For each trained task: the
 mean loss of the careful and of the hasty voted paths (`bench/care.py`), and the careful share of
@@ -20,15 +20,12 @@ from lmsi_jax.pipeline.context import read_samples
 from lmsi_jax.runtime.store import ShardStore
 from lmsi_jax.selection.filters import (
     importance,
-    shift,  # noqa: E402
+    shift,
 )
 
-# noqa: E402
-# noqa: E402
 
-
-def one_task(run: pathlib.Path, task: str, cap: float, share: float) -> dict[str, float]:
-    """The figures of one task; shares in percent, losses in nats a token."""
+def task_figures(run: pathlib.Path, task: str, cap: float, share: float) -> dict[str, float]:
+    """Returns the figures of a task; shares in percent, losses in nats per token."""
     scores = ShardStore(run / "round_1/path_scores")
 
     def scored(kind: str) -> list[dict]:
@@ -39,7 +36,9 @@ def one_task(run: pathlib.Path, task: str, cap: float, share: float) -> dict[str
 
     validation = [row["loss"] for row in scored("human")]
     samples = read_samples(ShardStore(run / "round_1/sample"), task)
-    careful = {(p.uid, p.sample_index): is_careful(p.text) for own in samples.values() for p in own}
+    careful = {
+        (p.uid, p.sample_index): is_careful(p.text) for paths in samples.values() for p in paths
+    }
     rows = [
         (careful[row["uid"], row["sample_index"]], row["loss"], importance(validation, row["loss"]))
         for row in scored("loss")
@@ -48,14 +47,14 @@ def one_task(run: pathlib.Path, task: str, cap: float, share: float) -> dict[str
     kept = sorted(rows, key=lambda row: shift(row[2]))[: round(share * len(rows))]
     return {
         "rows": len(rows),
-        "loss, careful": statistics.mean(loss for own, loss, _ in rows if own),
-        "loss, hasty": statistics.mean(loss for own, loss, _ in rows if not own),
+        "loss, careful": statistics.mean(loss for is_care, loss, _ in rows if is_care),
+        "loss, hasty": statistics.mean(loss for is_care, loss, _ in rows if not is_care),
         "loss, given": statistics.mean(validation),
-        "careful": 100 * statistics.mean(own for own, _, _ in rows),
+        "careful": 100 * statistics.mean(is_care for is_care, _, _ in rows),
         "careful, weighed": 100
-        * sum(weight for (own, _, _), weight in zip(rows, weights, strict=True) if own)
+        * sum(weight for (is_care, _, _), weight in zip(rows, weights, strict=True) if is_care)
         / sum(weights),
-        "careful, filtered": 100 * statistics.mean(own for own, _, _ in kept),
+        "careful, filtered": 100 * statistics.mean(is_care for is_care, _, _ in kept),
     }
 
 
@@ -67,14 +66,14 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.8, help="DistributionShift.share")
     options = parser.parse_args()
     store = ShardStore(options.run / "round_1/vote")
-    found = {
-        task: one_task(options.run, task, options.cap, options.share) for task in store.names()
+    figures = {
+        task: task_figures(options.run, task, options.cap, options.share) for task in store.names()
     }
-    names = list(next(iter(found.values())))
+    names = list(next(iter(figures.values())))
     print(f"| task | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
-    for task, row in found.items():
+    for task, row in figures.items():
         print(f"| {task} | {' | '.join(f'{value:.4g}' for value in row.values())} |")
-    print(json.dumps(found))
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

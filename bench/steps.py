@@ -1,4 +1,4 @@
-"""What the training benchmark computes: batches of random tokens, AdamW, and the roofline."""
+"""Defines the training benchmark: batches of random tokens, AdamW, and the roofline."""
 
 import dataclasses
 
@@ -52,14 +52,14 @@ STEPS = {
 
 
 def batch(steps: Steps, number: int) -> np.ndarray:
-    """The token ids of one step, [rows, length] int32; 0 and 1 are left to padding and ends."""
+    """Draws the token ids of a step, [rows, length] int32, without 0 and 1 (padding, end)."""
     rng = np.random.default_rng(number)
     size = (steps.rows, steps.length)
     return rng.integers(2, steps.model.vocabulary, size).astype(np.int32)
 
 
 def flops_per_token(steps: Steps) -> float:
-    """FLOPs of forward and backward pass for one token, averaged over a row.
+    """Returns the FLOPs of forward and backward pass per token, averaged over a row.
 
     6 for each weight that is multiplied: 2 forward, 4 backward. The lookup of embeddings multiplies
     nothing, the tied output does. Attention is causal: position p attends to p + 1, its own
@@ -72,7 +72,7 @@ def flops_per_token(steps: Steps) -> float:
 
 
 def roofline(steps: Steps, matmul_rate: float) -> dict[str, float]:
-    """The time below which a step cannot go on a machine with this matmul rate.
+    """Returns the least time of a step on a machine with this matmul rate.
 
     Nothing is computed twice; the optimiser's own work and memory traffic are not counted. At
     485 GFLOP/s it is 2,028 tokens/s for the 37.7 M model and 512 tokens. With attention counted in

@@ -22,7 +22,7 @@ _APART = 1e-3  # nats between systems that started from the same weights
 
 
 def check(workload: str, results: list[dict]) -> None:
-    """Adds to each result how its losses stand; to those that are wrong, "failed".
+    """Adds the distance of its losses to each result, and "failed" to wrong ones.
 
     A fresh model's first loss is near ln(vocabulary), that of guessing. Systems with the same
     weights must have the same losses, and after the first step that tells of their gradients and

@@ -1,4 +1,4 @@
-"""What a careful user sets on a CPU before Python starts, and the flag that labels such a run."""
+"""Environment settings of a tuned run on a CPU, and the flag that labels such a run."""
 
 import argparse
 import glob
@@ -17,7 +17,7 @@ _MKL_SOURCE = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
 
 
 def tuned_environment(cores: int, processor: str, folder: pathlib.Path) -> dict[str, str]:
-    """Environment variables for a tuned run.
+    """Returns the environment variables of a tuned run.
 
     - An allocator that keeps freed memory, where one is installed: `generate` makes its caches anew
       at each step, and giving the memory back each time costs more than the copy.
@@ -38,7 +38,7 @@ def tuned_environment(cores: int, processor: str, folder: pathlib.Path) -> dict[
 
 
 def _allocator() -> list[str]:
-    """The first allocator found in the system's library folders."""
+    """Returns the first allocator in the system's library folders."""
     for pattern in _ALLOCATORS:
         found = sorted(glob.glob(f"/usr/lib/*/{pattern}") + glob.glob(f"/usr/lib*/{pattern}"))
         if found:
@@ -47,7 +47,7 @@ def _allocator() -> list[str]:
 
 
 def _mkl_answer(folder: pathlib.Path) -> list[str]:
-    """Compiles the library; none where there is no C compiler."""
+    """Compiles the library; returns [] without a C compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return []
@@ -66,7 +66,7 @@ def add_flags(flags: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def settings(options: argparse.Namespace) -> dict[str, object]:
-    """What the figures depend on, the environment's part included."""
+    """Returns the settings that the figures depend on, those of the environment included."""
     names = ("LD_PRELOAD", "OMP_NUM_THREADS", "OMP_PROC_BIND", "OMP_WAIT_POLICY")
     given = {name: os.environ[name] for name in names if name in os.environ}
     if "LD_PRELOAD" in given:

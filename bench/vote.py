@@ -1,4 +1,4 @@
-"""Throughput of reading answers and voting on one core: python -m bench.vote
+"""Measures the throughput of answer reading and voting on one core: python -m bench.vote
 
 Extract + key + vote over synthetic texts, and over real chain-of-thought texts where they are there
 (`--data=DIR`, see `bench.real_outputs`); every text is read anew, only keys of equal answers are
@@ -162,7 +162,7 @@ def _math_verify(texts: Sequence[str]) -> Callable[[], int] | None:
 
 
 def _path(uid: str, index: int, text: str) -> Sample:
-    return Sample(uid=uid, sample_index=index, text=text, tokens=1, logprob=-1.0, finished=True)
+    return Sample(uid=uid, sample_index=index, text=text, tokens=1, logprob=-1.0, end="end_token")
 
 
 def main() -> None:

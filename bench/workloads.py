@@ -1,4 +1,4 @@
-"""What the decode benchmarks compute: the model's shape, the workloads, and their floor."""
+"""Defines the decode benchmarks: the model's shape, the workloads, and their roofline."""
 
 import dataclasses
 import json
@@ -97,11 +97,11 @@ class Workload:
 
     @property
     def even(self) -> bool:
-        """Whether every path has exactly `max_new` tokens."""
+        """True if every path has exactly `max_new` tokens."""
         return set(self.lengths) == {self.max_new}
 
     def of_question(self, index: int) -> tuple[int, ...]:
-        """The lengths of one question's paths."""
+        """Returns the lengths of a question's paths."""
         return self.lengths[index * self.samples : (index + 1) * self.samples]
 
 
@@ -112,7 +112,7 @@ def _lengths_b() -> tuple[int, ...]:
 
 
 def _lengths_c(questions: int, samples: int) -> tuple[int, ...]:
-    """As B's: lognormal, median 90, sigma 0.5, at most 256."""
+    """Draws lengths like those of B: lognormal, median 90, sigma 0.5, at most 256."""
     drawn = np.random.default_rng(0).lognormal(np.log(90), 0.5, questions * samples)
     return tuple(int(length) for length in drawn.clip(1, 256))
 
@@ -136,7 +136,7 @@ WORKLOADS = {workload.name: workload for workload in (_A, _B, _C, _SMOKE, _RAGGE
 
 
 def prompts(workload: Workload) -> np.ndarray:
-    """The token ids of each question's prompt, [questions, prompt], 2 or more everywhere.
+    """Draws the token ids of each question's prompt, [questions, prompt], all at least 2.
 
     The first `shared` columns are the same in every row. Ids 0 and 1 are left to padding and ends.
     """
@@ -147,7 +147,7 @@ def prompts(workload: Workload) -> np.ndarray:
 
 
 def _prefill_flops(model: Model, tokens: int, before: int) -> float:
-    """FLOPs of `tokens` prompt positions that follow `before` cached ones; no output matrix."""
+    """Returns the FLOPs of `tokens` prompt positions after `before` cached ones, no outputs."""
     contexts = tokens * before + tokens * (tokens + 1) / 2
     return (
         2 * model.block_parameters * tokens
@@ -156,12 +156,12 @@ def _prefill_flops(model: Model, tokens: int, before: int) -> float:
 
 
 def _decode_flops(model: Model, before: int, length: int) -> float:
-    """FLOPs of one path of `length` tokens."""
+    """Returns the FLOPs of a path of `length` tokens."""
     return _prefill_flops(model, length, before) + 2 * model.vocabulary * model.width * length
 
 
 def _memory_bytes(workload: Workload) -> float:
-    """Bytes that decoding reads when every path is in a slot from the first step on."""
+    """Returns the bytes that decoding reads if all paths have slots from the first step on."""
     model = workload.model
     steps = max(workload.lengths)
     weights = steps * model.weight_bytes
@@ -172,7 +172,7 @@ def _memory_bytes(workload: Workload) -> float:
 
 
 def roofline(workload: Workload, matmul_rate: float, bandwidth: float) -> dict[str, float]:
-    """The time below which this machine cannot go when every prefix is computed and kept once.
+    """Returns the least time of a machine if every prefix is computed and kept once.
 
     Compute: the shared prompt is prefilled once and each question once, through the blocks alone
     (no prompt position needs an output); each sampled token costs 2 FLOPs per parameter, the output

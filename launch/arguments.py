@@ -1,4 +1,4 @@
-"""What the launchers' command lines share: lmsi's words behind "--", and names that may be used."""
+"""Shared parts of the launchers' command lines: the arguments of lmsi after "--", valid names."""
 
 import argparse
 import re
@@ -10,7 +10,7 @@ from lmsi_jax.errors import LmsiError
 _OUTPUT = "--gin.Run.output_dir="
 _OURS = ("--coordinator_address", "--process_count", "--process_index")
 
-# flag: (the pattern of its values, in words)
+# flag: (pattern of its values, description)
 NAMES = {
     "name": (r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", "at most 40 of a-z, 0-9 and -, a letter first"),
     "project": (r"([a-z0-9.-]+:)?[a-z][-a-z0-9]{4,28}[a-z0-9]", "a project's ID, as my-project-1"),
@@ -40,14 +40,14 @@ NAMES = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports its errors as everything else does."""
+    """A parser that raises LmsiError instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise LmsiError(f"{message}; see {self.prog} --help")
 
 
 def parser(doc: str | None) -> Parser:
-    """A parser that shows a script's docstring as its help."""
+    """Returns a parser that shows a script's docstring as its help."""
     return Parser(
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -56,17 +56,17 @@ def parser(doc: str | None) -> Parser:
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Splits a command line at its first "--": (the launcher's own words, lmsi's)."""
+    """Splits a command line at its first "--": (arguments of the launcher, arguments of lmsi)."""
     words = list(argv)
-    where = words.index("--") if "--" in words else len(words)
-    return words[:where], tuple(words[where + 1 :])
+    end = words.index("--") if "--" in words else len(words)
+    return words[:end], tuple(words[end + 1 :])
 
 
 def check_names(**values: str | None) -> None:
-    """Refuses what cannot be the name of such a thing; None is not looked at.
+    """Checks the values of flags against the patterns of `NAMES`; None is skipped.
 
     Raises:
-      LmsiError: names the flag, its value, and what is possible.
+      LmsiError: names the flag, its value, and the valid form.
     """
     for flag, value in values.items():
         pattern, words = NAMES[flag]
@@ -75,15 +75,15 @@ def check_names(**values: str | None) -> None:
 
 
 def check_words(words: Sequence[str]) -> None:
-    """Refuses arguments that `lmsi` cannot be started with on several machines.
+    """Checks arguments of `lmsi` that are to be passed to several machines.
 
     Raises:
-      LmsiError: there are none, or one of them is the launcher's to set or cannot be written down.
+      LmsiError: there are none, or the launcher itself sets one, or one is not printable.
     """
     if not words:
-        raise LmsiError('write lmsi\'s arguments behind "--", as in "-- run quickstart"')
+        raise LmsiError('write lmsi\'s arguments after "--", as in "-- run quickstart"')
     if words[0] == "lmsi":
-        raise LmsiError('write lmsi\'s arguments alone behind "--", without the word lmsi')
+        raise LmsiError('write lmsi\'s arguments alone after "--", without the word lmsi')
     for word in words:
         if word.partition("=")[0] in _OURS:
             raise LmsiError(f"leave {word} out: the launcher gives each process its own")
@@ -92,15 +92,15 @@ def check_words(words: Sequence[str]) -> None:
 
 
 def check_shared(words: Sequence[str], places: Sequence[str]) -> None:
-    """Refuses a run whose folder its machines do not share: it must lie below one of `places`.
+    """Checks that the output folder of a run is below one of `places`, which all machines share.
 
     Raises:
-      LmsiError: it lies elsewhere, or is not given.
+      LmsiError: the folder is elsewhere, or is not given.
     """
-    given = [word.removeprefix(_OUTPUT) for word in words if word.startswith(_OUTPUT)]
-    where = given[-1].strip("'\"") if given else ""
-    if not where.startswith(tuple(places)):
-        found = f"not {where}" if where else "which is not given"
+    folders = [word.removeprefix(_OUTPUT) for word in words if word.startswith(_OUTPUT)]
+    folder = folders[-1].strip("'\"") if folders else ""
+    if not folder.startswith(tuple(places)):
+        problem = f"not {folder}" if folder else "which is not given"
         raise LmsiError(
-            f"all machines must see the run's folder, {found}: add {_OUTPUT}{places[-1]}..."
+            f"all machines must see the run's folder, {problem}: add {_OUTPUT}{places[-1]}..."
         )

@@ -1,4 +1,4 @@
-"""What a launcher runs, and prints with --dry_run: the same objects."""
+"""The commands that a launcher runs, or prints with --dry_run."""
 
 import dataclasses
 import os
@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterable, Sequence
 
 from lmsi_jax.errors import LmsiError
 
-END = "LMSI_END"  # ends what a printed command reads; no line of it may be just this
+END = "LMSI_END"  # ends the standard input of a printed command; must not be a line of it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
-    """One command.
+    """A command of a launcher.
 
     Attributes:
-      argv: its words; no shell looks at them.
-      why: what it is for, and when it runs; printed above it.
-      env: (name, value) pairs, added to the environment.
-      stdin: what it reads; whole lines.
+      argv: its words, which no shell interprets.
+      why: its purpose and time, printed above it.
+      env: (name, value) pairs to add to the environment.
+      stdin: its standard input, in whole lines.
     """
 
     argv: tuple[str, ...]
@@ -29,13 +29,13 @@ class Command:
     stdin: str = ""
 
     def shown(self) -> str:
-        """The command as a shell takes it, without `why`."""
+        """Returns the command in shell syntax, without `why`."""
         settings = ("env", *(f"{name}={value}" for name, value in self.env)) if self.env else ()
         line = shlex.join([*settings, *self.argv])
         return f"{line} <<'{END}'\n{self.stdin}{END}" if self.stdin else line
 
     def run(self) -> subprocess.CompletedProcess[str]:
-        """Runs it to its end and keeps its standard output; errors go where this process's go.
+        """Runs the command and captures its standard output; stderr is that of this process.
 
         Raises:
           LmsiError: the program is not installed.
@@ -54,7 +54,7 @@ class Command:
             raise self._missing() from error
 
     def attach(self) -> int:
-        """Runs it with this process's terminal; returns its exit code.
+        """Runs the command on the terminal of this process; returns its exit code.
 
         Raises:
           LmsiError: the program is not installed.
@@ -67,23 +67,23 @@ class Command:
             raise self._missing() from error
 
     def environment(self) -> dict[str, str]:
-        """The environment that it runs in."""
+        """Returns the environment of the command."""
         return {**os.environ, **dict(self.env)}
 
     def _missing(self) -> LmsiError:
         return LmsiError(
             f"there is no {self.argv[0]} here; install it, or print the commands with --dry_run "
-            "and run them where it is"
+            "and run them on a machine that has it"
         )
 
 
 def shown(commands: Iterable[Command]) -> str:
-    """All commands with what they are for, to be read, or copied into a shell."""
+    """Formats commands with their purposes, to be read or copied into a shell."""
     return "".join(f"# {command.why}\n{command.shown()}\n" for command in commands)
 
 
 def script(main: Callable[[Sequence[str]], int]) -> int:
-    """Runs a launcher's `main`; what the user can mend is one line and exit code 2."""
+    """Runs the `main` of a launcher; an LmsiError is printed as one line, with exit code 2."""
     try:
         return main(sys.argv[1:])
     except LmsiError as error:

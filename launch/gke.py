@@ -7,7 +7,7 @@
 The cluster has JobSet's controller and a node pool of this topology; kubectl knows the cluster.
 With --xpk the run is given to XPK, which writes a JobSet of its own.
 
-  kubectl get jobset gemma                                             how it stands
+  kubectl get jobset gemma                                             its state
   kubectl logs --selector=jobset.sigs.k8s.io/jobset-name=gemma --prefix --follow
   kubectl delete jobset gemma                                          end it
 """
@@ -30,8 +30,8 @@ from lmsi_jax.errors import LmsiError  # noqa: E402
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit code."""
-    own, words = arguments.split(argv)
-    options = _parser().parse_args(own)
+    flags, words = arguments.split(argv)
+    options = _parser().parse_args(flags)
     _check(options, words)
     job = Job(
         name=options.name,
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def apply(job: Job, context: str | None) -> Command:
-    """Gives the JobSet to the cluster; kubectl reads JSON as well as YAML."""
+    """Returns the command that applies the JobSet, in JSON, which kubectl reads as well as YAML."""
     argv = ("kubectl", "apply", "--filename=-")
     return Command(
         argv=argv if context is None else (*argv, f"--context={context}"),
@@ -71,7 +71,7 @@ def apply(job: Job, context: str | None) -> Command:
 
 
 def xpk(job: Job, cluster: str, project: str, zone: str) -> Command:
-    """Gives the run to XPK, whose script runs the command in a shell, in each pod."""
+    """Returns the command that submits the run to XPK, which runs it in a shell in each pod."""
     lmsi = shlex.join(["lmsi", *job.words, "--coordinator_address=auto"])
     argv = (
         *("xpk", "workload", "create"),
@@ -90,7 +90,7 @@ def xpk(job: Job, cluster: str, project: str, zone: str) -> Command:
 
 
 def _check(options: argparse.Namespace, words: tuple[str, ...]) -> None:
-    """Refuses what Kubernetes would, or would misunderstand, before anything runs."""
+    """Refuses values that Kubernetes would refuse or misunderstand."""
     names = ("name", "namespace", "image", "bucket", "mount", "context", "cluster", "project")
     arguments.check_names(
         **{name: getattr(options, name) for name in (*names, "zone")},
@@ -100,7 +100,7 @@ def _check(options: argparse.Namespace, words: tuple[str, ...]) -> None:
         raise LmsiError("--max_restarts and --grace_seconds are at least 0")
     given = [name for name in ("cluster", "project", "zone") if getattr(options, name) is not None]
     if options.xpk and len(given) < 3:
-        raise LmsiError("--xpk wants --cluster=..., --project=... and --zone=...")
+        raise LmsiError("--xpk needs --cluster=..., --project=... and --zone=...")
     if options.xpk and (options.bucket is not None or options.capacity != "on_demand"):
         raise LmsiError("with --xpk, storage and capacity are the cluster's: set them there")
     if given and not options.xpk:

@@ -1,7 +1,7 @@
 """The JobSet of a run on a TPU slice of GKE, as a dictionary.
 
 Fields: https://jobset.sigs.k8s.io/docs/reference/jobset.v1alpha2 and Kubernetes' batch/v1 Job. One
-replicated job of one Job stands for the slice, with a pod on each of its machines. JobSet's
+replicated job of one Job represents the slice, with a pod on each of its machines. JobSet's
 headless service gives each pod the name JOBSET-slice-0-INDEX.JOBSET; pod 0 is the coordinator.
 """
 
@@ -20,19 +20,17 @@ CAPACITIES = {
 _JOB = "slice"
 _CONTAINER = "lmsi"
 _PORT = 8476  # JAX's own choice on Cloud TPU
-_TERMINATED = (
-    143  # lmsi's exit code after SIGTERM, also where another process was the one to get it
-)
+_TERMINATED = 143  # exit code of lmsi after SIGTERM to any of its processes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """What GKE and XPK call TPUs of one kind.
+    """The names of a kind of TPUs in GKE and XPK.
 
     Attributes:
-      dimensions: of a topology.
+      dimensions: number of dimensions of a topology.
       xpk_type: XPK's name, before the size.
-      cores: TensorCores of a chip, where the size counts them.
+      cores: TensorCores of a chip, if the size counts them.
     """
 
     dimensions: int
@@ -54,8 +52,8 @@ class Slice:
 
     Attributes:
       accelerator: a key of `FAMILIES`.
-      topology: chips in each dimension, as 4x4.
-      chips_per_host: of each machine.
+      topology: chips in each dimension, for example 4x4.
+      chips_per_host: chips of each machine.
 
     Raises:
       LmsiError: there is no such slice.
@@ -82,12 +80,12 @@ class Slice:
 
     @property
     def chips(self) -> int:
-        """How many chips there are."""
+        """Number of chips."""
         return math.prod(map(int, self.topology.split("x")))
 
     @property
     def hosts(self) -> int:
-        """How many machines there are."""
+        """Number of machines."""
         return self.chips // self.chips_per_host
 
     @property
@@ -102,14 +100,14 @@ class Job:
     """A run on a slice.
 
     Attributes:
-      name, namespace: the JobSet's.
-      image: has the command `lmsi`.
-      words: lmsi's arguments.
-      max_restarts: after failures; those after a preemption are not counted.
+      name, namespace: name and namespace of the JobSet.
+      image: an image with the command `lmsi`.
+      words: arguments of lmsi.
+      max_restarts: restarts after failures; preemptions do not count.
       capacity: a key of `CAPACITIES`.
-      service_account: Kubernetes' own, with the rights to the bucket; None for the default.
-      bucket, mount: a bucket that Cloud Storage FUSE shows as a folder; None for no folder.
-      grace_seconds: SIGTERM to SIGKILL.
+      service_account: Kubernetes service account with access to the bucket; None for the default.
+      bucket, mount: a bucket that Cloud Storage FUSE mounts as a folder; None for none.
+      grace_seconds: seconds from SIGTERM to SIGKILL.
     """
 
     name: str
@@ -126,11 +124,11 @@ class Job:
 
 
 def manifest(job: Job) -> dict[str, Any]:
-    """The JobSet.
+    """Returns the JobSet of a run.
 
-    A pod's failure ends its Job, and JobSet starts all pods anew: a run goes on with all of its
-    processes or not at all. Where the failure is a disruption (a preemption, a drained node), or
-    the SIGTERM that it brings, it is not counted.
+    The failure of a pod ends its Job, and JobSet restarts all pods: a run continues with all of its
+    processes or not at all. A disruption (a preemption, a drained node), or the SIGTERM that comes
+    with it, does not count as a restart.
     """
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -139,7 +137,7 @@ def manifest(job: Job) -> dict[str, Any]:
             "name": job.name,
             "namespace": job.namespace,
             "annotations": {
-                # No other JobSet's pods on the slice's machines.
+                # Keeps the pods of other JobSets off the machines of the slice.
                 "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
             },
         },
@@ -213,7 +211,7 @@ def _container(job: Job) -> dict[str, Any]:
         f"--process_count={job.slice.hosts}",
         "--process_index=$(JOB_COMPLETION_INDEX)",
     )
-    made: dict[str, Any] = {
+    container: dict[str, Any] = {
         "name": _CONTAINER,
         "image": job.image,
         "command": ["lmsi"],
@@ -226,5 +224,5 @@ def _container(job: Job) -> dict[str, Any]:
         },
     }
     if job.bucket is not None:
-        made["volumeMounts"] = [{"name": "bucket", "mountPath": job.mount}]
-    return made
+        container["volumeMounts"] = [{"name": "bucket", "mountPath": job.mount}]
+    return container

@@ -1,4 +1,4 @@
-"""Keeps a run going on a pod that may be taken away: asks for it, starts the run, begins again."""
+"""Keeps a run going on a pod that may be preempted: requests it, starts the run, restarts it."""
 
 import dataclasses
 import sys
@@ -11,7 +11,7 @@ from launch.commands import Command
 from launch.pod import Pod
 from lmsi_jax.errors import LmsiError
 
-_TRIES = 5  # a new node answers some time after it is ACTIVE; a network may fail
+_TRIES = 5  # a new node answers some time after it is ACTIVE, and networks fail
 
 
 def _say(text: str) -> None:
@@ -23,11 +23,11 @@ class Supervisor:
     """Brings a pod up and keeps a run going on it, by the commands given and no others.
 
     Attributes:
-      pod: asked for its state, and deleted once it was taken away.
-      create: asks for the pod.
-      prepare: what is done on a new pod, in this order; each may be done again.
-      poll: seconds between two looks.
-      run, sleep, say: how commands are run, time passes, and news are told.
+      pod: the pod.
+      create: the command that requests the pod.
+      prepare: the commands for a new pod, in order; each may run several times.
+      poll: seconds between two checks.
+      run, sleep, say: functions that run a command, wait, and report news.
     """
 
     pod: Pod
@@ -39,16 +39,16 @@ class Supervisor:
     say: Callable[[str], None] = _say
 
     def bring_up(self) -> None:
-        """Asks for the pod unless it stands, waits for it, prepares it.
+        """Requests the pod unless it exists, waits for it and prepares it.
 
         Raises:
-          LmsiError: it cannot be had or prepared.
+          LmsiError: the pod is unavailable or cannot be prepared.
         """
-        said = None
+        last_state = None
         while (state := self._state()) != "ACTIVE":
-            if state != said:
+            if state != last_state:
                 self.say(f"{self.pod.name}: {state or 'not there, asking for it'}")
-            said = state
+            last_state = state
             if state is None:
                 self._run_checked(self.create)
             elif state == "SUSPENDED":
@@ -64,7 +64,7 @@ class Supervisor:
             self._run_checked(command, 1 if number else _TRIES)
 
     def supervise(self) -> None:
-        """Brings the pod up, and up again whenever it is taken away, until the run has ended.
+        """Brings the pod up, again after each preemption, until the run has ended.
 
         Raises:
           LmsiError: the run failed, or somebody deleted the pod or stopped the run.
@@ -80,18 +80,18 @@ class Supervisor:
         self.say(f"{self.pod.name}: the run has ended; `down` gives the pod back")
 
     def _ended(self) -> bool:
-        """Whether the run has ended well on every worker; False where they do not answer."""
+        """Returns True if the run has succeeded on every worker, False if they do not answer."""
         done = self.run(self.pod.health)
         states = worker.states(done.stdout)
         if done.returncode or not states:
             return False
         if all(finished for _, finished in states):
             return True
-        for what in ("failed", "inactive"):
-            if any(state == what for state, finished in states if not finished):
+        for outcome in ("failed", "inactive"):
+            if any(state == outcome for state, finished in states if not finished):
                 raise LmsiError(
-                    f"the run is {'stopped' if what == 'inactive' else what} on a worker; `logs` "
-                    "says why; the same command goes on with it"
+                    f"the run is {'stopped' if outcome == 'inactive' else outcome} on a worker; "
+                    "`logs` says why; the same command goes on with it"
                 )
         return False
 

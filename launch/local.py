@@ -36,13 +36,13 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def commands(
     words: Sequence[str], processes: int, devices: int, port: int, python: str
 ) -> tuple[Command, ...]:
-    """The processes of a run.
+    """Returns the commands of the processes of a run.
 
     Args:
-      words: lmsi's arguments.
-      processes: how many there are.
+      words: arguments of lmsi.
+      processes: number of processes.
       devices: virtual CPU devices of each.
-      port: where process 0 listens, on this machine alone.
+      port: the port of process 0 on this machine.
       python: the interpreter.
     """
     env = (
@@ -51,7 +51,7 @@ def commands(
         ("JAX_CPU_COLLECTIVES_IMPLEMENTATION", "gloo"),
         ("PYTHONUNBUFFERED", "1"),
     )
-    made = []
+    processes_of_run = []
     for index in range(processes):
         flags = (
             f"--coordinator_address=localhost:{port}",
@@ -59,23 +59,24 @@ def commands(
             f"--process_index={index}",
         )
         argv = (python, "-m", "lmsi_jax.cli.main", *words, *(flags if processes > 1 else ()))
-        made.append(Command(argv=argv, why=f"process {index} of {processes}", env=env))
-    return tuple(made)
+        processes_of_run.append(Command(argv=argv, why=f"process {index} of {processes}", env=env))
+    return tuple(processes_of_run)
 
 
-def together(made: Sequence[Command], grace: float) -> int:
+def run_together(commands: Sequence[Command], grace: float) -> int:
     """Runs commands side by side until all have ended.
 
     Args:
-      made: the commands.
+      commands: the commands.
       grace: seconds from SIGTERM to SIGKILL, once one of them has failed.
+
     Returns:
-      0, or the exit code of the first to fail; 128 + N where signal N ended it.
+      0, or the exit code of the first to fail; 128 + N if signal N ended it.
     """
     children: list[subprocess.Popen[bytes]] = []
-    with _passed_on(children):
-        for command in made:
-            children.append(_started(command))
+    with _signals_forwarded(children):
+        for command in commands:
+            children.append(_start(command))
         readers = list(_readers(children))
         code = _first_failure(children)
         if code:
@@ -86,7 +87,7 @@ def together(made: Sequence[Command], grace: float) -> int:
 
 
 def _first_failure(children: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Waits until one process has failed, or all have ended well."""
+    """Waits until one process has failed or all have succeeded; returns the exit code."""
     while True:
         codes = [child.poll() for child in children]
         failed = [code for code in codes if code]
@@ -95,7 +96,7 @@ def _first_failure(children: Sequence[subprocess.Popen[bytes]]) -> int:
         time.sleep(_POLL)
 
 
-def _started(command: Command) -> subprocess.Popen[bytes]:
+def _start(command: Command) -> subprocess.Popen[bytes]:
     # In a session of its own, so that a terminal's Ctrl-C comes once, from here.
     return subprocess.Popen(
         command.argv,
@@ -108,14 +109,14 @@ def _started(command: Command) -> subprocess.Popen[bytes]:
 
 
 @contextlib.contextmanager
-def _passed_on(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """Within, a signal that comes here goes to the processes, and this one waits for their end."""
+def _signals_forwarded(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Forwards signals to the processes inside the block, while this one waits for their end."""
 
-    def pass_on(number: int, _frame: FrameType | None) -> None:
+    def forward(number: int, _frame: FrameType | None) -> None:
         for child in children:
-            child.send_signal(number)  # does nothing where the process has ended
+            child.send_signal(number)  # does nothing if the process has ended
 
-    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
+    before = {number: signal.signal(number, forward) for number in _SIGNALS}
     try:
         yield
     finally:
@@ -128,7 +129,7 @@ def _alive(children: Sequence[subprocess.Popen[bytes]]) -> list[subprocess.Popen
 
 
 def _end(children: Sequence[subprocess.Popen[bytes]], grace: float) -> None:
-    """Ends the processes that are left: they follow by themselves, or are told to."""
+    """Waits for the remaining processes to follow, then terminates them."""
     _wait(children, _FOLLOW)
     for number in (signal.SIGTERM, signal.SIGKILL):
         for child in _alive(children):
@@ -155,7 +156,7 @@ def _readers(children: Sequence[subprocess.Popen[bytes]]) -> Iterator[threading.
 
 
 def _prefix(prefix: bytes, source: IO[bytes], target: IO[bytes], lock: threading.Lock) -> None:
-    """Copies whole lines, each behind `prefix`, until the source ends."""
+    """Copies whole lines, each after `prefix`, until the source ends."""
     for line in source:
         with lock:
             target.write(prefix + line.removesuffix(b"\n") + b"\n")
@@ -163,32 +164,32 @@ def _prefix(prefix: bytes, source: IO[bytes], target: IO[bytes], lock: threading
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens at."""
+    """Returns an unused port of this machine."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return int(free.getsockname()[1])
 
 
-def _shown(made: Sequence[Command]) -> str:
-    lines = [f"# {command.why}\n{command.shown()} &\n" for command in made]
+def _shown(commands: Sequence[Command]) -> str:
+    lines = [f"# {command.why}\n{command.shown()} &\n" for command in commands]
     return "".join([*lines, "wait\n"])
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit code."""
-    own, words = arguments.split(argv)
-    options = _parser().parse_args(own)
+    flags, words = arguments.split(argv)
+    options = _parser().parse_args(flags)
     arguments.check_words(words)
     if options.processes < 1 or options.devices < 1:
         raise LmsiError("--processes and --devices are at least 1")
     if shutil.which(options.python) is None:
         raise LmsiError(f"--python={options.python}: there is no such interpreter")
     port = options.port or free_port()
-    made = commands(words, options.processes, options.devices, port, options.python)
+    to_run = commands(words, options.processes, options.devices, port, options.python)
     if options.dry_run:
-        print(_shown(made), end="")
+        print(_shown(to_run), end="")
         return 0
-    return together(made, options.grace_seconds)
+    return run_together(to_run, options.grace_seconds)
 
 
 def _parser() -> argparse.ArgumentParser:

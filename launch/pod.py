@@ -8,23 +8,23 @@ from launch import worker
 from launch.commands import Command
 from lmsi_jax.errors import LmsiError
 
-# Accelerator's family: the TPU software that Cloud TPU's documentation names for it.
+# Family of accelerators -> TPU software, by the documentation of Cloud TPU.
 RUNTIMES = {
     "v4": "tpu-ubuntu2204-base",
     "v5litepod": "v2-alpha-tpuv5-lite",
     "v5p": "v2-alpha-tpuv5",
     "v6e": "v2-alpha-tpuv6e",
 }
-# A machine that was taken away does not end its connections: after 90 seconds ssh does.
+# A preempted machine does not close its connections; ssh does after 90 seconds.
 _ALIVE = "--ssh-flag=-oServerAliveInterval=30"
 CAPACITIES = ("on_demand", "spot", "reserved", "guaranteed")
 
 
 def runtime_of(accelerator_type: str) -> str:
-    """The TPU software for an accelerator.
+    """Returns the TPU software of an accelerator.
 
     Raises:
-      LmsiError: it is none of those known here.
+      LmsiError: the accelerator is unknown.
     """
     family = accelerator_type.partition("-")[0]
     if family not in RUNTIMES:
@@ -40,7 +40,7 @@ class Pod:
     """A queued resource of one node, both called `name`.
 
     Attributes:
-      name, project, zone: where it is.
+      name, project, zone: name and place of the resource.
       ssh_flags: further flags of gcloud's ssh and scp.
     """
 
@@ -70,37 +70,37 @@ class Pod:
         service_account: str | None = None,
         flags: Sequence[str] = (),
     ) -> Command:
-        """Asks for the resource."""
+        """Returns the command that requests the resource."""
         words = [self.name, f"--node-id={self.name}", f"--accelerator-type={accelerator_type}"]
         words.append(f"--runtime-version={runtime_version}")
         if capacity != "on_demand":
             words.append(f"--{capacity}")
         if service_account is not None:
             words.append(f"--service-account={service_account}")
-        return self._queue("create", "where there is none: ask for the pod", *words, *flags)
+        return self._queue("create", "if there is none: request the pod", *words, *flags)
 
     @property
     def state(self) -> Command:
         """Prints "NAME,STATE" of every queued resource there."""
         return self._queue(
             "list",
-            "again and again: is it ACTIVE, or was it taken away (SUSPENDED)?",
+            "repeatedly: is it ACTIVE, or was it preempted (SUSPENDED)?",
             "--format=csv[no-heading](name.basename(),state.state)",
         )
 
     def state_in(self, printed: str) -> str | None:
-        """Finds this resource's state in what `state` printed; None where there is none."""
+        """Returns the state of this resource from the output of `state`, or None."""
         lines = dict(line.strip().partition(",")[::2] for line in printed.splitlines())
         return lines.get(self.name)
 
     @property
     def delete(self) -> Command:
-        """Gives the resource back."""
+        """Deletes the resource."""
         words = (self.name, "--force")
-        return self._queue("delete", "where it is to end, or was taken away: delete it", *words)
+        return self._queue("delete", "at the end, or after a preemption: delete it", *words)
 
     def copy(self, wheel: str) -> Command:
-        """Copies a wheel into each worker's home folder."""
+        """Returns the command that copies a wheel to the home folder of each worker."""
         argv = ("gcloud", "compute", "tpus", "tpu-vm", "scp", wheel, f"{self.name}:", *self._place)
         return Command(
             argv=(*argv, "--quiet", "--worker=all", *self.ssh_flags),
@@ -108,26 +108,26 @@ class Pod:
         )
 
     def install(self, package: str, python: str) -> Command:
-        """Installs a requirement, or a wheel that `copy` has copied."""
+        """Returns the command that installs a requirement, or a wheel that `copy` has copied."""
         name = pathlib.PurePath(package).name if package.endswith(".whl") else package
         script = worker.install_script(name, python)
         return self._ssh(script, "then: install the package on every worker")
 
     def start(self, words: Sequence[str], max_restarts: int, stop_seconds: int) -> Command:
-        """Starts `lmsi` with these words on every worker."""
+        """Returns the command that starts `lmsi` with these arguments on every worker."""
         script = worker.start_script(words, max_restarts, stop_seconds)
         return self._ssh(script, "then: start the run on every worker, and again when it fails")
 
     @property
     def health(self) -> Command:
         """Prints the state of the run on every worker; see `worker.states`."""
-        return self._ssh(worker.health_script(), "again and again: has the run ended?")
+        return self._ssh(worker.health_script(), "repeatedly: has the run ended?")
 
     @property
     def stop(self) -> Command:
         """Ends the run, not the resource."""
-        return self._ssh(worker.stop_script(), "end the run; it can be taken up again")
+        return self._ssh(worker.stop_script(), "end the run; it can be resumed")
 
     def logs(self, workers: str, lines: int, follow: bool) -> Command:
-        """Prints what the run said."""
-        return self._ssh(worker.logs_script(lines, follow), "what the run says", workers)
+        """Returns the command that prints the output of the run."""
+        return self._ssh(worker.logs_script(lines, follow), "the output of the run", workers)

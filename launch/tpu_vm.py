@@ -1,17 +1,17 @@
-"""A run on a Cloud TPU pod, asked for as a queued resource.
+"""A run on a Cloud TPU pod, requested as a queued resource.
 
   python launch/tpu_vm.py run --name=gemma --project=P --zone=us-west4-a \\
       --accelerator_type=v5litepod-16 --capacity=spot \\
       --package=dist/lmsi_jax-0.1.0-py3-none-any.whl \\
       -- run CONFIG --gin.Run.output_dir=gs://BUCKET/runs/gemma
 
-  up      ask for the pod, wait for it, install the package on every worker
-  run     up, then start lmsi on every worker; when the pod is taken away, from the top; ends with
-          the run. Interrupted, the same command takes up where things stand
-  status  the pod's state, and the run's on every worker
-  logs    what the run says
+  up      request the pod, wait for it, install the package on every worker
+  run     up, then start lmsi on every worker; after a preemption again; ends with the run. If this
+          command is interrupted, repeat it: it continues from the present state
+  status  the state of the pod, and of the run on every worker
+  logs    the output of the run
   stop    end the run (SIGTERM: training saves its step), keep the pod
-  down    end the run, give the pod back
+  down    end the run, delete the pod
 """
 
 import argparse
@@ -34,8 +34,8 @@ _SUBCOMMANDS = ("up", "run", "status", "logs", "stop", "down")
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit code."""
-    own, words = arguments.split(argv)
-    options = _parser().parse_args(own)
+    flags, words = arguments.split(argv)
+    options = _parser().parse_args(flags)
     options.words = words
     _check(options)
     pod = Pod(
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def make_supervisor(pod: Pod, options: argparse.Namespace) -> Supervisor:
-    """What `up` and `run` use."""
+    """Returns the supervisor of `up` and `run`."""
     create = pod.create(
         options.accelerator_type,
         options.runtime_version or runtime_of(options.accelerator_type),
@@ -72,26 +72,27 @@ def make_supervisor(pod: Pod, options: argparse.Namespace) -> Supervisor:
     return Supervisor(pod=pod, create=create, prepare=prepare, poll=options.poll_seconds)
 
 
-def plan(made: Supervisor, run: bool) -> tuple[Command, ...]:
-    """All commands that the supervisor uses, as --dry_run shows them."""
-    health = (made.pod.health,) if run else ()
-    return (made.pod.state, made.create, *made.prepare, *health, made.pod.delete)
+def plan(supervisor: Supervisor, run: bool) -> tuple[Command, ...]:
+    """Returns all commands of a supervisor, for --dry_run."""
+    pod = supervisor.pod
+    health = (pod.health,) if run else ()
+    return (pod.state, supervisor.create, *supervisor.prepare, *health, pod.delete)
 
 
 def _keep(pod: Pod, options: argparse.Namespace) -> int:
-    made = make_supervisor(pod, options)
+    supervisor = make_supervisor(pod, options)
     run = options.subcommand == "run"
     if options.dry_run:
-        print(shown(plan(made, run)), end="")
+        print(shown(plan(supervisor, run)), end="")
     elif run:
-        made.supervise()
+        supervisor.supervise()
     else:
-        made.bring_up()
+        supervisor.bring_up()
     return 0
 
 
 def _plain(pod: Pod, options: argparse.Namespace) -> tuple[Command, ...]:
-    """What the other subcommands do, one after the other."""
+    """Returns the commands of the other subcommands, in order."""
     logs = pod.logs(options.worker, options.lines, options.follow)
     return {
         "status": (pod.state, pod.health),
@@ -102,12 +103,12 @@ def _plain(pod: Pod, options: argparse.Namespace) -> tuple[Command, ...]:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuses what gcloud or a worker would misunderstand, before anything runs."""
+    """Refuses values that gcloud or a worker would misunderstand."""
     names = ("name", "project", "zone", "accelerator_type", "runtime_version", "service_account")
     given = {name: getattr(options, name) for name in (*names, "python", "worker")}
     arguments.check_names(**given)
     for flag in (*options.create_flag, *options.ssh_flag):
-        text = str(flag)  # of "--" argparse makes a list
+        text = str(flag)  # argparse makes a list of "--"
         if not re.fullmatch(r"--[a-z][-a-z0-9]*(=.*)?", text) or not text.isprintable():
             raise LmsiError(f"{text!r} is no flag of gcloud's; write --create_flag=--NAME=VALUE")
     if min(options.max_restarts, options.stop_seconds, options.lines) < 1:
@@ -119,7 +120,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.subcommand not in ("up", "run"):
         return
     if options.accelerator_type is None or options.package is None:
-        raise LmsiError(f"{options.subcommand} wants --accelerator_type=... and --package=...")
+        raise LmsiError(f"{options.subcommand} needs --accelerator_type=... and --package=...")
     _check_package(options.package)
     if options.subcommand == "run":
         arguments.check_words(options.words)

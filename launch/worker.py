@@ -1,13 +1,13 @@
-"""What runs on each worker of a TPU VM: shell scripts, sent by `gcloud ... ssh --command`.
+"""Shell scripts for the workers of a TPU VM, sent by `gcloud ... ssh --command`.
 
-In the home folder of the user that gcloud logs in as:
+They use these files in the home folder of the user that gcloud logs in as:
 
     lmsi/venv      the package
-    lmsi/run.sh    the run's command
-    lmsi/done      is there once it has ended well
+    lmsi/run.sh    the command of the run
+    lmsi/done      exists once the run has succeeded
 
-A systemd unit called lmsi starts run.sh, also after a reboot, and again whenever it fails without a
-mistake of the user's: when one worker is lost all others leave, so they meet again in the next
+A systemd unit called lmsi starts run.sh, also after a reboot, and restarts it after any failure
+that is not a mistake of the user: if one worker is lost, all others leave and meet in the next
 attempt.
 """
 
@@ -21,41 +21,41 @@ _WINDOW = 3600  # seconds in which `max_restarts` are counted
 
 
 def install_script(package: str, python: str) -> str:
-    """Installs the package into lmsi/venv; leaves a run alone that is under way.
+    """Returns the script that installs the package into lmsi/venv, unless a run is in progress.
 
     Args:
       package: a requirement, or the name of a wheel in the home folder.
-      python: the version; the images bring older ones than lmsi_jax wants.
+      python: version of Python; the images have older ones than lmsi_jax needs.
     """
-    wanted = shlex.quote(f"./{package}[tpu]" if package.endswith(".whl") else package)
+    requirement = shlex.quote(f"./{package}[tpu]" if package.endswith(".whl") else package)
     return _script(
         f"systemctl is-active --quiet {UNIT} && exit 0",
         "PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv",
         f"python3 -m uv venv --quiet --allow-existing --python={python} lmsi/venv",
         "python3 -m uv pip install --quiet --python=lmsi/venv/bin/python "
-        f"--reinstall-package=lmsi_jax {wanted}",
+        f"--reinstall-package=lmsi_jax {requirement}",
     )
 
 
 def start_script(words: Sequence[str], max_restarts: int, stop_seconds: int) -> str:
-    """Writes run.sh and the unit, and starts it; leaves the same run alone that is under way.
+    """Returns the script that writes run.sh and the unit and starts it, unless it is running.
 
     Args:
-      words: lmsi's arguments; printable.
-      max_restarts: the unit fails for good at so many starts within an hour.
-      stop_seconds: from SIGTERM to SIGKILL.
+      words: arguments of lmsi; printable.
+      max_restarts: starts within an hour after which the unit fails for good.
+      stop_seconds: seconds from SIGTERM to SIGKILL.
     """
     lmsi = shlex.join([*words, "--coordinator_address=auto"])
     return _script(
         "mkdir -p lmsi",
         f"cat > lmsi/next.sh <<\\{END}",
-        # A worker that reboots after the end does not begin again, alone.
+        # A worker that reboots after the end must not start again, alone.
         "test -e done && exit 0",
         f"venv/bin/lmsi {lmsi} && touch done",
         END,
         f"if systemctl is-active --quiet {UNIT}; then",
         "  cmp -s lmsi/next.sh lmsi/run.sh && exit 0",
-        '  echo "another run is under way here; end it first, with stop" >&2',
+        '  echo "another run is in progress here; end it first, with stop" >&2',
         "  exit 1",
         "fi",
         "mv lmsi/next.sh lmsi/run.sh",
@@ -65,13 +65,13 @@ def start_script(words: Sequence[str], max_restarts: int, stop_seconds: int) -> 
         END,
         "sudo systemctl daemon-reload",
         f"sudo systemctl enable --quiet {UNIT}",
-        f"sudo systemctl reset-failed {UNIT} 2> /dev/null || true",  # fails where none failed
+        f"sudo systemctl reset-failed {UNIT} 2> /dev/null || true",  # fails if none failed
         f"sudo systemctl start --no-block {UNIT}",
     )
 
 
 def _unit(max_restarts: int, stop_seconds: int) -> tuple[str, ...]:
-    """The lines of the unit's file; the worker's shell fills in its user."""
+    """Returns the lines of the unit file; the shell of the worker fills in the user."""
     return (
         "[Unit]",
         "Description=lmsi_jax",
@@ -83,8 +83,8 @@ def _unit(max_restarts: int, stop_seconds: int) -> tuple[str, ...]:
         "User=$(id -un)",
         "WorkingDirectory=$HOME/lmsi",
         "ExecStart=/bin/bash run.sh",
-        # 2 is a user's mistake, which the next attempt would find again; a worker whose partner is
-        # gone exits with 75.
+        # 2 is a mistake of the user, which another attempt would not cure; a worker that has lost
+        # another exits with 75.
         "Restart=on-failure",
         "RestartPreventExitStatus=2",
         "RestartSec=30",
@@ -95,7 +95,7 @@ def _unit(max_restarts: int, stop_seconds: int) -> tuple[str, ...]:
 
 
 def health_script() -> str:
-    """Prints a line for `states`."""
+    """Returns the script that prints a line for `states`."""
     return (
         f'echo "lmsi: $(systemctl show --property=ActiveState --value {UNIT})'
         ' $(test -e lmsi/done && echo done || echo open)"'
@@ -103,18 +103,18 @@ def health_script() -> str:
 
 
 def states(printed: str) -> list[tuple[str, bool]]:
-    """Reads what `health_script` printed on all workers: (the unit's state, whether it is done)."""
+    """Parses the output of `health_script` on all workers: (state of the unit, run has ended)."""
     lines = [line.split() for line in printed.splitlines() if line.startswith("lmsi: ")]
     return [(line[1], line[2:] == ["done"]) for line in lines if len(line) == 3]
 
 
 def stop_script() -> str:
-    """Ends the run with SIGTERM and waits for it: training saves its step."""
+    """Returns the script that ends the run with SIGTERM, so that training saves its step."""
     return f"sudo systemctl disable --now {UNIT}"
 
 
 def logs_script(lines: int, follow: bool) -> str:
-    """Prints what the run has said last, over all its attempts."""
+    """Returns the script that prints the last output of the run, over all attempts."""
     more = " --follow" if follow else ""
     return f"sudo journalctl --unit={UNIT} --no-pager --output=cat --lines={lines}{more}"
 

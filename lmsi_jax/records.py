@@ -5,13 +5,17 @@ written with each store, so that a change of shape is noticed instead of misread
 """
 
 import dataclasses
+import math
 from typing import Any, Literal, Self
 
-SCHEMA = 4
+SCHEMA = 5
 
 Kind = Literal["number", "choice", "yes_no", "nli", "span", "date", "list"]
 Format = Literal["few_shot_cot", "few_shot_direct", "zero_shot_cot", "zero_shot_direct"]
 Source = Literal["self_generated", "human"]
+End = Literal["end_token", "stop", "next_question", "limit"]
+"""Why a sample ended: at the model's end token or a chat template's, at a stop string that begins
+the next question, at another stop string, or because its tokens ran out."""
 
 KINDS: tuple[Kind, ...] = ("number", "choice", "yes_no", "nli", "span", "date", "list")
 FORMATS: tuple[Format, ...] = (
@@ -86,7 +90,7 @@ class Sample(_Record):
 
     `text` is what the model wrote after the prompt, cut before the stop string. `logprob` is the
     sum over its tokens of the model's log-probability at temperature 1 (nats), the end included.
-    `finished` is False when the token limit cut it. `logprobs` are those of its tokens, on request.
+    `end` says why it ended. `logprobs` are those of its tokens, on request.
     """
 
     uid: str
@@ -94,15 +98,55 @@ class Sample(_Record):
     text: str
     tokens: int
     logprob: float
-    finished: bool
+    end: End
     logprobs: tuple[float, ...] | None = None
 
+    @property
+    def finished(self) -> bool:
+        """False if the token limit cut it."""
+        return self.end != "limit"
+
+    @property
+    def concluded(self) -> bool:
+        """If the model came to the end of its solution: a blank line, say, may be in its middle."""
+        return self.end in ("end_token", "next_question")
+
     def to_json(self) -> dict[str, Any]:
-        """Returns a dictionary of plain JSON values; `logprobs` only if it was requested."""
+        """Returns a dictionary of plain JSON values; `logprobs` only if it was requested.
+
+        JSON has no infinity: a log-probability of minus infinity becomes None.
+
+        Raises:
+          ValueError: a log-probability is not a number, or plus infinity.
+        """
         row = super().to_json()
-        if row["logprobs"] is None:
+        row["logprob"] = _finite(self.logprob, self)
+        if self.logprobs is None:
             del row["logprobs"]
+        else:
+            row["logprobs"] = [_finite(value, self) for value in self.logprobs]
         return row
+
+    @classmethod
+    def from_json(cls, row: dict[str, Any]) -> Self:
+        """Builds the sample from `to_json`'s dictionary; raises what `_Record.from_json` raises."""
+        row = {**row, "logprob": _logprob(row["logprob"])} if "logprob" in row else row
+        if row.get("logprobs") is not None:
+            row = {**row, "logprobs": [_logprob(value) for value in row["logprobs"]]}
+        return super().from_json(row)
+
+
+def _finite(logprob: float, sample: Sample) -> float | None:
+    if math.isnan(logprob) or logprob == math.inf:
+        raise ValueError(
+            f"sample {sample.sample_index} of question {sample.uid!r} has the log-probability "
+            f"{logprob}"
+        )
+    return None if logprob == -math.inf else logprob
+
+
+def _logprob(value: float | None) -> float:
+    return -math.inf if value is None else value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

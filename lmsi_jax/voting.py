@@ -6,6 +6,7 @@ Adaptive-Consistency (Aggarwal et al. 2023): how many samples a question needs a
 """
 
 import collections
+import logging
 import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,13 +17,15 @@ from lmsi_jax import answers
 from lmsi_jax.config import Voting
 from lmsi_jax.records import Kind, Question, Sample, Vote
 
+_LOG = logging.getLogger(__name__)
+
 
 class Reading(NamedTuple):
     """A sample as the vote reads it.
 
     Attributes:
       key: canonical form of its answer; None if it has none and does not vote.
-      surface: the answer as the sample writes it.
+      surface: the answer in clean words that read back to the key, as it is taught.
       end: the solution is `text[:end]`, up to and with its answer sentence.
       marked: False if nothing says that this is the answer, as in "So she has 18 apples."
     """
@@ -52,7 +55,7 @@ class AnswerReader:
         options, kind = answers.options_of(question), question.kind
         readings = []
         for sample in samples:
-            name = (question.uid, sample.text, sample.finished and self._conclusions)
+            name = (question.uid, sample.text, sample.concluded and self._conclusions)
             if name not in self._readings:
                 self._readings[name] = _read(sample.text, kind, options, finished=name[-1])
             readings.append(self._readings[name])
@@ -77,10 +80,15 @@ def read_answers(
 
 
 def _read(text: str, kind: Kind, options: Sequence[str], finished: bool) -> Reading:
-    answer = answers.find(text, kind, options, finished=finished)
-    if answer is None or answer.key is None:
+    """Returns what a sample says; a defect of the reader costs this sample its vote, no more."""
+    try:
+        reading = answers.read(text, kind, options, finished=finished)
+        if reading.key is None:
+            return NO_ANSWER
+        return Reading(reading.key, reading.surface, reading.end, reading.marked)
+    except Exception:  # noqa: BLE001
+        _LOG.exception("a sample could not be read and does not vote: %r", text[:200])
         return NO_ANSWER
-    return Reading(answer.key, answer.answer, answer.end, answer.marked)
 
 
 def adaptive_stop(a: int, b: int, threshold: float = 0.95) -> bool:

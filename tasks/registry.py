@@ -102,7 +102,7 @@ def _add(seqio_task: str, task: Task, level: Level) -> None:
 
 
 def _dataset(task: Task, split: Split, level: Level, seed: int) -> Any:
-    """A tf.data.Dataset of the task's questions as texts; "answer" is "" where there is no gold."""
+    """Returns a tf.data.Dataset of the task's questions as texts; "answer" is "" without gold."""
     import tensorflow as tf
 
     def rows() -> Iterator[dict[str, str]]:

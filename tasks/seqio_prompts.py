@@ -22,7 +22,7 @@ from lmsi_jax.models.tokenizers import open_tokenizer
 from lmsi_jax.prompts import SEPARATOR, STOP_STRINGS, PromptStyle, build_prompt
 from lmsi_jax.prompts import new_tokens as limit_of
 from lmsi_jax.records import Example, Exemplar, Question, Sample
-from lmsi_jax.rollout.stops import first_stop
+from lmsi_jax.rollout.stops import end_at_stop, first_stop
 from lmsi_jax.runtime.files import embedded_path, read_json
 from lmsi_jax.runtime.store import ShardStore
 from lmsi_jax.tasks import registry
@@ -178,7 +178,8 @@ def _answer(text: Any, example: Mapping[str, Any], is_target: bool = False) -> Q
         row = {"uid": uid, "task": task, "text": question, "kind": kind, "gold": gold}
         return Question.from_json({**row, "also": also.splitlines()})
     stop = first_stop(text, STOP_STRINGS)
-    return Sample(uid=uid, sample_index=0, text=text[:stop], tokens=0, logprob=0.0, finished=True)
+    end = "end_token" if stop is None else end_at_stop(text[stop:], STOP_STRINGS)
+    return Sample(uid=uid, sample_index=0, text=text[:stop], tokens=0, logprob=0.0, end=end)
 
 
 def _text(value: Any) -> str:

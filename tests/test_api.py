@@ -24,7 +24,7 @@ def _samples(question: Question, *numbers: int) -> list[Sample]:
             text=f" It is {number}. The answer is {number}.",
             tokens=9,
             logprob=-1.0,
-            finished=True,
+            end="end_token",
         )
         for index, number in enumerate(numbers)
     ]

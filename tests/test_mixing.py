@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsi_jax import mixing, prompts, voting
+from lmsi_jax import answers, mixing, prompts, voting
 from lmsi_jax.config import Mixing
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import FORMATS, Exemplar, Question, Sample
@@ -19,7 +19,7 @@ QUESTION = Question(uid="q", task="sums", text="Q: What is 4 + 5?", kind="number
 
 def paths_of(*texts):
     return [
-        Sample(uid="q", sample_index=i, text=text, tokens=3, logprob=-1.0, finished=True)
+        Sample(uid="q", sample_index=i, text=text, tokens=3, logprob=-1.0, end="end_token")
         for i, text in enumerate(texts)
     ]
 
@@ -130,6 +130,61 @@ def test_the_answer_is_written_in_its_most_frequent_form():
 
     assert direct("9", "$9", "$9") == " The answer is $9."
     assert direct("9", "$9") == direct("$9", "9") == " The answer is $9."
+
+
+# Ways in which chat models write an answer, and values of each kind with the question's options.
+FORMS = (
+    "The answer is {}.",
+    "Thus the answer is $\\boxed{{{}}}$, since 3 < 4.",
+    "**Final Answer:** {}",
+    "### Answer\n{}",
+    "#### {}",
+    "<answer>{}</answer>",
+    '```json\n{{"reasoning": "none", "answer": "{}"}}\n```',
+    "The answer is **{}**, in total, as asked.",
+    "\\[\\boxed{{\\text{{{}}}}}\\]",
+    "So it must be {}",
+)
+OPTIONS = "(a) red (b) blue (c) green"
+VALUES = {
+    "number": ("18", "$1,234.50", "-7/2", "\\frac{3}{4}", "18** dollars", "3,5", "18%", "6 * 7"),
+    "choice": ("B", "(c)", "(b) blue", "red", "C. green", "the first"),
+    "yes_no": ("yes", "No", "most likely no", "True", "yes, because it is"),
+    "nli": ("entailment", "it is not possible to tell", "Contradiction", "no"),
+    "span": (
+        "Chicago Bears",
+        "Malcolm X",
+        "the `main` road",
+        "5 May 1999",
+        "red, {green} and blue",
+    ),
+    "date": ("July 28, 2001", "07/28/2001", "Saturday, 28 July"),
+    "list": ("3, 5 and 7", "red; blue", "[blue, red]"),
+}
+CASES = st.sampled_from(sorted(VALUES)).flatmap(
+    lambda kind: st.tuples(
+        st.just(kind),
+        st.lists(
+            st.tuples(st.sampled_from(FORMS), st.sampled_from(VALUES[kind])), min_size=1, max_size=4
+        ),
+    )
+)
+
+
+@given(CASES)
+def test_the_taught_answer_is_clean_and_reads_back_to_the_winner(case):
+    kind, drawn = case
+    options = f"\n{OPTIONS}" if kind in ("choice", "list") else ""
+    question = Question(uid="q", task="sums", text=f"Q: Which?{options}", kind=kind)
+    paths = paths_of(*(" We think.\n" + form.format(value) for form, value in drawn))
+    vote = voting.vote(question, paths)
+    for example in written(paths, question, formats=FORMATS):
+        read = answers.path_key(example.targets, kind, answers.options_of(question))
+        assert read == vote.winner, example.targets
+        if "direct" in example.format:
+            assert example.targets.startswith(" The answer is ") and example.targets.endswith(".")
+            assert not set("\\{}`<>\n") & set(example.targets) and "**" not in example.targets
+            assert example.targets.count("$") < 2
 
 
 def test_chosen_formats_come_in_the_chosen_order():

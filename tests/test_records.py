@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from typing import get_args
 
 import pytest
@@ -32,6 +33,43 @@ def test_a_record_comes_back_equal_from_a_line_of_json(record):
     line = json.dumps(record.to_json())
     assert "\n" not in line
     assert type(record).from_json(json.loads(line)) == record
+
+
+@pytest.mark.parametrize("logprobs", [None, (-0.5, -math.inf)])
+def test_an_impossible_token_never_puts_infinity_into_json(logprobs):
+    sample = records.Sample(
+        uid="q",
+        sample_index=0,
+        text="x",
+        tokens=2,
+        logprob=-math.inf,
+        end="stop",
+        logprobs=logprobs,
+    )
+    line = json.dumps(sample.to_json(), allow_nan=False)
+    assert records.Sample.from_json(json.loads(line)) == sample
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_log_probability_that_is_none_is_refused_by_name(value):
+    fields = {"uid": "q", "sample_index": 3, "text": "x", "tokens": 2, "end": "stop"}
+    for logprobs in ({"logprob": value}, {"logprob": -1.0, "logprobs": (-0.5, value)}):
+        sample = records.Sample(**fields, **logprobs)
+        with pytest.raises(ValueError, match=f"sample 3 of question 'q' .* {value}"):
+            sample.to_json()
+
+
+@pytest.mark.parametrize(
+    ("end", "finished", "concluded"),
+    [
+        *[("end_token", True, True), ("next_question", True, True)],
+        *[("stop", True, False), ("limit", False, False)],
+    ],
+)
+def test_only_an_end_token_or_a_next_question_ends_a_solution(end, finished, concluded):
+    sample = records.Sample(uid="q", sample_index=0, text="", tokens=1, logprob=0.0, end=end)
+    assert (sample.finished, sample.concluded) == (finished, concluded)
+    assert end in get_args(records.End)
 
 
 def test_unknown_and_missing_fields_are_named():

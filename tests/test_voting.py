@@ -21,7 +21,9 @@ QUESTION = Question(uid="q", task="sums", text="Q: 1 + 1?", kind="number", gold=
 
 def path(index, answer, logprob=-1.0):
     text = " no idea" if answer is None else f" So it goes. The answer is {answer}."
-    return Sample(uid="q", sample_index=index, text=text, tokens=5, logprob=logprob, finished=True)
+    return Sample(
+        uid="q", sample_index=index, text=text, tokens=5, logprob=logprob, end="end_token"
+    )
 
 
 def paths_of(*answers):
@@ -103,7 +105,7 @@ def test_the_vote_is_the_count_of_the_keys(paths):
 def test_paths_that_cannot_vote_are_refused():
     with pytest.raises(ValueError, match="has sample 0 twice"):
         voting.vote(QUESTION, [path(0, "1"), path(0, "2")])
-    foreign = Sample(uid="other", sample_index=0, text="", tokens=1, logprob=0.0, finished=True)
+    foreign = Sample(uid="other", sample_index=0, text="", tokens=1, logprob=0.0, end="end_token")
     with pytest.raises(ValueError, match="question 'other' cannot vote on 'q'"):
         voting.vote(QUESTION, [foreign])
     with pytest.raises(ValueError, match="no log-probability"):
@@ -333,12 +335,46 @@ def test_a_path_that_marks_no_answer_votes_only_where_conclusions_are_read():
     question = Question(uid="q", task="t", text="Q: How many?", kind="number")
     texts = (" The answer is 4.", " So she has 5 apples.", " So she has 5 apples.")
     samples = [
-        Sample(uid="q", sample_index=i, text=text, tokens=5, logprob=-1.0, finished=True)
+        Sample(uid="q", sample_index=i, text=text, tokens=5, logprob=-1.0, end="end_token")
         for i, text in enumerate(texts)
     ]
     assert voting.vote(question, samples).winner == "5"
     marked = voting.vote(question, samples, conclusions=False)
     assert (marked.winner, marked.keys, marked.parsed) == ("4", ("4", None, None), 1)
+
+
+@pytest.mark.parametrize("end", ["stop", "limit", "next_question", "end_token"])
+def test_a_path_concludes_only_at_an_end_token_or_a_next_question(end):
+    def one(text):
+        return Sample(uid="q", sample_index=0, text=text, tokens=5, logprob=-1.0, end=end)
+
+    concludes = end in ("end_token", "next_question")
+    assert voting.vote(QUESTION, [one(" So she has 5 apples.")]).parsed == concludes
+    assert voting.vote(QUESTION, [one(" So she has 5. The answer is 5.")]).winner == "5"
+
+
+def test_a_defect_of_the_reader_costs_one_sample(monkeypatch, caplog):
+    read = answers.read
+
+    def broken(text, *args, **options):
+        if "chalk" in text:
+            raise IndexError("a defect")
+        return read(text, *args, **options)
+
+    monkeypatch.setattr(answers, "read", broken)
+    vote = voting.vote(QUESTION, [path(0, "1"), path(1, "chalk"), path(2, "2"), path(3, "2")])
+    assert (vote.winner, vote.keys, vote.confidence) == ("2", ("1", None, "2", "2"), 0.5)
+    assert "could not be read" in caplog.text and "chalk" in caplog.text
+
+
+def test_what_is_taught_is_clean_where_the_path_is_not():
+    texts = (r"So $x = \boxed{18}$, since x < 20.", "The answer is **18** dollars.", "#### 18")
+    samples = [
+        Sample(uid="q", sample_index=i, text=text, tokens=5, logprob=-1.0, end="end_token")
+        for i, text in enumerate(texts)
+    ]
+    vote = voting.vote(QUESTION, samples)
+    assert vote.keys == ("18",) * 3 and vote.surfaces == ("18", "18 dollars", "18")
 
 
 # --- a scorer -------------------------------------------------------------------------------------
@@ -347,7 +383,7 @@ def test_a_path_that_marks_no_answer_votes_only_where_conclusions_are_read():
 def _ranked(texts, scores, **rule):
     question = Question(uid="q", task="t", text="Q: ?", kind="number")
     samples = [
-        Sample(uid="q", sample_index=i, text=text, tokens=3, logprob=-1.0 - i, finished=True)
+        Sample(uid="q", sample_index=i, text=text, tokens=3, logprob=-1.0 - i, end="end_token")
         for i, text in enumerate(texts)
     ]
     return voting.cast(question, samples, Voting(scorer="m:f", **rule), scores)

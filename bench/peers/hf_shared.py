@@ -16,12 +16,12 @@ from bench.workloads import Workload
 
 
 def _prompt_cache(model: Any, ids: Any) -> Any:
-    """The shared prompt's cache: ids [1, shared]."""
+    """Returns the cache of the shared prompt, ids [1, shared]."""
     return model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
 
 
 def _question_cache(model: Any, shared: Any, ids: Any, samples: int) -> Any:
-    """The cache of questions [n, question] after the shared prompt, once for each sample.
+    """Returns the cache of questions [n, question] after the shared prompt, once per sample.
 
     The last token of each is left to `generate`, which needs its logits.
     """

@@ -77,7 +77,7 @@ class Context:
 
 
 def draw(logits: np.ndarray, temperature: float, rng: np.random.Generator) -> np.ndarray:
-    """A token for each row of logits [n, V]."""
+    """Draws a token for each row of logits [n, V]."""
     scaled = logits * np.float32(1 / temperature)
     scaled -= scaled.max(axis=1, keepdims=True)
     np.exp(scaled, out=scaled)
@@ -118,7 +118,7 @@ def _sample(
 def _decode(
     context: Context, workload: Workload, rows: np.ndarray, parts: Sequence[range], seed: int
 ) -> list[int]:
-    """The whole workload, group by group; sequence 0 keeps the shared prompt."""
+    """Decodes the whole workload, group by group; sequence 0 keeps the shared prompt."""
     rng, got = np.random.default_rng(seed), []
     _prefill(context, rows[0, : workload.shared], 0, 0)
     for part in parts:

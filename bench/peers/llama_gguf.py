@@ -1,4 +1,4 @@
-"""The benchmark's model as a GGUF file for llama.cpp: random float32 weights, Llama's layout."""
+"""Writes the benchmark's model as a GGUF file for llama.cpp, with random float32 weights."""
 
 import pathlib
 
@@ -33,7 +33,7 @@ def write(path: pathlib.Path, context: int) -> None:
 
 
 def _tensors() -> dict[str, np.ndarray]:
-    """Every tensor under llama.cpp's name, [outputs, inputs]."""
+    """Returns all tensors by their names in llama.cpp, [outputs, inputs]."""
     rng, inner = np.random.default_rng(0), MODEL.heads * MODEL.head_dim
 
     def matrix(outputs: int, inputs: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The benchmark's model as a `LlamaForCausalLM`, and what all its uses share."""
+"""Builds the benchmark's model as a `LlamaForCausalLM`, with the parts shared by its uses."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ Decode = Callable[[Any, Sequence[int]], list[int]]
 
 
 def load(model: Model, positions: int) -> Any:
-    """Random weights of a shape, in its type, on the accelerator where PyTorch sees one.
+    """Returns a model with random weights, on the accelerator if PyTorch has one.
 
     Args:
       model: the shape.
@@ -46,21 +46,20 @@ def load(model: Model, positions: int) -> Any:
 
 
 def device() -> str:
-    """PyTorch's accelerator, or "cpu"."""
+    """Returns PyTorch's accelerator, or "cpu"."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _ending(prompt: int, lengths: Sequence[int]) -> Callable[..., Any]:
-    """A stopping criterion that tells for each row whether it has its tokens."""
+    """Returns a stopping criterion that ends each row at its length."""
     import torch
 
-    wanted = torch.tensor(list(lengths), device=device())
+    targets = torch.tensor(list(lengths), device=device())
 
     def ended(input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        """[rows]: True where nothing more is needed."""
-        return input_ids.shape[1] - prompt >= wanted
+        return input_ids.shape[1] - prompt >= targets
 
     return ended
 
@@ -90,7 +89,7 @@ def ready(
     begin: Callable[[Any, Any], Decode],
     note: str,
 ) -> Ready:
-    """What both ways to use `generate` have in common.
+    """Returns the measured system for either way to use `generate`.
 
     Args:
       workload: what is decoded.

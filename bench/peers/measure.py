@@ -1,4 +1,4 @@
-"""How every system is measured: the same command line, clocks and JSON."""
+"""Measures a decoding system: command line, clocks and JSON shared by all systems."""
 
 import argparse
 import dataclasses
@@ -23,7 +23,7 @@ class Skipped(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Described:
-    """What a system tells of itself.
+    """The description of a system.
 
     Attributes:
       packages: distributions whose versions are reported.
@@ -73,7 +73,7 @@ def require_shape(workload: Workload, model: Model) -> None:
 
 
 def groups(workload: Workload, size: int) -> list[range]:
-    """The questions in groups that are decoded at once.
+    """Splits the questions into groups that are decoded at once.
 
     Size 0 means all where every path has the same length, one by one where they differ: a loop that
     runs until its last path has ended wastes the least that way.
@@ -89,32 +89,32 @@ Prepare = Callable[[Workload, argparse.Namespace], Ready]
 def basic_parser(
     description: str | None, workloads: Iterable[str], repeats: int = 3
 ) -> argparse.ArgumentParser:
-    """The flags that all systems have; the first workload is the default."""
-    made = argparse.ArgumentParser(
+    """Returns a parser of the flags of all systems; the first workload is the default."""
+    parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = list(workloads)
-    made.add_argument("--workload", choices=names, default=names[0])
-    made.add_argument("--repeats", type=int, default=repeats, help="measured runs, at most")
-    made.add_argument(
+    parser.add_argument("--workload", choices=names, default=names[0])
+    parser.add_argument("--repeats", type=int, default=repeats, help="measured runs, at most")
+    parser.add_argument(
         "--budget",
         type=float,
         default=float("inf"),
         help="seconds after which no further repeat is started (one is always measured)",
     )
-    return made
+    return parser
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The flags of a system that decodes."""
-    made = basic_parser(description, WORKLOADS)
-    made.add_argument(
+    """Returns the parser of the flags of a decoding system."""
+    flags = basic_parser(description, WORKLOADS)
+    flags.add_argument(
         "--group",
         type=int,
         default=0,
         help="questions decoded at once; 0 chooses (see bench.peers.measure.groups)",
     )
-    return made
+    return flags
 
 
 def main(system: str, prepare: Prepare, flags: argparse.ArgumentParser) -> None:
@@ -168,7 +168,7 @@ def clocked(
 
 
 def rates(tokens: int, wall: Sequence[float], cpu: Sequence[float]) -> dict[str, object]:
-    """The figures of runs of so many tokens each."""
+    """Returns the rates of runs of `tokens` tokens each."""
     seconds = statistics.median(wall)
     return {
         "seconds": {"median": seconds, "min": min(wall), "repeats": len(wall)},
@@ -179,7 +179,7 @@ def rates(tokens: int, wall: Sequence[float], cpu: Sequence[float]) -> dict[str,
 
 
 def surroundings(ready: Described) -> dict[str, object]:
-    """Memory of this process until now, versions, settings and notes."""
+    """Returns the peak memory of this process, versions, settings and notes."""
     peaks = [resource.getrusage(w).ru_maxrss for w in _PROCESSES]
     return {
         "peak_memory_bytes": max(peaks) * (1 if sys.platform == "darwin" else 1024),
@@ -193,7 +193,7 @@ _PROCESSES = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 
 
 def _cpu_seconds() -> float:
-    """CPU time of all threads of this process and of its finished children."""
+    """Returns the CPU time of all threads of this process and of its finished children."""
     used = [resource.getrusage(who) for who in _PROCESSES]
     return sum(u.ru_utime + u.ru_stime for u in used)
 

@@ -1,4 +1,4 @@
-"""How every system's training is measured: the same command line, batches, clocks and JSON."""
+"""Measures a training system: command line, batches, clocks and JSON shared by all."""
 
 import argparse
 import dataclasses
@@ -32,7 +32,7 @@ Prepare = Callable[[Steps, argparse.Namespace], Ready]
 
 
 def parser(description: str | None, microbatches: int) -> argparse.ArgumentParser:
-    """The flags that all systems have; `microbatches` is this system's default."""
+    """Returns the parser of all systems' flags; `microbatches` is the default of this one."""
     made = basic_parser(description, STEPS, repeats=5)
     made.add_argument(
         "--microbatches",
@@ -45,7 +45,7 @@ def parser(description: str | None, microbatches: int) -> argparse.ArgumentParse
 
 
 def microbatches(steps: Steps, options: argparse.Namespace) -> int:
-    """The wanted number of microbatches, or one per row where there are fewer rows.
+    """Returns the number of microbatches, at most one per row.
 
     Raises:
       SystemExit: it does not divide the rows.

@@ -73,7 +73,7 @@ def _trainer(steps: Steps, parts: int) -> Any:
 
 
 def _inputs(tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """What tunix's loss takes: nothing is padding, attention is causal."""
+    """Returns the inputs of tunix's loss: no padding, causal attention."""
     rows, length = tokens.shape
     causal = np.tril(np.ones((length, length), bool))
     return {

@@ -18,6 +18,7 @@ nothing. The rule that chooses, the first line that gives a value:
    attempted to answer.
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -106,12 +107,11 @@ def read(text: str, kind: Kind, options: Sequence[str] = (), *, finished: bool =
       text: what the model wrote after the prompt.
       kind: what the question asks for.
       options: texts of the question's options (a), (b), ..., for a choice.
-      finished: False if the token limit cut the text, which then concludes nothing.
+      finished: False if the token limit or a stop string cut the text, which then concludes
+        nothing.
     """
-    if usual := _usual(text, kind, options):
-        return Reading(kind, options, usual, (usual,))
     candidates: list[Candidate] = []
-    chosen = _choose(text, kind, options, finished, candidates)
+    chosen = _answer(text, kind, options, finished, candidates)
     return Reading(kind, options, chosen, tuple(candidates))
 
 
@@ -122,7 +122,7 @@ def find(
 
     Its key is None if the text tries to answer and what it says has no key.
     """
-    chosen = _usual(text, kind, options) or _choose(text, kind, options, finished)
+    chosen = _answer(text, kind, options, finished)
     if chosen is None:
         return None
     return Found(chosen.text, chosen.key, chosen.end, chosen.strength != Strength.CONCLUSION)
@@ -130,7 +130,7 @@ def find(
 
 def extract(text: str, kind: Kind, options: Sequence[str] = ()) -> str | None:
     """Return the final answer of the first solution in a text as written; None without one."""
-    chosen = _choose(text, kind, options, True)
+    chosen = _answer(text, kind, options, True)
     return chosen.text if chosen else None
 
 
@@ -138,18 +138,20 @@ def path_key(
     text: str, kind: Kind, options: Sequence[str] = (), *, finished: bool = True
 ) -> str | None:
     """Return the key of the final answer of the first solution in a text; None without one."""
-    chosen = _usual(text, kind, options) or _choose(text, kind, options, finished)
+    chosen = _answer(text, kind, options, finished)
     return chosen.key if chosen else None
 
 
-def explain(text: str, kind: Kind, options: Sequence[str] = ()) -> list[tuple[str, ...]]:
-    """Return a table of all candidates in a text, its head first.
+def explain(
+    text: str, kind: Kind, options: Sequence[str] = (), *, finished: bool = True
+) -> list[tuple[str, ...]]:
+    """Return a table of all candidates in a text, its head first; arguments as of `read`.
 
     A row has the candidate's mark, strength, place, answer as written, key ("-" without one) and
     verdict: "chosen", "value", "attempt" or "remark".
     """
     reader = _Reader(text, kind, options, [])
-    chosen = reader.choose(finished=True)
+    chosen = reader.choose(finished)
     reader.read_all()
     rows: list[tuple[str, ...]] = [("mark", "strength", "place", "answer", "key", "verdict")]
     for candidate in sorted(set(reader.candidates), key=lambda row: (row.place, row.mark)):
@@ -255,6 +257,30 @@ def _behind_closing(text: str, end: int, stop: int) -> int:
     return end
 
 
+def _answer(
+    text: str,
+    kind: Kind,
+    options: Sequence[str],
+    finished: bool,
+    candidates: list[Candidate] | None = None,
+) -> Candidate | None:
+    """Return the final answer of a text; `candidates` gets all that were read.
+
+    A defect of a reader costs this text, not the run that reads it.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown answer kind {kind!r}; the kinds are {', '.join(KINDS)}")
+    try:
+        usual = _usual(text, kind, options)
+        if usual is None:
+            return _choose(text, kind, options, finished, candidates)
+    except Exception:  # noqa: BLE001
+        return None
+    if candidates is not None:
+        candidates.append(usual)
+    return usual
+
+
 def _choose(
     text: str,
     kind: Kind,
@@ -262,17 +288,9 @@ def _choose(
     finished: bool,
     candidates: list[Candidate] | None = None,
 ) -> Candidate | None:
-    """Return the final answer by the rule; `candidates` gets all that were read.
-
-    A defect of a reader costs this text, not the run that reads it.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"unknown answer kind {kind!r}; the kinds are {', '.join(KINDS)}")
-    try:
-        reader = _Reader(text, kind, options, [] if candidates is None else candidates)
-        return reader.choose(finished)
-    except Exception:  # noqa: BLE001
-        return None
+    """Return the final answer of a text by the rule; `candidates` gets all that were read."""
+    reader = _Reader(text, kind, options, [] if candidates is None else candidates)
+    return reader.choose(finished)
 
 
 class _Reader:
@@ -619,6 +637,11 @@ def surface(answer: str, kind: Kind, found_key: str, options: Sequence[str] = ()
     That is the answer as written if it is clean, else without its typesetting, else without what
     follows its first clause, else its key in words.
     """
+    return _surface(answer, kind, found_key, tuple(options))
+
+
+@functools.lru_cache(maxsize=4096)  # a question's samples write few different answers
+def _surface(answer: str, kind: Kind, found_key: str, options: tuple[str, ...]) -> str:
     unset = plain(answer).strip(" *_\"'`:;,.-")
     clause = _CLAUSE.split(unset, maxsplit=1)[0].strip(" *_\"'`$:;,.-{}\\")
     for words in (answer.strip(), unset, clause):

@@ -92,7 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     lines = ["Improve a language model's reasoning with its own samples, without labels.", ""]
     for title, commands in _groups().items():
         lines.append(f"{title}:")
-        lines += [f"  {name:<11}{text}" for name, text in commands.items()]
+        lines += [f"  {name:<16}{text}" for name, text in commands.items()]
         lines.append("")
     parser = _Parser(
         prog="lmsi",

@@ -1,4 +1,4 @@
-"""Define the commands that are no stage of a run: import-hf, export-hf, aot and study.
+"""Define the commands that are no stage of a run: import-hf, export-hf, aot, study and others.
 
 This module is imported for `lmsi --help`, so whatever is heavy is imported when a command runs.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.records import KINDS
 
 if TYPE_CHECKING:
     from lmsi_jax.config import Run
@@ -52,11 +53,16 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _import_hf(args: argparse.Namespace, load: Load) -> None:
-    from lmsi_jax.interop.hf_weights import import_model
+    from lmsi_jax.interop.hf_weights import has_chat_template, import_model
 
     config = import_model(args.source, args.out, args.dtype)
     print(f"{config.parameter_count:,} parameters in {args.out}")
     print(f"next: lmsi run CONFIG --gin_file={args.out / 'model.gin'}")
+    if has_chat_template(args.source):
+        print(
+            "an instruct model's solutions have blank lines; if it is one, add\n"
+            r"""  --gin.Sampling.stop="('\nQ:', '\nPremise:')" """.rstrip()
+        )
 
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -249,6 +255,31 @@ def _clear_compiled_programs() -> None:
         jax.clear_caches()
 
 
+# --- explain-answer -------------------------------------------------------------------------------
+
+
+def _add_explain_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="file with the text; - for standard input")
+    parser.add_argument("--kind", required=True, choices=KINDS, help="what the question asks for")
+    parser.add_argument(
+        "--options",
+        metavar="TEXT",
+        default="",
+        help="the question's options, such as '(a) ice (b) a nail'",
+    )
+    parser.add_argument(
+        "--cut",
+        action="store_true",
+        help="the token limit or a stop string cut the text, which then concludes nothing",
+    )
+
+
+def _explain_answer(args: argparse.Namespace, load: Load) -> None:
+    from lmsi_jax.cli.explain_answer import explain_answer
+
+    print(explain_answer(args.file, args.kind, args.options, not args.cut))
+
+
 COMMANDS: dict[str, Command] = {
     "import-hf": Command(
         "convert a Hugging Face model to a checkpoint and model.gin",
@@ -265,18 +296,25 @@ COMMANDS: dict[str, Command] = {
         _export_hf,
     ),
     "aot": Command(
-        "compile a run for a TPU topology, without a TPU: memory, FLOPs, time",
+        "compile a run ahead for a TPU topology: memory, FLOPs, time",
         "pod_palm_62b --topology=v5p:4x4x4 --what=train --json=palm_62b.json",
         "runs",
         _add_aot_arguments,
         _compile_ahead,
     ),
     "study": Command(
-        "run variants of a run with several seeds; print a table, draw a plot",
+        "run variants of a run with several seeds: table and plot",
         "formats",
         "studies",
         _add_study_arguments,
         _study,
+    ),
+    "explain-answer": Command(
+        "show how the answer of a text is read: candidates and choice",
+        "sample.txt --kind=number",
+        "",
+        _add_explain_arguments,
+        _explain_answer,
     ),
 }
 """All commands of this module by name."""

@@ -38,7 +38,9 @@ class Sampling:
     max_new_tokens: Annotated[int, at_least(1, unit="tokens")] = 256
     """A path is cut here, and marked unfinished."""
     stop: tuple[str, ...] = STOP_STRINGS
-    """A path ends before the first of these strings; () ends paths at the end token alone."""
+    """A path ends before the first of these strings; () ends paths at the end token alone. The
+    default suits base models; the solutions of instruct models have blank lines, so leave out
+    '\\n\\n' for them (docs/models.md)."""
     token_logprobs: bool = False
     """Store the log-probability of each token of a path."""
     adaptive_consistency: Annotated[float | None, _STOPPING_PROBABILITY] = None

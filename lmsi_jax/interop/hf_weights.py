@@ -33,7 +33,13 @@ from etils import epath
 from lmsi_jax.config import MATRICES, ModelConfig
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.hf_config import hf_config, model_config
-from lmsi_jax.models.tokenizers import SENTENCEPIECE, TOKENIZER_JSON, FileTokenizer, open_tokenizer
+from lmsi_jax.models.tokenizers import (
+    SENTENCEPIECE,
+    TOKENIZER_JSON,
+    FileTokenizer,
+    adjacent_settings,
+    open_tokenizer,
+)
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.runtime.files import new_folder, read_json, write_json
 from lmsi_jax.training import streaming
@@ -312,6 +318,12 @@ TOKENIZER_FILES = (
 )
 # Computed when needed; older files store it.
 _DERIVED = ("rotary_emb.inv_freq",)
+
+
+def has_chat_template(source: Path) -> bool:
+    """Returns True if the folder of a downloaded model has a template for chats."""
+    settings = adjacent_settings(epath.Path(source) / TOKENIZER_JSON)
+    return (source / "chat_template.jinja").exists() or "chat_template" in settings
 
 
 def import_model(source: Path, out: Path, dtype: Dtype = "keep") -> ModelConfig:

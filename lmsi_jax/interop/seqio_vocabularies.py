@@ -91,7 +91,7 @@ class Pieces(seqio.SentencePieceVocabulary):
 
 
 class Tokens(seqio.Vocabulary):
-    """A SeqIO vocabulary of any tokenizer of ours.
+    """A SeqIO vocabulary of any tokenizer of `models.tokenizers`.
 
     Args:
       tokenizer: encodes and decodes.

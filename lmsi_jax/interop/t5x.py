@@ -2,7 +2,7 @@
 
     python -m lmsi_jax.interop.t5x train --gin_file=...    # runs T5X's own t5x/train.py
 
-The command (train, infer or eval) finds our packaged gin files on its search path, and stand-ins
+The command (train, infer or eval) finds our packaged gin files on its search path, and substitutes
 replace two packages that T5X imports but that neither training nor decoding needs.
 
 `T5XDecoder` has the signature that T5X's `DecoderOnlyModel` calls and the parameter tree of
@@ -194,7 +194,7 @@ def _fails(name: str) -> bool:
 
 
 def missing() -> str | None:
-    """Installs the stand-ins; returns the reason why T5X cannot be imported, or None."""
+    """Installs the substitutes; returns the reason why T5X cannot be imported, or None."""
     for name in ("t5x", "tensorboard"):  # T5X needs tensorboard and does not declare it
         if importlib.util.find_spec(name) is None:
             return f"{name} is not installed; pip install -e '.[t5x]' in the checkout"
@@ -203,7 +203,7 @@ def missing() -> str | None:
 
 
 def install() -> None:
-    """Puts stand-ins into `sys.modules` for the packages that cannot be imported."""
+    """Puts substitutes into `sys.modules` for the packages that cannot be imported."""
     # airio is on GitHub alone; T5X checks arguments against its classes.
     if _fails("airio.core"):
         names = ("DatasetProviderBase", "Task", "Mixture", "AirIODatasetIterator")

@@ -21,6 +21,7 @@ A task's shards are called by its name; with generated prompts there is a job fo
 import dataclasses
 import io
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from etils import epath
@@ -237,7 +238,8 @@ def fill_shards(
       (uid, its samples), as questions are completed.
 
     Raises:
-      LmsiError: the disk is full or the folder cannot be written; what was written stays.
+      LmsiError: the disk is full or the folder cannot be written, or the model's probabilities are
+        not numbers; what was written stays.
     """
     if not shards:
         return
@@ -252,6 +254,12 @@ def fill_shards(
         shard, uid = home[response.number], requests[response.number].uid
         by_uid = pending[shard.name]
         by_uid[uid] = response.samples
+        if any(math.isnan(sample.logprob) for sample in response.samples):
+            raise LmsiError(
+                f"the model gives a sample of question {uid!r} a log-probability that is not a "
+                "number: its weights are damaged, or too large for their type. Import or train it "
+                "anew, or set Decoding.dtype = 'float32'"
+            )
         if len(by_uid) == len(shard.requests):
             if store is not None:
                 samples = (sample for request in shard.requests for sample in by_uid[request.uid])

@@ -317,7 +317,7 @@ class DecodeLoop:
             text=ending.text,
             tokens=ending.used,
             logprob=round(float(logprobs.sum()), 4),
-            finished=ending.finished,
+            end=ending.end,
             logprobs=tuple(logprobs.round(6).tolist()) if self._sampling.token_logprobs else None,
         )
 

@@ -1,17 +1,25 @@
-"""The end of a sample: an end token, the first stop string, or the limit. Plain Python.
+"""Find the end of a sample: an end token, the first stop string, or the limit. Plain Python.
 
 Stop strings are searched in the text, not in the tokens: a tokenizer may write one string in many
 ways, and a stop string may begin in the middle of a token.
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 from lmsi_jax.models.tokenizers import Tokenizer
+from lmsi_jax.records import End
 
 # A stop string of these alone may be part of a number: "3.5", "1,200".
 _IN_NUMBERS = frozenset(".,")
 _REPLACEMENT = "\ufffd"  # the text of a part of a character
+_END_TOKEN = re.compile(r"\s*<(?:/s|eos|end_of_turn|[|｜][^<>\s]{1,40}[|｜])>\s*")
+# "\nQ:", "\n### Question", "Premise:": a line or a colon tells them from the mere word.
+_NEXT_QUESTION = re.compile(
+    r"(?=[^:]*[:\n])\W*(?:q|question|problem|premise|passage|exercise|user|human|instruction)\b",
+    re.IGNORECASE,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +30,28 @@ class Ending:
       text: the text before the stop.
       used: tokens that the sample took, including the end token or the stop string (and the token
         that shows that a full stop behind a digit is not part of a number).
-      finished: False if the limit cut it.
+      end: why it ended.
     """
 
     text: str
     used: int
-    finished: bool
+    end: End
+
+
+def end_at_stop(rest: str, stops: Sequence[str]) -> End:
+    """Returns why a sample ended that a stop string cut.
+
+    The model has come to the end of its solution if it began the next question, or wrote the end
+    token of a chat template. Any other string, such as a blank line, may be in the middle of one.
+
+    Args:
+      rest: the text from the stop string on.
+      stops: all stop strings; of those that begin `rest`, one that ends a solution decides.
+    """
+    begun = [stop for stop in stops if rest.startswith(stop)]
+    if any(map(_END_TOKEN.fullmatch, begun)):
+        return "end_token"
+    return "next_question" if any(map(_NEXT_QUESTION.match, begun)) else "stop"
 
 
 def first_stop(text: str, stops: Sequence[str], closed: bool = True) -> int | None:
@@ -111,7 +135,8 @@ class Stops:
         if not closed:
             return None
         ended = ended and len(tokens) < limit
-        return Ending(self._tokenizer.decode(tokens), len(tokens) + ended, ended)
+        end_of_text: End = "end_token" if ended else "limit"
+        return Ending(self._tokenizer.decode(tokens), len(tokens) + ended, end_of_text)
 
     def _may_stop(self, tokens: Sequence[int], recent: Sequence[int], new: int) -> bool:
         if not (self._always or any(token in self._triggers for token in recent)):
@@ -132,7 +157,9 @@ class Stops:
                 most = middle
             else:
                 fewest = middle + 1
-        return Ending(text[:start], most, True)
+        # No further tokens: how many more have been drawn must not matter.
+        rest = self._tokenizer.decode(tokens[:most])[start:]
+        return Ending(text[:start], most, end_at_stop(rest, self._strings))
 
     def _has_stop(self, tokens: Sequence[int]) -> bool:
         return first_stop(self._tokenizer.decode(tokens), self._strings, False) is not None

@@ -36,7 +36,7 @@ def _accuracy_of_the_vote(name):
     for question, own in texts.items():
         samples = [
             Sample(
-                uid=question.uid, sample_index=k, text=text, tokens=1, logprob=-1.0, finished=True
+                uid=question.uid, sample_index=k, text=text, tokens=1, logprob=-1.0, end="end_token"
             )
             for k, text in enumerate(own)
         ]

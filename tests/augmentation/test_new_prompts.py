@@ -14,7 +14,7 @@ ONE = Exemplar(question="Q: ?", reasoning="So.", answer="1")
 
 
 def _path(text):
-    return Sample(uid="q", sample_index=0, text=text, tokens=3, logprob=-1.0, finished=True)
+    return Sample(uid="q", sample_index=0, text=text, tokens=3, logprob=-1.0, end="end_token")
 
 
 def _made(count, shots):

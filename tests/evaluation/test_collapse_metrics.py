@@ -41,7 +41,7 @@ def _round(seed, questions=12, m=8, gold=True):
 
 def _path(uid, index, text, tokens=3):
     return Sample(
-        uid=uid, sample_index=index, text=text, tokens=tokens, logprob=-1.0, finished=True
+        uid=uid, sample_index=index, text=text, tokens=tokens, logprob=-1.0, end="end_token"
     )
 
 

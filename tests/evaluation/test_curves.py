@@ -25,7 +25,7 @@ def _paths(rows):
             text="no" if answer is None else f"The answer is {answer}.",
             tokens=4,
             logprob=logprob,
-            finished=True,
+            end="end_token",
         )
         for i, (answer, logprob) in enumerate(rows)
     ]

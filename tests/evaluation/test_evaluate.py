@@ -24,7 +24,7 @@ def _path(uid, index, answer):
         text=text,
         tokens=index + 2,
         logprob=-float(index),
-        finished=True,
+        end="end_token",
     )
 
 
@@ -85,5 +85,5 @@ def test_one_path_has_no_confidence_and_unparsed_is_wrong():
 )
 def test_each_kind_is_compared_by_its_key(kind, gold, text, right):
     question = Question(uid="q", task="t", text="Q: ?", kind=kind, gold=gold)
-    sample = Sample(uid="q", sample_index=0, text=text, tokens=4, logprob=-1.0, finished=True)
+    sample = Sample(uid="q", sample_index=0, text=text, tokens=4, logprob=-1.0, end="end_token")
     assert score([question], {"q": [sample]}, "standard", 0.0).correct == (right,)

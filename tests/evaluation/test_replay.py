@@ -20,7 +20,7 @@ def _question(number, gold="2"):
 def _sample(uid, index, answer):
     text = "I do not know" if answer is None else f"so. The answer is {answer}."
     return Sample(
-        uid=uid, sample_index=index, text=text, tokens=3, logprob=-1.0 * index, finished=True
+        uid=uid, sample_index=index, text=text, tokens=3, logprob=-1.0 * index, end="end_token"
     )
 
 

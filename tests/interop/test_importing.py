@@ -161,12 +161,25 @@ def test_bfloat16_is_kept_or_cast_and_read_as_float32(tmp_path, dtype):
         assert hub.tensors(tmp_path / "back") == hub.tensors(tmp_path / "hub")
 
 
+@pytest.mark.parametrize("chat", ["no", "in the settings", "in a file"])
+def test_the_stop_strings_of_instruct_models_are_named_at_import(source, capsys, chat):
+    if chat == "in the settings":
+        _change(source, "tokenizer_config.json", chat_template="{{ messages }}")
+    elif chat == "in a file":
+        (source / "chat_template.jinja").write_text("{{ messages }}")
+    assert main(["import-hf", str(source), str(source.parent / "out")]) == 0
+    flag = r"""--gin.Sampling.stop="('\nQ:', '\nPremise:')" """.strip()
+    assert (flag in capsys.readouterr().out) == (chat != "no")
+
+
 def test_an_imported_model_judges_paths_as_transformers_computes_it(tmp_path):
     model = hub.make("llama", tmp_path / "hub")
     config = import_model(tmp_path / "hub", tmp_path / "out")
     assert ModelConfig.from_json(read_json(tmp_path / "out" / "model.json")) == config
     question = Question(uid="q", task="t", text="Q: 3 + 4?", kind="number")
-    sample = Sample(uid="q", sample_index=0, text="It is 7.", tokens=4, logprob=-1.0, finished=True)
+    sample = Sample(
+        uid="q", sample_index=0, text="It is 7.", tokens=4, logprob=-1.0, end="end_token"
+    )
     shape = Training(
         microbatches=1, sequences_per_prefix=1, sequence_length=128, max_prefix_length=0
     )

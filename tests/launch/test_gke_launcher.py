@@ -379,7 +379,7 @@ def test_the_dimensions_are_the_accelerators(accelerator):
         (["--bucket=gs://b"], "a bucket's name, without gs://"),
         (["--chips_per_host=3"], "the 16 chips of 4x4 are no multiple of it"),
         (["--max_restarts=-1"], "are at least 0"),
-        (["--xpk"], "--xpk wants --cluster"),
+        (["--xpk"], "--xpk needs --cluster"),
         (["--xpk", *_CLUSTER, "--bucket=b-1"], "storage and capacity are the cluster's"),
         (["--cluster=c"], "--cluster is for --xpk"),
         (["--accelerator=v5e"], "invalid choice: 'v5e'"),

@@ -59,7 +59,7 @@ def test_what_stands_behind_the_first_two_dashes_is_lmsis():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), 'write lmsi\'s arguments behind "--"'),
+        ((), 'write lmsi\'s arguments after "--"'),
         (("lmsi", "run"), "without the word lmsi"),
         (("run", "--process_count=2"), "leave --process_count=2 out"),
         (("run", "--coordinator_address", "x"), "leave --coordinator_address out"),

@@ -28,7 +28,7 @@ from launch import local
 from launch.commands import Command
 local._FOLLOW = 0.2
 made = [Command(argv=(sys.executable, "-uc", text), why="") for text in sys.argv[2:]]
-sys.exit(local.together(made, float(sys.argv[1])))
+sys.exit(local.run_together(made, float(sys.argv[1])))
 """
 
 
@@ -106,7 +106,7 @@ def test_the_dry_run_prints_what_would_run(capsys):
 
 def test_what_runs_is_what_the_dry_run_prints(monkeypatch):
     ran = []
-    monkeypatch.setattr(local, "together", lambda made, grace: ran.extend(made) or 0)
+    monkeypatch.setattr(local, "run_together", lambda made, grace: ran.extend(made) or 0)
     assert local.main([*_ARGV, *_WORDS]) == 0
     assert local._shown(ran) == _DRY
 

@@ -29,10 +29,10 @@ _SSH = f"gcloud compute tpus tpu-vm ssh gemma {_PLACE} --worker"
 _ALL = f"{_SSH}=all --ssh-flag=-oServerAliveInterval=30"
 
 _DRY = f"""\
-# again and again: is it ACTIVE, or was it taken away (SUSPENDED)?
+# repeatedly: is it ACTIVE, or was it preempted (SUSPENDED)?
 gcloud compute tpus queued-resources list \
 '--format=csv[no-heading](name.basename(),state.state)' {_PLACE}
-# where there is none: ask for the pod
+# if there is none: request the pod
 gcloud compute tpus queued-resources create gemma --node-id=gemma \
 --accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --spot {_PLACE}
 # then: install the package on every worker
@@ -51,7 +51,7 @@ venv/bin/lmsi run quickstart {_OUT} --coordinator_address=auto && touch done
 LMSI_END
 if systemctl is-active --quiet lmsi; then
   cmp -s lmsi/next.sh lmsi/run.sh && exit 0
-  echo "another run is under way here; end it first, with stop" >&2
+  echo "another run is in progress here; end it first, with stop" >&2
   exit 1
 fi
 mv lmsi/next.sh lmsi/run.sh
@@ -78,10 +78,10 @@ sudo systemctl daemon-reload
 sudo systemctl enable --quiet lmsi
 sudo systemctl reset-failed lmsi 2> /dev/null || true
 sudo systemctl start --no-block lmsi'
-# again and again: has the run ended?
+# repeatedly: has the run ended?
 {_ALL} '--command=echo "lmsi: $(systemctl show --property=ActiveState --value lmsi) \
 $(test -e lmsi/done && echo done || echo open)"'
-# where it is to end, or was taken away: delete it
+# at the end, or after a preemption: delete it
 gcloud compute tpus queued-resources delete gemma --force {_PLACE}
 """
 
@@ -98,13 +98,14 @@ def test_the_dry_run_prints_every_command(capsys):
 def test_the_dry_runs_of_the_other_subcommands(capsys):
     logs = [*_NAMES, "--dry_run", "--worker=3", "--lines=5", "--follow"]
     assert _printed(capsys, "logs", *logs) == (
-        f"# what the run says\n{_ALL.replace('=all', '=3')} '--command=sudo journalctl --unit=lmsi "
+        f"# the output of the run\n{_ALL.replace('=all', '=3')} "
+        "'--command=sudo journalctl --unit=lmsi "
         "--no-pager --output=cat --lines=5 --follow'\n"
     )
-    stop = f"# end the run; it can be taken up again\n{_ALL} '--command=sudo systemctl disable "
+    stop = f"# end the run; it can be resumed\n{_ALL} '--command=sudo systemctl disable "
     stop += "--now lmsi'\n"
     assert _printed(capsys, "stop", *_NAMES, "--dry_run") == stop
-    delete = _DRY.partition("# where it is to end")[1:]
+    delete = _DRY.partition("# at the end, or")[1:]
     assert _printed(capsys, "down", *_NAMES, "--dry_run") == stop + "".join(delete)
     status = _printed(capsys, "status", *_NAMES, "--dry_run")
     assert status.count("\ngcloud ") == 2 and status.count("has the run ended?") == 1
@@ -242,7 +243,7 @@ def test_a_run_under_way_is_left_alone_and_another_one_is_refused(tmp_path):
     assert begun.endswith("systemctl start --no-block lmsi\n")
     assert start(["run", "a"], active=0).returncode == 0
     other = start(["run", "b"], active=0)
-    assert other.returncode == 1 and "another run is under way" in other.stderr
+    assert other.returncode == 1 and "another run is in progress" in other.stderr
     assert (tmp_path / "sudo.log").read_text() == begun
 
 
@@ -314,7 +315,7 @@ def test_a_run_wants_a_folder_that_all_workers_see():
         tpu_vm.main([*_RUN, "--", "run", "quickstart", "--gin.Run.output_dir=runs/x"])
     with pytest.raises(LmsiError, match="stop takes no arguments of lmsi's"):
         tpu_vm.main(["stop", *_NAMES, "--", "run", "quickstart"])
-    with pytest.raises(LmsiError, match="wants --accelerator_type"):
+    with pytest.raises(LmsiError, match="needs --accelerator_type"):
         tpu_vm.main(["up", *_NAMES])
 
 

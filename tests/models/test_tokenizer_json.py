@@ -114,14 +114,14 @@ def test_stops_across_byte_tokens_are_found_whatever_the_chunks(opened, text, ch
         if found:
             break
     assert found.text == f"{text}{stop}"[: f"{text}{stop}".index(stop)]
-    assert stop in opened.decode(ids[: found.used]) and found.finished
+    assert stop in opened.decode(ids[: found.used]) and found.end == "stop"
     assert stop not in opened.decode(ids[: found.used - 1])
 
 
 def test_a_character_cut_by_the_limit_is_marked_and_none_before_it(opened):
     ids = opened.encode("ab雪")
     ending = Stops(opened, ("zz",)).ending(ids[:-1], len(ids) - 1, len(ids) - 1)
-    assert ending.text.rstrip("\ufffd") == "ab" and not ending.finished
+    assert ending.text.rstrip("\ufffd") == "ab" and ending.end == "limit"
 
 
 @pytest.mark.parametrize("data", [b"not JSON", b"{}", b'{"model": 3}', b"\xff\xfe"])

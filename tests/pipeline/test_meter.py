@@ -15,7 +15,7 @@ def _question(uid, kind):
 
 def _paths(uid, *texts):
     return [
-        Sample(uid=uid, sample_index=k, text=text, tokens=9, logprob=-1.0, finished=True)
+        Sample(uid=uid, sample_index=k, text=text, tokens=9, logprob=-1.0, end="end_token")
         for k, text in enumerate(texts)
     ]
 

@@ -30,7 +30,7 @@ class Server(Rollout):
                 samples.append(
                     Sample(
                         uid=request.uid, sample_index=k, text=text, tokens=9, logprob=-1.0,
-                        finished=True,
+                        end="end_token",
                     )
                 )  # fmt: skip
                 whole = len(samples) % request.sampling.adaptive_consistency_every == 0

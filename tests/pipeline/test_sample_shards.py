@@ -58,7 +58,9 @@ class PureEngine(Rollout):
 
 def _sample(seed, round_index, request, k):
     text = f"{request.prefix}{request.text}|{seed}|{round_index}|{k}"
-    return Sample(uid=request.uid, sample_index=k, text=text, tokens=4, logprob=-1.5, finished=True)
+    return Sample(
+        uid=request.uid, sample_index=k, text=text, tokens=4, logprob=-1.5, end="end_token"
+    )
 
 
 def _job(name="a", count=10, shuffled=None):
@@ -328,7 +330,7 @@ def test_adaptive_consistency_goes_by_the_requests_threshold_and_the_parsed_answ
         samples = [
             Sample(
                 uid="q", sample_index=k, text=f"The answer is {answer}.", tokens=9, logprob=-1.0,
-                finished=True,
+                end="end_token",
             )
             for k, answer in enumerate(answers)
         ]  # fmt: skip

@@ -24,7 +24,7 @@ SHAPE = Training(microbatches=1, sequences_per_prefix=2, sequence_length=384, ma
 
 
 def _path(index, text):
-    return Sample(uid="q", sample_index=index, text=text, tokens=4, logprob=-1.0, finished=True)
+    return Sample(uid="q", sample_index=index, text=text, tokens=4, logprob=-1.0, end="end_token")
 
 
 @pytest.fixture(scope="module")

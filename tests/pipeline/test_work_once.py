@@ -27,16 +27,16 @@ def _texts(folder):
     store = ShardStore(folder)
     rows = [row for name in store.names() if "-of-" in name for row in store.read(name)]
     samples = [Sample.from_json(row) for row in rows]
-    return {(sample.uid, sample.text, sample.finished) for sample in samples}
+    return {(sample.uid, sample.text, sample.concluded) for sample in samples}
 
 
 def test_a_text_is_parsed_once_and_a_shard_read_once_a_stage(words, tmp_path, monkeypatch):
     parsed, reads, stages = [], collections.Counter(), ["report"]
-    find, read, execute = answers.find, ShardStore._bytes, Step.execute
+    read_answer, read, execute = answers.read, ShardStore._bytes, Step.execute
 
-    def counted_find(text, *args, **options):
+    def counted_answer(text, *args, **options):
         parsed.append(text)
-        return find(text, *args, **options)
+        return read_answer(text, *args, **options)
 
     def counted_read(store, name):
         data = read(store, name)
@@ -51,7 +51,7 @@ def test_a_text_is_parsed_once_and_a_shard_read_once_a_stage(words, tmp_path, mo
         finally:
             stages.pop()
 
-    monkeypatch.setattr(answers, "find", counted_find)
+    monkeypatch.setattr(answers, "read", counted_answer)
     monkeypatch.setattr(ShardStore, "_bytes", counted_read)
     monkeypatch.setattr(Step, "execute", counted_execute)
     assert main([*words("run", tmp_path, CHANGES), FILTERS]) == 0

@@ -227,12 +227,12 @@ def test_a_sample_ends_before_the_first_stop_string(engine):
     whole = _run(engine, QUESTIONS, free, "")["q1"]
     stop = whole[0].text[10:13]
     stopped = _run(engine, QUESTIONS, dataclasses.replace(free, stop=(stop,)), "")["q1"]
-    assert stopped[0].finished
+    assert stopped[0].end == "stop"
     assert stopped[0].text == whole[0].text[: whole[0].text.index(stop)]
     assert stopped[0].tokens < whole[0].tokens
     for cut, path in zip(stopped, whole, strict=True):
         assert path.text.startswith(cut.text)
-        assert cut.finished == (stop in path.text or path.finished)
+        assert cut.end == ("stop" if stop in path.text else path.end)
 
 
 def test_token_logprobs_come_on_request_and_add_up(engine):

@@ -31,7 +31,7 @@ def row(uid="q", index=0, *, confidence=0.5, entropy=0.5, total=8, logprob=-1.0,
             entropy=entropy,
         ),
         sample=Sample(
-            uid=uid, sample_index=index, text=text, tokens=4, logprob=logprob, finished=True
+            uid=uid, sample_index=index, text=text, tokens=4, logprob=logprob, end="end_token"
         ),
         solution=text.strip(),
         answer=key,

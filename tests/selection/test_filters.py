@@ -135,7 +135,7 @@ def test_the_entropy_filter_is_the_papers_formula(counts, percent):
         question = Question(uid=f"q{q}", task="t", text="Q: ?", kind="number")
         texts = [f"The answer is {a}." for a, n in enumerate(votes) for _ in range(n)]
         samples = [
-            Sample(uid=f"q{q}", sample_index=i, text=t, tokens=3, logprob=-1.0, finished=True)
+            Sample(uid=f"q{q}", sample_index=i, text=t, tokens=3, logprob=-1.0, end="end_token")
             for i, t in enumerate(texts)
         ]
         cast = vote(question, samples)

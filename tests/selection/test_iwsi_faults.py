@@ -113,7 +113,7 @@ def test_different_numbers_never_vote_together(one, other):
             text=f" The answer is {a}.",
             tokens=4,
             logprob=-1.0,
-            finished=True,
+            end="end_token",
         )
         for i, a in enumerate((one, other, one))
     ]

@@ -20,7 +20,7 @@ def _paths(*answers):
             text="no idea" if answer is None else f"The answer is {answer}.",
             tokens=4,
             logprob=logprob,
-            finished=True,
+            end="end_token",
         )
         for i, (answer, logprob) in enumerate(answers)
     ]
