@@ -81,13 +81,16 @@ _SIGNATURE = re.compile(
 )
 
 
+# Without a PYTHONPATH, which would lead to the checkout.
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
 def _revealed(folder: pathlib.Path, settings: pathlib.Path, python: str = sys.executable) -> str:
     """Returns mypy's output on `_REVEAL`, a file of a folder, with the project's settings."""
     (folder / "caller.py").write_text(_REVEAL, encoding="utf-8")
     command = [sys.executable, "-m", "mypy", f"--config-file={settings}"]
     command += [f"--python-executable={python}", "caller.py"]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=_ENVIRONMENT)
     return done.stdout + done.stderr
 
 
@@ -183,7 +186,9 @@ def test_an_installation_finds_tasks_and_configurations(request, tmp_path, kind)
     pip = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps"]
     subprocess.run([*pip, *source], check=True)
     check = [str(venv / "bin" / "python"), "-c", _CHECK]
-    done = subprocess.run(check, cwd=tmp_path, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        check, cwd=tmp_path, check=True, capture_output=True, text=True, env=_ENVIRONMENT
+    )
     file, *configs = done.stdout.split()
     assert ("site-packages" in file) == (kind == "wheel")
     assert configs == sorted(path.stem for path in (ROOT / "gin_configs" / "runs").glob("*.gin"))
@@ -195,6 +200,9 @@ def test_an_installation_finds_tasks_and_configurations(request, tmp_path, kind)
     printed = _revealed(tmp_path, settings, str(venv / "bin" / "python"))
     assert _SIGNATURE.search(printed), printed
     version = subprocess.run(
-        [str(venv / "bin" / "lmsi"), "--version"], capture_output=True, text=True
+        [str(venv / "bin" / "lmsi"), "--version"],
+        capture_output=True,
+        text=True,
+        env=_ENVIRONMENT,
     )
     assert version.stdout == f"lmsi_jax {lmsi_jax.__version__}\n"
