@@ -60,7 +60,7 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
 def _import_hf(args: argparse.Namespace, load: Load) -> None:
     from lmsi_jax.interop.hf_weights import has_chat_template, import_model
 
-    config = import_model(args.source, args.out, args.dtype)
+    config = import_model(args.source, args.out, args.dtype, print)
     print(f"{config.parameter_count:,} parameters in {args.out}")
     print(f"next: lmsi run CONFIG --gin_file={args.out / 'model.gin'}")
     if has_chat_template(args.out / "tokenizer"):

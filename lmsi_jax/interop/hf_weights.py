@@ -34,7 +34,7 @@ from etils import epath
 from lmsi_jax.config import MATRICES, ModelConfig
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.gguf_file import GgufModel, is_gguf, split_files
-from lmsi_jax.interop.hf_config import hf_config, model_config
+from lmsi_jax.interop.hf_config import hf_config, ignored_keys, model_config
 from lmsi_jax.models.tokenizers import (
     SENTENCEPIECE,
     TOKENIZER_JSON,
@@ -328,7 +328,12 @@ def has_chat_template(folder: Path) -> bool:
     return (folder / "chat_template.jinja").exists() or "chat_template" in settings
 
 
-def import_model(source: Path, out: Path, dtype: Dtype = "keep") -> ModelConfig:
+def import_model(
+    source: Path,
+    out: Path,
+    dtype: Dtype = "keep",
+    note: Callable[[str], object] = lambda line: None,
+) -> ModelConfig:
     """Converts a Hugging Face model or a GGUF file to a checkpoint.
 
     Args:
@@ -336,6 +341,7 @@ def import_model(source: Path, out: Path, dtype: Dtype = "keep") -> ModelConfig:
         one of the files of a split GGUF model, or a folder whose only model is in such files.
       out: the folder to create.
       dtype: the type of the parameters in the checkpoint; "keep" for that of the files.
+      note: called with a line on what of config.json is ignored.
 
     Returns:
       The shape of the model.
@@ -351,7 +357,7 @@ def import_model(source: Path, out: Path, dtype: Dtype = "keep") -> ModelConfig:
         except LmsiError as error:
             raise LmsiError(f"{file}, its metadata written as config.json: {error}") from None
     else:
-        config = _read_config(source)
+        config = _read_config(source, note)
         shards = Shards(source)
     expected = tensors(config)
     _check_source(source, shards, expected, config)
@@ -384,13 +390,16 @@ def _gguf_file_of(source: Path) -> Path | None:
     return models.pop() if models else None
 
 
-def _read_config(source: Path) -> ModelConfig:
+def _read_config(source: Path, note: Callable[[str], object]) -> ModelConfig:
     if not (source / "config.json").exists():
         raise LmsiError(f"{source} has no config.json; name the folder of a downloaded model")
     raw = read_json(source / "config.json")
     if not isinstance(raw, dict):
         raise LmsiError(f"{source / 'config.json'} is no object; download it again")
-    return model_config(raw)
+    config = model_config(raw)
+    if ignored := ignored_keys(raw):
+        note(f"ignored in config.json, they change no score: {', '.join(ignored)}")
+    return config
 
 
 def _check_source(
