@@ -1,7 +1,7 @@
 """Optimizer steps with and without a variant of the forward pass: python -m bench.forward_variants
 
-    python -m bench.forward_variants                    # lmsi_jax/training/forward_cpu.py
-    python -m bench.forward_variants --devices=2        # lmsi_jax/training/forward_mesh.py
+    python -m bench.forward_variants                    # features first, on CPUs
+    python -m bench.forward_variants --devices=2        # prefix and rows as one array
 
 Both programs are compiled in one process and run in turn, so that a busy machine slows both. Prints
 one JSON object for each case: the fastest step of each, and the median over the turns of (general
@@ -53,7 +53,7 @@ def measure(name: str, devices: int, turns: int) -> dict[str, float]:
     import numpy as np
 
     from lmsi_jax.config import ModelConfig, Training
-    from lmsi_jax.training import forward_cpu, forward_mesh
+    from lmsi_jax.training import forward_variants
     from lmsi_jax.training.packing import batch_shape, batches, weighted_row
 
     model, microbatches, length, prefix_length = CASES[name]
@@ -75,9 +75,9 @@ def measure(name: str, devices: int, turns: int) -> dict[str, float]:
     batch = next(batches(rows, batch_shape(training)))
 
     door = (
-        (forward_mesh, "supports_mesh_layout")
+        (forward_variants, "supports_mesh_layout")
         if devices > 1
-        else (forward_cpu, "supports_feature_major")
+        else (forward_variants, "supports_feature_major")
     )
     variant = _program(config, training, batch)
     supports = getattr(*door)

@@ -22,7 +22,7 @@ from lmsi_jax.evaluation.statistics import paired_difference
 from lmsi_jax.pipeline.augment import read_counts
 from lmsi_jax.pipeline.context import Context, Round, read_samples
 from lmsi_jax.pipeline.rounds import execute
-from lmsi_jax.pipeline.sample_shards import Job, draw_samples, make_job
+from lmsi_jax.pipeline.sample import Job, draw_samples, make_job
 from lmsi_jax.records import Question, Sample
 from lmsi_jax.runtime.store import ShardStore
 

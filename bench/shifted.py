@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from bench.care import is_careful  # noqa: E402
 from lmsi_jax.pipeline.context import read_samples
 from lmsi_jax.runtime.store import ShardStore
-from lmsi_jax.selection.importance import (
+from lmsi_jax.selection.filters import (
     importance,
     shift,
 )

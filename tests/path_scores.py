@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from reference_decoder import reference_logits
 
-from lmsi_jax.rollout.noise import sample_keys, uniforms
+from lmsi_jax.rollout.sampler import sample_keys, uniforms
 
 
 @dataclasses.dataclass(frozen=True)

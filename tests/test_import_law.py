@@ -50,12 +50,12 @@ FILES = {
 FILELESS = {
     *(PURE - {"config"}),
     *(f"config.{name}" for name in ("model_config", "training_config", "sampling", "row_filters")),
-    *(f"config.{name}" for name in ("run", "steps", "schedule", "study_plan", "ranges")),
+    *(f"config.{name}" for name in ("run", "steps", "schedule", "value_checks")),
     "rollout",
-    *(f"models.{name}" for name in ("attention", "params", "rotary", "transformer")),
+    *(f"models.{name}" for name in ("attention", "params", "transformer")),
     *(
         f"training.{name}"
-        for name in ("forward", "forward_cpu", "forward_mesh", "losses", "optimizers", "scoring")
+        for name in ("forward", "forward_variants", "losses", "optimizers", "scoring")
     ),
     *("evaluation.accuracy", "evaluation.collapse", "evaluation.drop_f1", "evaluation.statistics"),
 }

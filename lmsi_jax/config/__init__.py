@@ -24,7 +24,7 @@ from lmsi_jax.config.row_filters import (
     MinConfidence,
     SelfRating,
 )
-from lmsi_jax.config.run import Run
+from lmsi_jax.config.run import Run, Study, Variant
 from lmsi_jax.config.sampling import Decoding, Filters, Sampling, Voting
 from lmsi_jax.config.schedule import Schedule
 from lmsi_jax.config.steps import (
@@ -36,7 +36,6 @@ from lmsi_jax.config.steps import (
     Pretraining,
     Questions,
 )
-from lmsi_jax.config.study_plan import Study, Variant
 from lmsi_jax.config.training_config import Lora, Loss, Optimizer, Preference, Training
 
 __all__ = [

@@ -6,8 +6,7 @@ import gin
 
 from lmsi_jax import config
 from lmsi_jax.config import gin_loader
-from lmsi_jax.config.run import Run
-from lmsi_jax.config.study_plan import Study
+from lmsi_jax.config.run import Run, Study
 from lmsi_jax.errors import LmsiError
 
 CLASSES: tuple[type, ...] = (

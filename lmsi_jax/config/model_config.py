@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from lmsi_jax.config.ranges import above, at_least, check_fields
+from lmsi_jax.config.value_checks import above, at_least, check_fields
 from lmsi_jax.errors import LmsiError
 
 

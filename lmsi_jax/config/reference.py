@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmsi_jax import config
-from lmsi_jax.config.ranges import field_ranges
+from lmsi_jax.config.value_checks import field_ranges
 
 _WIDTH = 100
 _INTRODUCTION = """\

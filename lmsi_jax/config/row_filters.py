@@ -8,8 +8,8 @@ computes the verdicts. A filter of your own is a frozen dataclass with `needs` a
 import dataclasses
 from typing import Annotated, Literal, Protocol
 
-from lmsi_jax.config.ranges import above, at_least, check_fields, fraction, positive_fraction
 from lmsi_jax.config.sampling import check_scorer
+from lmsi_jax.config.value_checks import above, at_least, check_fields, fraction, positive_fraction
 
 LOSS = "loss"
 """Mean cross entropy (nats) of the solution's tokens after exemplars and question, base model."""

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from lmsi_jax.config.ranges import (
+from lmsi_jax.config.value_checks import (
     Range,
     at_least,
     check_fields,

@@ -11,8 +11,8 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lmsi_jax.config.gin_renames import renamed
-from lmsi_jax.config.type_checks import fits, remedy
+from lmsi_jax.config.gin_errors import renamed
+from lmsi_jax.config.value_checks import fits, remedy
 from lmsi_jax.errors import LmsiError
 
 if TYPE_CHECKING:

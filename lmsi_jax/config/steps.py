@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from lmsi_jax.config.ranges import SEED, above, at_least, check_fields, fraction, refuse
 from lmsi_jax.config.row_filters import HUMAN_LOSSES, Cap, Filter, MinConfidence
 from lmsi_jax.config.training_config import Training
+from lmsi_jax.config.value_checks import SEED, above, at_least, check_fields, fraction, refuse
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import PROMPT_STYLES
 from lmsi_jax.records import FORMATS, Format

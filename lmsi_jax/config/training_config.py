@@ -4,7 +4,7 @@ import dataclasses
 from typing import Annotated, Literal
 
 from lmsi_jax.config.model_config import MATRICES
-from lmsi_jax.config.ranges import (
+from lmsi_jax.config.value_checks import (
     SEED,
     above,
     at_least,
@@ -193,7 +193,7 @@ class Training:
     """Adapters to train instead of the parameters; None trains all parameters."""
     validation_count: Annotated[int, at_least(0, unit="examples")] = 0
     """Examples to hold out of training. Their loss is measured with every checkpoint, as
-    "validation_loss" in metrics.jsonl; see `lmsi_jax.training.validation`."""
+    "validation_loss" in metrics.jsonl; see `lmsi_jax.training.scoring`."""
     data: Annotated[int, at_least(1, unit="devices")] = 1
     """Size of the mesh's "data" axis, over which sequences are split. If one process has too few
     devices, the mesh spans all processes and they train together."""

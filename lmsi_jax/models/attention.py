@@ -25,8 +25,7 @@ import jax.numpy as jnp
 
 from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.params import Params, soft_cap, wide_matmul
-from lmsi_jax.models.rotary import angles_of
-from lmsi_jax.models.transformer import Attend, hidden_states
+from lmsi_jax.models.transformer import Attend, angles_of, hidden_states
 
 MASKED = -1e9
 _CPU_BLOCK = 64

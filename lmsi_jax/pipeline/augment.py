@@ -17,7 +17,7 @@ from lmsi_jax.config import Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.pipeline.context import Round, read_samples
 from lmsi_jax.pipeline.questions import contaminated_questions
-from lmsi_jax.pipeline.sample_shards import Job, draw_samples, make_job
+from lmsi_jax.pipeline.sample import Job, draw_samples, make_job
 from lmsi_jax.pipeline.step import DECODING, Fields, Step
 from lmsi_jax.prompts import QUESTION_STOPS, question_list
 from lmsi_jax.records import Question, Sample

@@ -21,9 +21,8 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.pipeline.augment import GenerateStep, PromptsStep
 from lmsi_jax.pipeline.context import Context, NotReady
 from lmsi_jax.pipeline.distill import open_teacher, teacher_loader
-from lmsi_jax.pipeline.evaluate import EvaluateStep
+from lmsi_jax.pipeline.evaluate import EvaluateStep, collapse_alarms
 from lmsi_jax.pipeline.mix import MixStep
-from lmsi_jax.pipeline.monitor import collapse_alarms
 from lmsi_jax.pipeline.questions import draw_questions
 from lmsi_jax.pipeline.sample import SampleStep
 from lmsi_jax.pipeline.score import PathScoresStep

@@ -31,7 +31,7 @@ from lmsi_jax.models.tokenizers import Tokenizer, encode_first
 from lmsi_jax.pipeline import scorers
 from lmsi_jax.pipeline.context import Round, Voted, read_samples
 from lmsi_jax.pipeline.questions import worked_questions
-from lmsi_jax.pipeline.sample_shards import Job, draw_samples
+from lmsi_jax.pipeline.sample import Job, draw_samples
 from lmsi_jax.pipeline.step import DECODING, Fields, Step, settings_record
 from lmsi_jax.prompts import build_prompt, question_prompt, solution
 from lmsi_jax.records import Exemplar, Question

@@ -11,9 +11,8 @@ from lmsi_jax.evaluation.collapse import distinct_kept
 from lmsi_jax.pipeline.augment import read_counts
 from lmsi_jax.pipeline.context import Context, NotReady, Round
 from lmsi_jax.pipeline.distill import RESULT
-from lmsi_jax.pipeline.evaluate import read_scores
+from lmsi_jax.pipeline.evaluate import collapse_alarms, read_collapse_metrics, read_scores
 from lmsi_jax.pipeline.mix import labelled_funnel, read_examples, read_pairs
-from lmsi_jax.pipeline.monitor import collapse_alarms, read_collapse_metrics
 from lmsi_jax.records import FORMATS, Example, ExamplePair, Question, Sample, Vote
 from lmsi_jax.report.comparison import accuracy_rows
 from lmsi_jax.report.page import render

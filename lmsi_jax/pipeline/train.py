@@ -24,7 +24,7 @@ from lmsi_jax.pipeline.step import Fields, Step
 from lmsi_jax.records import Example
 from lmsi_jax.runtime.files import remove
 from lmsi_jax.runtime.store import ShardStore, Stage, shard_names
-from lmsi_jax.training import checkpoints, scoring, validation
+from lmsi_jax.training import checkpoints, scoring
 from lmsi_jax.training.data import Examples, RowReader, in_order
 from lmsi_jax.training.lora import check_installed, export_adapters, write_peft
 from lmsi_jax.training.losses import Teacher
@@ -219,7 +219,7 @@ def _examples(round: Round) -> tuple[Examples, list[Example]]:
         raise _nothing_kept(round)
     rates = {"self_generated": 1.0 - training.human_rate, "human": training.human_rate}
     sources = {name: rows for name, rows in sources.items() if rates[name] > 0}
-    sources, held_out = validation.split(sources, training.validation_count)
+    sources, held_out = scoring.hold_out(sources, training.validation_count)
     return Examples(sources, rates, path, task_rates=tasks, seed=seed), held_out
 
 

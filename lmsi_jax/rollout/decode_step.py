@@ -24,7 +24,6 @@ import jax.numpy as jnp
 from lmsi_jax.config import Filters, ModelConfig
 from lmsi_jax.models.attention import Cache, Part, cache_attention, merge, prefill
 from lmsi_jax.models.params import Params
-from lmsi_jax.models.rotary import angles_of
 from lmsi_jax.models.sharding import (
     REPLICATED,
     SLOTS,
@@ -35,7 +34,7 @@ from lmsi_jax.models.sharding import (
     map_over_data,
     replicate,
 )
-from lmsi_jax.models.transformer import hidden_states, logits
+from lmsi_jax.models.transformer import angles_of, hidden_states, logits
 from lmsi_jax.rollout.kv_pages import (
     PageTable,
     Pool,
@@ -44,8 +43,7 @@ from lmsi_jax.rollout.kv_pages import (
     page_attention,
     write_entries,
 )
-from lmsi_jax.rollout.noise import uniforms
-from lmsi_jax.rollout.sampler import sample_token
+from lmsi_jax.rollout.sampler import sample_token, uniforms
 
 
 @dataclasses.dataclass(frozen=True)

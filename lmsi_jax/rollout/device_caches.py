@@ -10,7 +10,7 @@ from lmsi_jax.config import Decoding, ModelConfig
 from lmsi_jax.models.attention import Cache
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.sharding import decoding_weights, make_decode_mesh, slots_sharding
-from lmsi_jax.rollout.chunk_inputs import pad_sequences
+from lmsi_jax.rollout.chunks import ProgramCache, pad_sequences
 from lmsi_jax.rollout.decode_step import (
     PromptBatch,
     PromptCaches,
@@ -19,7 +19,6 @@ from lmsi_jax.rollout.decode_step import (
     prefill_questions,
 )
 from lmsi_jax.rollout.kv_pages import Pool, concatenate_pools, empty_segments
-from lmsi_jax.rollout.program_cache import ProgramCache
 from lmsi_jax.rollout.scheduler import Scheduler, prompt_bucket
 
 

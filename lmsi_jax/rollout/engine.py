@@ -30,7 +30,8 @@ from lmsi_jax.models.attention import Cache
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.tokenizers import Tokenizer, encode_first
 from lmsi_jax.records import Sample
-from lmsi_jax.rollout.chunk_inputs import (
+from lmsi_jax.rollout.chunks import (
+    Chunk,
     NoiseSource,
     Question,
     join_groups,
@@ -39,7 +40,6 @@ from lmsi_jax.rollout.chunk_inputs import (
 )
 from lmsi_jax.rollout.decode_step import ChunkInputs, Program, decode_chunk
 from lmsi_jax.rollout.device_caches import DeviceCaches, DeviceModel
-from lmsi_jax.rollout.program_cache import Chunk
 from lmsi_jax.rollout.requests import IsSettled, OnChunk, Request, Response, Rollout, Stats
 from lmsi_jax.rollout.scheduler import (
     Running,

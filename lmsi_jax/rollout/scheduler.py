@@ -6,7 +6,7 @@ wherever there was room. Nothing here changes what a sample says, only when it i
 The sizes of a `Plan`, with the model, fix the compiled shapes. They follow from the configuration
 alone, never from how much is left to do, so that a restart compiles, and computes, the same. Two
 things may differ between programs of one run, and neither enters a slot's numbers: how many slots
-there are (`program_cache`) and how many segments of pages, each attended by itself.
+there are (`chunks`) and how many segments of pages, each attended by itself.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Judge voted paths: which ones training may learn, and with which weight."""
 
-# Importing these modules registers the filters of `lmsi_jax.config` with `rows.judge`.
-from lmsi_jax.selection import filters, importance
+# Importing this module registers the filters of `lmsi_jax.config` with `rows.judge`.
+from lmsi_jax.selection import filters
 
-__all__ = ["filters", "importance"]
+__all__ = ["filters"]

@@ -26,7 +26,7 @@ from lmsi_jax.pipeline.context import Context
 from lmsi_jax.pipeline.questions import train_answers
 from lmsi_jax.pipeline.score import read_scored_rows
 from lmsi_jax.runtime.files import read_json, write_json
-from lmsi_jax.selection.importance import importances, shift
+from lmsi_jax.selection.filters import importances, shift
 
 _MARK = "unit.json"
 Row = dict[str, Any]

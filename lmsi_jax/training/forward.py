@@ -4,9 +4,8 @@ Every layer takes the prefix and the rows together, so the prefix's keys and val
 they are made and nothing of a layer outlives it but its output. That is what lets a layer be
 recomputed on the backward pass (`ModelConfig.remat`) or be one iteration of a loop (`scan_layers`).
 
-`packed_states` is the forward pass. Two variants compute the same numbers faster, and say by how
-much: `forward_cpu` (features before tokens, on CPUs) and `forward_mesh` (prefix and rows in one
-array, on a mesh).
+`packed_states` is the forward pass. `forward_variants` has two that compute the same numbers
+faster: features before tokens on CPUs, and prefix and rows in one array on a mesh.
 
 Shapes: M microbatches of B rows of T tokens behind a prefix of P tokens; D embed.
 """
@@ -21,9 +20,8 @@ from jax.sharding import PartitionSpec
 from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.attention import LayerCache, attend_packed, is_traced_on_mesh
 from lmsi_jax.models.params import Params, fuse_projections, split_weights
-from lmsi_jax.models.rotary import angles_of
-from lmsi_jax.models.transformer import apply_layers, block, embed, norm
-from lmsi_jax.training import forward_cpu, forward_mesh
+from lmsi_jax.models.transformer import angles_of, apply_layers, block, embed, norm
+from lmsi_jax.training import forward_variants
 
 Microbatch = dict[str, Any]
 """One microbatch of `packing.Batch`, without the leading axis."""
@@ -45,8 +43,8 @@ def packed_states(
     weights = prepare_weights(config, params)
     if "angles" not in batch:
         batch = with_angles(config, weights, batch)
-    if forward_mesh.supports_mesh_layout(batch):
-        states = forward_mesh.row_states(config, weights, batch)
+    if forward_variants.supports_mesh_layout(batch):
+        states = forward_variants.row_states(config, weights, batch)
     else:
         states = _row_states(config, weights, batch)
     return weights, norm(config, weights["final_norm"], states)
@@ -74,12 +72,12 @@ def with_angles(config: ModelConfig, weights: Params, batch: dict[str, Any]) -> 
     """
     angles = angles_of(config, batch["positions"])
     if _is_feature_major(config, weights):
-        return batch | {"angles": forward_cpu.feature_major_angles(angles[0])}
+        return batch | {"angles": forward_variants.feature_major_angles(angles[0])}
     return batch | {"angles": angles}
 
 
 def _is_feature_major(config: ModelConfig, weights: Params) -> bool:
-    return not is_traced_on_mesh() and forward_cpu.supports_feature_major(config, weights)
+    return not is_traced_on_mesh() and forward_variants.supports_feature_major(config, weights)
 
 
 def _row_states(config: ModelConfig, weights: Params, batch: Microbatch) -> jax.Array:
@@ -98,7 +96,7 @@ def _row_states(config: ModelConfig, weights: Params, batch: Microbatch) -> jax.
             return attend_packed(config, index, (q, k, v), segments, positions, shared)
 
         if feature_major:
-            rows = forward_cpu.feature_major_block(config, p, rows, angles, segments, shared)
+            rows = forward_variants.feature_major_block(config, p, rows, angles, segments, shared)
         else:
             rows = block(config, p, index, rows, angles, attend)
         if is_traced_on_mesh():

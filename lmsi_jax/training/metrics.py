@@ -24,6 +24,7 @@ from etils import epath
 
 from lmsi_jax.config import ModelConfig
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.runtime import files
 from lmsi_jax.training.packing import Batch
 
 METRICS, SPEED = "metrics.jsonl", "speed.jsonl"
@@ -62,7 +63,7 @@ class Log:
     ):
         self._name, self._groups, self._ends, self._rate = name, list(groups), ends, rate
         self._roofline_seconds, self._clock = roofline_seconds, clock
-        self._writers = _Silent() if directory is None else _writers(directory, first)
+        self._writers = _Silent() if directory is None else _Writers(directory, first)
         self._window: list[Any] = list(window)
         self._since: float | None = None
         self._work: list[tuple[int, float]] = []  # tokens, least seconds of the steps timed
@@ -132,8 +133,61 @@ class Log:
         self._writers.speed(step, speed)
 
 
+class _JsonLines:
+    """A CLU metric writer of scalars: one JSON object a step, complete after every `flush`.
+
+    Args:
+      path: the file.
+      first: its lines after this step are dropped: their checkpoint was not completed.
+    """
+
+    def __init__(self, path: epath.Path, first: int):
+        self._path, self._lines = path, list(read_lines(path, first))
+
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+        if not self._lines or self._lines[-1]["step"] != step:
+            self._lines.append({"step": step})
+        self._lines[-1] |= {
+            name: value if isinstance(value, int) else float(np.asarray(value))
+            for name, value in scalars.items()
+        }
+
+    def flush(self) -> None:
+        text = "".join(json.dumps(line) + "\n" for line in self._lines)
+        files.write_bytes(self._path, text.encode())
+
+
+class _Writers:
+    """The JSON Lines and TensorBoard's event files of one training run."""
+
+    def __init__(self, directory: epath.Path, first: int):
+        from clu import metric_writers  # imports TensorFlow: some seconds
+
+        self._events = metric_writers.SummaryWriter(str(directory / "tensorboard"))
+        self._metrics = _JsonLines(directory / METRICS, first)
+        self._speed = _JsonLines(directory / SPEED, first)
+
+    def metrics(self, step: int, line: Mapping[str, float]) -> None:
+        """Writes the values that a resumed run repeats byte by byte."""
+        scalars = {name: value for name, value in line.items() if name != "step"}
+        for writer in (self._metrics, self._events):
+            writer.write_scalars(step, scalars)
+
+    def speed(self, step: int, line: Mapping[str, float]) -> None:
+        """Writes the values that depend on the clock."""
+        for writer in (self._speed, self._events):
+            writer.write_scalars(step, line)
+
+    def flush(self) -> None:
+        for writer in (self._metrics, self._speed, self._events):
+            writer.flush()
+
+    def close(self) -> None:
+        self._events.close()
+
+
 class _Silent:
-    """Stands in for `Writers` if another process writes."""
+    """Takes the place of `_Writers` if another process writes."""
 
     def metrics(self, step: int, line: Mapping[str, float]) -> None:
         """Writes nothing."""
@@ -144,12 +198,6 @@ class _Silent:
         """Writes nothing."""
 
     close = flush
-
-
-def _writers(directory: epath.Path, first: int) -> Any:
-    from lmsi_jax.training.metric_writers import Writers  # CLU imports TensorFlow: some seconds
-
-    return Writers(directory, first)
 
 
 def read_metrics(directory: epath.PathLike) -> list[Line]:

@@ -1,15 +1,18 @@
-"""Numbers that another model gives training rows, computed once and stored with them.
+"""Losses and log-probabilities of training rows: of another model, and on rows held out.
 
     with_top_k      a teacher's most probable tokens at each target (distillation)
     with_reference  log-probabilities of both members of a pair (preferences)
     target_losses   losses of the targets (selection)
+    Validation      the loss of the model in training on rows that it does not learn
 
-A row's numbers do not depend on the rows that it is packed with.
+The first three are computed once and stored with the rows. A row's numbers do not depend on the
+rows that it is packed with.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,9 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmsi_jax.config import ModelConfig, Training
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.models import sharding
 from lmsi_jax.models.params import Params, cast_params
 from lmsi_jax.models.sharding import DeviceMesh, make_training_mesh, shard_batch, shard_params
+from lmsi_jax.records import Example
+from lmsi_jax.training import packing
 from lmsi_jax.training.data import Examples
+from lmsi_jax.training.forward import prepare_weights
 from lmsi_jax.training.losses import (
     Arrays,
     Members,
@@ -28,6 +36,7 @@ from lmsi_jax.training.losses import (
     pair_groups,
     token_logits,
     token_losses,
+    weighted_sums,
 )
 from lmsi_jax.training.packing import (
     Batch,
@@ -291,3 +300,95 @@ def _places(segments: np.ndarray) -> Iterator[tuple[int, slice]]:
         for number in range(1, int(row.max()) + 1):
             places = np.flatnonzero(row == number)
             yield at, slice(int(places[0]), int(places[-1]) + 1)
+
+
+Sources = dict[str, list[Example]]
+
+
+def hold_out(sources: Mapping[str, Sequence[Example]], count: int) -> tuple[Sources, list[Example]]:
+    """Holds out whole questions, in the order of their hashes, until there are enough examples.
+
+    Args:
+      sources: examples by source, "self_generated" and "human".
+      count: least number of examples to hold out, if there are that many.
+
+    Returns:
+      (the sources without the held-out examples, those in the order of their hashes).
+
+    Raises:
+      LmsiError: a source would have no example left.
+    """
+    by_question: dict[str, list[Example]] = {}
+    for example in (example for rows in sources.values() for example in rows):
+        by_question.setdefault(example.uid, []).append(example)
+    held_out: list[Example] = []
+    taken: set[str] = set()
+    for uid in sorted(by_question, key=_hash):
+        if len(held_out) >= count:
+            break
+        held_out += by_question[uid]
+        taken.add(uid)
+    rest = {name: [row for row in rows if row.uid not in taken] for name, rows in sources.items()}
+    for name, rows in sources.items():
+        if rows and not rest[name]:
+            raise LmsiError(
+                f"Training.validation_count = {count} leaves none of the {len(rows)} {name} "
+                "examples to train on; lower it"
+            )
+    return rest, held_out
+
+
+def _hash(uid: str) -> bytes:
+    return hashlib.sha256(uid.encode()).digest()
+
+
+class Validation:
+    """The loss on held-out rows; false if there are none.
+
+    Args:
+      config: the model's shape.
+      training: the batch shape and the mesh.
+      rows: the held-out rows; they stay in the host's memory, packed.
+    """
+
+    def __init__(self, config: ModelConfig, training: Training, rows: Iterable[packing.Row]):
+        self._config, self._training = config, training
+        shape = dataclasses.replace(batch_shape(training), top_k=0)
+        microbatches = list(packing.microbatches(rows, shape))
+        if microbatches:  # empty ones fill the last step
+            empty = {name: np.zeros_like(array) for name, array in microbatches[0].items()}
+            microbatches += [empty] * (-len(microbatches) % shape.microbatches)
+        self._batches = list(packing.stack_microbatches(microbatches, shape.microbatches))
+
+    def __bool__(self) -> bool:
+        return bool(self._batches)
+
+    def loss(self, params: Params) -> float:
+        """Returns the weighted mean cross entropy of the target tokens, in nats.
+
+        Args:
+          params: the plain model, placed as the training's.
+        """
+        mesh = sharding.make_training_mesh(self._training)
+        totals = np.zeros(2)
+        for batch in self._batches:
+            placed = sharding.shard_batch(mesh, batch)
+            totals += np.asarray(_sums(self._config, self._training, params, placed), np.float64)
+        return float(totals[0] / totals[1])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sums(
+    config: ModelConfig, training: Training, params: Params, batch: dict[str, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Sums the weighted cross entropy and the weights of a step's batch."""
+    mesh = sharding.make_training_mesh(training)
+
+    def microbatch_sums(microbatch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        _, sums = weighted_sums(config, weights, microbatch, 1)
+        return sums.cross_entropy, microbatch["weights"].sum()
+
+    with mesh.context():
+        weights = prepare_weights(config, cast_params(params, training.compute_dtype))
+        entropies, totals = jax.lax.map(microbatch_sums, batch)
+        return sharding.replicate(mesh, (entropies.sum(), totals.sum()))

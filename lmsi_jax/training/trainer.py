@@ -50,7 +50,7 @@ from lmsi_jax.training.metrics import (
 )
 from lmsi_jax.training.optimizers import learning_rate_schedule, transformation
 from lmsi_jax.training.packing import batch_shape
-from lmsi_jax.training.validation import Validation
+from lmsi_jax.training.scoring import Validation
 
 Arrays = dict[str, jax.Array]
 Load = Callable[[Any], Params]

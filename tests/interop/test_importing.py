@@ -8,6 +8,7 @@ import hub_models as hub
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from lmsi_jax.cli.commands import parse_size
 from lmsi_jax.cli.main import main
@@ -98,9 +99,12 @@ def test_a_pickle_is_never_read(source):
         ({"model_type": "gemma3"}, "import the text model"),
         ({"architectures": ["Qwen2ForSequenceClassification"]}, "only Qwen2ForCausalLM"),
         ({"hidden_act": "relu"}, "hidden_act = 'relu' is not supported"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config = .*delete it there"),
+        (
+            {"quantization_config": {"bits": 4}},
+            "'quantization_config': .* are quantised",
+        ),
         ({"num_attention_heads": "4"}, "num_attention_heads = '4'; it must be a whole number"),
-        ({"num_key_value_heads": 3}, "must be a multiple of num_kv_heads=3"),
+        ({"num_key_value_heads": 3}, "must be a multiple of ModelConfig.num_kv_heads = 3"),
         (
             {"rope_parameters": None, "rope_scaling": {"type": "longrope", "factor": 2}},
             "'longrope'",
@@ -113,6 +117,23 @@ def test_a_pickle_is_never_read(source):
 def test_a_config_that_does_not_fit_is_named(source, changes, match):
     _change(source, "config.json", **changes)
     _refused(source, match)
+
+
+def test_one_line_names_the_keys_that_are_ignored(source, capsys):
+    _change(source, "config.json", temperature=0.6, unsloth_version="2025.1")
+    main(["import-hf", str(source), str(source.parent / "out")])
+    printed = capsys.readouterr().out
+    assert "ignored in config.json, they change no score: temperature, unsloth_version\n" in printed
+
+
+def test_nan_in_a_safetensors_file_is_refused(source):
+    shards = Shards(source)
+    values = {name: shards.read(name, np.dtype(np.float32), False).copy() for name in shards.names}
+    values["model.layers.1.mlp.up_proj.weight"][3, 5] = np.nan
+    for file in source.glob("model*.safetensors*"):
+        file.unlink()
+    save_file(values, source / "model.safetensors")
+    _refused(source, "model.layers.1.mlp.up_proj.weight has NaN or infinite values in float32")
 
 
 def test_a_missing_or_foreign_tokenizer_is_named(source):

@@ -16,10 +16,10 @@ from lmsi_jax.config import ModelConfig
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.attention import packed_attention, prefill
 from lmsi_jax.models.params import fuse_projections, split_weights, transpose_weights
-from lmsi_jax.models.rotary import angles_of
 from lmsi_jax.models.sharding import logical_axes
 from lmsi_jax.models.transformer import (
     Decoder,
+    angles_of,
     hidden_states,
     init_params,
     logits,

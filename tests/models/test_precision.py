@@ -10,8 +10,14 @@ import pytest
 
 from lmsi_jax.models.attention import packed_attention, prefill
 from lmsi_jax.models.params import fuse_projections
-from lmsi_jax.models.rotary import angles_of, rotary_angles, rotate
-from lmsi_jax.models.transformer import hidden_states, logits, rms_norm
+from lmsi_jax.models.transformer import (
+    angles_of,
+    hidden_states,
+    logits,
+    rms_norm,
+    rotary_angles,
+    rotate,
+)
 from lmsi_jax.training.losses import token_losses
 
 NARROW = jnp.bfloat16

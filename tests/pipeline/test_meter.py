@@ -2,7 +2,7 @@
 
 import io
 
-from lmsi_jax.pipeline.sample_shards import Meter
+from lmsi_jax.pipeline.sample import Meter
 from lmsi_jax.records import Question, Sample
 from lmsi_jax.rollout.requests import Stats
 from lmsi_jax.runtime.progress import Progress

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lmsi_jax.config import Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.pipeline.context import read_samples
-from lmsi_jax.pipeline.sample_shards import (
+from lmsi_jax.pipeline.sample import (
     Job,
     fill_shards,
     plan_shards,

@@ -19,21 +19,21 @@ pytestmark = pytest.mark.slow
 # Between two chunks each process says that it is there, and waits, so that it can be killed there.
 _SLOW = """
 import pathlib, time
-from lmsi_jax.pipeline import sample_shards
-chunk = sample_shards.Meter.chunk
+from lmsi_jax.pipeline import sample
+chunk = sample.Meter.chunk
 def slow(meter, stats):
     chunk(meter, stats)
     pathlib.Path({folder!r}).touch()
     time.sleep(0.3)
-sample_shards.Meter.chunk = slow
+sample.Meter.chunk = slow
 """
 
 
 # This process draws with another seed.
 _OTHER = """
-from lmsi_jax.pipeline import sample_shards
-fill = sample_shards.fill_shards
-sample_shards.fill_shards = lambda *args, seed, **more: fill(*args, seed=seed + 1, **more)
+from lmsi_jax.pipeline import sample
+fill = sample.fill_shards
+sample.fill_shards = lambda *args, seed, **more: fill(*args, seed=seed + 1, **more)
 """
 
 

@@ -14,12 +14,11 @@ from sample_all import sample_all
 from lmsi_jax.config import Decoding, Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.transformer import fresh_params
-from lmsi_jax.rollout import program_cache
+from lmsi_jax.rollout import chunks
 from lmsi_jax.rollout.decode_step import decode_chunk, prefill_questions
 from lmsi_jax.rollout.engine import Engine
-from lmsi_jax.rollout.noise import sample_keys, uniforms
 from lmsi_jax.rollout.requests import Request
-from lmsi_jax.rollout.sampler import inverse_cdf
+from lmsi_jax.rollout.sampler import inverse_cdf, sample_keys, uniforms
 from lmsi_jax.rollout.scheduler import Scheduler
 
 QUESTIONS = [("q1", "Q: Ann has 3 pens.\nA:"), ("q2", "Q: Ben has some hats and cups?\nA:")]
@@ -157,7 +156,7 @@ def test_a_program_of_fewer_slots_that_gives_other_bits_is_not_used(
         micro_config, micro_params, tokenizer, dataclasses.replace(layout, adaptive_batch=False)
     )
     engine = Engine(micro_config, micro_params, tokenizer, layout)
-    monkeypatch.setattr(program_cache, "chunks_agree", lambda *_: False)
+    monkeypatch.setattr(chunks, "chunks_agree", lambda *_: False)
     seen = []
     assert _run(engine, MANY, sampling, on_chunk=seen.append) == _run(whole, MANY, sampling)
     assert False in engine._model.programs.verified.values() and seen[-1].slot_steps % 256 == 0

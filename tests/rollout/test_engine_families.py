@@ -11,9 +11,8 @@ from path_scores import Characters, expected, sharp_params
 from sample_all import sample_all
 
 from lmsi_jax.config import Decoding, Sampling
-from lmsi_jax.models.rotary import angles_of
 from lmsi_jax.models.sharding import decoding_weights
-from lmsi_jax.models.transformer import hidden_states
+from lmsi_jax.models.transformer import angles_of, hidden_states
 from lmsi_jax.rollout.engine import Engine
 
 NOISE = {"seed": 5, "round_index": 2}

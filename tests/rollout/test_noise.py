@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmsi_jax.rollout.noise import sample_keys, uid_words, uniforms
+from lmsi_jax.rollout.sampler import sample_keys, uid_words, uniforms
 
 
 def _at(keys, position):

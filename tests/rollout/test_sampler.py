@@ -76,7 +76,7 @@ def test_the_default_is_the_full_distribution():
 
 def test_settings_out_of_range_are_refused():
     bad_ones = (
-        *({"min_p": -0.1}, {"paths": 0}, {"temperature": -1}, {"top_p": 0.0}),
+        *({"min_p": -0.1}, {"num_samples": 0}, {"temperature": -1}, {"top_p": 0.0}),
         *({"max_new_tokens": 0}, {"stop": ("",)}, {"stop": "\n"}),
     )
     for bad in bad_ones:

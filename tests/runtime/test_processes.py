@@ -23,7 +23,7 @@ _SCRIPT = """
 import os, sys, time
 import jax
 from lmsi_jax.runtime import processes, signals
-from lmsi_jax.pipeline import sample_shards
+from lmsi_jax.pipeline import sample
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.config import ModelConfig
 from lmsi_jax.config import Decoding, Sampling
@@ -42,7 +42,7 @@ def sample(order):
     engine = Engine(config, init_params(config, jax.random.key(0)), SentencePiece(tokenizer),
                     Decoding(slots=6))
     sampling = Sampling(num_samples=3, temperature=1.0, max_new_tokens=8, stop=())
-    jobs = [sample_shards.Job(name=name, prefix="Q: 3?\\\\nA: 7.\\\\n", sampling=sampling,
+    jobs = [sample.Job(name=name, prefix="Q: 3?\\\\nA: 7.\\\\n", sampling=sampling,
                               questions={f"{name}/{i}": "Q: 1 + " + "9" * i for i in range(1, 8)})
             for name in ("a", "b")]
     with signals.deferred_signals() as requested:
@@ -52,10 +52,10 @@ def sample(order):
                 time.sleep(float(pause))
             if requested():
                 raise signals.Terminated
-        shards = sample_shards.plan_shards(engine, jobs, size=2, share=them.share)
+        shards = sample.plan_shards(engine, jobs, size=2, share=them.share)
         missing = store.missing([shard.name for shard in shards])
         missing = [shard for shard in shards if shard.name in missing]
-        list(sample_shards.fill_shards(engine, missing, store, seed=1, round_index=order["round"],
+        list(sample.fill_shards(engine, missing, store, seed=1, round_index=order["round"],
                                        on_chunk=on_chunk))
 
 store = ShardStore(folder)

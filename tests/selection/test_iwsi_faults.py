@@ -15,7 +15,7 @@ from lmsi_jax import voting
 from lmsi_jax.config import DistributionShift, ImportanceWeights
 from lmsi_jax.models.transformer import fresh_params
 from lmsi_jax.records import Question, Sample
-from lmsi_jax.selection.importance import importance, shift
+from lmsi_jax.selection.filters import importance, shift
 from lmsi_jax.selection.rows import Facts, judge, voted_rows
 from lmsi_jax.training.losses import token_losses
 from lmsi_jax.training.packing import Shape, batches, weighted_row

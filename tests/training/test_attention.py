@@ -12,8 +12,7 @@ from reference_decoder import reference_logits
 from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.attention import packed_attention, prefill
 from lmsi_jax.models.params import fuse_projections
-from lmsi_jax.models.rotary import angles_of
-from lmsi_jax.models.transformer import hidden_states, init_params, logits
+from lmsi_jax.models.transformer import angles_of, hidden_states, init_params, logits
 
 LENGTH, PREFIX, BLOCK = 24, 12, 8
 

@@ -14,8 +14,7 @@ from lmsi_jax.config import Lora, Optimizer, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.attention import packed_attention
 from lmsi_jax.models.params import fuse_projections, split_weights
-from lmsi_jax.models.rotary import angles_of
-from lmsi_jax.models.transformer import hidden_states, logits, parameter_shapes
+from lmsi_jax.models.transformer import angles_of, hidden_states, logits, parameter_shapes
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.lora import (
     adapter_gradients,

@@ -15,7 +15,7 @@ from lmsi_jax.records import Example
 from lmsi_jax.training import trainer
 from lmsi_jax.training.checkpoints import Checkpoints
 from lmsi_jax.training.metrics import read_metrics
-from lmsi_jax.training.validation import Validation, split
+from lmsi_jax.training.scoring import Validation, hold_out
 
 
 def _examples(questions, each=3):
@@ -37,21 +37,21 @@ def _examples(questions, each=3):
 
 def test_whole_questions_are_held_out_whatever_the_order():
     rows = _examples(40)
-    left, held_out = split({"self_generated": rows, "human": []}, 10)
+    left, held_out = hold_out({"self_generated": rows, "human": []}, 10)
     assert len(held_out) == 12  # four questions of three examples
     assert {row.uid for row in held_out}.isdisjoint(row.uid for row in left["self_generated"])
     assert len(left["self_generated"]) + len(held_out) == len(rows)
     random.Random(0).shuffle(rows)
-    again = split({"self_generated": rows}, 10)[1]
+    again = hold_out({"self_generated": rows}, 10)[1]
     assert {row.uid for row in again} == {row.uid for row in held_out}
-    assert {row.uid for row in split({"self_generated": rows}, 13)[1]} > {
+    assert {row.uid for row in hold_out({"self_generated": rows}, 13)[1]} > {
         row.uid for row in held_out
     }
 
 
 def test_by_default_nothing_is_held_out():
     rows = _examples(4)
-    assert split({"self_generated": rows}, Training().validation_count) == (
+    assert hold_out({"self_generated": rows}, Training().validation_count) == (
         {"self_generated": rows},
         [],
     )
@@ -61,7 +61,7 @@ def test_a_source_of_which_nothing_would_be_left_is_refused_with_the_remedy():
     with pytest.raises(
         LmsiError, match="validation_count = 100 leaves none of the 12 self_generated"
     ):
-        split({"self_generated": _examples(4)}, 100)
+        hold_out({"self_generated": _examples(4)}, 100)
 
 
 @pytest.fixture(scope="module")

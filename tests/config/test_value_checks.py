@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from lmsi_jax.config.ranges import above, at_least, check_fields, field_ranges, fraction
+from lmsi_jax.config.value_checks import above, at_least, check_fields, field_ranges, fraction
 from lmsi_jax.errors import LmsiError
 
 
