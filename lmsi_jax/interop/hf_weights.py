@@ -341,7 +341,7 @@ def import_model(
         one of the files of a split GGUF model, or a folder whose only model is in such files.
       out: the folder to create.
       dtype: the type of the parameters in the checkpoint; "keep" for that of the files.
-      note: called with a line on what of config.json is ignored.
+      note: called with a line on each thing that is left out: keys of config.json, tokens.
 
     Returns:
       The shape of the model.
@@ -362,7 +362,7 @@ def import_model(
     expected = tensors(config)
     _check_source(source, shards, expected, config)
     with new_folder(out) as folder:
-        _import_tokenizer(source, shards, folder / "tokenizer", config)
+        _import_tokenizer(source, shards, folder / "tokenizer", config, note)
         streaming.save(folder, 0, _tree(source, shards, expected, dtype))
         (folder / "model.gin").write_text(gin_text(config, source, out))
         write_json(folder / "model.json", dataclasses.asdict(config))
@@ -502,7 +502,11 @@ def _read_finite(
 
 
 def _import_tokenizer(
-    source: Path, shards: Shards | GgufModel, folder: Path, config: ModelConfig
+    source: Path,
+    shards: Shards | GgufModel,
+    folder: Path,
+    config: ModelConfig,
+    note: Callable[[str], object],
 ) -> None:
     """Writes the files of a tokenizer and checks that it can be opened.
 
@@ -522,6 +526,11 @@ def _import_tokenizer(
             f"{source} has no {TOKENIZER_JSON} and no {SENTENCEPIECE}; put the model's tokenizer "
             "there"
         )
+    if dropped := _drop_tokens_beyond(folder / TOKENIZER_JSON, config.vocab_size):
+        note(
+            f"left out of the tokenizer, the model has no row for them: {', '.join(dropped)} "
+            "(control tokens that no text contains)"
+        )
     ids = open_tokenizer(str(folder)).vocab_size
     if ids > config.vocab_size:
         gguf = isinstance(shards, GgufModel)
@@ -530,6 +539,31 @@ def _import_tokenizer(
             f"the tokenizer of {source} has {ids} ids, {rows} is "
             f"{config.vocab_size}; take the tokenizer that belongs to the checkpoint"
         )
+
+
+def _drop_tokens_beyond(file: Path, rows: int) -> list[str]:
+    """Removes control tokens without a row in the table from a tokenizer.json.
+
+    Gemma 3's text models have one for images, for example. Starts and ends of texts are kept.
+
+    Returns:
+      Their texts.
+    """
+    if not file.exists():
+        return []
+    tokenizer = open_tokenizer(str(file))
+    if tokenizer.vocab_size <= rows:
+        return []
+    used = {*tokenizer.start_ids, *tokenizer.end_ids}
+    spec = json.loads(file.read_bytes())
+    beyond = [
+        token
+        for token in spec["added_tokens"]
+        if token["special"] and token["id"] >= rows and token["id"] not in used
+    ]
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token not in beyond]
+    file.write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
+    return [token["content"] for token in beyond]
 
 
 def gin_text(config: ModelConfig, source: Path, out: Path) -> str:

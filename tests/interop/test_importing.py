@@ -136,9 +136,41 @@ def test_nan_in_a_safetensors_file_is_refused(source):
     _refused(source, "model.layers.1.mlp.up_proj.weight has NaN or infinite values in float32")
 
 
+def _fill_table(source, last):
+    """Gives every row of the table a control token, and the id after them to one more."""
+    rows = json.loads((source / "config.json").read_text())["vocab_size"]
+    spec = json.loads((source / "tokenizer.json").read_text())
+    like = {**spec["added_tokens"][0], "special": True}
+    names = [(i, f"<{i}>") for i in range(open_tokenizer(source).vocab_size, rows)]
+    names.append((rows, last))
+    spec["added_tokens"] += [{**like, "id": i, "content": name} for i, name in names]
+    (source / "tokenizer.json").write_text(json.dumps(spec))
+    return rows
+
+
+def test_a_control_token_without_a_row_in_the_table_is_left_out(source, capsys):
+    before = open_tokenizer(source)
+    rows = _fill_table(source, "<image>")
+    assert open_tokenizer(source).vocab_size == rows + 1
+    main(["import-hf", str(source), str(source.parent / "out")])
+    assert "the model has no row for them: <image> (control" in capsys.readouterr().out
+    after = open_tokenizer(source.parent / "out" / "tokenizer")
+    assert after.vocab_size == rows
+    text = "Q: Ann has 3 pens <image>?"
+    assert after.encode(text) == before.encode(text)
+    assert (after.end_ids, after.start_ids) == (before.end_ids, before.start_ids)
+
+
+def test_an_end_token_without_a_row_in_the_table_is_refused(source):
+    rows = _fill_table(source, "<end>")
+    _change(source, "tokenizer_config.json", eos_token="<end>")
+    _refused(source, f"has {rows + 1} ids, config.json's vocab_size is {rows}")
+
+
 def test_a_missing_or_foreign_tokenizer_is_named(source):
     spec = json.loads((source / "tokenizer.json").read_text())
     more = spec["added_tokens"][0]
+    more["special"] = False
     spec["added_tokens"] += [{**more, "id": i, "content": f"<{i}>"} for i in range(343, 391)]
     (source / "tokenizer.json").write_text(json.dumps(spec))
     _refused(source, r"has 39\d ids, config.json's vocab_size is 384")
