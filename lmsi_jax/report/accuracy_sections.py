@@ -227,8 +227,8 @@ def _sampling_details(summary: Summary) -> Html:
         )
         for row in sorted(summary.evals, key=lambda row: (row.task, row.prompt_style, row.round))
     ]
-    head = ("Task", "Prompt style", "Model", "n", "Paths", "T", "Parsed", "Tied", "Tokens a path")
-    head += ("F1",) if with_f1 else ()
+    head = ["Task", "Prompt style", "Model", "n", "Paths", "T", "Parsed", "Tied", "Tokens a path"]
+    head += ["F1"] if with_f1 else []
     caption = (
         "Paths are sampled for each question at temperature T (0: greedy). Parsed: paths with a "
         "readable answer. Tied: questions on which two answers share the most votes."
