@@ -20,7 +20,7 @@ from lmsi_jax.runtime.store import ShardStore
 from lmsi_jax.selection.rows import NO_ANSWERS, Answers
 from lmsi_jax.tasks.task import Split
 
-# An error lists so many of the contaminated questions.
+# Contaminated questions that an error lists.
 _LISTED = 10
 
 
@@ -116,7 +116,7 @@ def _draw(context: Context, split: Split, name: str, count: int) -> list[Questio
     clean = [row for row in rows if row.uid not in repeated]
     if not clean:
         raise LmsiError(
-            f"all {len(rows)} training questions of {name!r} also stand among the test questions; "
+            f"all {len(rows)} training questions of {name!r} are also among the test questions; "
             "leave the task out of Questions.train, or raise Questions.train_count"
         )
     return clean
@@ -152,7 +152,7 @@ def _refuse(what: str, repeated: Mapping[str, str], remedy: str) -> None:
         listed = ", ".join(f"{uid} as {other}" for uid, other in list(repeated.items())[:_LISTED])
         more = f" and {len(repeated) - _LISTED} more" if len(repeated) > _LISTED else ""
         raise LmsiError(
-            f"{len(repeated)} {what} also stand among the test questions: {listed}{more}; "
+            f"{len(repeated)} {what} are also among the test questions: {listed}{more}; "
             f"{remedy}, or to 'allow' to keep them"
         )
 
