@@ -17,7 +17,7 @@ def version() -> str:
     return match.group(1)
 
 
-HF = ["ml_dtypes>=0.4", "safetensors>=0.7", "tokenizers>=0.22"]
+HF = ["jinja2>=3.1", "ml_dtypes>=0.4", "safetensors>=0.7", "tokenizers>=0.22"]
 
 setup(
     name="lmsi_jax",
@@ -68,10 +68,13 @@ setup(
         # T5X is on GitHub alone. It imports tensorboard without declaring it.
         "t5x": ["t5x @ git+https://github.com/google-research/t5x.git", "tensorboard"],
         "hf": HF,
+        "gguf": [*HF, "gguf>=0.19"],
         "docs": ["mkdocs-material>=9.5"],
         "dev": [
             "build>=1.2",
+            "gguf>=0.19",
             "hypothesis>=6.100",
+            "jinja2>=3.1",
             "mypy>=1.11",
             "pytest>=8.2",
             "pytest-xdist>=3.6",

@@ -66,7 +66,8 @@ class Exemplar(_Record):
 class Question(_Record):
     """A question with its own prefix. `gold` is None wherever labels must not be seen.
 
-    `also` are other answers that count as right.
+    `also` are other answers that count as right. `spans`, for DROP's F1, are the spans of each
+    annotator's answer, one a line.
     """
 
     uid: str
@@ -75,12 +76,14 @@ class Question(_Record):
     kind: Kind
     gold: str | None = None
     also: tuple[str, ...] = ()
+    spans: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Returns a dictionary of plain JSON values; `also` only if it is not empty."""
+        """Returns a dictionary of plain JSON values; `also` and `spans` only if not empty."""
         row = super().to_json()
-        if not row["also"]:
-            del row["also"]
+        for name in ("also", "spans"):
+            if not row[name]:
+                del row[name]
         return row
 
 

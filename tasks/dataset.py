@@ -11,6 +11,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import random
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ class Item:
       question: the text with its prefix, without blank lines.
       answer: the label as written after "The answer is".
       also: other correct answers.
+      spans: for DROP's F1, the spans of each annotator's answer, one a line.
       kind: the kind of its answers; None for that of the data set.
       reasoning: a human solution without its last sentence, or "".
     """
@@ -41,8 +43,37 @@ class Item:
     question: str
     answer: str
     also: tuple[str, ...] = ()
+    spans: tuple[str, ...] = ()
     kind: Kind | None = None
     reasoning: str = ""
+
+    def problem(self) -> str | None:
+        """Says what no prompt or label may have, None if there is nothing of that."""
+        for text in (self.question, self.answer, *self.also, self.reasoning):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                return f"half a character, {text[error.start]!r}, in {text[:60]!r}"
+        if any(line.strip() in _EMPTY for line in self.question.splitlines()):
+            return f"an empty text in {self.question[:60]!r}"
+        return None
+
+
+_EMPTY = ("Q:", "Q: Yes or no:", "Passage:", '""')
+"""Lines of a question that has no text."""
+
+
+def label_of(labels: Mapping[Any, str], label: Any) -> str:
+    """Returns the answer that a row's label stands for, capitals and spaces aside.
+
+    Raises:
+      ValueError: there is no such label.
+    """
+    label = label.strip().lower() if isinstance(label, str) else label
+    if label not in labels:
+        known = ", ".join(str(name) for name in labels)
+        raise ValueError(f"the label {label!r} is none of {known}")
+    return labels[label]
 
 
 def first_line(text: str) -> Sequence[str]:
@@ -95,8 +126,8 @@ class Dataset:
     levels: tuple[Level, ...] = ()
 
     def from_folder(self, data_dir: str) -> "Dataset":
-        """Returns the same task with its files in `data_dir`."""
-        return dataclasses.replace(self, data_dir=data_dir)
+        """Returns the same task with its files in `data_dir`, which may begin with "~"."""
+        return dataclasses.replace(self, data_dir=os.path.expanduser(data_dir))
 
     def stream(self, split: Split, level: Level, seed: int) -> Iterator[Question]:
         """Returns all questions of a split; only those of the test split carry their answers.
@@ -107,7 +138,7 @@ class Dataset:
         rows = self.labelled(split, level, seed)
         if split == "test":
             return rows
-        return (dataclasses.replace(row, gold=None, also=()) for row in rows)
+        return (dataclasses.replace(row, gold=None, also=(), spans=()) for row in rows)
 
     def labelled(self, split: Split, level: Level, seed: int) -> Iterator[Question]:
         """Returns the same questions with their answers; raises what `stream` raises."""
@@ -153,6 +184,7 @@ class Dataset:
             kind=item.kind or self.kind,
             gold=item.answer,
             also=item.also,
+            spans=item.spans,
         )
 
     def _shuffled(self, split: Split, seed: int) -> list[Item]:
@@ -183,12 +215,16 @@ class Dataset:
     def _parsed(self, place: str, row: Mapping[str, Any]) -> list[Item]:
         try:
             items = [self.parse(part) for part in self.expand(row)]
-        except (KeyError, ValueError, TypeError, AttributeError, IndexError):
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+            cause = f"it has no {error}" if isinstance(error, KeyError) else error
             raise LmsiError(
-                f"{self.name}: {place} is not {self.layout}; correct or remove it ({self.origin})"
+                f"{self.name}: {place} is not {self.layout} ({cause}); correct or remove it "
+                f"({self.origin})"
             ) from None
         questions = [item for item in items if item is not None]
         for item in questions:
+            if problem := item.problem():
+                raise LmsiError(f"{self.name}: {place} has {problem}; correct or remove it")
             kind = item.kind or self.kind
             if answers.key(item.answer, kind) is None:
                 raise LmsiError(
@@ -228,6 +264,11 @@ def _find_file(folders: Sequence[str], names: Sequence[str], task: str, origin: 
             for path in (epath.Path(folder) / name, epath.Path(folder) / f"{name}.gz"):
                 if path.is_file():
                     return path
+    if epath.Path(folders[0]).is_file():
+        raise LmsiError(
+            f"{task}: {folders[0]} is a file; set data_dir to its folder, and name the file "
+            f"{' or '.join(names)} ({origin})"
+        )
     if not epath.Path(folders[0]).is_dir():
         raise LmsiError(f"{task}: there is no folder {folders[0]}; correct data_dir ({origin})")
     raise LmsiError(f"{task}: {folders[0]} has no {' or '.join(names)} (or .gz); {origin}")
@@ -263,10 +304,15 @@ def _whole(text: str, path: Any, task: str, origin: str) -> Iterator[Row]:
             content = [{**row, "key": key} for key, row in content.items()]
         elif isinstance(content, dict):  # a file of one line
             content = [content]
-        for number, row in enumerate(content, 1):
-            yield f"{path}, row {number}", dict(row)
-    except (ValueError, TypeError) as error:
+    except ValueError as error:  # names line and column
         raise LmsiError(f"{task}: {path} is not JSON ({error}); copy it anew: {origin}") from error
+    for number, row in enumerate(content, 1):
+        if not isinstance(row, dict):
+            raise LmsiError(
+                f"{task}: {path}, row {number} is not a JSON object but {str(row)[:40]!r}; correct "
+                f"or remove it ({origin})"
+            )
+        yield f"{path}, row {number}", row
 
 
 def _lines(text: str, path: Any, task: str, origin: str) -> Iterator[Row]:
@@ -274,12 +320,15 @@ def _lines(text: str, path: Any, task: str, origin: str) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield f"{path}, line {number}", dict(json.loads(line))
-            except (ValueError, TypeError):
+                row, cause = json.loads(line), ""
+            except json.JSONDecodeError as error:
+                row, cause = None, f" ({error.msg}, column {error.colno})"
+            if not isinstance(row, dict):
                 raise LmsiError(
-                    f"{task}: {path}, line {number} is not one JSON object; correct or remove it "
-                    f"({origin})"
-                ) from None
+                    f"{task}: {path}, line {number} is not one JSON object{cause}; correct or "
+                    f"remove it ({origin})"
+                )
+            yield f"{path}, line {number}", row
 
 
 def _from_tfds(name: str, task: str, origin: str) -> Iterator[Row]:

@@ -50,7 +50,10 @@ def _about_football(row: Mapping[str, Any]) -> bool:
 
 def _item(row: Mapping[str, Any]) -> Item:
     question = flat(row["question"])
-    first, *others = dict.fromkeys(_labels(row))
+    answered = [spans for spans in _answers(row) if any(spans)]
+    if not answered:
+        raise ValueError("it has no answer")
+    first, *others = dict.fromkeys(label for spans in answered for label in _orders(spans))
     kind: Kind = "number" if _NUMBER.search(question) else "span"
     if answers.key(first, kind) is None:
         kind = "span"
@@ -58,36 +61,36 @@ def _item(row: Mapping[str, Any]) -> Item:
         question=f"Passage: {flat(row['passage'])}\nQ: {question}",
         answer=first,
         also=tuple(others),
+        spans=tuple(dict.fromkeys("\n".join(spans) for spans in answered)),
         kind=kind,
     )
 
 
-def _labels(row: Mapping[str, Any]) -> Iterator[str]:
-    """Yields all correct answers, the published one first."""
+def _answers(row: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Yields the spans of every correct answer, the published one first."""
     if isinstance(row["answer"], str):  # TFDS
-        yield from (row["answer"], *row["validated_answers"])
+        yield from ([flat(answer)] for answer in (row["answer"], *row["validated_answers"]))
         return
     validated = row.get("validated_answers") or []
     for answer in (row["answer"], *(validated if isinstance(validated, list) else [])):
-        yield from _written(answer)
+        yield [flat(span) for span in _spans(answer)]
 
 
-def _written(answer: Mapping[str, Any]) -> Iterator[str]:
+def _spans(answer: Mapping[str, Any]) -> Sequence[str]:
     date = answer.get("date") or {}
     parts = [str(date[name]) for name in ("day", "month", "year") if date.get(name)]
-    if answer.get("number"):
-        yield str(answer["number"])
-    elif parts:
-        yield " ".join(parts)
-    else:
-        yield from _orders(answer["spans"])
+    if answer.get("number") not in (None, ""):
+        return [str(answer["number"])]
+    return [" ".join(parts)] if parts else answer["spans"]
 
 
 def _orders(spans: Sequence[str]) -> Iterator[str]:
+    """Yields the ways to write a list that have different keys; of three or more a key is a set."""
     yield ", ".join(spans)
     if len(spans) > 1:
         yield f"{', '.join(spans[:-1])} and {spans[-1]}"
     if len(spans) == 2:
+        yield f"{spans[1]}, {spans[0]}"
         yield f"{spans[1]} and {spans[0]}"
 
 

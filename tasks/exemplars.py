@@ -12,8 +12,9 @@ sentence the exemplar has no reasoning, and few-shot chain of thought refuses it
 import importlib.resources
 import re
 
+from lmsi_jax import answers, prompts
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.records import Exemplar
+from lmsi_jax.records import Exemplar, Kind, Question
 
 _FOLDER = importlib.resources.files("lmsi_jax.tasks") / "exemplars"
 _NAME = re.compile(r"[a-z0-9_]+")
@@ -36,10 +37,55 @@ def load(path: str) -> tuple[Exemplar, ...]:
     if _NAME.fullmatch(path) and (_FOLDER / f"{path}.txt").is_file():
         return packaged(path)
     try:
-        text = epath.Path(path).read_text()
+        text = epath.Path(path).expanduser().read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise LmsiError(f"cannot read the exemplars {path}: {error}") from error
     return parse(text, path)
+
+
+def load_for_task(path: str, kind: Kind) -> tuple[Exemplar, ...]:
+    """Returns the exemplars of a file for a task with answers of a kind.
+
+    Raises:
+      LmsiError: as `load`; or an exemplar has no reasoning, or its answer is not of the kind.
+    """
+    rows = load(path)
+    for number, row in enumerate(rows, 1):
+        place = f"the exemplars {path}, item {number}"
+        if not row.reasoning:
+            raise LmsiError(
+                f"{place} has no reasoning before the answer of {row.question[:60]!r}; few-shot "
+                "chain of thought needs it, so give every answer some"
+            )
+        question = Question(uid="", task="", text=row.question, kind=kind)
+        solution = prompts.solution(row.reasoning, row.answer)
+        reading = answers.read(solution, kind, answers.options_of(question))
+        if reading.key is None or reading.end < len(solution):
+            raise LmsiError(
+                f"{place}: the answer {row.answer!r} is not read as {_KIND_NAMES[kind]}; end the "
+                f"item with 'The answer is {_KIND_EXAMPLES[kind]}.' and nothing behind it"
+            )
+    return rows
+
+
+_KIND_NAMES: dict[Kind, str] = {
+    "number": "a number",
+    "choice": "an option of the question",
+    "yes_no": "yes or no",
+    "nli": "yes, no or neither",
+    "span": "a text",
+    "date": "a date",
+    "list": "a list",
+}
+_KIND_EXAMPLES: dict[Kind, str] = {
+    "number": "18",
+    "choice": "(b)",
+    "yes_no": "yes",
+    "nli": "it is not possible to tell",
+    "span": "the Foxes",
+    "date": "July 28, 2001",
+    "list": "3, 5 and 7",
+}
 
 
 def parse(text: str, source: str) -> tuple[Exemplar, ...]:

@@ -18,14 +18,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lmsi_jax.tasks.dataset import Dataset, Item, flat
+from lmsi_jax.tasks.dataset import Dataset, Item, flat, label_of
 
 UNKNOWN = "it is not possible to tell"
 _OPTIONS = f"\nOPTIONS:\n- yes\n- no\n- {UNKNOWN}"
 _LABELS = {
-    **{"e": "yes", "entailment": "yes", 0: "yes"},
-    **{"n": UNKNOWN, "neutral": UNKNOWN, 1: UNKNOWN},
-    **{"c": "no", "contradiction": "no", 2: "no"},
+    **{"e": "yes", "entailment": "yes", 0: "yes", "0": "yes"},
+    **{"n": UNKNOWN, "neutral": UNKNOWN, 1: UNKNOWN, "1": UNKNOWN},
+    **{"c": "no", "contradiction": "no", 2: "no", "2": "no"},
 }
 _TWO_LABELS = {"entailment": "yes", 0: "yes", "not_entailment": "no", 1: "no"}
 _UNDECIDED = ("-", -1)
@@ -52,14 +52,16 @@ def three_way(row: Mapping[str, Any]) -> Item | None:
     label = row["gold_label"] if "gold_label" in row else row["label"]
     if label in _UNDECIDED:
         return None
-    return Item(question=text(*_pair(row), options=True), answer=_LABELS[label])
+    return Item(question=text(*_pair(row), options=True), answer=label_of(_LABELS, label))
 
 
 def two_way(row: Mapping[str, Any]) -> Item | None:
     """Parses a row of RTE from GLUE or SuperGLUE; None if it has no label."""
     if row["label"] in _UNDECIDED:
         return None
-    return Item(question=text(*_pair(row), options=False), answer=_TWO_LABELS[row["label"]])
+    return Item(
+        question=text(*_pair(row), options=False), answer=label_of(_TWO_LABELS, row["label"])
+    )
 
 
 def _pair(row: Mapping[str, Any]) -> tuple[str, str]:

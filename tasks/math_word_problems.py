@@ -17,13 +17,19 @@ from typing import Any
 
 from lmsi_jax.tasks.dataset import Dataset, Item, flat, sentences
 
+# "1,000" and not "3,5", which may mean 3.5.
+_THOUSANDS = re.compile(r"[^\d,]{0,3}\d{1,3}(?:,\d{3})+(?:\.\d+)?\D{0,3}")
+
 
 def parse_gsm8k(row: Mapping[str, Any]) -> Item:
     """Parses {"question", "answer"}; the last line of the answer is "#### " and the number."""
-    solution, gold = row["answer"].rsplit("####", 1)
+    solution, mark, gold = row["answer"].rpartition("####")
+    if not mark:
+        raise ValueError('its answer has no "####"')
+    gold = gold.strip()
     return Item(
         question=f"Q: {flat(row['question'])}",
-        answer=gold.strip().replace(",", ""),
+        answer=gold.replace(",", "") if _THOUSANDS.fullmatch(gold) else gold,
         reasoning=one_line(solution),
     )
 
@@ -49,9 +55,10 @@ GSM8K = Dataset(
 
 def parse_svamp(row: Mapping[str, Any]) -> Item:
     """Parses {"Body", "Question", "Answer": 17.0}."""
+    gold = float(row["Answer"])
     return Item(
         question=f"Q: {sentences(row['Body'].strip(), row['Question'].strip())}",
-        answer=f"{float(row['Answer']):.10g}",
+        answer=str(int(gold)) if gold.is_integer() else f"{gold:.15g}",
     )
 
 

@@ -43,10 +43,12 @@ def item(stem: str, texts: Sequence[str], right: int, lead: str = "") -> Item:
     """Returns a question with options; `right` is the index of the correct one.
 
     Raises:
-      ValueError: there is no such option.
+      ValueError: there is no such option, an option has no text, or there are too many.
     """
-    if not 0 <= right < len(texts):
-        raise ValueError(f"no option {right}")
+    if not 0 <= right < len(texts) <= len(string.ascii_lowercase):
+        raise ValueError(f"there is no option {right + 1} of {len(texts)}")
+    if bare := [number for number, text in enumerate(texts, 1) if not text.strip()]:
+        raise ValueError(f"option {bare[0]} has no text")
     letter = string.ascii_lowercase[right]
     return Item(question=f"Q: {flat(stem)}\n{lead}{options(texts)}", answer=f"({letter})")
 
@@ -69,13 +71,20 @@ def parse_choices(row: Mapping[str, Any]) -> Item:
     return item(question["stem"], texts, labels.index(row["answerKey"]))
 
 
+_AQUA_OPTION = re.compile(r"\s*\(?([A-Z])\)(.*)", re.S)
 _LAST_WORDS = re.compile(r"\W*\b(?:the )?(?:correct )?(?:answer|ans|option)\b[^\n]{0,40}$", re.I)
 
 
 def parse_aqua(row: Mapping[str, Any]) -> Item:
     """Parses {"question", "options": ["A)...", ...], "rationale", "correct": "A"}."""
-    texts = [option.partition(")")[2] for option in row["options"]]
-    right = "ABCDE".index(row["correct"])
+    matches = [_AQUA_OPTION.fullmatch(option) for option in row["options"]]
+    letters = string.ascii_uppercase[: len(matches)]
+    if "".join(match[1] if match else "-" for match in matches) != letters:
+        raise ValueError(f"its options do not begin with {', '.join(f'{x})' for x in letters)}")
+    if len(row["correct"]) != 1 or row["correct"] not in letters:
+        raise ValueError(f'"correct" is {row["correct"]!r}, none of its letters {letters}')
+    texts = [match[2] for match in matches if match]
+    right = letters.index(row["correct"])
     question = item(row["question"], texts, right, lead="Answer Choices: ")
     reasoning = sentences(_LAST_WORDS.sub("", row.get("rationale", "").strip()))
     return dataclasses.replace(question, reasoning=reasoning)

@@ -7,18 +7,19 @@ A: Bach died in 1750. The first powered flight was in 1903. The answer is no.
 from collections.abc import Mapping
 from typing import Any
 
-from lmsi_jax.tasks.dataset import Dataset, Item, flat, sentences
+from lmsi_jax.tasks.dataset import Dataset, Item, flat, label_of, sentences
 
-_LABELS = {True: "yes", False: "no", "yes": "yes", "no": "no"}
+_LABELS = {True: "yes", False: "no", "yes": "yes", "no": "no", "true": "yes", "false": "no"}
 
 
 def parse(row: Mapping[str, Any]) -> Item:
     """Parses {"question", "answer": true, "facts": [...]}."""
+    facts = row.get("facts") or ()
     question = flat(row["question"].removeprefix("Yes or no: "))
     return Item(
         question=f"Q: Yes or no: {question}",
-        answer=_LABELS[row["answer"]],
-        reasoning=sentences(*row.get("facts") or ()),
+        answer=label_of(_LABELS, row["answer"]),
+        reasoning=sentences(*([facts] if isinstance(facts, str) else facts)),
     )
 
 

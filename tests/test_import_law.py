@@ -57,7 +57,7 @@ FILELESS = {
         f"training.{name}"
         for name in ("forward", "forward_variants", "losses", "optimizers", "scoring")
     ),
-    *("evaluation.accuracy", "evaluation.collapse", "evaluation.statistics"),
+    *("evaluation.accuracy", "evaluation.collapse", "evaluation.drop_f1", "evaluation.statistics"),
 }
 
 

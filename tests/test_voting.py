@@ -367,6 +367,16 @@ def test_a_defect_of_the_reader_costs_one_sample(monkeypatch, caplog):
     assert "could not be read" in caplog.text and "chalk" in caplog.text
 
 
+def test_an_inference_in_words_behind_a_box_without_any_votes():
+    question = Question(uid="q", task="t", text="Premise: x", kind="nli")
+    samples = paths_of("no", "it is not possible to tell")
+    boxed = r"So \boxed{3}: it cannot be determined."
+    samples.append(
+        Sample(uid="q", sample_index=2, text=boxed, tokens=5, logprob=-1.0, end="end_token")
+    )
+    assert voting.vote(question, samples).keys == ("no", "unknown", "unknown")
+
+
 def test_what_is_taught_is_clean_where_the_path_is_not():
     texts = (r"So $x = \boxed{18}$, since x < 20.", "The answer is **18** dollars.", "#### 18")
     samples = [

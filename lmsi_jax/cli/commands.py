@@ -42,7 +42,12 @@ class Command(NamedTuple):
 
 
 def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="DIR", type=Path, help="folder of the model")
+    parser.add_argument(
+        "source",
+        metavar="MODEL",
+        type=Path,
+        help="folder of a Hugging Face model, or a GGUF file (any one of a split model's)",
+    )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to create")
     parser.add_argument(
         "--dtype",
@@ -55,10 +60,10 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
 def _import_hf(args: argparse.Namespace, load: Load) -> None:
     from lmsi_jax.interop.hf_weights import has_chat_template, import_model
 
-    config = import_model(args.source, args.out, args.dtype)
+    config = import_model(args.source, args.out, args.dtype, print)
     print(f"{config.parameter_count:,} parameters in {args.out}")
     print(f"next: lmsi run CONFIG --gin_file={args.out / 'model.gin'}")
-    if has_chat_template(args.source):
+    if has_chat_template(args.out / "tokenizer"):
         print(
             "an instruct model's solutions have blank lines; if it is one, add\n"
             r"""  --gin.Sampling.stop="('\nQ:', '\nPremise:')" """.rstrip()
@@ -282,7 +287,7 @@ def _explain_answer(args: argparse.Namespace, load: Load) -> None:
 
 COMMANDS: dict[str, Command] = {
     "import-hf": Command(
-        "convert a Hugging Face model to a checkpoint and model.gin",
+        "convert a Hugging Face model or GGUF file to a checkpoint and model.gin",
         "downloads/Qwen2.5-1.5B models/qwen",
         "",
         _add_import_arguments,

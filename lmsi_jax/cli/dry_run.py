@@ -1,17 +1,19 @@
 """`--dry_run`: print every parameter of a run, check what can be checked at once, run nothing.
 
-Files on a bucket are not checked, nor what only the data, the weights or the devices can tell:
-whether prompts fit (`lmsi sample` reports it before it samples) and memory (`lmsi aot`).
+All local data files are read and parsed. Files on a bucket are not checked, nor what only the
+weights or the devices can tell: whether prompts fit (`lmsi sample` reports it before it samples)
+and memory (`lmsi aot`).
 """
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from etils import epath
 
-from lmsi_jax.config import Pretraining, Run
+from lmsi_jax.config import Pretraining, Questions, Run
 from lmsi_jax.config.run import comparison_run
 from lmsi_jax.config.schedule import scheduled_values
 from lmsi_jax.errors import LmsiError
@@ -69,7 +71,7 @@ def parameters(run: Run) -> dict[str, Any]:
 
 
 def check(run: Run, stages: tuple[str, ...]) -> Findings:
-    """Checks what can be known before any data or weights are read."""
+    """Checks what can be known before any weights are read."""
     to_set = [
         f"{name} = {value!r}" for name, value in parameters(run).items() if _has_placeholder(value)
     ]
@@ -116,9 +118,9 @@ def _places(run: Run, stages: tuple[str, ...]) -> Iterator[tuple[str, str]]:
         yield "Run.tokenizer", run.tokenizer
     if run.questions is not None:
         if run.questions.data_dir is not None:
-            yield "Questions.data_dir", run.questions.data_dir
+            yield "Questions.data_dir", os.path.expanduser(run.questions.data_dir)
         for task, folder in run.questions.data_dirs:
-            yield f"Questions.data_dirs, {task}", folder
+            yield f"Questions.data_dirs, {task}", os.path.expanduser(folder)
     if "distill" in stages and run.distillation is not None:
         yield "Distillation.teacher_dir", run.distillation.teacher_dir
     for number, folder in enumerate(run.reuse):
@@ -174,11 +176,36 @@ def _mistakes_in_questions(run: Run, stages: tuple[str, ...]) -> Iterator[str]:
     yield from _error_of(functools.partial(run.check_questions, stages))
     if (questions := run.questions) is None:
         return
-    for task in dict.fromkeys((*questions.train, *questions.test)):
-        yield from _error_of(functools.partial(registry.get, task))
-    for _, name in questions.exemplars:
-        if "://" not in name:
-            yield from _error_of(functools.partial(exemplars.load, name))
+    tasks = dict.fromkeys((*questions.train, *questions.test))
+    unknown = [
+        error for task in tasks for error in _error_of(functools.partial(registry.get, task))
+    ]
+    yield from unknown
+    for task, file in questions.exemplars:
+        if "://" not in file and task in registry.NAMES:
+            kind = registry.get(task).kind
+            yield from _error_of(functools.partial(exemplars.load_for_task, file, kind))
+    if not unknown:
+        yield from _mistakes_in_data(questions)
+
+
+def _mistakes_in_data(questions: Questions) -> Iterator[str]:
+    """Reads and parses all local data files; yields the first mistake in each."""
+    from lmsi_jax.tasks import registry
+    from lmsi_jax.tasks.dataset import Dataset
+    from lmsi_jax.tasks.task import Split
+
+    asked: list[tuple[Split, str, int]]
+    asked = [("train", name, questions.train_count) for name in dict.fromkeys(questions.train)]
+    asked += [("test", name, questions.test_count) for name in dict.fromkeys(questions.test)]
+    for split, name, count in asked:
+        folder = questions.folder(name)
+        task = registry.get(name, folder)
+        if folder is None or "://" in folder or not isinstance(task, Dataset):
+            continue
+        if epath.Path(folder).expanduser().exists():  # else it is missing, which is another line
+            draw = functools.partial(task.questions, split, questions.level, count, questions.seed)
+            yield from _error_of(draw)
 
 
 def _mistakes_in_model(run: Run) -> Iterator[str]:

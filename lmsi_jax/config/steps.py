@@ -26,16 +26,17 @@ class Questions:
     test_count: Annotated[int, at_least(1, unit="questions")] = 200
     """Test questions per task."""
     data_dir: str | None = None
-    """Folder of local data files, for tasks that read files; None reads them through TFDS, which
-    downloads what is missing."""
+    """Folder of local data files, for tasks that read files; it may begin with "~". None reads them
+    through TFDS, which downloads what is missing."""
     data_dirs: tuple[tuple[str, str], ...] = ()
     """(task, folder) pairs, for tasks whose files are elsewhere."""
     exemplars: tuple[tuple[str, str], ...] = ()
     """(task, file) pairs that replace the packaged few-shot exemplars; `lmsi_jax.tasks.exemplars`
     describes the format."""
     contamination: Literal["refuse", "drop", "allow"] = "refuse"
-    """Treatment of training questions and exemplars that also appear in the run's test questions:
-    "refuse" the run, "drop" such training questions, or "allow" them."""
+    """Treatment of training questions and exemplars that also appear in the run's test questions,
+    and of training questions whose own prompt shows them as an exemplar: "refuse" the run, "drop"
+    such training questions, or "allow" them."""
     seed: Annotated[int, SEED] = 0
     """Fixes which questions are drawn."""
 

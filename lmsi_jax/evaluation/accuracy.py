@@ -18,6 +18,7 @@ import numpy as np
 
 from lmsi_jax import voting
 from lmsi_jax.config import Voting
+from lmsi_jax.evaluation.drop_f1 import best_drop_f1
 from lmsi_jax.evaluation.statistics import bootstrap
 from lmsi_jax.records import Question, Sample, Vote
 from lmsi_jax.voting import EQUAL, right_keys
@@ -65,6 +66,7 @@ class TaskScore:
       single: accuracy of one sample, averaged over all of them.
       mean_tokens: tokens per sample.
       curve: majority@k and pass@k of self-consistency, for k = 1, 2, 4, ... and all samples.
+      f1: DROP's F1 per question, in question order; () for other tasks.
     """
 
     task: str
@@ -78,6 +80,7 @@ class TaskScore:
     single: float
     mean_tokens: float
     curve: tuple[Point, ...] = ()
+    f1: tuple[float, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -146,7 +149,18 @@ def score_votes(
         single=agreeing / total,
         mean_tokens=tokens / total,
         curve=tuple(curve(by_question, votes, gold)) if several else (),
+        f1=tuple(
+            best_drop_f1(_answer(vote), question.spans)
+            for question, vote in zip(questions, votes, strict=True)
+        )
+        if all(question.spans for question in questions)
+        else (),
     )
+
+
+def _answer(vote: Vote) -> str | None:
+    """Returns the winner as the first sample writes it that agrees; None without a winner."""
+    return None if vote.winner is None else vote.surfaces[vote.keys.index(vote.winner)]
 
 
 class Bin(NamedTuple):

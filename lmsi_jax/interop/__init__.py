@@ -1,1 +1,1 @@
-"""Models and data of other libraries: Hugging Face folders, SeqIO vocabularies, T5X."""
+"""Models and data of other libraries: Hugging Face, GGUF, chat templates, SeqIO, T5X."""

@@ -7,6 +7,7 @@ by name, for a network that is almost the right one writes almost right text.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -129,6 +130,41 @@ IDLE = frozenset(
         *("id2label", "label2id", "problem_type", "add_cross_attention", "is_decoder"),
     }
 )
+# Settings of generation, tokenizers and training that transformers and others have written into
+# config.json. They are ignored, and named to the user.
+_SETTINGS = frozenset(
+    {
+        *("temperature", "top_p", "top_k", "min_p", "typical_p", "do_sample", "num_beams"),
+        *("num_beam_groups", "diversity_penalty", "length_penalty", "repetition_penalty"),
+        *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "early_stopping"),
+        *("min_length", "max_length", "max_new_tokens", "num_return_sequences", "bad_words_ids"),
+        *("suppress_tokens", "begin_suppress_tokens", "exponential_decay_length_penalty"),
+        *("remove_invalid_values", "renormalize_logits", "output_scores"),
+        *("return_dict_in_generate", "task_specific_params", "finetuning_task", "prefix"),
+        *("tokenizer_class", "model_max_length", "auto_map", "attn_implementation", "torchscript"),
+        *("gradient_checkpointing", "neftune_noise_alpha", "is_llama_config", "tf_legacy_loss"),
+        *("use_bfloat16", "tie_encoder_decoder"),
+    }
+)
+# Private attributes, versions, special ids, settings of tokenizers and of tools by their names.
+_HARMLESS = re.compile(r"_.+|.+_version|.+_token_ids?|(tokenizer|unsloth|transformers)[._].+")
+# Values of keys of other families that are the same as no key.
+_NEUTRAL = {"partial_rotary_factor": 1.0}
+_QUANTISATION = ("quantization_config", "quantization", "compression_config")
+
+
+def ignored_keys(raw: Mapping[str, Any]) -> list[str]:
+    """Returns the unusual keys of a config.json that are ignored since they change no score."""
+    used = set().union(COMMON, IDLE, *(family.reads for family in FAMILIES))
+    return [key for key in raw if key not in used and _is_setting(key) and not _empty(raw[key])]
+
+
+def _is_setting(key: str) -> bool:
+    return key in _SETTINGS or _HARMLESS.fullmatch(key) is not None
+
+
+def _empty(value: Any) -> bool:
+    return value in (None, False, 0, "", [], {})
 
 
 def family_of(raw: Mapping[str, Any]) -> Family:
@@ -237,13 +273,30 @@ def _check_keys(family: Family, raw: Mapping[str, Any]) -> None:
     Raises:
       LmsiError: names the key and its value.
     """
-    known = COMMON | family.reads | IDLE
-    for key, value in raw.items():
-        if key not in known and value not in (None, False, 0, "", [], {}):
-            raise LmsiError(
-                f"config.json: {key} = {value!r} is not supported for {family.model_type}; if it "
-                "does not change what the model computes, delete it there"
-            )
+    quantisation = [key for key in _QUANTISATION if not _empty(raw.get(key))]
+    if quantisation:
+        raise LmsiError(
+            f"config.json has {quantisation[0]!r}: the weights are quantised, which is not "
+            "supported; take the model that is not, or its GGUF file"
+        )
+    unknown = [
+        f"{key} = {value!r}"
+        for key, value in raw.items()
+        if key not in COMMON | family.reads | IDLE
+        and not _empty(value)
+        and not _is_setting(key)
+        and not _is_neutral(key, value)
+    ]
+    if len(unknown) == 1:
+        raise LmsiError(
+            f"config.json: {unknown[0]} is not supported for {family.model_type}; if it does not "
+            "change what the model computes, delete it there"
+        )
+    if unknown:
+        raise LmsiError(
+            f"config.json: {', '.join(unknown)} are not supported for {family.model_type}; delete "
+            "there those that do not change what the model computes"
+        )
     theirs, _ = family.activation
     for key in ("hidden_act", "hidden_activation"):
         value = raw.get(key)
@@ -255,6 +308,12 @@ def _check_keys(family: Family, raw: Mapping[str, Any]) -> None:
     for key in ("use_bidirectional_attention", "is_encoder_decoder", "add_cross_attention"):
         if raw.get(key):
             raise LmsiError(f"config.json: {key} = {raw[key]!r} is not supported; it must be false")
+
+
+def _is_neutral(key: str, value: Any) -> bool:
+    if key == "layer_types":
+        return isinstance(value, list) and all(kind == "full_attention" for kind in value)
+    return key in _NEUTRAL and value == _NEUTRAL[key]
 
 
 def _biases(get: _Reader) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ Our matrices are [in, out]; torch's `Linear.weight` is [out, in]. Heads have the
 rotary positions pair the same dimensions, so nothing else is rearranged. Tensors are read from and
 written to safetensors files, never pickles. A tensor is copied in slices of rows, and the file is
 closed after each: it is mapped into memory, where all pages read so far would otherwise stay.
+GGUF files are imported in the same way, by `gguf_file`.
 
 `import_model` writes:
 
@@ -32,7 +33,8 @@ from etils import epath
 
 from lmsi_jax.config import MATRICES, ModelConfig
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.interop.hf_config import hf_config, model_config
+from lmsi_jax.interop.gguf_file import GgufModel, is_gguf, split_files
+from lmsi_jax.interop.hf_config import hf_config, ignored_keys, model_config
 from lmsi_jax.models.tokenizers import (
     SENTENCEPIECE,
     TOKENIZER_JSON,
@@ -320,19 +322,26 @@ TOKENIZER_FILES = (
 _DERIVED = ("rotary_emb.inv_freq",)
 
 
-def has_chat_template(source: Path) -> bool:
-    """Returns True if the folder of a downloaded model has a template for chats."""
-    settings = adjacent_settings(epath.Path(source) / TOKENIZER_JSON)
-    return (source / "chat_template.jinja").exists() or "chat_template" in settings
+def has_chat_template(folder: Path) -> bool:
+    """Returns True if a folder with a tokenizer has a template for chats."""
+    settings = adjacent_settings(epath.Path(folder) / TOKENIZER_JSON)
+    return (folder / "chat_template.jinja").exists() or "chat_template" in settings
 
 
-def import_model(source: Path, out: Path, dtype: Dtype = "keep") -> ModelConfig:
-    """Converts a Hugging Face model to a checkpoint.
+def import_model(
+    source: Path,
+    out: Path,
+    dtype: Dtype = "keep",
+    note: Callable[[str], object] = lambda line: None,
+) -> ModelConfig:
+    """Converts a Hugging Face model or a GGUF file to a checkpoint.
 
     Args:
-      source: the folder with config.json, safetensors files and the tokenizer.
+      source: a folder with config.json, safetensors files and the tokenizer; or a GGUF file, any
+        one of the files of a split GGUF model, or a folder whose only model is in such files.
       out: the folder to create.
       dtype: the type of the parameters in the checkpoint; "keep" for that of the files.
+      note: called with a line on each thing that is left out: keys of config.json, tokens.
 
     Returns:
       The shape of the model.
@@ -340,39 +349,76 @@ def import_model(source: Path, out: Path, dtype: Dtype = "keep") -> ModelConfig:
     Raises:
       LmsiError: something is missing, damaged, unsupported or does not fit; `out` is not created.
     """
+    shards: Shards | GgufModel
+    if file := _gguf_file_of(source):
+        shards = GgufModel(file)
+        try:
+            config = model_config(shards.config)
+        except LmsiError as error:
+            raise LmsiError(f"{file}, its metadata written as config.json: {error}") from None
+    else:
+        config = _read_config(source, note)
+        shards = Shards(source)
+    expected = tensors(config)
+    _check_source(source, shards, expected, config)
+    with new_folder(out) as folder:
+        _import_tokenizer(source, shards, folder / "tokenizer", config, note)
+        streaming.save(folder, 0, _tree(source, shards, expected, dtype))
+        (folder / "model.gin").write_text(gin_text(config, source, out))
+        write_json(folder / "model.json", dataclasses.asdict(config))
+    return config
+
+
+def _gguf_file_of(source: Path) -> Path | None:
+    """Returns the (first) GGUF file of a source, None for a folder of another format.
+
+    Raises:
+      LmsiError: the source is another file, or a folder with several GGUF models.
+    """
+    if source.is_file():
+        if source.suffix == ".gguf" or is_gguf(source):
+            return source
+        raise LmsiError(f"{source} is no folder and no GGUF file; name one of a downloaded model")
     if not source.is_dir():
-        raise LmsiError(f"{source} is no folder; name the folder of a downloaded model")
+        raise LmsiError(f"{source} is no folder and no file; name those of a downloaded model")
+    if any((source / name).exists() for name in (SINGLE, INDEX)):
+        return None
+    models = {split_files(file)[0] for file in sorted(source.glob("*.gguf"))}
+    if len(models) > 1:
+        names = ", ".join(sorted(file.name for file in models))
+        raise LmsiError(f"{source} has several GGUF models, {names}; name the file of one")
+    return models.pop() if models else None
+
+
+def _read_config(source: Path, note: Callable[[str], object]) -> ModelConfig:
     if not (source / "config.json").exists():
         raise LmsiError(f"{source} has no config.json; name the folder of a downloaded model")
     raw = read_json(source / "config.json")
     if not isinstance(raw, dict):
         raise LmsiError(f"{source / 'config.json'} is no object; download it again")
     config = model_config(raw)
-    shards = Shards(source)
-    expected = tensors(config)
-    _check_source(source, shards, expected, config)
-    with new_folder(out) as folder:
-        _import_tokenizer(source, folder / "tokenizer", config)
-        streaming.save(folder, 0, _tree(shards, expected, dtype))
-        (folder / "model.gin").write_text(gin_text(config, source, out))
-        write_json(folder / "model.json", dataclasses.asdict(config))
+    if ignored := ignored_keys(raw):
+        note(f"ignored in config.json, they change no score: {', '.join(ignored)}")
     return config
 
 
 def _check_source(
-    source: Path, shards: Shards, expected: list[Tensor], config: ModelConfig
+    source: Path, shards: Shards | GgufModel, expected: list[Tensor], config: ModelConfig
 ) -> None:
     """Compares names, shapes and types of a model's tensors with its configuration.
 
     Raises:
       LmsiError: names the first tensor that does not fit.
     """
+    described, remedy = "config.json", "take the config.json that belongs to the checkpoint"
+    if isinstance(shards, GgufModel):
+        described, remedy = "its metadata", "take a file that a current llama.cpp converted"
     names = {tensor.name for tensor in expected}
     missing = [tensor.name for tensor in expected if tensor.name not in shards.shapes]
     if missing:
         raise LmsiError(
             f"{source} has no tensor {missing[0]!r} ({len(missing)} are missing), which "
-            f"config.json asks for; {_remedy(missing[0])}"
+            f"{described} asks for; {_remedy(missing[0], remedy)}"
         )
     for name in shards.names:
         if name in names or name.endswith(_DERIVED):
@@ -381,14 +427,13 @@ def _check_source(
             _check_tied(source, shards)
             continue
         raise LmsiError(
-            f"{source} has a tensor {name!r} that config.json does not ask for; "
-            "take the config.json that belongs to the checkpoint"
+            f"{source} has a tensor {name!r} that {described} does not ask for; {remedy}"
         )
     for tensor in expected:
         if shards.shapes[tensor.name] != tensor.shape:
             raise LmsiError(
-                f"{source}: {tensor.name} is {shards.shapes[tensor.name]}, config.json has "
-                f"{tensor.shape}; take the config.json that belongs to the checkpoint"
+                f"{source}: {tensor.name} is {shards.shapes[tensor.name]}, {described} has "
+                f"{tensor.shape}; {remedy}"
             )
         if shards.dtypes[tensor.name] not in DTYPES:
             raise LmsiError(
@@ -397,13 +442,13 @@ def _check_source(
             )
 
 
-def _remedy(name: str) -> str:
+def _remedy(name: str, remedy: str) -> str:
     if name == "lm_head.weight":
         return "set tie_word_embeddings to true if it scores tokens with its embeddings"
-    return "take the config.json and all files that belong to the checkpoint"
+    return remedy
 
 
-def _check_tied(source: Path, shards: Shards) -> None:
+def _check_tied(source: Path, shards: Shards | GgufModel) -> None:
     """Checks that the output table is a copy of the embeddings, which is not imported.
 
     Raises:
@@ -420,7 +465,9 @@ def _check_tied(source: Path, shards: Shards) -> None:
         )
 
 
-def _tree(shards: Shards, expected: list[Tensor], dtype: Dtype) -> dict[str, Any]:
+def _tree(
+    source: Path, shards: Shards | GgufModel, expected: list[Tensor], dtype: Dtype
+) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for tensor in expected:
         kind = cast(DTYPES[shards.dtypes[tensor.name]], dtype)
@@ -430,32 +477,93 @@ def _tree(shards: Shards, expected: list[Tensor], dtype: Dtype) -> dict[str, Any
         level[tensor.path[-1]] = streaming.Later(
             shape=tensor.shape[::-1] if tensor.transposed else tensor.shape,
             dtype=kind,
-            make=functools.partial(shards.read, tensor.name, kind, tensor.transposed),
+            make=functools.partial(_read_finite, source, shards, tensor, kind),
         )
     return tree
 
 
-def _import_tokenizer(source: Path, folder: Path, config: ModelConfig) -> None:
-    """Copies the files of a tokenizer and checks that it can be opened.
+def _read_finite(
+    source: Path, shards: Shards | GgufModel, tensor: Tensor, dtype: np.dtype
+) -> np.ndarray:
+    """Returns the values of a parameter.
+
+    Raises:
+      LmsiError: one is NaN or infinite.
+    """
+    values = shards.read(tensor.name, dtype, tensor.transposed)
+    rows = max(1, _SLICE_BYTES // max(1, values.nbytes // len(values)))
+    for begin in range(0, len(values), rows):
+        if not np.isfinite(values[begin : begin + rows]).all():
+            raise LmsiError(
+                f"{source}: {tensor.name} has NaN or infinite values in {dtype}; "
+                "download it again, and if they are there again, take another model"
+            )
+    return values
+
+
+def _import_tokenizer(
+    source: Path,
+    shards: Shards | GgufModel,
+    folder: Path,
+    config: ModelConfig,
+    note: Callable[[str], object],
+) -> None:
+    """Writes the files of a tokenizer and checks that it can be opened.
 
     Raises:
       LmsiError: there are no such files, or they belong to another model.
     """
     folder.mkdir()
-    for name in TOKENIZER_FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, folder / name)
+    if isinstance(shards, GgufModel):
+        for name, text in shards.tokenizer_files().items():
+            (folder / name).write_text(text, encoding="utf-8")
+    else:
+        for name in TOKENIZER_FILES:
+            if (source / name).exists():
+                shutil.copyfile(source / name, folder / name)
     if not any((folder / name).exists() for name in (TOKENIZER_JSON, SENTENCEPIECE)):
         raise LmsiError(
             f"{source} has no {TOKENIZER_JSON} and no {SENTENCEPIECE}; put the model's tokenizer "
             "there"
         )
+    if dropped := _drop_tokens_beyond(folder / TOKENIZER_JSON, config.vocab_size):
+        note(
+            f"left out of the tokenizer, the model has no row for them: {', '.join(dropped)} "
+            "(control tokens that no text contains)"
+        )
     ids = open_tokenizer(str(folder)).vocab_size
     if ids > config.vocab_size:
+        gguf = isinstance(shards, GgufModel)
+        rows = "token_embd.weight's number of rows" if gguf else "config.json's vocab_size"
         raise LmsiError(
-            f"the tokenizer of {source} has {ids} ids, config.json's vocab_size is "
+            f"the tokenizer of {source} has {ids} ids, {rows} is "
             f"{config.vocab_size}; take the tokenizer that belongs to the checkpoint"
         )
+
+
+def _drop_tokens_beyond(file: Path, rows: int) -> list[str]:
+    """Removes control tokens without a row in the table from a tokenizer.json.
+
+    Gemma 3's text models have one for images, for example. Starts and ends of texts are kept.
+
+    Returns:
+      Their texts.
+    """
+    if not file.exists():
+        return []
+    tokenizer = open_tokenizer(str(file))
+    if tokenizer.vocab_size <= rows:
+        return []
+    used = {*tokenizer.start_ids, *tokenizer.end_ids}
+    spec = json.loads(file.read_bytes())
+    beyond = [
+        token
+        for token in spec["added_tokens"]
+        if token["special"] and token["id"] >= rows and token["id"] not in used
+    ]
+    spec["added_tokens"] = [token for token in spec["added_tokens"] if token not in beyond]
+    file.write_text(json.dumps(spec, ensure_ascii=False), encoding="utf-8")
+    return [token["content"] for token in beyond]
 
 
 def gin_text(config: ModelConfig, source: Path, out: Path) -> str:

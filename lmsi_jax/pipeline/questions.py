@@ -101,7 +101,7 @@ def check_task_names(config: Questions) -> None:
 
 
 def _draw(context: Context, split: Split, name: str, count: int) -> list[Question]:
-    """Returns a task's questions; training questions without those of the test."""
+    """Returns a task's questions; training questions without those of test and prompt."""
     from lmsi_jax.tasks import registry
 
     config = context.questions
@@ -109,17 +109,37 @@ def _draw(context: Context, split: Split, name: str, count: int) -> list[Questio
     rows = task.questions(split, config.level, count, config.seed)
     if split == "test" or config.contamination == "allow":
         return rows
-    repeated = contaminated_questions(context, name, {row.uid: row.text for row in rows})
+    texts = {row.uid: row.text for row in rows}
+    repeated = contaminated_questions(context, name, texts)
+    shown = _shown_questions(config, name, texts)
     if config.contamination == "refuse":
+        what = f"training questions of {name!r}"
         remedy = "set Questions.contamination to 'drop' to leave them out"
-        _refuse(f"training questions of {name!r}", repeated, remedy)
-    clean = [row for row in rows if row.uid not in repeated]
+        _refuse(what, repeated, remedy)
+        _refuse(what, shown, f"name another file in Questions.exemplars, {remedy}", _EXEMPLARS)
+    clean = [row for row in rows if row.uid not in repeated and row.uid not in shown]
     if not clean:
         raise LmsiError(
-            f"all {len(rows)} training questions of {name!r} are also among the test questions; "
-            "leave the task out of Questions.train, or raise Questions.train_count"
+            f"all {len(rows)} training questions of {name!r} are also among the test questions "
+            "or the exemplars; leave the task out of Questions.train, or raise "
+            "Questions.train_count"
         )
     return clean
+
+
+def _shown_questions(config: Questions, name: str, texts: Mapping[str, str]) -> dict[str, str]:
+    """Returns which training questions their own prompt answers: id -> the exemplar."""
+    from lmsi_jax.tasks import contamination, registry
+
+    task = registry.get(name)
+    exemplars = _exemplars(config, name)
+    shown = {f"exemplar {number}": row.question for number, row in enumerate(exemplars, 1)}
+    return {
+        one.uid: f"{one.evaluated} ({one.how})"
+        for one in contamination.find_contaminated(
+            texts, shown, task.contamination_ngram, task.content
+        )
+    }
 
 
 def contaminated_questions(context: Context, name: str, texts: Mapping[str, str]) -> dict[str, str]:
@@ -146,14 +166,21 @@ def contaminated_questions(context: Context, name: str, texts: Mapping[str, str]
     return repeated
 
 
-def _refuse(what: str, repeated: Mapping[str, str], remedy: str) -> None:
+_EXEMPLARS = "are also exemplars of its prompt, which gives their answers away"
+
+
+def _refuse(
+    what: str,
+    repeated: Mapping[str, str],
+    remedy: str,
+    where: str = "are also among the test questions",
+) -> None:
     """Raises LmsiError if anything is repeated."""
     if repeated:
         listed = ", ".join(f"{uid} as {other}" for uid, other in list(repeated.items())[:_LISTED])
         more = f" and {len(repeated) - _LISTED} more" if len(repeated) > _LISTED else ""
         raise LmsiError(
-            f"{len(repeated)} {what} are also among the test questions: {listed}{more}; "
-            f"{remedy}, or to 'allow' to keep them"
+            f"{len(repeated)} {what} {where}: {listed}{more}; {remedy}, or to 'allow' to keep them"
         )
 
 
@@ -164,14 +191,7 @@ def _exemplars(config: Questions, name: str) -> tuple[Exemplar, ...]:
     path = dict(config.exemplars).get(name)
     if path is None:
         return registry.get(name).exemplars()
-    rows = exemplars.load(path)
-    bare = [row.question for row in rows if not row.reasoning]
-    if bare:
-        raise LmsiError(
-            f"the exemplars {path} have no reasoning before the answer of {bare[0][:60]!r}; "
-            "few-shot chain of thought needs it, so give every answer some"
-        )
-    return rows
+    return exemplars.load_for_task(path, registry.get(name).kind)
 
 
 def train_answers(config: Questions, task: str) -> Answers:

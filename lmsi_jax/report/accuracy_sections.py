@@ -1,5 +1,6 @@
 """Sections of the page about accuracy: means, task by task, and against confidence."""
 
+import statistics
 from collections.abc import Iterator, Sequence
 
 from lmsi_jax.evaluation.accuracy import accuracy_by_confidence, expected_calibration_error
@@ -210,6 +211,7 @@ def _bar(accuracy: Accuracy | None) -> charts.Bar | None:
 
 
 def _sampling_details(summary: Summary) -> Html:
+    with_f1 = any(row.f1 for row in summary.evals)
     rows = [
         (
             row.task,
@@ -221,13 +223,16 @@ def _sampling_details(summary: Summary) -> Html:
             percent(row.parsed) if row.correct else DASH,
             percent_of(row.tied, len(row.correct)) if row.paths > 1 else DASH,
             decimal(row.mean_tokens, 0),
+            *([percent(statistics.fmean(row.f1)) if row.f1 else DASH] if with_f1 else []),
         )
         for row in sorted(summary.evals, key=lambda row: (row.task, row.prompt_style, row.round))
     ]
-    head = ("Task", "Prompt style", "Model", "n", "Paths", "T", "Parsed", "Tied", "Tokens a path")
+    head = ["Task", "Prompt style", "Model", "n", "Paths", "T", "Parsed", "Tied", "Tokens a path"]
+    head += ["F1"] if with_f1 else []
     caption = (
         "Paths are sampled for each question at temperature T (0: greedy). Parsed: paths with a "
         "readable answer. Tied: questions on which two answers share the most votes."
+        + (" F1: DROP’s own score, beside accuracy." if with_f1 else "")
     )
     details = table(head, rows, caption, text_columns=3)
     return element("details", element("summary", "How the answers were sampled"), details)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -293,6 +294,7 @@ def _accuracy_row(
             "model": names[number],
             **dataclasses.asdict(accuracy),
             "calibration_error": _calibration_error(rows[number]),
+            **({"f1": statistics.fmean(rows[number].f1)} if rows[number].f1 else {}),
         }
         for number, accuracy in comparison.by_round.items()
     ]

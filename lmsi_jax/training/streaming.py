@@ -46,7 +46,14 @@ class Later:
 
 
 class _OneByOne(ocp.type_handlers.NumpyHandler):
-    """Writes each `Later` completely before the next one is computed."""
+    """Writes each `Later` completely before the next one is computed.
+
+    Attributes:
+      error: why one could not be computed; the rest is not written then. It is not raised within
+        Orbax, which would return while its other handlers still write into the folder.
+    """
+
+    error: Exception | None = None
 
     async def serialize(
         self,
@@ -57,7 +64,12 @@ class _OneByOne(ocp.type_handlers.NumpyHandler):
         """Writes the values before returning; Orbax calls this."""
         args = args or [ocp.SaveArgs()] * len(values)
         for value, info, arg in zip(values, infos, args, strict=True):
-            for written in await super().serialize([value.make()], [info], [arg]):
+            try:
+                array = value.make()
+            except Exception as error:
+                self.error = error
+                break
+            for written in await super().serialize([array], [info], [arg]):
                 written.result()
         return []
 
@@ -69,10 +81,14 @@ def save(directory: epath.PathLike, step: int, params: Mapping[str, Any]) -> Non
       directory: the folder, created if necessary.
       step: optimizer steps taken.
       params: the parameter tree, with a `Later` for each array.
+
+    Raises:
+      Exception: that of the first array that cannot be computed; the checkpoint is incomplete.
     """
     handlers = ocp.type_handlers
+    one_by_one = _OneByOne(deepcopy_host_arrays=False)
     registry = handlers.create_type_handler_registry(
-        (Later, _OneByOne(deepcopy_host_arrays=False)),
+        (Later, one_by_one),
         (np.ndarray, handlers.NumpyHandler()),
         (jax.Array, handlers.ArrayHandler()),  # there is none; Orbax warns without it
         (int, handlers.ScalarHandler()),
@@ -84,10 +100,14 @@ def save(directory: epath.PathLike, step: int, params: Mapping[str, Any]) -> Non
         step_prefix="checkpoint", enable_async_checkpointing=False, create=True
     )
     folder = epath.Path(directory).resolve()
-    with ocp.CheckpointManager(
-        folder, options=options, item_handlers={"state": handler}
-    ) as manager:
-        manager.save(step, args=ocp.args.Composite(state=args))
+    try:
+        with ocp.CheckpointManager(
+            folder, options=options, item_handlers={"state": handler}
+        ) as manager:
+            manager.save(step, args=ocp.args.Composite(state=args))
+    finally:
+        if one_by_one.error is not None:
+            raise one_by_one.error
 
 
 def _parted(tree: Any) -> Any:

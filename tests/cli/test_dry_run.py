@@ -184,6 +184,33 @@ def test_checkpoints_to_compare_that_are_none_are_named(dry, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("test_rows", "wrong"),
+    [
+        (['{"question": "Three?"}'], "test.jsonl, line 1 is not {"),
+        (['{"question": "Three?", "answer": "#### 3"}', '{"question": '], "line 2 is not one JSON"),
+        ([], "task 'gsm8k' has only 0 questions in its test split"),
+        (['{"question": "Three?", "answer": "#### 3"}'], None),
+    ],
+)
+def test_all_data_files_are_read_and_parsed(dry, tmp_path, test_rows, wrong):
+    (tmp_path / "train.jsonl").write_text('{"question": "Two?", "answer": "#### 2"}')
+    (tmp_path / "test.jsonl").write_text("\n".join(test_rows))
+    flags = [f"--gin.Questions.{split}=('gsm8k',)" for split in ("train", "test")]
+    flags += [f"--gin.Questions.{split}_count=1" for split in ("train", "test")]
+    code, lines, _ = dry("quickstart", *flags, f"--gin.Questions.data_dir={tmp_path}")
+    said = [line for line in lines if line.startswith("wrong: ")]
+    assert (code, len(said)) == ((2, 1) if wrong else (0, 0))
+    assert not wrong or wrong in said[0]
+
+
+def test_exemplars_whose_answers_are_of_another_kind_are_named(dry, tmp_path):
+    (tmp_path / "own.txt").write_text("Q: Seven?\nA: So. The answer is no.\n")
+    flags = ["--gin.Questions.exemplars=(('purchases', 'own.txt'),)"]
+    code, lines, _ = dry("quickstart", *flags)
+    assert code == 2 and "'no' is not read as a number" in "".join(lines)
+
+
+@pytest.mark.parametrize(
     ("flag", "remedy"),
     [
         ("Run.model=None", "bind it to @ModelConfig()"),

@@ -8,7 +8,7 @@ import pytest
 from lmsi_jax.config import ModelConfig, gin_loader
 from lmsi_jax.config.configurables import load_run
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.interop.hf_config import hf_config, model_config
+from lmsi_jax.interop.hf_config import hf_config, ignored_keys, model_config
 from lmsi_jax.interop.hf_weights import Shards, gin_text
 
 _LLAMA = {
@@ -120,11 +120,43 @@ def test_the_keys_of_transformers_5_are_read_like_those_of_4():
 
 
 @pytest.mark.parametrize(
+    "key",
+    [
+        *({"is_llama_config": True}, {"_attn_implementation_autoset": True}),
+        *({"unsloth_version": "2025.1"}, {"_model_name_or_path": "some/model"}),
+        *({"tokenizer_class": "LlamaTokenizer"}, {"model_max_length": 2048}, {"max_length": 20}),
+        *({"temperature": 0.6}, {"top_p": 0.9}, {"do_sample": True}, {"num_beams": 1}),
+        *({"auto_map": {"AutoConfig": "c.C"}}, {"tokenizer_padding_side": "left"}),
+        *({"transformers.js_config": {"dtype": "q4"}}, {"sep_token_id": 3}),
+    ],
+)
+def test_settings_of_generation_and_tools_are_ignored_and_named(key):
+    assert model_config({**_LLAMA, **key}) == model_config(_LLAMA)
+    assert ignored_keys({**_LLAMA, **key}) == list(key)
+
+
+def test_values_that_are_the_same_as_no_key_are_ignored():
+    neutral = {"partial_rotary_factor": 1.0, "layer_types": ["full_attention"] * 32}
+    assert model_config({**_LLAMA, **neutral, "use_mrope": False}) == model_config(_LLAMA)
+    assert ignored_keys({**_LLAMA, **neutral}) == ignored_keys(_LLAMA) == []
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "quantization"])
+def test_nobody_is_told_to_delete_what_says_that_weights_are_quantised(key):
+    with pytest.raises(LmsiError, match=f"has '{key}': the weights are quantised") as error:
+        model_config({**_LLAMA, key: {"bits": 4}, "use_mrope": True})
+    assert "delete" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("changes", "match"),
     [
         ({"sliding_window": 4096}, "sliding_window = 4096 is not supported for llama"),
         ({"use_mrope": True}, "use_mrope = True is not supported for llama"),
         ({"num_local_experts": 8}, "num_local_experts = 8 .*delete it there"),
+        ({"use_mrope": True, "new": 2}, "use_mrope = True, new = 2 are not supported for llama"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5 is not supported"),
+        ({"layer_types": ["sliding_attention"] * 16}, "layer_types = .* is not supported"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "type 'dynamic' is not supported"),
         ({"is_encoder_decoder": True}, "it must be false"),
     ],

@@ -8,6 +8,7 @@ import hub_models as hub
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from lmsi_jax.cli.commands import parse_size
 from lmsi_jax.cli.main import main
@@ -98,9 +99,12 @@ def test_a_pickle_is_never_read(source):
         ({"model_type": "gemma3"}, "import the text model"),
         ({"architectures": ["Qwen2ForSequenceClassification"]}, "only Qwen2ForCausalLM"),
         ({"hidden_act": "relu"}, "hidden_act = 'relu' is not supported"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config = .*delete it there"),
+        (
+            {"quantization_config": {"bits": 4}},
+            "'quantization_config': .* are quantised",
+        ),
         ({"num_attention_heads": "4"}, "num_attention_heads = '4'; it must be a whole number"),
-        ({"num_key_value_heads": 3}, "must be a multiple of num_kv_heads=3"),
+        ({"num_key_value_heads": 3}, "must be a multiple of ModelConfig.num_kv_heads = 3"),
         (
             {"rope_parameters": None, "rope_scaling": {"type": "longrope", "factor": 2}},
             "'longrope'",
@@ -115,9 +119,58 @@ def test_a_config_that_does_not_fit_is_named(source, changes, match):
     _refused(source, match)
 
 
+def test_one_line_names_the_keys_that_are_ignored(source, capsys):
+    _change(source, "config.json", temperature=0.6, unsloth_version="2025.1")
+    main(["import-hf", str(source), str(source.parent / "out")])
+    printed = capsys.readouterr().out
+    assert "ignored in config.json, they change no score: temperature, unsloth_version\n" in printed
+
+
+def test_nan_in_a_safetensors_file_is_refused(source):
+    shards = Shards(source)
+    values = {name: shards.read(name, np.dtype(np.float32), False).copy() for name in shards.names}
+    values["model.layers.1.mlp.up_proj.weight"][3, 5] = np.nan
+    for file in source.glob("model*.safetensors*"):
+        file.unlink()
+    save_file(values, source / "model.safetensors")
+    _refused(source, "model.layers.1.mlp.up_proj.weight has NaN or infinite values in float32")
+
+
+def _fill_table(source, last):
+    """Gives every row of the table a control token, and the id after them to one more."""
+    rows = json.loads((source / "config.json").read_text())["vocab_size"]
+    spec = json.loads((source / "tokenizer.json").read_text())
+    like = {**spec["added_tokens"][0], "special": True}
+    names = [(i, f"<{i}>") for i in range(open_tokenizer(source).vocab_size, rows)]
+    names.append((rows, last))
+    spec["added_tokens"] += [{**like, "id": i, "content": name} for i, name in names]
+    (source / "tokenizer.json").write_text(json.dumps(spec))
+    return rows
+
+
+def test_a_control_token_without_a_row_in_the_table_is_left_out(source, capsys):
+    before = open_tokenizer(source)
+    rows = _fill_table(source, "<image>")
+    assert open_tokenizer(source).vocab_size == rows + 1
+    main(["import-hf", str(source), str(source.parent / "out")])
+    assert "the model has no row for them: <image> (control" in capsys.readouterr().out
+    after = open_tokenizer(source.parent / "out" / "tokenizer")
+    assert after.vocab_size == rows
+    text = "Q: Ann has 3 pens <image>?"
+    assert after.encode(text) == before.encode(text)
+    assert (after.end_ids, after.start_ids) == (before.end_ids, before.start_ids)
+
+
+def test_an_end_token_without_a_row_in_the_table_is_refused(source):
+    rows = _fill_table(source, "<end>")
+    _change(source, "tokenizer_config.json", eos_token="<end>")
+    _refused(source, f"has {rows + 1} ids, config.json's vocab_size is {rows}")
+
+
 def test_a_missing_or_foreign_tokenizer_is_named(source):
     spec = json.loads((source / "tokenizer.json").read_text())
     more = spec["added_tokens"][0]
+    more["special"] = False
     spec["added_tokens"] += [{**more, "id": i, "content": f"<{i}>"} for i in range(343, 391)]
     (source / "tokenizer.json").write_text(json.dumps(spec))
     _refused(source, r"has 39\d ids, config.json's vocab_size is 384")

@@ -90,6 +90,34 @@ def test_an_exemplar_of_the_test_is_refused(tmp_path, files):
         draw_questions(context)
 
 
+@pytest.fixture
+def shown(tmp_path):
+    """A file of exemplars, of which the second is also a training question."""
+    own = tmp_path / "own.txt"
+    own.write_text("Q: Seven?\nA: Yes. The answer is 7.\n\nQ: Two?\nA: It is. The answer is 5.\n")
+    return (("gsm8k", str(own)),)
+
+
+def test_a_training_question_whose_prompt_shows_its_answer_is_refused(tmp_path, files, shown):
+    (files / "train.jsonl").write_text('{"question": "TWO", "answer": "It is.\\n#### 5"}')
+    context = _context(tmp_path, data_dir=str(files), exemplars=shown, train_count=1)
+    with pytest.raises(
+        LmsiError,
+        match=r"1 training questions of 'gsm8k' are also exemplars of its prompt.*: gsm8k-\w{12} "
+        r"as exemplar 2 \(the same question\); name another file in Questions.exemplars, set",
+    ):
+        draw_questions(context)
+
+
+def test_a_training_question_whose_prompt_shows_its_answer_can_be_dropped(tmp_path, files, shown):
+    (files / "test.jsonl").write_text('{"question": "Four?", "answer": "#### 4"}')
+    settings = {"data_dir": str(files), "exemplars": shown, "test_count": 1}
+    context = _context(tmp_path, contamination="drop", **settings)
+    draw_questions(context)
+    train = context.load_questions("train")["gsm8k"]
+    assert [row.text for row in train] == [f"Q: {_LONG} none. How many?"]
+
+
 def test_the_run_keeps_the_exemplars_that_it_was_given(tmp_path, files):
     context = _context(
         tmp_path, data_dir=str(files), contamination="drop", exemplars=(("gsm8k", "gsm8k_short"),)
@@ -105,7 +133,7 @@ def test_exemplars_without_reasoning_are_refused(tmp_path, files):
     context = _context(
         tmp_path, data_dir=str(files), contamination="drop", exemplars=(("gsm8k", str(own)),)
     )
-    with pytest.raises(LmsiError, match="have no reasoning before the answer of 'Q: Seven"):
+    with pytest.raises(LmsiError, match="item 1 has no reasoning before the answer of 'Q: Seven"):
         draw_questions(context)
 
 

@@ -510,6 +510,20 @@ def test_the_calibration_error_is_below_each_chart_and_in_the_rows(summary):
             assert found == pytest.approx(_calibration_error([row]))
 
 
+def test_the_f1_of_drop_is_in_the_table_of_samples_and_in_the_rows(summary):
+    assert "F1" not in text_of(render(summary))
+    row = summary["evals"][0]
+    row["f1"] = [0.25, 0.75] * (len(row["correct"]) // 2)
+    text = text_of(render(summary))
+    assert "Tokens a path F1" in text and "50.0 %" in text
+    (found,) = [
+        each["accuracy"][row["round"]]["f1"]
+        for each in comparison.accuracy_rows(load(summary))
+        if (each["task"], each["prompt_style"]) == (row["task"], row["prompt_style"])
+    ]
+    assert found == 0.5
+
+
 def _calibration_error(rows):
     """By NumPy: five bins of confidence, |right - sure| summed in each, over all votes."""
     sure = np.concatenate([row["confidence"] for row in rows])

@@ -130,7 +130,7 @@ FILES = [
             (
                 "Passage: The Foxes won.\nQ: Who won?",
                 "the Foxes, Ann",
-                ("the Foxes and Ann", "Ann and the Foxes"),
+                ("the Foxes and Ann", "Ann, the Foxes", "Ann and the Foxes"),
                 "span",
             ),
         ],

@@ -43,6 +43,41 @@ def test_the_answers_of_the_exemplars_are_found_in_their_solutions(name):
         kind = "span" if name.startswith("drop") else task.kind
         path = f" {row.reasoning} The answer is {row.answer}."
         assert answers.path_key(path, kind) == answers.key(row.answer, kind) is not None
+    assert exemplars.load_for_task(task.exemplar_file, task.kind)[: task.shots] == task.exemplars()
+
+
+@pytest.mark.parametrize(
+    ("item", "kind", "message"),
+    [
+        (
+            "Q: One?\nA: So. The answer is 18. Because.",
+            "number",
+            "'18. Because' is not read as a num",
+        ),
+        ("Q: One?\nA: So. The answer is no.", "number", "'no' is not read as a number"),
+        ("Q: One?\n(a) x (b) y\nA: So. The answer is (c).", "choice", "read as an option"),
+        (
+            "Q: One?\nA: So. The answer is 3.",
+            "yes_no",
+            "item 1: .* read as yes or no; end the item",
+        ),
+        ("Q: One?\nA: The answer is 3.", "number", "item 1 has no reasoning before the answer of"),
+    ],
+)
+def test_an_answer_that_is_not_of_the_tasks_kind_is_named(tmp_path, item, kind, message):
+    file = tmp_path / "own.txt"
+    file.write_text(f"{item}\n")
+    with pytest.raises(LmsiError, match=message):
+        exemplars.load_for_task(str(file), kind)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_prompt_and_a_home_folder_is_found(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "own.txt").write_bytes("\ufeffQ: Seven?\nA: Yes. The answer is 7.\n".encode())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (row,) = exemplars.load("~/own.txt")
+    assert row == Exemplar(question="Q: Seven?", reasoning="Yes.", answer="7")
 
 
 @pytest.mark.parametrize(

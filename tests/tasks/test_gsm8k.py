@@ -94,7 +94,7 @@ def test_a_line_separator_within_a_text_is_no_new_line(tmp_path):
     ("line", "message"),
     [
         ("{", "line 2 is not one JSON object"),
-        ("[]", 'line 2 is not {"question"'),
+        ("[]", "line 2 is not one JSON object"),
         ("3", "line 2 is not one JSON object"),
         ('{"question": "How many?"}', "line 2 is not"),
         ('{"question": "How many?", "answer": "Five."}', "line 2 is not"),
@@ -114,7 +114,7 @@ def test_a_malformed_line_is_named(tmp_path, line, message):
     with pytest.raises(LmsiError) as error:
         task.stream("test", "easy", 0)
     assert f"{tmp_path / 'test.jsonl'}, {message}" in str(error.value)
-    assert "mend or remove it" in str(error.value)
+    assert "correct or remove it" in str(error.value)
 
 
 def test_missing_folders_and_files_are_named(tmp_path):
