@@ -1,13 +1,11 @@
-"""The model's own questions and its own few-shot prompts (LMSI, section 3.3). PURE.
+"""The model's own few-shot prompts and its own questions (LMSI, section 3.3).
 
-Prompt generation: a model's own zero-shot answers become few-shot prompts (LMSI, section 3.3).
+Prompts: "Let's think step by step." and a greedy answer make a worked question; `shots` of them
+make a prompt. The samples of a question are spread over the prompts: sample k is drawn with prompt
+k modulo their number. A prompt that shows the question itself would give its answer away, so the
+next prompt takes its place.
 
-"Let's think step by step." and a greedy answer make a worked question; `shots` of them make a
-prompt. The paths of a question are spread over the prompts: path k is sampled with prompt k modulo
-their number. A prompt that shows the question itself would give its answer away: there the next one
-stands in.
-
-Question generation: a model goes on with a list of questions (LMSI, section 3.3).
+Questions: the model continues a list of real ones.
 
     Q: Ann buys 34 pens and 27 cups. How many things does Ann buy?
 
@@ -15,8 +13,8 @@ Question generation: a model goes on with a list of questions (LMSI, section 3.3
 
     | Q: Ben has 18 pens, 40 hats and 22 cups. How many things does Ben have in all?
 
-No instruction and no answers; what stands behind the bar is the model's. Only its first item is
-read, and it has to look like a question of the task, as the real ones show it.
+The prompt has no instruction and no answers; the text after the bar is the model's. Only its first
+item is read, and it has to look like a question of the task, judged by the real ones.
 """
 
 import collections
@@ -41,13 +39,13 @@ class FewShot:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-    """Paths of a task that are sampled together.
+    """Samples of a task that are drawn together.
 
     Attributes:
       prompt: number of their prompt.
-      standing_in: whether it stands in for the one before, which shows these questions.
+      standing_in: True if it takes the place of the one before, which shows these questions.
       uids: the questions.
-      numbers: the numbers of their paths.
+      numbers: the indices of their samples.
     """
 
     prompt: int
@@ -61,7 +59,7 @@ def choose_asked(uids: Sequence[str], count: int, place: tuple[int, int, str]) -
 
     Args:
       uids: the task's training questions; their order does not matter.
-      count: how many; all, where there are not so many.
+      count: number of questions; all of them if there are fewer.
       place: (seed, round, task), which fixes the choice.
     """
     order = sorted(uids)
@@ -70,7 +68,7 @@ def choose_asked(uids: Sequence[str], count: int, place: tuple[int, int, str]) -
 
 
 def exemplar(question: Question, sample: Sample, reading: Reading) -> Exemplar | None:
-    """Returns a zero-shot answer as an exemplar; None if it has not the layout of a prompt.
+    """Returns a zero-shot answer as an exemplar; None if it lacks the layout of a prompt.
 
     It has to reason first, and to end in "The answer is ..." with an answer of the question's kind.
     """
@@ -94,38 +92,39 @@ def few_shots(
       count: most prompts.
       shots: exemplars in each.
     """
-    made = min(count, len(worked) // shots)
-    groups = [worked[n * shots : (n + 1) * shots] for n in range(made)]
+    number = min(count, len(worked) // shots)
+    groups = [worked[n * shots : (n + 1) * shots] for n in range(number)]
     return tuple(
         FewShot(uids=tuple(uid for uid, _ in group), exemplars=tuple(row for _, row in group))
         for group in groups
     )
 
 
-def prompt_of(uid: str, number: int, made: Sequence[FewShot]) -> int:
-    """Returns which of the prompts path `number` of a question is sampled with."""
-    own = number % len(made)
-    return (own + 1) % len(made) if uid in made[own].uids else own
+def prompt_of(uid: str, index: int, generated: Sequence[FewShot]) -> int:
+    """Returns the number of the prompt that sample `index` of a question is drawn with."""
+    number = index % len(generated)
+    return (number + 1) % len(generated) if uid in generated[number].uids else number
 
 
-def groups(uids: Sequence[str], paths: int, made: Sequence[FewShot]) -> list[Group]:
-    """Returns the paths of a task's questions by prompt, as `prompt_of` spreads them.
+def groups(uids: Sequence[str], num_samples: int, generated: Sequence[FewShot]) -> list[Group]:
+    """Returns the samples of a task's questions by prompt, as `prompt_of` spreads them.
 
     Args:
       uids: the questions.
-      paths: how many paths each has.
-      made: the prompts, two or more.
+      num_samples: samples of each.
+      generated: the prompts, two or more.
     """
-    found = []
-    for prompt in range(len(made)):
-        for own in (prompt, (prompt - 1) % len(made)):
-            numbers = tuple(range(own, paths, len(made)))
-            some = tuple(uid for uid in uids if (uid in made[own].uids) == (own != prompt))
-            if some and numbers:
-                found.append(
-                    Group(prompt=prompt, standing_in=own != prompt, uids=some, numbers=numbers)
+    by_prompt = []
+    for prompt in range(len(generated)):
+        for first in (prompt, (prompt - 1) % len(generated)):
+            stands_in = first != prompt
+            numbers = tuple(range(first, num_samples, len(generated)))
+            asked = tuple(uid for uid in uids if (uid in generated[first].uids) == stands_in)
+            if asked and numbers:
+                by_prompt.append(
+                    Group(prompt=prompt, standing_in=stands_in, uids=asked, numbers=numbers)
                 )
-    return found
+    return by_prompt
 
 
 _OPENING = re.compile(r"\w+:")
@@ -139,7 +138,7 @@ def choose_shown(texts: Sequence[str], count: int, place: tuple[int, int, str, i
 
     Args:
       texts: the task's real questions; their order does not matter.
-      count: how many are shown; all, where there are not so many.
+      count: number of questions; all of them if there are fewer.
       place: (seed, round, task, number of the prompt), which fixes the choice.
     """
     pool = sorted(texts)
@@ -155,7 +154,7 @@ class Shape:
       openings: their first words, "Q:" or "Premise:".
       options: the lists of "(a) (b) ..." that they offer, () for none.
       lines: numbers of lines.
-      ends: their last characters where all end in punctuation, such as {"?"}; empty otherwise.
+      ends: their last characters if all end in punctuation, such as {"?"}; empty otherwise.
       shortest: characters of the shortest.
       longest: and of the longest.
     """
@@ -193,32 +192,32 @@ class Shape:
 
 def opening(texts: Sequence[str]) -> str:
     """Returns the word that begins most of the questions, "Q:" or "Premise:"."""
-    found = collections.Counter(_opening(text) for text in texts)
-    return min(found, key=lambda word: (-found[word], word))
+    counts = collections.Counter(_opening(text) for text in texts)
+    return min(counts, key=lambda word: (-counts[word], word))
 
 
 def first_item(text: str, finished: bool) -> str | None:
-    """Returns the first question that a model wrote, None if it is cut or empty.
+    """Returns the first question of a model's continuation, None if it is cut or empty.
 
     Args:
-      text: what it wrote behind the list.
-      finished: whether it came to an end by itself.
+      text: the continuation of the list.
+      finished: True if the model ended it by itself.
     """
-    written = text.lstrip()
-    ends = [at for stop in prompts.QUESTION_STOPS if (at := written.find(stop)) >= 0]
+    text = text.lstrip()
+    ends = [at for stop in prompts.QUESTION_STOPS if (at := text.find(stop)) >= 0]
     if not (ends or finished):
         return None
-    return written[: min(ends, default=len(written))].rstrip() or None
+    return text[: min(ends, default=len(text))].rstrip() or None
 
 
 def parse(text: str, finished: bool, shape: Shape, opening: str = "") -> str | None:
-    """Returns the new question, None where what the model wrote is malformed.
+    """Returns the new question, None if the model's text is malformed.
 
     Args:
-      text: what it wrote.
-      finished: whether it came to an end by itself.
+      text: the model's continuation of the list.
+      finished: True if the model ended it by itself.
       shape: the task's.
-      opening: the question's first characters, where they stood in the prompt.
+      opening: the question's first characters, if the prompt ended with them.
     """
     item = first_item(f"{opening} {text.lstrip()}" if opening else text, finished)
     return item if item is not None and shape.fits(item) else None
@@ -231,8 +230,8 @@ def question(task: str, kind: Kind, text: str) -> Question:
 
 
 def _opening(text: str) -> str:
-    found = _OPENING.match(text)
-    return found.group() if found else ""
+    match = _OPENING.match(text)
+    return match.group() if match else ""
 
 
 def _options(text: str) -> tuple[str, ...]:

@@ -37,28 +37,33 @@ def examples(
     merge_equal: bool = True,
     normalise: Normalise = "question",
 ) -> list[Example]:
-    """Writes a question's voted paths as self-generated training examples.
+    """Writes a question's voted samples as self-generated training examples.
 
     Args:
       question: what was asked.
       rows: its samples that are learnt, by index, and factors of their weights, after `normalise`:
         what the filters of `lmsi_jax.selection` keep of `voted_rows`.
       exemplars: the task's few-shot exemplars.
-      own: exemplars that a path, by its index, was sampled with instead: it stands behind them.
+      own: the exemplars, by sample index, of samples that were drawn with others; they are shown
+        in the sample's prompt.
       formats: which formats to write, in this order.
       keep: with "majority" the direct formats have the winner's most frequent form; with "parsed",
-        a control which shows what the vote adds, each path has its own answer.
+        a control which shows what the vote adds, each sample has its own answer.
       merge_equal: equal rows become one row that weighs as much as they do together.
-      normalise: "path" gives each path weight 1 in each format, as the paper does; "question"
+      normalise: "path" gives each sample weight 1 in each format, as the paper does; "question"
         scales each question's rows of a format to the sum 1.
 
     Returns:
-      The examples by format, then by path index; none without rows.
+      The examples by format, then by sample index; none without rows.
     """
     if not rows:
         return []
     surfaces = [row.answer for row, _ in rows]
-    direct = [_most_frequent(surfaces)] * len(rows) if keep == "majority" else surfaces
+    direct = surfaces
+    if keep == "majority":  # the most frequent form; of equals the alphabetically first
+        counts = collections.Counter(surfaces)
+        form = min(counts, key=lambda surface: (-counts[surface], surface))
+        direct = [form] * len(rows)
     targets = {
         False: [row.solution for row, _ in rows],
         True: [prompts.answer_sentence(surface) for surface in direct],
@@ -66,7 +71,7 @@ def examples(
     shown = [(own or {}).get(row.sample.sample_index, exemplars) for row, _ in rows]
     unit = 1 / len(rows) if normalise == "question" else 1.0
     factors = [factor for _, factor in rows]
-    made = []
+    examples: list[Example] = []
     for name in formats:
         prompt_style = prompts.PROMPT_STYLE_OF_FORMAT[name]
         learnt = zip(
@@ -74,11 +79,11 @@ def examples(
             targets[prompts.is_direct(prompt_style)],
             strict=True,
         )
-        made += [
+        examples += [
             _example(question, prompt, name, "self_generated", target, weight * unit)
             for (prompt, target), weight in _weighed(list(learnt), factors, merge_equal)
         ]
-    return made
+    return examples
 
 
 def human_solution_examples(
@@ -95,20 +100,14 @@ def human_solution_examples(
       exemplars: the task's few-shot exemplars.
       formats: which formats to write, in this order.
     """
-    made = []
+    examples: list[Example] = []
     for name in formats:
         prompt_style = prompts.PROMPT_STYLE_OF_FORMAT[name]
         reasoning = "" if prompts.is_direct(prompt_style) else worked.reasoning
         prompt = prompts.build_prompt(question, exemplars, prompt_style)
         target = prompts.solution(reasoning, worked.answer)
-        made.append(_example(question, prompt, name, "human", target, 1.0))
-    return made
-
-
-def _most_frequent(surfaces: Sequence[str]) -> str:
-    """The most frequent way to write the answer; of equals the alphabetically first."""
-    counts = collections.Counter(surfaces)
-    return min(counts, key=lambda surface: (-counts[surface], surface))
+        examples.append(_example(question, prompt, name, "human", target, 1.0))
+    return examples
 
 
 def _weighed(
@@ -127,10 +126,13 @@ def _weighed(
 def _prompts(
     question: Question, shown: Sequence[Sequence[Exemplar]], prompt_style: prompts.PromptStyle
 ) -> list[Prompt]:
-    """The prompt behind each of several lists of exemplars; the same list is written once."""
-    written = {id(one): one for one in shown}
-    built = {at: prompts.build_prompt(question, one, prompt_style) for at, one in written.items()}
-    return [built[id(one)] for one in shown]
+    """Returns the prompt for each list of exemplars; a list that repeats is written once."""
+    distinct = {id(exemplars): exemplars for exemplars in shown}
+    by_id = {
+        key: prompts.build_prompt(question, exemplars, prompt_style)
+        for key, exemplars in distinct.items()
+    }
+    return [by_id[id(exemplars)] for exemplars in shown]
 
 
 def _example(

@@ -15,13 +15,13 @@ from lmsi_jax.voting import Reading
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two paths of one question.
+    """Two samples of one question.
 
     Attributes:
       uid: the question.
-      chosen: index of a path of the most voted answer.
-      rejected: index of a path of the least voted one.
-      weight: (V+ - V-) / k, above 0: how many more of the k paths agree with the chosen one; of a
+      chosen: index of a sample of the most voted answer.
+      rejected: index of a sample of the least voted one.
+      weight: (V+ - V-) / k, above 0: how many more of the k samples agree with the chosen one; of a
         weighted vote its weights take the place of numbers.
     """
 
@@ -34,22 +34,23 @@ class Pair:
 def pair(vote: Vote, samples: Sequence[Sample], threshold: float = 0.5) -> Pair | None:
     """Returns a question's pair (Prasad et al. 2024, section 2), or None.
 
-    Of an answer's paths the most probable one is taken, of equals the first. Of equally rare
-    answers the one is rejected whose best path is the most probable: the mistake that the model is
-    the most inclined to make; then the smaller key. Unparsed paths are in no pair, and count in k.
+    Of an answer's samples the most probable one is taken, of equals the first. Of equally rare
+    answers the one is rejected whose best sample is the most probable: the mistake that the model
+    is the most inclined to make; then the smaller key. Unparsed samples are in no pair, and count
+    in k.
 
     Args:
       vote: the vote over all of `samples`.
-      samples: the question's paths, in any order.
+      samples: the question's samples, in any order.
       threshold: tau, as a share of k (or of all weights): least votes of the chosen answer.
 
     Raises:
-      ValueError: the vote is over other paths, or the threshold is no share.
+      ValueError: the vote is over other samples, or the threshold is no share.
     """
     if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold = {threshold}; use a share of the paths, 0 to 1")
+        raise ValueError(f"threshold = {threshold}; use a share of the samples, 0 to 1")
     if len(samples) != vote.total or any(sample.uid != vote.uid for sample in samples):
-        raise ValueError(f"{vote.uid!r}: a vote over {vote.total} paths, others are given")
+        raise ValueError(f"{vote.uid!r}: a vote over {vote.total} samples, others are given")
     ordered = sorted(samples, key=lambda sample: sample.sample_index)
     best: dict[str, Sample] = {}
     for sample, key in zip(ordered, vote.keys, strict=True):
@@ -88,13 +89,13 @@ def vote_pairs(
     Returns:
       The pairs; none if the votes give none, see `pair`.
     """
-    found = pair(vote, samples, threshold)
-    if found is None:
+    indices = pair(vote, samples, threshold)
+    if indices is None:
         return []
     rows = voted_rows(question, samples, vote, "parsed")
     learnt = {row.sample.sample_index: (row.solution, row.answer) for row in rows}
-    chosen, rejected = learnt[found.chosen], learnt[found.rejected]
-    return _pairs(question, exemplars, formats, chosen, rejected, found.weight)
+    chosen, rejected = learnt[indices.chosen], learnt[indices.rejected]
+    return _pairs(question, exemplars, formats, chosen, rejected, indices.weight)
 
 
 def given_pairs(
@@ -138,7 +139,7 @@ def _pairs(
     weight: float,
 ) -> list[ExamplePair]:
     """Writes two (solution, answer) by format; equal targets have nothing to teach."""
-    made = []
+    pairs = []
     for name in formats:
         targets = [_target(name, *side) for side in (chosen, rejected)]
         if None in targets or targets[0] == targets[1]:
@@ -146,7 +147,7 @@ def _pairs(
         prefix, inputs = prompts.build_prompt(
             question, exemplars, prompts.PROMPT_STYLE_OF_FORMAT[name]
         )
-        made.append(
+        pairs.append(
             ExamplePair(
                 uid=question.uid,
                 task=question.task,
@@ -158,7 +159,7 @@ def _pairs(
                 weight=weight,
             )
         )
-    return made
+    return pairs
 
 
 def _target(name: Format, solution: str, surface: str | None) -> str | None:

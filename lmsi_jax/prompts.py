@@ -18,7 +18,7 @@ from lmsi_jax.records import Exemplar, Format, Question
 
 STEP_BY_STEP = "Let's think step by step."
 SEPARATOR = "\n\n"
-# What ends a path: the end of its item, or a new question where a model forgets the blank line.
+# What ends a path: the end of its item, or a new question if a model forgets the blank line.
 STOP_STRINGS: tuple[str, ...] = (SEPARATOR, "\nQ:", "\nPremise:")
 # What ends a question that a model writes: the same, or its answer.
 QUESTION_STOPS: tuple[str, ...] = (*STOP_STRINGS, "\nA:")
@@ -72,7 +72,7 @@ def question_list(texts: Sequence[str], opening: str = "") -> str:
     """Returns questions without answers, each followed by the separating blank line.
 
     A model goes on with a new question (question generation, LMSI, section 3.3); `opening` are its
-    first characters, "" where the model writes these too.
+    first characters, "" if the model writes these too.
     """
     return "".join(f"{text.rstrip()}{SEPARATOR}" for text in texts) + opening
 

@@ -224,6 +224,6 @@ class Training:
                 )
 
     def check_nothing_held_out(self, activity: str) -> None:
-        """Raises LmsiError if examples are to be held out of an activity that can spare none."""
+        """Raises LmsiError if examples would be held out of training that cannot spare any."""
         if self.validation_count:
             raise LmsiError(f"{activity} holds nothing out; set Training.validation_count to 0")

@@ -355,17 +355,26 @@ def _kind(get: _Reader, layer: int) -> str:
 def _positions(get: _Reader) -> dict[str, Any]:
     """Returns the rotary fields, from the keys of transformers 4 or from `rope_parameters` of 5."""
     local = get("rope_local_base_freq")
-    rope = get("rope_parameters")
+    rope, scaling = get("rope_parameters"), get("rope_scaling") or {}
+    for key, value in (("rope_parameters", rope or {}), ("rope_scaling", scaling)):
+        if not isinstance(value, dict):
+            raise LmsiError(f"config.json: {key} = {value!r} is not an object")
     if rope is None:
-        rope = {"rope_theta": get("rope_theta"), **(get("rope_scaling") or {})}
+        rope = {"rope_theta": get("rope_theta"), **scaling}
     elif "full_attention" in rope:
         for kind in ("full_attention", "sliding_attention"):
             if not isinstance(rope.get(kind), dict):
                 raise LmsiError(f"config.json: rope_parameters has no {kind!r}")
         local = _local_theta(rope["sliding_attention"], local)
         rope = rope["full_attention"]
+    other = sorted(key for key, value in scaling.items() if rope.get(key) != value)
+    if other:
+        raise LmsiError(
+            f"config.json: rope_scaling and rope_parameters have different values of {other[0]!r}; "
+            "remove the one that does not belong to the checkpoint"
+        )
     fields: dict[str, Any] = {
-        "rope_theta": float(rope.get("rope_theta", get("rope_theta"))),
+        "rope_theta": _rope_number({"rope_theta": get("rope_theta"), **rope}, "rope_theta"),
         "rope_scaling": _scaling(rope, get),
     }
     if local is not None:
@@ -392,14 +401,14 @@ def _scaling(rope: Mapping[str, Any], get: _Reader) -> RopeScaling | None:
         return None
     if "factor" not in rope:
         raise LmsiError(f"config.json: rope_scaling of type {kind!r} has no 'factor'")
-    factor = float(rope["factor"])
+    factor = _rope_number(rope, "factor")
     if kind == "linear":
         _check_rope(rope, kind, {"factor"})
         return LinearScaling(factor=factor)
     if kind == "llama3":
         bounds = ("low_freq_factor", "high_freq_factor")
         _check_rope(rope, kind, {"factor", "original_max_position_embeddings", *bounds})
-        low, high = (float(rope[name]) for name in bounds)
+        low, high = (_rope_number(rope, name) for name in bounds)
         return Llama3Scaling(
             factor=factor, low_freq_factor=low, high_freq_factor=high, original_length=original
         )
@@ -412,6 +421,15 @@ def _scaling(rope: Mapping[str, Any], get: _Reader) -> RopeScaling | None:
         f"config.json: rope_scaling of type {kind!r} is not supported; supported are default, "
         "linear, llama3 and yarn"
     )
+
+
+def _rope_number(rope: Mapping[str, Any], key: str) -> float:
+    if type(rope.get(key)) not in (int, float):
+        raise LmsiError(
+            f"config.json: the rotary setting {key!r} is {rope.get(key)!r}; it must be a number. "
+            "Take the config.json that belongs to the checkpoint"
+        )
+    return float(rope[key])
 
 
 def _check_rope(rope: Mapping[str, Any], kind: str, reads: set[str]) -> None:

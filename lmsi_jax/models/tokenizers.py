@@ -2,7 +2,7 @@
 
 A text never yields a control token: "</s>" in a question is five characters, not the end. Tokens
 that a model expects before a prompt (Gemma's and Llama's <bos>) are `start_ids`; prompts are
-concatenated from several texts, so whoever encodes the first one adds them, with `encode_first`.
+concatenated from several texts, so the caller adds them to the first one, with `encode_first`.
 
 tokenizer.json is the file of Hugging Face's library `tokenizers` (extra `[hf]`). Texts are joined
 from the tokens' bytes here, not by the library: a sample may end within a character, and the text

@@ -9,7 +9,7 @@ round_R/prompts/zero-shot-TASK-00000-of-00002    greedy zero-shot answers
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from lmsi_jax import augmentation
 from lmsi_jax.augmentation import FewShot, choose_asked, exemplar, few_shots
@@ -176,7 +176,14 @@ class PromptsStep(Step):
         for task, questions in round.questions.items():
             samples = read_samples(store, f"zero-shot-{task}")
             prompts, counts = _few_shots(round, task, questions, samples)
-            store.write(f"prompts-{task}", [_row(prompt) for prompt in prompts])
+            rows = [
+                {
+                    "uids": list(prompt.uids),
+                    "exemplars": [exemplar.to_json() for exemplar in prompt.exemplars],
+                }
+                for prompt in prompts
+            ]
+            store.write(f"prompts-{task}", rows)
             store.write(f"counts-{task}", [counts])
 
 
@@ -219,8 +226,3 @@ def _few_shots(
             "Questions.train_count, or set Augmentation.prompts to 0"
         )
     return prompts, {"asked": len(asked), "usable": len(worked), "prompts": len(prompts)}
-
-
-def _row(prompt: FewShot) -> dict[str, Any]:
-    exemplars = [one.to_json() for one in prompt.exemplars]
-    return {"uids": list(prompt.uids), "exemplars": exemplars}

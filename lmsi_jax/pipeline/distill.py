@@ -50,20 +50,21 @@ class TeacherRun:
                 f"{self.folder} holds no run; set Distillation.teacher_dir to the output_dir of a "
                 "finished `lmsi run`"
             )
-        self.round = config.round or self._last_round()
+        rounds = [
+            int(child.name[6:])
+            for child in self.folder.iterdir()
+            if child.name.startswith("round_") and child.name[6:].isdigit()
+        ]
+        mixed = [r for r in rounds if (self.folder / f"round_{r}/mix/stage.json").exists()]
+        self.round = config.round or max(mixed, default=1)
         if not (self.folder / "manifest.json").exists():
             raise LmsiError(f"{self.folder}/manifest.json is missing; repeat the teacher's run")
         self.manifest = read_json(self.folder / "manifest.json")
         self.mix = self._finished(f"round_{self.round}/mix", "mix")
         self._finished("round_0/eval", "eval")
 
-    def _last_round(self) -> int:
-        rounds = [int(child.name[6:]) for child in self.folder.iterdir() if _is_round(child.name)]
-        done = [r for r in rounds if (self.folder / f"round_{r}/mix/stage.json").exists()]
-        return max(done, default=1)
-
     def _finished(self, name: str, command: str) -> dict[str, Any]:
-        """The record of a finished stage."""
+        """Returns the record of a finished stage."""
         record = self.folder / name / "stage.json"
         if not record.exists():
             raise LmsiError(
@@ -122,10 +123,6 @@ class TeacherRun:
         return Teacher(config=self.config, params=params)
 
 
-def _is_round(name: str) -> bool:
-    return name.startswith("round_") and name[6:].isdigit()
-
-
 def teacher_loader(context: Context) -> LoadTeacher | None:
     """Returns the function that loads the teacher's model; None if the loss needs none."""
     sequence = context.round(1).settings.training.loss.distillation == "sequence"
@@ -175,7 +172,7 @@ def distill(context: Context, questions: str) -> dict[str, Any]:
     EvaluateStep().execute(before, {"model": base, "questions": questions})
     trained = TrainStep(load_teacher).execute(after, inputs)
     EvaluateStep().execute(after, {"model": trained, "questions": questions})
-    measured = _measured(context, teacher)
+    outcomes = _outcomes(context, teacher)
     result = {
         "teacher": {
             "folder": str(teacher.folder),
@@ -183,8 +180,8 @@ def distill(context: Context, questions: str) -> dict[str, Any]:
             "parameters": teacher.config.parameter_count,
         },
         "student": {"parameters": after.settings.model.parameter_count},
-        "rows": _rows(context, measured),
-        "means": _means(context, measured),
+        "rows": _rows(context, outcomes),
+        "means": _means(context, outcomes),
     }
     write_json(context.output / RESULT, result)
     return result
@@ -209,24 +206,24 @@ class _CopyExamples(Step):
 
 
 Outcomes = dict[str, list[int]]
-"""Of one task and prompt style: whether each question was right, by side."""
+"""Outcomes of one task and prompt style: for each side, 1 for each question answered right."""
 
 
-def _measured(context: Context, teacher: TeacherRun) -> dict[tuple[str, str], Outcomes]:
-    """Outcomes by task and prompt style that all three were measured on."""
+def _outcomes(context: Context, teacher: TeacherRun) -> dict[tuple[str, str], Outcomes]:
+    """Returns outcomes by task and prompt style that all three were measured on."""
     scores = {
         "teacher_before": read_scores(teacher.folder, 0),
         "student_before": read_scores(context.output, 0),
         "student_after": read_scores(context.output, 1),
     }
-    found = {
+    by_side = {
         side: {(row["task"], row["prompt_style"]): row["correct"] for row in rows}
         for side, rows in scores.items()
     }
     return {
-        key: {side: by_key[key] for side, by_key in found.items()}
-        for key in found["student_after"]
-        if all(key in by_key for by_key in found.values())
+        key: {side: by_key[key] for side, by_key in by_side.items()}
+        for key in by_side["student_after"]
+        if all(key in by_key for by_key in by_side.values())
     }
 
 
@@ -234,8 +231,8 @@ def _domain(context: Context, task: str) -> str:
     return "in" if task in context.questions.train else "out"
 
 
-def _rows(context: Context, measured: dict[tuple[str, str], Outcomes]) -> list[dict[str, Any]]:
-    """One row per task and prompt style."""
+def _rows(context: Context, by_key: dict[tuple[str, str], Outcomes]) -> list[dict[str, Any]]:
+    """Returns one row per task and prompt style."""
     return [
         {
             "task": task,
@@ -243,14 +240,14 @@ def _rows(context: Context, measured: dict[tuple[str, str], Outcomes]) -> list[d
             "prompt_style": prompt_style,
             **_compared([outcomes]),
         }
-        for (task, prompt_style), outcomes in measured.items()
+        for (task, prompt_style), outcomes in by_key.items()
     ]
 
 
-def _means(context: Context, measured: dict[tuple[str, str], Outcomes]) -> list[dict[str, Any]]:
-    """One row per domain and prompt style: means over the tasks, each counting alike."""
+def _means(context: Context, by_key: dict[tuple[str, str], Outcomes]) -> list[dict[str, Any]]:
+    """Returns one row per domain and prompt style: means over the tasks, each counting alike."""
     groups: dict[tuple[str, str], list[Outcomes]] = {}
-    for (task, prompt_style), outcomes in measured.items():
+    for (task, prompt_style), outcomes in by_key.items():
         groups.setdefault((_domain(context, task), prompt_style), []).append(outcomes)
     return [
         {"domain": domain, "prompt_style": prompt_style, "tasks": len(tasks), **_compared(tasks)}
@@ -259,26 +256,22 @@ def _means(context: Context, measured: dict[tuple[str, str], Outcomes]) -> list[
 
 
 def _compared(tasks: Sequence[Outcomes]) -> dict[str, Any]:
-    """Percentages with 95 % intervals, and two changes with McNemar's p."""
+    """Returns percentages with 95 % intervals, and two changes with McNemar's p."""
     row: dict[str, Any] = {"intervals": {}}
     for side in SIDES:
-        own = [outcomes[side] for outcomes in tasks]
-        accuracy = _mean(own)
-        row |= {side: _percent(accuracy.difference), "n": sum(map(len, own))}
+        correct = [outcomes[side] for outcomes in tasks]
+        # The interval of a mean of independent shares is that of a mean of differences.
+        shares = [Difference(sum(c) / len(c), *wilson(sum(c), len(c))) for c in correct]
+        accuracy = shares[0] if len(shares) == 1 else macro_difference(shares)
+        row |= {side: _percent(accuracy.difference), "n": sum(map(len, correct))}
         row["intervals"][side] = [_percent(accuracy.low), _percent(accuracy.high)]
     for name, before in (("gain", "student_before"), ("to_teacher", "teacher_before")):
         sides = [(one[before], one["student_after"]) for one in tasks]
-        found = compare_outcomes([([*map(bool, old)], [*map(bool, new)]) for old, new in sides])
-        assert found is not None
-        points = {end: _percent(getattr(found, end)) for end in ("difference", "low", "high")}
-        row[name] = points | {"p": found.p, "verdict": found.verdict}
+        change = compare_outcomes([([*map(bool, old)], [*map(bool, new)]) for old, new in sides])
+        assert change is not None
+        points = {end: _percent(getattr(change, end)) for end in ("difference", "low", "high")}
+        row[name] = points | {"p": change.p, "verdict": change.verdict}
     return row
-
-
-def _mean(tasks: Sequence[Sequence[int]]) -> Difference:
-    """Mean accuracy with its interval: of a mean of independent shares as of one of differences."""
-    shares = [Difference(sum(own) / len(own), *wilson(sum(own), len(own))) for own in tasks]
-    return shares[0] if len(shares) == 1 else macro_difference(shares)
 
 
 def _percent(share: float) -> float:

@@ -27,10 +27,6 @@ from lmsi_jax.voting import read_answers
 _Rows = Sequence[Example | ExamplePair | FilterStep]
 
 
-def _selects(round: Round) -> bool:
-    return bool(round.settings.mixing.selection)
-
-
 def _has_pairs(round: Round) -> bool:
     return round.settings.training.preference is not None
 
@@ -46,7 +42,11 @@ class MixStep(Step):
     name = "mix"
     settings = (
         Fields(part="mixing", without=("selection",)),
-        Fields(part="mixing", names=("selection",), when=_selects),
+        Fields(
+            part="mixing",
+            names=("selection",),
+            when=lambda round: bool(round.settings.mixing.selection),
+        ),
         Fields(part="augmentation", names=("min_confidence",), when=has_new_questions),
         Fields(part="training.preference", names=("form",), when=_has_pairs),
         Fields(part="training.preference", names=("threshold",), when=_pairs_votes),

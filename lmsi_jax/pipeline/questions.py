@@ -20,7 +20,7 @@ from lmsi_jax.runtime.store import ShardStore
 from lmsi_jax.selection.rows import NO_ANSWERS, Answers
 from lmsi_jax.tasks.task import Split
 
-# An error lists so many of the contaminated questions.
+# Contaminated questions that an error lists.
 _LISTED = 10
 
 
@@ -120,7 +120,7 @@ def _draw(context: Context, split: Split, name: str, count: int) -> list[Questio
     clean = [row for row in rows if row.uid not in repeated and row.uid not in shown]
     if not clean:
         raise LmsiError(
-            f"all {len(rows)} training questions of {name!r} also stand among the test questions "
+            f"all {len(rows)} training questions of {name!r} are also among the test questions "
             "or the exemplars; leave the task out of Questions.train, or raise "
             "Questions.train_count"
         )
@@ -173,7 +173,7 @@ def _refuse(
     what: str,
     repeated: Mapping[str, str],
     remedy: str,
-    where: str = "also stand among the test questions",
+    where: str = "are also among the test questions",
 ) -> None:
     """Raises LmsiError if anything is repeated."""
     if repeated:

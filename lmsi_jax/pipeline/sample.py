@@ -3,9 +3,9 @@
 A shard's questions are a function of the task's questions and of their lengths in tokens alone; not
 of their order, the number of processes, or what is there already. The shards of a stage are counted
 through all of its jobs, and replica group i of n makes those whose number is i modulo n (a replica
-group is one process, or several that hold one engine). So nobody has to ask anybody, nobody idles
-while there are shards enough, and a restart on another number of processes continues with what is
-missing.
+group is one process, or several that hold one engine). So processes need no agreement, none is
+idle while there are shards enough, and a restart on another number of processes continues with the
+missing ones.
 
 All questions that a replica group has left go through one call of the engine, so that slots never
 wait for a shard to end. A shard is written once its last question is complete: a process that is
@@ -333,10 +333,6 @@ class Meter:
         return ", ".join(notes)
 
 
-def _stops_early(round: Round) -> bool:
-    return round.settings.sampling.adaptive_consistency is not None
-
-
 def _plays(round: Round) -> bool:
     """Returns True if the model also answers the questions that have given solutions (SPIN)."""
     preference = round.settings.training.preference
@@ -350,7 +346,11 @@ class SampleStep(Step):
     settings = (
         Fields(part="sampling"),
         *DECODING,
-        Fields(part="voting", names=("conclusions",), when=_stops_early),  # it counts votes
+        Fields(  # adaptive consistency counts votes
+            part="voting",
+            names=("conclusions",),
+            when=lambda round: round.settings.sampling.adaptive_consistency is not None,
+        ),
         Fields(part="mixing", names=("human_examples",), when=_plays),
     )
     inputs = ("model", "questions", "generate", "prompts")
@@ -362,7 +362,13 @@ class SampleStep(Step):
         if _plays(round):
             given = {task: [row for row, _ in worked_questions(round, task)] for task in by_task}
             asked += [question for rows in given.values() for question in rows]
-            jobs += [_given_job(round, task, rows) for task, rows in given.items()]
+            single = dataclasses.replace(
+                round.settings.sampling, num_samples=1, adaptive_consistency=None
+            )
+            jobs += [
+                make_job(f"human-{task}", rows, round.context.exemplars(task), "cot", single)
+                for task, rows in given.items()
+            ]
         draw_samples(
             round,
             jobs,
@@ -390,11 +396,6 @@ def _jobs(round: Round, task: str, rows: list[Question]) -> list[Job]:
         )
         for group in groups(list(by_uid), sampling.num_samples, prompts)
     ]
-
-
-def _given_job(round: Round, task: str, rows: list[Question]) -> Job:
-    single = dataclasses.replace(round.settings.sampling, num_samples=1, adaptive_consistency=None)
-    return make_job(f"human-{task}", rows, round.context.exemplars(task), "cot", single)
 
 
 def read_given(round: Round, task: str) -> Samples:

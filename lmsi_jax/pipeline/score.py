@@ -69,7 +69,7 @@ def write_missing(
     """Computes and writes the missing shards.
 
     Args:
-      store: where they go.
+      store: the folder of the shards.
       names: of all shards.
       shards: the rows of each.
       load: loads the model, if a shard is missing; returns the function from rows to a shard.
@@ -142,8 +142,19 @@ def _loss_shards(
             solved = [_of_row(row, prompts, exemplars, losses) for row in solutions]
             yield from in_shards(f"loss-{task}", solved)
         if HUMAN_LOSSES in needs:
-            given = worked_questions(round, task)
-            yield f"human-{task}", [_of_given(*one, exemplars) for one in given]
+            yield (
+                f"human-{task}",
+                [
+                    _Solved(
+                        {"uid": question.uid},
+                        exemplars,
+                        question,
+                        solution(worked.reasoning, worked.answer),
+                        (LOSS,),
+                    )
+                    for question, worked in worked_questions(round, task)
+                ],
+            )
 
 
 def _of_row(
@@ -153,11 +164,6 @@ def _of_row(
     uid, index = row.name
     shown = prompts[prompt_of(uid, index, prompts)].exemplars if prompts else exemplars
     return _Solved({"uid": uid, "sample_index": index}, shown, row.question, row.solution, losses)
-
-
-def _of_given(question: Question, worked: Exemplar, exemplars: Sequence[Exemplar]) -> _Solved:
-    text = solution(worked.reasoning, worked.answer)
-    return _Solved({"uid": question.uid}, exemplars, question, text, (LOSS,))
 
 
 def _losses(
@@ -196,8 +202,8 @@ def tokenize_solution(tokenizer: Tokenizer, prefix: str, inputs: str, text: str)
     Texts are encoded one by one, as training and decoding do; no end of sequence follows.
     """
     before = encode_first(tokenizer, prefix) if prefix else []
-    asked = tokenizer.encode(inputs) if prefix else encode_first(tokenizer, inputs)
-    return packing.weighted_row(before, asked, tokenizer.encode(f" {text}"), 1.0)
+    after = tokenizer.encode(inputs) if prefix else encode_first(tokenizer, inputs)
+    return packing.weighted_row(before, after, tokenizer.encode(f" {text}"), 1.0)
 
 
 _RATE = Sampling(num_samples=1, temperature=0.0, max_new_tokens=8)
@@ -207,14 +213,6 @@ def _needs(round: Round) -> frozenset[str]:
     """Returns all scores that a round's filters read."""
     none = frozenset[str]()
     return none.union(*(one.needs for one in round.settings.mixing.selection))
-
-
-def _rates(round: Round) -> bool:
-    return RATING in _needs(round)
-
-
-def _compares_with_given(round: Round) -> bool:
-    return HUMAN_LOSSES in _needs(round)
 
 
 def has_new_questions(round: Round) -> bool:
@@ -233,7 +231,11 @@ class PathScoresStep(Step):
     name = "path_scores"
     settings = (
         Fields(part="mixing", names=("keep",)),
-        Fields(part="mixing", names=("human_examples",), when=_compares_with_given),
+        Fields(
+            part="mixing",
+            names=("human_examples",),
+            when=lambda round: HUMAN_LOSSES in _needs(round),
+        ),
         Fields(
             part="training",
             names=(
@@ -242,7 +244,10 @@ class PathScoresStep(Step):
             ),
         ),
         Fields(part="augmentation", names=("min_confidence",), when=has_new_questions),
-        *(dataclasses.replace(fields, when=_rates) for fields in DECODING),
+        *(
+            dataclasses.replace(fields, when=lambda round: RATING in _needs(round))
+            for fields in DECODING
+        ),
     )
     inputs = ("vote", "model", "base")
 
@@ -295,8 +300,8 @@ def read_scored_rows(round: Round, task: str, voted: Sequence[Voted]) -> tuple[l
     rows = [_with(row, scores.get(first[_scored_as(row, prompts)].name, {})) for row in rows]
     if HUMAN_LOSSES not in needs:
         return rows, Facts()
-    given = [row[LOSS] for row in store.read(f"human-{task}") if LOSS in row]
-    return rows, Facts(human_losses=tuple(given))
+    human_losses = [row[LOSS] for row in store.read(f"human-{task}") if LOSS in row]
+    return rows, Facts(human_losses=tuple(human_losses))
 
 
 def _with(row: Row, stored: dict[str, Any]) -> Row:
@@ -404,8 +409,8 @@ def _scorer_scores(names: Sequence[str], rows: Sequence[Row]) -> list[dict[str, 
     records: list[dict[str, Any]] = [
         {"uid": row.sample.uid, "sample_index": row.sample.sample_index} for row in rows
     ]
-    asked = [(row.question, row.sample) for row in rows]
+    samples = [(row.question, row.sample) for row in rows]
     for name in names:
-        for record, score in zip(records, scorers.apply_scorer(name, asked), strict=True):
+        for record, score in zip(records, scorers.apply_scorer(name, samples), strict=True):
             record[SCORER + name] = score
     return records

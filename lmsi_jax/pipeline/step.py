@@ -17,16 +17,12 @@ from lmsi_jax.pipeline.context import Round
 from lmsi_jax.runtime.store import ShardStore, Stage
 
 
-def _always(_: Round) -> bool:
-    return True
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fields:
     """Settings that shape a step's output.
 
     Attributes:
-      part: where they are in `Run`: "sampling", "training.loss", or "" for those of `Run` itself.
+      part: the part of `Run` that has them: "sampling", "training.loss", or "" for `Run` itself.
       names: which fields; () for all of them, those that are added later too.
       without: fields that do not shape it.
       when: in which rounds they do.
@@ -35,7 +31,7 @@ class Fields:
     part: str
     names: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
-    when: Callable[[Round], bool] = _always
+    when: Callable[[Round], bool] = lambda _: True
 
     def read(self, round: Round) -> dict[str, dict[str, Any]]:
         """Returns {"Class": {field: value}}; {} if they do not matter in this round."""

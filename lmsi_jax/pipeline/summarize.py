@@ -112,7 +112,10 @@ def summarize(context: Context, command: str, config_text: str) -> Summary:
     rule = _rule((voted or rounds)[0])
     for round in rounds:
         if round in evaluated:
-            evals += _evaluations(round)
+            evals += [
+                decode(Evaluation, {"round": round.index, **row}, f"scores of round {round.index}")
+                for row in read_scores(round.context.output, round.index)
+            ]
             test_sets += _test_sets(round, rule)
             if round is evaluated[-1]:
                 examples += _examples(round)
@@ -120,7 +123,10 @@ def summarize(context: Context, command: str, config_text: str) -> Summary:
             summaries.append(_round(round))
             train_sets += _train_sets(round, _rule(round))
         if round in evaluated or round in voted:
-            collapse += _collapse_rows(round)
+            collapse += [
+                CollapseRow(round=round.index, source=source, **vars(stored.metrics))
+                for source, stored in read_collapse_metrics(round).items()
+            ]
         round.release()
     distillation = context.output / RESULT
     return Summary(
@@ -150,16 +156,6 @@ def summarize(context: Context, command: str, config_text: str) -> Summary:
         if distillation.exists()
         else (),
     )
-
-
-def _evaluations(round: Round) -> Iterator[Evaluation]:
-    for row in read_scores(round.context.output, round.index):
-        yield decode(Evaluation, {"round": round.index, **row}, f"scores of round {round.index}")
-
-
-def _collapse_rows(round: Round) -> Iterator[CollapseRow]:
-    for source, stored in read_collapse_metrics(round).items():
-        yield CollapseRow(round=round.index, source=source, **vars(stored.metrics))
 
 
 def _version(package: str) -> str:

@@ -137,7 +137,10 @@ class TrainStep(Step):
             check_installed()  # before the training
         examples = _examples(round)
         if self._reads_scores(training):
-            load = self._load_teacher or functools.partial(_load_reference, round)
+            # Training on pairs is against the model that it starts from.
+            load = self._load_teacher or (
+                lambda: Teacher(config=round.settings.model, params=context.params(round.start))
+            )
             ScoreStep(examples[0], load).execute(round, stage.inputs)
         with self.together(round):
             self._train(round, *examples)
@@ -185,11 +188,6 @@ class TrainStep(Step):
             teacher=teacher,
             held_out=fitting_rows(validation_rows, training) if held_out else (),
         )
-
-
-def _load_reference(round: Round) -> Teacher:
-    """Loads the model that training on pairs starts from."""
-    return Teacher(config=round.settings.model, params=round.context.params(round.start))
 
 
 def _write_adapters(round: Round, lora: Lora, directory: epath.Path) -> None:

@@ -11,14 +11,13 @@ from lmsi_jax.pipeline.step import Fields, Step
 from lmsi_jax.records import Question, Sample, Vote
 from lmsi_jax.runtime.store import ShardStore
 
-
-def _asks_scorer(round: Round) -> bool:
-    return round.settings.voting.uses_scorer
-
-
 VOTING = (
     Fields(part="voting", without=("ties", "scorer")),
-    Fields(part="voting", names=("ties", "scorer"), when=_asks_scorer),
+    Fields(
+        part="voting",
+        names=("ties", "scorer"),
+        when=lambda round: round.settings.voting.uses_scorer,
+    ),
 )
 """Settings of every step that votes."""
 
@@ -52,7 +51,7 @@ def cast_vote(round: Round, question: Question, samples: Sequence[Sample]) -> Vo
     """Votes as the run's `Voting` says.
 
     Raises:
-      LmsiError: the scorer gives no number, or one below 0 where it is a weight.
+      LmsiError: the scorer gives no number, or one below 0 that is a weight.
     """
     rule = round.settings.voting
     scores = None

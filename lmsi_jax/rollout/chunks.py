@@ -185,8 +185,8 @@ class ProgramCache:
         Args:
           sizes: numbers of slots that a chunk may have, ascending; the last is always trusted.
           busy: slots in use, of the busiest device group.
-          program: returns what a chunk of so many slots is compiled for.
-          decode: decodes the chunk with so many slots; repeating it stores the same entries.
+          program: returns the key of the program for that number of slots.
+          decode: decodes the chunk with that number of slots; a repetition stores the same entries.
         """
         programs = {size: program(size) for size in sizes if size >= busy}
         full = sizes[-1]

@@ -156,9 +156,10 @@ class Engine(Rollout):
                 loop = DecodeLoop(self._model, same_length, prompt, stops, noise, is_settled)
                 while loop.admit():
                     chunk = loop.decode()
-                    self._note(chunk)
+                    for array in (*chunk.tokens, *chunk.logprobs):
+                        self._checksum = zlib.crc32(array.tobytes(), self._checksum)
                     yield from loop.collect(chunk)
-                    # Last: whoever leaves here has been given everything that is complete.
+                    # Last: a callback that raises does so after every complete response.
                     if on_chunk is not None:
                         on_chunk(stats + loop.stats)
                 stats += loop.stats
@@ -192,7 +193,7 @@ class Engine(Rollout):
         return groups
 
     def _stops(self, strings: tuple[str, ...]) -> Stops:
-        """Returns what finds the ends of samples; kept, as making it reads the whole vocabulary."""
+        """Returns the finder of samples' ends; kept, because it reads the whole vocabulary."""
         if strings not in self._known_stops:
             self._known_stops[strings] = Stops(self.tokenizer, strings)
         return self._known_stops[strings]
@@ -203,10 +204,6 @@ class Engine(Rollout):
             tokens = group.prefix_tokens
             self._prompt = group.prefix, self._model.prefill_prompt(tokens) if tokens else None
         return self._prompt[1]
-
-    def _note(self, chunk: Chunk) -> None:
-        for array in (*chunk.tokens, *chunk.logprobs):
-            self._checksum = zlib.crc32(array.tobytes(), self._checksum)
 
 
 class DecodeLoop:

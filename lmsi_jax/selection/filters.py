@@ -104,9 +104,9 @@ def _answer_entropy(rule: AnswerEntropy, rows: Sequence[Row], facts: Facts) -> l
 
 
 def relative_entropy(vote: Vote) -> float:
-    """Returns the entropy of a question's answers over the largest possible, log m; 0 of one path.
+    """Returns the entropy of a question's answers over log m, its maximum; 0 for one sample.
 
-    p are shares of the parsed answers; unparsed paths count in m.
+    p are shares of the parsed answers; unparsed samples count in m.
     """
     return vote.entropy / math.log(vote.total) if vote.total > 1 else 0.0
 
@@ -120,8 +120,8 @@ def _difficulty(rule: Difficulty, rows: Sequence[Row], facts: Facts) -> list[Ver
     losses = [rows[i].scores[LOSS] for i in known]
     features = [word_pairs(f"{rows[i].question.text} {rows[i].solution}") for i in known]
     count = kept_count(len(rows), rule.share)
-    found = select_hardest(losses, features, count, rule.neighbours, rule.penalty)
-    chosen = {known[j] for j in found}
+    hardest = select_hardest(losses, features, count, rule.neighbours, rule.penalty)
+    chosen = {known[j] for j in hardest}
     easy = Verdict(0.0, "easy, or like a chosen row")
     missing = Verdict(0.0, "not scored: longer than the batch shape")
     return [
@@ -152,39 +152,31 @@ def select_hardest(
       neighbours: how many rows that are not chosen yet each choice lowers, the most similar ones.
       penalty: see `Difficulty`.
     """
-    having: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
-    for i, own in enumerate(features):
-        for pair in own:
-            having[pair].append(i)
-    wanted = dict(enumerate(losses))
-    queue = [(-loss, i) for i, loss in wanted.items()]
+    rows_with: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
+    for i, pairs in enumerate(features):
+        for pair in pairs:
+            rows_with[pair].append(i)
+    candidates = dict(enumerate(losses))
+    queue = [(-loss, i) for i, loss in candidates.items()]
     heapq.heapify(queue)
     chosen: list[int] = []
-    while len(chosen) < count and wanted:
+    while len(chosen) < count and candidates:
         value, at = heapq.heappop(queue)
-        if wanted.get(at) != -value:
+        if candidates.get(at) != -value:
             continue  # chosen, or lowered since
-        del wanted[at]
+        del candidates[at]
         chosen.append(at)
         if not penalty:
             continue
-        near = _similarities(at, features, having, wanted)
-        for i in heapq.nsmallest(neighbours, near, key=lambda i: (-near[i], i)):
-            wanted[i] -= penalty * near[i] ** 2 * losses[at]
-            heapq.heappush(queue, (-wanted[i], i))
+        shared = collections.Counter(
+            i for pair in features[at] for i in rows_with[pair] if i in candidates
+        )
+        size = len(features[at])
+        cosine = {i: n / math.sqrt(size * len(features[i])) for i, n in shared.items()}
+        for i in heapq.nsmallest(neighbours, cosine, key=lambda i: (-cosine[i], i)):
+            candidates[i] -= penalty * cosine[i] ** 2 * losses[at]
+            heapq.heappush(queue, (-candidates[i], i))
     return chosen
-
-
-def _similarities(
-    at: int,
-    features: Sequence[frozenset[tuple[str, str]]],
-    having: Mapping[tuple[str, str], Sequence[int]],
-    wanted: Mapping[int, float],
-) -> dict[int, float]:
-    """Cosine with each row that is still wanted and shares something."""
-    shared = collections.Counter(i for pair in features[at] for i in having[pair] if i in wanted)
-    size = len(features[at])
-    return {i: n / math.sqrt(size * len(features[i])) for i, n in shared.items()}
 
 
 Form = Literal["equations", "text"]
@@ -194,7 +186,7 @@ _NUMBER = r"[-+]?[$€£]?\d[\d,]{0,30}(?:\.\d{1,30})?%?"
 _OPERAND = rf"[(\s]{{0,4}}{_NUMBER}[)\s]{{0,4}}"
 _EQUATION = re.compile(rf"{_OPERAND}(?:[-+*/x×÷]{_OPERAND}){{0,20}}={_OPERAND}")
 _SIGNS = str.maketrans({"x": "*", "×": "*", "÷": "/"})
-_WORD_distinct = re.compile(r"\w+(?:[.,]\d+)*|[-+*/=<>]")
+_TOKEN = re.compile(r"\w+(?:[.,]\d+)*|[-+*/=<>]")
 
 
 @judge.register
@@ -212,9 +204,9 @@ def _distinct_reasoning(
 
 
 def reasoning(solution: str, form: Form) -> tuple[str, ...]:
-    """Returns what two solutions share that reason in the same way."""
-    found = equations(solution) if form == "equations" else ()
-    return found or tuple(word.casefold() for word in _WORD_distinct.findall(solution))
+    """Returns the form of a solution's reasoning: equal for two that reason in the same way."""
+    steps = equations(solution) if form == "equations" else ()
+    return steps or tuple(word.casefold() for word in _TOKEN.findall(solution))
 
 
 def equations(solution: str) -> tuple[str, ...]:
@@ -222,11 +214,10 @@ def equations(solution: str) -> tuple[str, ...]:
 
     "2 x $1,500 = $3,000" becomes "2*1500=3000".
     """
-    return tuple(_plain(found) for found in _EQUATION.findall(solution))
-
-
-def _plain(equation: str) -> str:
-    return re.sub(r"[\s,$€£%]", "", equation.translate(_SIGNS))
+    return tuple(
+        re.sub(r"[\s,$€£%]", "", equation.translate(_SIGNS))
+        for equation in _EQUATION.findall(solution)
+    )
 
 
 @judge.register
@@ -250,13 +241,16 @@ def _instruction_following(
         i: instruction_following_difficulty(rows[i]) for i in rows_with_scores(rows, *rule.needs)
     }
     values = {i: -ratio for i, ratio in ratios.items() if ratio <= 1}
-    found = keep_lowest(rows, values, rule.share, "the question says it all", "")
+    verdicts = keep_lowest(rows, values, rule.share, "the question says it all", "")
     why = {True: "the question does not help", False: "not scored: longer than the batch shape"}
-    return [one if i in values else Verdict(0.0, why[i in ratios]) for i, one in enumerate(found)]
+    return [
+        verdict if i in values else Verdict(0.0, why[i in ratios])
+        for i, verdict in enumerate(verdicts)
+    ]
 
 
 def instruction_following_difficulty(row: Row) -> float:
-    """Returns a row's IFD; without a loss alone infinity, or 1 where neither has any."""
+    """Returns a row's IFD; without a loss alone infinity, or 1 if neither has any."""
     given, alone = row.scores[QUESTION_LOSS], row.scores[ALONE_LOSS]
     if alone == 0:
         return 1.0 if given == 0 else float("inf")
@@ -278,8 +272,8 @@ def rating_prompt(question: str, solution: str) -> str:
 
 def read_rating(text: str) -> float | None:
     """Returns the rating from 0 to 10 that a continuation begins with, or None."""
-    found = _RATING.match(text)
-    rating = float(found[1]) if found else -1.0
+    match = _RATING.match(text)
+    rating = float(match[1]) if match else -1.0
     return rating if 0 <= rating <= _MOST else None
 
 
@@ -287,7 +281,7 @@ _MISSING = "not scored: longer than the batch shape"
 
 
 def importance(validation: Sequence[float], loss: float) -> float:
-    """Returns w' of a row; infinite where the row has no loss and the validation set has some.
+    """Returns w' of a row; infinite if the row has no loss and the validation set has some.
 
     Args:
       validation: losses of D_v, in nats, at least one.
@@ -297,7 +291,7 @@ def importance(validation: Sequence[float], loss: float) -> float:
       ValueError: a negative loss, or no validation set.
     """
     if not validation or min(loss, *validation) < 0:
-        raise ValueError("importance weights want losses of 0 and more, and a validation set")
+        raise ValueError("importance weights need losses of 0 or more, and a validation set")
     mean = math.fsum(validation) / len(validation)
     if loss == 0:
         return math.inf if mean > 0 else 1.0

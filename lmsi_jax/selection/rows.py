@@ -21,24 +21,24 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Question, Sample, Vote
 
 LOGPROBS = "logprobs"
-"""Of each of the solution's tokens, where `LOSS` has their mean: `Row.logprobs`."""
+"""Of each of the solution's tokens, while `LOSS` has their mean: `Row.logprobs`."""
 ScoringFunction = Callable[[Question, Sample], float]
-"""Says how good a path is: the higher the better."""
+"""Says how good a sample is: the higher the better."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A path that training may learn.
+    """A sample that training may learn.
 
     Attributes:
       question: what was asked.
       vote: the vote on it.
       sample: what the model wrote.
       solution: the part that is learnt, up to and with its answer.
-      answer: the answer as the path writes it.
+      answer: the answer as the sample writes it.
       key: its canonical form.
       scores: by name; a score that could not be had is absent.
-      logprobs: of the solution's tokens under the base model, nats; () where no filter needs them,
+      logprobs: of the solution's tokens under the base model, nats; () if no filter needs them,
         or there was no room to compute them.
     """
 
@@ -94,19 +94,19 @@ KEPT = Verdict(1.0)
 def judge(rule: Filter, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
     """Returns a filter's verdict on each of a task's rows.
 
-    The filters of `lmsi_jax.config` have implementations in `filters` and `importance`. Any other
+    The filters of `lmsi_jax.config` have implementations in `filters`. Any other
     filter is asked by its own method `judge(rows, facts)`.
 
     Raises:
       LmsiError: a fact is missing, or the filter has no such method.
     """
-    own = getattr(rule, "judge", None)
-    if own is None:
+    method = getattr(rule, "judge", None)
+    if method is None:
         raise LmsiError(
             f"{type(rule).__name__} is no filter: give it a method judge(rows, facts), or choose "
             "one of docs/selection.md"
         )
-    return own(rows, facts)
+    return method(rows, facts)
 
 
 def rows_with_scores(rows: Sequence[Row], *names: str) -> list[int]:
@@ -130,7 +130,7 @@ class Step:
       questions: that still have some.
       weight: sum of the weights that went on.
       dropped: rows by reason.
-      right, wrong: rows that went on, by their answer, where it was said which are right.
+      right, wrong: rows that went on, by their answer, if the right ones are known.
     """
 
     filter: str
@@ -168,7 +168,7 @@ def select(
     facts: Facts = NOTHING,
     answers: Answers = NO_ANSWERS,
 ) -> Selection:
-    """Hands a task's rows through the filters; each sees what those before it left.
+    """Hands a task's rows through the filters; each sees the rows that those before it kept.
 
     Args:
       rows: of one task.
@@ -179,41 +179,32 @@ def select(
     Raises:
       LmsiError: a fact is missing that a filter needs.
     """
-    left, weights = list(rows), [1.0] * len(rows)
+    kept, weights = list(rows), [1.0] * len(rows)
     steps = []
     for one in filters:
-        verdicts = judge(one, left, facts)
+        verdicts = judge(one, kept, facts)
         dropped = collections.Counter(v.reason for v in verdicts if not v.weight > 0)
-        came = len(left)
+        came = len(kept)
         passed = [
             (row, weight * verdict.weight)
-            for row, weight, verdict in zip(left, weights, verdicts, strict=True)
+            for row, weight, verdict in zip(kept, weights, verdicts, strict=True)
             if verdict.weight > 0
         ]
-        left, weights = [row for row, _ in passed], [weight for _, weight in passed]
-        steps.append(_step(type(one).__name__, came, left, weights, dropped, answers))
-    return Selection(rows=tuple(left), weights=tuple(weights), steps=tuple(steps))
-
-
-def _step(
-    name: str,
-    came: int,
-    left: Sequence[Row],
-    weights: Sequence[float],
-    dropped: dict[str, int],
-    answers: Answers,
-) -> Step:
-    right, wrong = right_and_wrong(left, answers)
-    return Step(
-        filter=name,
-        rows=came,
-        kept=len(left),
-        questions=len({row.question.uid for row in left}),
-        weight=math.fsum(weights),
-        dropped=dict(sorted(dropped.items())),
-        right=right,
-        wrong=wrong,
-    )
+        kept, weights = [row for row, _ in passed], [weight for _, weight in passed]
+        right, wrong = right_and_wrong(kept, answers)
+        steps.append(
+            Step(
+                filter=type(one).__name__,
+                rows=came,
+                kept=len(kept),
+                questions=len({row.question.uid for row in kept}),
+                weight=math.fsum(weights),
+                dropped=dict(sorted(dropped.items())),
+                right=right,
+                wrong=wrong,
+            )
+        )
+    return Selection(rows=tuple(kept), weights=tuple(weights), steps=tuple(steps))
 
 
 def right_and_wrong(rows: Sequence[Row], answers: Answers) -> tuple[int, int]:

@@ -7,7 +7,7 @@ The optimizer's arrays are stored by their path in the Optax state, so a restore
 exactly. Orbax writes into `checkpoint_N.orbax-checkpoint-tmp` and renames it once all items are
 complete (on gs:// it adds commit_success.txt instead), so a process may die at any time.
 
-`Checkpoints` saves and restores a training run. The functions above it read anybody's checkpoints,
+`Checkpoints` saves and restores a training run. The functions above it read checkpoints of any run,
 whole, in part, or straight onto a mesh, and explain what is wrong with a folder.
 """
 

@@ -54,8 +54,8 @@ def prepare_weights(config: ModelConfig, params: Params) -> Params:
     """Returns the weights as `packed_states` multiplies by them; linear in the parameters.
 
     The projections of a layer that read one input are one matrix. On a mesh they stay apart: a
-    joined matrix would have to be shuffled among the devices that hold parts of each. Whoever runs
-    several microbatches does this once; prepared weights are returned as they are.
+    joined matrix would have to be shuffled among the devices that hold parts of each. With
+    several microbatches, call it once; prepared weights are returned as they are.
     """
     if not isinstance(params["final_norm"], dict):
         return params
@@ -67,8 +67,8 @@ def prepare_weights(config: ModelConfig, params: Params) -> Params:
 def with_angles(config: ModelConfig, weights: Params, batch: dict[str, Any]) -> dict[str, Any]:
     """Adds the rotary angles of the rows' positions to one or several microbatches.
 
-    Whoever runs several microbatches in a loop adds them before it: inside, XLA computes the
-    cosines anew for every head and layer.
+    With several microbatches in a loop, call it before the loop: inside, XLA computes the cosines
+    anew for every head and layer.
     """
     angles = angles_of(config, batch["positions"])
     if _is_feature_major(config, weights):

@@ -323,7 +323,7 @@ def hold_out(sources: Mapping[str, Sequence[Example]], count: int) -> tuple[Sour
         by_question.setdefault(example.uid, []).append(example)
     held_out: list[Example] = []
     taken: set[str] = set()
-    for uid in sorted(by_question, key=_hash):
+    for uid in sorted(by_question, key=lambda uid: hashlib.sha256(uid.encode()).digest()):
         if len(held_out) >= count:
             break
         held_out += by_question[uid]
@@ -336,10 +336,6 @@ def hold_out(sources: Mapping[str, Sequence[Example]], count: int) -> tuple[Sour
                 "examples to train on; lower it"
             )
     return rest, held_out
-
-
-def _hash(uid: str) -> bytes:
-    return hashlib.sha256(uid.encode()).digest()
 
 
 class Validation:

@@ -141,6 +141,31 @@ def test_values_that_are_the_same_as_no_key_are_ignored():
     assert ignored_keys({**_LLAMA, **neutral}) == ignored_keys(_LLAMA) == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"rope_scaling": "yarn"}, "rope_scaling = 'yarn' is not an object"),
+        ({"rope_parameters": "yarn"}, "rope_parameters = 'yarn' is not an object"),
+        ({"rope_scaling": {"type": "linear", "factor": None}}, "'factor' is None; it must be"),
+        ({"rope_scaling": {"type": "linear"}}, "type 'linear' has no 'factor'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "'low_freq_factor' is None"),
+        ({"rope_theta": "1e4"}, "'rope_theta' is '1e4'"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
+            "rope_scaling and rope_parameters have different values of 'factor'",
+        ),
+    ],
+)
+def test_rotary_settings_that_are_odd_or_contradict_each_other_are_named(changes, match):
+    with pytest.raises(LmsiError, match=match):
+        model_config({**_LLAMA, **changes})
+
+
+def test_equal_rotary_settings_under_both_keys_are_read():
+    both = {**_LLAMA, "rope_parameters": {**_LLAMA["rope_scaling"], "rope_theta": 500000.0}}
+    assert model_config(both) == model_config(_LLAMA)
+
+
 @pytest.mark.parametrize("key", ["quantization_config", "quantization"])
 def test_nobody_is_told_to_delete_what_says_that_weights_are_quantised(key):
     with pytest.raises(LmsiError, match=f"has '{key}': the weights are quantised") as error:

@@ -58,7 +58,7 @@ def test_what_asks_training_questions_is_refused_without_any(tmp_path, files, st
 def test_a_task_of_which_nothing_is_left_is_refused_and_named(tmp_path, files):
     context = _context(tmp_path, data_dir=str(files), contamination="drop")
     (files / "train.jsonl").write_text((files / "test.jsonl").read_text())
-    with pytest.raises(LmsiError, match="all 2 training questions of 'gsm8k' also stand among"):
+    with pytest.raises(LmsiError, match="all 2 training questions of 'gsm8k' are also among"):
         draw_questions(context)
 
 
@@ -66,7 +66,7 @@ def test_a_training_question_of_the_test_is_refused_and_named(tmp_path, files):
     context = _context(tmp_path, data_dir=str(files))
     with pytest.raises(
         LmsiError,
-        match=r"1 training questions of 'gsm8k' also stand among the test questions: gsm8k-\w{12} "
+        match=r"1 training questions of 'gsm8k' are also among the test questions: gsm8k-\w{12} "
         r"as gsm8k-\w{12} \(13 equal words in a row\); set Questions.contamination to 'drop'",
     ):
         draw_questions(context)

@@ -73,7 +73,7 @@ def test_without_a_lead_there_is_no_pair():
 
 def test_paths_of_another_vote_are_refused():
     paths = _paths((7, -1), (7, -2), (4, -2))
-    with pytest.raises(ValueError, match="a vote over 3 paths"):
+    with pytest.raises(ValueError, match="a vote over 3 samples"):
         pair(vote(QUESTION, paths), paths[:2])
-    with pytest.raises(ValueError, match="use a share of the paths"):
+    with pytest.raises(ValueError, match="use a share of the samples"):
         _pair(paths, 16)
