@@ -28,7 +28,7 @@ from typing import NamedTuple
 from lmsi_jax.answers import marks
 from lmsi_jax.answers.canonical import MAX_ANSWER, key, may_answer
 from lmsi_jax.answers.conclusions import conclusion
-from lmsi_jax.answers.marks import Mark, Strength, sentence_length
+from lmsi_jax.answers.marks import Mark, Solution, Strength, sentence_length
 from lmsi_jax.answers.typeset import clean, closing_brace, plain
 from lmsi_jax.records import KINDS, Kind
 
@@ -347,10 +347,10 @@ class _Reader:
                 continue
             if candidate.key is None:
                 attempts.append(candidate)
-                blocked = min(blocked, self._paragraph(candidate.end))
+                blocked = min(blocked, _paragraph_end(self.solution, candidate.end))
             elif chosen is None or self._overrules(candidate, chosen, paragraph):
                 if chosen is None:
-                    paragraph = self._paragraph(candidate.end)
+                    paragraph = _paragraph_end(self.solution, candidate.end)
                 chosen = candidate
             elif (
                 candidate.strength == chosen.strength == Strength.FINAL
@@ -402,7 +402,7 @@ class _Reader:
         self, weak: Sequence[Mark], attempts: list[Candidate], introductions: list[Candidate]
     ) -> Candidate | None:
         """Return the first value behind a label; attempts end the labels with their paragraph."""
-        stop = self._paragraph(attempts[0].end) if attempts else self.solution.stop
+        stop = _paragraph_end(self.solution, attempts[0].end) if attempts else self.solution.stop
         labels = (mark for mark in weak if mark.strength == Strength.LABEL)
         for mark in itertools.islice(labels, MOST_READ):
             if mark.place < stop:
@@ -412,7 +412,7 @@ class _Reader:
                 if candidate.key is not None:
                     return candidate
                 introductions.append(candidate)
-                stop = min(stop, max(self._paragraph(candidate.end), candidate.end))
+                stop = min(stop, max(_paragraph_end(self.solution, candidate.end), candidate.end))
         return None
 
     def _last(self, from_end: Iterator[Mark], attempts: list[Candidate]) -> Candidate | None:
@@ -442,7 +442,7 @@ class _Reader:
         """
         if not _TWO_WORDS.match(label.text):
             return None
-        stop = self._paragraph(label.end)
+        stop = _paragraph_end(self.solution, label.end)
         found = conclusion(self.solution.text, label.end, stop, "number", (), drawn=True)
         return self._concluded(found) if found else None
 
@@ -450,7 +450,11 @@ class _Reader:
         """Apply line 5 of the rule."""
         solution = self.solution
         attempt = introductions[0] if introductions else None
-        stop = self._paragraph(attempt.end) if attempt and _shown(attempt) else solution.stop
+        stop = (
+            _paragraph_end(self.solution, attempt.end)
+            if attempt and _shown(attempt)
+            else solution.stop
+        )
         if not solution.concludes or (not finished and stop == len(self.text)):
             return attempt
         drawn = attempt is not None and self.kind != "number"
@@ -482,11 +486,6 @@ class _Reader:
         candidate = Candidate("conclusion", Strength.CONCLUSION, place, text, found_key, end, True)
         self.candidates.append(candidate)
         return candidate
-
-    def _paragraph(self, begin: int) -> int:
-        """Return where the paragraph ends that `begin` is in."""
-        blank_line = self.solution.text.find(BLANK_LINE, begin, self.solution.stop)
-        return self.solution.stop if blank_line < 0 else blank_line
 
     def _candidate(self, mark: Mark) -> Candidate | None:
         """Return the text behind a mark; None for an empty one or a question."""
@@ -531,7 +530,7 @@ class _Reader:
     def _key(self, mark: Mark, answer: str) -> str | None:
         kind, options = self.kind, self.options
         if mark.strength == Strength.BOX:
-            return key(self._signed(mark, answer), kind, options)
+            return key(_signed(self.solution.text, self.kind, mark, answer), kind, options)
         if (
             answer[0] not in "0123456789$(-"
             and kind not in ("yes_no", "nli")
@@ -543,17 +542,6 @@ class _Reader:
         if mark.name == "foreign" and kind == "number":
             answer = _COMMA.sub(r"\1.\2", answer, count=1)
         return key(answer, kind, options)
-
-    def _signed(self, mark: Mark, answer: str) -> str:
-        """Return a box's content with the sign before the box."""
-        before = self.solution.text[max(0, mark.place - 3) : mark.place].rstrip(" $({")
-        return (
-            "-" + answer
-            if self.kind == "number"
-            and before.endswith(("-", "−"))
-            and (not before[:-1].strip() or before[:-1].endswith(("$", "=", "(", " ")))
-            else answer
-        )
 
     def _boxed(self, mark: Mark, window: str) -> tuple[str, int]:
         width = closing_brace(window) + 1
@@ -598,6 +586,23 @@ _REMARK = re.compile(
 _METHOD = re.compile(
     r"(?:found|obtained|calculated|computed|determined|derived|reached|given|got)\b"
 )
+
+
+def _paragraph_end(solution: Solution, begin: int) -> int:
+    """Return the end of the paragraph that `begin` is in."""
+    blank_line = solution.text.find(BLANK_LINE, begin, solution.stop)
+    return solution.stop if blank_line < 0 else blank_line
+
+
+def _signed(text: str, kind: Kind, mark: Mark, answer: str) -> str:
+    """Return a box's content with the sign before the box."""
+    before = text[max(0, mark.place - 3) : mark.place].rstrip(" $({")
+    negative = (
+        kind == "number"
+        and before.endswith(("-", "−"))
+        and (not before[:-1].strip() or before[:-1].endswith(("$", "=", "(", " ")))
+    )
+    return "-" + answer if negative else answer
 
 
 def _shown(attempt: Candidate) -> bool:
