@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import itertools
 import json
+import math
 import os
 import random
 
@@ -98,6 +99,35 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     _make(folder)
     return _bytes(folder)
+
+
+class DamagedEngine(PureEngine):
+    """A model whose log-probabilities are of one kind."""
+
+    def __init__(self, logprob):
+        super().__init__()
+        self.logprob = logprob
+
+    def generate(self, requests, **settings):
+        for response in super().generate(requests, **settings):
+            samples = tuple(
+                dataclasses.replace(sample, logprob=self.logprob) for sample in response.samples
+            )
+            yield dataclasses.replace(response, samples=samples)
+
+
+def test_a_model_without_probabilities_is_named_and_nothing_is_written(tmp_path):
+    with pytest.raises(
+        LmsiError, match=r"question 'a/\d' a log-probability that is not a number.*"
+    ):
+        _make(tmp_path, JOBS[:1], engine=DamagedEngine(math.nan))
+    assert ShardStore(tmp_path).names() == ()
+
+
+def test_an_impossible_sample_comes_back_from_its_shard(tmp_path):
+    _make(tmp_path, JOBS[:1], engine=DamagedEngine(-math.inf))
+    samples = read_samples(ShardStore(tmp_path), "a")
+    assert {sample.logprob for drawn in samples.values() for sample in drawn} == {-math.inf}
 
 
 # --- the plan -------------------------------------------------------------------------------------
