@@ -1,4 +1,4 @@
-"""Set the filters of `Mixing.selection`, which drop or weigh voted paths before training.
+"""Set the filters of `Mixing.selection`, which drop or weigh voted samples before training.
 
 Each class holds one filter's settings and names the scores that it needs; `lmsi_jax.selection`
 computes the verdicts. A filter of your own is a frozen dataclass with `needs` and a method
@@ -38,7 +38,7 @@ class MinConfidence:
     """Keeps the rows of questions whose vote is confident enough."""
 
     confidence: Annotated[float, fraction()] = 0.5
-    """Smallest share of a question's paths that agree with its vote."""
+    """Smallest share of a question's samples that agree with its vote."""
     needs = frozenset[str]()
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class MinConfidence:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cap:
-    """Keeps the first distinct solutions of a question, in the paths' order, with all copies."""
+    """Keeps the first distinct solutions of a question, in the samples' order, with all copies."""
 
     num_samples: Annotated[int, at_least(1, unit="solutions")] = 10
     """Distinct solutions kept per question."""
@@ -61,7 +61,7 @@ class Cap:
 class AnswerEntropy:
     """Keeps the rows of the questions whose answers differ least (Entropy-filter, IWSI, table 1).
 
-    u = -sum p log p / log m over the question's answers, with m its number of paths.
+    u = -sum p log p / log m over the question's answers, with m its number of samples.
     """
 
     share: Annotated[float, positive_fraction()] = 0.8
@@ -95,11 +95,11 @@ class Difficulty:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistinctReasoning:
-    """Keeps the likeliest path of each way of reasoning (RFT, Yuan et al. 2023, section 3.3)."""
+    """Keeps the likeliest sample of each way of reasoning (RFT, Yuan et al. 2023, section 3.3)."""
 
     form: Literal["equations", "text"] = "equations"
     """What tells two ways of reasoning apart: their list of "equations", in order, or the text if a
-    path has none; or always the "text", its words without case, spacing and punctuation."""
+    sample has none; or always the "text", its words without case, spacing and punctuation."""
     needs = frozenset[str]()
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Set sampling and voting: how paths are drawn, the decode engine's layout, how votes count."""
+"""Set sampling and voting: how samples are drawn, the decode engine's layout, how votes count."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -25,8 +25,8 @@ _ABOVE_ZERO = Range(lambda value: value > 0, "a number above 0, infinity too")
 class Sampling:
     """Sampling of reasoning paths from the model."""
 
-    num_samples: Annotated[int, at_least(1, unit="paths")] = 32
-    """Paths sampled for each question, the paper's m."""
+    num_samples: Annotated[int, at_least(1, unit="samples")] = 32
+    """Samples drawn for each question, the paper's m."""
     temperature: Annotated[float, at_least(0, note="greedy")] = 0.7
     """Sampling temperature; the LMSI paper uses 0.7 for the base model."""
     top_k: Annotated[int, at_least(0, unit="tokens", note="off")] = 0
@@ -36,21 +36,21 @@ class Sampling:
     min_p: Annotated[float, fraction("0 for off")] = 0.0
     """Sample from the tokens with at least this share of the most likely one's probability."""
     max_new_tokens: Annotated[int, at_least(1, unit="tokens")] = 256
-    """A path is cut here, and marked unfinished."""
+    """A sample is cut here, and marked unfinished."""
     stop: tuple[str, ...] = STOP_STRINGS
-    """A path ends before the first of these strings; () ends paths at the end token alone. The
+    """A sample ends before the first of these strings; () ends samples at the end token alone. The
     default suits base models; the solutions of instruct models have blank lines, so leave out
     '\\n\\n' for them (docs/models.md)."""
     token_logprobs: bool = False
-    """Store the log-probability of each token of a path."""
+    """Store the log-probability of each token of a sample."""
     adaptive_consistency: Annotated[float | None, _STOPPING_PROBABILITY] = None
     """Stop sampling a question once its leading answer will stay ahead with this probability
     (adaptive consistency, Aggarwal et al. 2023, who use 0.95; `voting.samples_needed`); None
-    samples all paths. Easy questions then have fewer paths: their confidence is a share of these,
+    draws all of them. Easy questions then have fewer samples: their confidence is a share of these,
     and with `Mixing.normalise = 'path'` they weigh less."""
-    adaptive_consistency_every: Annotated[int, at_least(1, unit="paths")] = 4
-    """The rule is applied after this many paths, twice as many, ..., in the paths' order, so the
-    outcome does not depend on which of them finish first."""
+    adaptive_consistency_every: Annotated[int, at_least(1, unit="samples")] = 4
+    """The rule is applied after this many samples, twice as many, ..., in the samples' order, so
+    the outcome does not depend on which of them finish first."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -82,23 +82,23 @@ class Filters:
 class Decoding:
     """Layout of the decode engine. Together with the model it fixes the compiled shapes."""
 
-    slots: Annotated[int, at_least(1, unit="paths")] = 128
-    """Paths decoded at the same time, by each of the `data` device groups."""
+    slots: Annotated[int, at_least(1, unit="samples")] = 128
+    """Samples decoded at the same time, by each of the `data` device groups."""
     chunk: Annotated[int, at_least(1, unit="tokens")] = 8
-    """Decode steps between two looks at the paths. A path that ends wastes half a chunk on
+    """Decode steps between two looks at the samples. A sample that ends wastes half a chunk on
     average."""
     page: Annotated[int, at_least(1, unit="tokens")] = 16
     """Positions in a page of the KV cache, a multiple of `chunk`."""
     prefill_tokens: Annotated[int, at_least(1, unit="tokens")] = 256
     """Question tokens prefilled together, approximately."""
     prompt_cache_factor: Annotated[float, at_least(1)] = 2.0
-    """Question caches, as a multiple of the number that fills all slots. Paths end at different
+    """Question caches, as a multiple of the number that fills all slots. Samples end at different
     times, so the questions in flight overlap."""
     adaptive_batch: bool = True
     """Decode a smaller batch when fewer slots are needed, at the end of a task. A smaller program
     is used only after it has repeated a full chunk bit for bit."""
     pool_bytes: Annotated[int, at_least(0, unit="bytes")] = 256 * 2**20
-    """Memory reserved for KV pages at the start; more is added when paths need it."""
+    """Memory reserved for KV pages at the start; more is added when samples need it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of weights and KV cache."""
     data: Annotated[int, at_least(1, unit="devices")] = 1
@@ -118,27 +118,27 @@ class Decoding:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Voting:
-    """Weight of each path in a question's vote.
+    """Weight of each sample in a question's vote.
 
     Log-probabilities are the model's own, at temperature 1.
     """
 
     weights: Literal["none", "logprob", "normalised_logprob", "softmax", "scorer"] = "none"
-    """Weight of a path. "none": 1 (LMSI). "logprob": its probability, relative to the question's
-    likeliest path. "normalised_logprob": its probability per token, the geometric mean (both: Wang
-    et al. 2022, table 1, weighted sums). "softmax": the softmax, over the question's paths, of the
-    probability per token divided by `temperature` (CISC, Taubenfeld et al. 2025, section 3,
+    """Weight of a sample. "none": 1 (LMSI). "logprob": its probability, relative to the question's
+    likeliest sample. "normalised_logprob": its probability per token, the geometric mean (both:
+    Wang et al. 2022, table 1, weighted sums). "softmax": the softmax, over the question's samples,
+    of the probability per token divided by `temperature` (CISC, Taubenfeld et al. 2025, section 3,
     response probability). "scorer": the number that `scorer` returns, 0 or more."""
     temperature: Annotated[float, _ABOVE_ZERO] = 1.0
-    """Temperature of "softmax": near 0 the most probable path decides, at infinity every path
+    """Temperature of "softmax": near 0 the most probable sample decides, at infinity every sample
     counts the same."""
     conclusions: bool = True
-    """Let a path that marks no answer vote for its conclusion (`answers.conclusions`). A capable
+    """Let a sample that marks no answer vote for its conclusion (`answers.conclusions`). A capable
     model's conclusions are as good as its marked answers, a small model's are worse (figures are in
     docs/answers.md). The paper reads marked answers alone."""
     ties: Literal["logprob", "scorer"] = "logprob"
-    """Tie break: the answer with the larger summed "logprob" of its paths, or with the better best
-    "scorer" number and then the larger log-probability."""
+    """Tie break: the answer with the larger summed "logprob" of its samples, or with the better
+    best "scorer" number and then the larger log-probability."""
     scorer: str | None = None
     """Function "module:function" of a `Question` and a `Sample` that returns a number, higher is
     better."""

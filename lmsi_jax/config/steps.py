@@ -97,8 +97,8 @@ class Mixing:
     a vote)."""
     merge_equal: bool = True
     """Merge equal examples into one with the sum of their weights."""
-    cap: Annotated[int | None, at_least(1, unit="paths")] = None
-    """Largest number of distinct paths per question; None keeps all."""
+    cap: Annotated[int | None, at_least(1, unit="samples")] = None
+    """Largest number of distinct samples per question; None keeps all."""
     min_confidence: Annotated[float, fraction()] = 0.0
     """Questions with a less confident vote give no examples."""
     normalise: Literal["path", "question"] = "path"
@@ -138,10 +138,10 @@ class Evaluation:
     prompt_styles: tuple[str, ...] = ("standard", "cot", "zero_shot_cot", "self_consistency")
     """Prompt styles to measure: "standard" (direct answer), "cot" and "zero_shot_cot", one greedy
     path each, and "self_consistency", the vote of `num_samples` paths."""
-    num_samples: Annotated[int, at_least(1, unit="paths")] = 32
-    """Paths per question for self-consistency."""
+    num_samples: Annotated[int, at_least(1, unit="samples")] = 32
+    """Samples per question for self-consistency."""
     temperature: Annotated[float, at_least(0, note="greedy")] = 0.7
-    """Sampling temperature of these paths, for the base model."""
+    """Sampling temperature of these samples, for the base model."""
     temperature_after: Annotated[float, at_least(0, note="greedy")] = 1.2
     """The same for a fine-tuned model; the paper uses 1.2."""
     vote_count: Annotated[int | None, at_least(1, unit="questions")] = None
@@ -222,7 +222,7 @@ class CollapseMonitor:
                 raise LmsiError(
                     f"CollapseMonitor.stop has {name!r}; choose from {', '.join(ALARMS)}"
                 )
-        pairs = {"saturated": "a confidence and a number of distinct paths"}
+        pairs = {"saturated": "a confidence and a number of distinct samples"}
         against = "against the first round and against the round before"
         pairs |= dict.fromkeys(("entropy", "distinct", "shorter", "longer", "kept"), against)
         for name, meaning in pairs.items():

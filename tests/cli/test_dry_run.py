@@ -215,7 +215,7 @@ def test_exemplars_whose_answers_are_of_another_kind_are_named(dry, tmp_path):
     [
         ("Run.model=None", "bind it to @ModelConfig()"),
         ("Evaluation.vote_count=0", "use 1 or more questions, or None"),
-        ("Evaluation.num_samples=0", "use 1 or more paths"),
+        ("Evaluation.num_samples=0", "use 1 or more samples"),
         ("Evaluation.temperature=-0.5", "use 0 (greedy) or more"),
         ("Questions.test_count=0", "use 1 or more questions"),
         ("Mixing.min_confidence=-1", "use a share, 0 to 1"),
