@@ -117,6 +117,8 @@ class Context:
         self.worked = False
         self.output = epath.Path(run.output_dir)
         self.processes = Processes()
+        self.scorer_scores: dict[tuple[str, str, int, str], float] = {}
+        """Scores of the vote's scorer, which may be a large model and is asked once a sample."""
         self._rounds: dict[int, Round] = {}
         self._cache = _Cache()
         self._params: tuple[int, Params] | None = None

@@ -56,7 +56,14 @@ def cast_vote(round: Round, question: Question, samples: Sequence[Sample]) -> Vo
     rule = round.settings.voting
     scores = None
     if rule.uses_scorer and rule.scorer is not None:
-        scores = scorers.apply_scorer(rule.scorer, [(question, sample) for sample in samples])
+        known = round.context.scorer_scores
+        names = [(rule.scorer, one.uid, one.sample_index, one.text) for one in samples]
+        unscored = [one for one, name in zip(samples, names, strict=True) if name not in known]
+        if unscored:
+            given = scorers.apply_scorer(rule.scorer, [(question, one) for one in unscored])
+            for one, score in zip(unscored, given, strict=True):
+                known[rule.scorer, one.uid, one.sample_index, one.text] = score
+        scores = [known[name] for name in names]
         if rule.weights == "scorer" and (low := min(scores, default=0.0)) < 0:
             raise LmsiError(
                 f"the scorer {rule.scorer!r} gives {low:g} to a sample of {question.uid!r}, and a "

@@ -35,7 +35,8 @@ def _logits(config, params, tokens):
 def _jitted_logits(config, params, tokens):
     fused = fuse_projections(config, params)
     positions = jnp.arange(tokens.shape[1])[None]
-    attend = packed_attention(config, jnp.ones_like(tokens), positions, None, block=8)
+    blocked = dataclasses.replace(config, query_block=8)
+    attend = packed_attention(blocked, jnp.ones_like(tokens), positions, None)
     states = hidden_states(config, fused, tokens, angles_of(config, positions), attend)
     return logits(config, fused, states)
 

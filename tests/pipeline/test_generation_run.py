@@ -342,7 +342,7 @@ def test_a_model_whose_zero_shot_answers_are_unusable_is_named(
         ({"Augmentation.min_confidence": 1.5}, "use a share, 0 to 1"),
         ({"Augmentation.shots": 0}, "Augmentation.shots = 0; use 1 or more"),
         ({"Sampling.adaptive_consistency": 0.95}, "with Augmentation.prompts set it to None"),
-        ({"Training.preference": "@Preference()"}, "a pair stand behind one prompt"),
+        ({"Training.preference": "@Preference()"}, "a pair follow one prompt"),
         (
             {
                 "Training.preference": "@Preference()",

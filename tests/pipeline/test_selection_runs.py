@@ -227,7 +227,7 @@ def test_the_rows_of_the_figure_are_the_voted_ones_with_their_weights(selected, 
 
 
 def test_ratings_ratios_and_rankers_are_scored_once_each(gin_file, tmp_path, monkeypatch):
-    (tmp_path / "micro_ranker.py").write_text(
+    (tmp_path / "micro_scorer.py").write_text(
         "def shortest(question, path):\n    assert question.uid == path.uid\n"
         "    return -len(path.text)\n"
     )
@@ -254,7 +254,7 @@ def test_ratings_ratios_and_rankers_are_scored_once_each(gin_file, tmp_path, mon
     store = ShardStore(run / "round_1" / "path_scores")
     rated = [name for name in names if name.startswith("rating-purchases")]
     said = {row["uid"] for name in rated for row in store.read(name)}
-    assert said == {f"{row['uid']}/{row['index']}" for row in scores}
+    assert said == {f"{row['uid']}/{row['sample_index']}" for row in scores}
     _give_ratings(store, rated)
     gin_loader.load(gin_file, gin_loader.parse(_words(gin_file, "mix", run, changes)[2:])[0])
     round = Context(configurables.load_run(), frozenset()).round(1)
@@ -356,7 +356,7 @@ many, few = Many(), Few()
 @pytest.fixture
 def rankers_here(tmp_path, monkeypatch):
     """A module of scorers: micro_scorers."""
-    (tmp_path / "micro_rankers.py").write_text(RANKER)
+    (tmp_path / "micro_scorers.py").write_text(RANKER)
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("micro_scorers", None)
     scorers.load.cache_clear()
