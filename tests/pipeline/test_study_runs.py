@@ -158,7 +158,7 @@ def test_a_finished_study_is_looked_over_and_not_done_again(study, capsys):
     before = snapshot(study[1])
     capsys.readouterr()
     assert main(["study", study[0]]) == 0
-    assert "2 of them finished: all are looked over in seconds" in capsys.readouterr().out
+    assert "2 of them finished: they are only checked, which takes s" in capsys.readouterr().out
     unchanged = {path for path, stand in snapshot(study[1]).items() if before[path] == stand}
     written = {path.name for path in before.keys() - unchanged}
     assert written <= {"config.gin", "manifest.json", "study.json", "study.html"}

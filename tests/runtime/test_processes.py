@@ -38,7 +38,7 @@ if count > 1:
 config = ModelConfig(vocab_size=320, num_layers=2, embed_dim=24, num_heads=4, num_kv_heads=2,
                      head_dim=6, mlp_dim=40, max_length=256)
 
-def sample(order):
+def carry_out(order):
     engine = Engine(config, init_params(config, jax.random.key(0)), SentencePiece(tokenizer),
                     Decoding(slots=6))
     sampling = Sampling(num_samples=3, temperature=1.0, max_new_tokens=8, stop=())
@@ -65,10 +65,10 @@ try:
     with signals.signals_as_exceptions(), them.joined():
         if them.index == 0:
             with them.together("sample", 4):
-                sample({"round": 4})
+                carry_out({"round": 4})
         else:
             for order in them.orders():
-                sample(order)
+                carry_out(order)
 except signals.Terminated:
     code = 143
 processes.disconnect()
