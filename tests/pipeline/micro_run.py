@@ -68,9 +68,9 @@ def snapshot(folder):
 
 
 def shard_rows(folder, record):
-    """All rows of a stage's shards, as records; questions without the exemplars beside them."""
+    """All rows of a stage's shards, as records, without the exemplars and votes beside them."""
     store = ShardStore(folder)
-    names = [name for name in store.names() if not name.startswith("exemplars-")]
+    names = [name for name in store.names() if not name.startswith(("exemplars-", "votes-"))]
     return [record.from_json(row) for name in names for row in store.read(name)]
 
 

@@ -80,7 +80,7 @@ def test_the_student_learns_the_teachers_examples_and_the_table_has_all_three(
             scores = json.loads((folder / "eval" / "scores.json").read_text())
             assert row[side] == _percent(scores, row["prompt_style"])
     assert result["student"]["parameters"] < result["teacher"]["parameters"]
-    assert "student, distilled" in out and "trained (1)" in out
+    assert "distilled" in out
 
 
 def test_a_student_with_another_tokenizer_reads_the_same_text(distill, tmp_path):
