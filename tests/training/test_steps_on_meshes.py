@@ -219,7 +219,7 @@ def test_a_mesh_that_cannot_be_is_refused_with_the_remedy():
     assert make_training_mesh(Training()).mesh is None
     with pytest.raises(LmsiError, match="need 64 devices; this process has"):
         make_training_mesh(Training(data=8, model=8))
-    with pytest.raises(LmsiError, match="= 6 do not divide among Training.data = 4"):
+    with pytest.raises(LmsiError, match="= 6 is not a multiple of Training.data = 4"):
         Training(sequences_per_prefix=6, data=4)
     with pytest.raises(LmsiError, match="Training.model = 0"):
         Training(model=0)
