@@ -41,7 +41,11 @@ def test_damaged_scores_are_named_and_made_anew_of_the_same_paths(
     code, _, error = lmsi("report", copy)
     assert code == 2 and f"{folder / 'scores.json'} is missing or damaged" in error
     assert "repeat `lmsi run`, or the other command that evaluated" in error
-    paths = {name: stand for name, stand in snapshot(folder).items() if name.suffix == ".gz"}
+    paths = {
+        name: state
+        for name, state in snapshot(folder).items()
+        if name.suffix == ".gz" and not name.name.startswith("votes-")  # cast anew with the scores
+    }
     assert paths
     assert lmsi(command, copy)[0] == 0 and lmsi("report", copy)[0] == 0
     assert contents(copy) == contents(finished)
