@@ -64,7 +64,7 @@ _EMPTY = ("Q:", "Q: Yes or no:", "Passage:", '""')
 
 
 def label_of(labels: Mapping[Any, str], label: Any) -> str:
-    """Returns the answer that a row's label stands for, capitals and spaces aside.
+    """Returns the answer of a row's label, capitals and spaces aside.
 
     Raises:
       ValueError: there is no such label.

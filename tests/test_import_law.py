@@ -30,7 +30,7 @@ PURE = {*LAYERS[0], *LAYERS[1]} - {"evaluation"}  # statistics use NumPy and Sci
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "clu"}
 JAX_PACKAGES = {"models", "rollout", "training", "interop", "tools"}
 # The processes of a run are those of jax.distributed; a study clears JAX's caches.
-JAX_MODULES = {"runtime.processes", "cli.commands"}
+JAX_MODULES = {"runtime.processes", "cli.subcommands"}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
 TENSORFLOW_MODULES = {
     "training.data",

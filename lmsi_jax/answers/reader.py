@@ -421,19 +421,12 @@ class _Reader:
             candidate = self._candidate(mark)
             if candidate is None or not candidate.attempts:
                 continue
-            if candidate.key is not None and not self._alternative(candidate):
+            if candidate.key is not None and not _is_alternative(self.solution, candidate):
                 return candidate
             attempts.append(candidate._replace(key=None))
             if candidate.key is not None:
                 return None
         return None
-
-    def _alternative(self, candidate: Candidate) -> bool:
-        """Return whether a box is one of two: "\\boxed{3} or \\boxed{4}"."""
-        before = self.solution.text[
-            max(self.solution.begin, candidate.place - 24) : candidate.place
-        ]
-        return ("or" in before or "and" in before) and _OR.search(before) is not None
 
     def _solved(self, label: Candidate) -> Candidate | None:
         """Return what a paragraph concludes with that is a solution behind a label, not an answer.
@@ -586,6 +579,12 @@ _REMARK = re.compile(
 _METHOD = re.compile(
     r"(?:found|obtained|calculated|computed|determined|derived|reached|given|got)\b"
 )
+
+
+def _is_alternative(solution: Solution, candidate: Candidate) -> bool:
+    """Return True if a box is one of two: "\\boxed{3} or \\boxed{4}"."""
+    before = solution.text[max(solution.begin, candidate.place - 24) : candidate.place]
+    return ("or" in before or "and" in before) and _OR.search(before) is not None
 
 
 def _paragraph_end(solution: Solution, begin: int) -> int:

@@ -14,8 +14,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from lmsi_jax.cli import arguments
-from lmsi_jax.cli.commands import COMMANDS, Command, Load
+from lmsi_jax.cli.parser import STAGE_COMMANDS, check_config, check_processes, make_parser
+from lmsi_jax.cli.subcommands import COMMANDS, Command, Load
 from lmsi_jax.config import gin_errors, gin_loader
 from lmsi_jax.errors import LmsiError, TryAgain
 from lmsi_jax.runtime.signals import Terminated, signals_as_exceptions
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _execute(words: list[str], as_command: bool, at_exit: contextlib.ExitStack) -> None:
     gin_args, rest = gin_loader.parse(words)
-    parser = arguments.make_parser()
+    parser = make_parser()
     args = parser.parse_args(rest)
     if args.command is None:
         parser.print_help()
@@ -66,9 +66,9 @@ def _execute(words: list[str], as_command: bool, at_exit: contextlib.ExitStack) 
     other = COMMANDS.get(args.command)
     kind = "runs" if other is None else other.configs
     if kind:
-        arguments.check_config(args, gin_args, kind)
+        check_config(args, gin_args, kind)
     if other is None:
-        arguments.check_processes(args)
+        check_processes(args)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if as_command:
@@ -78,7 +78,7 @@ def _execute(words: list[str], as_command: bool, at_exit: contextlib.ExitStack) 
     if other is not None:
         _run_other(other, args, gin_args)
         return
-    stages = arguments.STAGE_COMMANDS[args.command].stages
+    stages = STAGE_COMMANDS[args.command].stages
     with _configured(args.config, gin_args) as load:
         run = load(())
         if args.dry_run:

@@ -9,7 +9,7 @@ import pytest
 
 import lmsi_jax
 from lmsi_jax.cli import main
-from lmsi_jax.cli.commands import COMMANDS, Command
+from lmsi_jax.cli.subcommands import COMMANDS, Command
 from lmsi_jax.config import gin_loader
 from lmsi_jax.errors import LmsiError
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from lmsi_jax.cli.commands import parse_size
 from lmsi_jax.cli.main import main
+from lmsi_jax.cli.subcommands import parse_size
 from lmsi_jax.config import ModelConfig, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.hf_weights import Shards, export_model, import_model, write_shards

@@ -4,7 +4,7 @@ import argparse
 from typing import NamedTuple, NoReturn
 
 from lmsi_jax import __version__
-from lmsi_jax.cli.commands import COMMANDS
+from lmsi_jax.cli.subcommands import COMMANDS
 from lmsi_jax.config import gin_errors, gin_loader
 from lmsi_jax.errors import LmsiError
 
