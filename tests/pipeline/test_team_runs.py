@@ -73,7 +73,7 @@ def alone(gin_file, compiled, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("count", "devices", "mesh", "replica groups"),
+    ("count", "devices", "mesh", "groups"),
     [
         (2, 1, (1, 2), ["processes 0 to 1 of 2"]),
         (2, 2, (2, 2), ["processes 0 to 1 of 2"]),
@@ -82,7 +82,7 @@ def alone(gin_file, compiled, tmp_path_factory):
     ids=str,
 )
 def test_the_bytes_are_those_of_one_process(
-    alone, compiled, words, tmp_path, count, devices, mesh, teams
+    alone, compiled, words, tmp_path, count, devices, mesh, groups
 ):
     folder = tmp_path / "run"
     command = words("sample", folder, _mesh(*mesh))
@@ -90,7 +90,7 @@ def test_the_bytes_are_those_of_one_process(
     assert codes == [0] * count, errors
     assert _bytes(folder) == _bytes(alone(*mesh))
     said = [re.search(r"round 1: sampling, (processes \d+ to \d+ of \d+)", one) for one in errors]
-    assert [one[1] for one in said if one] == teams  # the first process of each replica group
+    assert [one[1] for one in said if one] == groups  # the first process of each replica group
 
 
 @pytest.mark.parametrize(("count", "mesh"), [(2, (1, 4)), (4, (2, 4))], ids=str)
@@ -173,7 +173,7 @@ def test_a_whole_run_of_two_processes_on_one_mesh_is_that_of_one(words, compiled
     assert (tmp_path / "two" / "report.html").exists()
 
 
-def test_processes_that_make_no_equal_teams_refuse_before_they_sample(words, compiled, tmp_path):
+def test_processes_that_make_no_equal_groups_refuse_before_they_sample(words, compiled, tmp_path):
     command = words("sample", tmp_path / "run", {"Decoding.model": 3})
     codes, errors = together(command, 2, devices=2, compiled=compiled)
     assert codes == [2, 2]

@@ -1,5 +1,6 @@
 """Attention over packed rows behind a shared prefix, against each example computed alone."""
 
+import dataclasses
 import functools
 
 import jax
@@ -21,7 +22,8 @@ LENGTH, PREFIX, BLOCK = 24, 12, 8
 def _packed_logits(config, params, prefix, prefix_length, tokens, segments, positions):
     fused = fuse_projections(config, params)
     shared = prefill(config, fused, prefix[None], prefix_length[None], None)
-    attend = packed_attention(config, segments, positions, shared, BLOCK)
+    blocked = dataclasses.replace(config, query_block=BLOCK)
+    attend = packed_attention(blocked, segments, positions, shared)
     return logits(
         config, fused, hidden_states(config, fused, tokens, angles_of(config, positions), attend)
     )
