@@ -98,7 +98,7 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
 def _export_hf(args: argparse.Namespace, load: Load) -> None:
     size = parse_size(args.max_shard_size)
     from lmsi_jax.config.configurables import load_run_of
-    from lmsi_jax.interop.hf_weights import export_model
+    from lmsi_jax.interop.hf_export import export_model
     from lmsi_jax.pipeline.context import Context
     from lmsi_jax.training import checkpoints
 
