@@ -18,7 +18,7 @@ from lmsi_jax.records import Exemplar, Format, Question
 
 STEP_BY_STEP = "Let's think step by step."
 SEPARATOR = "\n\n"
-# What ends a path: the end of its item, or a new question if a model forgets the blank line.
+# What ends a sample: the end of its item, or a new question if a model forgets the blank line.
 STOP_STRINGS: tuple[str, ...] = (SEPARATOR, "\nQ:", "\nPremise:")
 # What ends a question that a model writes: the same, or its answer.
 QUESTION_STOPS: tuple[str, ...] = (*STOP_STRINGS, "\nA:")
@@ -106,5 +106,5 @@ _DIRECT_TOKENS = 32
 
 
 def new_tokens(prompt_style: str, limit: int) -> int:
-    """Returns how many tokens a greedy path gets; `limit`: `Sampling.max_new_tokens`."""
+    """Returns how many tokens a greedy sample gets; `limit`: `Sampling.max_new_tokens`."""
     return min(limit, _DIRECT_TOKENS) if is_direct(prompt_style) else limit

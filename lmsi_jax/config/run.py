@@ -35,11 +35,11 @@ class Run:
     augmentation: Augmentation = Augmentation()
     """Questions and prompts that the model writes itself."""
     sampling: Sampling = Sampling()
-    """Sampling of reasoning paths."""
+    """Sampling: how many samples, how long, at which temperature."""
     voting: Voting = Voting()
-    """Weight of each path in the vote."""
+    """Weight of each sample in the vote."""
     mixing: Mixing = Mixing()
-    """Conversion of voted paths to training examples."""
+    """Conversion of voted samples to training examples."""
     training: Training = Training()
     """Fine-tuning of each round."""
     evaluation: Evaluation = Evaluation()
@@ -70,7 +70,7 @@ class Run:
     decoding: Decoding = Decoding()
     """Layout of the decode engine."""
     questions_per_shard: Annotated[int, at_least(1, unit="questions")] = 64
-    """Questions in one file of paths. A process that was killed samples its open files again."""
+    """Questions in one file of samples. A killed process draws its unfinished files again."""
     reuse: tuple[str, ...] = ()
     """Folders of other runs, local ones. A stage that one of them has finished with the same
     settings and inputs is copied instead of computed again."""
@@ -79,7 +79,7 @@ class Run:
         check_fields(self)
         if self.augmentation.prompts and self.sampling.adaptive_consistency is not None:
             raise LmsiError(
-                "Sampling.adaptive_consistency judges a question by paths of one prompt; with "
+                "Sampling.adaptive_consistency judges a question by samples of one prompt; with "
                 "Augmentation.prompts set it to None"
             )
         if self.reuse and any("://" in folder for folder in (self.output_dir, *self.reuse)):
@@ -117,19 +117,19 @@ class Run:
             return
         if self.mixing.selection:
             raise LmsiError(
-                "Mixing.selection filters single paths, Training.preference learns from pairs; set "
-                "Mixing.selection = ()"
+                "Mixing.selection filters single samples, Training.preference learns from pairs; "
+                "set Mixing.selection = ()"
             )
         unused = {"min_confidence": 0.0, "cap": None, "keep": "majority"}
         for name, off in unused.items():
             if getattr(self.mixing, name) != off:
                 raise LmsiError(
-                    f"Mixing.{name} filters single paths, Training.preference learns from pairs "
+                    f"Mixing.{name} filters single samples, Training.preference learns from pairs "
                     f"(see Preference.threshold); set Mixing.{name} = {off!r}"
                 )
         if self.rounds > 1 and self.start_from != "last":
             raise LmsiError(
-                "a round's pairs are paths of the round before, whose model is their reference "
+                "a round's pairs are samples of the round before, whose model is their reference "
                 "(ScPO, SPIN); set Run.start_from = 'last', or Run.rounds = 1"
             )
         if self.distillation is not None:
@@ -137,7 +137,7 @@ class Run:
         if self.augmentation.prompts:
             raise LmsiError(
                 "both members of a pair follow one prompt, and Augmentation.prompts spreads a "
-                "question's paths over several; set Augmentation.prompts to 0, or bind "
+                "question's samples over several; set Augmentation.prompts to 0, or bind "
                 "Training.preference to None"
             )
         if preference.form == "spin" and self.augmentation.questions:
@@ -175,7 +175,7 @@ def comparison_run(run: Run, stages: tuple[str, ...]) -> Run:
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 Command = Literal["run", "mix", "pretrain", "distill"]
-Measure = Literal["accuracy", "rounds", "sizes", "paths", "shift"]
+Measure = Literal["accuracy", "rounds", "sizes", "samples", "shift"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -234,7 +234,7 @@ class Study:
     """Compare with the reference "after" its rounds or "before" them."""
     measure: Measure = "accuracy"
     """Contents of the table: "accuracy", accuracy by "rounds" or by "sizes" of the base model, the
-    vote's accuracy by number of "paths", or the share of correct rows by distribution "shift"."""
+    vote's accuracy by number of "samples", or the share of correct rows by distribution "shift"."""
     by_task: bool = False
     """Show each task, besides the means over tasks."""
     seeds: tuple[int, ...] = (0, 1, 2)

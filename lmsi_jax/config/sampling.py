@@ -23,7 +23,7 @@ _ABOVE_ZERO = Range(lambda value: value > 0, "a number above 0, infinity too")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Sampling of reasoning paths from the model."""
+    """Sampling of chain-of-thought answers from the model."""
 
     num_samples: Annotated[int, at_least(1, unit="samples")] = 32
     """Samples drawn for each question, the paper's m."""
@@ -47,7 +47,7 @@ class Sampling:
     """Stop sampling a question once its leading answer will stay ahead with this probability
     (adaptive consistency, Aggarwal et al. 2023, who use 0.95; `voting.samples_needed`); None
     draws all of them. Easy questions then have fewer samples: their confidence is a share of these,
-    and with `Mixing.normalise = 'path'` they weigh less."""
+    and with `Mixing.normalise = 'sample'` they weigh less."""
     adaptive_consistency_every: Annotated[int, at_least(1, unit="samples")] = 4
     """The rule is applied after this many samples, twice as many, ..., in the samples' order, so
     the outcome does not depend on which of them finish first."""

@@ -115,8 +115,8 @@ class Preference:
     """Preference pairs: which ones are made, and how the model learns from them."""
 
     form: Literal["spin", "scpo"] = "scpo"
-    """Kind of pairs. "scpo" pairs paths of the most and the least voted answer, without labels
-    (Prasad et al. 2024). "spin" pairs a given solution with the model's own path (Chen et al.
+    """Kind of pairs. "scpo" pairs samples of the most and the least voted answer, without labels
+    (Prasad et al. 2024). "spin" pairs a given solution with the model's own sample (Chen et al.
     2024); a task has `Mixing.human_examples` of them."""
     beta: Annotated[float, above(0)] = 0.5
     """Scale of the margin over the reference model. ScPO uses 0.5. SPIN's paper leaves it open; its
@@ -125,8 +125,8 @@ class Preference:
     """With "scpo": coefficient of the chosen sequence's negative log-probability per token. The
     paper has this term; its size, 1.0, is our choice."""
     threshold: Annotated[float, fraction()] = 0.5
-    """With "scpo": smallest share of a question's paths that a chosen answer needs. The paper calls
-    it tau; half of the paths is our choice."""
+    """With "scpo": smallest share of a question's samples that a chosen answer needs. The paper
+    calls it tau; half of the samples is our choice."""
 
     def __post_init__(self) -> None:
         check_fields(self)

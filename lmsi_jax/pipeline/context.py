@@ -73,7 +73,10 @@ _RECORD = "stage.json"
 _DIGEST = "digest.json"
 # Fields of ModelConfig that bound lengths, or say how the same numbers are computed.
 _SILENT = frozenset({"max_length", "remat", "scan_layers", "query_block"})
-_COMMAND = {"path_scores": "mix", "score": "train"}  # stages without a command of their own
+_COMMAND = {
+    "filter_scores": "mix",
+    "teacher_scores": "train",
+}  # stages without a command of their own
 
 
 def _checkpoint(name: epath.PathLike) -> epath.Path:

@@ -51,7 +51,7 @@ class MixStep(Step):
         Fields(part="training.preference", names=("form",), when=_has_pairs),
         Fields(part="training.preference", names=("threshold",), when=_pairs_votes),
     )
-    inputs = ("vote", "path_scores")
+    inputs = ("vote", "filter_scores")
 
     def write(self, round: Round, store: ShardStore) -> None:
         for task, voted in round.voted().items():

@@ -1,9 +1,9 @@
 """The loop over rounds and their steps. Each step is idempotent: what is finished is not repeated.
 
-    questions -> [generate -> prompts -> sample -> vote -> path_scores -> mix -> train -> eval] x
+    questions -> [generate -> prompts -> sample -> vote -> filter_scores -> mix -> train -> eval] x
                  rounds, after an eval of the base model
 
-`generate` and `prompts` run if `Augmentation` asks for them, `path_scores` if filters in
+`generate` and `prompts` run if `Augmentation` asks for them, `filter_scores` if filters in
 `Mixing.selection` do. With several processes, process 0 leads, and the others share in writing new
 questions, sampling, scoring, evaluating and, if its devices are too few for `Training`'s mesh,
 training.
@@ -25,7 +25,7 @@ from lmsi_jax.pipeline.evaluate import EvaluateStep, collapse_alarms
 from lmsi_jax.pipeline.mix import MixStep
 from lmsi_jax.pipeline.questions import draw_questions
 from lmsi_jax.pipeline.sample import SampleStep
-from lmsi_jax.pipeline.score import PathScoresStep
+from lmsi_jax.pipeline.score import FilterScoresStep
 from lmsi_jax.pipeline.step import Step
 from lmsi_jax.pipeline.summarize import report, report_evaluation
 from lmsi_jax.pipeline.train import TrainStep
@@ -38,7 +38,7 @@ ROUND: tuple[Step, ...] = (
     PromptsStep(),
     SampleStep(),
     VoteStep(),
-    PathScoresStep(),
+    FilterScoresStep(),
     MixStep(),
     TrainStep(),
 )

@@ -325,7 +325,7 @@ class Meter:
     def _note(self) -> str:
         notes = []
         if self._stats.samples and self._bar.seconds > 0:
-            notes.append(f"{self._stats.samples / self._bar.seconds:,.1f} paths/s")
+            notes.append(f"{self._stats.samples / self._bar.seconds:,.1f} samples/s")
         if self._stats.slot_steps:
             notes.append(f"slots {100 * self._stats.utilisation:.0f} % busy")
         if self._answers:

@@ -116,7 +116,7 @@ def score_losses(round: Round, rows: Mapping[str, Sequence[Row]], needs: frozens
 
     names, solved = [name for name, _ in shards], [some for _, some in shards]
     label = f"round {round.index}: scoring samples"
-    write_missing(round.store(PathScoresStep.name), names, solved, load, label)
+    write_missing(round.store(FilterScoresStep.name), names, solved, load, label)
 
 
 class _Solved(NamedTuple):
@@ -220,7 +220,7 @@ def has_new_questions(round: Round) -> bool:
     return bool(round.settings.augmentation.questions)
 
 
-class PathScoresStep(Step):
+class FilterScoresStep(Step):
     """Scores the round's voted samples, if filters ask for it.
 
     Raises:
@@ -228,7 +228,7 @@ class PathScoresStep(Step):
         its own shards alone.
     """
 
-    name = "path_scores"
+    name = "filter_scores"
     settings = (
         Fields(part="mixing", names=("keep",)),
         Fields(
@@ -290,7 +290,7 @@ class PathScoresStep(Step):
 
 def read_scored_rows(round: Round, task: str, voted: Sequence[Voted]) -> tuple[list[Row], Facts]:
     """Returns a task's voted samples with their scores, and the facts that filters know beside."""
-    store, needs = round.store(PathScoresStep.name), _needs(round)
+    store, needs = round.store(FilterScoresStep.name), _needs(round)
     rows, prompts = _rows(round, voted), round.few_shots(task)
     scores: dict[tuple[str, int], dict[str, Any]] = {}
     for record in _stored(store, task, needs) if needs else ():
@@ -384,7 +384,7 @@ def _rate(round: Round, by_task: _ByTask) -> None:
         round,
         jobs,
         {},  # a rating is no answer to the question
-        round.folder(PathScoresStep.name),
+        round.folder(FilterScoresStep.name),
         model=round.index - 1,
         label=f"round {round.index}: rating",
     )
@@ -396,7 +396,7 @@ def _apply_scorers(round: Round, by_task: _ByTask, names: Sequence[str]) -> None
     index, count = round.context.processes.share
     shards = shards[index::count]
     write_missing(
-        round.store(PathScoresStep.name),
+        round.store(FilterScoresStep.name),
         [name for name, _ in shards],
         [rows for _, rows in shards],
         lambda: functools.partial(_scorer_scores, names),

@@ -25,8 +25,8 @@ from lmsi_jax.report.summary import (
     Model,
     NewPrompts,
     NewQuestions,
-    ShownPath,
     ShownQuestion,
+    ShownSample,
     Sources,
     Summary,
     Task,
@@ -47,12 +47,12 @@ from lmsi_jax.training.metrics import read_metrics
 _EVALUATION = "eval.json"
 _PACKAGES = ("lmsi_jax", "jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "numpy")
 _STAGES = (
-    *("generate", "prompts", "sample", "vote", "path_scores"),
-    *("mix", "score", "train", "eval"),
+    *("generate", "prompts", "sample", "vote", "filter_scores"),
+    *("mix", "teacher_scores", "train", "eval"),
 )
 """The stages whose time is reported."""
 _SHOWN_PER_TASK = 2
-_SHOWN_PATHS = 8
+_SHOWN_TEXTS = 8
 _USUAL_THRESHOLD = 0.95
 """The threshold that is replayed if sampling had none (Aggarwal et al. 2023)."""
 
@@ -209,7 +209,7 @@ def _round(round: Round) -> RoundSummary:
             stage: count / seconds[stage] for stage, count in tokens.items() if seconds.get(stage)
         },
         questions=len(votes),
-        paths=len(drawn),
+        samples=len(drawn),
         parsed=sum(vote.parsed for vote in votes),
         unfinished=sum(not sample.finished for sample in drawn),
         empty_votes=sum(vote.winner is None for vote in votes),
@@ -278,7 +278,7 @@ class _Rule:
 
     threshold: float
     every: int
-    paths: int
+    samples: int
     on: bool
 
 
@@ -292,7 +292,7 @@ def _rule(round: Round) -> _Rule:
     return _Rule(
         threshold=_USUAL_THRESHOLD if threshold is None else threshold,
         every=sampling["adaptive_consistency_every"],
-        paths=sampling["num_samples"],
+        samples=sampling["num_samples"],
         on=threshold is not None,
     )
 
@@ -311,7 +311,7 @@ def _test_sets(round: Round, rule: _Rule) -> Iterator[AdaptiveConsistencySet]:
             source="test",
             round=round.index,
             task=task,
-            paths=max(vote.total for vote in votes),
+            samples=max(vote.total for vote in votes),
             **vars(replayed),
         )
 
@@ -327,7 +327,7 @@ def _train_sets(round: Round, rule: _Rule) -> Iterator[AdaptiveConsistencySet]:
         else:
             replayed = replay(questions, votes, round.samples(task), rule.threshold, rule.every)
         yield AdaptiveConsistencySet(
-            source="train", round=round.index, task=task, paths=rule.paths, **vars(replayed)
+            source="train", round=round.index, task=task, samples=rule.samples, **vars(replayed)
         )
 
 
@@ -356,10 +356,10 @@ def _shown_question(question: Question, vote: Vote, samples: Sequence[Sample]) -
         confidence=vote.confidence,
         tied=bool(vote.tied),
         total=vote.total,
-        paths=tuple(
-            ShownPath(
+        samples=tuple(
+            ShownSample(
                 text=text, key=keys[first[text]], kept=first[text] in vote.kept, count=counts[text]
             )
-            for text in order[:_SHOWN_PATHS]
+            for text in order[:_SHOWN_TEXTS]
         ),
     )

@@ -35,7 +35,7 @@ from lmsi_jax.training.trainer import drop_unrecorded, state_shapes, train
 LoadTeacher = Callable[[], Teacher]
 
 
-class ScoreStep(Step):
+class TeacherScoresStep(Step):
     """Writes what a model says of training rows: a teacher's top k, or a reference's losses.
 
     Args:
@@ -47,7 +47,7 @@ class ScoreStep(Step):
         than this process, which scores alone.
     """
 
-    name = "score"
+    name = "teacher_scores"
     settings = (
         Fields(
             part="training",
@@ -87,12 +87,12 @@ class ScoreStep(Step):
 
 
 def read_scored(round: Round, examples: Examples) -> scoring.ScoredRows:
-    """Returns the examples with what `ScoreStep` wrote of them.
+    """Returns the examples with what `TeacherScoresStep` wrote of them.
 
     Raises:
       LmsiError: the shards are of other examples.
     """
-    store, names = round.store("score"), _names(examples)
+    store, names = round.store("teacher_scores"), _names(examples)
     if store.names() != names:
         raise LmsiError(f"{store.directory} is not of these examples; delete it and repeat this")
     return scoring.ScoredRows(examples, [row for name in names for row in store.read(name)])
@@ -141,7 +141,7 @@ class TrainStep(Step):
             load = self._load_teacher or (
                 lambda: Teacher(config=round.settings.model, params=context.params(round.start))
             )
-            ScoreStep(examples[0], load).execute(round, stage.inputs)
+            TeacherScoresStep(examples[0], load).execute(round, stage.inputs)
         with self.together(round):
             self._train(round, *examples)
         if training.lora is not None:

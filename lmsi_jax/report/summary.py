@@ -153,17 +153,17 @@ class Round:
     tokens_per_second: dict[str, float]
     """Of the stages that count tokens."""
     questions: int
-    paths: int
+    samples: int
     """Samples over all questions."""
     parsed: int
-    """Paths with a parsed answer."""
+    """Samples with a parsed answer."""
     unfinished: int
-    """Paths cut by the token limit."""
+    """Samples cut by the token limit."""
     empty_votes: int
     """Questions without any parsed answer."""
     tied_votes: int
     kept: int
-    """Paths that agree with their question's vote."""
+    """Samples that agree with their question's vote."""
     distinct_kept: int
     """The same, with equal texts on one question counted once."""
     mean_confidence: float
@@ -215,7 +215,7 @@ class AdaptiveConsistencySet(Replay):
     round: int
     """Test: the round of the model, 0 for the base. Train: the round that sampled them."""
     task: str
-    paths: int
+    samples: int
     """Samples of a question without early stopping, m."""
 
     def __post_init__(self) -> None:
@@ -225,8 +225,8 @@ class AdaptiveConsistencySet(Replay):
           ValueError: lists of different lengths, or values that cannot be.
         """
         n = len(self.taken)
-        if bad := [count for count in self.taken if not 0 <= count <= self.paths]:
-            raise ValueError(f"taken {bad[0]} of {self.paths} paths")
+        if bad := [count for count in self.taken if not 0 <= count <= self.samples]:
+            raise ValueError(f"taken {bad[0]} of {self.samples} samples")
         for name in ("same", "correct", "correct_stopped"):
             values = getattr(self, name)
             _check_outcomes(name, values, n if values else 0)
@@ -248,7 +248,7 @@ class AdaptiveConsistency:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ShownPath:
+class ShownSample:
     """A text that the model wrote; `count` equal ones are shown once."""
 
     text: str
@@ -260,7 +260,7 @@ class ShownPath:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShownQuestion:
-    """A test question to show, with its paths."""
+    """A test question to show, with its samples."""
 
     task: str
     question: str
@@ -271,7 +271,7 @@ class ShownQuestion:
     tied: bool
     total: int
     """Number of samples; if many differ, only some of them are shown."""
-    paths: tuple[ShownPath, ...]
+    samples: tuple[ShownSample, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -93,7 +93,7 @@ def _cap(rule: Cap, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
         texts = first.setdefault(row.question.uid, [])
         if row.solution not in texts and len(texts) < rule.num_samples:
             texts.append(row.solution)
-    more = Verdict(0.0, "the question has enough paths")
+    more = Verdict(0.0, "the question has enough samples")
     return [KEPT if row.solution in first[row.question.uid] else more for row in rows]
 
 
@@ -199,7 +199,7 @@ def _distinct_reasoning(
     for i in order:
         best.setdefault(ways[i], i)
     chosen = set(best.values())
-    again = Verdict(0.0, "reasons as another path does")
+    again = Verdict(0.0, "reasons as another sample does")
     return [KEPT if i in chosen else again for i in range(len(rows))]
 
 

@@ -108,7 +108,7 @@ def sample_program(
     lengths: Lengths,
     devices: Sequence[jax.Device],
 ) -> jax.stages.Lowered:
-    """Traces a decode chunk of all slots, with pages for paths of full length.
+    """Traces a decode chunk of all slots, with pages for samples of full length.
 
     Raises:
       LmsiError: the layout needs more devices.
@@ -232,7 +232,7 @@ def for_sampling(config: ModelConfig, decoding: Decoding) -> list[str]:
         advice.append("Decoding.dtype = 'bfloat16': half the bytes of weights and caches")
     advice.append(_wider("Decoding", config, decoding.model))
     if decoding.slots > 1:
-        advice.append(f"Decoding.slots = {decoding.slots // 2}: half the paths' caches")
+        advice.append(f"Decoding.slots = {decoding.slots // 2}: half the samples' caches")
     if decoding.data > 1 and not decoding.fsdp:
         advice.append("Decoding.fsdp = True: weights are gathered in every step, which is slow")
     return [*advice, "a larger topology"]
@@ -451,9 +451,9 @@ def _sampling(
     decoding = run.decoding
     sizes = plan(decoding, run.sampling)
     mesh = f"data {decoding.data} x model {decoding.model}{', fsdp' if decoding.fsdp else ''}"
-    paths = f"{run.sampling.num_samples} paths of {run.sampling.max_new_tokens} tokens"
+    samples = f"{run.sampling.num_samples} samples of {run.sampling.max_new_tokens} tokens"
     say(f"\nsample, a chunk of {sizes.chunk} steps ({mesh}; {decoding.slots} slots each, "
-        f"{paths}; {decoding.dtype})")  # fmt: skip
+        f"{samples}; {decoding.dtype})")  # fmt: skip
     figures = _figures(program)
     if not program.fits:
         return figures | _refused(program, for_sampling(run.model, decoding), say)
@@ -462,7 +462,7 @@ def _sampling(
     say(_memory(program, chip))
     say(_work(program, roofline))
     say(f"  questions   {speed.questions_per_hour:,.0f} an hour at most, "
-        f"on {speed.copies} such meshes: {speed.num_samples} paths x {speed.tokens} tokens, "
+        f"on {speed.copies} such meshes: {speed.num_samples} samples x {speed.tokens} tokens, "
         f"{100 * occupancy:.0f} % of the slots busy, "
         f"prompt {lengths.prompt} and question {lengths.question} tokens")  # fmt: skip
     figures["roofline"] = _times(roofline)

@@ -45,7 +45,7 @@ def t5x(copy, tokenizer_path):
 
 
 def _half_right(run):
-    """Rewrites the gold answers so that every other greedy path is right; returns its score."""
+    """Rewrites the gold answers so that every other greedy sample is right; returns its score."""
     store = ShardStore(run / "questions")
     questions = [Question.from_json(row) for row in store.read("test-purchases")]
     samples = read_samples(ShardStore(run / "round_1" / "eval"), "purchases-cot")
@@ -72,15 +72,15 @@ def test_t5xs_eval_gives_the_metrics_of_our_own(t5x, copy, tmp_path):
     assert found["parsed"] == pytest.approx(wanted.parsed)
 
 
-def test_t5xs_infer_samples_paths_of_the_train_questions(t5x, copy, tmp_path):
+def test_t5xs_infer_draws_samples_of_the_train_questions(t5x, copy, tmp_path):
     t5x(
         "infer",
         "infer",
         CHECKPOINT_PATH=str(copy / "round_1" / "train" / "checkpoint_4"),
-        INFER_OUTPUT_DIR=str(tmp_path / "paths"),
+        INFER_OUTPUT_DIR=str(tmp_path / "samples"),
         NUM_DECODES=3,
     )
-    (file,) = (tmp_path / "paths").glob("lmsi_run_purchases_cot-*-of-00001")
+    (file,) = (tmp_path / "samples").glob("lmsi_run_purchases_cot-*-of-00001")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(rows) == 4
     texts = {text for row in rows for text in row["prediction"]}

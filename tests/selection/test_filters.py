@@ -206,7 +206,7 @@ def test_equations_are_read_as_a_person_writes_them(text, expected):
     assert equations(text) == expected
 
 
-def test_one_path_is_kept_of_each_list_of_equations_the_likeliest():
+def test_one_sample_is_kept_of_each_list_of_equations_the_likeliest():
     texts = [
         "3 + 4 = 7. The answer is 7.",
         "Well, 3+4=7! So the answer is 7.",
