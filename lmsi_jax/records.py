@@ -6,6 +6,7 @@ written with each store, so that a change of shape is noticed instead of misread
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 SCHEMA = 5
@@ -137,6 +138,18 @@ class Sample(_Record):
         if row.get("logprobs") is not None:
             row = {**row, "logprobs": [_logprob(value) for value in row["logprobs"]]}
         return super().from_json(row)
+
+
+def samples_from_texts(uid: str, texts: Sequence[str]) -> list[Sample]:
+    """Returns a question's samples from texts alone, numbered in their order.
+
+    Each is taken as complete ("end_token"). Their log-probabilities and lengths are unknown: both
+    are 0, so ties of the vote go to the smaller key, and `Voting.weights` weighs them alike.
+    """
+    return [
+        Sample(uid=uid, sample_index=index, text=text, tokens=0, logprob=0.0, end="end_token")
+        for index, text in enumerate(texts)
+    ]
 
 
 def _finite(logprob: float, sample: Sample) -> float | None:

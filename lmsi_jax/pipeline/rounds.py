@@ -56,7 +56,7 @@ def execute(
 
     Args:
       run: the configuration.
-      stages: of `main.STAGES`; or ("pretrain",); with "distill" the run is a student's.
+      stages: of `parser.STAGES`; or ("pretrain",); with "distill" the run is a student's.
       command: the command line, for the manifest and the report.
       config_text: the operative gin configuration.
       steps: from one model to the next.
