@@ -1,4 +1,4 @@
-"""Prompts: exemplars and a question become the text that the model goes on with.
+"""Prompts: exemplars and a question become the text that the model continues.
 
 The layout of a document is fixed: items are separated by one blank line, and an item is
 
@@ -71,8 +71,8 @@ def question_prompt(question_text: str, zero_shot_cot: bool = False) -> str:
 def question_list(texts: Sequence[str], opening: str = "") -> str:
     """Returns questions without answers, each followed by the separating blank line.
 
-    A model goes on with a new question (question generation, LMSI, section 3.3); `opening` are its
-    first characters, "" if the model writes these too.
+    A model continues with a new question (question generation, LMSI, section 3.3); `opening` are
+    its first characters, "" if the model writes these too.
     """
     return "".join(f"{text.rstrip()}{SEPARATOR}" for text in texts) + opening
 

@@ -112,7 +112,8 @@ class Sample(_Record):
 
     @property
     def concluded(self) -> bool:
-        """If the model came to the end of its solution: a blank line, say, may be in its middle."""
+        """True if the sample ended at an end token or at the next question, not at a blank line or
+        the token limit."""
         return self.end in ("end_token", "next_question")
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Hold every setting that a person makes, as frozen dataclasses that gin binds by class and field.
+"""All user settings, as frozen dataclasses that gin binds by class and field.
 
 The settings need no package beside the standard library. docs/configuration.md lists them all.
 """

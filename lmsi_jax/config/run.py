@@ -107,7 +107,7 @@ class Run:
         mixes_own_examples = all(part is None for part in others)
         if mixes_own_examples and training.human_rate > 0 and not self.mixing.human_examples:
             raise LmsiError(
-                f"Training.human_rate = {training.human_rate} mixes given solutions in: set "
+                f"Training.human_rate = {training.human_rate} mixes human solutions in: set "
                 "Mixing.human_examples above 0, or Training.human_rate to 0"
             )
 
@@ -142,12 +142,12 @@ class Run:
             )
         if preference.form == "spin" and self.augmentation.questions:
             raise LmsiError(
-                "Preference.form = 'spin' learns from given solutions alone; set "
+                "Preference.form = 'spin' learns from human solutions alone; set "
                 "Augmentation.questions to 0"
             )
         if preference.form == "spin" and not given:
             raise LmsiError(
-                "Preference.form = 'spin' sets given solutions against the model's own; set "
+                "Preference.form = 'spin' sets human solutions against the model's own; set "
                 "Mixing.human_examples to how many there are of each task"
             )
         if preference.form == "scpo" and given:

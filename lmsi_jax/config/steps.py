@@ -119,7 +119,7 @@ class Mixing:
             if HUMAN_LOSSES in rule.needs and not self.human_examples:
                 name = type(rule).__name__
                 raise LmsiError(
-                    f"{name}.validation = 'human' needs given solutions: set Mixing.human_examples "
+                    f"{name}.validation = 'human' needs human solutions: set Mixing.human_examples "
                     f"(50 to 100 are enough), or {name}.validation = 'confident'"
                 )
 

@@ -116,7 +116,7 @@ class Preference:
 
     form: Literal["spin", "scpo"] = "scpo"
     """Kind of pairs. "scpo" pairs samples of the most and the least voted answer, without labels
-    (Prasad et al. 2024). "spin" pairs a given solution with the model's own sample (Chen et al.
+    (Prasad et al. 2024). "spin" pairs a human solution with the model's own sample (Chen et al.
     2024); a task has `Mixing.human_examples` of them."""
     beta: Annotated[float, above(0)] = 0.5
     """Scale of the margin over the reference model. ScPO uses 0.5. SPIN's paper leaves it open; its
@@ -140,7 +140,7 @@ VALIDATION = "validation_loss"
 class Training:
     """Fine-tuning: steps, batch shape, checkpoints, precision, and the mesh of devices.
 
-    A step trains on `microbatches` prefixes; behind each prefix (a few-shot prompt that its
+    A step trains on `microbatches` prefixes; after each prefix (a few-shot prompt that its
     sequences share) there are `sequences_per_prefix` packed sequences of `sequence_length` tokens.
     """
 
@@ -156,7 +156,7 @@ class Training:
     microbatches: Annotated[int, at_least(1, unit="prefixes")] = 4
     """Prefixes per step; the gradient is summed over them."""
     sequences_per_prefix: Annotated[int, at_least(1, unit="sequences")] = 8
-    """Packed sequences behind each prefix, a multiple of `data`."""
+    """Packed sequences after each prefix, a multiple of `data`."""
     sequence_length: Annotated[int, at_least(1, unit="tokens")] = 256
     """Length of a packed sequence. Longer examples are left out."""
     max_prefix_length: Annotated[int, at_least(0, unit="tokens")] = 384

@@ -514,7 +514,7 @@ def import_record(directory: epath.Path) -> dict[str, Any]:
 
 
 def prompt_job_name(task: str, prompt: int, stand_in: bool) -> str:
-    """Returns the name of the job of a task's samples behind one generated prompt."""
+    """Returns the name of the job of a task's samples after one generated prompt."""
     return f"{task}-prompt{prompt:03d}{'-standing-in' if stand_in else ''}"
 
 

@@ -85,7 +85,7 @@ def _shards(round: Round, task: str, voted: Sequence[Voted]) -> dict[str, _Rows]
 def _pairs(
     round: Round, task: str, voted: Sequence[Voted], exemplars: Sequence[Exemplar]
 ) -> list[ExamplePair]:
-    """Returns a task's pairs: of its votes, or of given solutions and the model's own samples."""
+    """Returns a task's pairs: of its votes, or of human solutions and the model's own samples."""
     formats, preference = round.settings.mixing.formats, round.settings.training.preference
     assert preference is not None
     if preference.form == "scpo":
@@ -109,7 +109,7 @@ def _pairs(
 def _self_generated(
     round: Round, selection: Selection, exemplars: Sequence[Exemplar], prompts: Sequence[FewShot]
 ) -> list[Example]:
-    """Returns the selected samples as examples, each behind the prompt that it was drawn with."""
+    """Returns the selected samples as examples, each after the prompt that it was drawn with."""
     by_question: dict[str, list[tuple[Row, float]]] = {}
     for row, weight in zip(selection.rows, selection.weights, strict=True):
         by_question.setdefault(row.question.uid, []).append((row, weight))

@@ -15,7 +15,7 @@ The engine is any `rollout.requests.Rollout`.
 
 A task's shards are called by its name; with generated prompts there is a job for each of them,
 `TASK-prompt003`, and `TASK-prompt003-standing-in` for the questions that the prompt before shows.
-`human-TASK` has the model's own sample on each question with a given solution, if pairs need it.
+`human-TASK` has the model's own sample on each question with a human solution, if pairs need it.
 """
 
 import dataclasses
@@ -342,7 +342,7 @@ class Meter:
 
 
 def _plays(round: Round) -> bool:
-    """Returns True if the model also answers the questions that have given solutions (SPIN)."""
+    """Returns True if the model also answers the questions that have human solutions (SPIN)."""
     preference = round.settings.training.preference
     return preference is not None and preference.form == "spin"
 
@@ -418,5 +418,5 @@ def _jobs(round: Round, task: str, rows: list[Question]) -> list[Job]:
 
 
 def read_given(round: Round, task: str) -> Samples:
-    """Reads the model's own sample on each question with a given solution, by uid."""
+    """Reads the model's own sample on each question with a human solution, by uid."""
     return read_samples(round.store("sample"), f"human-{task}")

@@ -1,11 +1,11 @@
 """Scores of voted samples that filters in `Mixing.selection` ask for.
 
     loss-TASK-NNNNN-of-MMMMM     losses of solutions under the base model
-    human-TASK                   the same of given solutions: a validation set
+    human-TASK                   the same of human solutions: a validation set
     rating-TASK-NNNNN-of-MMMMM   the sampling model's own rating of them
     rank-TASK-NNNNN-of-MMMMM     what scorers return
 
-Equal solutions of a question, behind the same prompt, are scored once; rows that score-free filters
+Equal solutions of a question, after the same prompt, are scored once; rows that score-free filters
 drop are skipped. Several processes share the shards, each complete or absent.
 """
 
@@ -160,7 +160,7 @@ def _loss_shards(
 def _of_row(
     row: Row, prompts: Sequence[FewShot], exemplars: Sequence[Exemplar], losses: tuple[str, ...]
 ) -> _Solved:
-    """Returns a sample's solution, behind the prompt that it was drawn with."""
+    """Returns a sample's solution, after the prompt that it was drawn with."""
     uid, index = row.name
     shown = prompts[prompt_of(uid, index, prompts)].exemplars if prompts else exemplars
     return _Solved({"uid": uid, "sample_index": index}, shown, row.question, row.solution, losses)
@@ -183,7 +183,7 @@ def _losses(
     for (at, name), losses in zip(places, scorer.losses(rows), strict=True):
         if losses is not None:
             records[at][name] = round(float(losses.mean()), 6)
-            of_sample = "sample_index" in records[at]  # not of a given solution
+            of_sample = "sample_index" in records[at]  # not of a human solution
             if logprobs and name == LOSS and of_sample:
                 records[at][LOGPROBS] = (0.0 - losses).round(5).tolist()
     return records
@@ -348,7 +348,7 @@ def _scored_as(row: Row, prompts: Sequence[FewShot]) -> _Name:
 
 
 def _first(rows: Sequence[Row], prompts: Sequence[FewShot]) -> dict[_Name, Row]:
-    """Returns the first of each question's equal solutions behind one prompt."""
+    """Returns the first of each question's equal solutions after one prompt."""
     first: dict[_Name, Row] = {}
     for row in rows:
         first.setdefault(_scored_as(row, prompts), row)

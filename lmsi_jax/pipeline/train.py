@@ -36,7 +36,7 @@ LoadTeacher = Callable[[], Teacher]
 
 
 class TeacherScoresStep(Step):
-    """Writes what a model says of training rows: a teacher's top k, or a reference's losses.
+    """Stores a teacher's or a reference's log-probabilities of the training rows.
 
     Args:
       examples: what training draws.

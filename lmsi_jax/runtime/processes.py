@@ -252,7 +252,7 @@ class Processes:
             reason = str(error).strip().splitlines()[0][:200]
             return self._reason() or TryAgain(
                 f"another process is gone without a word, or does not keep up ({reason}); repeat "
-                "the command in every process, it goes on where it was"
+                "the command in every process to resume"
             )
         return error
 

@@ -249,7 +249,7 @@ class Stage:
                 damage.append(f"{os.fspath(path)} was altered and has been dropped")
                 remove(path)
         if damage:
-            _LOG.warning("stage %s is taken up again: %s", self.name, "; ".join(damage))
+            _LOG.warning("stage %s resumes: %s", self.name, "; ".join(damage))
             remove(self.directory / _STAGE)
         return not damage
 

@@ -423,7 +423,7 @@ def _training(
     mesh = f"data {training.data} x model {training.model}{', fsdp' if training.fsdp else ''}"
     rows = f"{training.sequences_per_prefix} rows of {training.sequence_length}"
     batch = f"{training.microbatches} x {rows}"
-    say(f"\ntrain, one step ({mesh}; {batch} behind {training.max_prefix_length}; "
+    say(f"\ntrain, one step ({mesh}; {batch} after {training.max_prefix_length}; "
         f"{training.optimizer.name}, {training.compute_dtype})")  # fmt: skip
     figures = _figures(program)
     if not program.fits:

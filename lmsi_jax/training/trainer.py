@@ -230,7 +230,7 @@ class RestoredState:
     Attributes:
       step: steps taken so far.
       params: the run's own parameters, placed; a step may donate them.
-      state: likewise.
+      state: the optimizer state, placed; a step may donate it.
       data_state: of `BatchIterator.state`; None if no checkpoint has it.
       metrics_window: the metrics window that was open.
     """
@@ -471,6 +471,6 @@ def _sequences_at_once(training: Training) -> int:
     the kind of device alone."""
     if training.sequences_at_once:
         return training.sequences_at_once
-    if jax.default_backend() == "cpu":  # more gain nothing there, and leave its caches
+    if jax.default_backend() == "cpu":  # more are no faster, and overflow the caches
         return max(1, _TOKENS_AT_ONCE // training.sequence_length)
     return training.sequences_per_prefix

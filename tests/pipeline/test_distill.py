@@ -1,4 +1,4 @@
-"""A student learns a finished run's samples; what is missing is named; it goes on where it was."""
+"""A student learns a finished run's samples; what is missing is named; it resumes."""
 
 import dataclasses
 import json
