@@ -121,7 +121,7 @@ def _compare(run: Run, context: Context, describe: _Describe) -> None:
     """Evaluates the given checkpoints on the same questions, with the same noise for all."""
     questions = draw_questions(context)
     count = len(run.evaluation.checkpoints)
-    models = {f"checkpoint {i}": context.fingerprint(i) for i in range(count)}
+    models = {f"checkpoint {i}": context.model_fingerprint(i) for i in range(count)}
     for index, model in enumerate(models.values()):
         _evaluate(context, index, model, questions)
     describe({"questions": questions, **models})

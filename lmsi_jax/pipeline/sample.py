@@ -150,7 +150,7 @@ def draw_samples(
         engine, jobs, size=settings.questions_per_shard, share=(group.index, group.count)
     )
     names = [shard.name for shard in shards]
-    missing = set(context.processes.found(group.members, lambda: store.missing(names)))
+    missing = set(context.processes.run_on_leader(group.members, lambda: store.missing(names)))
     open_shards = [shard for shard in shards if shard.name in missing]
     total, remaining = (sum(len(s.requests) for s in some) for some in (shards, open_shards))
     bar = Progress(

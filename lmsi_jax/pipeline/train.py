@@ -7,7 +7,6 @@ computed first and stored in shards of rows, each complete or absent, in the ord
 
 import collections
 import contextlib
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from etils import epath
 from lmsi_jax.config import Lora, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models import sharding
+from lmsi_jax.models.params import Params
 from lmsi_jax.pipeline.context import Round
 from lmsi_jax.pipeline.mix import read_examples, read_funnel, read_pairs
 from lmsi_jax.pipeline.score import ROWS, write_missing
@@ -177,10 +177,16 @@ class TrainStep(Step):
         elif self._load_teacher:
             teacher = self._load_teacher()
         validation_rows = in_order(held_out, context.tokenizer_path) if held_out else ()
+
+        def load_base(shardings: Any) -> Params:
+            if shardings is None:
+                return context.params(round.start)
+            return context.placed_params(round.start, shardings)
+
         train(
             settings.model,
             training,
-            functools.partial(context.params, round.start),
+            load_base,
             fitting_rows(rows, training),
             round.folder(self.name),
             groups=examples.groups,

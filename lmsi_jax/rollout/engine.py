@@ -354,15 +354,13 @@ class DecodeLoop:
         *results, self._caches.pool = decode_chunk(
             self._program, self._model.weights, self._caches.prompts, self._caches.pool, inputs
         )
-        tokens, logprobs = (
-            [
-                group[: len(scheduler.active)]
-                for group, scheduler in zip(
-                    np.asarray(result).reshape(len(tables), slots, -1),
-                    self._schedulers,
-                    strict=True,
-                )
-            ]
-            for result in results
-        )
+        tokens, logprobs = (self._by_scheduler(np.asarray(result), slots) for result in results)
         return Chunk(tokens, logprobs, slot_steps=results[0].size)
+
+    def _by_scheduler(self, result: np.ndarray, slots: int) -> list[np.ndarray]:
+        """Returns each scheduler's rows [active, T] of a result [schedulers * slots, T]."""
+        groups = result.reshape(len(self._schedulers), slots, -1)
+        return [
+            rows[: len(scheduler.active)]
+            for rows, scheduler in zip(groups, self._schedulers, strict=True)
+        ]

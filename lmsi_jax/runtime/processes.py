@@ -218,8 +218,10 @@ class Processes:
             else:
                 time.sleep(_POLL)
 
-    def found(self, members: Sequence[int], find: Callable[[], Sequence[str]]) -> Sequence[str]:
-        """Returns the result of `find` in the first of some processes, which all call this.
+    def run_on_leader(self, members: Sequence[int], function: Callable[[], Any]) -> Any:
+        """Calls a function in the first of some processes; returns its result in all of them.
+
+        All members call this; the result is a JSON value.
 
         A folder may look different to several machines at the same time, or to one while another
         repairs it.
@@ -229,18 +231,18 @@ class Processes:
           Terminated: another process was terminated.
         """
         if len(members) == 1:
-            return find()
+            return function()
         who = f"{members[0]}-{members[-1]}"
         self._found[who] += 1
         key = f"{who}/{self._found[who]}"
         if self.index == members[0]:
-            names = find()
-            self._put(key, json.dumps(list(names)), _FOUND)
-            return names
+            result = function()
+            self._put(key, json.dumps(result), _FOUND)
+            return result
         while (answer := self._look(_FOUND).get(key)) is None:
             self._follow()
             time.sleep(_POLL)
-        return list(json.loads(answer))
+        return json.loads(answer)
 
     def _cause(self, error: BaseException) -> BaseException:
         """Returns the cause of an error of this process: another one left, or the error itself."""

@@ -356,13 +356,13 @@ def test_every_field_of_a_model_that_changes_what_it_says_is_in_its_fingerprint(
     monkeypatch.setattr(Context, "base_folder", "unused")
     run = Run(output_dir="unused", model=micro_config, tokenizer=tokenizer_path)
     unchanged = Context(run, frozenset())
-    before, tokenizer = unchanged.fingerprint(0), unchanged.tokenizer
+    before, tokenizer = unchanged.model_fingerprint(0), unchanged.tokenizer
     silent = set()
     for field in dataclasses.fields(micro_config):
         other = _other(f"ModelConfig.{field.name}", getattr(micro_config, field.name))
         context = Context(_changed(run, ("model",), field.name, other), frozenset())
         vars(context).update(tokenizer=tokenizer, shapes=None)
-        if context.fingerprint(0) == before:
+        if context.model_fingerprint(0) == before:
             silent.add(field.name)
     assert silent == SILENT
 
