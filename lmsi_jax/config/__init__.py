@@ -25,7 +25,7 @@ from lmsi_jax.config.row_filters import (
     SelfRating,
 )
 from lmsi_jax.config.run import Run, Study, Variant
-from lmsi_jax.config.sampling import Decoding, Filters, Sampling, Voting
+from lmsi_jax.config.sampling import Decoding, Sampling, Truncation, Voting
 from lmsi_jax.config.schedule import Schedule
 from lmsi_jax.config.steps import (
     Augmentation,
@@ -52,7 +52,7 @@ __all__ = [
     "Evaluation",
     "ExternalScore",
     "Filter",
-    "Filters",
+    "Truncation",
     "ImportanceWeights",
     "InstructionFollowing",
     "LinearScaling",

@@ -63,13 +63,13 @@ class Sampling:
             )
 
     @property
-    def filters(self) -> "Filters":
+    def truncation(self) -> "Truncation":
         """The settings that the decode loop is compiled for."""
-        return Filters(self.temperature == 0, self.top_k, self.top_p, self.min_p)
+        return Truncation(self.temperature == 0, self.top_k, self.top_p, self.min_p)
 
 
 @dataclasses.dataclass(frozen=True)
-class Filters:
+class Truncation:
     """The part of `Sampling` that a decode loop is compiled for; temperature is an argument."""
 
     greedy: bool

@@ -20,11 +20,10 @@ from lmsi_jax.pipeline.score import has_new_questions, read_scored_rows
 from lmsi_jax.pipeline.step import Fields, Step
 from lmsi_jax.records import Example, ExamplePair, Exemplar
 from lmsi_jax.runtime.store import ShardStore
-from lmsi_jax.selection.rows import Answers, Row, Selection, right_and_wrong, select
-from lmsi_jax.selection.rows import Step as FilterStep
+from lmsi_jax.selection.rows import Answers, FilterCounts, Row, Selection, right_and_wrong, select
 from lmsi_jax.voting import read_answers
 
-_Rows = Sequence[Example | ExamplePair | FilterStep]
+_Rows = Sequence[Example | ExamplePair | FilterCounts]
 
 
 def _has_pairs(round: Round) -> bool:
@@ -168,12 +167,12 @@ def read_pairs(round: Round) -> list[ExamplePair]:
     return round.once("pairs", read)
 
 
-def read_funnel(round: Round) -> dict[str, list[FilterStep]]:
+def read_funnel(round: Round) -> dict[str, list[FilterCounts]]:
     """Returns what each filter of a round kept, in their order, by task; {} without filters."""
     store = round.store("mix")
     names = [name for name in store.names() if name.startswith("funnel-")]
     return {
-        name.removeprefix("funnel-"): [FilterStep(**row) for row in store.read(name)]
+        name.removeprefix("funnel-"): [FilterCounts(**row) for row in store.read(name)]
         for name in names
     }
 
@@ -197,13 +196,13 @@ def labelled_funnel(round: Round) -> list[dict[str, Any]]:
     return steps
 
 
-def _vote(voted: Sequence[Voted], rows: Sequence[Row], answers: Answers) -> FilterStep:
+def _vote(voted: Sequence[Voted], rows: Sequence[Row], answers: Answers) -> FilterCounts:
     """Returns the step from all samples to those that training may learn."""
     samples = sum(len(rows) for _, rows, _ in voted)
     parsed = sum(vote.parsed for _, _, vote in voted)
     dropped = {"another answer": parsed - len(rows), "no answer": samples - parsed}
     right, wrong = right_and_wrong(rows, answers)
-    return FilterStep(
+    return FilterCounts(
         filter="Vote",
         rows=samples,
         kept=len(rows),

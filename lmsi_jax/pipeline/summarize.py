@@ -30,7 +30,7 @@ from lmsi_jax.report.summary import (
     Sources,
     Summary,
     Task,
-    TaskFilterStep,
+    TaskFilterCounts,
     TaskVotes,
     decode,
 )
@@ -232,7 +232,9 @@ def _round(round: Round) -> RoundSummary:
             self_generated=len(examples.get("self_generated", [])) + len(pairs),
             human=len(examples.get("human", [])),
         ),
-        funnel=tuple(TaskFilterStep(**step) for step in (labelled_funnel(round) if mixed else ())),
+        funnel=tuple(
+            TaskFilterCounts(**step) for step in (labelled_funnel(round) if mixed else ())
+        ),
         train=tuple(metrics),
         values={name: repr(value) for name, value in round.scheduled.items()},
         alarms=tuple(words for _, words in collapse_alarms(round.context, round.index)),

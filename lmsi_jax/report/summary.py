@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, Self, TypeVar, get_args, get_origin
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.accuracy import Replay, TaskScore
 from lmsi_jax.evaluation.collapse import CollapseMetrics
-from lmsi_jax.selection.rows import Step
+from lmsi_jax.selection.rows import FilterCounts
 
 _Class = TypeVar("_Class")
 
@@ -134,7 +134,7 @@ class NewPrompts:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TaskFilterStep(Step):
+class TaskFilterCounts(FilterCounts):
     """The effect of one filter of `Mixing.selection`, or of the vote, on a task's rows."""
 
     task: str
@@ -177,7 +177,7 @@ class Round:
     examples: dict[str, FormatRows]
     """Training rows by format."""
     sources: Sources
-    funnel: tuple[TaskFilterStep, ...] = ()
+    funnel: tuple[TaskFilterCounts, ...] = ()
     """For each task the vote, then the filters in order."""
     train: tuple[dict[str, float], ...]
     """Logged metrics, each with its step: loss, learning_rate, grad_norm, loss/FORMAT, ..."""

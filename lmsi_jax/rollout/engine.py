@@ -32,8 +32,8 @@ from lmsi_jax.models.tokenizers import Tokenizer, encode_first
 from lmsi_jax.records import Sample
 from lmsi_jax.rollout.chunks import (
     Chunk,
+    EncodedQuestion,
     NoiseSource,
-    Question,
     join_groups,
     page_table,
     slot_arrays,
@@ -66,7 +66,7 @@ class _Group:
     prefix: str
     prefix_tokens: list[int]
     sampling: Sampling
-    questions: list[Question]
+    questions: list[EncodedQuestion]
 
 
 class Engine(Rollout):
@@ -146,7 +146,7 @@ class Engine(Rollout):
         """
         noise, stats = NoiseSource(seed, round_index), Stats()
         for group in self._groups(requests):
-            buckets: dict[int, list[Question]] = {}
+            buckets: dict[int, list[EncodedQuestion]] = {}
             for question in group.questions:
                 bucket = question_bucket(len(question.tokens) - 1)
                 buckets.setdefault(bucket, []).append(question)
@@ -176,10 +176,10 @@ class Engine(Rollout):
         for (prefix, sampling), numbers in members.items():
             prefix_tokens = encode_first(self.tokenizer, prefix) if prefix else []
             start = () if prefix else self.tokenizer.start_ids
-            questions = [
-                Question(number, request, [*start, *self.tokenizer.encode(request.text)])
-                for number, request in ((number, requests[number]) for number in numbers)
-            ]
+            questions = []
+            for number in numbers:
+                tokens = [*start, *self.tokenizer.encode(requests[number].text)]
+                questions.append(EncodedQuestion(number, requests[number], tokens))
             lengths = {question.request.uid: len(question.tokens) for question in questions}
             check_fit(lengths, len(prefix_tokens), sampling.max_new_tokens, self.config.max_length)
             groups.append(
@@ -239,7 +239,9 @@ class DecodeLoop:
         self._depth = -(-group.sampling.max_new_tokens // self._plan.page)  # most pages of a sample
         self._bucket = question_bucket(max(len(q.tokens) for q in group.questions) - 1)
         self._sizes = batch_sizes(model.decoding)
-        self._program = Program(model.config, model.mesh, self._sampling.filters, self._plan.chunk)
+        self._program = Program(
+            model.config, model.mesh, self._sampling.truncation, self._plan.chunk
+        )
         waiting = iter(range(len(self._questions)))
         self._schedulers = [
             Scheduler(self._plan, waiting, self._limit, self._settled)

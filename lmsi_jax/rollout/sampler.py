@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmsi_jax.config import Filters
+from lmsi_jax.config import Truncation
 
 
 def uid_words(uid: str) -> tuple[int, int]:
@@ -65,7 +65,7 @@ _BLOCK = 32  # cumulative sums go by blocks of this many tokens, then inside one
 
 
 def sample_token(
-    logits: jax.Array, uniform: jax.Array, temperature: jax.Array | float, filters: Filters
+    logits: jax.Array, uniform: jax.Array, temperature: jax.Array | float, truncation: Truncation
 ) -> tuple[jax.Array, jax.Array]:
     """Draws a token for each slot from logits [W, V] with uniform numbers [W].
 
@@ -74,10 +74,12 @@ def sample_token(
     """
     logits = logits.astype(jnp.float32)
     shifted = logits - logits.max(-1, keepdims=True)
-    if filters.greedy:
+    if truncation.greedy:
         tokens = jnp.argmax(shifted, axis=-1).astype(jnp.int32)
     else:
-        kept = apply_top_k_top_p(shifted / temperature, filters.top_k, filters.top_p, filters.min_p)
+        kept = apply_top_k_top_p(
+            shifted / temperature, truncation.top_k, truncation.top_p, truncation.min_p
+        )
         tokens = inverse_cdf(jnp.exp(kept), uniform)
     normalizer = jnp.log(jnp.exp(shifted).sum(-1))
     chosen = jnp.take_along_axis(shifted, tokens[:, None], axis=-1)[:, 0]

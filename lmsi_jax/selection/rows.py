@@ -120,7 +120,7 @@ NO_ANSWERS: Answers = types.MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Step:
+class FilterCounts:
     """The effect of one filter on a task's rows.
 
     Attributes:
@@ -159,7 +159,7 @@ class Selection:
 
     rows: tuple[Row, ...]
     weights: tuple[float, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[FilterCounts, ...]
 
 
 def select(
@@ -193,7 +193,7 @@ def select(
         kept, weights = [row for row, _ in passed], [weight for _, weight in passed]
         right, wrong = right_and_wrong(kept, answers)
         steps.append(
-            Step(
+            FilterCounts(
                 filter=type(one).__name__,
                 rows=came,
                 kept=len(kept),

@@ -120,7 +120,7 @@ def sample_program(
             here = SingleDeviceSharding(devices[0])
             arguments = jax.tree.map(lambda a: _placed(a, here), arguments)
         chunk = plan(decoding, sampling).chunk
-        program = Program(config, decode_mesh, sampling.filters, chunk)
+        program = Program(config, decode_mesh, sampling.truncation, chunk)
         return decode_chunk.lower(program, *arguments)
 
 
