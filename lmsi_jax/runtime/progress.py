@@ -312,15 +312,15 @@ def _listen_to_compiler() -> None:
 
     counts: collections.Counter[str] = collections.Counter()
 
-    def listen(event: str, seconds: float, **facts: Any) -> None:
-        del seconds
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del duration_secs
         if event not in (_LOWERED, _COMPILED) or _slow_work is None:
             return
         key = ("compiling", threading.get_ident())
         if event == _COMPILED:
             _slow_work.end(key)
             return
-        name = str(facts.get("fun_name", "a program")).removeprefix("jit_").removeprefix("jit(")
+        name = str(kwargs.get("fun_name", "a program")).removeprefix("jit_").removeprefix("jit(")
         name = _PROGRAMS.get(name.rstrip(")"), name.rstrip(")"))
         counts[name] += 1
         _slow_work.begin(key, f"compiling {name}, program {counts[name]}")
