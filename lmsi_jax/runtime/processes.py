@@ -395,18 +395,13 @@ def synchronize(mesh: Mesh) -> None:
     """
     from jax._src import distributed  # a barrier of devices would be such a reduction itself
 
-    members = processes_of(mesh)
+    members = tuple(sorted({device.process_index for device in mesh.devices.flat}))
     _MEETINGS[members] += 1
     name = f"lmsi_meet_{members[0]}_{members[-1]}_{_MEETINGS[members]}"
     client = distributed.global_state.client
     assert client is not None  # a mesh with other processes has one
     client.wait_at_barrier(name, timeout_in_ms=_LATEST, process_ids=members)
     jax.block_until_ready(_first_sums(mesh)(_spread(mesh, (0, 0))))
-
-
-def processes_of(mesh: Mesh) -> tuple[int, ...]:
-    """Returns the processes of a mesh's devices."""
-    return tuple(sorted({device.process_index for device in mesh.devices.flat}))
 
 
 @functools.cache
