@@ -104,7 +104,7 @@ class Mixing:
     normalise: Literal["sample", "question"] = "sample"
     """Weigh each kept "sample" equally, or each "question"."""
     human_examples: Annotated[int, at_least(0, unit="questions", note="none, as in LMSI")] = 0
-    """Worked training questions with human solutions to mix in, per train task. If
+    """Training questions with human solutions to mix in, per train task. If
     `Training.human_rate` is 0 they serve filters as a validation set only."""
     selection: tuple[Filter, ...] = ()
     """Filters and weights of the voted samples, applied in order, such as (@DistributionShift(),);
