@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from virtual_devices import environment
 
 from lmsi_jax.config import Decoding
 from lmsi_jax.errors import LmsiError
@@ -111,15 +111,9 @@ json.dump(found, open(sys.argv[3], "w"))
 
 def _on_eight_devices(script, meshes, tokenizer_path, out):
     """Returns the results of a script on each mesh, in a process with eight virtual devices."""
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-    }
     subprocess.run(
         [sys.executable, "-c", _SETUP + script, tokenizer_path, json.dumps(meshes), str(out)],
-        cwd=ROOT, env=environment, check=True, timeout=600,
+        cwd=ROOT, env=environment(8), check=True, timeout=600,
     )  # fmt: skip
     return json.loads(out.read_text())
 
