@@ -126,6 +126,13 @@ def runs(tokenizer_path, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def two_runs(tokenizer_path, tmp_path_factory):
+    """The same questions on one device and on eight."""
+    out = tmp_path_factory.mktemp("mesh") / "two_runs.json"
+    return _on_eight_devices(_MESH_SCRIPT, [_MESHES[0], _MESHES[3]], tokenizer_path, out)
+
+
+@pytest.fixture(scope="module")
 def pools(tokenizer_path, tmp_path_factory):
     """The same questions with a small pool: all samples, with adaptive consistency, with limits."""
     out = tmp_path_factory.mktemp("mesh") / "pools.json"
@@ -139,6 +146,15 @@ def _assert_same_samples(one, mesh):
         for (text, tokens, logprob), (other, count, near) in zip(paths, mesh[uid], strict=True):
             assert (other, count) == (text, tokens)
             assert near == pytest.approx(logprob, abs=2e-3)
+
+
+@pytest.mark.parametrize("temperature", ["0.0", "1.0"])
+def test_eight_devices_give_the_samples_of_one(two_runs, temperature):
+    _assert_same_samples(two_runs[0][temperature], two_runs[1][temperature])
+
+
+def test_eight_devices_compile_as_few_programs_as_one(two_runs):
+    assert two_runs[0]["compiled"] == two_runs[1]["compiled"]
 
 
 @pytest.mark.slow
@@ -180,11 +196,13 @@ def test_limits_on_a_mesh_hold_for_each_sample(pools, number):
             assert longer.startswith(text.rstrip("\ufffd"))
 
 
+@pytest.mark.slow
 def test_a_mesh_compiles_as_few_programs_as_one_device(runs):
     """So the caches return with the shardings that they were passed with."""
     assert {run["compiled"] for run in runs} == {runs[0]["compiled"]}
 
 
+@pytest.mark.slow
 def test_weights_are_sharded_as_the_mesh_says(runs):
     """`up` is split over "model" if its width allows, and with fsdp over "data" too."""
     assert [run["shards"] for run in runs] == [1, 8, 2, 8, 8]
