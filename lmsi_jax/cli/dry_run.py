@@ -177,13 +177,15 @@ def _mistakes_in_questions(run: Run, stages: tuple[str, ...]) -> Iterator[str]:
     if (questions := run.questions) is None:
         return
     tasks = dict.fromkeys((*questions.train, *questions.test))
-    unknown = [
-        error for task in tasks for error in _error_of(functools.partial(registry.get, task))
+    unknown = list(_error_of(functools.partial(registry.custom_tasks, questions))) or [
+        error
+        for task in tasks
+        for error in _error_of(functools.partial(registry.find, questions, task))
     ]
     yield from unknown
-    for task, file in questions.exemplars:
-        if "://" not in file and task in registry.NAMES:
-            kind = registry.get(task).kind
+    for task, file in questions.exemplars if not unknown else ():
+        if "://" not in file and task in tasks:
+            kind = registry.find(questions, task).kind
             yield from _error_of(functools.partial(exemplars.load_for_task, file, kind))
     if not unknown:
         yield from _mistakes_in_data(questions)
@@ -192,6 +194,7 @@ def _mistakes_in_questions(run: Run, stages: tuple[str, ...]) -> Iterator[str]:
 def _mistakes_in_data(questions: Questions) -> Iterator[str]:
     """Reads and parses all local data files; yields the first mistake in each."""
     from lmsi_jax.tasks import registry
+    from lmsi_jax.tasks.custom_task import CustomTask
     from lmsi_jax.tasks.dataset import Dataset
     from lmsi_jax.tasks.task import Split
 
@@ -199,12 +202,15 @@ def _mistakes_in_data(questions: Questions) -> Iterator[str]:
     asked = [("train", name, questions.train_count) for name in dict.fromkeys(questions.train)]
     asked += [("test", name, questions.test_count) for name in dict.fromkeys(questions.test)]
     for split, name, count in asked:
-        folder = questions.folder(name)
-        task = registry.get(name, folder)
-        if folder is None or "://" in folder or not isinstance(task, Dataset):
+        folder, task = questions.folder(name), registry.find(questions, name)
+        draw = functools.partial(task.questions, split, questions.level, count, questions.seed)
+        if isinstance(task, CustomTask):
+            yield from _error_of(draw)
+            if split == "train":
+                yield from _error_of(task.exemplars)
+        elif folder is None or "://" in folder or not isinstance(task, Dataset):
             continue
-        if epath.Path(folder).expanduser().exists():  # else it is missing, which is another line
-            draw = functools.partial(task.questions, split, questions.level, count, questions.seed)
+        elif epath.Path(folder).expanduser().exists():  # else it is missing, which is another line
             yield from _error_of(draw)
 
 

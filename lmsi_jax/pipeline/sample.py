@@ -23,6 +23,7 @@ import io
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -32,8 +33,8 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.sharding import ReplicaGroup
 from lmsi_jax.pipeline.context import Round, Samples, prompt_job_name, read_samples
 from lmsi_jax.pipeline.questions import worked_questions
-from lmsi_jax.pipeline.step import DECODING, Fields, Step
-from lmsi_jax.prompts import PromptStyle, build_prompt
+from lmsi_jax.pipeline.step import DECODING, Fields, Step, custom_code
+from lmsi_jax.prompts import PromptStyle, available_style, build_prompt
 from lmsi_jax.records import Exemplar, Question, Sample
 from lmsi_jax.rollout.requests import IsSettled, OnChunk, Request, Rollout, Stats
 from lmsi_jax.runtime.processes import Agreement, synchronize
@@ -101,12 +102,21 @@ def make_job(
       name: begins the names of its shards.
       questions: the task's questions.
       exemplars: the few-shot examples of the task prompt.
-      prompt_style: how a prompt is written.
+      prompt_style: how a prompt is written; zero-shot if there are no exemplars.
       sampling: how samples are drawn.
       numbers: the indices of the samples; None: the first `sampling.num_samples`.
+
+    Raises:
+      LmsiError: the prompt of a user's task fails, or does not share its first part.
     """
-    prompts = {q.uid: build_prompt(q, exemplars, prompt_style) for q in questions}
+    style = available_style(prompt_style, exemplars)
+    prompts = {q.uid: build_prompt(q, exemplars, style) for q in questions}
     prefix = next(iter(prompts.values()))[0] if prompts else ""
+    if other := next((uid for uid, (first, _) in prompts.items() if first != prefix), None):
+        raise LmsiError(
+            f"the prompt of {name} has another first part for question {other!r}; all questions "
+            "of a task share it: return the rest alone in the second part"
+        )
     texts = {uid: text for uid, (_, text) in prompts.items()}
     return Job(name=name, prefix=prefix, questions=texts, sampling=sampling, numbers=numbers)
 
@@ -354,6 +364,10 @@ class SampleStep(Step):
         Fields(part="mixing", names=("human_examples",), when=_plays),
     )
     inputs = ("model", "questions", "generate", "prompts")
+
+    def derived(self, round: Round) -> dict[str, Any]:
+        counts_votes = round.settings.sampling.adaptive_consistency is not None
+        return custom_code(round, "prompt", *(("read", "equal") if counts_votes else ()))
 
     def share(self, round: Round) -> None:
         by_task = round.questions

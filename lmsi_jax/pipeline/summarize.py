@@ -43,6 +43,7 @@ from lmsi_jax.report.terminal import (
 )
 from lmsi_jax.runtime.files import read_json, write_bytes, write_json
 from lmsi_jax.training.metrics import read_metrics
+from lmsi_jax.voting import right_keys
 
 _EVALUATION = "eval.json"
 _PACKAGES = ("lmsi_jax", "jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "numpy")
@@ -171,7 +172,7 @@ def _tasks(context: Context) -> tuple[Task, ...]:
     questions = context.questions
     tasks = []
     for name in dict.fromkeys((*questions.train, *questions.test)):
-        task = registry.get(name)
+        task = registry.find(questions, name)
         tasks.append(
             Task(
                 name=name,
@@ -352,6 +353,7 @@ def _shown_question(question: Question, vote: Vote, samples: Sequence[Sample]) -
         task=question.task,
         question=question.text,
         gold=question.gold,
+        right=vote.winner in right_keys(question) if question.gold is not None else None,
         winner=vote.winner,
         confidence=vote.confidence,
         tied=bool(vote.tied),
