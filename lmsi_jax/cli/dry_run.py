@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from lmsi_jax.config import Pretraining, Questions, Run
+from lmsi_jax.config import FileTask, Pretraining, Questions, Run
 from lmsi_jax.config.run import comparison_run
 from lmsi_jax.config.schedule import scheduled_values
 from lmsi_jax.errors import LmsiError
@@ -65,7 +65,8 @@ def parameters(run: Run) -> dict[str, Any]:
     """Returns every parameter by its gin name, defaults included.
 
     Parts that hold other parts are not listed themselves, only the parameters within them. Those of
-    `Pretraining` have the prefix "pretraining/", because its classes appear twice.
+    `Pretraining` have the prefix "pretraining/", because its classes appear twice, and those of a
+    `FileTask` its name.
     """
     return dict(_parameters(run, ""))
 
@@ -95,6 +96,7 @@ def check(run: Run, stages: tuple[str, ...]) -> Findings:
 
 def _parameters(part: Any, scope: str) -> Iterator[tuple[str, Any]]:
     inner_scope = "pretraining/" if isinstance(part, Pretraining) else scope
+    scope = f"{part.name}/" if isinstance(part, FileTask) else scope
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         items = value if isinstance(value, tuple) and value else (value,)

@@ -237,8 +237,7 @@ def _anchor(bound: _BoundAt) -> None:
 
     for key, bindings in config._CONFIG.items():
         wrapped: Any = config._REGISTRY.get_match(key[1]).wrapped
-        anchors = field_anchors(wrapped) if dataclasses.is_dataclass(wrapped) else {}
-        for name, anchor in anchors.items():
+        for name, anchor in field_anchors(wrapped).items():
             if name not in bindings:
                 continue
             at = (key, name)

@@ -92,8 +92,10 @@ HUB = "hub:"
 
 
 @functools.cache
-def field_anchors(cls: type) -> dict[str, Anchor]:
-    """Returns the mark of each field of a dataclass that has one."""
+def field_anchors(cls: Any) -> dict[str, Anchor]:
+    """Returns the mark of each field of a dataclass that has one; {} for all else."""
+    if not dataclasses.is_dataclass(cls):
+        return {}
     hints = typing.get_type_hints(cls, include_extras=True)
     marked = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
     return {
