@@ -20,12 +20,12 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from lmsi_jax import answers, prompts
 from lmsi_jax.config import FileTask
+from lmsi_jax.config.steps import is_task_name
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import KINDS, CustomRules, Exemplar, Kind, Question
 from lmsi_jax.runtime import user_code
@@ -326,7 +326,7 @@ def from_code(name: str) -> Task:
                 f"Questions.tasks: {name} has no attribute {attribute!r}, {what}; a task has name, "
                 "kind and rows(split)"
             )
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_]*", str(value.name)):
+    if not is_task_name(str(value.name)):
         raise LmsiError(f"Questions.tasks: {name}.name = {value.name!r}; use letters, digits and _")
     if value.kind not in KINDS:
         raise LmsiError(

@@ -24,6 +24,11 @@ from lmsi_jax.records import FORMATS, Format, Kind
 _TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]*")
 
 
+def is_task_name(name: str) -> bool:
+    """Returns True if a task can have this name, which is part of the names of files."""
+    return _TASK_NAME.fullmatch(name) is not None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FileTask:
     """A task whose questions are in files of your own; `Questions.tasks` lists it.
@@ -79,7 +84,7 @@ class FileTask:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not _TASK_NAME.fullmatch(self.name):
+        if not is_task_name(self.name):
             refuse(self, "name", "letters, digits and _, as in 'riddles'")
         if not (self.train or self.test):
             raise LmsiError(
