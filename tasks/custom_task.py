@@ -316,7 +316,7 @@ def from_code(name: str) -> Task:
         return from_files(value)
     if isinstance(value, type):
         raise LmsiError(
-            f"Questions.tasks: {name} is a class; name an instance, TASK = {_tail(name)}()"
+            f"Questions.tasks: {name} is a class; name an instance, TASK = {value.__name__}()"
         )
     if all(hasattr(value, attribute) for attribute in _WHOLE):
         return value
@@ -352,10 +352,6 @@ def from_code(name: str) -> Task:
         else None,
         digests=lambda: {"code": user_code.fingerprint(name, "Questions.tasks")},
     )
-
-
-def _tail(name: str) -> str:
-    return name.rpartition(":")[2]
 
 
 def _checked(value: Any, part: str, name: str, arguments: int) -> bool:

@@ -150,9 +150,12 @@ def _import(module: str, folder: str | None, place: str, setting: str) -> list[t
             ) from error
         except Exception as error:
             last = inspect.trace()[-1]
+            at = (last.filename, last.lineno)
+            if isinstance(error, SyntaxError) and error.filename:
+                at = (error.filename, error.lineno or 0)
             raise LmsiError(
-                f"{setting}: importing the module {place} fails at {last.filename}, line "
-                f"{last.lineno}: {type(error).__name__}: {error}"
+                f"{setting}: importing the module {place} fails at {at[0]}, line {at[1]}: "
+                f"{type(error).__name__}: {' '.join(str(error).split())}"
             ) from error
     return imported
 
