@@ -110,17 +110,17 @@ def _custom_prompt(
     assert question.rules is not None and question.rules.prompt is not None
     name = dict(question.rules.names).get("prompt", "the task")
     try:
-        made = question.rules.prompt(question, exemplars, prompt_style)
+        result = question.rules.prompt(question, exemplars, prompt_style)
     except Exception as error:
         raise LmsiError(
             f"the prompt of {name} fails for question {question.uid!r} in the style "
             f"{prompt_style!r}: {type(error).__name__}: {error}"
         ) from error
-    parts = ("", made) if isinstance(made, str) else made
+    parts = ("", result) if isinstance(result, str) else result
     whole = isinstance(parts, tuple) and len(parts) == 2
     if not (whole and all(isinstance(part, str) for part in parts) and parts[1].strip()):
         raise LmsiError(
-            f"the prompt of {name} returns {made!r:.60} for question {question.uid!r}; return a "
+            f"the prompt of {name} returns {result!r:.60} for question {question.uid!r}; return a "
             "text, or two texts (the part that all questions share, the rest)"
         )
     return parts

@@ -152,13 +152,13 @@ def _with_equal_keys(
     """Gives all answers that a user's equality joins one key, whatever the samples' order."""
     keys = sorted({reading.key for reading in readings if reading.key is not None}, key=_by_length)
     firsts: list[str] = []
-    joined = {}
+    merged = {}
     for key in keys:
-        joined[key] = next((first for first in firsts if _is_equal(equal, first, key)), key)
-        if joined[key] == key:
+        merged[key] = next((first for first in firsts if _is_equal(equal, first, key)), key)
+        if merged[key] == key:
             firsts.append(key)
     return [
-        reading if reading.key is None else reading._replace(key=joined[reading.key])
+        reading if reading.key is None else reading._replace(key=merged[reading.key])
         for reading in readings
     ]
 

@@ -23,6 +23,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from etils import epath
+
 from lmsi_jax import answers, prompts
 from lmsi_jax.config import FileTask
 from lmsi_jax.config.steps import is_task_name
@@ -131,16 +133,16 @@ class CustomTask:
             return self.worked_rows()[: self.shots]
         if "train" not in self.splits:
             return ()
-        return tuple(_exemplar(row) for row in self._shown(self._entries("train")))
+        return tuple(_exemplar(row) for row in self._exemplar_rows(self._entries("train")))
 
     def _remedy(self, split: Split) -> str:
         if split == "test" and self.test_share:
             return "label more rows, or raise FileTask.test_share"
         if split not in self.splits:
             return f"set FileTask.{split}, or leave the task out of Questions.{split}"
-        return f"its {split} files have no rows"
+        return "its source has no rows"
 
-    def _shown(self, entries: Sequence[Entry]) -> list[Entry]:
+    def _exemplar_rows(self, entries: Sequence[Entry]) -> list[Entry]:
         """Returns the training rows that are the exemplars, wherever they are in the files."""
         worked = [row for row in entries if row.reasoning and row.answers and self._reads(row)]
         return sorted(worked, key=lambda row: _digest(row.question))[: self.shots]
@@ -168,7 +170,7 @@ class CustomTask:
         """Returns a split's rows in an order that the seed draws, in which new rows move none."""
         entries = self._entries(split)
         if split == "train" and self.worked_rows is None:
-            shown = {row.question for row in self._shown(entries)}
+            shown = {row.question for row in self._exemplar_rows(entries)}
             entries = [row for row in entries if row.question not in shown]
         if split == "test":
             for row in entries:
@@ -216,7 +218,8 @@ class CustomTask:
             if self._key(one, answer) is None:
                 raise LmsiError(
                     f"{self.name}: {place}, column {self.columns.answer!r} has {answer[:60]!r}, "
-                    f"which is no answer of the kind {self.kind!r}; correct it"
+                    f"which is no answer of the kind {self.kind!r}; correct it, or name no column of "
+                    "answers"
                 )
         return one
 
@@ -293,8 +296,9 @@ _ARGUMENTS = {"read": 2, "equal": 2, "prompt": 3}
 
 
 def _exemplars_of(config: FileTask) -> tuple[Exemplar, ...]:
-    packaged = config.exemplars.rpartition("/")[2]
-    path = packaged if exemplar_files.is_packaged(packaged) else config.exemplars
+    path, name = config.exemplars, config.exemplars.rpartition("/")[2]
+    if exemplar_files.is_packaged(name) and not epath.Path(path).expanduser().is_file():
+        path = name
     if config.reader is None and config.equality is None:
         return exemplar_files.load_for_task(path, config.kind)
     return exemplar_files.load(path)

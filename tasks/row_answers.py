@@ -169,23 +169,23 @@ def _options(row: Mapping[str, Any], columns: str | tuple[str, ...]) -> Options:
         values = [(column, row.get(column)) for column in columns]
         while values and _is_absent(values[-1][1]):
             values.pop()
-        found = [("", _plain_text(value, column)) for column, value in values]
+        pairs = [("", _plain_text(value, column)) for column, value in values]
         column = columns[0]
     else:
         column, value = columns, value_of(row, columns)
-        found = _listed(value, column)
-        if not found:
+        pairs = _listed(value, column)
+        if not pairs:
             return ()
-    if not 2 <= len(found) <= len(string.ascii_lowercase):
-        raise ColumnFault(column, f"has {len(found)} options; a question has 2 to 26")
-    matches = [_LETTERED.fullmatch(text) for _, text in found]
+    if not 2 <= len(pairs) <= len(string.ascii_lowercase):
+        raise ColumnFault(column, f"has {len(pairs)} options; a question has 2 to 26")
+    matches = [_LETTERED.fullmatch(text) for _, text in pairs]
     letters = [match[1].lower() if match else "" for match in matches]
-    if "".join(letters) == _LOWER[: len(found)]:
-        found = [(found[i][0], match[2]) for i, match in enumerate(matches) if match]
-    for number, (_, text) in enumerate(found, 1):
+    if "".join(letters) == _LOWER[: len(pairs)]:
+        pairs = [(pairs[i][0], match[2]) for i, match in enumerate(matches) if match]
+    for number, (_, text) in enumerate(pairs, 1):
         if not text.strip():
             raise ColumnFault(column, f"has no text in option {number}")
-    return [(label, flat(text)) for label, text in found]
+    return [(label, flat(text)) for label, text in pairs]
 
 
 _LOWER = string.ascii_lowercase
@@ -204,15 +204,15 @@ def _listed(value: Any, column: str) -> list[tuple[str, str]]:
         return [(str(a), _plain_text(b, column)) for a, b in zip(labels, texts, strict=True)]
     if not isinstance(value, Sequence):
         raise ColumnFault(column, f"has {str(value)[:40]!r}, which is no list of options")
-    found = []
+    pairs = []
     for option in value:
         if isinstance(option, Mapping):
             if "text" not in option:
                 raise ColumnFault(column, f"has an option without 'text': {str(option)[:40]!r}")
-            found.append((str(option.get("label", "")), _plain_text(option["text"], column)))
+            pairs.append((str(option.get("label", "")), _plain_text(option["text"], column)))
         else:
-            found.append(("", _plain_text(option, column)))
-    return found
+            pairs.append(("", _plain_text(option, column)))
+    return pairs
 
 
 def _parsed_list(text: str, column: str) -> Any:

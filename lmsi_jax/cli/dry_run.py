@@ -208,7 +208,7 @@ def _mistakes_in_data(questions: Questions) -> Iterator[str]:
         draw = functools.partial(task.questions, split, questions.level, count, questions.seed)
         if isinstance(task, CustomTask):
             yield from _error_of(draw)
-            if split == "train":
+            if split == "train" or name not in questions.train:  # once
                 yield from _error_of(task.exemplars)
         elif folder is None or "://" in folder or not isinstance(task, Dataset):
             continue

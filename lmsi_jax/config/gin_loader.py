@@ -156,7 +156,7 @@ def load(config: str | None, args: GinArgs) -> None:
     folders += map(os.fspath, _packaged_roots())
     gin.clear_config()
     try:
-        with lookup(folders), _no_collection(), _binding_folders() as bound:
+        with lookup(folders), _no_collection(), _binding_folders() as places:
             for file in files:
                 with gin_errors.readable(file):
                     gin.parse_config_file(file)
@@ -164,7 +164,7 @@ def load(config: str | None, args: GinArgs) -> None:
                 with gin_errors.readable(binding.flag):
                     gin.parse_config(f"{binding.name} = {_value(binding)}")
         gin_errors.check_config([binding.name for binding in args.bindings])
-        _anchor(bound)
+        _anchor(places)
     except BaseException:  # even after an interrupt, half a configuration must not be used
         gin.clear_config()
         raise
@@ -194,12 +194,12 @@ def operative_config() -> str:
 
 # --- paths relative to their gin file -------------------------------------------------------------
 
-_BoundAt = dict[tuple[tuple[str, str], str], str]
+_Places = dict[tuple[tuple[str, str], str], str]
 """The folder of the gin file that bound a parameter last, by gin's key and the parameter's name."""
 
 
 @contextlib.contextmanager
-def _binding_folders() -> Iterator[_BoundAt]:
+def _binding_folders() -> Iterator[_Places]:
     """Yields the folder of each binding while gin parses, which gin itself does not record.
 
     Bindings of the command line are of the current folder.
@@ -207,13 +207,13 @@ def _binding_folders() -> Iterator[_BoundAt]:
     from gin import config
 
     bind, parse = config.bind_parameter, config.parse_config
-    bound: _BoundAt = {}
+    places: _Places = {}
     folders = [os.getcwd()]
 
     def bind_here(binding_key: object, value: object) -> None:
         bind(binding_key, value)
         key = config.ParsedBindingKey.parse(binding_key)
-        bound[key.config_key, key.arg_name] = folders[-1]
+        places[key.config_key, key.arg_name] = folders[-1]
 
     def parse_here(bindings: object, *args: object, **kwargs: object) -> object:
         name = getattr(bindings, "name", None)  # of a file; a flag is text
@@ -226,12 +226,12 @@ def _binding_folders() -> Iterator[_BoundAt]:
 
     config.bind_parameter, config.parse_config = bind_here, parse_here
     try:
-        yield bound
+        yield places
     finally:
         config.bind_parameter, config.parse_config = bind, parse
 
 
-def _anchor(bound: _BoundAt) -> None:
+def _anchor(places: _Places) -> None:
     """Makes relative paths and objects of gin's configuration absolute."""
     from gin import config
 
@@ -245,7 +245,7 @@ def _anchor(bound: _BoundAt) -> None:
             if isinstance(value, config.ConfigurableReference) and repr(value)[0] == "%":
                 at = (value.config_key, "value")  # a macro, which may be bound in another file
                 value = config._CONFIG[at[0]]["value"]
-            config._CONFIG[at[0]][at[1]] = _anchored(value, anchor, bound.get(at, os.getcwd()))
+            config._CONFIG[at[0]][at[1]] = _anchored(value, anchor, places.get(at, os.getcwd()))
 
 
 def _anchored(value: Any, anchor: Anchor, folder: str) -> Any:

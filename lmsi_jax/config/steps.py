@@ -45,7 +45,7 @@ class FileTask:
     """Files of the training questions: a path, a pattern such as "parts/*.csv", or several. Also a
     folder that the library `datasets` has saved, or "hub:NAME", "hub:NAME:CONFIG" or
     "hub:NAME:CONFIG:SPLIT". A relative path is relative to the gin file, "~" is the home folder.
-    Answers are optional and are not read for training."""
+    Answers are optional: nothing is trained on them."""
     test: Annotated[str | tuple[str, ...], PATH] = ()
     """Files of the test questions, which need answers; () for none."""
     test_share: Annotated[float, below_one()] = 0.0

@@ -175,7 +175,7 @@ def _version(package: str) -> str:
 def _tasks(context: Context) -> tuple[Task, ...]:
     from lmsi_jax.tasks import registry
 
-    questions = context.questions
+    questions, tests = context.questions, context.load_questions("test")
     tasks = []
     for name in dict.fromkeys((*questions.train, *questions.test)):
         task = registry.find(questions, name)
@@ -185,7 +185,7 @@ def _tasks(context: Context) -> tuple[Task, ...]:
                 kind=task.kind,
                 domain="in" if name in questions.train else "out",
                 level=questions.level if task.levels else "",
-                test_questions=questions.test_count if name in questions.test else 0,
+                test_questions=len(tests.get(name, ())),
             )
         )
     return tuple(tasks)
