@@ -218,8 +218,7 @@ class CustomTask:
             if self._key(one, answer) is None:
                 raise LmsiError(
                     f"{self.name}: {place}, column {self.columns.answer!r} has {answer[:60]!r}, "
-                    f"which is no answer of the kind {self.kind!r}; correct it, or name no column of "
-                    "answers"
+                    f"which is no answer of the kind {self.kind!r}; correct or remove it"
                 )
         return one
 
