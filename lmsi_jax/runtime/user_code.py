@@ -102,7 +102,8 @@ def fingerprint(name: str, setting: str) -> str:
     if isinstance(declared, str):
         return declared
     place, attribute = _split(name, setting)
-    return hashlib.sha256(f"{attribute} {_module(place, setting).digest}".encode()).hexdigest()
+    text = f"{attribute} {_module(place, setting).digest}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _split(name: str, setting: str) -> tuple[str, str]:
