@@ -264,7 +264,11 @@ def from_files(config: FileTask) -> CustomTask:
             del settings[name]
         files = [table_files.digest((path,), config.name)[:16] for path in paths]
         shown = [row.to_json() for row in _exemplars_of(config)] if config.exemplars else []
-        return {**settings, "rows": files, "exemplars": _digest(json.dumps(shown, sort_keys=True))[:16]}
+        return {
+            **settings,
+            "rows": files,
+            "exemplars": _digest(json.dumps(shown, sort_keys=True))[:16],
+        }
 
     return CustomTask(
         name=config.name,
