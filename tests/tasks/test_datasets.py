@@ -245,7 +245,7 @@ def test_real_drop_passages_are_told_apart(tmp_path):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_documents_list_the_files_of_each_data_set(name):
-    page = (pathlib.Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
     (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
     _, _, folder, train, test, tfds, _ = (cell.strip() for cell in row.split("|"))
     task = registry.get(name)
