@@ -134,9 +134,7 @@ def test_samples_of_other_layouts_have_the_same_noise(
     assert {uid: [p.text for p in samples] for uid, samples in _run(other, MANY).items()} == texts
 
 
-def test_fewer_slots_at_the_end_change_no_byte(
-    micro_config, micro_params, tokenizer, monkeypatch
-):
+def test_fewer_slots_at_the_end_change_no_byte(micro_config, micro_params, tokenizer, monkeypatch):
     monkeypatch.setattr(chunks, "PATIENCE", 0)
     sampling = Sampling(num_samples=16, temperature=1.0, max_new_tokens=12, stop=("e",))
     found = []
