@@ -23,6 +23,7 @@ from etils import epath
 
 from lmsi_jax import mixing, voting
 from lmsi_jax.config import Decoding, FileTask, Filter, ModelConfig, Sampling, Training, Voting
+from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation import accuracy
 from lmsi_jax.evaluation.accuracy import TaskScore
 from lmsi_jax.models.tokenizers import FileTokenizer, open_tokenizer
@@ -299,7 +300,15 @@ def evaluate(
 
     Returns:
       `TaskScore`, with `accuracy` and whether each question was answered right.
+
+    Raises:
+      LmsiError: a question has no answer, as those of the train split.
     """
+    if unlabelled := next((one for one in questions if one.gold is None), None):
+        raise LmsiError(
+            f"question {unlabelled.uid!r} has no answer to compare with; take questions of the "
+            "test split"
+        )
     sampling = Sampling(
         num_samples=num_samples,
         temperature=temperature,

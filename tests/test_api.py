@@ -7,7 +7,7 @@ import pytest
 
 import lmsi_jax
 from lmsi_jax import api
-from lmsi_jax.config import MinConfidence, Voting
+from lmsi_jax.config import FileTask, MinConfidence, Voting
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Exemplar, Question, Sample
 
@@ -92,3 +92,14 @@ def test_texts_alone_weigh_the_same_under_every_rule():
     for weights in ("none", "logprob", "normalised_logprob", "softmax"):
         vote = lmsi_jax.vote([question], texts, Voting(weights=weights))["q1"]
         assert vote.winner == "1" and vote.tied == ("1", "2") and vote.confidence == 0.5
+
+
+def test_questions_without_answers_are_not_evaluated():
+    with pytest.raises(LmsiError, match="question 'q1' has no answer to compare with"):
+        lmsi_jax.evaluate(None, [_question(1)])
+
+
+def test_a_task_may_be_one_s_own(tmp_path):
+    (tmp_path / "rows.csv").write_text("question\nHow many?\n")
+    task = lmsi_jax.task(FileTask(name="ours", kind="number", train=str(tmp_path / "rows.csv")))
+    assert [row.text for row in task.questions("train", "hard", 9, 0)] == ["Q: How many?"]
