@@ -391,15 +391,16 @@ def _winner(
     if len(leaders) == 1:
         return leaders[0], ()
     leaders.sort()
-    mass = {leader: _mass(leader, samples, keys, scores) for leader in leaders}
+    samples_of: dict[str | None, list[Sample]] = collections.defaultdict(list)
+    for sample, key in zip(samples, keys, strict=True):
+        samples_of[key].append(sample)
+    # A tie goes to the answer with the best score, then to the one with the likelier samples.
+    mass = {
+        leader: (
+            max([scores.get(sample.sample_index, 0.0) for sample in samples_of[leader]]),
+            math.fsum([sample.logprob for sample in samples_of[leader]]),
+        )
+        for leader in leaders
+    }
     # max takes the first of equals, and leaders are sorted: the smaller key.
     return max(leaders, key=mass.__getitem__), tuple(leaders)
-
-
-def _mass(
-    leader: str, samples: Sequence[Sample], keys: Sequence[str | None], scores: Mapping[int, float]
-) -> tuple[float, float]:
-    """Returns what breaks a tie: an answer's best score, and its summed log-probability."""
-    own = [sample for sample, key in zip(samples, keys, strict=True) if key == leader]
-    best = max(scores.get(sample.sample_index, 0.0) for sample in own)
-    return best, math.fsum(sample.logprob for sample in own)

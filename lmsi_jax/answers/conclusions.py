@@ -21,7 +21,6 @@ _FAREWELL = re.compile(
     r"(?:\n|(?<=[.!?*] ))(?:(?:I h|H)ope (?:this|that)|(?:Please )?(?:[Ll]et me know|[Ff]eel free)"
     r"|If you (?:have|need|want|would))\b[^\n]{0,200}$"
 )
-_FAREWELLS = ("ope th", "et me know", "eel free", "If you ")
 _CALCULATOR = re.compile(r"<<[^<>]{0,80}>>")
 _FULL_HOUR = re.compile(r"(?<![0-9:])([0-9]{1,2}):00(?![0-9:])")
 _NUMERAL = re.compile(
@@ -123,15 +122,18 @@ def conclusion(
         answer = (
             _opening_letter(text, begin, end) if answer is None and kind == "choice" else answer
         )
-    if answer is not None and answer not in text[begin:end]:
+    if answer is not None and text.find(answer, begin, end) < 0:
         answer = answer.lstrip("$€£")  # "$<<9*2=18>>18"
-    found = key(answer, kind, options) if answer else None
-    there = answer is not None and answer in text[begin:end]
-    return (answer, found, end) if answer and there and found is not None else None
+    if not answer or text.find(answer, begin, end) < 0:
+        return None
+    found = key(answer, kind, options)
+    return None if found is None else (answer, found, end)
 
 
 def _without_farewell(tail: str) -> str:
-    if not any(words in tail for words in _FAREWELLS):
+    if not (
+        "ope th" in tail or "et me know" in tail or "eel free" in tail or "If you " in tail
+    ):  # of its many lines and sentences, no pattern is tried at each
         return tail
     farewell = _FAREWELL.search(tail)
     return tail[: farewell.start()].rstrip() if farewell else tail
@@ -189,7 +191,7 @@ def _last(tail: str, kind: Kind, options: Sequence[str], drawn: bool) -> str | N
 
 
 def _last_number(tail: str, begin: int) -> str | None:
-    before, sentence = (_unset(part) for part in (tail[:begin], tail[begin:]))
+    before, sentence = _unset(tail[:begin]), _unset(tail[begin:])
     if "=" in sentence or "≈" in sentence:
         own = _RESULT.match(sentence, max(sentence.rfind("="), sentence.rfind("≈")))
         again = _AGAIN.search(sentence, own.end()) if own else None

@@ -34,6 +34,9 @@ class Strength(enum.IntEnum):
     FINAL = 6
 
 
+CONCLUSION, CONDITIONAL, STEP, BOX, LABEL, SENTENCE, FINAL = Strength
+
+
 class Mark(NamedTuple):
     """A mark: its name, its beginning, the beginning of its answer, and its strength."""
 
@@ -79,15 +82,10 @@ _ANSWER = re.compile(
     rf"|(?P<label>[\"'*_ ]{{0,4}}[:：=])|(?P<heading>[*_ \t]{{0,4}}\n)){_GAP}"
 )
 _OPENED = (
-    ". the ",
-    "\nthe ",
-    ". so the ",
-    ".so the ",
-    ". therefore, the ",
-    ". thus, the ",
-    ". hence, the ",
+    *(". the ", "\nthe ", ". so the ", ".so the ", "\nso the ", ". so, the ", "\nso, the "),
+    *(". therefore, the ", "\ntherefore, the ", ". thus, the ", "\nthus, the ", ". hence, the "),
 )
-_PLAIN_IS = re.compile(r"answer is (?=[0-9($ynfc-])(?!\$\$)")
+_PLAIN_IS = re.compile(r"answer is (?=[0-9($ynfc-]|\\[^\[])(?!\$\$)")
 # "answer choices" and "answer the question" mark nothing.
 ONLY_WORDS = (
     *("nswer choice", "nswer option", "nswers ", "nswered", "nswering", "nswer the ", "nswer."),
@@ -186,14 +184,14 @@ def strong_marks(solution: Solution, kind: Kind) -> list[Mark]:
             place = lowered.find("answer", place + 6, stop)
         if "answer>" in lowered:
             marks += [
-                Mark("<answer>", match.start(), match.end(), Strength.FINAL)
+                Mark("<answer>", match.start(), match.end(), FINAL)
                 for match in _TAGGED.finditer(lowered, begin, stop)
             ]
         if kind == "list" and "answers" in lowered:
             marks += _answers(lowered, begin, stop)
     if "####" in lowered:
         marks += [
-            Mark("####", match.start(), match.end(), Strength.FINAL)
+            Mark("####", match.start(), match.end(), FINAL)
             for match in _HASHES.finditer(lowered, begin, stop)
             if kind != "number" or _HASHED_NUMBER.match(lowered, match.end())
         ]
@@ -202,20 +200,15 @@ def strong_marks(solution: Solution, kind: Kind) -> list[Mark]:
     return marks
 
 
-def may_be_foreign(text: str) -> bool:
-    """Return whether a text has a word of `foreign_marks`; its case does not matter."""
-    if "ntwort" in text or "espuesta" in text or "esposta" in text or "isposta" in text:
-        return True
-    if "ibu ni" in text:
-        return True
-    return not text.isascii() and ("éponse" in text or "твет" in text or "答" in text)
-
-
 def foreign_marks(solution: Solution) -> list[Mark]:
-    """Return the answer sentences of other languages."""
+    """Return the answer sentences of other languages, in the order of their places."""
     lowered = solution.lowered
+    if lowered.isascii() and not (
+        "sposta" in lowered or "espuesta" in lowered or "ntwort" in lowered or "jibu ni" in lowered
+    ):
+        return []
     marks = [
-        Mark("foreign", match.start(), match.end(), Strength.SENTENCE)
+        Mark("foreign", match.start(), match.end(), SENTENCE)
         for word, pattern in _FOREIGN
         if word in lowered
         for match in pattern.finditer(lowered, solution.begin, solution.stop)
@@ -227,19 +220,25 @@ def weak_marks(solution: Solution, kind: Kind) -> list[Mark]:
     """Return labels without the word "answer", in the order of their places."""
     lowered, begin, stop = solution.lowered, solution.begin, solution.stop
     marks: list[Mark] = []
-    if "ans" in lowered and (":" in lowered or "=" in lowered or "ans." in lowered):
+    if (
+        "ans:" in lowered
+        or "ans." in lowered
+        or "ans=" in lowered
+        or "ans :" in lowered
+        or "ans =" in lowered
+    ):
         for match in _ANS.finditer(lowered, begin, stop):
-            marks.append(Mark("ans:", match.start(), match.end(), Strength.LABEL))
+            marks.append(Mark("ans:", match.start(), match.end(), LABEL))
     if "\na:" in lowered or "\na " in lowered:
         for match in _LINE_A.finditer(lowered, begin, stop):
-            marks.append(Mark("a:", match.start(), match.end(), Strength.LABEL))
+            marks.append(Mark("a:", match.start(), match.end(), LABEL))
     if first := _FIRST_A.match(lowered, begin, stop):
-        marks.append(Mark("a:", first.start(), first.end(), Strength.LABEL))
+        marks.append(Mark("a:", first.start(), first.end(), LABEL))
     if kind == "choice":
         marks += _choices(lowered, begin, stop)
     if kind == "nli" and "label" in lowered:
         for match in _NLI_LABEL.finditer(lowered, begin, stop):
-            marks.append(Mark("label:", match.start(), match.end(), Strength.LABEL))
+            marks.append(Mark("label:", match.start(), match.end(), LABEL))
     if len(marks) > 1:
         marks.sort(key=by_place)
     return marks
@@ -259,7 +258,7 @@ def boxes_from_end(solution: Solution) -> Iterator[Mark]:
         while lowered[start : start + 1] == " ":
             start += 1
         if lowered[start : start + 1] == "{":
-            yield Mark("\\boxed", place, start, Strength.BOX)
+            yield Mark("\\boxed", place, start, BOX)
 
 
 _FIRST_A = re.compile(rf"\s{{0,4}}a[ \t]{{0,4}}:{_GAP}")
@@ -270,7 +269,7 @@ _ANSWERS_ARE = re.compile(
 
 def _answers(lowered: str, begin: int, stop: int) -> list[Mark]:
     return [
-        Mark("answers are", match.start(), match.end(), Strength.SENTENCE)
+        Mark("answers are", match.start(), match.end(), SENTENCE)
         for match in _ANSWERS_ARE.finditer(lowered, begin, stop)
     ]
 
@@ -285,14 +284,14 @@ def _choices(lowered: str, begin: int, stop: int) -> Iterator[Mark]:
     for word in ("option", "choice"):
         place = lowered.find(word, begin, stop)
         while place >= 0:
-            before = lowered[max(begin, place - 24) : place]
-            words = before.split()
-            opens_line = not before.rpartition("\n")[2].strip("#>*_- ") and (
-                "\n" in before or place - len(before) == begin
-            )
-            chosen = opens_line or (words and words[-1].strip("\"'*_") in _CHOSEN)
-            if chosen and (match := _CHOICE.match(lowered, place, stop)):
-                yield Mark("option", place, match.end(), Strength.LABEL)
+            if match := _CHOICE.match(lowered, place, stop):
+                before = lowered[max(begin, place - 24) : place]
+                words = before.split()
+                opens_line = not before.rpartition("\n")[2].strip("#>*_- ") and (
+                    "\n" in before or place - len(before) == begin
+                )
+                if opens_line or (words and words[-1].strip("\"'*_") in _CHOSEN):
+                    yield Mark("option", place, match.end(), LABEL)
             place = lowered.find(word, place + 6, stop)
 
 
@@ -302,7 +301,7 @@ def superlative_marks(solution: Solution) -> list[Mark]:
     if not ("most " in lowered or "best " in lowered or "least " in lowered):
         return []
     return [
-        Mark("most", match.start(), match.end(), Strength.STEP)
+        Mark("most", match.start(), match.end(), STEP)
         for match in _MOST.finditer(lowered, begin, stop)
         if lowered.endswith(("mo", "be", "lea"), begin, match.start())
     ]
@@ -313,9 +312,9 @@ def _answer_mark(lowered: str, place: int, begin: int, stop: int) -> Mark | None
     before = lowered[max(begin, place - 40) : place]
     # Two usual marks need none of the checks below.
     if before.endswith(_OPENED) and _PLAIN_IS.match(lowered, place, stop):
-        return Mark("answer is", place, place + 10, Strength.SENTENCE)
+        return Mark("answer is", place, place + 10, SENTENCE)
     if before.endswith('"') and lowered.startswith('answer": ', place):
-        return Mark("answer field", place, place + 9, Strength.FINAL)
+        return Mark("answer field", place, place + 9, FINAL)
     if lowered.startswith(ONLY_WORDS, place + 1):
         return None
     match = _ANSWER.match(lowered, place, stop)
@@ -324,32 +323,32 @@ def _answer_mark(lowered: str, place: int, begin: int, stop: int) -> Mark | None
     start, form, words = match.end(), match.lastgroup, before.split()
     if words and words[-1] in ("to", "can", "could", "cannot", "please"):
         return None  # the verb
-    name, strength = "answer:", Strength.LABEL
+    name, strength = "answer:", LABEL
     if form in ("is", "modal"):
         of_what = match[0] if start - place > 14 else ""
         if _hypothetical(words) or (of_what and _ANOTHER_CLAUSE.search(of_what)):
             return None
         name = "answer is" if form == "is" else "answer be"
         if _conditional(lowered, begin, place):
-            strength = Strength.CONDITIONAL
+            strength = CONDITIONAL
         elif form == "is":
-            strength = Strength.SENTENCE
+            strength = SENTENCE
         if of_what and _OF_STEP.search(of_what):
-            strength = Strength.STEP
+            strength = STEP
     elif before.endswith(("<", "</", "<final_", "</final_")) or (
         form == "heading" and not _opens_heading(before, place - len(before) == begin)
     ):
         return None
     elif form == "label" and before.endswith(('"', "'", '"final_', '"final ')):
-        name, strength = "answer field", Strength.FINAL
+        name, strength = "answer field", FINAL
     elif before.endswith(("final ", "final\xa0", "final_", "final-")):
-        name, strength = "final answer:", Strength.FINAL
+        name, strength = "final answer:", FINAL
     elif start - place > 14 and _OF_STEP.search(match[0]):
-        strength = Strength.STEP
+        strength = STEP
     if words and (
         words[-1].rstrip("-") in _PARTIAL or (len(words) > 1 and words[-2].strip("*#(") in _STEPS)
     ):
-        strength = Strength.STEP
+        strength = STEP
     return Mark(name, place, start, strength)
 
 
@@ -424,25 +423,24 @@ _THOUGHT = re.compile(
 
 def first_solution(text: str) -> Solution:
     """Return the first solution of a text: behind its thoughts, before the next question."""
-    lowered = _lower(text)
+    lowered = text.lower()
+    if len(lowered) != len(text):
+        lowered = _lower(text)
     begin, stop, concludes = 0, len(text), True
-    if "<" in text or "◁" in text or "think]" in lowered:
+    if "<" in text or "]" in text or "◁" in text:
         if _THOUGHT.search(lowered):
             text, begin, stop, concludes = _without_thoughts(text, lowered)
             lowered = _lower(text)
         begin = _behind_role(text, begin)
-    elif "INST]" in text:
-        begin = _behind_role(text, begin)
-    if ":" in text or "<" in text or "# " in text or "[" in text:
+        token = _TOKEN.search(text, begin, stop)
+        stop = token.start() if token else stop
+    if ":" in text or "#" in text:
         stop = _next_question(text, begin, stop)
-    return Solution(text, lowered, begin, stop, concludes)
+    return Solution(text, lowered, begin, max(begin, stop), concludes)
 
 
 def _lower(text: str) -> str:
     """Return the text in lower case, each character in its place."""
-    lowered = text.lower()
-    if len(lowered) == len(text):
-        return lowered
     return "".join(c if len(c.lower()) > 1 else c.lower() for c in text)
 
 
@@ -480,10 +478,7 @@ def _behind_role(text: str, begin: int) -> int:
 
 
 def _next_question(text: str, begin: int, stop: int) -> int:
-    """Return where the next question or an end token begins before `stop`, else `stop`."""
-    if "<" in text or "INST]" in text:
-        token = _TOKEN.search(text, begin, stop)
-        stop = token.start() if token else stop
+    """Return where the next question begins before `stop`, else `stop`."""
     for initial, needle in _NEEDLES:
         place = text.find(needle, begin, stop) if initial in text else -1
         while place >= 0:
@@ -491,21 +486,7 @@ def _next_question(text: str, begin: int, stop: int) -> int:
                 stop = _line_begin(text, place)
                 break
             place = text.find(needle, place + len(needle), stop)
-    return stop if stop > begin else begin
-
-
-def may_ask(text: str) -> bool:
-    """Return whether another question or an end token may be in a text without "<"."""
-    if "INST]" in text or "hink]" in text or "HINK]" in text:
-        return True
-    return (":" in text or "# " in text) and (
-        "Q" in text
-        or ("P" in text and ("Premise" in text or "Problem" in text))
-        or ("I" in text and ("Instruction" in text or "Input" in text))
-        or ("H" in text and "Human" in text)
-        or ("U" in text and "User" in text)
-        or ("E" in text and "Exercise" in text)
-    )
+    return stop
 
 
 def _line_begin(text: str, place: int) -> int:
@@ -546,6 +527,7 @@ def _introduces(opening: str, number: str) -> bool:
 
 # A set of characters comes first, which the engine looks for quickly.
 _END = re.compile(r"[\n.!?。](?:(?<=[\n。])|(?<=[.!?])[\"')\]*”’]{0,4}(?=\s|$)|(?<=\.)(?=[A-Z]))")
+_END_MARK = re.compile(r"[\n.!?。]")
 _ABBREVIATIONS = frozenset(
     (
         *(
@@ -616,13 +598,15 @@ _LETTERED = frozenset(
 )
 
 
-_END_MARKS = (".", "\n", "!", "?", "。")
-
-
 def sentence_length(text: str, kind: Kind) -> tuple[int, int]:
     """Return the length of the first sentence without its end mark, and with it."""
     match = _END.search(text)
-    while match and text[match.start()] == "." and _abbreviated(text, match.start(), kind):
+    while (
+        match
+        and text[match.start()] == "."
+        and text[match.start() - 1].isalpha()
+        and _abbreviated(text, match.start(), kind)
+    ):
         match = _END.search(text, match.end())
     if not match:
         return len(text), len(text)
@@ -632,15 +616,13 @@ def sentence_length(text: str, kind: Kind) -> tuple[int, int]:
 
 def last_sentence(text: str, kind: Kind) -> int:
     """Return where the last sentence of a text begins, whatever follows the last end mark."""
-    end = place = len(text.rstrip())
-    while True:
-        place = max([text.rfind(mark, 0, place) for mark in _END_MARKS])
-        if place < 0:
-            return 0
+    end, length = len(text.rstrip()), len(text)
+    for mark in _END_MARK.finditer(text[::-1], length - end):
+        place = length - mark.end()
         match = _END.match(text, place, end)
-        short = text[place] == "." and _abbreviated(text, place, kind)
-        if match and match.end() < end and not short:
+        if match and match.end() < end and not (mark[0] == "." and _abbreviated(text, place, kind)):
             return match.end()
+    return 0
 
 
 def _abbreviated(text: str, point: int, kind: Kind) -> bool:

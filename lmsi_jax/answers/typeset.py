@@ -102,6 +102,8 @@ def clean(surface: str) -> bool:
     """
     if not surface or _DEBRIS_AT_EDGES.match(surface) or _MARKUP.search(surface):
         return False
+    if surface.replace(" ", "").isalnum():
+        return True
     open_brackets: list[str] = []
     for character in surface:
         if character in "([“":
