@@ -64,22 +64,26 @@ class Solution(NamedTuple):
 
 # What may stand between a mark and its answer: markdown, display mathematics, a bullet.
 _GAP = (
-    r"(?:[\s:：*_]|(?<=\n)>|\$\$|\\\[|```[a-z]{0,8}\n){0,8}"
+    r"(?:[\s:：*_…]|\.{3}|(?<=\n)>|\$\$|\\\[|```[a-z]{0,8}\n){0,8}"
     r"(?:(?:as follows|the following|below|here(?: it is)?)\s?:\s{0,4}\*{0,2})?(?:(?<=\n)[-•][ ])?"
 )
 _OF_WHAT = (
     r"(?: (?:to|for|of|in|as|from|on|at|given|with|by|after|per)"
     r"(?:\s[^\s.!?:=]{1,24}(?=[\s:=])){1,16}?)?"
 )
+# "| **Answer** | **18** |" at the end of a table
+_LAST_CELL = r"\|(?=[^|\n]{1,80}\|[ \t]{0,4}(?:\n(?!\|)|$))"
 # "answer", a remark in brackets, what it is the answer to, and a verb, a colon or a heading's end.
 _ANSWER = re.compile(
     rf"answer[\"'*_`]{{0,3}}(?:\s?\([^()\n]{{1,60}}\))?{_OF_WHAT}(?:\s?\([^()\n]{{1,60}}\))?"
+    r"(?: to (?:the |this )?(?:question:? )?[\"'“‘][^\"“”\n]{1,80}[?.]?[\"'”’])?"
     r"(?:,[^.,!?\n:]{1,40},)?\s{0,4}"
     r"(?:(?P<is>\b(?:is|was|equals|is equal to|comes (?:out )?to|turns out to be|works out to be"
     r"|has to be|becomes)\b)"
     r"|(?P<modal>\b(?:would|must|should|will|could|may|might)"
     r"(?: (?:then|also|therefore|still))? be\b)"
-    rf"|(?P<label>[\"'*_ ]{{0,4}}[:：=])|(?P<heading>[*_ \t]{{0,4}}\n)){_GAP}"
+    rf"|(?P<label>[\"'*_ ]{{0,4}}(?:[:：→]|[=-]{{1,2}}>|=|{_LAST_CELL}))"
+    rf"|(?P<heading>[*_ \t]{{0,4}}\n)){_GAP}"
 )
 _OPENED = (
     *(". the ", "\nthe ", ". so the ", ".so the ", "\nso the ", ". so, the ", "\nso, the "),
@@ -107,9 +111,11 @@ _HYPOTHESES = frozenset(
             "how",
             "until",
         ),
-        *("imagine", "say", "no", "supposing", "guess"),
+        *("imagine", "thought", "say", "no", "supposing", "guess"),
     )
 )
+_MAY = (["may"], ["might"], ["could"])  # "one may think the answer is 40"
+_SAID = (["i'd"], ["i’d"], ["would"], ["can"], ["could"], ["to"], ["we"], ["i"], ["safely"])
 _ANOTHER_CLAUSE = re.compile(r"\b(?:since|because|there|but|so|as it|although)\b")
 _STEPS = frozenset(
     (*("step", "part", "phase", "stage", "subquestion", "sub-question", "question part"),)
@@ -142,6 +148,13 @@ _FOREIGN = tuple(
         ("jibu ni", r"\b"),
         ("risposta", r"(?: finale| corretta)?(?: è\b|\s?:)"),
         ("resposta", r"(?: final| correta)?(?: é\b|\s?:)"),
+        ("উত্তর", r"(?: হল)?\s?[:—-]?"),
+        ("సమాధానం", r"\s?[:—-]?"),
+        ("คำตอบ", r"(?:สุดท้าย)?(?:คือ|\s?:)"),
+        ("정답", r"(?:은|\s?:)"),
+        ("đáp án", r"(?: là| đúng là|\s?:)"),
+        ("الجواب", r"(?: هو|\s?:)"),
+        ("उत्तर", r"\s?:"),
     )
 )
 # "#### Step 1" and "#### 1. Eggs" are headings: what follows must look like an answer.
@@ -150,7 +163,7 @@ _HASHES = re.compile(
     r"#{0,2}[ \t*:]{0,6}(?=\S)"
 )
 _HASHED_NUMBER = re.compile(r"[-−–+*$€£¥₹\\({~≈]{0,8}(?:boxed\{|frac|rs\.? ?)?\s?[-−$]?\.?[0-9]")
-_TAGGED = re.compile(r"<(?:final[_ ]?)?answer>\s{0,8}")
+_TAGGED = re.compile(r"[<\[](?:final[_ ]?)?answer[>\]]\s{0,8}")
 _ANS = re.compile(rf"ans(?<![a-z]ans)\s?[:.=]{_GAP}")
 _LINE_A = re.compile(rf"\na[ \t]{{0,4}}:{_GAP}")
 # "the best choice is (B)"; "each option:" and "multiple choice:" are none.
@@ -169,6 +182,11 @@ _CHOSEN = frozenset(
 _MOST = re.compile(
     r"st [^.!?\n:;]{1,80}?\s(?:is|are|be|was)[:\s]{1,3}(?=[*\"$\\]{0,3}(?:boxed\{)?\([a-z]\))"
 )
+# A label of the last line only: before other lines it may be a step's.
+_LAST_LINE = re.compile(
+    r"[#>*_\s-]{0,8}(?:final |the )?(result|conclusion|prediction|relation(?:ship)?|verdict|output"
+    rf"|classification|solution|response|decision)[*_]{{0,3}}\s?:{_GAP}"
+)
 _NLI_LABEL = re.compile(rf"label(?<![a-z]label)[ \t*_]{{0,4}}:{_GAP}")
 
 
@@ -182,7 +200,7 @@ def strong_marks(solution: Solution, kind: Kind) -> list[Mark]:
             if mark := _answer_mark(lowered, place, begin, stop):
                 marks.append(mark)
             place = lowered.find("answer", place + 6, stop)
-        if "answer>" in lowered:
+        if "answer>" in lowered or "answer]" in lowered:
             marks += [
                 Mark("<answer>", match.start(), match.end(), FINAL)
                 for match in _TAGGED.finditer(lowered, begin, stop)
@@ -234,6 +252,8 @@ def weak_marks(solution: Solution, kind: Kind) -> list[Mark]:
             marks.append(Mark("a:", match.start(), match.end(), LABEL))
     if first := _FIRST_A.match(lowered, begin, stop):
         marks.append(Mark("a:", first.start(), first.end(), LABEL))
+    if last := _last_line_mark(lowered, begin, stop):
+        marks.append(last)
     if kind == "choice":
         marks += _choices(lowered, begin, stop)
     if kind == "nli" and "label" in lowered:
@@ -242,6 +262,16 @@ def weak_marks(solution: Solution, kind: Kind) -> list[Mark]:
     if len(marks) > 1:
         marks.sort(key=by_place)
     return marks
+
+
+def _last_line_mark(lowered: str, begin: int, stop: int) -> Mark | None:
+    """Return the mark of a last line such as "**Result:** 18", None for any other."""
+    end = begin + len(lowered[begin:stop].rstrip())
+    line = max(begin, lowered.rfind("\n", begin, end) + 1)
+    if end - line > 300 or lowered.find(":", line, end) < 0:
+        return None
+    match = _LAST_LINE.match(lowered, line, end)
+    return Mark("result:", match.start(1), match.end(), LABEL) if match else None
 
 
 def boxes_from_end(solution: Solution) -> Iterator[Mark]:
@@ -257,7 +287,7 @@ def boxes_from_end(solution: Solution) -> Iterator[Mark]:
         start = place + (6 if lowered[place + 1] == "b" else 5)
         while lowered[start : start + 1] == " ":
             start += 1
-        if lowered[start : start + 1] == "{":
+        if lowered[start : start + 1] == "{" or lowered[start : start + 1].isalnum():
             yield Mark("\\boxed", place, start, BOX)
 
 
@@ -335,7 +365,7 @@ def _answer_mark(lowered: str, place: int, begin: int, stop: int) -> Mark | None
             strength = SENTENCE
         if of_what and _OF_STEP.search(of_what):
             strength = STEP
-    elif before.endswith(("<", "</", "<final_", "</final_")) or (
+    elif before.endswith(("<", "</", "<final_", "</final_", "[/", "|")) or (
         form == "heading" and not _opens_heading(before, place - len(before) == begin)
     ):
         return None
@@ -366,7 +396,12 @@ def _hypothetical(words: list[str]) -> bool:
         position -= 1  # an adjective
     while position > 0 and words[position] in _DETERMINERS:
         position -= 1
-    return position >= 0 and words[position] in _HYPOTHESES
+    if words[position - 1 : position] in _MAY and words[position] in ("think", "believe", "expect"):
+        return True
+    if position < 0 or words[position] not in _HYPOTHESES:
+        return False
+    # "say the answer is 40" supposes it, "I'd say the answer is 40" says it
+    return words[position] != "say" or words[position - 1 : position] not in _SAID
 
 
 def _conditional(lowered: str, begin: int, place: int) -> bool:
@@ -431,6 +466,7 @@ def first_solution(text: str) -> Solution:
         if _THOUGHT.search(lowered):
             text, begin, stop, concludes = _without_thoughts(text, lowered)
             lowered = _lower(text)
+            begin += len(text[begin:]) - len(text[begin:].lstrip())
         begin = _behind_role(text, begin)
         token = _TOKEN.search(text, begin, stop)
         stop = token.start() if token else stop
@@ -526,8 +562,8 @@ def _introduces(opening: str, number: str) -> bool:
 # -- Sentences.
 
 # A set of characters comes first, which the engine looks for quickly.
-_END = re.compile(r"[\n.!?。](?:(?<=[\n。])|(?<=[.!?])[\"')\]*”’]{0,4}(?=\s|$)|(?<=\.)(?=[A-Z]))")
-_END_MARK = re.compile(r"[\n.!?。]")
+_END = re.compile(r"[\n.!?。।](?:(?<=[\n。।])|(?<=[.!?])[\"')\]*”’]{0,4}(?=\s|$)|(?<=\.)(?=[A-Z]))")
+_END_MARK = re.compile(r"[\n.!?。।]")
 _ABBREVIATIONS = frozenset(
     (
         *(

@@ -421,9 +421,9 @@ class _Reader:
                 behind = end + len(window[end:]) - len(window[end:].lstrip(" "))
                 again = name.endswith(":") and 1 < behind < len(window) and start + behind < stop
                 return self._candidate(mark._replace(start=start + behind)) if again else None
-            answer = window[:length].strip(" \n\t,*_")
-            if "<" in answer:
-                answer, end = _untagged(answer, window, end)
+            answer = window[:length].strip(" \n\t,*_|")
+            if ("<" in answer or "[/" in answer) and (tag := _CLOSING_TAG.search(window)):
+                answer, end = window[: tag.start()].strip(), tag.end()
         if not answer:
             return None
         found_key = self._key(mark, answer)
@@ -450,11 +450,14 @@ class _Reader:
             ):
                 return None
         if mark.name == "foreign" and kind == "number":
-            answer = _COMMA.sub(r"\1.\2", answer, count=1)
+            answer = _english_notation(answer)
         return key(answer, kind, options)
 
     def _boxed(self, window: str) -> tuple[str, int]:
-        width = closing_brace(window) + 1
+        if window[0] == "{":
+            width = closing_brace(window) + 1
+        else:  # "\\boxed 18"
+            width = len(re.split(r"[\s$\\]", window, maxsplit=1)[0].rstrip(".,;:"))
         length, end = sentence_length(window[width:], self.kind)
         return window[:width], width + (end if length < 200 else 0)
 
@@ -465,8 +468,10 @@ _OR = re.compile(
 )
 _CLOSERS = frozenset((" ", "\n", "\\", "$", "*", "<", "`"))
 _CLOSING = re.compile(r"\s{0,2}(?:\\\]|\$\$)|\\\)|\*\*|</answer>|```")
+_CLOSING_TAG = re.compile(r"</(?:final[_ ])?answer>|\[/answer\]", re.IGNORECASE)
 _TWO_WORDS = re.compile(r"[A-Za-z'’]{1,20},? [A-Za-z'’]{1,20}\b")
-# Behind a mark of another language a comma stands before a fraction.
+# Behind a mark of another language points stand between thousands and a comma before a fraction.
+_POINTS = re.compile(r"(?<![0-9.,])([1-9][0-9]{0,2}(?:\.[0-9]{3}){1,6})(?![0-9.])")
 _COMMA = re.compile(r"([^0-9]{0,4}[0-9]{1,9}),([0-9]{1,2}(?![0-9]))")
 _BULLETS = re.compile(
     r"(?:[-*•]|\(?[0-9]{1,2}[.)])\s[^\n]{1,80}(?:\n\s{0,4}(?:[-*•]|\(?[0-9]{1,2}[.)])\s[^\n]{1,80}){0,20}"
@@ -486,7 +491,8 @@ _REMARK = re.compile(
     r"|supported|backed|explained|justified|based|rounded(?: off)?(?: to| up| down)|final"
     r"|expressed|written|given (?:below|above|in)|shown|stated|required|expected|needed|asked"
     r"|important|simple|easy|straightforward|as follows|below|above|here|already|ready|done"
-    r"|in (?:the|terms|form)\b|between|independent|unique|satisfied|proven|checked|good|fine"
+    r"|in (?:the|terms|form)\b|(?:found|located|mentioned|listed|contained|provided) (?:in|on|at)"
+    r"[^.,:;\n]{0,60}|between|independent|unique|satisfied|proven|checked|good|fine"
     r"|double[- ]checked)"
     r"(?:\s?[.,:;!)]|\s?$|\s(?:because|since|as|and|but|that|when|if|by|with|in|for|to|from|given"
     r"|considering|now|on|of|so|too|according|under|after|enough|form|[0-9])|(?<=not)\s)",
@@ -496,6 +502,12 @@ _REMARK = re.compile(
 _METHOD = re.compile(
     r"(?:found|obtained|calculated|computed|determined|derived|reached|given|got)\b"
 )
+
+
+def _english_notation(answer: str) -> str:
+    """Return a number of a language that writes 1.234,50 for 1,234.50 as English does."""
+    answer = _POINTS.sub(lambda match: match[1].replace(".", ""), answer, count=1)
+    return _COMMA.sub(r"\1.\2", answer, count=1)
 
 
 def _is_alternative(solution: Solution, candidate: Candidate) -> bool:
@@ -535,21 +547,13 @@ def _field(window: str) -> tuple[str, int]:
     match = _FIELD.match(window)
     if match is None:
         return "", 0
-    return (match["bare"] if match["quote"] is None else match["quoted"]).strip(), match.end()
+    return (match["quoted"] or match["list"] or match["bare"] or "").strip(), match.end()
 
 
 _FIELD = re.compile(
     r"(?:(?P<quote>[\"'])(?P<quoted>(?:(?!(?P=quote))[^\\]|\\.){0,280})(?P=quote)"
-    r"|(?P<bare>[^\",}\n]{0,280}))(?:\s{0,4}\}(?:\s{0,4}```)?)?"
+    r"|(?P<list>\[[^\[\]]{0,280}\])|(?P<bare>[^\",}\n]{0,280}))(?:\s{0,4}\}(?:\s{0,4}```)?)?"
 )
-
-
-def _untagged(answer: str, window: str, end: int) -> tuple[str, int]:
-    """Return an answer without the tag that closes it."""
-    for tag in ("</answer>", "</final_answer>", "</final answer>"):
-        if tag in answer:
-            return answer.partition(tag)[0].strip(), window.index(tag) + len(tag)
-    return answer, end
 
 
 def surface(answer: str, kind: Kind, found_key: str, options: Sequence[str] = ()) -> str:

@@ -40,6 +40,7 @@ _COMMAND = re.compile(rf"{_TYPESETTING}|\\[,;:! ()\[\]]|\\(?P<other>[a-zA-Z]+)|[
 _FRACTION = re.compile(r"(-?)\s?\\[dtc]?frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}")
 _SHORT_FRACTION = re.compile(r"(-?)\s?\\[dtc]?frac\s?([0-9])([0-9])")
 _TIMES = re.compile(r"\\(?:times|cdot)(?![a-zA-Z])")
+_ABOUT = re.compile(r"\\approx(?![a-zA-Z])")
 _MATHEMATICS = frozenset(
     (
         *("sqrt", "pi", "infty", "pm", "mp", "log", "ln", "sin", "cos", "tan", "sec", "csc", "cot"),
@@ -147,7 +148,7 @@ def _without_latex(answer: str) -> str:
     answer = answer.replace("^{\\circ}", " ").replace("^\\circ", " ").replace("\\%", "%")
     answer = _FRACTION.sub(r" \1\2/\3 ", answer)
     answer = _SHORT_FRACTION.sub(r" \1\2/\3 ", answer)
-    answer = _TIMES.sub("*", answer)
+    answer = _ABOUT.sub("≈", _TIMES.sub("*", answer))
     answer = _COMMAND.sub(_command, answer).replace("\\", "")
     # Dollar signs are brackets when they come in pairs around the whole, money otherwise.
     answer = " ".join(answer.split()).replace(", ", ",")
