@@ -5,7 +5,7 @@ counts, typed key-value pairs, tensor descriptions, padding, the tensors' bytes.
 here: the reader of the package `gguf` builds an array object for every token of a vocabulary, which
 takes half a minute and 700 MB for 262,144 of them; this one takes a second.
 
-`GgufModel` has the attributes and methods of `hf_weights.Shards`, so the importer takes either.
+`GgufModel` has the attributes and methods of `hf_shards.Shards`, so the importer takes either.
 Tensors are dequantised one by one, a slice of rows at a time, by the package `gguf` (extra
 `[gguf]`); what the conversion to GGUF changed is undone: the order of rows within rotary heads of
 the llama architecture, and the 1 in Gemma's norms.

@@ -1,4 +1,4 @@
-"""Converts Hugging Face's config.json to `ModelConfig` and back.
+"""Convert Hugging Face's config.json to `ModelConfig` and back.
 
 Supported are Llama 3, Qwen 2.5, Qwen 3, Gemma 2 and Gemma 3.
 
@@ -13,106 +13,8 @@ from typing import Any
 
 from lmsi_jax.config import LinearScaling, Llama3Scaling, ModelConfig, RopeScaling, YarnScaling
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.interop.hf_families import BIASED, COMMON, FAMILIES, GEMMA_GELU, Family
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Family:
-    """A Hugging Face architecture: the parts of it that its config.json does not state.
-
-    Attributes:
-      model_type: the value in config.json.
-      architecture: its class in transformers.
-      fixed: fields of `ModelConfig` with the same value in all its models.
-      defaults: transformers' defaults of keys that config.json omits.
-      reads: keys beyond `COMMON` that config.json may have.
-      activation: its only `hidden_act`, and our name of that.
-    """
-
-    model_type: str
-    architecture: str
-    fixed: Mapping[str, Any]
-    defaults: Mapping[str, Any]
-    reads: frozenset[str] = frozenset()
-    activation: tuple[str, str] = ("silu", "silu")
-
-
-_GEMMA = {
-    "norm_plus_one": True,
-    "post_norms": True,
-    "scale_embeddings": True,
-    "activation": "gelu",
-}
-_GEMMA_READS = frozenset(
-    {
-        *("hidden_activation", "query_pre_attn_scalar", "sliding_window", "layer_types"),
-        *("attn_logit_softcapping", "final_logit_softcapping", "attention_bias"),
-    }
-)
-_GEMMA_DEFAULTS = {"tie_word_embeddings": True, "head_dim": 256, "query_pre_attn_scalar": 256}
-GEMMA_GELU = ("gelu_pytorch_tanh", "gelu")
-_QWEN_READS = frozenset({"use_sliding_window", "sliding_window", "max_window_layers"})
-_QWEN_READS |= {"layer_types"}
-BIASED = ("query", "key", "value")
-
-FAMILIES = (
-    Family(
-        model_type="llama",
-        architecture="LlamaForCausalLM",
-        fixed={},
-        defaults={"rope_theta": 10000.0, "rms_norm_eps": 1e-6},
-        reads=frozenset({"attention_bias", "mlp_bias"}),
-    ),
-    Family(
-        model_type="qwen2",
-        architecture="Qwen2ForCausalLM",
-        fixed={"biases": BIASED},
-        defaults={"rope_theta": 10000.0, "sliding_window": 4096, "max_window_layers": 28},
-        reads=_QWEN_READS,
-    ),
-    Family(
-        model_type="qwen3",
-        architecture="Qwen3ForCausalLM",
-        fixed={"qk_norm": True},
-        defaults={
-            **{"rope_theta": 10000.0, "sliding_window": 4096, "max_window_layers": 28},
-            "head_dim": 128,
-        },
-        reads=_QWEN_READS | {"attention_bias"},
-    ),
-    Family(
-        model_type="gemma2",
-        architecture="Gemma2ForCausalLM",
-        fixed=_GEMMA,
-        defaults={
-            **_GEMMA_DEFAULTS,
-            **{"rope_theta": 10000.0, "sliding_window": 4096, "sliding_window_pattern": 2},
-            **{"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
-        },
-        reads=_GEMMA_READS,
-        activation=GEMMA_GELU,
-    ),
-    Family(
-        model_type="gemma3_text",
-        architecture="Gemma3ForCausalLM",
-        fixed={**_GEMMA, "qk_norm": True},
-        defaults={
-            **_GEMMA_DEFAULTS,
-            **{"rope_theta": 1000000.0, "rope_local_base_freq": 10000.0},
-            **{"sliding_window": 4096, "sliding_window_pattern": 6},
-        },
-        reads=_GEMMA_READS | {"rope_local_base_freq", "sliding_window_pattern"},
-        activation=GEMMA_GELU,
-    ),
-)
-
-COMMON = frozenset(
-    {
-        *("architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size"),
-        *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
-        *("max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "hidden_act"),
-        *("rope_theta", "rope_scaling", "rope_parameters"),
-    }
-)
 # Keys about a model's origin, storage or name, which do not change its computation.
 IDLE = frozenset(
     {

@@ -9,7 +9,8 @@ from lmsi_jax.config import ModelConfig, gin_loader
 from lmsi_jax.config.configurables import load_run
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.hf_config import hf_config, ignored_keys, model_config
-from lmsi_jax.interop.hf_weights import Shards, gin_text
+from lmsi_jax.interop.hf_shards import Shards
+from lmsi_jax.interop.hf_weights import gin_text
 
 _LLAMA = {
     **{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"},

@@ -9,8 +9,8 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop import gguf_file
 from lmsi_jax.interop.gguf_file import GgufModel, is_gguf
 from lmsi_jax.interop.hf_config import model_config
-from lmsi_jax.interop.hf_weights import DTYPES
-from lmsi_jax.interop.hf_weights import tensors as parameters
+from lmsi_jax.interop.hf_families import tensors as parameters
+from lmsi_jax.interop.hf_shards import DTYPES
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3")
 F32 = np.dtype(np.float32)

@@ -8,7 +8,8 @@ import pytest
 
 from lmsi_jax.cli.main import main
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.interop.hf_weights import import_model, tensors
+from lmsi_jax.interop.hf_families import tensors
+from lmsi_jax.interop.hf_weights import import_model
 from lmsi_jax.models.tokenizers import open_tokenizer
 from lmsi_jax.training.streaming import Saved
 

@@ -13,7 +13,7 @@ from test_gguf_tokenizer import texts
 from lmsi_jax.interop.chat_template import ChatTemplate, Turn
 from lmsi_jax.interop.gguf_file import GgufModel
 from lmsi_jax.interop.hf_config import model_config
-from lmsi_jax.interop.hf_weights import tensors as parameters
+from lmsi_jax.interop.hf_families import tensors as parameters
 from lmsi_jax.models.tokenizers import open_tokenizer
 
 pytestmark = pytest.mark.weights

@@ -14,7 +14,9 @@ from lmsi_jax.cli.main import main
 from lmsi_jax.cli.subcommands import parse_size
 from lmsi_jax.config import ModelConfig, Training
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.interop.hf_weights import Shards, export_model, import_model, write_shards
+from lmsi_jax.interop.hf_export import export_model
+from lmsi_jax.interop.hf_shards import Shards, write_shards
+from lmsi_jax.interop.hf_weights import import_model
 from lmsi_jax.models.tokenizers import encode_first, open_tokenizer
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.pipeline.scorers import Verifier
@@ -287,7 +289,7 @@ _MEASURE = """
 import pathlib, sys, threading, time
 import psutil
 from lmsi_jax.interop.hf_weights import import_model
-from lmsi_jax.interop.hf_weights import export_model
+from lmsi_jax.interop.hf_export import export_model
 import jax, orbax.checkpoint, safetensors, tokenizers
 me, root = psutil.Process(), pathlib.Path(sys.argv[1])
 peak = [0]
@@ -326,7 +328,8 @@ def test_memory_grows_by_the_largest_tensor_not_by_the_model(tmp_path, dtype):
     }
     (tmp_path / "hub" / "config.json").write_text(json.dumps(config))
     from lmsi_jax.interop.hf_config import model_config
-    from lmsi_jax.interop.hf_weights import DTYPES, tensors
+    from lmsi_jax.interop.hf_families import tensors
+    from lmsi_jax.interop.hf_shards import DTYPES
 
     rng = np.random.default_rng(0)
     parts = [
@@ -349,6 +352,6 @@ def test_memory_grows_by_the_largest_tensor_not_by_the_model(tmp_path, dtype):
 
 def _noise(rng, shape):
     bits = rng.integers(0, 2**16, shape, dtype=np.uint16) & 0xBFFF  # no infinities, no NaN
-    from lmsi_jax.interop.hf_weights import DTYPES
+    from lmsi_jax.interop.hf_shards import DTYPES
 
     return bits.view(DTYPES["BF16"])

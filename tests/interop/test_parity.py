@@ -11,7 +11,8 @@ import transformers
 from sample_all import sample_all
 
 from lmsi_jax.config import Decoding, Sampling
-from lmsi_jax.interop.hf_weights import export_model, import_model
+from lmsi_jax.interop.hf_export import export_model
+from lmsi_jax.interop.hf_weights import import_model
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.training.checkpoints import load_params
