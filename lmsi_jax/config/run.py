@@ -18,7 +18,7 @@ from lmsi_jax.config.steps import (
     Questions,
 )
 from lmsi_jax.config.training_config import Training
-from lmsi_jax.config.value_checks import SEED, at_least, check_fields
+from lmsi_jax.config.value_checks import SEED, at_least, check_fields, expand_home
 from lmsi_jax.errors import LmsiError
 
 
@@ -27,7 +27,8 @@ class Run:
     """One run of the loop: its output folder, its model, and the settings of each step."""
 
     output_dir: str
-    """Folder of everything that the run writes; local or gs://."""
+    """Folder of everything that the run writes; local or gs://. In this and every other path of a
+    run "~" is the home folder."""
     model: ModelConfig
     """Shape of the model."""
     questions: Questions | None = None
@@ -77,6 +78,7 @@ class Run:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        expand_home(self, "output_dir", "init_checkpoint", "tokenizer", "reuse")
         if self.augmentation.prompts and self.sampling.adaptive_consistency is not None:
             raise LmsiError(
                 "Sampling.adaptive_consistency judges a question by paths of one prompt; with "
@@ -247,6 +249,7 @@ class Study:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        expand_home(self, "output_dir")
         names = [variant.name for variant in self.variants]
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise LmsiError(f"Study.seeds = {self.seeds}; name one or more different seeds")

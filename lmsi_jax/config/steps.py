@@ -5,7 +5,15 @@ from typing import Annotated, Literal
 
 from lmsi_jax.config.row_filters import HUMAN_LOSSES, Cap, Filter, MinConfidence
 from lmsi_jax.config.training_config import Training
-from lmsi_jax.config.value_checks import SEED, above, at_least, check_fields, fraction, refuse
+from lmsi_jax.config.value_checks import (
+    SEED,
+    above,
+    at_least,
+    check_fields,
+    expand_home,
+    fraction,
+    refuse,
+)
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import PROMPT_STYLES
 from lmsi_jax.records import FORMATS, Format
@@ -152,6 +160,7 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        expand_home(self, "checkpoints")
         known = (*PROMPT_STYLES, "self_consistency")
         for name in self.prompt_styles:
             if name not in known:
@@ -269,3 +278,4 @@ class Distillation:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        expand_home(self, "teacher_dir")

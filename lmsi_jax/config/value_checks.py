@@ -12,6 +12,7 @@ file with the annotation of its parameter.
 import dataclasses
 import functools
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -115,6 +116,23 @@ def check_fields(settings: object) -> None:
             inside = False
         if not inside:
             refuse(settings, name, allowed.remedy)
+
+
+def expand_home(settings: object, *names: str) -> None:
+    """Replaces the "~" that begins a path by the home folder, while the settings are built.
+
+    Args:
+      settings: the dataclass.
+      names: its fields that are a path or several; other texts are left alone.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        expanded = (
+            os.path.expanduser(value)
+            if isinstance(value, str)
+            else tuple(os.path.expanduser(path) for path in value)
+        )
+        object.__setattr__(settings, name, expanded)
 
 
 def refuse(settings: object, name: str, remedy: str) -> typing.NoReturn:
