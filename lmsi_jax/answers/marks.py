@@ -60,6 +60,10 @@ class Solution(NamedTuple):
     concludes: bool
 
 
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # -- Marks.
 
 # What may stand between a mark and its answer: markdown, display mathematics, a bullet.
@@ -91,40 +95,22 @@ _OPENED = (
 )
 _PLAIN_IS = re.compile(r"answer is (?=[0-9($ynfc-]|\\[^\[])(?!\$\$)")
 # "answer choices" and "answer the question" mark nothing.
-ONLY_WORDS = (
+_ONLY_WORDS = (
     *("nswer choice", "nswer option", "nswers ", "nswered", "nswering", "nswer the ", "nswer."),
     *("nswer that", "nswer because", "nswer since", "nswer and", "nswer or", "nswer which"),
 )
-_DETERMINERS = frozenset(("the", "your", "our", "this", "that", "my", "an", "a", "its"))
+_DETERMINERS = _words("the your our this that my an a its")
 # "if the answer is 40", "what the answer is", "no definitive answer"
-_HYPOTHESES = frozenset(
-    (
-        *(
-            "if",
-            "whether",
-            "what",
-            "suppose",
-            "assume",
-            "assuming",
-            "unless",
-            "why",
-            "how",
-            "until",
-        ),
-        *("imagine", "thought", "say", "no", "supposing", "guess"),
-    )
+_HYPOTHESES = _words(
+    "if whether what suppose assume assuming unless why how until imagine thought say no "
+    "supposing guess"
 )
 _MAY = (["may"], ["might"], ["could"])  # "one may think the answer is 40"
 _SAID = (["i'd"], ["i’d"], ["would"], ["can"], ["could"], ["to"], ["we"], ["i"], ["safely"])
 _ANOTHER_CLAUSE = re.compile(r"\b(?:since|because|there|but|so|as it|although)\b")
-_STEPS = frozenset(
-    (*("step", "part", "phase", "stage", "subquestion", "sub-question", "question part"),)
-)
-_PARTIAL = frozenset(
-    (
-        *("intermediate", "partial", "preliminary", "first", "second", "initial", "tentative"),
-        *("previous", "wrong", "sub"),
-    )
+_STEPS = _words("step part phase stage subquestion sub-question")
+_PARTIAL = _words(
+    "intermediate partial preliminary first second initial tentative previous wrong sub"
 )
 _OF_STEP = re.compile(
     r"\b(?:to|for|of|in|from) (?:the )?(?:(?:first|second|third|fourth|previous|last|each|this|next"
@@ -171,12 +157,10 @@ _CHOICE = re.compile(
     rf"(?:option|choice){_OF_WHAT}(?:\s(?:is|would be|must be|should be|seems to be|will be)\b"
     rf"|\s?[*_]{{0,2}}:){_GAP}"
 )
-_CHOSEN = frozenset(
-    (
-        *("correct", "best", "right", "final", "closest", "nearest", "chosen", "selected", "my"),
-        *("appropriate", "likely", "suitable", "plausible", "logical", "reasonable", "matching"),
-        *("valid", "accurate", "fitting", "only", "sensible", "probable", "which is", "answer"),
-    )
+_CHOSEN = _words(
+    "correct best right final closest nearest chosen selected my appropriate likely suitable "
+    "plausible logical reasonable matching valid accurate fitting only sensible probable "
+    "answer"
 )
 # "The most fitting word for it is (C)."
 _MOST = re.compile(
@@ -345,7 +329,7 @@ def _answer_mark(lowered: str, place: int, begin: int, stop: int) -> Mark | None
         return Mark("answer is", place, place + 10, SENTENCE)
     if before.endswith('"') and lowered.startswith('answer": ', place):
         return Mark("answer field", place, place + 9, FINAL)
-    if lowered.startswith(ONLY_WORDS, place + 1):
+    if lowered.startswith(_ONLY_WORDS, place + 1):
         return None
     match = _ANSWER.match(lowered, place, stop)
     if match is None:
@@ -564,73 +548,22 @@ def _introduces(opening: str, number: str) -> bool:
 # A set of characters comes first, which the engine looks for quickly.
 _END = re.compile(r"[\n.!?。।](?:(?<=[\n。।])|(?<=[.!?])[\"')\]*”’]{0,4}(?=\s|$)|(?<=\.)(?=[A-Z]))")
 _END_MARK = re.compile(r"[\n.!?。।]")
-_ABBREVIATIONS = frozenset(
-    (
-        *(
-            "approx",
-            "mr",
-            "mrs",
-            "ms",
-            "dr",
-            "st",
-            "vs",
-            "rs",
-            "jr",
-            "sr",
-            "mt",
-            "prof",
-            "gen",
-            "col",
-        ),
-        *("jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec"),
-        *("inc", "ltd", "co", "corp", "lt", "sgt", "capt", "rev", "hon", "gov", "sen", "rep", "ft"),
-    )
+_ABBREVIATIONS = _words(
+    "approx mr mrs ms dr st vs rs jr sr mt prof gen col jan feb mar apr jun jul aug sep sept "
+    "oct nov dec inc ltd co corp lt sgt capt rev hon gov sen rep ft"
 )
 # Words that open a sentence, also behind an initial: "Malcolm X. He was a minister."
-_OPENERS = frozenset(
-    (
-        *("he", "she", "it", "they", "the", "this", "that", "these", "those", "his", "her", "its"),
-        *(
-            "their",
-            "we",
-            "i",
-            "you",
-            "in",
-            "on",
-            "at",
-            "an",
-            "so",
-            "but",
-            "and",
-            "however",
-            "there",
-        ),
-        *("therefore", "thus", "because", "since", "after", "before", "as", "for", "when", "while"),
-        *(
-            "both",
-            "according",
-            "note",
-            "then",
-            "also",
-            "if",
-            "from",
-            "with",
-            "by",
-            "during",
-            "here",
-        ),
-        *("although", "though", "who", "which", "what", "let", "to", "hence", "answer", "question"),
-        *("not", "no", "yes", "my", "our", "explanation", "reason", "based", "now", "all", "one"),
-    )
+_OPENERS = _words(
+    "he she it they the this that these those his her its their we i you in on at an so but "
+    "and however there therefore thus because since after before as for when while both "
+    "according note then also if from with by during here although though who which what let "
+    "to hence answer question not no yes my our explanation reason based now all one"
 )
 # A single letter behind these is no initial: "Vitamin C. Carrots have it."
-_LETTERED = frozenset(
-    (
-        *("vitamin", "group", "war", "malcolm", "class", "type", "plan", "part", "section", "team"),
-        *("grade", "hepatitis", "appendix", "figure", "table", "option", "point", "model", "route"),
-        *("division", "series", "chapter", "choice", "answer", "league", "block", "phase", "line"),
-        *("gate", "room", "building", "level", "case", "exhibit", "company", "act", "letter"),
-    )
+_LETTERED = _words(
+    "vitamin group war malcolm class type plan part section team grade hepatitis appendix "
+    "figure table option point model route division series chapter choice answer league block "
+    "phase line gate room building level case exhibit company act letter"
 )
 
 

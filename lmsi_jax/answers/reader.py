@@ -205,6 +205,58 @@ def _answer(
         return None
 
 
+# -- What stands behind a mark.
+
+# A JSON field's value, with the object's end.
+_FIELD = re.compile(
+    r"(?:(?P<quote>[\"'])(?P<quoted>(?:(?!(?P=quote))[^\\]|\\.){0,280})(?P=quote)"
+    r"|(?P<list>\[[^\[\]]{0,280}\])|(?P<bare>[^\",}\n]{0,280}))(?:\s{0,4}\}(?:\s{0,4}```)?)?"
+)
+# "\boxed{3} or \boxed{4}"
+_ALTERNATIVE = re.compile(
+    r"\\boxed.{0,16}(?:\bor\b|\band\b|\\text\{ or \})[^a-z]{0,4}$"
+    r"|\}[$)\\ ]{0,4}(?:or|and)[$(\\ ]{1,5}$"
+)
+_CLOSERS = frozenset((" ", "\n", "\\", "$", "*", "<", "`"))
+_CLOSING = re.compile(r"\s{0,2}(?:\\\]|\$\$)|\\\)|\*\*|</answer>|```")
+_CLOSING_TAG = re.compile(r"</(?:final[_ ])?answer>|\[/answer\]", re.IGNORECASE)
+_TWO_WORDS = re.compile(r"[A-Za-z'’]{1,20},? [A-Za-z'’]{1,20}\b")
+# Behind a mark of these languages points part thousands and a comma begins a fraction: respuesta,
+# Antwort, ответ (a Cyrillic letter), đáp án, by their first letters.
+_DECIMAL_COMMA = frozenset("ra\u043eđ")
+_POINTS = re.compile(r"(?<![0-9.,])([1-9][0-9]{0,2}(?:\.[0-9]{3}){1,6})(?![0-9.])")
+_COMMA = re.compile(r"([^0-9]{0,4}[0-9]{1,9}),([0-9]{1,2}(?![0-9]))")
+_BULLETS = re.compile(
+    r"(?:[-*•]|\(?[0-9]{1,2}[.)])\s[^\n]{1,80}(?:\n\s{0,4}(?:[-*•]|\(?[0-9]{1,2}[.)])\s[^\n]{1,80}){0,20}"
+)
+# "(A) red: no", and on the next line "(B) blue: yes"
+_OPTIONS = re.compile(
+    r"(?:[-*•]\s)?\W{0,4}(?:option )?\(?([A-Z])[).:][^\n]{1,280}\n{1,2}(?:[-*•]\s)?\W{0,4}"
+    r"(?:option )?\(?(?!\1)([A-Z])[).:]",
+    re.IGNORECASE,
+)
+# "The answer is reasonable", "correct: 18 / 2 = 9": words that judge an answer and give none.
+_REMARK = re.compile(
+    r"(?:(?:also|indeed|now|still|in fact|thus|therefore|quite|very|so|most|more|both"
+    r"|[a-z]{2,16}ly)\s){0,3}"
+    r"(?:not(?! enough\b)|reasonable|plausible|sensible|correct|incorrect|right|wrong|valid|invalid"
+    r"|verified|confirmed|complete|incomplete|clear|obvious|consistent|accurate|inaccurate"
+    r"|supported|backed|explained|justified|based|rounded(?: off)?(?: to| up| down)|final"
+    r"|expressed|written|given (?:below|above|in)|shown|stated|required|expected|needed|asked"
+    r"|important|simple|easy|straightforward|as follows|below|above|here|already|ready|done"
+    r"|in (?:the|terms|form)\b|(?:found|located|mentioned|listed|contained|provided) (?:in|on|at)"
+    r"[^.,:;\n]{0,60}|between|independent|unique|satisfied|proven|checked|good|fine"
+    r"|double[- ]checked)"
+    r"(?:\s?[.,:;!)]|\s?$|\s(?:because|since|as|and|but|that|when|if|by|with|in|for|to|from|given"
+    r"|considering|now|on|of|so|too|according|under|after|enough|form|[0-9])|(?<=not)\s)",
+    re.IGNORECASE,
+)
+# "found by adding 9 and 9" tells how, unless a value follows.
+_METHOD = re.compile(
+    r"(?:found|obtained|calculated|computed|determined|derived|reached|given|got)\b"
+)
+
+
 class _Reader:
     """The candidates of one text, read as far as the rule asks for them."""
 
@@ -337,7 +389,9 @@ class _Reader:
             candidate = self._candidate(mark)
             if candidate is None or not candidate.attempts:
                 continue
-            if candidate.key is not None and not _is_alternative(self.solution, candidate):
+            begin = max(self.solution.begin, candidate.place - 24)
+            before = self.solution.text[begin : candidate.place]
+            if candidate.key is not None and not _ALTERNATIVE.search(before):
                 return candidate
             attempts.append(candidate._replace(key=None))
             if candidate.key is not None:
@@ -359,11 +413,9 @@ class _Reader:
         """Apply line 5 of the rule."""
         solution = self.solution
         attempt = introductions[0] if introductions else None
-        stop = (
-            _paragraph_end(self.solution, attempt.end)
-            if attempt and _shown(attempt)
-            else solution.stop
-        )
+        stop = solution.stop
+        if attempt and (attempt.strength == BOX or attempt.mark == "####"):
+            stop = _paragraph_end(solution, attempt.end)
         if not solution.concludes or (not finished and stop == len(self.text)):
             return attempt
         drawn = attempt is not None and self.kind != "number"
@@ -404,7 +456,11 @@ class _Reader:
             return None
         window = text[start : start + MAX_ANSWER if start + MAX_ANSWER < stop else stop]
         if name == "answer field":
-            answer, end = _field(window)
+            field = _FIELD.match(window)
+            if field is None:
+                return None
+            answer = (field["quoted"] or field["list"] or field["bare"] or "").strip()
+            end = field.end()
         elif strength == BOX:
             answer, end = self._boxed(window)
         elif kind == "list" and (bullets := _BULLETS.match(text, _line_start(text, start), stop)):
@@ -449,7 +505,11 @@ class _Reader:
                 options and key(remark[0].strip(" .,;:"), kind, options) is not None
             ):
                 return None
-        if mark.name == "foreign" and kind == "number":
+        if (
+            mark.name == "foreign"
+            and kind == "number"
+            and self.solution.lowered[mark.place] in _DECIMAL_COMMA
+        ):
             answer = _english_notation(answer)
         return key(answer, kind, options)
 
@@ -462,58 +522,10 @@ class _Reader:
         return window[:width], width + (end if length < 200 else 0)
 
 
-_OR = re.compile(
-    r"\\boxed.{0,16}(?:\bor\b|\band\b|\\text\{ or \})[^a-z]{0,4}$"
-    r"|\}[$)\\ ]{0,4}(?:or|and)[$(\\ ]{1,5}$"
-)
-_CLOSERS = frozenset((" ", "\n", "\\", "$", "*", "<", "`"))
-_CLOSING = re.compile(r"\s{0,2}(?:\\\]|\$\$)|\\\)|\*\*|</answer>|```")
-_CLOSING_TAG = re.compile(r"</(?:final[_ ])?answer>|\[/answer\]", re.IGNORECASE)
-_TWO_WORDS = re.compile(r"[A-Za-z'’]{1,20},? [A-Za-z'’]{1,20}\b")
-# Behind a mark of another language points stand between thousands and a comma before a fraction.
-_POINTS = re.compile(r"(?<![0-9.,])([1-9][0-9]{0,2}(?:\.[0-9]{3}){1,6})(?![0-9.])")
-_COMMA = re.compile(r"([^0-9]{0,4}[0-9]{1,9}),([0-9]{1,2}(?![0-9]))")
-_BULLETS = re.compile(
-    r"(?:[-*•]|\(?[0-9]{1,2}[.)])\s[^\n]{1,80}(?:\n\s{0,4}(?:[-*•]|\(?[0-9]{1,2}[.)])\s[^\n]{1,80}){0,20}"
-)
-# "(A) red: no", and on the next line "(B) blue: yes"
-_OPTIONS = re.compile(
-    r"(?:[-*•]\s)?\W{0,4}(?:option )?\(?([A-Z])[).:][^\n]{1,280}\n{1,2}(?:[-*•]\s)?\W{0,4}"
-    r"(?:option )?\(?(?!\1)([A-Z])[).:]",
-    re.IGNORECASE,
-)
-# "The answer is reasonable", "correct: 18 / 2 = 9": words that judge an answer and give none.
-_REMARK = re.compile(
-    r"(?:(?:also|indeed|now|still|in fact|thus|therefore|quite|very|so|most|more|both"
-    r"|[a-z]{2,16}ly)\s){0,3}"
-    r"(?:not(?! enough\b)|reasonable|plausible|sensible|correct|incorrect|right|wrong|valid|invalid"
-    r"|verified|confirmed|complete|incomplete|clear|obvious|consistent|accurate|inaccurate"
-    r"|supported|backed|explained|justified|based|rounded(?: off)?(?: to| up| down)|final"
-    r"|expressed|written|given (?:below|above|in)|shown|stated|required|expected|needed|asked"
-    r"|important|simple|easy|straightforward|as follows|below|above|here|already|ready|done"
-    r"|in (?:the|terms|form)\b|(?:found|located|mentioned|listed|contained|provided) (?:in|on|at)"
-    r"[^.,:;\n]{0,60}|between|independent|unique|satisfied|proven|checked|good|fine"
-    r"|double[- ]checked)"
-    r"(?:\s?[.,:;!)]|\s?$|\s(?:because|since|as|and|but|that|when|if|by|with|in|for|to|from|given"
-    r"|considering|now|on|of|so|too|according|under|after|enough|form|[0-9])|(?<=not)\s)",
-    re.IGNORECASE,
-)
-# "found by adding 9 and 9" tells how, unless a value follows.
-_METHOD = re.compile(
-    r"(?:found|obtained|calculated|computed|determined|derived|reached|given|got)\b"
-)
-
-
 def _english_notation(answer: str) -> str:
     """Return a number of a language that writes 1.234,50 for 1,234.50 as English does."""
     answer = _POINTS.sub(lambda match: match[1].replace(".", ""), answer, count=1)
     return _COMMA.sub(r"\1.\2", answer, count=1)
-
-
-def _is_alternative(solution: Solution, candidate: Candidate) -> bool:
-    """Return True if a box is one of two: "\\boxed{3} or \\boxed{4}"."""
-    before = solution.text[max(solution.begin, candidate.place - 24) : candidate.place]
-    return ("or" in before or "and" in before) and _OR.search(before) is not None
 
 
 def _paragraph_end(solution: Solution, begin: int) -> int:
@@ -533,26 +545,15 @@ def _signed(text: str, kind: Kind, mark: Mark, answer: str) -> str:
     return "-" + answer if negative else answer
 
 
-def _shown(attempt: Candidate) -> bool:
-    return attempt.strength == BOX or attempt.mark == "####"
-
-
 def _line_start(text: str, start: int) -> int:
     """Return where the line begins whose bullet a mark's gap has taken."""
     return start - 2 if text[start - 2 : start] in ("- ", "• ", "* ") else start
 
 
-def _field(window: str) -> tuple[str, int]:
-    """Return the value of a JSON field and its end."""
-    match = _FIELD.match(window)
-    if match is None:
-        return "", 0
-    return (match["quoted"] or match["list"] or match["bare"] or "").strip(), match.end()
+# -- What may be taught.
 
-
-_FIELD = re.compile(
-    r"(?:(?P<quote>[\"'])(?P<quoted>(?:(?!(?P=quote))[^\\]|\\.){0,280})(?P=quote)"
-    r"|(?P<list>\[[^\[\]]{0,280}\])|(?P<bare>[^\",}\n]{0,280}))(?:\s{0,4}\}(?:\s{0,4}```)?)?"
+_CLAUSE = re.compile(
+    r"[,;(]?\s(?:since|because|as|which|where|so|in total)\b|\$?[,;:]\s|\s[-=]\s|[$}]"
 )
 
 
@@ -597,8 +598,3 @@ def _decimal(fraction: str) -> str:
     whole, places = divmod(abs(value) * 10_000, 10_000)
     digits = f"{whole}.{int(places):04}".rstrip("0").rstrip(".")
     return f"-{digits}" if value < 0 else digits
-
-
-_CLAUSE = re.compile(
-    r"[,;(]?\s(?:since|because|as|which|where|so|in total)\b|\$?[,;:]\s|\s[-=]\s|[$}]"
-)

@@ -12,7 +12,12 @@ from lmsi_jax.runtime.store import ShardStore
 from lmsi_jax.voting import AnswerReader
 
 TEXTS = {
-    "a": (" The answer is 5.", " Five chalks. The answer is 5.", " The answer is 6.", " \\boxed{5}"),
+    "a": (
+        " The answer is 5.",
+        " Five chalks. The answer is 5.",
+        " The answer is 6.",
+        " \\boxed{5}",
+    ),
     "b": (" Chalk! The answer is 7.",),
 }
 
