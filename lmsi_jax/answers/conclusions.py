@@ -107,16 +107,18 @@ Concluded = tuple[str, str, int]
 def conclusion(
     text: str, begin: int, stop: int, kind: Kind, options: Sequence[str], *, drawn: bool = False
 ) -> Concluded | None:
-    """Returns the conclusion of the solution `text[begin:stop]`, None if it is not plain.
+    """Return the conclusion of the solution `text[begin:stop]`, None if it is not plain.
 
     With `drawn`, only a last sentence counts that opens with "so", "thus", "therefore", ...
 
     | kind        | read                                                                          |
     |-------------|-------------------------------------------------------------------------------|
     | all but span| a text of one line and at most 40 characters that begins with an answer       |
-    |             | (yes_no, nli: "Yes" and "No" need a mark behind them, as below)               |
+    |             | (yes_no, nli: "Yes" and "No" need a mark behind them, as below), or a last or |
+    |             | first paragraph that is nothing but an answer                                 |
     | number      | of a closed last sentence: what follows its last "="; without one, its only   |
-    |             | number, or of several the one that the solution's last "=" gave               |
+    |             | number, or of several the one that the solution's last "=" gave, or what a    |
+    |             | quantity is ("the cost of 3 pens is $36")                                     |
     | choice      | the only letter that a closed last sentence brackets or names ("option C");   |
     |             | with options, also the option that has its number; "B. ..." at the beginning  |
     | yes_no, nli | "Yes, ..." or "No, ..." at the beginning; at the end "So, no." or "So the     |
