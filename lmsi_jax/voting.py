@@ -52,13 +52,15 @@ class AnswerReader:
 
     def read(self, question: Question, samples: Iterable[Sample]) -> list[Reading]:
         """Returns the reading of each of a question's samples, in their order."""
-        options = answers.options_of(question)
+        options, uid = answers.options_of(question), question.uid
         readings = []
         for sample in samples:
-            name = (question.uid, sample.text, sample.concluded and self._conclusions)
-            if name not in self._readings:
-                self._readings[name] = _read(question, sample.text, options, finished=name[-1])
-            readings.append(self._readings[name])
+            text, finished = sample.text, self._conclusions and sample.concluded
+            reading = self._readings.get((uid, text, finished))
+            if reading is None:
+                reading = _read(question, text, options, finished)
+                self._readings[uid, text, finished] = reading
+            readings.append(reading)
         if question.rules is not None and question.rules.equal is not None:
             return _with_equal_keys(readings, question.rules.equal)
         return readings
@@ -88,12 +90,12 @@ def _read(question: Question, text: str, options: Sequence[str], finished: bool)
         if rules is not None and rules.read is not None:
             return _custom_reading(question, text, options, rules.read(text, question))
         reading = answers.read(text, question.kind, options, finished=finished)
-        if reading.key is None or reading.surface is None:
+        key, surface = reading.key, reading.surface
+        if key is None or surface is None:
             return NO_ANSWER
-        key = reading.key
         if rules is not None and rules.equal is not None:
-            key = _one_line(reading.surface)
-        return Reading(key, reading.surface, reading.end, reading.marked)
+            key = _one_line(surface)
+        return Reading(key, surface, reading.end, reading.marked)
     except Exception as error:  # noqa: BLE001
         if rules is None or rules.read is None or _is_news(rules.read, error):
             _LOG.exception("a sample could not be read and does not vote: %r", text[:200])
