@@ -90,7 +90,7 @@ def _read(question: Question, text: str, options: Sequence[str], finished: bool)
         if rules is not None and rules.read is not None:
             return _custom_reading(question, text, options, rules.read(text, question))
         reading = answers.read(text, question.kind, options, finished=finished)
-        key, surface = reading.key, reading.surface
+        key, surface = reading.key, reading.surface  # each is looked up, so once
         if key is None or surface is None:
             return NO_ANSWER
         if rules is not None and rules.equal is not None:

@@ -191,7 +191,7 @@ def strong_marks(solution: Solution, kind: Kind) -> list[Mark]:
             ]
         if kind == "list" and "answers" in lowered:
             marks += _answers(lowered, begin, stop)
-    if "####" in lowered:
+    if "#" in lowered and "####" in lowered:
         marks += [
             Mark("####", match.start(), match.end(), FINAL)
             for match in _HASHES.finditer(lowered, begin, stop)
@@ -446,7 +446,7 @@ def first_solution(text: str) -> Solution:
     if len(lowered) != len(text):
         lowered = _lower(text)
     begin, stop, concludes = 0, len(text), True
-    if "<" in text or "]" in text or "◁" in text:
+    if "<" in text or "◁" in text or ("]" in text and ("think]" in lowered or "INST]" in text)):
         if _THOUGHT.search(lowered):
             text, begin, stop, concludes = _without_thoughts(text, lowered)
             lowered = _lower(text)
