@@ -46,6 +46,8 @@ _DRAWN = re.compile(
     r"|left|remains?|remaining|average|result)\b",
     re.IGNORECASE,
 )
+# Words of `CANNOT_TELL`, quick to look for.
+_DENIALS = ("not ", "n't", "n’t", "mpossible", "nable", "nsufficient", "no ", "No ")
 # "The total number of pens in the 3 boxes is 36."
 _TOTAL_IS = re.compile(
     r"^\W{0,4}(?:(?:so|thus|therefore|hence),? )?(?:the|her|his|their|its) (?:[a-z]+ )?"
@@ -228,8 +230,6 @@ def _last(tail: str, kind: Kind, options: Sequence[str], drawn: bool) -> str | N
 
 def _last_number(tail: str, begin: int) -> str | None:
     before, sentence = _unset(tail[:begin]), _unset(tail[begin:])
-    if CANNOT_TELL.search(sentence):
-        return None
     if "=" in sentence or "≈" in sentence:
         own = _RESULT.match(sentence, max(sentence.rfind("="), sentence.rfind("≈")))
         again = _AGAIN.search(sentence, own.end()) if own else None
@@ -238,6 +238,8 @@ def _last_number(tail: str, begin: int) -> str | None:
         return own[1] if own else None
     numerals = _NUMERAL.findall(sentence)
     keys = [key(numeral, "number") for numeral in numerals]
+    if any(word in sentence for word in _DENIALS) and CANNOT_TELL.search(sentence):
+        return None
     if len(set(keys)) == 1:
         steps = "=" in before or _STEP.search(before)
         drawn = steps or not before.strip() or _DRAWN.search(sentence)

@@ -417,6 +417,8 @@ _NEEDLES = tuple(
     (word[0], word)
     for word in ("Q", "Premise", "Problem", "Exercise", "Human", "User", "Instruction", "Input")
 )
+# Neither "x < 5" nor a calculator's "<<9*2=18>>" is a tag.
+_TAG = re.compile(r"<(?![<0-9 =.])")
 _TOKEN = re.compile(
     r"[<\[](?:(?<=<)(?:[|｜][A-Za-z_▁:]{1,30}[|｜]|/?s|end_of_turn|start_of_turn|eos)>|(?<=\[)/?INST\])"
 )
@@ -446,7 +448,11 @@ def first_solution(text: str) -> Solution:
     if len(lowered) != len(text):
         lowered = _lower(text)
     begin, stop, concludes = 0, len(text), True
-    if "<" in text or "◁" in text or ("]" in text and ("think]" in lowered or "INST]" in text)):
+    if (
+        ("<" in text and _TAG.search(text))
+        or "◁" in text
+        or ("]" in text and ("think]" in lowered or "INST]" in text))
+    ):
         if _THOUGHT.search(lowered):
             text, begin, stop, concludes = _without_thoughts(text, lowered)
             lowered = _lower(text)
