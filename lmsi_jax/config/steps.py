@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from lmsi_jax.config.row_filters import HUMAN_LOSSES, Cap, Filter, MinConfidence
 from lmsi_jax.config.training_config import Training
 from lmsi_jax.config.value_checks import (
+    CWD_PATH,
     OBJECT,
     PATH,
     SEED,
@@ -14,7 +15,6 @@ from lmsi_jax.config.value_checks import (
     at_least,
     below_one,
     check_fields,
-    expand_home,
     fraction,
     refuse,
 )
@@ -243,13 +243,12 @@ class Evaluation:
     """The same for a fine-tuned model; the paper uses 1.2."""
     vote_count: Annotated[int | None, at_least(1, unit="questions")] = None
     """Test questions per task for self-consistency; None for all."""
-    checkpoints: tuple[str, ...] = ()
+    checkpoints: Annotated[tuple[str, ...], CWD_PATH] = ()
     """For `lmsi eval` alone: checkpoint folders to compare, the first one is "before"; () evaluates
     the run's own models."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        expand_home(self, "checkpoints")
         known = (*PROMPT_STYLES, "self_consistency")
         for name in self.prompt_styles:
             if name not in known:
@@ -359,7 +358,7 @@ class Pretraining:
 class Distillation:
     """Source of a student's training examples (`lmsi distill`); the student is the run's model."""
 
-    teacher_dir: str
+    teacher_dir: Annotated[str, CWD_PATH]
     """`Run.output_dir` of the teacher's run."""
     round: Annotated[int, at_least(0, note="the last round with examples")] = 0
     """Round whose examples are learnt. If `Loss.distillation` needs a model, it is the one that
@@ -367,4 +366,3 @@ class Distillation:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        expand_home(self, "teacher_dir")

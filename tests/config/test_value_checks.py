@@ -6,11 +6,8 @@ from typing import Annotated, Literal
 
 import pytest
 
-from lmsi_jax.config import Distillation, Evaluation, ModelConfig, Run
 from lmsi_jax.config.value_checks import above, at_least, check_fields, field_ranges, fraction
 from lmsi_jax.errors import LmsiError
-
-MODEL = ModelConfig(vocab_size=8, num_layers=1, embed_dim=4, num_heads=1, head_dim=4, mlp_dim=4)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,26 +54,3 @@ def test_values_outside_are_refused_with_the_range(changes, message):
 
 def test_fields_without_a_range_have_none():
     assert list(field_ranges(Kettle)) == ["cups", "heat", "milk", "minutes", "tea"]
-
-
-def test_paths_of_a_run_may_begin_with_home(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/ann")
-    run = Run(
-        output_dir="~/runs/a",
-        model=MODEL,
-        init_checkpoint="~/model",
-        tokenizer="~/model/tokenizer",
-        reuse=("~/runs/b", "runs/~c"),
-        evaluation=Evaluation(checkpoints=("embedded", "~/model")),
-        distillation=Distillation(teacher_dir="~/runs/teacher"),
-    )
-    assert (run.output_dir, run.init_checkpoint) == ("/home/ann/runs/a", "/home/ann/model")
-    assert run.tokenizer == "/home/ann/model/tokenizer"
-    assert run.reuse == ("/home/ann/runs/b", "runs/~c")
-    assert run.evaluation.checkpoints == ("embedded", "/home/ann/model")
-    assert run.distillation is not None and run.distillation.teacher_dir == "/home/ann/runs/teacher"
-
-
-def test_a_run_without_home_in_its_paths_keeps_them():
-    run = Run(output_dir="gs://bucket/~a", model=MODEL)
-    assert (run.output_dir, run.init_checkpoint, run.reuse) == ("gs://bucket/~a", "embedded", ())
