@@ -48,18 +48,20 @@ class AnswerReader:
 
     def __init__(self, conclusions: bool = True):
         self._conclusions = conclusions
-        self._readings: dict[tuple[str, str, bool], Reading] = {}
+        self._readings: dict[tuple[str, bool], dict[str, Reading]] = {}
 
     def read(self, question: Question, samples: Iterable[Sample]) -> list[Reading]:
         """Returns the reading of each of a question's samples, in their order."""
-        options, uid = answers.options_of(question), question.uid
+        options = answers.options_of(question)
+        cut = self._readings.setdefault((question.uid, False), {})
+        whole = self._readings.setdefault((question.uid, True), {}) if self._conclusions else cut
         readings = []
         for sample in samples:
-            text, finished = sample.text, self._conclusions and sample.concluded
-            reading = self._readings.get((uid, text, finished))
+            known, text = whole if sample.concluded else cut, sample.text
+            reading = known.get(text)
             if reading is None:
-                reading = _read(question, text, options, finished)
-                self._readings[uid, text, finished] = reading
+                reading = _read(question, text, options, finished=known is not cut)
+                known[text] = reading
             readings.append(reading)
         if question.rules is not None and question.rules.equal is not None:
             return _with_equal_keys(readings, question.rules.equal)
@@ -89,13 +91,14 @@ def _read(question: Question, text: str, options: Sequence[str], finished: bool)
     try:
         if rules is not None and rules.read is not None:
             return _custom_reading(question, text, options, rules.read(text, question))
-        reading = answers.read(text, question.kind, options, finished=finished)
-        key, surface = reading.key, reading.surface  # each is looked up, so once
-        if key is None or surface is None:
+        found = answers.find(text, question.kind, options, finished=finished)
+        if found is None or found.key is None:
             return NO_ANSWER
+        written, key, end, marked = found
+        surface = answers.surface(written, question.kind, key, options)
         if rules is not None and rules.equal is not None:
             key = _one_line(surface)
-        return Reading(key, surface, reading.end, reading.marked)
+        return Reading(key, surface, end, marked)
     except Exception as error:  # noqa: BLE001
         if rules is None or rules.read is None or _is_news(rules.read, error):
             _LOG.exception("a sample could not be read and does not vote: %r", text[:200])

@@ -206,6 +206,8 @@ def _last(tail: str, kind: Kind, options: Sequence[str], drawn: bool) -> str | N
     sentence = tail[begin:]
     if sentence.strip() in tail[:begin]:
         return None  # a model that repeats itself has not concluded
+    if kind == "number" and not drawn:
+        return _last_number(tail, begin)
     so = _SO.match(sentence)
     if drawn and not so:
         return None

@@ -222,7 +222,7 @@ def weak_marks(solution: Solution, kind: Kind) -> list[Mark]:
     """Return labels without the word "answer", in the order of their places."""
     lowered, begin, stop = solution.lowered, solution.begin, solution.stop
     marks: list[Mark] = []
-    if (
+    if "ans" in lowered and (
         "ans:" in lowered
         or "ans." in lowered
         or "ans=" in lowered
@@ -231,12 +231,12 @@ def weak_marks(solution: Solution, kind: Kind) -> list[Mark]:
     ):
         for match in _ANS.finditer(lowered, begin, stop):
             marks.append(Mark("ans:", match.start(), match.end(), LABEL))
-    if "\na:" in lowered or "\na " in lowered:
+    if "\na" in lowered and ("\na:" in lowered or "\na " in lowered):
         for match in _LINE_A.finditer(lowered, begin, stop):
             marks.append(Mark("a:", match.start(), match.end(), LABEL))
     if first := _FIRST_A.match(lowered, begin, stop):
         marks.append(Mark("a:", first.start(), first.end(), LABEL))
-    if last := _last_line_mark(lowered, begin, stop):
+    if ":" in lowered and (last := _last_line_mark(lowered, begin, stop)):
         marks.append(last)
     if kind == "choice":
         marks += _choices(lowered, begin, stop)
