@@ -18,6 +18,7 @@ from etils import epath
 
 from lmsi_jax import mixing, voting
 from lmsi_jax.config import Decoding, FileTask, Filter, ModelConfig, Sampling, Training, Voting
+from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation import accuracy
 from lmsi_jax.evaluation.accuracy import TaskScore
 from lmsi_jax.models.params import Params
@@ -261,7 +262,15 @@ def evaluate(
 
     Returns:
       `TaskScore`, with `accuracy` and whether each question was answered right.
+
+    Raises:
+      LmsiError: a question has no answer, as those of the train split.
     """
+    if unlabelled := next((one for one in questions if one.gold is None), None):
+        raise LmsiError(
+            f"question {unlabelled.uid!r} has no answer to compare with; take questions of the "
+            "test split"
+        )
     sampling = Sampling(
         num_samples=num_samples,
         temperature=temperature,

@@ -46,7 +46,8 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="MODEL",
         type=Path,
-        help="folder of a Hugging Face model, or a GGUF file (any one of a split model's)",
+        help="folder of a Hugging Face model or of PEFT's adapters, GGUF file (any one of a split "
+        "model's), or name of a model on Hugging Face's hub, owner/name or owner/name@revision",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to create")
     parser.add_argument(
@@ -55,12 +56,18 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
         default="keep",
         help="type of the checkpoint's parameters (default: unchanged)",
     )
+    parser.add_argument(
+        "--base",
+        metavar="MODEL",
+        type=Path,
+        help="model that adapters belong to (default: the one that adapter_config.json names)",
+    )
 
 
 def _import_hf(args: argparse.Namespace, load: Load) -> None:
     from lmsi_jax.interop.hf_weights import has_chat_template, import_model
 
-    config = import_model(args.source, args.out, args.dtype, print)
+    config = import_model(args.source, args.out, args.dtype, print, args.base)
     print(f"{config.parameter_count:,} parameters in {args.out}")
     print(f"next: lmsi run CONFIG --gin_file={args.out / 'model.gin'}")
     if has_chat_template(args.out / "tokenizer"):
