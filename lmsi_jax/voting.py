@@ -92,13 +92,13 @@ def _read(question: Question, text: str, options: Sequence[str], finished: bool)
         if rules is not None and rules.read is not None:
             return _custom_reading(question, text, options, rules.read(text, question))
         found = answers.find(text, question.kind, options, finished=finished)
-        if found is None or found.key is None:
+        key = found.key if found else None
+        if found is None or key is None:
             return NO_ANSWER
-        written, key, end, marked = found
-        surface = answers.surface(written, question.kind, key, options)
+        surface = answers.surface(found.answer, question.kind, key, options)
         if rules is not None and rules.equal is not None:
             key = _one_line(surface)
-        return Reading(key, surface, end, marked)
+        return Reading(key, surface, found.end, found.marked)
     except Exception as error:  # noqa: BLE001
         if rules is None or rules.read is None or _is_news(rules.read, error):
             _LOG.exception("a sample could not be read and does not vote: %r", text[:200])
