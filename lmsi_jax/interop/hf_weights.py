@@ -99,6 +99,7 @@ def import_model(
       LmsiError: something is missing, damaged, unsupported or does not fit; `out` is not created.
     """
     shards: Shards | GgufModel
+    listed: set[int] = set()
     source = find_model(source)
     adapters = source if source.is_dir() and is_adapter_folder(source) else None
     if adapters is not None:
@@ -119,6 +120,7 @@ def import_model(
     else:
         raw, config = _read_config(source, note)
         shards = _open_shards(source, raw, config, adapters, note)
+        listed = _listed_ends(source, raw, note)
     expected = tensors(config)
     _check_source(source, shards, expected, config)
     with new_folder(out) as folder:
@@ -126,6 +128,12 @@ def import_model(
         if adapters and any((adapters / name).exists() for name in (TOKENIZER_JSON, SENTENCEPIECE)):
             texts = adapters  # with the tokens and the template of their training
         _import_tokenizer(texts, shards, folder / "tokenizer", config, note)
+        own_end = open_tokenizer(folder / "tokenizer").eos_id
+        if listed and own_end not in listed:
+            note(
+                f"a text also ends at {own_end}, the tokenizer's eos_token; transformers goes on "
+                f"there, for generation_config.json lists {sorted(listed)}"
+            )
         streaming.save(folder, 0, _tree(source, shards, expected, dtype))
         (folder / "model.gin").write_text(gin_text(config, source, out))
         write_json(folder / "model.json", dataclasses.asdict(config))
@@ -231,6 +239,34 @@ def _read_config(source: Path, note: Note) -> tuple[dict[str, Any], ModelConfig]
     if ignored := ignored_keys(raw):
         note(f"ignored in config.json, they change no score: {', '.join(ignored)}")
     return raw, config
+
+
+def _listed_ends(source: Path, raw: Mapping[str, Any], note: Note) -> set[int]:
+    """Returns each `eos_token_id` of a folder's generation_config.json.
+
+    Raises:
+      LmsiError: one there or in config.json is no number.
+    """
+
+    def ends(name: str, settings: Mapping[str, Any]) -> set[int]:
+        value = settings.get("eos_token_id")
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if any(type(number) is not int for number in ids):
+            raise LmsiError(
+                f"{source / name}: eos_token_id = {value!r}; it must be a number or a list of "
+                "numbers: download it again"
+            )
+        return set(ids)
+
+    name = "generation_config.json"
+    stated = ends("config.json", raw)
+    listed = ends(name, read_settings(epath.Path(source / name)))
+    if listed and stated - listed:
+        note(
+            f"config.json's eos_token_id {sorted(stated - listed)} does not end a text: {name} "
+            f"lists {sorted(listed)}, and counts, as in transformers"
+        )
+    return listed
 
 
 def _open_shards(

@@ -235,6 +235,37 @@ def test_without_the_hub_s_library_its_name_is_told(tmp_path, monkeypatch):
         import_model(Path("ann/none"), tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("stated", "listed", "words"),
+    [
+        (
+            7,
+            [340, 9],
+            "eos_token_id [7] does not end a text: generation_config.json lists [9, 340]",
+        ),
+        (9, [9], "a text also ends at 340, the tokenizer's eos_token; transformers goes on"),
+        (340, [340, 9], None),
+    ],
+)
+def test_a_line_names_ends_that_files_disagree_on(source, capsys, stated, listed, words):
+    assert open_tokenizer(source).eos_id == 340
+    _change(source, "config.json", eos_token_id=stated)
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": listed}))
+    main(["import-hf", str(source), str(source.parent / "out")])
+    printed = capsys.readouterr().out
+    assert words in printed if words else "eos_token" not in printed
+    ends = open_tokenizer(source.parent / "out" / "tokenizer").end_ids
+    assert ends == {340, *listed}
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("odd", ["7", [7, None], {"id": 7}, True])
+def test_ends_that_are_no_numbers_are_named(source, name, odd):
+    (source / "generation_config.json").write_text("{}")
+    _change(source, name, eos_token_id=odd)
+    _refused(source, f"hub/{name}: eos_token_id = .*; it must be a number")
+
+
 def _fill_table(source, last):
     """Gives every row of the table a control token, and the id after them to one more."""
     rows = json.loads((source / "config.json").read_text())["vocab_size"]
