@@ -6,7 +6,6 @@ set, its files are read; otherwise TFDS downloads the data set and keeps it.
 
 import csv
 import dataclasses
-import gzip
 import hashlib
 import io
 import itertools
@@ -20,6 +19,7 @@ from typing import Any
 from lmsi_jax import answers
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Exemplar, Kind, Question
+from lmsi_jax.runtime.files import check_regular, parse_json, read_data
 from lmsi_jax.tasks import exemplars
 from lmsi_jax.tasks.task import Domain, Level, Split, too_few
 
@@ -262,6 +262,7 @@ def _find_file(folders: Sequence[str], names: Sequence[str], task: str, origin: 
     for folder in folders:
         for name in names:
             for path in (epath.Path(folder) / name, epath.Path(folder) / f"{name}.gz"):
+                check_regular(path)
                 if path.is_file():
                     return path
     if epath.Path(folders[0]).is_file():
@@ -281,8 +282,7 @@ def _read_rows(path: Any, task: str, origin: str) -> Iterator[Row]:
       LmsiError: the file cannot be read or parsed; names the line.
     """
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.name.endswith(".gz") else data).decode("utf-8-sig")
+        text = read_data(path).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise LmsiError(f"{task}: cannot read {path} ({error}); copy it anew: {origin}") from error
     name = path.name.removesuffix(".gz")
@@ -299,7 +299,7 @@ def _read_rows(path: Any, task: str, origin: str) -> Iterator[Row]:
 def _whole(text: str, path: Any, task: str, origin: str) -> Iterator[Row]:
     """Yields the rows of a JSON list, or of an object; a row of the latter gets its "key"."""
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         if isinstance(content, dict) and all(isinstance(row, dict) for row in content.values()):
             content = [{**row, "key": key} for key, row in content.items()]
         elif isinstance(content, dict):  # a file of one line
@@ -320,9 +320,11 @@ def _lines(text: str, path: Any, task: str, origin: str) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                row, cause = json.loads(line), ""
+                row, cause = parse_json(line), ""
             except json.JSONDecodeError as error:
                 row, cause = None, f" ({error.msg}, column {error.colno})"
+            except ValueError as error:
+                row, cause = None, f" ({error})"
             if not isinstance(row, dict):
                 raise LmsiError(
                     f"{task}: {path}, line {number} is not one JSON object{cause}; correct or "

@@ -38,6 +38,15 @@ class Command(NamedTuple):
     """Runs the command; without a configuration `Load` raises LmsiError."""
 
 
+def add_allow_imports(parser: argparse.ArgumentParser) -> None:
+    """Declares the flag of every command that reads a gin file."""
+    parser.add_argument(
+        "--allow_imports",
+        action="store_true",
+        help="run the modules that a gin file imports; only for files that you trust",
+    )
+
+
 # --- import-hf, export-hf -------------------------------------------------------------------------
 
 
@@ -93,6 +102,7 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_shard_size", default="5GB", help="largest size of a file (default: 5GB)"
     )
+    add_allow_imports(parser)
 
 
 def _export_hf(args: argparse.Namespace, load: Load) -> None:
@@ -103,7 +113,7 @@ def _export_hf(args: argparse.Namespace, load: Load) -> None:
     from lmsi_jax.training import checkpoints
 
     checkpoints.find(args.checkpoint)  # a missing checkpoint is a clearer error than its settings
-    config = load_run_of(args.checkpoint, args.run)
+    config = load_run_of(args.checkpoint, args.run, allow_imports=args.allow_imports)
     export_model(
         args.checkpoint,
         config.model,
