@@ -282,7 +282,8 @@ def _read_rows(path: Any, task: str, origin: str) -> Iterator[Row]:
       LmsiError: the file cannot be read or parsed; names the line.
     """
     try:
-        text = read_data(path).decode("utf-8-sig")
+        data = read_data(path, compressed=path.name.endswith(".gz"))
+        text = data.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise LmsiError(f"{task}: cannot read {path} ({error}); copy it anew: {origin}") from error
     name = path.name.removesuffix(".gz")

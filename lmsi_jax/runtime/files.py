@@ -151,10 +151,14 @@ _DOCUMENT_BYTES = 128 << 20
 _GZIP = b"\x1f\x8b"  # the first bytes of such a file
 
 
-def read_data(path: epath.PathLike) -> bytes:
+def read_data(path: epath.PathLike, *, compressed: bool = False) -> bytes:
     """Reads a whole file of data, decompressed if it is gzip, in bounded memory.
 
     A small gzip file may expand to any size, and reading a named pipe may wait forever.
+
+    Args:
+      path: the file, local or on a bucket.
+      compressed: it must be gzip; otherwise its first bytes tell.
 
     Raises:
       LmsiError: it is no regular file, or has more than 1 GiB.
@@ -165,7 +169,7 @@ def read_data(path: epath.PathLike) -> bytes:
     if path.stat().length > _DATA_BYTES:
         raise _too_large(path, "has")
     data = path.read_bytes()
-    if not (path.name.endswith(".gz") or data.startswith(_GZIP)):
+    if not (compressed or data.startswith(_GZIP)):
         return data
     with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
         content = file.read(_DATA_BYTES + 1)
