@@ -19,6 +19,7 @@ wakes, says what is waited for and, at a second Ctrl-C, ends the process.
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -118,6 +119,7 @@ def watched_signals() -> Iterator[None]:
         raise
     except BaseException:
         # Libraries turn an exception that interrupts their import into one of their own.
+        watcher.look()  # its thread may not have come to it
         if watcher.cause is None:
             raise
         raise watcher.cause() from None
@@ -137,7 +139,9 @@ class _Watcher:
     def __init__(self) -> None:
         self.cause: type[BaseException] | None = None
         self._reading, self._writing = os.pipe()
-        os.set_blocking(self._writing, False)
+        for end in (self._reading, self._writing):
+            os.set_blocking(end, False)
+        self._lock = threading.Lock()
         self._since = 0.0
         self._before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
@@ -146,9 +150,20 @@ class _Watcher:
         signal.set_wakeup_fd(self._before)
         os.close(self._writing)  # the thread ends, and closes the other end
 
+    def look(self) -> bool:
+        """Reads what has arrived; returns False once nothing more will."""
+        with self._lock:
+            try:
+                numbers = os.read(self._reading, 64)
+            except BlockingIOError:
+                return True
+            for number in numbers:
+                self._arrived(number)
+            return bool(numbers)
+
     def _watch(self) -> None:
-        while number := os.read(self._reading, 1):
-            self._arrived(number[0])
+        while select.select([self._reading], [], []) and self.look():
+            pass
         os.close(self._reading)
 
     def _arrived(self, number: int) -> None:
