@@ -37,6 +37,7 @@ class Item:
       also: other correct answers.
       spans: for DROP's F1, the spans of each annotator's answer, one a line.
       kind: the kind of its answers; None for that of the data set.
+      test_kind: the kind if it is a test question, whose label may tell; None for `kind`.
       reasoning: a human solution without its last sentence, or "".
     """
 
@@ -45,6 +46,7 @@ class Item:
     also: tuple[str, ...] = ()
     spans: tuple[str, ...] = ()
     kind: Kind | None = None
+    test_kind: Kind | None = None
     reasoning: str = ""
 
     def problem(self) -> str | None:
@@ -143,7 +145,8 @@ class Dataset:
     def labelled(self, split: Split, level: Level, seed: int) -> Iterator[Question]:
         """Returns the same questions with their answers; raises what `stream` raises."""
         del level
-        return map(self._question, self._shuffled(split, seed))
+        items = self._shuffled(split, seed)
+        return (self._question(item, item.test_kind if split == "test" else None) for item in items)
 
     def questions(self, split: Split, level: Level, count: int, seed: int) -> list[Question]:
         """Returns `count` questions.
@@ -176,12 +179,12 @@ class Dataset:
         """Returns this project's worked questions for the few-shot prompt."""
         return exemplars.packaged(self.exemplar_file)[: self.shots]
 
-    def _question(self, item: Item) -> Question:
+    def _question(self, item: Item, kind: Kind | None) -> Question:
         return Question(
             uid=f"{self.name}-{hashlib.sha256(item.question.encode()).hexdigest()[:12]}",
             task=self.name,
             text=item.question,
-            kind=item.kind or self.kind,
+            kind=kind or item.kind or self.kind,
             gold=item.answer,
             also=item.also,
             spans=item.spans,
@@ -225,7 +228,7 @@ class Dataset:
         for item in questions:
             if problem := item.problem():
                 raise LmsiError(f"{self.name}: {place} has {problem}; correct or remove it")
-            kind = item.kind or self.kind
+            kind = item.test_kind or item.kind or self.kind
             if answers.key(item.answer, kind) is None:
                 raise LmsiError(
                     f"{self.name}: {place} has the label {item.answer!r}, which is no {kind}; "

@@ -287,6 +287,8 @@ def _anchored(value: Any, anchor: Anchor, folder: str) -> Any:
         return type(value)(_anchored(item, anchor, folder) for item in value)
     if not isinstance(value, str) or not value:
         return value
+    if anchor.what == "cwd_path":
+        return os.path.expanduser(value)
     if anchor.what == "path":
         if value.startswith(HUB) or "://" in value or os.path.isabs(os.path.expanduser(value)):
             return os.path.expanduser(value)

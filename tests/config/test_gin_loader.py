@@ -464,3 +464,25 @@ def test_gin_itself_is_left_as_it_was(tmp_path):
     with pytest.raises(LmsiError, match="no_such"):
         _tasks(tmp_path / "a.gin")
     assert (config.bind_parameter, config.parse_config) == functions
+
+
+def test_the_folders_of_a_run_may_begin_with_home(tmp_path, monkeypatch):
+    from lmsi_jax.config.configurables import load_run
+
+    monkeypatch.setenv("HOME", "/home/ann")
+    (tmp_path / "a.gin").write_text(
+        f"{_RUN}FileTask.test = 't'\nRun.init_checkpoint = '~/model'\nRun.tokenizer = %TOKENIZER\n"
+        "TOKENIZER = '~/model/tokenizer'\nRun.reuse = ('~/runs/b', 'runs/~c')\n"
+        "Run.evaluation = @Evaluation()\nEvaluation.checkpoints = ('embedded', '~/model')\n"
+        "Run.distillation = @Distillation()\nDistillation.teacher_dir = '~/runs/teacher'\n"
+    )
+    args, _ = gin_loader.parse(["--gin.Run.output_dir=~/runs/a"])
+    gin_loader.load(str(tmp_path / "a.gin"), args)
+    run = load_run()
+    assert (run.output_dir, run.init_checkpoint) == ("/home/ann/runs/a", "/home/ann/model")
+    assert (run.tokenizer, run.reuse) == (
+        "/home/ann/model/tokenizer",
+        ("/home/ann/runs/b", "runs/~c"),
+    )
+    assert run.evaluation.checkpoints == ("embedded", "/home/ann/model")
+    assert run.distillation is not None and run.distillation.teacher_dir == "/home/ann/runs/teacher"
