@@ -1,5 +1,6 @@
 """The command line: what it imports, what it answers, and with which exit code."""
 
+import pathlib
 import signal
 import subprocess
 import sys
@@ -294,3 +295,16 @@ def test_help_lists_a_command_beside_the_stages(other, capsys):
 def test_a_misspelt_command_is_met_with_the_nearest(other, capsys):
     assert main.main(["weih"]) == 2
     assert "weigh" in capsys.readouterr().err
+
+
+def test_paths_of_what_is_packaged_are_printed(capsys):
+    for name, end in {
+        "embedded": "models/embedded/checkpoint_2400",
+        "tokenizer": "models/embedded/tokenizer.model",
+        "quickstart": "gin_configs/runs/quickstart.gin",
+    }.items():
+        assert main.main(["path", name]) == 0
+        path = pathlib.Path(capsys.readouterr().out.strip())
+        assert path.as_posix().endswith(end) and path.exists()
+    assert main.main(["path", "quickstar"]) == 2
+    assert "quickstart" in capsys.readouterr().err
