@@ -378,4 +378,6 @@ def _shown(row: ForeignRow) -> str:
 
 def _list(places: Sequence[str]) -> str:
     more = f" and {len(places) - _LISTED:,} more" if len(places) > _LISTED else ""
-    return f"{'; '.join(places[:_LISTED])}{more}"
+    text = "; ".join(places[:_LISTED])
+    # Files come from elsewhere: no control sequence of theirs reaches the terminal.
+    return "".join(c if c.isprintable() else "?" for c in text) + more

@@ -216,12 +216,12 @@ def test_left_out_rows_are_counted_and_named(import_samples, samples, tmp_path):
     rows = _batch_rows(samples)
     rows += [rows[0]]  # the same response, twice
     rows += [{**rows[1], "custom_id": "stranger-7"}]
-    rows += [{"custom_id": "late", "response": None, "error": {"message": "timed out"}}]
+    rows += [{"custom_id": "late", "response": None, "error": {"message": "timed\x1b[2J out"}}]
     code, out, _ = import_samples(tmp_path / "run", [_written(tmp_path / "s.jsonl", rows)])
     assert code == 0 and "32 samples of 8 of 8" in out
     assert "left out: 1 response that came twice" in out
     assert "1 row of no question of the run: s.jsonl, line 10: 'stranger-7'" in out
-    assert "1 failed request: s.jsonl, line 11: 'late' has no answer (timed out)" in out
+    assert "1 failed request: s.jsonl, line 11: 'late' has no answer (timed?[2J out)" in out
 
 
 def test_broken_lines_are_named_and_nothing_is_imported_unless_they_are_skipped(
