@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from lmsi_jax import mixing, voting
-from lmsi_jax.config import Decoding, Filter, ModelConfig, Sampling, Training, Voting
+from lmsi_jax.config import Decoding, FileTask, Filter, ModelConfig, Sampling, Training, Voting
 from lmsi_jax.evaluation import accuracy
 from lmsi_jax.evaluation.accuracy import TaskScore
 from lmsi_jax.models.params import Params
@@ -91,12 +91,13 @@ def load(folder: epath.PathLike = "embedded") -> Model:
     )
 
 
-def task(name: str, data_dir: str | None = None) -> Task:
+def task(name: str | FileTask, data_dir: str | None = None) -> Task:
     """Returns a task by name: its questions, its answer kind and its exemplars.
 
     Args:
-      name: "purchases", "gsm8k", ...; `lmsi_jax.tasks.registry.NAMES` has all.
-      data_dir: the folder of its files, if it reads some.
+      name: "purchases", "gsm8k", ... (`lmsi_jax.tasks.registry.NAMES` has all); or a task of your
+        own: `config.FileTask(...)` for questions in files, "my_task:TASK" for one in Python.
+      data_dir: the folder of its files, if it is a packaged one that reads some.
 
     Raises:
       LmsiError: there is no such task.

@@ -140,7 +140,7 @@ def _pairs(
 ) -> list[ExamplePair]:
     """Writes two (solution, answer) by format; equal targets have nothing to teach."""
     pairs = []
-    for name in formats:
+    for name in prompts.available_formats(formats, exemplars):
         targets = [_target(name, *side) for side in (chosen, rejected)]
         if None in targets or targets[0] == targets[1]:
             continue

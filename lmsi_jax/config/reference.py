@@ -39,7 +39,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
         config.ModelConfig,
         *(config.LinearScaling, config.Llama3Scaling, config.YarnScaling),
     ),
-    "Questions": (config.Questions, config.Augmentation),
+    "Questions": (config.Questions, config.FileTask, config.Augmentation),
     "Sampling and voting": (config.Sampling, config.Decoding, config.Voting),
     "Selection and mixing": (
         config.Mixing,

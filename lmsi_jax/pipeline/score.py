@@ -33,7 +33,7 @@ from lmsi_jax.pipeline.context import Round, Voted, read_samples
 from lmsi_jax.pipeline.questions import worked_questions
 from lmsi_jax.pipeline.sample import Job, draw_samples
 from lmsi_jax.pipeline.step import DECODING, Fields, Step, settings_record
-from lmsi_jax.prompts import build_prompt, question_prompt, solution
+from lmsi_jax.prompts import available_style, build_prompt, question_prompt, solution
 from lmsi_jax.records import Exemplar, Question
 from lmsi_jax.runtime.progress import Progress
 from lmsi_jax.runtime.store import ShardStore, Stage, shard_names
@@ -192,7 +192,7 @@ def _losses(
 def _prompt(name: str, question: Question, exemplars: Sequence[Exemplar]) -> tuple[str, str]:
     """Returns (prefix, inputs) before a solution; see `selection.rows`."""
     if name == LOSS:
-        return build_prompt(question, exemplars, "cot")
+        return build_prompt(question, exemplars, available_style("cot", exemplars))
     return "", question_prompt(question.text) if name == QUESTION_LOSS else "A:"
 
 
