@@ -323,9 +323,9 @@ class QuestionIndex:
 
 
 def _bare(question: str) -> str:
-    """Returns a question without the marks that a prompt puts around it."""
+    """Returns a question in one line, without the marks that a prompt puts around it."""
     text = question.strip().removesuffix(STEP_BY_STEP).rstrip()
-    return text.removesuffix("\nA:").removeprefix("Q:").strip()
+    return " ".join(text.removesuffix("\nA:").removeprefix("Q:").split())
 
 
 def _numbered(uid: str, rows: Sequence[tuple[str, ForeignSample]]) -> dict[int, ForeignSample]:
