@@ -41,7 +41,7 @@ setup(
         "lmsi_jax.gin_configs": ["**/*.gin", "*.gin"],
         "lmsi_jax.tasks": ["exemplars/*.txt", "starter/*"],
     },
-    entry_points={"console_scripts": ["lmsi = lmsi_jax.cli.main:main"]},
+    entry_points={"console_scripts": ["lmsi = lmsi_jax.cli:run_command"]},
     install_requires=[
         "absl-py>=2.1",
         "clu>=0.0.12",

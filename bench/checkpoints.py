@@ -34,7 +34,9 @@ def imported(gguf: pathlib.Path, out: pathlib.Path) -> dict[str, float]:
     """Imports a file in a process of its own; returns its seconds and peak memory in GB."""
     begin = time.perf_counter()
     subprocess.run(
-        [sys.executable, "-m", "lmsi_jax.cli.main", "import-hf", str(gguf), str(out)], check=True
+        [sys.executable, "-m", "lmsi_jax.cli.main", "import-hf", str(gguf), str(out)],
+        stdout=sys.stderr,
+        check=True,
     )
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return {"seconds": time.perf_counter() - begin, "peak_gb": peak * 1024 / 1e9}

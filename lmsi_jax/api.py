@@ -18,6 +18,7 @@ from etils import epath
 
 from lmsi_jax import mixing, voting
 from lmsi_jax.config import Decoding, FileTask, Filter, ModelConfig, Sampling, Training, Voting
+from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation import accuracy
 from lmsi_jax.evaluation.accuracy import TaskScore
 from lmsi_jax.models.params import Params
@@ -59,22 +60,23 @@ class Model:
     tokenizer_path: str
 
 
-def load(folder: epath.PathLike = "embedded") -> Model:
+def load(folder: epath.PathLike = "embedded", *, allow_imports: bool = False) -> Model:
     """Loads a model: the embedded one, an imported one, or one that a run has trained.
 
     The shape is read from the nearest `model.gin` or `config.gin`; gin's own state is reset by it.
 
     Args:
       folder: "embedded"; a folder of `lmsi import-hf`; or a run's `round_R/train`.
+      allow_imports: runs the modules that the gin file imports, which is otherwise refused.
 
     Raises:
-      LmsiError: there is no checkpoint, or its shape is not known.
+      LmsiError: there is no checkpoint, its shape is not known, or its gin file imports modules.
     """
     from lmsi_jax.config.configurables import load_run_of
 
     embedded = str(folder) == "embedded"
     start = embedded_path(".") if embedded else epath.Path(folder).resolve()
-    run = load_run_of(start)
+    run = load_run_of(start, allow_imports=allow_imports)
     imported = not embedded and (start / "model.gin").exists()
     weights = epath.Path(run.init_checkpoint) if imported else start
     tokenizer_path = str(
@@ -261,7 +263,15 @@ def evaluate(
 
     Returns:
       `TaskScore`, with `accuracy` and whether each question was answered right.
+
+    Raises:
+      LmsiError: a question has no answer, as those of the train split.
     """
+    if unlabelled := next((one for one in questions if one.gold is None), None):
+        raise LmsiError(
+            f"question {unlabelled.uid!r} has no answer to compare with; take questions of the "
+            "test split"
+        )
     sampling = Sampling(
         num_samples=num_samples,
         temperature=temperature,

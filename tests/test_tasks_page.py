@@ -144,6 +144,9 @@ def test_the_starter_runs_from_an_installed_wheel(tmp_path):
         command = [sys.executable, "-c", _LOOP, *words]
         return subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
 
+    where = [sys.executable, "-c", "import lmsi_jax; print(lmsi_jax.__file__)"]
+    place = subprocess.run(where, cwd=work, env=environment, capture_output=True, text=True)
+    assert place.stdout.startswith(str(target)), place
     assert lmsi("init", "riddles").returncode == 0
     done = lmsi("run", "riddles/riddles.gin")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -156,11 +159,10 @@ def test_the_starter_runs_from_an_installed_wheel(tmp_path):
     small = (work / "riddles" / "riddles.gin").read_text().partition("# --- the task")[0]
     loop = (work / "riddles" / "riddles.gin").read_text().partition("# --- the loop")[2]
     for name, gin in {
-        "sums": _gin("'sums.jsonl'").replace(", 'purchases'", ""),
+        "sums": _gin("'sums.jsonl'").replace("'purchases'", ""),
         "rocks": _gin("'rocks.csv'"),
         "pairs": _gin("my_task:TASK"),
-        "ruled": _gin("'sums.jsonl'").replace(", 'purchases'", "")
-        + _gin("my_rules:", "my_prompt:"),
+        "ruled": _gin("'sums.jsonl'").replace("'purchases'", "") + _gin("my_rules:", "my_prompt:"),
     }.items():
         text = f"{small}{gin}\n#{loop}\nRun.output_dir = 'runs/{name}'\nTraining.steps = 1\n"
         (work / "mine" / f"{name}.gin").write_text(text)

@@ -38,6 +38,15 @@ class Command(NamedTuple):
     """Runs the command; without a configuration `Load` raises LmsiError."""
 
 
+def add_allow_imports(parser: argparse.ArgumentParser) -> None:
+    """Declares the flag of every command that reads a gin file."""
+    parser.add_argument(
+        "--allow_imports",
+        action="store_true",
+        help="run the modules that a gin file imports; only for files that you trust",
+    )
+
+
 # --- import-hf, export-hf -------------------------------------------------------------------------
 
 
@@ -46,7 +55,8 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="MODEL",
         type=Path,
-        help="folder of a Hugging Face model, or a GGUF file (any one of a split model's)",
+        help="folder of a Hugging Face model or of PEFT's adapters, GGUF file (any one of a split "
+        "model's), or name of a model on Hugging Face's hub, owner/name or owner/name@revision",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to create")
     parser.add_argument(
@@ -55,12 +65,18 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
         default="keep",
         help="type of the checkpoint's parameters (default: unchanged)",
     )
+    parser.add_argument(
+        "--base",
+        metavar="MODEL",
+        type=Path,
+        help="model that adapters belong to (default: the one that adapter_config.json names)",
+    )
 
 
 def _import_hf(args: argparse.Namespace, load: Load) -> None:
     from lmsi_jax.interop.hf_weights import has_chat_template, import_model
 
-    config = import_model(args.source, args.out, args.dtype, print)
+    config = import_model(args.source, args.out, args.dtype, print, args.base)
     print(f"{config.parameter_count:,} parameters in {args.out}")
     print(f"next: lmsi run CONFIG --gin_file={args.out / 'model.gin'}")
     if has_chat_template(args.out / "tokenizer"):
@@ -93,6 +109,7 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_shard_size", default="5GB", help="largest size of a file (default: 5GB)"
     )
+    add_allow_imports(parser)
 
 
 def _export_hf(args: argparse.Namespace, load: Load) -> None:
@@ -103,7 +120,7 @@ def _export_hf(args: argparse.Namespace, load: Load) -> None:
     from lmsi_jax.training import checkpoints
 
     checkpoints.find(args.checkpoint)  # a missing checkpoint is a clearer error than its settings
-    config = load_run_of(args.checkpoint, args.run)
+    config = load_run_of(args.checkpoint, args.run, allow_imports=args.allow_imports)
     export_model(
         args.checkpoint,
         config.model,

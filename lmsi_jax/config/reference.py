@@ -38,6 +38,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "Model": (
         config.ModelConfig,
         *(config.LinearScaling, config.Llama3Scaling, config.YarnScaling),
+        config.LongRopeScaling,
     ),
     "Questions": (config.Questions, config.FileTask, config.Augmentation),
     "Sampling and voting": (config.Sampling, config.Decoding, config.Voting),
