@@ -324,6 +324,19 @@ def test_a_misspelt_command_is_met_with_the_nearest(other, capsys):
     assert "weigh" in capsys.readouterr().err
 
 
+def test_paths_of_what_is_packaged_are_printed(capsys):
+    for name, end in {
+        "embedded": "models/embedded/checkpoint_2400",
+        "tokenizer": "models/embedded/tokenizer.model",
+        "quickstart": "gin_configs/runs/quickstart.gin",
+    }.items():
+        assert main.main(["path", name]) == 0
+        path = pathlib.Path(capsys.readouterr().out.strip())
+        assert path.as_posix().endswith(end) and path.exists()
+    assert main.main(["path", "quickstar"]) == 2
+    assert "quickstart" in capsys.readouterr().err
+
+
 def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
