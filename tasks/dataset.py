@@ -6,13 +6,14 @@ set, its files are read; otherwise TFDS downloads the data set and keeps it.
 
 import csv
 import dataclasses
-import gzip
 import hashlib
 import io
 import itertools
 import json
 import os
 import random
+import urllib.error
+import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from lmsi_jax import answers
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Exemplar, Kind, Question
+from lmsi_jax.runtime.files import check_regular, parse_json, read_data
 from lmsi_jax.tasks import exemplars
 from lmsi_jax.tasks.task import Domain, Level, Split, too_few
 
@@ -265,6 +267,7 @@ def _find_file(folders: Sequence[str], names: Sequence[str], task: str, origin: 
     for folder in folders:
         for name in names:
             for path in (epath.Path(folder) / name, epath.Path(folder) / f"{name}.gz"):
+                check_regular(path)
                 if path.is_file():
                     return path
     if epath.Path(folders[0]).is_file():
@@ -284,8 +287,8 @@ def _read_rows(path: Any, task: str, origin: str) -> Iterator[Row]:
       LmsiError: the file cannot be read or parsed; names the line.
     """
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.name.endswith(".gz") else data).decode("utf-8-sig")
+        data = read_data(path, compressed=path.name.endswith(".gz"))
+        text = data.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise LmsiError(f"{task}: cannot read {path} ({error}); copy it anew: {origin}") from error
     name = path.name.removesuffix(".gz")
@@ -302,7 +305,7 @@ def _read_rows(path: Any, task: str, origin: str) -> Iterator[Row]:
 def _whole(text: str, path: Any, task: str, origin: str) -> Iterator[Row]:
     """Yields the rows of a JSON list, or of an object; a row of the latter gets its "key"."""
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         if isinstance(content, dict) and all(isinstance(row, dict) for row in content.values()):
             content = [{**row, "key": key} for key, row in content.items()]
         elif isinstance(content, dict):  # a file of one line
@@ -323,9 +326,11 @@ def _lines(text: str, path: Any, task: str, origin: str) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                row, cause = json.loads(line), ""
+                row, cause = parse_json(line), ""
             except json.JSONDecodeError as error:
                 row, cause = None, f" ({error.msg}, column {error.colno})"
+            except ValueError as error:
+                row, cause = None, f" ({error})"
             if not isinstance(row, dict):
                 raise LmsiError(
                     f"{task}: {path}, line {number} is not one JSON object{cause}; correct or "
@@ -344,16 +349,36 @@ def _from_tfds(name: str, task: str, origin: str) -> Iterator[Row]:
 
     dataset, _, split = name.partition(":")
     try:
+        builder = tfds.builder(dataset)
+        if not builder.is_prepared():
+            _check_network()  # TFDS itself would try for minutes
         rows = tfds.as_numpy(tfds.load(dataset, split=split, shuffle_files=False))
     except Exception as error:  # TFDS, its downloader and its file formats raise anything
         raise LmsiError(
             f"{task}: TFDS could not load {dataset} ({type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0][:150] if str(error).strip() else ''}). Set "
-            f"Questions.data_dir to a folder with its files ({origin}), or TFDS_DATA_DIR to where "
-            "it was prepared"
+            f"{str(error).strip().splitlines()[0][:150] if str(error).strip() else ''}). Name a "
+            f"folder with its files ({origin}) in Questions.data_dir (`data_dirs` of "
+            "seqio_suite.register), or set TFDS_DATA_DIR to where it was prepared"
         ) from error
     for number, row in enumerate(rows, 1):
         yield f"{name}, row {number}", _plain(row)
+
+
+_HOSTS = ("https://storage.googleapis.com", "https://github.com")
+
+
+def _check_network() -> None:
+    """Raises OSError if no host that data sets come from can be reached within seconds."""
+    causes = []
+    for host in _HOSTS:
+        try:
+            urllib.request.urlopen(host, timeout=3).close()
+            return
+        except urllib.error.HTTPError:
+            return  # an answer all the same
+        except OSError as error:
+            causes.append(getattr(error, "reason", error))
+    raise ConnectionError(f"it is not on this machine, and there is no network: {causes[0]}")
 
 
 def _plain(value: Any) -> Any:

@@ -159,6 +159,8 @@ TABLE = {
             *("num_kv_heads", "max_length", "block", "post_norms", "norm_epsilon"),
             *("norm_plus_one", "qk_norm", "biases", "activation", "query_scalar", "rope_theta"),
             *("rope_scaling", "local_rope_theta", "windows", "attention_softcap"),
+            *("pre_norms", "joint_qk_norm", "rotary_layers", "rotary_dim"),
+            *("logits_divisor", "residual_multiplier", "embedding_multiplier"),
             *("logits_softcap", "tied_embeddings", "scale_embeddings", "remat", "scan_layers"),
             "query_block",
         ),
