@@ -25,7 +25,16 @@ from lmsi_jax.models.params import Params
 from lmsi_jax.models.tokenizers import FileTokenizer, open_tokenizer
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.prompts import PromptStyle, build_prompt, new_tokens
-from lmsi_jax.records import FORMATS, Example, Exemplar, Format, Question, Sample, Vote
+from lmsi_jax.records import (
+    FORMATS,
+    Example,
+    Exemplar,
+    Format,
+    Question,
+    Sample,
+    Vote,
+    check_unique,
+)
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.rollout.requests import Request, Rollout
 from lmsi_jax.runtime.files import embedded_path
@@ -70,7 +79,8 @@ def load(folder: epath.PathLike = "embedded", *, allow_imports: bool = False) ->
       allow_imports: runs the modules that the gin file imports, which is otherwise refused.
 
     Raises:
-      LmsiError: there is no checkpoint, its shape is not known, or its gin file imports modules.
+      LmsiError: there is no checkpoint, its shape is not known, its gin file imports modules, or
+        it has weights that are no numbers.
     """
     from lmsi_jax.config.configurables import load_run_of
 
@@ -84,7 +94,9 @@ def load(folder: epath.PathLike = "embedded", *, allow_imports: bool = False) ->
         if embedded or run.tokenizer == "embedded"
         else run.tokenizer
     )
-    params = checkpoints.load_params(checkpoints.find(weights), parameter_shapes(run.model))
+    checkpoint = checkpoints.find(weights)
+    params = checkpoints.load_params(checkpoint, parameter_shapes(run.model))
+    checkpoints.check_finite(checkpoint, params)
     return Model(
         config=run.model,
         params=params,
@@ -131,7 +143,11 @@ def sample(
 
     Returns:
       The samples of each question by uid, in the order of the questions.
+
+    Raises:
+      LmsiError: two questions have one uid, or a prompt is longer than the model's context.
     """
+    check_unique(questions)
     rollout = engine(model, decoding) if isinstance(model, Model) else model
     requests = []
     for question in questions:
@@ -150,7 +166,12 @@ def engine(model: Model, decoding: Decoding = Decoding()) -> Engine:
 def vote(
     questions: Sequence[Question], samples: Samples, rule: Voting = Voting()
 ) -> dict[str, Vote]:
-    """Votes on each question's samples; returns the votes by uid."""
+    """Votes on each question's samples; returns the votes by uid.
+
+    Raises:
+      LmsiError: two questions have one uid.
+    """
+    check_unique(questions)
     return {
         question.uid: voting.cast(question, samples[question.uid], rule) for question in questions
     }
@@ -175,8 +196,9 @@ def select(
       Rows with the factor of their weight, by question and index.
 
     Raises:
-      LmsiError: a filter needs a fact that is not there.
+      LmsiError: a filter needs a fact that is not there, or two questions have one uid.
     """
+    check_unique(questions)
     rows = [
         row
         for question in questions
@@ -234,7 +256,7 @@ def train(
     rows = Examples(
         {"self_generated": examples}, {"self_generated": 1.0}, model.tokenizer_path, seed=seed
     )
-    params = run_training(model.config, training, model.params, rows, directory, groups=rows.groups)
+    params = run_training(model.config, training, model.params, rows, directory)
     return dataclasses.replace(model, params=params)
 
 
