@@ -17,7 +17,13 @@ def version() -> str:
     return match.group(1)
 
 
-HF = ["jinja2>=3.1", "ml_dtypes>=0.4", "safetensors>=0.7", "tokenizers>=0.22"]
+HF = [
+    "huggingface_hub>=0.24",
+    "jinja2>=3.1",
+    "ml_dtypes>=0.4",
+    "safetensors>=0.7",
+    "tokenizers>=0.22",
+]
 
 setup(
     name="lmsi_jax",

@@ -8,11 +8,16 @@
     evaluate(better, test_questions, exemplars)
 
 Each function takes records and returns records. `lmsi run` does the same with files between the
-steps, several processes, restarts and a report.
+steps, several processes, restarts and a report. Only `load`, `sample`, `engine`, `train` and
+`evaluate` import JAX, at their first call: texts of any origin are voted on without it.
+
+    question = Question(uid="q1", task="mine", text="Q: How many apples?", kind="number")
+    vote([question], {"q1": ["9 + 9 = 18. The answer is 18.", "Answer: 18"]})["q1"].winner
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from etils import epath
 
@@ -21,9 +26,7 @@ from lmsi_jax.config import Decoding, FileTask, Filter, ModelConfig, Sampling, T
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation import accuracy
 from lmsi_jax.evaluation.accuracy import TaskScore
-from lmsi_jax.models.params import Params
 from lmsi_jax.models.tokenizers import FileTokenizer, open_tokenizer
-from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.prompts import PromptStyle, build_prompt, new_tokens
 from lmsi_jax.records import (
     FORMATS,
@@ -34,20 +37,21 @@ from lmsi_jax.records import (
     Sample,
     Vote,
     check_unique,
+    samples_from_texts,
 )
-from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.rollout.requests import Request, Rollout
 from lmsi_jax.runtime.files import embedded_path
 from lmsi_jax.selection import rows as selection
 from lmsi_jax.selection.rows import Row
 from lmsi_jax.tasks import registry
 from lmsi_jax.tasks.task import Task
-from lmsi_jax.training import checkpoints
-from lmsi_jax.training.data import Examples
-from lmsi_jax.training.trainer import train as run_training
 
-Samples = Mapping[str, Sequence[Sample]]
-"""The samples of each question, by its uid."""
+if TYPE_CHECKING:
+    from lmsi_jax.models.params import Params
+    from lmsi_jax.rollout.engine import Engine
+
+Samples = Mapping[str, Sequence[Sample] | Sequence[str]]
+"""The samples of each question, by its uid; texts alone become `records.samples_from_texts`."""
 WeightedRow = tuple[Row, float]
 """A voted sample, and the factor of its loss weight."""
 
@@ -64,7 +68,7 @@ class Model:
     """
 
     config: ModelConfig
-    params: Params
+    params: "Params"
     tokenizer: FileTokenizer
     tokenizer_path: str
 
@@ -83,6 +87,8 @@ def load(folder: epath.PathLike = "embedded", *, allow_imports: bool = False) ->
         it has weights that are no numbers.
     """
     from lmsi_jax.config.configurables import load_run_of
+    from lmsi_jax.models.transformer import parameter_shapes
+    from lmsi_jax.training import checkpoints
 
     embedded = str(folder) == "embedded"
     start = embedded_path(".") if embedded else epath.Path(folder).resolve()
@@ -158,23 +164,41 @@ def sample(
     return {question.uid: by_number[number] for number, question in enumerate(questions)}
 
 
-def engine(model: Model, decoding: Decoding = Decoding()) -> Engine:
+def engine(model: Model, decoding: Decoding = Decoding()) -> "Engine":
     """Returns a decode engine over a model; several calls of `sample` can share it."""
+    from lmsi_jax.rollout.engine import Engine
+
     return Engine(model.config, model.params, model.tokenizer, decoding)
 
 
 def vote(
     questions: Sequence[Question], samples: Samples, rule: Voting = Voting()
 ) -> dict[str, Vote]:
-    """Votes on each question's samples; returns the votes by uid.
+    """Votes on each question's samples.
+
+    Args:
+      questions: the questions; `uid`, `text` and `kind` are read.
+      samples: theirs, or their texts.
+      rule: how samples are weighed and ties broken.
+
+    Returns:
+      The votes by uid.
 
     Raises:
       LmsiError: two questions have one uid.
     """
     check_unique(questions)
     return {
-        question.uid: voting.cast(question, samples[question.uid], rule) for question in questions
+        question.uid: voting.cast(question, _samples_of(question, samples), rule)
+        for question in questions
     }
+
+
+def _samples_of(question: Question, samples: Samples) -> list[Sample]:
+    """Returns a question's samples, made from texts if texts were given."""
+    drawn = [sample for sample in samples[question.uid] if isinstance(sample, Sample)]
+    texts = [text for text in samples[question.uid] if isinstance(text, str)]
+    return drawn or samples_from_texts(question.uid, texts)
 
 
 def select(
@@ -202,7 +226,9 @@ def select(
     rows = [
         row
         for question in questions
-        for row in selection.voted_rows(question, samples[question.uid], votes[question.uid])
+        for row in selection.voted_rows(
+            question, _samples_of(question, samples), votes[question.uid]
+        )
     ]
     chosen = selection.select(rows, filters)
     return list(zip(chosen.rows, chosen.weights, strict=True))
@@ -253,6 +279,9 @@ def train(
     Raises:
       LmsiError: there are no examples, or the loss is not finite.
     """
+    from lmsi_jax.training.data import Examples
+    from lmsi_jax.training.trainer import train as run_training
+
     rows = Examples(
         {"self_generated": examples}, {"self_generated": 1.0}, model.tokenizer_path, seed=seed
     )

@@ -106,7 +106,7 @@ def given_pairs(
     exemplars: Sequence[Exemplar],
     formats: Sequence[Format] = FORMATS,
 ) -> list[ExamplePair]:
-    """Writes a given solution against the model's own sample (SPIN), by format.
+    """Writes a human solution against the model's own sample (SPIN), by format.
 
     Args:
       question: what was asked.

@@ -148,7 +148,8 @@ class Sample(_Record):
 
     @property
     def concluded(self) -> bool:
-        """If the model came to the end of its solution: a blank line, say, may be in its middle."""
+        """True if the sample ended at an end token or at the next question, not at a blank line or
+        the token limit."""
         return self.end in ("end_token", "next_question")
 
     def to_json(self) -> dict[str, Any]:
@@ -174,6 +175,18 @@ class Sample(_Record):
         if row.get("logprobs") is not None:
             row = {**row, "logprobs": [_logprob(value) for value in row["logprobs"]]}
         return super().from_json(row)
+
+
+def samples_from_texts(uid: str, texts: Sequence[str]) -> list[Sample]:
+    """Returns a question's samples from texts alone, numbered in their order.
+
+    Each is taken as complete ("end_token"). Their log-probabilities and lengths are unknown: both
+    are 0, so ties of the vote go to the smaller key, and `Voting.weights` weighs them alike.
+    """
+    return [
+        Sample(uid=uid, sample_index=index, text=text, tokens=0, logprob=0.0, end="end_token")
+        for index, text in enumerate(texts)
+    ]
 
 
 def _finite(logprob: float, sample: Sample) -> float | None:

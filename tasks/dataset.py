@@ -12,6 +12,8 @@ import itertools
 import json
 import os
 import random
+import urllib.error
+import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -347,16 +349,36 @@ def _from_tfds(name: str, task: str, origin: str) -> Iterator[Row]:
 
     dataset, _, split = name.partition(":")
     try:
+        builder = tfds.builder(dataset)
+        if not builder.is_prepared():
+            _check_network()  # TFDS itself would try for minutes
         rows = tfds.as_numpy(tfds.load(dataset, split=split, shuffle_files=False))
     except Exception as error:  # TFDS, its downloader and its file formats raise anything
         raise LmsiError(
             f"{task}: TFDS could not load {dataset} ({type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0][:150] if str(error).strip() else ''}). Set "
-            f"Questions.data_dir to a folder with its files ({origin}), or TFDS_DATA_DIR to where "
-            "it was prepared"
+            f"{str(error).strip().splitlines()[0][:150] if str(error).strip() else ''}). Name a "
+            f"folder with its files ({origin}) in Questions.data_dir (`data_dirs` of "
+            "seqio_suite.register), or set TFDS_DATA_DIR to where it was prepared"
         ) from error
     for number, row in enumerate(rows, 1):
         yield f"{name}, row {number}", _plain(row)
+
+
+_HOSTS = ("https://storage.googleapis.com", "https://github.com")
+
+
+def _check_network() -> None:
+    """Raises OSError if no host that data sets come from can be reached within seconds."""
+    causes = []
+    for host in _HOSTS:
+        try:
+            urllib.request.urlopen(host, timeout=3).close()
+            return
+        except urllib.error.HTTPError:
+            return  # an answer all the same
+        except OSError as error:
+            causes.append(getattr(error, "reason", error))
+    raise ConnectionError(f"it is not on this machine, and there is no network: {causes[0]}")
 
 
 def _plain(value: Any) -> Any:

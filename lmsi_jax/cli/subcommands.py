@@ -382,6 +382,32 @@ def _clear_compiled_programs() -> None:
         jax.clear_caches()
 
 
+# --- path -----------------------------------------------------------------------------------------
+
+
+def _add_path_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        help="'embedded', the checkpoint of the embedded model; 'tokenizer', its tokenizer; or a "
+        "packaged configuration",
+    )
+
+
+def _print_path(args: argparse.Namespace, load: Load) -> None:
+    from lmsi_jax.config import gin_loader
+    from lmsi_jax.runtime.files import embedded_path
+
+    if args.name == "embedded":
+        from lmsi_jax.training import checkpoints
+
+        print(checkpoints.find(embedded_path("")))
+    elif args.name == "tokenizer":
+        print(embedded_path("tokenizer.model"))
+    else:
+        print(gin_loader.find_config(args.name, (), "runs"))
+
+
 # --- explain-answer -------------------------------------------------------------------------------
 
 
@@ -456,6 +482,13 @@ COMMANDS: dict[str, Command] = {
         "studies",
         _add_study_arguments,
         _study,
+    ),
+    "path": Command(
+        "print the path of the embedded model or of a packaged configuration",
+        "embedded",
+        "",
+        _add_path_arguments,
+        _print_path,
     ),
     "explain-answer": Command(
         "show how the answer of a text is read: candidates and choice",

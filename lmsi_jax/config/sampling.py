@@ -24,7 +24,7 @@ _ANY_TEMPERATURE = Range(lambda value: value >= 1e-30, "1e-30 or more, infinity 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Sampling of reasoning paths from the model."""
+    """Sampling of chain-of-thought answers from the model."""
 
     num_samples: Annotated[int, at_least(1, unit="samples")] = 32
     """Samples drawn for each question, the paper's m."""
@@ -48,7 +48,7 @@ class Sampling:
     """Stop sampling a question once its leading answer will stay ahead with this probability
     (adaptive consistency, Aggarwal et al. 2023, who use 0.95; `voting.samples_needed`); None
     draws all of them. Easy questions then have fewer samples: their confidence is a share of these,
-    and with `Mixing.normalise = 'path'` they weigh less."""
+    and with `Mixing.normalise = 'sample'` they weigh less."""
     adaptive_consistency_every: Annotated[int, at_least(1, unit="samples")] = 4
     """The rule is applied after this many samples, twice as many, ..., in the samples' order, so
     the outcome does not depend on which of them finish first."""
@@ -64,13 +64,13 @@ class Sampling:
             )
 
     @property
-    def filters(self) -> "Filters":
+    def truncation(self) -> "Truncation":
         """The settings that the decode loop is compiled for."""
-        return Filters(self.temperature == 0, self.top_k, self.top_p, self.min_p)
+        return Truncation(self.temperature == 0, self.top_k, self.top_p, self.min_p)
 
 
 @dataclasses.dataclass(frozen=True)
-class Filters:
+class Truncation:
     """The part of `Sampling` that a decode loop is compiled for; temperature is an argument."""
 
     greedy: bool

@@ -115,7 +115,7 @@ def cannot(verb: str, path: epath.PathLike, error: OSError) -> LmsiError:
     """Converts an error of the system to one that names the path and the remedy."""
     remedy = "check the path, or choose another output_dir"
     if error.errno in _FULL:
-        remedy = "make room on the disk, then repeat the command: it goes on where it was"
+        remedy = "make room on the disk, then repeat the command to resume"
     elif error.errno in _CLOSED:
         remedy = "make it writable, or choose another output_dir"
     return LmsiError(f"cannot {verb} {os.fspath(path)}: {error.strerror or error}; {remedy}")

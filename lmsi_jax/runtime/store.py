@@ -44,9 +44,22 @@ _CONFIG, _STAGE = "config.json", "stage.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MANIFEST = "manifest.json"
 _PACKAGES = (
-    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"),
-    *("seqio", "tensorflow", "tensorflow-text", "tensorflow-datasets", "sentencepiece"),
-    *("reasoning-gym", "gin-config", "clu", "etils", "t5x"),
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "seqio",
+    "tensorflow",
+    "tensorflow-text",
+    "tensorflow-datasets",
+    "sentencepiece",
+    "reasoning-gym",
+    "gin-config",
+    "clu",
+    "etils",
+    "t5x",
 )
 
 
@@ -211,7 +224,11 @@ class Stage:
             if path.name.startswith(".") and path.name.endswith(TEMPORARY):
                 remove(path)  # of a killed process; nobody writes here any more
         roots = [self.directory] if outputs is None else [epath.Path(path) for path in outputs]
-        files = {self._key(file): file for root in roots for file in _files(root)}
+        files = {
+            file.relative_to(self.directory).as_posix(): file
+            for root in roots
+            for file in _files(root)
+        }
         for name in (_CONFIG, _STAGE):
             files.pop(name, None)
         record = self._identity() | {
@@ -228,9 +245,6 @@ class Stage:
             "config": self.config,
             "inputs": self.inputs,
         }
-
-    def _key(self, file: epath.Path) -> str:
-        return file.relative_to(self.directory).as_posix()
 
     def _compare(self, before: Any) -> None:
         if not isinstance(before, dict):
@@ -260,7 +274,7 @@ class Stage:
                 damage.append(f"{os.fspath(path)} was altered and has been dropped")
                 remove(path)
         if damage:
-            _LOG.warning("stage %s is taken up again: %s", self.name, "; ".join(damage))
+            _LOG.warning("stage %s resumes: %s", self.name, "; ".join(damage))
             remove(self.directory / _STAGE)
         return not damage
 

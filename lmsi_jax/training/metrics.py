@@ -116,7 +116,7 @@ class Log:
     def window(self) -> list[Line]:
         """The steps of the open window, read from the device, as JSON values."""
         self._window = [one if isinstance(one, dict) else _plain(*one) for one in self._window]
-        return list(self._window)  # a checkpoint in the background reads it while this goes on
+        return list(self._window)  # a checkpoint in the background reads it meanwhile
 
     def write(self) -> None:
         """Writes the lines so far; call it before the checkpoint that they lead up to."""
@@ -312,7 +312,7 @@ def step_flops(
 
     6 for each parameter and token (Kaplan et al. 2020, section 2.1), and in each layer, for each
     token and key that it sees, 12 times the width of all heads: two products, three times. A prefix
-    counts once for all rows behind it; padding does not count, nor does an embedding table that is
+    counts once for all rows after it; padding does not count, nor does an embedding table that is
     only looked up.
 
     Args:

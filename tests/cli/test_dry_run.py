@@ -28,7 +28,7 @@ ROUND = {
     "ModelConfig.remat": "dots",
     "Questions.train_count": 7473,
     "Questions.test_count": 1319,
-    "Mixing.normalise": "path",
+    "Mixing.normalise": "sample",
     "Mixing.min_confidence": 0.0,
     "Sampling.max_new_tokens": 256,
 }

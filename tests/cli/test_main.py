@@ -119,19 +119,19 @@ def test_version(capsys):
         (
             "run",
             (
-                *("generate", "prompts", "sample", "vote", "path_scores"),
-                *("mix", "score", "train", "eval", "report"),
+                *("generate", "prompts", "sample", "vote", "filter_scores"),
+                *("mix", "teacher_scores", "train", "eval", "report"),
             ),
         ),
         ("generate", ("generate",)),
         ("prompts", ("prompts",)),
         ("sample", ("sample",)),
         ("vote", ("vote",)),
-        ("mix", ("path_scores", "mix")),
-        ("train", ("score", "train")),
+        ("mix", ("filter_scores", "mix")),
+        ("train", ("teacher_scores", "train")),
         ("eval", ("eval",)),
         ("report", ("report",)),
-        ("distill", ("mix", "score", "train", "eval", "distill")),
+        ("distill", ("mix", "teacher_scores", "train", "eval", "distill")),
         ("pretrain", ("pretrain",)),
     ],
 )
@@ -322,6 +322,19 @@ def test_help_lists_a_command_beside_the_stages(other, capsys):
 def test_a_misspelt_command_is_met_with_the_nearest(other, capsys):
     assert main.main(["weih"]) == 2
     assert "weigh" in capsys.readouterr().err
+
+
+def test_paths_of_what_is_packaged_are_printed(capsys):
+    for name, end in {
+        "embedded": "models/embedded/checkpoint_2400",
+        "tokenizer": "models/embedded/tokenizer.model",
+        "quickstart": "gin_configs/runs/quickstart.gin",
+    }.items():
+        assert main.main(["path", name]) == 0
+        path = pathlib.Path(capsys.readouterr().out.strip())
+        assert path.as_posix().endswith(end) and path.exists()
+    assert main.main(["path", "quickstar"]) == 2
+    assert "quickstart" in capsys.readouterr().err
 
 
 def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch):

@@ -355,7 +355,7 @@ def test_the_stop_strings_of_instruct_models_are_named_at_import(source, capsys,
     assert (flag in capsys.readouterr().out) == (chat != "no")
 
 
-def test_an_imported_model_judges_paths_as_transformers_computes_it(tmp_path):
+def test_an_imported_model_judges_samples_as_transformers_computes_it(tmp_path):
     model = hub.make("llama", tmp_path / "hub")
     config = import_model(tmp_path / "hub", tmp_path / "out")
     assert ModelConfig.from_json(read_json(tmp_path / "out" / "model.json")) == config

@@ -1,7 +1,9 @@
 """Every filter against brute force; shares are exact; the order of the rows never matters."""
 
 import math
+import pathlib
 import random
+import re
 
 import numpy as np
 import pytest
@@ -33,7 +35,7 @@ from lmsi_jax.selection.filters import (
     select_hardest,
     word_pairs,
 )
-from lmsi_jax.selection.rows import NOTHING, Facts, judge
+from lmsi_jax.selection.rows import NOTHING, Facts, judge, select
 from lmsi_jax.voting import vote
 
 EVERY = (
@@ -206,7 +208,7 @@ def test_equations_are_read_as_a_person_writes_them(text, expected):
     assert equations(text) == expected
 
 
-def test_one_path_is_kept_of_each_list_of_equations_the_likeliest():
+def test_one_sample_is_kept_of_each_list_of_equations_the_likeliest():
     texts = [
         "3 + 4 = 7. The answer is 7.",
         "Well, 3+4=7! So the answer is 7.",
@@ -331,3 +333,13 @@ def test_what_cannot_be_is_refused(make):
 def test_without_given_solutions_the_remedy_is_named():
     with pytest.raises(LmsiError, match="use 'confident'"):
         judge(DistributionShift(), [row(loss=1.0)], NOTHING)
+
+
+def test_the_documents_example_of_a_filter_judges_rows():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "selection.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    names = {"__name__": "my_filters"}
+    exec(compile(code, "docs/selection.md", "exec"), names)
+    rows = [row("q0", 0, text="It is 7."), row("q0", 1, text="It is 7. " * 40)]
+    step = select(rows, [names["ShortEnough"]()]).steps[0]
+    assert (step.filter, step.kept, step.dropped) == ("ShortEnough", 1, {"the solution is long": 1})
