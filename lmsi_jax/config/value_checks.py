@@ -64,7 +64,7 @@ def temperatures(*, greedy: bool = False, note: str = "") -> Range:
       greedy: 0 is a value too.
       note: as of `at_least`.
     """
-    words = "0 (greedy), or 1e-30 or more" if greedy else "1e-30 or more"
+    words = "0 (greedy) or more, if not 0 at least 1e-30" if greedy else "1e-30 or more"
     return Range(
         lambda value: (greedy and value == 0) or 1e-30 <= value < math.inf,
         words + (f", {note}" if note else ""),
