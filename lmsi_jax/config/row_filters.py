@@ -187,3 +187,18 @@ class ImportanceWeights(_Validated):
 
     cap: Annotated[float, above(0)] = 2.0
     """C."""
+
+
+FILTERS: tuple[type, ...] = (
+    MinConfidence,
+    Cap,
+    AnswerEntropy,
+    DistinctReasoning,
+    DistributionShift,
+    ImportanceWeights,
+    SelfRating,
+    ExternalScore,
+    InstructionFollowing,
+    Difficulty,
+)
+"""The filters of the package, in the order of the configuration reference."""

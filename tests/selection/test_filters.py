@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_rows import LOSSES, exact_count, kept, lowest, row
 
+from lmsi_jax import config
 from lmsi_jax.config import (
     AnswerEntropy,
     Cap,
@@ -23,6 +24,7 @@ from lmsi_jax.config import (
     MinConfidence,
     SelfRating,
 )
+from lmsi_jax.config.row_filters import FILTERS
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Question, Sample
 from lmsi_jax.selection.filters import (
@@ -343,3 +345,11 @@ def test_the_documents_example_of_a_filter_judges_rows():
     rows = [row("q0", 0, text="It is 7."), row("q0", 1, text="It is 7. " * 40)]
     step = select(rows, [names["ShortEnough"]()]).steps[0]
     assert (step.filter, step.kept, step.dropped) == ("ShortEnough", 1, {"the solution is long": 1})
+
+
+@pytest.mark.parametrize("cls", FILTERS, ids=lambda cls: cls.__name__)
+def test_a_filter_of_the_package_is_exported_judges_and_is_documented(cls):
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "selection.md").read_text(encoding="utf-8")
+    assert getattr(config, cls.__name__) is cls and cls.__name__ in config.__all__
+    assert judge.dispatch(cls) is not judge.dispatch(object)
+    assert f"| `{cls.__name__}." in page
