@@ -36,6 +36,7 @@ from lmsi_jax.records import (
     Question,
     Sample,
     Vote,
+    check_unique,
     samples_from_texts,
 )
 from lmsi_jax.rollout.requests import Request, Rollout
@@ -82,7 +83,8 @@ def load(folder: epath.PathLike = "embedded", *, allow_imports: bool = False) ->
       allow_imports: runs the modules that the gin file imports, which is otherwise refused.
 
     Raises:
-      LmsiError: there is no checkpoint, its shape is not known, or its gin file imports modules.
+      LmsiError: there is no checkpoint, its shape is not known, its gin file imports modules, or
+        it has weights that are no numbers.
     """
     from lmsi_jax.config.configurables import load_run_of
     from lmsi_jax.models.transformer import parameter_shapes
@@ -98,7 +100,9 @@ def load(folder: epath.PathLike = "embedded", *, allow_imports: bool = False) ->
         if embedded or run.tokenizer == "embedded"
         else run.tokenizer
     )
-    params = checkpoints.load_params(checkpoints.find(weights), parameter_shapes(run.model))
+    checkpoint = checkpoints.find(weights)
+    params = checkpoints.load_params(checkpoint, parameter_shapes(run.model))
+    checkpoints.check_finite(checkpoint, params)
     return Model(
         config=run.model,
         params=params,
@@ -145,7 +149,11 @@ def sample(
 
     Returns:
       The samples of each question by uid, in the order of the questions.
+
+    Raises:
+      LmsiError: two questions have one uid, or a prompt is longer than the model's context.
     """
+    check_unique(questions)
     rollout = engine(model, decoding) if isinstance(model, Model) else model
     requests = []
     for question in questions:
@@ -175,7 +183,11 @@ def vote(
 
     Returns:
       The votes by uid.
+
+    Raises:
+      LmsiError: two questions have one uid.
     """
+    check_unique(questions)
     return {
         question.uid: voting.cast(question, _samples_of(question, samples), rule)
         for question in questions
@@ -208,8 +220,9 @@ def select(
       Rows with the factor of their weight, by question and index.
 
     Raises:
-      LmsiError: a filter needs a fact that is not there.
+      LmsiError: a filter needs a fact that is not there, or two questions have one uid.
     """
+    check_unique(questions)
     rows = [
         row
         for question in questions
@@ -272,7 +285,7 @@ def train(
     rows = Examples(
         {"self_generated": examples}, {"self_generated": 1.0}, model.tokenizer_path, seed=seed
     )
-    params = run_training(model.config, training, model.params, rows, directory, groups=rows.groups)
+    params = run_training(model.config, training, model.params, rows, directory)
     return dataclasses.replace(model, params=params)
 
 

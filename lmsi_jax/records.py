@@ -6,8 +6,10 @@ written with each store, so that a change of shape is noticed instead of misread
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Self
+
+from lmsi_jax.errors import LmsiError
 
 SCHEMA = 5
 
@@ -25,6 +27,22 @@ FORMATS: tuple[Format, ...] = (
     "zero_shot_cot",
     "zero_shot_direct",
 )
+
+
+def check_unique(questions: "Iterable[Question]") -> None:
+    """Checks that no two questions have one uid: samples, votes and noise go by it.
+
+    Raises:
+      LmsiError: two have; names both.
+    """
+    seen: dict[str, Question] = {}
+    for question in questions:
+        first = seen.setdefault(question.uid, question)
+        if first is not question:
+            raise LmsiError(
+                f"two questions have the uid {question.uid!r}: {first.text[:60]!r} of {first.task} "
+                f"and {question.text[:60]!r} of {question.task}; give each its own"
+            )
 
 
 class _Record:

@@ -1,5 +1,6 @@
 """`import lmsi_jax` offers the loop as functions, and loads nothing before they are used."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -103,3 +104,15 @@ def test_a_task_may_be_one_s_own(tmp_path):
     (tmp_path / "rows.csv").write_text("question\nHow many?\n")
     task = lmsi_jax.task(FileTask(name="ours", kind="number", train=str(tmp_path / "rows.csv")))
     assert [row.text for row in task.questions("train", "hard", 9, 0)] == ["Q: How many?"]
+
+
+def test_questions_that_share_a_uid_are_refused_and_not_merged():
+    first, samples = _question(1), {"q1": _samples(_question(1), 7, 7)}
+    twice = [first, dataclasses.replace(first, text="Q: another?")]
+    for call in (
+        lambda: lmsi_jax.vote(twice, samples),
+        lambda: lmsi_jax.select(twice, samples, lmsi_jax.vote([first], samples)),
+        lambda: lmsi_jax.sample(object(), twice),  # before anything is sampled
+    ):
+        with pytest.raises(LmsiError, match="two questions have the uid 'q1': 'Q: 1.' of t and"):
+            call()

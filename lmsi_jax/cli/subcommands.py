@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.errors import DoesNotFit, LmsiError
 from lmsi_jax.records import KINDS, Kind, Question
 
 if TYPE_CHECKING:
@@ -306,6 +306,12 @@ def _compile_ahead(args: argparse.Namespace, load: Load) -> None:
     figures = aot_report.check(load(()), args.topology, what, lengths, args.occupancy, print)
     if args.json:
         write_json(args.json, figures)
+    refused = aot_report.refused_programs(figures)
+    if refused:
+        raise DoesNotFit(
+            f"{' and '.join(refused)} of this run: more memory than a chip of {args.topology} has; "
+            "see above what to try"
+        )
 
 
 # --- study ----------------------------------------------------------------------------------------

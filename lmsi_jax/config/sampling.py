@@ -10,6 +10,7 @@ from lmsi_jax.config.value_checks import (
     fraction,
     positive_fraction,
     refuse,
+    temperatures,
 )
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import STOP_STRINGS
@@ -18,7 +19,7 @@ _STOPPING_PROBABILITY = Range(
     lambda value: 0.5 < value < 1,
     "a probability above 0.5 and below 1 (0.95)",
 )
-_ABOVE_ZERO = Range(lambda value: value > 0, "a number above 0, infinity too")
+_ANY_TEMPERATURE = Range(lambda value: value >= 1e-30, "1e-30 or more, infinity too")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class Sampling:
 
     num_samples: Annotated[int, at_least(1, unit="samples")] = 32
     """Samples drawn for each question, the paper's m."""
-    temperature: Annotated[float, at_least(0, note="greedy")] = 0.7
+    temperature: Annotated[float, temperatures(greedy=True)] = 0.7
     """Sampling temperature; the LMSI paper uses 0.7 for the base model."""
     top_k: Annotated[int, at_least(0, unit="tokens", note="off")] = 0
     """Sample from this many most likely tokens."""
@@ -129,7 +130,7 @@ class Voting:
     Wang et al. 2022, table 1, weighted sums). "softmax": the softmax, over the question's samples,
     of the probability per token divided by `temperature` (CISC, Taubenfeld et al. 2025, section 3,
     response probability). "scorer": the number that `scorer` returns, 0 or more."""
-    temperature: Annotated[float, _ABOVE_ZERO] = 1.0
+    temperature: Annotated[float, _ANY_TEMPERATURE] = 1.0
     """Temperature of "softmax": near 0 the most probable sample decides, at infinity every sample
     counts the same."""
     conclusions: bool = True

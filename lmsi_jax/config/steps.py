@@ -11,12 +11,12 @@ from lmsi_jax.config.value_checks import (
     OBJECT,
     PATH,
     SEED,
-    above,
     at_least,
     below_one,
     check_fields,
     fraction,
     refuse,
+    temperatures,
 )
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import PROMPT_STYLES
@@ -164,7 +164,7 @@ class Augmentation:
     """New questions sampled from each such prompt."""
     tries: Annotated[float, at_least(1)] = 3.0
     """Questions sampled for each one that is needed: most repeat others or are malformed."""
-    temperature: Annotated[float, above(0, note="so that questions differ")] = 0.7
+    temperature: Annotated[float, temperatures(note="so that questions differ")] = 0.7
     """Sampling temperature of the new questions."""
     max_new_tokens: Annotated[int, at_least(1, unit="tokens")] = 128
     """A new question is cut here, and dropped."""
@@ -237,9 +237,9 @@ class Evaluation:
     sample each, and "self_consistency", the vote of `num_samples` samples."""
     num_samples: Annotated[int, at_least(1, unit="samples")] = 32
     """Samples per question for self-consistency."""
-    temperature: Annotated[float, at_least(0, note="greedy")] = 0.7
+    temperature: Annotated[float, temperatures(greedy=True)] = 0.7
     """Sampling temperature of these samples, for the base model."""
-    temperature_after: Annotated[float, at_least(0, note="greedy")] = 1.2
+    temperature_after: Annotated[float, temperatures(greedy=True)] = 1.2
     """The same for a fine-tuned model; the paper uses 1.2."""
     vote_count: Annotated[int | None, at_least(1, unit="questions")] = None
     """Test questions per task for self-consistency; None for all."""

@@ -59,7 +59,7 @@ class Loss:
     distillation_weight: Annotated[float, fraction()] = 0.5
     """a: weight of the divergence in "top_k" and "model". A token with no stored probabilities has
     a = 0."""
-    temperature: Annotated[float, above(0)] = 1.0
+    temperature: Annotated[float, at_least(1e-6)] = 1.0
     """Temperature of teacher and student within the divergence."""
     top_k: Annotated[int, at_least(1, unit="tokens")] = 8
     """With "top_k": tokens stored at each position."""

@@ -30,7 +30,7 @@ from lmsi_jax.models.sharding import (
 )
 from lmsi_jax.models.tokenizers import FileTokenizer, open_for_model
 from lmsi_jax.models.transformer import fresh_fingerprint, fresh_params, parameter_shapes
-from lmsi_jax.records import CustomRules, Exemplar, Question, Sample, Vote
+from lmsi_jax.records import CustomRules, Exemplar, Question, Sample, Vote, check_unique
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.runtime.files import TEMPORARY, embedded_path, new_folder, read_json, write_json
 from lmsi_jax.runtime.processes import Processes
@@ -201,7 +201,8 @@ class Context:
           round_index: the round; 0 is the base.
 
         Raises:
-          LmsiError: it is not there, of another shape, or was altered.
+          LmsiError: it is not there, of another shape, was altered, or has weights that are no
+            numbers.
         """
         if not round_index and self._run.init_checkpoint == "fresh":
             return fresh_params(self._run.model, self._run.seed)
@@ -209,6 +210,7 @@ class Context:
             folder = self._stored(round_index)
             with doing("loading the model"):
                 params = checkpoints.load_params(folder, self.shapes)
+                checkpoints.check_finite(folder, params)
                 if self._has_digest(round_index, folder):
                     _check_digest(folder, checkpoints.digest(params))
             self._params = (round_index, params)
@@ -223,7 +225,8 @@ class Context:
           dtype: of the arrays.
 
         Raises:
-          LmsiError: it is not there, of another shape, or was altered.
+          LmsiError: it is not there, of another shape, was altered, or has weights that are no
+            numbers.
         """
         if not round_index and self._run.init_checkpoint == "fresh":
             return fresh_params(self._run.model, self._run.seed, shardings, dtype)
@@ -237,7 +240,9 @@ class Context:
 
             self.processes.run_on_leader(sorted(checkpoints.holders(shardings)), check)
         like = parameter_shapes(self._run.model, dtype)
-        return checkpoints.load_params(folder, like, shardings)
+        params = checkpoints.load_params(folder, like, shardings)
+        checkpoints.check_finite(folder, params)
+        return params
 
     def _has_digest(self, round_index: int, folder: epath.Path) -> bool:
         """Returns True if a checkpoint must have a digest: this run trained it, or one is there."""
@@ -280,9 +285,15 @@ class Context:
             return Engine(run.model, params, self.tokenizer, layout)
 
     def load_questions(self, split: str) -> dict[str, list[Question]]:
-        """Reads the questions of a split by task, from the questions stage's shards."""
+        """Reads the questions of a split by task, from the questions stage's shards.
+
+        Raises:
+          LmsiError: a shard is damaged, or two questions have one uid.
+        """
         names = self.questions.train if split == "train" else self.questions.test
-        return {name: self._questions(split, name) for name in dict.fromkeys(names)}
+        by_task = {name: self._questions(split, name) for name in dict.fromkeys(names)}
+        check_unique(question for rows in by_task.values() for question in rows)
+        return by_task
 
     def _questions(self, split: str, task: str) -> list[Question]:
         store = ShardStore(self.output / "questions")

@@ -8,6 +8,7 @@ computed first and stored in shards of rows, each complete or absent, in the ord
 import collections
 import contextlib
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -203,7 +204,10 @@ def _write_adapters(round: Round, lora: Lora, directory: epath.Path) -> None:
     exported = export_adapters(directory, folder, state)
     if lora.peft:
         adapters = checkpoints.load_params(exported, state["adapters"])
-        write_peft(lora, adapters, folder / "peft", round.settings.init_checkpoint)
+        # With start_from = "last" the adapters of round 2 belong on the model of round 1.
+        start = round.context.round(round.start).folder("train") if round.start else None
+        base = round.settings.init_checkpoint if start is None else os.fspath(start)
+        write_peft(lora, adapters, folder / "peft", base)
 
 
 def _examples(round: Round) -> tuple[Examples, list[Example]]:

@@ -85,16 +85,27 @@ class ShardStore:
         """Writes a shard atomically; equal rows give equal bytes.
 
         Raises:
-          LmsiError: the disk is full or the folder cannot be written.
+          LmsiError: the disk is full, the folder cannot be written, or a row has a number that is
+            NaN or infinite.
         """
         if not _NAME.fullmatch(shard_name):
             raise ValueError(f"{shard_name!r} is no shard name")
-        lines = [json.dumps(row, sort_keys=True, allow_nan=False) for row in rows]
+        lines = [self._line(shard_name, number, row) for number, row in enumerate(rows, 1)]
         data = _gzip("".join(f"{line}\n" for line in lines).encode())
         write_bytes(self.path(shard_name), data)
         # Last: a shard is complete only once it has this file.
         check = {"rows": len(lines), "sha256": hashlib.sha256(data).hexdigest()}
         write_json(self._check(shard_name), check)
+
+    def _line(self, shard_name: str, number: int, row: Mapping[str, Any]) -> str:
+        try:
+            return json.dumps(row, sort_keys=True, allow_nan=False)
+        except ValueError:
+            where = f" (question {row['uid']!r})" if "uid" in row else ""
+            raise LmsiError(
+                f"{os.fspath(self.path(shard_name))}: row {number}{where} has a number that is NaN "
+                "or infinite, so the model or the scorer behind it is damaged; name another"
+            ) from None
 
     def names(self) -> tuple[str, ...]:
         """Returns the complete shards, sorted; `missing` and `read` check their contents."""

@@ -8,7 +8,7 @@ lower it, the least time at the chips' published rates, and questions an hour.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -414,6 +414,13 @@ def check(
         program = compile_program(lowered, size, chip)
         figures["sample"] = _sampling(run, chip, chips, program, lengths, occupancy, say)
     return figures
+
+
+def refused_programs(figures: Mapping[str, Any]) -> list[str]:
+    """Returns the programs of `check`'s figures that do not fit into a chip's memory."""
+    memory = figures["chip"]["memory"]
+    programs = {name: figures[name] for name in ("train", "sample") if name in figures}
+    return [name for name, one in programs.items() if not one["fits"] or one["peak"] > memory]
 
 
 def _training(

@@ -67,7 +67,7 @@ def train(
     rows: Iterable[packing.Row],
     directory: epath.PathLike,
     *,
-    groups: Sequence[str] = ("all",),
+    groups: Sequence[str] | None = None,
     name: str = "training",
     teacher: Teacher | None = None,
     held_out: Iterable[packing.Row] = (),
@@ -85,7 +85,8 @@ def train(
       rows: a deterministic, endless stream from its beginning; a resumed run skips the rows that
         were read, see `data.RowReader`.
       directory: gets `checkpoint_N` and the files of `lmsi_jax.training.metrics`.
-      groups: names of the groups that `Row.group` counts, for metrics.
+      groups: names of the groups that `Row.group` counts, for metrics; None takes those of `rows`
+        (`data.Examples.groups`), or one for all.
       name: label of the progress bar.
       teacher: for `Loss.distillation = "model"`; on a mesh it is sharded as the parameters are.
       held_out: rows whose loss is measured with every checkpoint.
@@ -94,10 +95,13 @@ def train(
       The parameters after the last step.
 
     Raises:
-      LmsiError: the stream ended early, or the loss is not finite.
+      LmsiError: the stream ended early, a row has a group without a name, a step has no weight to
+        learn from, or the loss is not finite.
       Terminated: SIGTERM reached one of the processes; the step it came in, or with several
         processes the one after it, is finished and saved.
     """
+    if groups is None:
+        groups = getattr(rows, "groups", ("all",))
     mesh = make_training_mesh(training)
     together = mesh.multiprocess_mesh
     leads = together is None or jax.process_index() == 0
@@ -159,6 +163,7 @@ def train(
                     f"{training.microbatches} microbatches, so lower Training.microbatches or "
                     "sequences_per_prefix"
                 )
+            _check_batch(batch, groups, f"{name}, step {step}")
             params, state, metrics = train_step(
                 config,
                 training,
@@ -181,6 +186,7 @@ def train(
             regular = step % training.save_every == 0 or step == training.steps
             if leave or regular:
                 agreement.settle()
+                log.check(step)
                 model = merge_trained(training, params, state)
                 # A step that is saved only because the process has to leave is no point of the
                 # validation curve: a run without the signal would not measure it.
@@ -193,6 +199,27 @@ def train(
                 checkpoints.wait()
                 raise Terminated
         return merge_trained(training, params, state)
+
+
+def _check_batch(batch: packing.Batch, groups: Sequence[str], place: str) -> None:
+    """Checks on the host what would make a step's loss wrong in silence.
+
+    Raises:
+      LmsiError: a row's group is none of `groups`, and its weight would be in the sum of the losses
+        but not in that of the weights; or nothing has a weight, and the loss would be 0.
+    """
+    highest = int(batch["groups"].max())
+    if highest >= len(groups):
+        raise LmsiError(
+            f"{place}: a row is of group {highest}, and `groups` names {len(groups)} "
+            f"({', '.join(groups)}), counted from 0; pass the groups of the rows, as in "
+            "groups=examples.groups"
+        )
+    if not batch["weights"].any():
+        raise LmsiError(
+            f"{place}: no token has a loss weight, so there is nothing to learn; leave out "
+            "examples of weight 0, or loosen what gives it (Mixing.selection)"
+        )
 
 
 def _open_log(

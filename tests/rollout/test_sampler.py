@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmsi_jax.config import Sampling, Truncation
+from lmsi_jax.config import Augmentation, Evaluation, Loss, Sampling, Truncation, Voting
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.rollout.sampler import apply_top_k_top_p, inverse_cdf, sample_token
 
@@ -95,3 +95,19 @@ def test_an_adaptive_consistency_that_cannot_work_is_refused_with_its_remedy(thr
 def test_adaptive_consistency_is_off_by_default():
     assert Sampling().adaptive_consistency is None
     assert Sampling(adaptive_consistency=0.95).adaptive_consistency_every == 4
+
+
+def test_at_the_least_temperature_the_most_probable_token_is_drawn():
+    scores = jnp.asarray([[0.0, 1.0, 0.5], [3.0, -80.0, 2.999]])
+    uniform = jnp.asarray([0.1, 0.999])
+    for value in (1e-30, 1e-7, 1e30):
+        sampling = Sampling(temperature=value)
+        tokens, _ = sample_token(scores, uniform, np.float32(value), sampling.truncation)
+        assert tokens.tolist() == [1, 0] if value < 1 else set(tokens.tolist()) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("value", [1e-38, 1e-45, -1.0])
+@pytest.mark.parametrize("cls", [Sampling, Evaluation, Voting, Loss, Augmentation])
+def test_smaller_temperatures_are_refused(cls, value):
+    with pytest.raises(LmsiError, match=r"temperature = .* or more"):
+        cls(temperature=value)
