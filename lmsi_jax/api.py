@@ -84,7 +84,7 @@ def load(folder: epath.PathLike = "embedded", *, allow_imports: bool = False) ->
 
     Raises:
       LmsiError: there is no checkpoint, its shape is not known, its gin file imports modules, or
-        it has weights that are no numbers.
+        it has weights that are no numbers or were altered after training.
     """
     from lmsi_jax.config.configurables import load_run_of
     from lmsi_jax.models.transformer import parameter_shapes
@@ -103,6 +103,8 @@ def load(folder: epath.PathLike = "embedded", *, allow_imports: bool = False) ->
     checkpoint = checkpoints.find(weights)
     params = checkpoints.load_params(checkpoint, parameter_shapes(run.model))
     checkpoints.check_finite(checkpoint, params)
+    if (checkpoint.parent / checkpoints.DIGEST).exists():
+        checkpoints.check_digest(checkpoint, checkpoints.digest(params))
     return Model(
         config=run.model,
         params=params,

@@ -20,6 +20,10 @@ class TryAgain(LmsiError):
     exit_code = 75
 
 
+class Damaged(LmsiError):
+    """A record of a run was altered since it was written."""
+
+
 class DoesNotFit(LmsiError):
     """A run was checked as asked, and does not fit into the memory of the devices."""
 

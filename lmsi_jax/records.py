@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 from lmsi_jax.errors import LmsiError
 
-SCHEMA = 5
+SCHEMA = 6
 
 Kind = Literal["number", "choice", "yes_no", "nli", "span", "date", "list"]
 Format = Literal["few_shot_cot", "few_shot_direct", "zero_shot_cot", "zero_shot_direct"]

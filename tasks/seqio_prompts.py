@@ -23,7 +23,7 @@ from lmsi_jax.prompts import SEPARATOR, STOP_STRINGS, PromptStyle, build_prompt
 from lmsi_jax.prompts import new_tokens as limit_of
 from lmsi_jax.records import Example, Exemplar, Question, Sample
 from lmsi_jax.rollout.stops import end_at_stop, first_stop
-from lmsi_jax.runtime.files import embedded_path, read_json
+from lmsi_jax.runtime.files import embedded_path, read_record
 from lmsi_jax.runtime.store import ShardStore
 from lmsi_jax.tasks import registry
 
@@ -211,7 +211,7 @@ def new_tokens(run_dir: epath.PathLike, prompt_style: PromptStyle = "cot") -> in
         raise LmsiError(
             f"{record} is missing; run `lmsi run` into {run_dir}, or set MAX_NEW_TOKENS"
         )
-    return limit_of(prompt_style, read_json(record)["config"]["Sampling"]["max_new_tokens"])
+    return limit_of(prompt_style, read_record(record)["config"]["Sampling"]["max_new_tokens"])
 
 
 def of_questions(

@@ -22,7 +22,7 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.seqio_vocabularies import Pieces, Tokens, id_shift, open_t5x_vocabulary
 from lmsi_jax.models.tokenizers import open_tokenizer
 from lmsi_jax.prompts import PromptStyle
-from lmsi_jax.runtime.files import read_json
+from lmsi_jax.runtime.files import read_record
 from lmsi_jax.tasks import seqio_prompts
 from lmsi_jax.tasks.seqio_prompts import Texts, check_examples, check_prompts
 from lmsi_jax.training.optimizers import transformation
@@ -39,7 +39,7 @@ def model_config(run_dir: epath.PathLike) -> ModelConfig:
     manifest = epath.Path(run_dir) / "manifest.json"
     if not manifest.exists():
         raise LmsiError(f"{run_dir} holds no run; set RUN_DIR to the output_dir of `lmsi run`")
-    return ModelConfig.from_json(read_json(manifest)["model"])
+    return ModelConfig.from_json(read_record(manifest)["model"])
 
 
 def vocabulary(tokenizer: str = "embedded", limit: int | None = None) -> Pieces | Tokens:

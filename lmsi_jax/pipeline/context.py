@@ -32,17 +32,16 @@ from lmsi_jax.models.tokenizers import FileTokenizer, open_for_model
 from lmsi_jax.models.transformer import fresh_fingerprint, fresh_params, parameter_shapes
 from lmsi_jax.records import CustomRules, Exemplar, Question, Sample, Vote, check_unique
 from lmsi_jax.rollout.engine import Engine
-from lmsi_jax.runtime.files import TEMPORARY, embedded_path, new_folder, read_json, write_json
+from lmsi_jax.runtime.files import TEMPORARY, embedded_path, new_folder, write_record
 from lmsi_jax.runtime.processes import Processes
 from lmsi_jax.runtime.progress import doing
-from lmsi_jax.runtime.store import ShardStore, Stage, shard_names
+from lmsi_jax.runtime.store import ShardStore, Stage, read_finished, read_identity, shard_names
 from lmsi_jax.training import checkpoints
 from lmsi_jax.voting import AnswerReader
 
 IMPORTED = "Imported"
 """The entry of a sample stage's settings that says which samples of elsewhere it holds."""
 _RECORD = "stage.json"
-_DIGEST = "digest.json"
 # Fields of ModelConfig that bound lengths, or say how the same numbers are computed.
 _SILENT = frozenset({"max_length", "remat", "scan_layers", "query_block"})
 # The commands of stages without one of their own.
@@ -76,7 +75,7 @@ def reuse_stage(stage: Stage, output: epath.Path, runs: Sequence[str]) -> None:
 def _stage_fingerprint(directory: epath.Path) -> str:
     """Returns the fingerprint of a finished stage, "" if it is not finished."""
     record = directory / _RECORD
-    return str(read_json(record)["fingerprint"]) if record.exists() else ""
+    return str(read_finished(directory)["fingerprint"]) if record.exists() else ""
 
 
 def _checkpoint(name: epath.PathLike) -> epath.Path:
@@ -212,7 +211,7 @@ class Context:
                 params = checkpoints.load_params(folder, self.shapes)
                 checkpoints.check_finite(folder, params)
                 if self._has_digest(round_index, folder):
-                    _check_digest(folder, checkpoints.digest(params))
+                    checkpoints.check_digest(folder, checkpoints.digest(params))
             self._params = (round_index, params)
         return self._params[1]
 
@@ -235,7 +234,7 @@ class Context:
 
             def check() -> None:
                 if self.processes.index == 0 and folder not in self._checked:
-                    _check_digest(folder, checkpoints.stored_digest(folder, self.shapes))
+                    checkpoints.check_digest(folder, checkpoints.stored_digest(folder, self.shapes))
                     self._checked.add(folder)
 
             self.processes.run_on_leader(sorted(checkpoints.holders(shardings)), check)
@@ -247,12 +246,12 @@ class Context:
     def _has_digest(self, round_index: int, folder: epath.Path) -> bool:
         """Returns True if a checkpoint must have a digest: this run trained it, or one is there."""
         ours = round_index and not self._run.evaluation.checkpoints
-        return bool(ours) or (folder.parent / _DIGEST).exists()
+        return bool(ours) or (folder.parent / checkpoints.DIGEST).exists()
 
     def write_digest(self, directory: epath.Path, folder: epath.Path) -> None:
         """Writes into `directory` the digest of the newest checkpoint in `folder`."""
         digest = checkpoints.stored_digest(folder, self.shapes)
-        write_json(directory / _DIGEST, {"params_sha256": digest})
+        write_record(directory / checkpoints.DIGEST, {"params_sha256": digest})
 
     @functools.cached_property
     def replica_group(self) -> ReplicaGroup:
@@ -400,7 +399,7 @@ class Round:
 
     def record(self, stage: str) -> dict[str, Any]:
         """Reads the record of a finished stage: its settings, inputs, outputs and seconds."""
-        return read_json(self.folder(stage) / _RECORD)
+        return read_finished(self.folder(stage))
 
     def stage_fingerprint(self, stage: str) -> str:
         """Returns the fingerprint of a finished stage, "" if it is not finished."""
@@ -506,6 +505,11 @@ class Round:
         least = self.settings.augmentation.min_confidence
 
         def voted(task: str, questions: list[Question]) -> Iterator[Voted]:
+            if task not in votes:
+                raise NotReady(
+                    f"the votes of {task} in {self.folder('vote')} are not cast yet; run `lmsi "
+                    "vote`, or `lmsi run` for all"
+                )
             uids, samples = {row.uid for row in new[task]}, self.samples(task)
             for question, vote in zip(questions, votes[task], strict=True):
                 if question.uid not in uids or vote.confidence >= least:
@@ -531,10 +535,8 @@ class Round:
 
 def import_record(directory: epath.Path) -> dict[str, Any]:
     """Returns the entry `IMPORTED` of a begun sample stage; {} if a model drew its samples."""
-    record = directory / "config.json"
-    before = read_json(record) if record.exists() else None
-    config = before.get("config") if isinstance(before, dict) else None
-    return {IMPORTED: config[IMPORTED]} if isinstance(config, dict) and IMPORTED in config else {}
+    config = (read_identity(directory) or {}).get("config", {})
+    return {IMPORTED: config[IMPORTED]} if IMPORTED in config else {}
 
 
 def prompt_job_name(task: str, prompt: int, stand_in: bool) -> str:
@@ -560,16 +562,3 @@ def read_samples(store: ShardStore, name: str) -> Samples:
         for row in store.read(f"{name}-{number}"):
             samples.setdefault(row["uid"], []).append(Sample.from_json(row))
     return samples
-
-
-def _check_digest(folder: epath.Path, digest: str) -> None:
-    """Compares a trained model with its digest: a checkpoint's format has no checksum of its own.
-
-    Raises:
-      LmsiError: the checkpoint was altered.
-    """
-    if read_json(folder.parent / _DIGEST)["params_sha256"] != digest:
-        raise LmsiError(
-            f"the checkpoint {folder} was altered after training; restore it, or delete it and "
-            "repeat the command that trained it"
-        )

@@ -23,8 +23,8 @@ from lmsi_jax.pipeline.evaluate import EvaluateStep, read_scores
 from lmsi_jax.pipeline.step import Step
 from lmsi_jax.pipeline.train import LoadTeacher, TrainStep
 from lmsi_jax.report.comparison import compare_outcomes
-from lmsi_jax.runtime.files import read_json, write_json
-from lmsi_jax.runtime.store import ShardStore
+from lmsi_jax.runtime.files import read_record, write_record
+from lmsi_jax.runtime.store import ShardStore, read_finished
 from lmsi_jax.training import checkpoints
 from lmsi_jax.training.losses import Teacher
 
@@ -59,7 +59,7 @@ class TeacherRun:
         self.round = config.round or max(mixed, default=1)
         if not (self.folder / "manifest.json").exists():
             raise LmsiError(f"{self.folder}/manifest.json is missing; repeat the teacher's run")
-        self.manifest = read_json(self.folder / "manifest.json")
+        self.manifest = read_record(self.folder / "manifest.json")
         self.mix = self._finished(f"round_{self.round}/mix", "mix")
         self._finished("round_0/eval", "eval")
 
@@ -71,11 +71,11 @@ class TeacherRun:
                 f"the teacher's {self.folder / name} is not finished; finish it with "
                 f"`lmsi {command}`, or choose another Distillation.round"
             )
-        return read_json(record)
+        return read_finished(record.parent)
 
     def check_same_questions(self, context: Context) -> None:
         """Raises LmsiError if the student would answer other questions than the teacher did."""
-        theirs = dict(read_json(self.folder / "questions" / "stage.json")["config"]["Questions"])
+        theirs = dict(read_record(self.folder / "questions" / "stage.json")["config"]["Questions"])
         ours = json.loads(json.dumps(dataclasses.asdict(context.questions)))
         for name in ("test", "test_count", "level", "seed"):
             if ours[name] != theirs[name]:
@@ -183,7 +183,7 @@ def distill(context: Context, questions: str) -> dict[str, Any]:
         "rows": _rows(context, outcomes),
         "means": _means(context, outcomes),
     }
-    write_json(context.output / RESULT, result)
+    write_record(context.output / RESULT, result)
     return result
 
 

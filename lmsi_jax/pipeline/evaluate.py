@@ -9,6 +9,7 @@ round_R/collapse.json                     metrics of the round's votes, and of i
 """
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple, cast
 
@@ -25,9 +26,10 @@ from lmsi_jax.pipeline.step import DECODING, Fields, Step, custom_code
 from lmsi_jax.pipeline.vote import VOTING, cast_vote, scorer_record
 from lmsi_jax.prompts import PromptStyle, new_tokens
 from lmsi_jax.records import Example, ExamplePair, Question, Vote
-from lmsi_jax.runtime.files import read_json, write_json
-from lmsi_jax.runtime.store import ShardStore
+from lmsi_jax.runtime.files import read_json, read_record, write_json, write_record
+from lmsi_jax.runtime.store import ShardStore, check_output
 
+_LOG = logging.getLogger(__name__)
 _SCORES = "scores.json"
 # Accuracy is of the vote on all samples; the report says what adaptive consistency would do to it.
 _NEVER: dict[str, Any] = {"adaptive_consistency": None, "token_logprobs": False}
@@ -100,6 +102,7 @@ def read_scores(run: epath.PathLike, round_index: int) -> list[dict[str, Any]]:
     """
     path = epath.Path(run) / f"round_{round_index}" / "eval" / _SCORES
     try:
+        check_output(path)
         return read_json(path)
     except LmsiError:
         raise LmsiError(
@@ -158,11 +161,16 @@ def read_collapse_metrics(round: Round) -> dict[Source, StoredMetrics]:
     path = round.folder(_FILE)
     of = {stage: round.stage_fingerprint(stage) for stage in _READ}
     of["fields"] = ",".join(_FIELDS)  # another version has other metrics
-    stored = read_json(path) if path.exists() else {}
+    stored: dict[str, Any] = {}
+    if path.exists():
+        try:
+            stored = read_record(path)
+        except LmsiError:
+            _LOG.warning("%s was altered and is written anew", path)
     if stored.get("of") != of:
         stored = {"of": of, "metrics": _measured(round, of)}
         if stored["metrics"]:
-            write_json(path, stored)
+            write_record(path, stored)
     metrics = stored["metrics"]
     return {source: _from_json(metrics[source]) for source in SOURCES if source in metrics}
 

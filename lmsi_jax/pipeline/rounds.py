@@ -12,6 +12,7 @@ A stage's identity is its settings and the fingerprints of its inputs, so a chan
 wherever it matters and nowhere else.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 
@@ -30,9 +31,9 @@ from lmsi_jax.pipeline.step import Step
 from lmsi_jax.pipeline.summarize import report, report_evaluation
 from lmsi_jax.pipeline.train import TrainStep
 from lmsi_jax.pipeline.vote import VoteStep
-from lmsi_jax.runtime.files import write_bytes
+from lmsi_jax.runtime.files import exclusive, write_bytes
 from lmsi_jax.runtime.progress import slow_work_reported
-from lmsi_jax.runtime.store import write_manifest
+from lmsi_jax.runtime.store import name_altered_description, write_manifest
 
 ROUND: tuple[Step, ...] = (
     GenerateStep(),
@@ -69,7 +70,9 @@ def execute(
     context = Context(run, frozenset(stages))
     with context.processes.joined():
         if context.processes.index == 0:
-            with slow_work_reported():
+            # A report may be asked for while the run goes on.
+            alone = contextlib.nullcontext() if stages == ("report",) else exclusive(context.output)
+            with slow_work_reported(), alone:
                 _lead(run, context, stages, command, config_text, steps)
             return
         shared: dict[str, Step] = {step.name: step for step in (*steps, EvaluateStep())}
@@ -200,6 +203,7 @@ def _describe(
     run: Run, context: Context, command: str, config_text: str, hashes: dict[str, str]
 ) -> None:
     """Writes the operative configuration and the manifest."""
+    name_altered_description(context.output, hashes)
     try:
         write_bytes(context.output / "config.gin", config_text.encode())
         seeds = {"Run.seed": run.seed}

@@ -41,8 +41,9 @@ from lmsi_jax.report.terminal import (
     print_evaluation,
     print_summary,
 )
-from lmsi_jax.runtime.files import read_json, write_bytes, write_json
-from lmsi_jax.training.metrics import read_metrics
+from lmsi_jax.runtime.files import read_record, write_bytes, write_json
+from lmsi_jax.runtime.store import check_output, check_shards, read_config_text
+from lmsi_jax.training.metrics import METRICS, read_metrics
 from lmsi_jax.voting import right_keys
 
 _EVALUATION = "eval.json"
@@ -64,9 +65,10 @@ def report(context: Context, command: str, config_text: str) -> None:
     Raises:
       NotReady: nothing has been evaluated or voted on yet.
     """
-    config = context.output / "config.gin"
-    if config.exists():
-        config_text = config.read_text()  # of the stages, whatever is set now
+    for index in range(context.round(0).settings.rounds + 1):
+        for stage in filter(context.round(index).finished, _STAGES):
+            check_shards(context.round(index).folder(stage))
+    config_text = read_config_text(context.output) or config_text  # of the stages
     summary = summarize(context, command, config_text)
     write_json(context.output / "report.json", summary.to_json())
     write_json(context.output / _EVALUATION, accuracy_rows(summary))
@@ -160,7 +162,7 @@ def summarize(context: Context, command: str, config_text: str) -> Summary:
                 for round in voted
                 if import_record(round.folder("sample"))
             ),
-            *(distillation_sentences(read_json(distillation)) if distillation.exists() else ()),
+            *(distillation_sentences(read_record(distillation)) if distillation.exists() else ()),
         ),
     )
 
@@ -197,6 +199,7 @@ def _round(round: Round) -> RoundSummary:
     votes = [vote for rows in by_task.values() for vote in rows]
     drawn = [sample for rows in samples.values() for sample in rows]
     metrics = read_metrics(round.folder("train"))
+    check_output(round.folder("train") / METRICS)
     seconds = {
         stage: float(round.record(stage)["seconds"]) for stage in _STAGES if round.finished(stage)
     }

@@ -14,12 +14,13 @@ import pathlib
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.errors import Damaged, LmsiError
+from lmsi_jax.records import SCHEMA
 
 TEMPORARY = ".tmp"  # ends the name of an unfinished file, which begins with a full stop
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -97,6 +98,40 @@ def _remove_abandoned(out: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
+def exclusive(folder: epath.PathLike) -> Iterator[None]:
+    """Keeps other processes that do the same out of a local folder, which is created if needed.
+
+    Raises:
+      LmsiError: another process works in it.
+    """
+    if "://" in os.fspath(folder):
+        yield
+        return
+    path = pathlib.Path(folder)
+    existed = path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise cannot("open", folder, error) from error
+    try:
+        with contextlib.suppress(OSError):  # of a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LmsiError(
+                    f"another lmsi command works in {os.fspath(folder)}; wait until it has ended, "
+                    "or choose another output_dir"
+                ) from None
+        yield
+    finally:
+        os.close(handle)
+        if not existed:
+            with contextlib.suppress(OSError):
+                path.rmdir()  # if nothing was written into it
+
+
+@contextlib.contextmanager
 def _lock(folder: epath.PathLike) -> Iterator[bool]:
     """Tries to lock a folder; yields True on success. The lock ends with the process."""
     handle = os.open(folder, os.O_RDONLY)
@@ -128,13 +163,13 @@ def write_json(path: epath.PathLike, value: Any) -> None:
       LmsiError: as `write_bytes`, or a number is NaN or infinite.
     """
     try:
-        text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
+        data = _json_bytes(value)
     except ValueError as error:
         raise LmsiError(
             f"{os.fspath(path)} would have a number that is NaN or infinite ({error}); the model "
             "or the scorer behind it is damaged: name another"
         ) from error
-    write_bytes(path, f"{text}\n".encode())
+    write_bytes(path, data)
 
 
 def read_json(path: epath.PathLike) -> Any:
@@ -153,6 +188,50 @@ def read_json(path: epath.PathLike) -> Any:
         ) from None
     except OSError as error:
         raise LmsiError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
+
+
+_RECORD_DIGEST = "record_sha256"
+
+
+def write_record(path: epath.PathLike, value: Mapping[str, Any]) -> None:
+    """Writes a JSON object with a digest of itself, by which `read_record` knows it unaltered."""
+    write_json(path, {**value, _RECORD_DIGEST: _record_digest(value)})
+
+
+def read_record(path: epath.PathLike) -> dict[str, Any]:
+    """Reads a record, without its digest.
+
+    Raises:
+      Damaged: it is not as `write_record` wrote it.
+      LmsiError: there is no such file, or another version has written it.
+    """
+    remedy = "delete it and repeat the command that made it, `lmsi run` for a run's"
+    try:
+        value = read_json(path)
+    except LmsiError as error:
+        if not epath.Path(path).exists():
+            raise
+        raise Damaged(f"{os.fspath(path)} is damaged; {remedy}") from error
+    if isinstance(value, dict):
+        digest = value.pop(_RECORD_DIGEST, None)
+        if digest is None and value.get("schema") in range(SCHEMA):
+            raise LmsiError(
+                f"{os.fspath(path)} is of another version of lmsi_jax (schema {value['schema']}, "
+                f"here {SCHEMA}); use that version, or start anew in another folder"
+            )
+        if digest == _record_digest(value) and _json_bytes({**value, _RECORD_DIGEST: digest}) == (
+            epath.Path(path).read_bytes()
+        ):
+            return value
+    raise Damaged(f"{os.fspath(path)} was altered; {remedy}")
+
+
+def _record_digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _json_bytes(value: Any) -> bytes:
+    return f"{json.dumps(value, indent=2, sort_keys=True, allow_nan=False)}\n".encode()
 
 
 _DATA_BYTES = 1 << 30

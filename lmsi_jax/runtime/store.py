@@ -10,6 +10,7 @@ continues with what is missing, on any number of hosts; damaged files are made a
                manifest.json             versions, seeds and inputs of the run
 """
 
+import contextlib
 import gzip
 import hashlib
 import importlib.metadata
@@ -27,22 +28,24 @@ from typing import Any, Literal
 from etils import epath
 
 from lmsi_jax import __version__
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.errors import Damaged, LmsiError
 from lmsi_jax.records import SCHEMA
 from lmsi_jax.runtime.files import (
     TEMPORARY,
     file_sha256,
     read_json,
+    read_record,
     remove,
     write_bytes,
     write_json,
+    write_record,
 )
 
 _LOG = logging.getLogger(__name__)
 _SHARD, _CHECK = ".jsonl.gz", ".check.json"
 _CONFIG, _STAGE = "config.json", "stage.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_MANIFEST = "manifest.json"
+_MANIFEST, _CONFIG_TEXT = "manifest.json", "config.gin"
 _PACKAGES = (
     "jax",
     "jaxlib",
@@ -129,7 +132,12 @@ class ShardStore:
         if data is None:
             path = os.fspath(self.path(shard_name))
             raise LmsiError(f"{path} is missing; repeat the command of the stage that makes it")
-        return [json.loads(line) for line in gzip.decompress(data).splitlines()]
+        rows = [json.loads(line) for line in gzip.decompress(data).splitlines()]
+        count = read_json(self._check(shard_name)).get("rows")
+        if count != len(rows):
+            check = os.fspath(self._check(shard_name))
+            raise Damaged(f"{check} was altered ({count} rows); delete it and repeat the command")
+        return rows
 
     def _is_sound(self, shard_name: str) -> bool:
         try:
@@ -198,21 +206,24 @@ class Stage:
 
         Returns:
           "done" if it is finished with unaltered outputs, "resume" if it was begun with the same
-          configuration and inputs, "new" if the folder was empty.
+          configuration and inputs, "new" if the folder was empty. Damage is named.
 
         Raises:
-          LmsiError: the folder holds this stage with another configuration or other inputs.
+          LmsiError: the folder holds this stage with another configuration or other inputs, or
+            nothing sound says what it holds.
         """
         self._started = time.monotonic()
         path = self.directory / _CONFIG
-        if not path.exists():
-            remove(self.directory / _STAGE)
-            write_json(path, self._identity())
+        before = read_identity(self.directory)
+        if before is None:
+            write_record(path, self._identity())
             return "new"
-        self._compare(read_json(path))
-        if not (self.directory / _STAGE).exists():
-            return "resume"
-        return "done" if self._intact() else "resume"
+        self._compare(before)
+        if not _is_sound(path):
+            _LOG.warning("%s was missing or altered and has been written anew", os.fspath(path))
+            write_record(path, self._identity())
+        record = self._finished()
+        return "done" if record is not None and self._intact(record) else "resume"
 
     def finish(self, outputs: Iterable[epath.PathLike] | None = None) -> None:
         """Records the stage as finished.
@@ -236,7 +247,7 @@ class Stage:
             "outputs": {key: file_sha256(file) for key, file in sorted(files.items())},
             "seconds": round(time.monotonic() - self._started, 3),
         }
-        write_json(self.directory / _STAGE, record)
+        write_record(self.directory / _STAGE, record)
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -246,9 +257,24 @@ class Stage:
             "inputs": self.inputs,
         }
 
-    def _compare(self, before: Any) -> None:
-        if not isinstance(before, dict):
-            before = {}
+    def _finished(self) -> dict[str, Any] | None:
+        """Returns the record of the finished stage; drops one that is damaged, or another's."""
+        path = self.directory / _STAGE
+        if not path.exists():
+            return None
+        try:
+            record = read_record(path)
+        except Damaged:
+            reason = "was altered"
+        else:
+            if record["fingerprint"] == self.fingerprint:
+                return record
+            reason = "is of another run"
+        _LOG.warning("stage %s resumes: %s %s and has been dropped", self.name, path, reason)
+        remove(path)
+        return None
+
+    def _compare(self, before: Mapping[str, Any]) -> None:
         changes = [
             *_changes({"name": before.get("name")}, {"name": self.name}),
             *_changes({"schema": before.get("schema")}, {"schema": SCHEMA}),
@@ -263,10 +289,10 @@ class Stage:
                 f"{'; '.join(changes[:6])}{more}.\nChoose another output_dir, or delete {folder}."
             )
 
-    def _intact(self) -> bool:
+    def _intact(self, record: Mapping[str, Any]) -> bool:
         """Compares the outputs with the record; deletes altered ones and, with any, the record."""
         damage = []
-        for key, expected in read_json(self.directory / _STAGE)["outputs"].items():
+        for key, expected in record["outputs"].items():
             path = self.directory / key
             if not path.exists():
                 damage.append(f"{os.fspath(path)} is missing")
@@ -277,6 +303,86 @@ class Stage:
             _LOG.warning("stage %s resumes: %s", self.name, "; ".join(damage))
             remove(self.directory / _STAGE)
         return not damage
+
+
+def read_identity(directory: epath.Path) -> dict[str, Any] | None:
+    """Reads what a stage's folder was begun with: its name, settings and inputs; None if nothing.
+
+    A finished stage's record repeats them, so either of the two may be lost.
+
+    Raises:
+      LmsiError: both are lost, or another version has written them.
+    """
+    begun, finished = directory / _CONFIG, directory / _STAGE
+    for path in (begun, finished):
+        if path.exists():
+            with contextlib.suppress(Damaged):
+                return read_record(path)
+    if not (begun.exists() or finished.exists() or ShardStore(directory).names()):
+        return None
+    folder = os.fspath(directory)
+    raise Damaged(
+        f"{os.fspath(begun)} is missing or was altered, so nothing says which settings made "
+        f"{folder}; delete that folder and repeat the command: it makes it anew"
+    )
+
+
+def read_finished(directory: epath.Path) -> dict[str, Any]:
+    """Reads the record of a finished stage: its settings, inputs, fingerprint, outputs and seconds.
+
+    Raises:
+      LmsiError: it is missing, was altered, or is of another run than the folder.
+    """
+    path = directory / _STAGE
+    record = read_record(path)
+    begun = record
+    with contextlib.suppress(LmsiError):  # that command repairs it which takes the stage up
+        begun = read_record(directory / _CONFIG)
+    if any(record.get(name) != value for name, value in begun.items()):
+        raise Damaged(
+            f"{os.fspath(path)} is of another run than {_CONFIG} beside it; delete it and repeat "
+            "the command that made it, `lmsi run` for a run's"
+        )
+    return record
+
+
+def check_shards(directory: epath.Path) -> None:
+    """Checks that a finished stage's shards are there; what they hold is checked as it is read.
+
+    Raises:
+      LmsiError: one is missing, or the record was altered.
+    """
+    shards = [key for key in read_finished(directory)["outputs"] if key.endswith((_SHARD, _CHECK))]
+    missing = [key for key in shards if not (directory / key).exists()]
+    if missing:
+        raise Damaged(
+            f"{os.fspath(directory / missing[0])} is missing; repeat `lmsi run`, or the other "
+            "command of its stage: it makes it anew"
+        )
+
+
+def check_output(path: epath.Path) -> None:
+    """Checks a file of a stage's folder against the stage's record, if that is finished.
+
+    Raises:
+      LmsiError: the file is missing, or it or the record was altered.
+    """
+    if not (path.parent / _STAGE).exists():
+        return
+    expected = read_finished(path.parent)["outputs"].get(path.name)
+    if expected is not None and not (path.exists() and file_sha256(path) == expected):
+        raise Damaged(
+            f"{os.fspath(path)} is missing or was altered; repeat `lmsi run`, or the other command "
+            "of its stage: it makes it anew"
+        )
+
+
+def _is_sound(path: epath.Path) -> bool:
+    try:
+        read_record(path)
+    except LmsiError:
+        return False
+    return True
 
 
 def _files(root: epath.Path) -> list[epath.Path]:
@@ -331,8 +437,10 @@ def write_manifest(
     Returns:
       The path of the file. It has no date and no home folder, so equal runs give equal bytes.
     """
+    config = epath.Path(output_dir) / _CONFIG_TEXT
     value = {
         "schema": SCHEMA,
+        "config_sha256": file_sha256(config) if config.exists() else "",
         "lmsi_jax": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -343,8 +451,45 @@ def write_manifest(
         **extra,
     }
     path = epath.Path(output_dir) / _MANIFEST
-    write_json(path, _without_home(value))
+    write_record(path, _without_home(value))
     return path
+
+
+def name_altered_description(output_dir: epath.PathLike, hashes: Mapping[str, str]) -> None:
+    """Names a manifest or a config.gin that is not as it was written, before they are replaced.
+
+    Args:
+      output_dir: the run's folder.
+      hashes: of `write_manifest`, for the run as it is now.
+    """
+    path = epath.Path(output_dir) / _MANIFEST
+    config = path.parent / _CONFIG_TEXT
+    if not (path.exists() or config.exists()):
+        return
+    try:
+        before = read_record(path)
+    except LmsiError:
+        _LOG.warning("%s is missing or was altered; it is written anew", os.fspath(path))
+        return
+    known = before["hashes"]
+    if any(known[name] != value for name, value in hashes.items() if name in known):
+        _LOG.warning("%s is of another run; it is written anew", os.fspath(path))
+    elif not config.exists() or file_sha256(config) != before["config_sha256"]:
+        _LOG.warning("%s is missing or was altered; it is written anew", os.fspath(config))
+
+
+def read_config_text(output_dir: epath.PathLike) -> str | None:
+    """Reads a run's config.gin; None if it is missing, or named if it is not as it was written."""
+    config = epath.Path(output_dir) / _CONFIG_TEXT
+    if not config.exists():
+        return None
+    try:
+        if read_record(config.parent / _MANIFEST)["config_sha256"] == file_sha256(config):
+            return config.read_text()
+    except LmsiError:
+        pass
+    _LOG.warning("%s or its manifest was altered, and is not shown", os.fspath(config))
+    return None
 
 
 def _version(package: str) -> str | None:

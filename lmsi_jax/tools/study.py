@@ -23,7 +23,7 @@ from lmsi_jax.report.formats import DASH, count_of, duration, format_count, poin
 from lmsi_jax.report.html import Html, element, figure, note, panels, table
 from lmsi_jax.report.page import render_document
 from lmsi_jax.report.summary import PromptStyle
-from lmsi_jax.runtime.files import read_json, write_bytes, write_json
+from lmsi_jax.runtime.files import read_record, write_bytes, write_record
 from lmsi_jax.tools import study_results
 from lmsi_jax.tools.study_results import Unit
 
@@ -131,7 +131,7 @@ def write_result(study: Study, load: Load) -> None:
         "minutes": round(sum(map(study_results.spent_seconds, counted)) / 60, 1),
         "rows": study_results.rows(study, seeds, load),
     }
-    write_json(f"{study.folder}/{RESULT}", result)
+    write_record(f"{study.folder}/{RESULT}", result)
     write_bytes(f"{study.folder}/{PAGE}", render(result).encode())
 
 
@@ -142,7 +142,7 @@ def read_result(study: Study) -> dict[str, Any]:
       LmsiError: no seed is finished yet.
     """
     try:
-        return read_json(f"{study.folder}/{RESULT}")
+        return read_record(f"{study.folder}/{RESULT}")
     except LmsiError:
         raise LmsiError(
             f"{study.folder} has no {RESULT}: no seed is finished yet; run `lmsi study "

@@ -23,9 +23,10 @@ from lmsi_jax.config import DistributionShift, ModelConfig, Run, Study, Variant
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.statistics import Z_95, macro_variance, over_seeds
 from lmsi_jax.pipeline.context import Context
+from lmsi_jax.pipeline.evaluate import read_scores
 from lmsi_jax.pipeline.questions import train_answers
 from lmsi_jax.pipeline.score import read_scored_rows
-from lmsi_jax.runtime.files import read_json, write_json
+from lmsi_jax.runtime.files import read_record, write_record
 from lmsi_jax.selection.filters import importances, shift
 
 _MARK = "unit.json"
@@ -72,7 +73,7 @@ class Unit:
     def finish(self, seconds: float) -> None:
         """Records that the run is finished, and how long its last execution took."""
         if not self.finished:
-            write_json(self.mark, {"seconds": round(seconds, 1)})
+            write_record(self.mark, {"seconds": round(seconds, 1)})
 
 
 def units(study: Study) -> list[Unit]:
@@ -122,7 +123,7 @@ def expected_seconds(study: Study, remaining: Sequence[Unit]) -> float:
 
 def spent_seconds(unit: Unit) -> float:
     """Returns the seconds that a finished run took; 0.0 for an unfinished one."""
-    return float(read_json(unit.mark)["seconds"]) if unit.finished else 0.0
+    return float(read_record(unit.mark)["seconds"]) if unit.finished else 0.0
 
 
 Outcomes = dict[str, list[int]]
@@ -183,8 +184,8 @@ def read(folder: str) -> Evaluated:
       LmsiError: a file is missing or damaged.
     """
     root = pathlib.Path(folder)
-    questions = read_json(root / "questions" / "stage.json")["config"]["Questions"]
-    model = ModelConfig.from_json(read_json(root / "manifest.json")["model"])
+    questions = read_record(root / "questions" / "stage.json")["config"]["Questions"]
+    model = ModelConfig.from_json(read_record(root / "manifest.json")["model"])
     paths = {
         int(path.parent.parent.name.removeprefix("round_")): path
         for path in root.glob("round_*/eval/scores.json")
@@ -192,7 +193,7 @@ def read(folder: str) -> Evaluated:
     return Evaluated(
         trained=tuple(questions["train"]),
         parameters=model.parameter_count,
-        scores={number: read_json(paths[number]) for number in sorted(paths)},
+        scores={number: read_scores(root, number) for number in sorted(paths)},
     )
 
 

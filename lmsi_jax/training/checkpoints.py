@@ -25,7 +25,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.params import Params
-from lmsi_jax.runtime.files import cannot
+from lmsi_jax.runtime.files import cannot, read_record
 
 UNFINISHED = ".orbax-checkpoint-tmp"
 LAYOUT = "a folder checkpoint_N with an Orbax item 'state' that holds a tree 'target'"
@@ -115,6 +115,8 @@ def _owner(name: str) -> tuple[str, str, str]:
 
 
 PREFIX, DATA_STATE = "checkpoint", "data_state"
+DIGEST = "digest.json"
+"""A record beside a finished checkpoint: the `digest` of its parameters."""
 
 
 def find(path: epath.PathLike) -> epath.Path:
@@ -201,6 +203,23 @@ def load_params(path: epath.PathLike, like: Params, shardings: Any = None) -> Pa
     """
     places = None if shardings is None else {"target": shardings}
     return read(find(path), {"target": like}, places)["target"]
+
+
+def check_digest(folder: epath.Path, digest: str) -> None:
+    """Compares a trained model with its digest: a checkpoint's format has no checksum of its own.
+
+    Args:
+      folder: the checkpoint, beside its record `DIGEST`.
+      digest: of its parameters.
+
+    Raises:
+      LmsiError: the checkpoint or the record was altered.
+    """
+    if read_record(folder.parent / DIGEST)["params_sha256"] != digest:
+        raise LmsiError(
+            f"the checkpoint {folder} was altered after training; restore it, or delete it and "
+            "repeat the command that trained it"
+        )
 
 
 def check_finite(folder: epath.PathLike, params: Params) -> None:

@@ -12,6 +12,7 @@ from micro_run import ROOT, contents, shard_rows, snapshot
 from lmsi_jax.pipeline import train
 from lmsi_jax.records import Example, Question, Sample, Vote
 from lmsi_jax.rollout.engine import Engine
+from lmsi_jax.runtime.files import read_record
 from lmsi_jax.training import checkpoints
 
 STAGES = ("sample", "vote", "mix", "train", "eval", "report")
@@ -61,7 +62,7 @@ def test_the_loop_never_sees_a_label(finished):
 def test_training_moves_the_model(finished, micro_params, speaking_params):
     after = _digest(finished / "round_1" / "train", micro_params)
     assert after != checkpoints.digest(speaking_params)
-    written = json.loads((finished / "round_1" / "train" / "digest.json").read_text())
+    written = read_record(finished / "round_1" / "train" / "digest.json")
     assert written == {"params_sha256": after}
 
 

@@ -8,9 +8,17 @@ import tracemalloc
 
 import pytest
 
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.errors import Damaged, LmsiError
 from lmsi_jax.runtime import files
-from lmsi_jax.runtime.files import new_folder, parse_json, read_data, read_json
+from lmsi_jax.runtime.files import (
+    exclusive,
+    new_folder,
+    parse_json,
+    read_data,
+    read_json,
+    read_record,
+    write_record,
+)
 
 _KILLED = """
 import os, pathlib, signal, sys
@@ -93,3 +101,43 @@ def test_a_json_document_has_a_largest_size_and_depth(monkeypatch):
     monkeypatch.setattr(files, "_DOCUMENT_BYTES", 1 << 20)
     with pytest.raises(ValueError, match="more than 1 MiB; write one object a line"):
         parse_json(" " * (1 << 20) + "1")
+
+
+def test_a_record_knows_that_it_is_unaltered(tmp_path):
+    path = tmp_path / "stage.json"
+    value = {"name": "vote", "config": {"a": [1, 2.5, None, "é"]}, "seconds": 0.1}
+    write_record(path, value)
+    assert read_record(path) == value
+    data = path.read_bytes()
+    for place in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        with pytest.raises(Damaged, match="stage.json (is damaged|was altered); delete it and"):
+            read_record(path)
+    for other in (b"", b"[]", b"null", b"{}", b"7", data[:-1], data + b" ", b'{"schema": []}'):
+        path.write_bytes(other)
+        with pytest.raises(Damaged):
+            read_record(path)
+    path.unlink()
+    with pytest.raises(LmsiError, match="cannot read"):
+        read_record(path)
+
+
+def test_a_record_of_another_version_says_so(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"schema": 5, "name": "vote"}')
+    with pytest.raises(LmsiError, match=r"another version of lmsi_jax \(schema 5, here \d+\); use"):
+        read_record(path)
+
+
+def test_two_commands_do_not_work_in_one_folder(tmp_path):
+    folder = tmp_path / "deep" / "run"
+    refused = pytest.raises(LmsiError, match="another lmsi command works in .*run; wait until")
+    with exclusive(folder), refused, exclusive(folder):
+        pass
+    assert not folder.exists()  # nothing was written
+    with exclusive(folder):
+        (folder / "file").touch()
+    with exclusive(folder), exclusive("gs://bucket/run"):
+        assert (folder / "file").exists()

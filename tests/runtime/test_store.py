@@ -13,13 +13,14 @@ import sys
 import time
 
 import pytest
+from etils import epath
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.runtime import files
 from lmsi_jax.runtime.files import read_json, write_json
-from lmsi_jax.runtime.store import ShardStore, Stage, shard_names
+from lmsi_jax.runtime.store import ShardStore, Stage, read_finished, shard_names
 
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 _FINITE = _SCALARS.filter(lambda value: value not in (float("inf"), float("-inf")))
@@ -296,3 +297,49 @@ def test_a_number_that_is_none_is_named_by_its_row(tmp_path):
     with pytest.raises(LmsiError, match="report.json would have a number that is NaN or infinite"):
         write_json(tmp_path / "report.json", {"x": [float("inf")]})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("lost", ["config.json", "stage.json", "both"])
+@pytest.mark.parametrize("how", ["list", "flip", "delete"])
+def test_one_of_two_records_is_enough_and_without_both_nothing_passes_for_new(
+    tmp_path, caplog, lost, how
+):
+    def stage(temperature=0.7):
+        return Stage(tmp_path, "sample", {"temperature": temperature})
+
+    assert stage().begin() == "new"
+    ShardStore(tmp_path).write("a", [{"x": 1}])
+    stage().finish()
+    for name in ("config.json", "stage.json") if lost == "both" else (lost,):
+        path = tmp_path / name
+        data = path.read_bytes()
+        changed = {"list": b"[]", "flip": data.replace(b"0.7", b"0.5")}.get(how)
+        path.unlink() if changed is None else path.write_bytes(changed)
+    if lost == "both":
+        with pytest.raises(LmsiError, match="config.json is missing or was altered, so nothing"):
+            stage().begin()
+        return
+    with pytest.raises(LmsiError, match="temperature was 0.7, is now 0.9"):
+        stage(0.9).begin()
+    assert stage().begin() == ("done" if lost == "config.json" else "resume")
+    assert lost in caplog.text or how == "delete" and lost == "stage.json"
+    stage().finish()
+    caplog.clear()
+    assert stage().begin() == "done" and caplog.text == ""
+
+
+def test_the_record_of_another_run_is_dropped_and_no_output_with_it(tmp_path, caplog):
+    for name in ("ours", "theirs"):
+        stage = Stage(tmp_path / name, "sample", {"name": name})
+        stage.begin()
+        ShardStore(tmp_path / name).write("a", [{"x": name}])
+        stage.finish()
+    before = ShardStore(tmp_path / "ours").path("a").read_bytes()
+    (tmp_path / "ours" / "stage.json").write_bytes(
+        (tmp_path / "theirs" / "stage.json").read_bytes()
+    )
+    with pytest.raises(LmsiError, match="stage.json is of another run than config.json beside it"):
+        read_finished(epath.Path(tmp_path / "ours"))
+    assert Stage(tmp_path / "ours", "sample", {"name": "ours"}).begin() == "resume"
+    assert "is of another run and has been dropped" in caplog.text
+    assert ShardStore(tmp_path / "ours").path("a").read_bytes() == before

@@ -1,7 +1,5 @@
 """A round's examples for T5X: each example's weight reaches its target tokens, packed or not."""
 
-import json
-
 import numpy as np
 import pytest
 import seqio
@@ -10,6 +8,7 @@ import tensorflow as tf
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import build_prompt
 from lmsi_jax.records import Example, Question
+from lmsi_jax.runtime.files import write_record
 from lmsi_jax.runtime.store import ShardStore
 from lmsi_jax.tasks import registry, seqio_prompts, seqio_rounds
 
@@ -149,6 +148,6 @@ def test_new_tokens_are_those_of_the_runs_evaluation(tmp_path):
     folder = tmp_path / "round_0" / "eval"
     folder.mkdir(parents=True)
     record = {"config": {"Sampling": {"max_new_tokens": 90}}}
-    (folder / "config.json").write_text(json.dumps(record))
+    write_record(folder / "config.json", record)
     assert seqio_prompts.new_tokens(tmp_path) == 90
     assert seqio_prompts.new_tokens(tmp_path, "standard") == 32

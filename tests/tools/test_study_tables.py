@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lmsi_jax.config import Study, Variant
+from lmsi_jax.runtime.files import write_record
 from lmsi_jax.tools import study_results
 from lmsi_jax.tools.study import head_and_rows, render
 
@@ -19,8 +20,8 @@ def _write(folder, rounds):
     """A run's folder as far as a table reads it: number -> (task, prompt_style) -> outcomes."""
     (folder / "questions").mkdir(parents=True)
     stage = {"config": {"Questions": {"train": ["legs", "choices"]}}}
-    (folder / "questions" / "stage.json").write_text(json.dumps(stage))
-    (folder / "manifest.json").write_text(json.dumps({"model": _CONFIG}))
+    write_record(folder / "questions" / "stage.json", stage)
+    write_record(folder / "manifest.json", {"model": _CONFIG})
     for number, scores in rounds.items():
         place = folder / f"round_{number}" / "eval"
         place.mkdir(parents=True)
