@@ -58,16 +58,11 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _import_hf(args: argparse.Namespace, load: Load) -> None:
-    from lmsi_jax.interop.hf_weights import has_chat_template, import_model
+    from lmsi_jax.interop.hf_weights import import_model
 
     config = import_model(args.source, args.out, args.dtype, print)
     print(f"{config.parameter_count:,} parameters in {args.out}")
     print(f"next: lmsi run CONFIG --gin_file={args.out / 'model.gin'}")
-    if has_chat_template(args.out / "tokenizer"):
-        print(
-            "an instruct model's solutions have blank lines; if it is one, add\n"
-            r"""  --gin.Sampling.stop="('\nQ:', '\nPremise:')" """.rstrip()
-        )
 
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}

@@ -25,7 +25,7 @@ from lmsi_jax.config.row_filters import (
     SelfRating,
 )
 from lmsi_jax.config.run import Run, Study, Variant
-from lmsi_jax.config.sampling import Decoding, Filters, Sampling, Voting
+from lmsi_jax.config.sampling import Chat, Decoding, Filters, Sampling, Voting
 from lmsi_jax.config.schedule import Schedule
 from lmsi_jax.config.steps import (
     Augmentation,
@@ -43,6 +43,7 @@ __all__ = [
     "AnswerEntropy",
     "Augmentation",
     "Cap",
+    "Chat",
     "CollapseMonitor",
     "Decoding",
     "Difficulty",

@@ -12,7 +12,7 @@ from lmsi_jax.errors import LmsiError
 CLASSES: tuple[type, ...] = (
     *(config.Run, config.Questions, config.Augmentation, config.ModelConfig),
     *(config.LinearScaling, config.Llama3Scaling, config.YarnScaling),
-    *(config.Decoding, config.Sampling, config.Voting, config.Mixing),
+    *(config.Chat, config.Decoding, config.Sampling, config.Voting, config.Mixing),
     *(config.MinConfidence, config.Cap, config.AnswerEntropy, config.DistinctReasoning),
     *(config.DistributionShift, config.ImportanceWeights, config.SelfRating, config.ExternalScore),
     *(config.InstructionFollowing, config.Difficulty),

@@ -40,7 +40,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
         *(config.LinearScaling, config.Llama3Scaling, config.YarnScaling),
     ),
     "Questions": (config.Questions, config.Augmentation),
-    "Sampling and voting": (config.Sampling, config.Decoding, config.Voting),
+    "Sampling and voting": (config.Chat, config.Sampling, config.Decoding, config.Voting),
     "Selection and mixing": (
         config.Mixing,
         *(config.MinConfidence, config.Cap, config.AnswerEntropy, config.DistinctReasoning),

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Annotated, Literal
 
 from lmsi_jax.config.model_config import ModelConfig
-from lmsi_jax.config.sampling import Decoding, Sampling, Voting
+from lmsi_jax.config.sampling import Chat, Decoding, Sampling, Voting
 from lmsi_jax.config.schedule import Schedule, apply_schedule, check_schedule
 from lmsi_jax.config.steps import (
     Augmentation,
@@ -34,6 +34,8 @@ class Run:
     """Tasks and their questions; only `lmsi pretrain` needs none."""
     augmentation: Augmentation = Augmentation()
     """Questions and prompts that the model writes itself."""
+    chat: Chat | None = None
+    """Prompting in the model's chat template, @Chat(); None prompts as base models are."""
     sampling: Sampling = Sampling()
     """Sampling of reasoning paths."""
     voting: Voting = Voting()

@@ -6,7 +6,7 @@ memory. `import_model` writes:
 
     OUT/checkpoint_0/     the layout of lmsi and T5X
     OUT/tokenizer/        tokenizer.json or tokenizer.model with its settings
-    OUT/model.gin         ModelConfig, Run.init_checkpoint and Run.tokenizer
+    OUT/model.gin         ModelConfig, Run.init_checkpoint, Run.tokenizer and how it is prompted
     OUT/model.json        the same ModelConfig, for programs
 
 The folder appears only once it is complete. `hf_export` is the way back.
@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from lmsi_jax.config import ModelConfig
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.interop.chat_prompts import choose_prompting
 from lmsi_jax.interop.gguf_file import GgufModel, is_gguf, split_files
 from lmsi_jax.interop.hf_config import ignored_keys, model_config
 from lmsi_jax.interop.hf_families import Tensor, tensors
@@ -32,7 +32,6 @@ from lmsi_jax.interop.hf_shards import DTYPES, INDEX, SINGLE, SLICE_BYTES, Dtype
 from lmsi_jax.models.tokenizers import (
     SENTENCEPIECE,
     TOKENIZER_JSON,
-    adjacent_settings,
     open_tokenizer,
 )
 from lmsi_jax.runtime.files import new_folder, read_json, write_json
@@ -46,12 +45,6 @@ TOKENIZER_FILES = (
 )
 # Computed when needed; older files store it.
 _DERIVED = ("rotary_emb.inv_freq",)
-
-
-def has_chat_template(folder: Path) -> bool:
-    """Returns True if a folder with a tokenizer has a template for chats."""
-    settings = adjacent_settings(epath.Path(folder) / TOKENIZER_JSON)
-    return (folder / "chat_template.jinja").exists() or "chat_template" in settings
 
 
 def import_model(
@@ -88,9 +81,12 @@ def import_model(
     expected = tensors(config)
     _check_source(source, shards, expected, config)
     with new_folder(out) as folder:
-        _import_tokenizer(source, shards, folder / "tokenizer", config, note)
+        raw = shards.config if isinstance(shards, GgufModel) else read_json(source / "config.json")
+        ends = raw.get("eos_token_id")
+        _import_tokenizer(source, shards, folder / "tokenizer", config, ends, note)
         streaming.save(folder, 0, _tree(source, shards, expected, dtype))
-        (folder / "model.gin").write_text(gin_text(config, source, out))
+        prompting = choose_prompting(folder / "tokenizer", note)
+        (folder / "model.gin").write_text(gin_text(config, source, out, prompting))
         write_json(folder / "model.json", dataclasses.asdict(config))
     return config
 
@@ -232,9 +228,18 @@ def _import_tokenizer(
     shards: Shards | GgufModel,
     folder: Path,
     config: ModelConfig,
+    ends: int | list[int] | None,
     note: Callable[[str], object],
 ) -> None:
     """Writes the files of a tokenizer and checks that it can be opened.
+
+    Args:
+      source: the model.
+      shards: its tensors.
+      folder: the folder to create.
+      config: the model's shape.
+      ends: `eos_token_id` of config.json, which holds if there is no generation_config.json.
+      note: called with a line on what is left out.
 
     Raises:
       LmsiError: there are no such files, or they belong to another model.
@@ -252,6 +257,9 @@ def _import_tokenizer(
             f"{source} has no {TOKENIZER_JSON} and no {SENTENCEPIECE}; put the model's tokenizer "
             "there"
         )
+    settings = folder / "generation_config.json"
+    if ends is not None and not settings.exists():
+        write_json(settings, {"eos_token_id": ends})
     if dropped := _drop_tokens_beyond(folder / TOKENIZER_JSON, config.vocab_size):
         note(
             f"left out of the tokenizer, the model has no row for them: {', '.join(dropped)} "
@@ -292,13 +300,21 @@ def _drop_tokens_beyond(file: Path, rows: int) -> list[str]:
     return [token["content"] for token in beyond]
 
 
-def gin_text(config: ModelConfig, source: Path, out: Path) -> str:
-    """Returns the text of a model's gin file, to be included or passed as --gin_file."""
+def gin_text(config: ModelConfig, source: Path, out: Path, prompting: str = "") -> str:
+    """Returns the text of a model's gin file, to be included or passed as --gin_file.
+
+    Args:
+      config: its shape.
+      source: where it comes from.
+      out: where it is.
+      prompting: the packaged gin file that says how it is prompted, "" for none.
+    """
     lines = [
         f"# {source.name}, by `lmsi import-hf`: {config.parameter_count:,} parameters.",
         "#",
         "#   lmsi run CONFIG --gin_file=OUT/model.gin",
         "",
+        *([f"include {prompting!r}", ""] if prompting else []),
     ]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

@@ -21,6 +21,7 @@ from lmsi_jax.augmentation import FewShot
 from lmsi_jax.config import Questions, Run
 from lmsi_jax.config.schedule import scheduled_values
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.interop.chat_prompts import chat_record, make_writer
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.sharding import (
     ReplicaGroup,
@@ -30,6 +31,7 @@ from lmsi_jax.models.sharding import (
 )
 from lmsi_jax.models.tokenizers import FileTokenizer, open_for_model
 from lmsi_jax.models.transformer import fresh_fingerprint, fresh_params, parameter_shapes
+from lmsi_jax.prompts import PromptWriter
 from lmsi_jax.records import Exemplar, Question, Sample, Vote
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.runtime.files import TEMPORARY, embedded_path, new_folder, read_json, write_json
@@ -156,6 +158,21 @@ class Context:
             Face's models often have more than their tokenizer, so that the table divides well.
         """
         return open_for_model(self.tokenizer_path, self._run.model)
+
+    @functools.cached_property
+    def prompts(self) -> PromptWriter:
+        """Asks the run's models, and writes what they learn.
+
+        Raises:
+          LmsiError: `Run.chat` asks for a chat template, and there is none or it does not do.
+        """
+        return make_writer(self._run.chat, self._run.mixing.end, self.tokenizer)
+
+    @property
+    def prompts_record(self) -> dict[str, Any]:
+        """The settings that shape prompts, by class, for the identity of stages."""
+        chat = self._run.chat
+        return {} if chat is None else {"Chat": chat_record(chat, self.tokenizer_path)}
 
     @functools.cached_property
     def base_folder(self) -> epath.Path:

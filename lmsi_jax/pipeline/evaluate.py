@@ -53,6 +53,7 @@ class EvaluateStep(Step):
         ),
     )
     inputs = ("model", "questions")
+    writes_prompts = True
 
     def derived(self, round: Round) -> dict[str, Any]:
         return scorer_record(round)
@@ -61,6 +62,7 @@ class EvaluateStep(Step):
         asked = list(_asked(round))
         jobs = [
             make_job(
+                round.context.prompts,
                 test_job_name(task, style),
                 questions,
                 round.context.exemplars(task),

@@ -33,8 +33,8 @@ from lmsi_jax.models.sharding import ReplicaGroup
 from lmsi_jax.pipeline.context import Round, Samples, prompt_job_name, read_samples
 from lmsi_jax.pipeline.questions import worked_questions
 from lmsi_jax.pipeline.step import DECODING, Fields, Step
-from lmsi_jax.prompts import PromptStyle, build_prompt
-from lmsi_jax.records import Exemplar, Question, Sample
+from lmsi_jax.prompts import PromptStyle, PromptWriter
+from lmsi_jax.records import Exemplar, Question, Sample, Text, join_texts
 from lmsi_jax.rollout.requests import IsSettled, OnChunk, Request, Rollout, Stats
 from lmsi_jax.runtime.processes import Agreement, synchronize
 from lmsi_jax.runtime.progress import Progress
@@ -60,8 +60,8 @@ class Job:
     """
 
     name: str
-    prefix: str
-    questions: Mapping[str, str]
+    prefix: Text
+    questions: Mapping[str, Text]
     sampling: Sampling
     numbers: tuple[int, ...] | None = None
 
@@ -88,6 +88,7 @@ class Shard:
 
 
 def make_job(
+    writer: PromptWriter,
     name: str,
     questions: Sequence[Question],
     exemplars: Sequence[Exemplar],
@@ -98,6 +99,7 @@ def make_job(
     """Returns the job of one task's questions under one prompt style.
 
     Args:
+      writer: asks the questions.
       name: begins the names of its shards.
       questions: the task's questions.
       exemplars: the few-shot examples of the task prompt.
@@ -105,9 +107,13 @@ def make_job(
       sampling: how samples are drawn.
       numbers: the indices of the samples; None: the first `sampling.num_samples`.
     """
-    prompts = {q.uid: build_prompt(q, exemplars, prompt_style) for q in questions}
-    prefix = next(iter(prompts.values()))[0] if prompts else ""
-    texts = {uid: text for uid, (_, text) in prompts.items()}
+    prompts = {q.uid: writer.prompt(q, exemplars, prompt_style) for q in questions}
+    prefixes = {prefix for prefix, _ in prompts.values()}
+    prefix = prefixes.pop() if len(prefixes) == 1 else ""
+    texts = {
+        uid: text if before == prefix else join_texts(before, text)
+        for uid, (before, text) in prompts.items()
+    }
     return Job(name=name, prefix=prefix, questions=texts, sampling=sampling, numbers=numbers)
 
 
@@ -354,6 +360,7 @@ class SampleStep(Step):
         Fields(part="mixing", names=("human_examples",), when=_plays),
     )
     inputs = ("model", "questions", "generate", "prompts")
+    writes_prompts = True
 
     def share(self, round: Round) -> None:
         by_task = round.questions
@@ -366,7 +373,14 @@ class SampleStep(Step):
                 round.settings.sampling, num_samples=1, adaptive_consistency=None
             )
             jobs += [
-                make_job(f"human-{task}", rows, round.context.exemplars(task), "cot", single)
+                make_job(
+                    round.context.prompts,
+                    f"human-{task}",
+                    rows,
+                    round.context.exemplars(task),
+                    "cot",
+                    single,
+                )
                 for task, rows in given.items()
             ]
         draw_samples(
@@ -382,11 +396,13 @@ class SampleStep(Step):
 def _jobs(round: Round, task: str, rows: list[Question]) -> list[Job]:
     """Returns one job with the task's exemplars, or one for each generated prompt."""
     sampling, prompts = round.settings.sampling, round.few_shots(task)
+    writer = round.context.prompts
     if not prompts:
-        return [make_job(task, rows, round.context.exemplars(task), "cot", sampling)]
+        return [make_job(writer, task, rows, round.context.exemplars(task), "cot", sampling)]
     by_uid = {row.uid: row for row in rows}
     return [
         make_job(
+            writer,
             prompt_job_name(task, group.prompt, group.standing_in),
             [by_uid[uid] for uid in group.uids],
             prompts[group.prompt].exemplars,
