@@ -69,6 +69,7 @@ setup(
         "t5x": ["t5x @ git+https://github.com/google-research/t5x.git", "tensorboard"],
         "hf": HF,
         "gguf": [*HF, "gguf>=0.19"],
+        "parquet": ["pyarrow>=15"],
         "docs": ["mkdocs-material>=9.5"],
         "dev": [
             "build>=1.2",
@@ -76,6 +77,7 @@ setup(
             "hypothesis>=6.100",
             "jinja2>=3.1",
             "mypy>=1.11",
+            "pyarrow>=15",
             "pytest>=8.2",
             "pytest-xdist>=3.6",
             "ruff>=0.8",

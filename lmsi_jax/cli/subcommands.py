@@ -1,4 +1,4 @@
-"""Define the commands that are no stage of a run: import-hf, export-hf, aot, study and others.
+"""Define the commands that are no stage of a run: imports, exports, aot, study and others.
 
 This module is imported for `lmsi --help`, so whatever is heavy is imported when a command runs.
 """
@@ -121,6 +121,68 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise LmsiError(f"--max_shard_size={text}: write a size such as 5GB or 200MB")
     return int(size)
+
+
+# --- import-samples, export-rows ------------------------------------------------------------------
+
+
+def _add_import_samples_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="JSON Lines with samples: a plain form, batch outputs of vLLM or OpenAI, chat "
+        "completions, T5X's infer (docs/samples.md)",
+    )
+    parser.add_argument(
+        "--round", metavar="N", type=int, default=1, help="round of the samples (default: 1)"
+    )
+    parser.add_argument(
+        "--skip_broken", action="store_true", help="leave out lines that cannot be read"
+    )
+
+
+def _import_samples(args: argparse.Namespace, load: Load) -> None:
+    from lmsi_jax.config import gin_loader
+    from lmsi_jax.pipeline.import_samples import import_samples
+    from lmsi_jax.runtime.signals import signals_as_exceptions
+
+    run = load(())
+    with signals_as_exceptions():
+        import_samples(
+            run,
+            args.files,
+            round_index=args.round,
+            skip_broken=args.skip_broken,
+            command=shlex.join(["lmsi", *sys.argv[1:]]),
+            config_text=gin_loader.operative_config(),
+        )
+
+
+def _add_export_rows_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="folder of a run (Run.output_dir)")
+    parser.add_argument(
+        "out",
+        metavar="OUT",
+        nargs="?",
+        help="file to write (default: rows.jsonl or rows.parquet in the round's folder)",
+    )
+    parser.add_argument(
+        "--round", metavar="N", type=int, help="round of the rows (default: the last mixed one)"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("prompt-completion", "messages", "parquet"),
+        default="prompt-completion",
+        help="form of the rows (default: prompt-completion)",
+    )
+
+
+def _export_rows(args: argparse.Namespace, load: Load) -> None:
+    from lmsi_jax.pipeline.export_rows import export_rows
+
+    path, count = export_rows(args.run, args.out, round_index=args.round, row_format=args.format)
+    print(f"{count:,} rows in {path}")
 
 
 # --- aot ------------------------------------------------------------------------------------------
@@ -294,6 +356,20 @@ COMMANDS: dict[str, Command] = {
         "",
         _add_export_arguments,
         _export_hf,
+    ),
+    "import-samples": Command(
+        "take samples of another engine as a round's finished sampling",
+        "quickstart samples.jsonl --gin.Run.output_dir=runs/vllm",
+        "runs",
+        _add_import_samples_arguments,
+        _import_samples,
+    ),
+    "export-rows": Command(
+        "write a round's training rows for other trainers",
+        "runs/quickstart rows.jsonl --format=messages",
+        "",
+        _add_export_rows_arguments,
+        _export_rows,
     ),
     "aot": Command(
         "compile a run ahead for a TPU topology: memory, FLOPs, time",

@@ -72,6 +72,8 @@ def _fingerprint(directory: epath.Path) -> str:
 
 
 _RECORD = "stage.json"
+IMPORTED = "Imported"
+"""The entry of a sample stage's settings that says which samples of elsewhere it holds."""
 _DIGEST = "digest.json"
 # Fields of ModelConfig that bound lengths, or say how the same numbers are computed.
 _SILENT = frozenset({"max_length", "remat", "scan_layers", "query_block"})
@@ -451,7 +453,10 @@ class Round:
 
         def read() -> Samples:
             if not prompts:
-                return read_samples(store, task)
+                drawn = read_samples(store, task)
+                if not import_record(store.directory):
+                    return drawn
+                return {question.uid: [] for question in self.questions[task]} | drawn
             samples: Samples = {}
             for name in (
                 prompt_job_name(task, number, stand_in)
@@ -512,6 +517,14 @@ class Round:
             return {row["uid"]: Vote.from_json(row) for row in rows}
 
         return self.once(("test votes", name), read)
+
+
+def import_record(directory: epath.Path) -> dict[str, Any]:
+    """Returns the entry `IMPORTED` of a begun sample stage; {} if a model drew its samples."""
+    record = directory / "config.json"
+    before = read_json(record) if record.exists() else None
+    config = before.get("config") if isinstance(before, dict) else None
+    return {IMPORTED: config[IMPORTED]} if isinstance(config, dict) and IMPORTED in config else {}
 
 
 def prompt_job_name(task: str, prompt: int, stand_in: bool) -> str:

@@ -13,7 +13,7 @@ wherever it matters and nowhere else.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lmsi_jax.config import Run
 from lmsi_jax.config.run import comparison_run
@@ -45,7 +45,13 @@ ROUND: tuple[Step, ...] = (
 """The steps from one model to the next, in their order."""
 
 
-def execute(run: Run, stages: tuple[str, ...], command: str, config_text: str) -> None:
+def execute(
+    run: Run,
+    stages: tuple[str, ...],
+    command: str,
+    config_text: str,
+    steps: Sequence[Step] = ROUND,
+) -> None:
     """Runs the given stages of every round, as far as their inputs are finished.
 
     Args:
@@ -53,6 +59,7 @@ def execute(run: Run, stages: tuple[str, ...], command: str, config_text: str) -
       stages: of `main.STAGES`; or ("pretrain",); with "distill" the run is a student's.
       command: the command line, for the manifest and the report.
       config_text: the operative gin configuration.
+      steps: from one model to the next.
 
     Raises:
       LmsiError: what the user can repair.
@@ -61,22 +68,27 @@ def execute(run: Run, stages: tuple[str, ...], command: str, config_text: str) -
     context = Context(run, frozenset(stages))
     with context.processes.joined():
         if context.processes.index == 0:
-            _lead(run, context, stages, command, config_text)
+            _lead(run, context, stages, command, config_text, steps)
             return
-        steps: dict[str, Step] = {step.name: step for step in (*ROUND, EvaluateStep())}
-        steps["train"] = TrainStep(teacher_loader(context))
+        shared: dict[str, Step] = {step.name: step for step in (*steps, EvaluateStep())}
+        shared["train"] = TrainStep(teacher_loader(context))
         for order in context.processes.orders():
             if order["stage"] == "pretrain":
                 from lmsi_jax.pipeline.pretrain import PretrainStep
 
-                steps["pretrain"] = PretrainStep()
+                shared["pretrain"] = PretrainStep()
             round = context.round(order["round"])
-            steps[order["stage"]].share(round)
+            shared[order["stage"]].share(round)
             round.release()
 
 
 def _lead(
-    run: Run, context: Context, stages: tuple[str, ...], command: str, config_text: str
+    run: Run,
+    context: Context,
+    stages: tuple[str, ...],
+    command: str,
+    config_text: str,
+    steps: Sequence[Step],
 ) -> None:
     """Runs the stages, in the only process or in process 0."""
 
@@ -95,7 +107,7 @@ def _lead(
     if run.evaluation.checkpoints:
         _compare(run, context, describe)
     elif stages != ("report",):
-        _run_rounds(run, context, describe)
+        _run_rounds(run, context, describe, steps)
     if "report" in stages:
         report(context, command, config_text)
     elif stages == ("eval",):
@@ -127,7 +139,7 @@ def _distill(context: Context, describe: _Describe) -> None:
     print(f"table: {context.output / RESULT}")
 
 
-def _run_rounds(run: Run, context: Context, describe: _Describe) -> None:
+def _run_rounds(run: Run, context: Context, describe: _Describe, steps: Sequence[Step]) -> None:
     for stage, setting in (("generate", "questions"), ("prompts", "prompts")):
         if context.stages == {stage} and not getattr(run.augmentation, setting):
             raise LmsiError(
@@ -142,7 +154,7 @@ def _run_rounds(run: Run, context: Context, describe: _Describe) -> None:
     try:
         _evaluate(context, 0, base, questions)
         for index in range(1, run.rounds + 1):
-            model = _one_round(context, index, model, questions)
+            model = _one_round(context, index, model, questions, steps)
             if index < run.rounds and (reasons := stop_reasons(context, index)):
                 print(f"stopping after round {index}: {'; '.join(reasons)}", flush=True)
                 break
@@ -153,11 +165,13 @@ def _run_rounds(run: Run, context: Context, describe: _Describe) -> None:
     describe(hashes)
 
 
-def _one_round(context: Context, index: int, model: str, questions: str) -> str:
+def _one_round(
+    context: Context, index: int, model: str, questions: str, steps: Sequence[Step]
+) -> str:
     """Runs one round; returns the new model's fingerprint."""
     round = context.round(index)
     fingerprints = {"model": model, "questions": questions, "base": context.base_fingerprint}
-    for step in ROUND:
+    for step in steps:
         if step.applies(round):
             fingerprints[step.name] = step.execute(round, fingerprints)
     _evaluate(context, index, fingerprints["train"], questions)

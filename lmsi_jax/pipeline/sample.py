@@ -23,6 +23,7 @@ import io
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -30,7 +31,14 @@ from lmsi_jax.augmentation import groups
 from lmsi_jax.config import Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.sharding import ReplicaGroup
-from lmsi_jax.pipeline.context import Round, Samples, prompt_job_name, read_samples
+from lmsi_jax.pipeline.context import (
+    IMPORTED,
+    Round,
+    Samples,
+    import_record,
+    prompt_job_name,
+    read_samples,
+)
 from lmsi_jax.pipeline.questions import worked_questions
 from lmsi_jax.pipeline.step import DECODING, Fields, Step
 from lmsi_jax.prompts import PromptStyle, PromptWriter
@@ -39,7 +47,7 @@ from lmsi_jax.rollout.requests import IsSettled, OnChunk, Request, Rollout, Stat
 from lmsi_jax.runtime.processes import Agreement, synchronize
 from lmsi_jax.runtime.progress import Progress
 from lmsi_jax.runtime.signals import Terminated, deferred_signals
-from lmsi_jax.runtime.store import ShardStore, shard_names
+from lmsi_jax.runtime.store import ShardStore, Stage, shard_names
 from lmsi_jax.voting import AnswerReader, is_settled
 
 # Neighbours in a shard are of similar length, and then in the order of their uids.
@@ -361,6 +369,17 @@ class SampleStep(Step):
     )
     inputs = ("model", "questions", "generate", "prompts")
     writes_prompts = True
+
+    def derived(self, round: Round) -> dict[str, Any]:
+        return import_record(round.folder(self.name))
+
+    def run(self, round: Round, stage: Stage) -> None:
+        if IMPORTED in stage.config:
+            raise LmsiError(
+                f"the samples in {stage.directory} were imported, and are not complete; repeat "
+                "`lmsi import-samples` with the same files, or delete the folder"
+            )
+        super().run(round, stage)
 
     def share(self, round: Round) -> None:
         by_task = round.questions

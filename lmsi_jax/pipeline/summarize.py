@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from lmsi_jax.evaluation.accuracy import Replay, replay
 from lmsi_jax.evaluation.collapse import distinct_kept
 from lmsi_jax.pipeline.augment import read_counts
-from lmsi_jax.pipeline.context import Context, NotReady, Round
+from lmsi_jax.pipeline.context import Context, NotReady, Round, import_record
 from lmsi_jax.pipeline.distill import RESULT
 from lmsi_jax.pipeline.evaluate import collapse_alarms, read_collapse_metrics, read_scores
 from lmsi_jax.pipeline.mix import labelled_funnel, read_examples, read_pairs
@@ -152,9 +152,15 @@ def summarize(context: Context, command: str, config_text: str) -> Summary:
             sets=(*test_sets, *train_sets),
         ),
         examples=tuple(examples),
-        notes=tuple(distillation_sentences(read_json(distillation)))
-        if distillation.exists()
-        else (),
+        notes=(
+            *(
+                f"The samples of round {round.index} were imported (`lmsi import-samples`); this "
+                "run's model did not draw them."
+                for round in voted
+                if import_record(round.folder("sample"))
+            ),
+            *(distillation_sentences(read_json(distillation)) if distillation.exists() else ()),
+        ),
     )
 
 

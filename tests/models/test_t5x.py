@@ -19,7 +19,7 @@ from lmsi_jax.models.transformer import Decoder, init_params
 from lmsi_jax.training import packing
 from lmsi_jax.training.checkpoints import Checkpoints, load_params
 from lmsi_jax.training.metrics import read_metrics
-from lmsi_jax.training.optimizers import transformation
+from lmsi_jax.training.optimizers import learning_rate_schedule, transformation
 from lmsi_jax.training.trainer import train
 
 if reason := lmsi_t5x.missing():
@@ -215,7 +215,7 @@ class _T5X:
             train_state_axes=made.train_state_axes,
             rng=jax.random.PRNGKey(0),
             # Optax has its own; T5X's optimisers get theirs from here.
-            learning_rate_fn=settings.schedule(TRAINING.steps),
+            learning_rate_fn=learning_rate_schedule(settings, TRAINING.steps),
             num_microbatches=None,
         )
         self.folder = str(folder)

@@ -29,12 +29,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def _t5x(command, file, **macros):
     """Runs a command of T5X's."""
     words = [f"--gin.{name}={value!r}" for name, value in macros.items()]
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # T5X may be on it
     subprocess.run(
         [sys.executable, "-m", "lmsi_jax.interop.t5x", command]
         + [f"--gin_file=t5x/{file}.gin", *words],
         check=True,
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"},
     )
 
 
