@@ -4,6 +4,7 @@ This module is imported for `lmsi --help`, so whatever is heavy is imported when
 """
 
 import argparse
+import itertools
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.prompts import PROMPT_STYLES
 from lmsi_jax.records import KINDS
 
 if TYPE_CHECKING:
@@ -61,8 +63,31 @@ def _import_hf(args: argparse.Namespace, load: Load) -> None:
     from lmsi_jax.interop.hf_weights import import_model
 
     config = import_model(args.source, args.out, args.dtype, print)
+    print(_border_report(args.out / "model.gin"))
     print(f"{config.parameter_count:,} parameters in {args.out}")
     print(f"next: lmsi run CONFIG --gin_file={args.out / 'model.gin'}")
+
+
+def _border_report(model: Path) -> str:
+    """Returns a line on 200 rows of the generated tasks, encoded in parts and as whole texts."""
+    from lmsi_jax.config.configurables import load_run_of
+    from lmsi_jax.models.tokenizers import compare_borders
+    from lmsi_jax.pipeline.context import Context
+    from lmsi_jax.prompts import solution
+    from lmsi_jax.records import Question
+    from lmsi_jax.tasks import registry
+
+    context = Context(load_run_of(model.parent), frozenset())
+    rows = []
+    for name in ("purchases", "choices", "claims", "travel"):
+        task = registry.get(name)
+        for number, one in enumerate(itertools.islice(task.worked("pretrain", "hard", 0), 50)):
+            question = Question(uid=str(number), task=name, text=one.question, kind=task.kind)
+            style = PROMPT_STYLES[number % len(PROMPT_STYLES)]
+            prompt = context.prompts.prompt(question, task.exemplars(), style)
+            target = context.prompts.target(solution(one.reasoning, one.answer))
+            rows.append((*prompt, target))
+    return str(compare_borders(context.tokenizer, rows))
 
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}

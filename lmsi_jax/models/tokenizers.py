@@ -14,6 +14,7 @@ of its first tokens must not change when more follow. The library's `ByteFallbac
 a whole run of bytes, complete characters included, until its last character is complete.
 """
 
+import difflib
 import functools
 import hashlib
 import json
@@ -25,7 +26,7 @@ from etils import epath
 
 from lmsi_jax.config import ModelConfig
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.records import Text
+from lmsi_jax.records import Text, join_texts
 from lmsi_jax.runtime.files import file_sha256, read_json
 
 TOKENIZER_JSON, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
@@ -171,6 +172,69 @@ def encode_text(tokenizer: Tokenizer, text: Text, before: Text = "") -> list[int
             ids += tokenizer.encode(piece)
         tail = piece
     return ids
+
+
+def encode_parts(tokenizer: Tokenizer, texts: Sequence[Text]) -> list[int]:
+    """Returns the ids of the parts of a row, each encoded apart, one behind the other."""
+    ids: list[int] = []
+    before: Text = ""
+    for text in texts:
+        ids += encode_text(tokenizer, text, before)
+        before = join_texts(before, text) if before else text
+    return ids
+
+
+class Borders(NamedTuple):
+    """A comparison of rows encoded in parts with the same rows encoded as one text.
+
+    Attributes:
+      rows: their number.
+      other_ids: rows whose ids differ.
+      tokens: tokens of the whole texts.
+      other_tokens: of those, tokens that the parts do not have.
+      other_texts: rows that are read as another text than the whole is.
+    """
+
+    rows: int
+    other_ids: int
+    tokens: int
+    other_tokens: int
+    other_texts: int
+
+    def __str__(self) -> str:
+        parts = f"of {self.rows} rows of task prompt, question and solution"
+        if self.other_texts:
+            return (
+                f"prompt parts: {self.other_texts} {parts} are read as another text than they are; "
+                "this tokenizer is not fit for prompts in parts"
+            )
+        if not self.other_ids:
+            return f"prompt parts: all {parts} have the ids of the whole text"
+        share = 100 * self.other_tokens / self.tokens
+        return (
+            f"prompt parts: {self.other_ids} {parts} have other ids than the whole text, "
+            f"{share:.2g} % of its tokens, and are read as the same text"
+        )
+
+
+def compare_borders(tokenizer: Tokenizer, rows: Sequence[Sequence[Text]]) -> Borders:
+    """Compares the ids of parts with those of whole texts: tokens may span a border between parts.
+
+    Args:
+      tokenizer: the model's.
+      rows: the parts of each.
+    """
+    other_ids = tokens = other_tokens = other_texts = 0
+    for row in rows:
+        whole = encode_text(tokenizer, join_texts(*row))
+        parts = encode_parts(tokenizer, row)
+        tokens += len(whole)
+        if parts != whole:
+            matcher = difflib.SequenceMatcher(None, whole, parts, autojunk=False)
+            other_ids += 1
+            other_tokens += len(whole) - sum(match.size for match in matcher.get_matching_blocks())
+            other_texts += tokenizer.decode(parts) != tokenizer.decode(whole)
+    return Borders(len(rows), other_ids, tokens, other_tokens, other_texts)
 
 
 def _control(tokenizer: Tokenizer, controls: Mapping[str, Control], text: str) -> Control:

@@ -203,6 +203,16 @@ class Context:
             weights = hashlib.sha256(text.encode()).hexdigest()
         return f"{weights[:32]}{vocabulary[:32]}"
 
+    def checkpoint(self, round_index: int) -> epath.Path | None:
+        """Returns the checkpoint of the model that a round ended with.
+
+        It is None of fresh weights, and if it or the run's folder is not on this machine.
+        """
+        if not round_index and self._run.init_checkpoint == "fresh":
+            return None
+        folder = self._stored(round_index)
+        return None if "://" in f"{folder}{self.output}" else folder
+
     def _stored(self, round_index: int) -> epath.Path:
         """Returns the checkpoint of the model that a round ended with."""
         if not round_index:

@@ -3,7 +3,8 @@
     {"prompt": "Q: ...\\nA:", "completion": " 3 + 4 = 7. The answer is 7.\\n\\n", "weight": 1}
     {"messages": [{"role": "user", ...}, {"role": "assistant", ...}], "weight": 1.0}
 
-`prompt + completion` is the text that `lmsi train` learns. Pairs have `chosen` and `rejected` in
+`prompt + completion` is the text that `lmsi train` learns, control tokens of a chat template
+included: encode it with these, and without a start token. Pairs have `chosen` and `rejected` in
 place of `completion`. Each row also has its uid, task, format and source.
 """
 
@@ -16,7 +17,7 @@ from etils import epath
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import SEPARATOR
-from lmsi_jax.records import Example, ExamplePair
+from lmsi_jax.records import Example, ExamplePair, Text, join_texts, plain_text
 from lmsi_jax.runtime.files import write_bytes
 from lmsi_jax.runtime.store import ShardStore
 
@@ -86,16 +87,17 @@ def _rows(store: ShardStore, row_format: RowFormat) -> Iterator[dict[str, Any]]:
                 row: Example | ExamplePair
                 if source == "pairs":
                     row = ExamplePair.from_json(stored)
-                    learnt = {"chosen": row.chosen, "rejected": row.rejected}
+                    learnt: dict[str, Text] = {"chosen": row.chosen, "rejected": row.rejected}
                 else:
                     row = Example.from_json(stored)
                     learnt = {"completion": row.targets}
-                prompt = row.prefix + row.inputs
+                prompt = join_texts(row.prefix, row.inputs)
                 yield {
                     **(
                         _messages(prompt, learnt)
                         if row_format == "messages"
-                        else {"prompt": prompt} | {k: v + SEPARATOR for k, v in learnt.items()}
+                        else {"prompt": plain_text(prompt)}
+                        | {name: _ended(text) for name, text in learnt.items()}
                     ),
                     "weight": row.weight,
                     "uid": row.uid,
@@ -105,10 +107,24 @@ def _rows(store: ShardStore, row_format: RowFormat) -> Iterator[dict[str, Any]]:
                 }
 
 
-def _messages(prompt: str, learnt: Mapping[str, str]) -> dict[str, Any]:
-    """Returns an example as one conversation, a pair as a prompt and two answers."""
+def _ended(text: Text) -> str:
+    return text + SEPARATOR if isinstance(text, str) else plain_text(text)
+
+
+def _messages(prompt: Text, learnt: Mapping[str, Text]) -> dict[str, Any]:
+    """Returns an example as one conversation, a pair as a prompt and two answers.
+
+    Raises:
+      LmsiError: the row is in a chat template already.
+    """
+    if not isinstance(prompt, str):
+        raise LmsiError(
+            "the rows are in the model's chat template already, which a trainer would apply once "
+            "more to messages; export with --format=prompt-completion"
+        )
     asked = [{"role": "user", "content": prompt}]
-    replies = {k: [{"role": "assistant", "content": v.strip()}] for k, v in learnt.items()}
+    texts = {name: text if isinstance(text, str) else text[0] for name, text in learnt.items()}
+    replies = {k: [{"role": "assistant", "content": v.strip()}] for k, v in texts.items()}
     if "completion" in replies:
         return {"messages": asked + replies["completion"]}
     return {"prompt": asked, **replies}

@@ -10,12 +10,14 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from lmsi_jax.config import Lora, Training
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.interop.hf_export import export_model
 from lmsi_jax.models import sharding
 from lmsi_jax.pipeline.context import Round
 from lmsi_jax.pipeline.mix import read_examples, read_funnel, read_pairs
@@ -197,7 +199,28 @@ def _write_adapters(round: Round, lora: Lora, directory: epath.Path) -> None:
     exported = export_adapters(directory, folder, state)
     if lora.peft:
         adapters = checkpoints.load_params(exported, state["adapters"])
-        write_peft(lora, adapters, folder / "peft", round.settings.init_checkpoint)
+        write_peft(lora, adapters, folder / "peft", _peft_base(round))
+
+
+def _peft_base(round: Round) -> str:
+    """Returns the model that a round's adapters belong on, exported once for all its rounds.
+
+    It is the one that training started from, as a folder that PEFT opens, `round_N/hf`. A model
+    that no Hugging Face architecture computes, or without a checkpoint of its own on this machine,
+    is named by its checkpoint.
+    """
+    context, settings = round.context, round.settings
+    checkpoint = context.checkpoint(round.start)
+    if checkpoint is None:
+        return settings.init_checkpoint
+    out = Path(context.round(round.start).folder("hf"))
+    try:
+        if not out.exists():
+            export_model(checkpoint, settings.model, context.tokenizer_path, out)
+    except LmsiError as error:
+        print(f"adapters name {checkpoint} as their model, which PEFT cannot open: {error}")
+        return str(checkpoint)
+    return str(out.resolve())
 
 
 def _examples(round: Round) -> tuple[Examples, list[Example]]:

@@ -1,5 +1,6 @@
 """Prompts and training rows in chat templates: ids of transformers, hostile texts, ends."""
 
+import datetime
 import json
 
 import pytest
@@ -55,7 +56,8 @@ def row_ids(tokenizer, *texts):
 @pytest.mark.parametrize("name", forms.FORMS)
 def test_the_parts_of_a_row_have_the_ids_of_transformers(name, style, tmp_path):
     theirs, _ = their_tokenizer(name, tmp_path)
-    writer, ours = writer_of(name, tmp_path)
+    today = Chat(date=datetime.date.today().isoformat())
+    writer, ours = writer_of(name, tmp_path, today)
     prefix, inputs = writer.prompt(question(), EXEMPLARS, style)
     shown = EXEMPLARS if not style.startswith("zero") else ()
     messages = []
