@@ -133,6 +133,13 @@ def _export_hf(args: argparse.Namespace, load: Load) -> None:
         max_shard_bytes=size,
     )
     print(f"{config.model.parameter_count:,} parameters in {args.out}")
+    trained = config.questions is not None  # a run's, not an import's
+    if trained and config.chat is None and config.mixing.end == "blank_line":
+        print(
+            "its answers end at a blank line, not at an end token: give the engine that generates "
+            f"the stop strings {list(config.sampling.stop)}, or train with "
+            "Mixing.end = 'end_token'"
+        )
 
 
 def parse_size(text: str) -> int:
