@@ -33,7 +33,7 @@ from lmsi_jax.pipeline.context import Round, Voted, read_samples
 from lmsi_jax.pipeline.questions import worked_questions
 from lmsi_jax.pipeline.sample import Job, draw_samples
 from lmsi_jax.pipeline.step import DECODING, Fields, Step, settings_record
-from lmsi_jax.prompts import PromptWriter, solution
+from lmsi_jax.prompts import PLAIN, PromptWriter, solution
 from lmsi_jax.records import Exemplar, Question, Text
 from lmsi_jax.runtime.progress import Progress
 from lmsi_jax.runtime.store import ShardStore, Stage, shard_names
@@ -180,8 +180,7 @@ def _losses(
     for at, one in enumerate(solved):
         for name in one.losses:
             prompt = _prompt(writer, name, one.question, one.exemplars)
-            text = writer.target(one.text, ended=False)
-            rows.append(tokenize_solution(tokenizer, *prompt, text))
+            rows.append(tokenize_solution(tokenizer, *prompt, one.text, writer))
             places.append((at, name))
     records: list[dict[str, Any]] = [dict(one.identity) for one in solved]
     for (at, name), losses in zip(places, scorer.losses(rows), strict=True):
@@ -204,7 +203,9 @@ def _prompt(
     return "", writer.no_question()
 
 
-def tokenize_solution(tokenizer: Tokenizer, prefix: Text, inputs: Text, text: Text) -> packing.Row:
+def tokenize_solution(
+    tokenizer: Tokenizer, prefix: Text, inputs: Text, text: str, writer: PromptWriter = PLAIN
+) -> packing.Row:
     """Returns a prompt and a solution, of which the solution's tokens alone have weight.
 
     Texts are encoded one by one, as training and decoding do; no end of sequence follows.
@@ -212,7 +213,7 @@ def tokenize_solution(tokenizer: Tokenizer, prefix: Text, inputs: Text, text: Te
     return packing.weighted_row(
         encode_text(tokenizer, prefix),
         encode_text(tokenizer, inputs, prefix),
-        encode_text(tokenizer, text, inputs),
+        encode_text(tokenizer, writer.target(text, ended=False), inputs),
         1.0,
     )
 

@@ -170,8 +170,7 @@ class Verifier:
         prompts: list[Text] = [*texts]
         if writer is not PLAIN:
             prompts = [writer.request(text.removesuffix(_ANSWER)) for text in texts]
-        answer = writer.target(self.answer, ended=False)
-        rows = [tokenize_solution(tokenizer, "", prompt, answer) for prompt in prompts]
+        rows = [tokenize_solution(tokenizer, "", prompt, self.answer, writer) for prompt in prompts]
         probabilities = []
         for row, losses in zip(rows, scorer.losses(rows), strict=True):
             if losses is None:
