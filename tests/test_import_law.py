@@ -29,8 +29,9 @@ LAYERS = (
 PURE = {*LAYERS[0], *LAYERS[1]} - {"evaluation"}  # statistics use NumPy and SciPy
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "clu"}
 JAX_PACKAGES = {"models", "rollout", "training", "interop", "tools"}
-# The processes of a run are those of jax.distributed; a study clears JAX's caches.
-JAX_MODULES = {"runtime.processes", "cli.subcommands"}
+# The processes of a run are those of jax.distributed; progress reports what JAX compiles; a study
+# clears JAX's caches.
+JAX_MODULES = {"runtime.processes", "runtime.progress", "cli.subcommands"}
 TENSORFLOW = {"tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio"}
 TENSORFLOW_MODULES = {
     "training.data",

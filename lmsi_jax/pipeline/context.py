@@ -36,6 +36,7 @@ from lmsi_jax.records import Exemplar, Question, Sample, Vote
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.runtime.files import TEMPORARY, embedded_path, new_folder, read_json, write_json
 from lmsi_jax.runtime.processes import Processes
+from lmsi_jax.runtime.progress import doing
 from lmsi_jax.runtime.store import ShardStore, Stage, shard_names
 from lmsi_jax.training import checkpoints
 from lmsi_jax.voting import AnswerReader
@@ -196,7 +197,8 @@ class Context:
         if not round_index and self._run.init_checkpoint == "fresh":
             weights = fresh_fingerprint(self._run.model, self._run.seed)
         else:
-            digest = checkpoints.stored_digest(self._stored(round_index), self.shapes)
+            with doing("reading the checkpoint"):
+                digest = checkpoints.stored_digest(self._stored(round_index), self.shapes)
             model = dataclasses.asdict(self._run.model)
             shape = {name: value for name, value in model.items() if name not in _SILENT}
             text = json.dumps([digest, shape], sort_keys=True)
@@ -250,9 +252,10 @@ class Context:
             like = parameter_shapes(self._run.model, dtype)
             return checkpoints.load_params(folder, like, shardings)
         if self._params is None or self._params[0] != round_index:
-            params = checkpoints.load_params(folder, self.shapes)
-            if recorded:
-                _check_digest(folder, checkpoints.digest(params))
+            with doing("loading the model"):
+                params = checkpoints.load_params(folder, self.shapes)
+                if recorded:
+                    _check_digest(folder, checkpoints.digest(params))
             self._params = (round_index, params)
         return self._params[1]
 
@@ -298,8 +301,9 @@ class Context:
         run, layout = self._run, self._run.decoding
         decode_mesh = make_decode_mesh(layout)
         shardings = param_shardings(run.model, decode_mesh)
-        params = self.params(round_index, shardings, layout.dtype)
-        return Engine(run.model, params, self.tokenizer, layout)
+        with doing("loading the model for decoding"):
+            params = self.params(round_index, shardings, layout.dtype)
+            return Engine(run.model, params, self.tokenizer, layout)
 
     def load_questions(self, split: str) -> dict[str, list[Question]]:
         """Reads the questions of a split by task, from the questions stage's shards."""

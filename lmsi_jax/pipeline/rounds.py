@@ -31,6 +31,7 @@ from lmsi_jax.pipeline.summarize import report, report_evaluation
 from lmsi_jax.pipeline.train import TrainStep
 from lmsi_jax.pipeline.vote import VoteStep
 from lmsi_jax.runtime.files import write_bytes
+from lmsi_jax.runtime.progress import slow_work_reported
 from lmsi_jax.runtime.store import write_manifest
 
 ROUND: tuple[Step, ...] = (
@@ -68,7 +69,8 @@ def execute(
     context = Context(run, frozenset(stages))
     with context.processes.joined():
         if context.processes.index == 0:
-            _lead(run, context, stages, command, config_text, steps)
+            with slow_work_reported():
+                _lead(run, context, stages, command, config_text, steps)
             return
         shared: dict[str, Step] = {step.name: step for step in (*steps, EvaluateStep())}
         shared["train"] = TrainStep(teacher_loader(context))

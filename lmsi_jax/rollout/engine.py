@@ -21,6 +21,7 @@ import functools
 import zlib
 from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -50,6 +51,7 @@ from lmsi_jax.rollout.scheduler import (
     question_bucket,
 )
 from lmsi_jax.rollout.stops import Ending, Stops
+from lmsi_jax.runtime.progress import doing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,14 +197,17 @@ class Engine(Rollout):
     def _stops(self, strings: tuple[str, ...]) -> Stops:
         """Returns the finder of samples' ends; kept, because it reads the whole vocabulary."""
         if strings not in self._known_stops:
-            self._known_stops[strings] = Stops(self.tokenizer, strings)
+            with doing("reading the vocabulary for stop strings"):
+                self._known_stops[strings] = Stops(self.tokenizer, strings)
         return self._known_stops[strings]
 
     def _prompt_cache(self, group: _Group) -> Cache | None:
         """Returns the task prompt's cache; the last one is kept, for the next run of its task."""
         if self._prompt is None or self._prompt[0] != group.prefix:
             tokens = group.prefix_tokens
-            self._prompt = group.prefix, self._model.prefill_prompt(tokens) if tokens else None
+            with doing(f"prefill of a task prompt of {len(tokens):,} tokens"):
+                cache = self._model.prefill_prompt(tokens) if tokens else None
+                self._prompt = group.prefix, jax.block_until_ready(cache)
         return self._prompt[1]
 
 

@@ -1,18 +1,26 @@
 """Shows the progress of a stage, and hides routine messages of other libraries.
 
-`Progress` is a live bar in a terminal, otherwise a line every few seconds.
+`Progress` is a live bar in a terminal, otherwise a line every few seconds. `SlowWork` reports what
+has no units to count, loading and compiling, once it takes longer than a moment:
+
+    compiling decoding, program 2 ...
+    compiling decoding, program 2 · 0:32 so far
+    compiling decoding, program 2 in 0:47
 
 TensorFlow and its SentencePiece write INFO lines from C++ directly to file descriptor 2, at any log
 level. `quiet_libraries` forks a small process that reads this descriptor and passes everything else
 on, even the last message of a process that dies. Python's own stderr bypasses it.
 """
 
+import collections
+import contextlib
 import os
 import re
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -73,6 +81,7 @@ class Progress:
         if self._bar is not None:
             self._draw(ended)
             self._bar.stop()
+            _open_bars.remove(self._bar)
         else:
             self._print(self.line(ended))
 
@@ -150,6 +159,7 @@ class Progress:
         )
         self._task = self._bar.add_task(self.description, total=self.total, text="")
         self._bar.start()
+        _open_bars.append(self._bar)
         self._draw()
 
     def _draw(self, ended: str | None = None) -> None:
@@ -165,6 +175,158 @@ def _time(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+_open_bars: list[Any] = []
+"""The live bars in the terminal; other lines go above the last of them."""
+_LOOKS_EVERY = 0.5  # seconds
+
+
+class SlowWork:
+    """Reports work that takes long: at its beginning, now and then, and at its end.
+
+    Work that ends within `after` seconds is not mentioned. A thread looks at what is going on.
+
+    Args:
+      after: seconds until the first line.
+      every: seconds between the lines that follow.
+      stream: the stream to write to; stderr by default.
+      clock: returns seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        after: float = 2.0,
+        every: float = 30.0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._after, self._every, self._stream, self._clock = after, every, stream, clock
+        self._lock = threading.Lock()
+        self._begun: dict[Hashable, tuple[str, float]] = {}
+        self._shown: dict[Hashable, float] = {}
+        self._closed = threading.Event()
+
+    def begin(self, key: Hashable, what: str) -> None:
+        """Notes that work begins, in place of earlier work of the same key."""
+        with self._lock:
+            self._begun[key] = (what, self._clock())
+            self._shown.pop(key, None)
+
+    def end(self, key: Hashable) -> None:
+        """Notes that work has ended; writes how long it took if it was mentioned."""
+        with self._lock:
+            what, start = self._begun.pop(key, ("", 0.0))
+            if self._shown.pop(key, None) is not None:
+                self._print(f"{what} in {_time(self._clock() - start)}")
+
+    def look(self) -> None:
+        """Writes a line for each work that is due for one."""
+        with self._lock:
+            now = self._clock()
+            for key, (what, start) in self._begun.items():
+                if key not in self._shown:
+                    if now - start < self._after:
+                        continue
+                    self._print(f"{what} ...")
+                elif now - self._shown[key] >= self._every:
+                    self._print(f"{what} · {_time(now - start)} so far")
+                else:
+                    continue
+                self._shown[key] = now
+
+    def watch(self) -> None:
+        """Looks now and then until `close`, in a thread of its own."""
+
+        def look_on() -> None:
+            while not self._closed.wait(_LOOKS_EVERY):
+                self.look()
+
+        threading.Thread(target=look_on, name="slow work", daemon=True).start()
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._closed.set()
+
+    def _print(self, line: str) -> None:
+        if self._stream is None and _open_bars:
+            _open_bars[-1].console.print(line, markup=False, highlight=False)
+            return
+        stream = self._stream if self._stream is not None else sys.stderr
+        with contextlib.suppress(OSError, ValueError):  # nobody reads any more
+            stream.write(f"{line}\n")
+            stream.flush()
+
+
+_slow_work: SlowWork | None = None
+
+
+@contextlib.contextmanager
+def slow_work_reported() -> Iterator[None]:
+    """Has the block's slow work reported: that of `doing`, and each program that JAX compiles."""
+    global _slow_work
+    before, _slow_work = _slow_work, SlowWork()
+    _listen_to_compiler()
+    _slow_work.watch()
+    try:
+        yield
+    finally:
+        _slow_work.close()
+        _slow_work = before
+
+
+@contextlib.contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Reports the block as slow work, such as "loading the model", if that was asked for."""
+    reporter, key = _slow_work, object()
+    if reporter is None:
+        yield
+        return
+    reporter.begin(key, what)
+    try:
+        yield
+    finally:
+        reporter.end(key)
+
+
+_LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+# What users call the programs that take long to compile.
+_PROGRAMS = {
+    "decode_chunk": "decoding",
+    "prefill_prompt": "prefill of a task prompt",
+    "prefill_questions": "prefill of questions",
+    "move_pages": "growing the page pool",
+    "train_step": "a training step",
+}
+_listens = False
+
+
+def _listen_to_compiler() -> None:
+    """Registers with JAX, once: lowering ends where XLA's compiler begins."""
+    global _listens
+    if _listens:
+        return
+    from jax import monitoring
+
+    counts: collections.Counter[str] = collections.Counter()
+
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        del duration_secs
+        if event not in (_LOWERED, _COMPILED) or _slow_work is None:
+            return
+        key = ("compiling", threading.get_ident())
+        if event == _COMPILED:
+            _slow_work.end(key)
+            return
+        name = str(kwargs.get("fun_name", "a program")).removeprefix("jit_").removeprefix("jit(")
+        name = _PROGRAMS.get(name.rstrip(")"), name.rstrip(")"))
+        counts[name] += 1
+        _slow_work.begin(key, f"compiling {name}, program {counts[name]}")
+
+    monitoring.register_event_duration_secs_listener(listen)
+    _listens = True
 
 
 _INFO_LINE = re.compile(

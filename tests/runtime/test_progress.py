@@ -4,7 +4,8 @@ import io
 
 import pytest
 
-from lmsi_jax.runtime.progress import Progress
+from lmsi_jax.runtime import progress
+from lmsi_jax.runtime.progress import Progress, SlowWork
 
 
 class _Clock:
@@ -86,3 +87,98 @@ def test_a_terminal_gets_a_bar_with_the_same_facts(monkeypatch):
     last = stream.getvalue().splitlines()[-2]
     assert "250/500 questions (50 %)" in last and "1,000 tokens/s" in last
     assert "parsed 93 % [of all]" in last  # brackets are text here, not rich's markup
+
+
+def _slow(clock, stream):
+    return SlowWork(after=1.5, every=30.0, stream=stream, clock=clock)
+
+
+def test_slow_work_is_reported_at_its_beginning_now_and_then_and_at_its_end():
+    clock, stream = _Clock(), io.StringIO()
+    slow = _slow(clock, stream)
+    slow.begin("key", "compiling decoding, program 2")
+    for _ in range(80):
+        clock.now += 1
+        slow.look()
+    slow.end("key")
+    assert stream.getvalue().splitlines() == [
+        "compiling decoding, program 2 ...",
+        "compiling decoding, program 2 · 0:32 so far",
+        "compiling decoding, program 2 · 1:02 so far",
+        "compiling decoding, program 2 in 1:20",
+    ]
+
+
+def test_quick_work_is_not_mentioned_even_if_much_of_it_takes_long():
+    clock, stream = _Clock(), io.StringIO()
+    slow = _slow(clock, stream)
+    for number in range(50):
+        slow.begin("key", f"compiling {number}")
+        clock.now += 1
+        slow.look()
+        slow.end("key")
+        slow.look()
+    assert stream.getvalue() == ""
+
+
+def test_work_within_other_work_has_lines_of_its_own():
+    clock, stream = _Clock(), io.StringIO()
+    slow = _slow(clock, stream)
+    slow.begin(1, "loading the model")
+    clock.now += 1
+    slow.begin(2, "compiling a program")
+    clock.now += 1
+    slow.look()
+    slow.end(2)
+    clock.now += 3
+    slow.look()
+    slow.end(1)
+    assert stream.getvalue().splitlines() == ["loading the model ...", "loading the model in 0:05"]
+
+
+def test_above_a_live_bar_lines_do_not_break_it(monkeypatch):
+    clock, stream = _Clock(), _Terminal()
+    slow = SlowWork(after=0.0, clock=clock)
+    with _progress(clock, stream) as progress:
+        slow.begin(1, "compiling [decoding], program 1")
+        slow.look()
+        progress.advance(500)
+    text = stream.getvalue()
+    assert "compiling [decoding], program 1 ..." in text
+    assert text.index("compiling") < text.rindex("500/500 questions")
+
+
+def test_programs_that_jax_compiles_are_slow_work_within_the_block_alone(monkeypatch):
+    jax = pytest.importorskip("jax")
+    seen = []
+
+    class Recorder(SlowWork):
+        def begin(self, key, what):
+            seen.append(what)
+            super().begin(key, what)
+
+        def end(self, key):
+            seen.append("end")
+            super().end(key)
+
+    monkeypatch.setattr(progress, "SlowWork", Recorder)
+
+    def decode_chunk(x):
+        return x * 2 + 1
+
+    with progress.slow_work_reported():
+        program = jax.jit(decode_chunk)
+        ones, pair = jax.numpy.ones(3), jax.numpy.ones((2, 2))
+        seen.clear()
+        program(ones)
+        program(ones)
+        program(pair)
+        with progress.doing("loading the model"):
+            pass
+    first, second = seen[0], seen[2]
+    assert first.startswith("compiling decoding, program ") and first < second
+    assert seen == [first, "end", second, "end", "loading the model", "end"]
+    program(jax.numpy.ones(5))
+    with progress.doing("loading the model"):
+        pass
+    assert len(seen) == 6
