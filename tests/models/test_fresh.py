@@ -1,7 +1,6 @@
 """A model that a seed stands for has the same weights wherever they are drawn."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from virtual_devices import environment
 
 from lmsi_jax.models.params import arrays
 from lmsi_jax.models.transformer import fresh_params, init_params
@@ -39,11 +39,7 @@ def test_a_mesh_draws_the_weights_of_one_device_each_where_it_lies():
     done = subprocess.run(
         [sys.executable, "-c", _DRAW],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        },
+        env=environment(8),
         capture_output=True,
         text=True,
         timeout=300,

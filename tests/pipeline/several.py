@@ -1,10 +1,11 @@
 """The command in several processes that see one folder."""
 
-import os
 import pathlib
 import socket
 import subprocess
 import sys
+
+from virtual_devices import environment
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _LMSI = "import sys\nfrom lmsi_jax.cli.main import main\nsys.exit(main(sys.argv[1:]))\n"
@@ -23,15 +24,10 @@ def start(arguments, count, before=None, devices=1, compiled=None):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
+    variables = environment(devices)
     if compiled is not None:
-        environment["JAX_COMPILATION_CACHE_DIR"] = str(compiled)
-        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        variables["JAX_COMPILATION_CACHE_DIR"] = str(compiled)
+        variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     flags = [f"--coordinator_address={address}", f"--process_count={count}"]
     own = [[*flags, f"--process_index={index}"] for index in range(count)] if count > 1 else [[]]
     return [
@@ -41,7 +37,7 @@ def start(arguments, count, before=None, devices=1, compiled=None):
                 *(*arguments, *own[index]),
             ],
             cwd=ROOT,
-            env=environment,
+            env=variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,7 +1,6 @@
 """`lmsi run` with adapters: on one device, resumed, and on a mesh of eight virtual devices."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 from micro_run import contents
+from virtual_devices import environment
 
 from lmsi_jax.cli.main import main
 from lmsi_jax.config import Lora
@@ -81,16 +81,10 @@ def test_interrupted_it_goes_on_to_the_same_bytes(adapted, words, tmp_path, monk
 
 @pytest.mark.slow
 def test_on_a_mesh_the_losses_are_those_of_one_device(adapted, words, tmp_path):
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-    }
     done = subprocess.run(
         [sys.executable, "-m", "lmsi_jax.cli.main", *words(tmp_path / "run", MESH)],
         cwd=ROOT,
-        env=environment,
+        env=environment(8),
         capture_output=True,
         text=True,
         timeout=1200,

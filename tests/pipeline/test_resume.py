@@ -12,6 +12,7 @@ from lmsi_jax.runtime import files
 from lmsi_jax.training import checkpoints
 
 
+@pytest.mark.slow
 def test_killed_between_two_checkpoints_it_goes_on_to_the_same_bytes(
     finished, words, tmp_path, micro_params
 ):

@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from virtual_devices import environment
 
 from lmsi_jax.config import Decoding
 from lmsi_jax.errors import LmsiError
@@ -111,15 +111,9 @@ json.dump(found, open(sys.argv[3], "w"))
 
 def _on_eight_devices(script, meshes, tokenizer_path, out):
     """Returns the results of a script on each mesh, in a process with eight virtual devices."""
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-    }
     subprocess.run(
         [sys.executable, "-c", _SETUP + script, tokenizer_path, json.dumps(meshes), str(out)],
-        cwd=ROOT, env=environment, check=True, timeout=600,
+        cwd=ROOT, env=environment(8), check=True, timeout=600,
     )  # fmt: skip
     return json.loads(out.read_text())
 
@@ -129,6 +123,13 @@ def runs(tokenizer_path, tmp_path_factory):
     """The same questions on every mesh."""
     out = tmp_path_factory.mktemp("mesh") / "runs.json"
     return _on_eight_devices(_MESH_SCRIPT, _MESHES, tokenizer_path, out)
+
+
+@pytest.fixture(scope="module")
+def two_runs(tokenizer_path, tmp_path_factory):
+    """The same questions on one device and on eight."""
+    out = tmp_path_factory.mktemp("mesh") / "two_runs.json"
+    return _on_eight_devices(_MESH_SCRIPT, [_MESHES[0], _MESHES[3]], tokenizer_path, out)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +146,15 @@ def _assert_same_samples(one, mesh):
         for (text, tokens, logprob), (other, count, near) in zip(paths, mesh[uid], strict=True):
             assert (other, count) == (text, tokens)
             assert near == pytest.approx(logprob, abs=2e-3)
+
+
+@pytest.mark.parametrize("temperature", ["0.0", "1.0"])
+def test_eight_devices_give_the_samples_of_one(two_runs, temperature):
+    _assert_same_samples(two_runs[0][temperature], two_runs[1][temperature])
+
+
+def test_eight_devices_compile_as_few_programs_as_one(two_runs):
+    assert two_runs[0]["compiled"] == two_runs[1]["compiled"]
 
 
 @pytest.mark.slow
@@ -186,11 +196,13 @@ def test_limits_on_a_mesh_hold_for_each_sample(pools, number):
             assert longer.startswith(text.rstrip("\ufffd"))
 
 
+@pytest.mark.slow
 def test_a_mesh_compiles_as_few_programs_as_one_device(runs):
     """So the caches return with the shardings that they were passed with."""
     assert {run["compiled"] for run in runs} == {runs[0]["compiled"]}
 
 
+@pytest.mark.slow
 def test_weights_are_sharded_as_the_mesh_says(runs):
     """`up` is split over "model" if its width allows, and with fsdp over "data" too."""
     assert [run["shards"] for run in runs] == [1, 8, 2, 8, 8]

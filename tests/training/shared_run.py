@@ -15,6 +15,7 @@ import subprocess
 import sys
 
 import one_run
+from virtual_devices import environment
 
 MESH = {"data": 2, "model": 2, "fsdp": True}
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -25,22 +26,16 @@ def start(folder, count, settings=None, compiled=None):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.path.dirname(os.path.dirname(HERE)),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // count}",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }
+    variables = environment(4 // count, TF_CPP_MIN_LOG_LEVEL="3")
     if compiled is not None:
-        environment["JAX_COMPILATION_CACHE_DIR"] = compiled
-        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        variables["JAX_COMPILATION_CACHE_DIR"] = compiled
+        variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     arguments = [str(folder), json.dumps(MESH | (settings or {}))]
     together = [[address, str(count), str(index)] for index in range(count)]
     return [
         subprocess.Popen(
             [sys.executable, os.path.join(HERE, "shared_run.py"), *arguments, *own],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for own in (together if count > 1 else [[]])
     ]  # fmt: skip

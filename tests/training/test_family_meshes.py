@@ -1,13 +1,13 @@
 """A training step of each kind of block on a mesh gives the losses of one device."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from virtual_devices import environment
 
 pytestmark = pytest.mark.slow
 
@@ -54,15 +54,9 @@ json.dump(found, open(sys.argv[2], "w"))
 def losses(tmp_path_factory):
     """Losses and norms of gradients of three steps, by family: on one device, and on eight."""
     out = tmp_path_factory.mktemp("families") / "losses.json"
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-    }
     subprocess.run(
         [sys.executable, "-c", _SCRIPT, json.dumps(_FAMILIES), str(out)],
-        cwd=ROOT, env=environment, check=True, timeout=600,
+        cwd=ROOT, env=environment(8), check=True, timeout=600,
     )  # fmt: skip
     return json.loads(out.read_text())
 

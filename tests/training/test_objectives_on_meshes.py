@@ -1,13 +1,13 @@
 """Pairs and teachers on a mesh of eight virtual devices give the losses of one device."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from virtual_devices import environment
 
 pytestmark = pytest.mark.slow
 
@@ -67,16 +67,10 @@ print(json.dumps({"metrics": found, "shards": seen}))
 
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-    }
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT, str(tmp_path_factory.mktemp("meshes"))],
         cwd=ROOT,
-        env=environment,
+        env=environment(8),
         capture_output=True,
         text=True,
         timeout=1800,

@@ -1,9 +1,9 @@
 """A checkpoint saved from one mesh is read straight onto another; 8 virtual devices."""
 
-import os
-import pathlib
 import subprocess
 import sys
+
+from virtual_devices import environment
 
 _PROGRAM = """
 import sys
@@ -36,12 +36,6 @@ print("same")
 
 
 def test_arrays_go_straight_to_their_place_on_another_mesh(tmp_path):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(pathlib.Path(__file__).resolve().parents[2]),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
     command = [sys.executable, "-c", _PROGRAM, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=environment(8), capture_output=True, text=True, timeout=600)
     assert done.stdout == "same\n", done.stderr[-3000:]

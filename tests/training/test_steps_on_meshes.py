@@ -1,7 +1,6 @@
 """Training on meshes of eight virtual devices, and of two processes, gives what one device does."""
 
 import json
-import os
 import pathlib
 import socket
 import subprocess
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from virtual_devices import environment
 
 from lmsi_jax.config import Optimizer, Training
 from lmsi_jax.errors import LmsiError
@@ -90,17 +90,11 @@ def _run(out, meshes, cases, devices, count=1):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-    }
     arguments = [str(out), json.dumps(meshes), json.dumps(cases), address, str(count)]
     running = [
         subprocess.Popen(
             [sys.executable, "-c", _SCRIPT, *arguments, str(index)],
-            cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True,
+            cwd=ROOT, env=environment(devices), stderr=subprocess.PIPE, text=True,
         )
         for index in range(count)
     ]  # fmt: skip
