@@ -224,7 +224,7 @@ def test_the_import_says_how_a_model_is_prompted_and_how_to_change_it(source, ca
         (source / "chat_template.jinja").write_text("{{ messages }}")
     assert main(["import-hf", str(source), str(source.parent / "out")]) == 0
     printed, gin = capsys.readouterr().out, (source.parent / "out" / "model.gin").read_text()
-    instruct = "a turn ends with <|end_of_text|>; --gin_file=prompting/base.gin after model.gin"
+    instruct = "a turn ends with <|endoftext|>; --gin_file=prompting/base.gin after model.gin"
     assert (instruct in printed) == (chat != "no")
     assert ("it has no chat template" in printed) == (chat == "no")
     assert f"include 'prompting/{'base' if chat == 'no' else 'instruct'}.gin'" in gin
