@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -133,6 +134,8 @@ def _export_hf(args: argparse.Namespace, load: Load) -> None:
         max_shard_bytes=size,
     )
     print(f"{config.model.parameter_count:,} parameters in {args.out}")
+    if config.chat is not None and config.chat.template:
+        shutil.copyfile(config.chat.template, args.out / "chat_template.jinja")
     trained = config.questions is not None  # a run's, not an import's
     if trained and config.chat is None and config.mixing.end == "blank_line":
         print(
