@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from lmsi_jax.cli.main import main
-from lmsi_jax.config.configurables import load_run_of
+from lmsi_jax.config import gin_loader
+from lmsi_jax.config.configurables import load_run, load_run_of
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.hf_families import tensors
 from lmsi_jax.interop.hf_weights import import_model
@@ -64,6 +65,10 @@ def test_a_file_with_a_chat_template_is_prompted_in_it_and_the_import_says_so(
     assert (run.chat is None) == (template is None)
     assert run.sampling.stop == (() if template else STOP_STRINGS)
     assert run.mixing.end == ("blank_line" if template else "end_token")
+    model = str(tmp_path / "out" / "model.gin")
+    gin_loader.load("quickstart", gin_loader.GinArgs(files=(model, "prompting/base.gin")))
+    run = load_run()
+    assert (run.chat, run.sampling.stop, run.mixing.end) == (None, STOP_STRINGS, "end_token")
 
 
 def test_a_folder_with_one_split_model_is_imported(tmp_path):
