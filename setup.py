@@ -39,7 +39,7 @@ setup(
             "report/*.css",
         ],
         "lmsi_jax.gin_configs": ["**/*.gin", "*.gin"],
-        "lmsi_jax.tasks": ["exemplars/*.txt"],
+        "lmsi_jax.tasks": ["exemplars/*.txt", "starter/*"],
     },
     entry_points={"console_scripts": ["lmsi = lmsi_jax.cli.main:main"]},
     install_requires=[
@@ -68,6 +68,7 @@ setup(
         # T5X is on GitHub alone. It imports tensorboard without declaring it.
         "t5x": ["t5x @ git+https://github.com/google-research/t5x.git", "tensorboard"],
         "hf": HF,
+        "data": ["datasets>=2.19", "pyarrow>=15"],
         "gguf": [*HF, "gguf>=0.19"],
         "parquet": ["pyarrow>=15"],
         "docs": ["mkdocs-material>=9.5"],
@@ -77,6 +78,7 @@ setup(
             "hypothesis>=6.100",
             "jinja2>=3.1",
             "mypy>=1.11",
+            "pyarrow>=15",
             "pyarrow>=15",
             "pytest>=8.2",
             "pytest-xdist>=3.6",

@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from lmsi_jax import mixing, voting
-from lmsi_jax.config import Decoding, Filter, ModelConfig, Sampling, Training, Voting
+from lmsi_jax.config import Decoding, FileTask, Filter, ModelConfig, Sampling, Training, Voting
+from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation import accuracy
 from lmsi_jax.evaluation.accuracy import TaskScore
 from lmsi_jax.interop.chat_prompts import make_writer
@@ -103,12 +104,13 @@ def load(folder: epath.PathLike = "embedded") -> Model:
     )
 
 
-def task(name: str, data_dir: str | None = None) -> Task:
+def task(name: str | FileTask, data_dir: str | None = None) -> Task:
     """Returns a task by name: its questions, its answer kind and its exemplars.
 
     Args:
-      name: "purchases", "gsm8k", ...; `lmsi_jax.tasks.registry.NAMES` has all.
-      data_dir: the folder of its files, if it reads some.
+      name: "purchases", "gsm8k", ... (`lmsi_jax.tasks.registry.NAMES` has all); or a task of your
+        own: `config.FileTask(...)` for questions in files, "my_task:TASK" for one in Python.
+      data_dir: the folder of its files, if it is a packaged one that reads some.
 
     Raises:
       LmsiError: there is no such task.
@@ -284,7 +286,15 @@ def evaluate(
 
     Returns:
       `TaskScore`, with `accuracy` and whether each question was answered right.
+
+    Raises:
+      LmsiError: a question has no answer, as those of the train split.
     """
+    if unlabelled := next((one for one in questions if one.gold is None), None):
+        raise LmsiError(
+            f"question {unlabelled.uid!r} has no answer to compare with; take questions of the "
+            "test split"
+        )
     if prompts is None:
         prompts = model.prompts if isinstance(model, Model) else PLAIN
     sampling = Sampling(

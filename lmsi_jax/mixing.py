@@ -48,7 +48,7 @@ def examples(
       exemplars: the task's few-shot exemplars.
       own: the exemplars, by sample index, of samples that were drawn with others; they are shown
         in the sample's prompt.
-      formats: which formats to write, in this order.
+      formats: which formats to write, in this order; without exemplars the zero-shot ones.
       keep: with "majority" the direct formats have the winner's most frequent form; with "parsed",
         a control which shows what the vote adds, each sample has its own answer.
       merge_equal: equal rows become one row that weighs as much as they do together.
@@ -75,7 +75,7 @@ def examples(
     unit = 1 / len(rows) if normalise == "question" else 1.0
     factors = [factor for _, factor in rows]
     examples: list[Example] = []
-    for name in formats:
+    for name in prompts.available_formats(formats, shown[0]):
         prompt_style = prompts.PROMPT_STYLE_OF_FORMAT[name]
         learnt = zip(
             _prompts(question, shown, prompt_style, writer),
@@ -106,7 +106,7 @@ def human_solution_examples(
       writer: how a question is asked and a solution written.
     """
     examples: list[Example] = []
-    for name in formats:
+    for name in prompts.available_formats(formats, exemplars):
         prompt_style = prompts.PROMPT_STYLE_OF_FORMAT[name]
         reasoning = "" if prompts.is_direct(prompt_style) else worked.reasoning
         prompt = writer.prompt(question, exemplars, prompt_style)

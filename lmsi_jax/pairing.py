@@ -146,7 +146,7 @@ def _pairs(
 ) -> list[ExamplePair]:
     """Writes two (solution, answer) by format; equal targets have nothing to teach."""
     pairs = []
-    for name in formats:
+    for name in prompts.available_formats(formats, exemplars):
         preferred, other = (_target(name, *side) for side in (chosen, rejected))
         if preferred is None or other is None or preferred == other:
             continue

@@ -93,6 +93,8 @@ def build_prompt(
         raise LmsiError(
             f"unknown prompt style {prompt_style!r}; choose one of {', '.join(PROMPT_STYLES)}"
         )
+    if question.rules is not None and question.rules.prompt is not None:
+        return _custom_prompt(question, exemplars, prompt_style)
     if prompt_style in ("zero_shot_cot", "zero_shot_direct"):
         return "", question_prompt(question.text, zero_shot_cot=prompt_style == "zero_shot_cot")
     if not exemplars:
@@ -103,6 +105,53 @@ def build_prompt(
     return few_shot_prefix(exemplars, reasoning=prompt_style == "cot"), question_prompt(
         question.text
     )
+
+
+def _custom_prompt(
+    question: Question, exemplars: Sequence[Exemplar], prompt_style: PromptStyle
+) -> tuple[str, str]:
+    """Returns what a user's function makes of a question; a single text has no shared prefix."""
+    assert question.rules is not None and question.rules.prompt is not None
+    name = dict(question.rules.names).get("prompt", "the task")
+    try:
+        result = question.rules.prompt(question, exemplars, prompt_style)
+    except Exception as error:
+        raise LmsiError(
+            f"the prompt of {name} fails for question {question.uid!r} in the style "
+            f"{prompt_style!r}: {type(error).__name__}: {error}"
+        ) from error
+    parts = ("", result) if isinstance(result, str) else result
+    whole = isinstance(parts, tuple) and len(parts) == 2
+    if not (whole and all(isinstance(part, str) for part in parts) and parts[1].strip()):
+        raise LmsiError(
+            f"the prompt of {name} returns {result!r:.60} for question {question.uid!r}; return a "
+            "text, or two texts (the part that all questions share, the rest)"
+        )
+    return parts
+
+
+def available_style(prompt_style: PromptStyle, exemplars: Sequence[Exemplar]) -> PromptStyle:
+    """Returns a style, or its zero-shot counterpart for a task without exemplars."""
+    if exemplars:
+        return prompt_style
+    zero_shot: dict[PromptStyle, PromptStyle] = {
+        "cot": "zero_shot_cot",
+        "standard": "zero_shot_direct",
+    }
+    return zero_shot.get(prompt_style, prompt_style)
+
+
+def available_formats(
+    formats: Sequence[Format], exemplars: Sequence[Exemplar]
+) -> tuple[Format, ...]:
+    """Returns formats, or their zero-shot counterparts for a task without exemplars."""
+    if exemplars:
+        return tuple(formats)
+    zero_shot: dict[Format, Format] = {
+        "few_shot_cot": "zero_shot_cot",
+        "few_shot_direct": "zero_shot_direct",
+    }
+    return tuple(dict.fromkeys(zero_shot.get(name, name) for name in formats))
 
 
 # "The answer is ..." and its stop; a standard prompt asks for nothing else.

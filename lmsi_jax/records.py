@@ -6,6 +6,7 @@ written with each store, so that a change of shape is noticed instead of misread
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self
 
 SCHEMA = 5
@@ -67,11 +68,30 @@ class Exemplar(_Record):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CustomRules:
+    """Functions of a user's task in place of the package's; None keeps the package's.
+
+    Attributes:
+      read: (text, question) -> the answer of a sample's text, or candidates, the best one first;
+        None or () for no answer. It may raise: the sample then has no answer.
+      equal: (answer, other answer) -> True if they are the same. It must be an equivalence.
+      prompt: (question, exemplars, prompt style) -> the text that the model continues, or that text
+        in two parts, of which all questions of a task share the first.
+      names: "read", "equal" and "prompt" -> where each comes from, for messages.
+    """
+
+    read: "Callable[[str, Question], Any] | None" = None
+    equal: Callable[[str, str], bool] | None = None
+    prompt: "Callable[[Question, Sequence[Exemplar], str], Any] | None" = None
+    names: tuple[tuple[str, str], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Question(_Record):
     """A question with its own prefix. `gold` is None wherever labels must not be seen.
 
     `also` are other answers that count as right. `spans`, for DROP's F1, are the spans of each
-    annotator's answer, one a line.
+    annotator's answer, one a line. `rules` are those of a user's task; no file has them.
     """
 
     uid: str
@@ -81,14 +101,13 @@ class Question(_Record):
     gold: str | None = None
     also: tuple[str, ...] = ()
     spans: tuple[str, ...] = ()
+    rules: CustomRules | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Returns a dictionary of plain JSON values; `also` and `spans` only if not empty."""
-        row = super().to_json()
-        for name in ("also", "spans"):
-            if not row[name]:
-                del row[name]
-        return row
+        row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del row["rules"]
+        return {name: row[name] for name in row if row[name] or name not in ("also", "spans")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,13 @@ import collections
 import logging
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from fractions import Fraction
 from typing import NamedTuple
 
 from lmsi_jax import answers
 from lmsi_jax.config import Voting
-from lmsi_jax.records import Kind, Question, Sample, Vote
+from lmsi_jax.records import Question, Sample, Vote
 
 _LOG = logging.getLogger(__name__)
 
@@ -52,13 +52,15 @@ class AnswerReader:
 
     def read(self, question: Question, samples: Iterable[Sample]) -> list[Reading]:
         """Returns the reading of each of a question's samples, in their order."""
-        options, kind = answers.options_of(question), question.kind
+        options = answers.options_of(question)
         readings = []
         for sample in samples:
             name = (question.uid, sample.text, sample.concluded and self._conclusions)
             if name not in self._readings:
-                self._readings[name] = _read(sample.text, kind, options, finished=name[-1])
+                self._readings[name] = _read(question, sample.text, options, finished=name[-1])
             readings.append(self._readings[name])
+        if question.rules is not None and question.rules.equal is not None:
+            return _with_equal_keys(readings, question.rules.equal)
         return readings
 
     def clear(self) -> None:
@@ -79,16 +81,102 @@ def read_answers(
     return AnswerReader(conclusions).read(question, samples)
 
 
-def _read(text: str, kind: Kind, options: Sequence[str], finished: bool) -> Reading:
+def _read(question: Question, text: str, options: Sequence[str], finished: bool) -> Reading:
     """Returns what a sample says; a defect of the reader costs this sample its vote, no more."""
+    rules = question.rules
     try:
-        reading = answers.read(text, kind, options, finished=finished)
-        if reading.key is None:
+        if rules is not None and rules.read is not None:
+            return _custom_reading(question, text, options, rules.read(text, question))
+        reading = answers.read(text, question.kind, options, finished=finished)
+        if reading.key is None or reading.surface is None:
             return NO_ANSWER
-        return Reading(reading.key, reading.surface, reading.end, reading.marked)
-    except Exception:  # noqa: BLE001
-        _LOG.exception("a sample could not be read and does not vote: %r", text[:200])
+        key = reading.key
+        if rules is not None and rules.equal is not None:
+            key = _one_line(reading.surface)
+        return Reading(key, reading.surface, reading.end, reading.marked)
+    except Exception as error:  # noqa: BLE001
+        if rules is None or rules.read is None or _is_news(rules.read, error):
+            _LOG.exception("a sample could not be read and does not vote: %r", text[:200])
         return NO_ANSWER
+
+
+_NEWS = 3
+_REPORTED: collections.Counter[tuple[object, type]] = collections.Counter()
+
+
+def _is_news(function: object, error: Exception) -> bool:
+    """Counts an error of a user's function; True for the first few of a kind, which are logged."""
+    _REPORTED[function, type(error)] += 1
+    return _REPORTED[function, type(error)] <= _NEWS
+
+
+def _custom_reading(
+    question: Question, text: str, options: Sequence[str], result: object
+) -> Reading:
+    """Returns the reading of a user's reader; the solution ends with the line of the answer.
+
+    Raises:
+      TypeError: the result is neither None, nor a text, nor several texts.
+    """
+    if result is None:
+        return NO_ANSWER
+    candidates = list(result) if isinstance(result, list | tuple) else [result]
+    for candidate in candidates:
+        if not isinstance(candidate, str):
+            raise TypeError(f"an answer must be a text, and {candidate!r} is none")
+        key = _label_key(question, candidate, options)
+        if key is not None:
+            surface = _one_line(candidate)
+            if question.rules is None or question.rules.equal is None:
+                surface = answers.surface(candidate, question.kind, key, options)
+            begin = text.rfind(candidate)
+            end = text.find("\n", begin + len(candidate)) if begin >= 0 else -1
+            return Reading(key, surface, end if end >= 0 else len(text.rstrip()), True)
+    return NO_ANSWER
+
+
+def _label_key(question: Question, label: str, options: Sequence[str]) -> str | None:
+    """Returns the key of an answer: canonical, or its text if a user's equality compares it."""
+    if question.rules is not None and question.rules.equal is not None:
+        return _one_line(label) or None
+    return answers.key(label, question.kind, options)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _with_equal_keys(
+    readings: Sequence[Reading], equal: Callable[[str, str], bool]
+) -> list[Reading]:
+    """Gives all answers that a user's equality joins one key, whatever the samples' order."""
+    keys = sorted({reading.key for reading in readings if reading.key is not None}, key=_by_length)
+    firsts: list[str] = []
+    merged = {}
+    for key in keys:
+        merged[key] = next((first for first in firsts if _is_equal(equal, first, key)), key)
+        if merged[key] == key:
+            firsts.append(key)
+    return [
+        reading if reading.key is None else reading._replace(key=merged[reading.key])
+        for reading in readings
+    ]
+
+
+def _by_length(key: str) -> tuple[int, str]:
+    return len(key), key
+
+
+def _is_equal(equal: Callable[[str, str], bool], first: str, second: str) -> bool:
+    """Asks a user's equality; answers that it cannot compare differ."""
+    if first == second:
+        return True
+    try:
+        return bool(equal(first, second))
+    except Exception as error:  # noqa: BLE001
+        if _is_news(equal, error):
+            _LOG.exception("two answers could not be compared and differ: %r, %r", first, second)
+        return False
 
 
 def adaptive_stop(a: int, b: int, threshold: float = 0.95) -> bool:
@@ -278,12 +366,36 @@ def cast(
     )
 
 
-def right_keys(question: Question) -> set[str]:
-    """Returns the keys that count as right."""
+def right_keys(question: Question) -> Set[str]:
+    """Returns the keys that count as right, as a set to test keys against."""
     options = answers.options_of(question)
     labels = (question.gold or "", *question.also)
-    keys = (answers.key(label, question.kind, options) for label in labels)
-    return {key for key in keys if key is not None}
+    keys = (_label_key(question, label, options) for label in labels)
+    right = {key for key in keys if key is not None}
+    if question.rules is None or question.rules.equal is None:
+        return right
+    return _EqualTo(right, question.rules.equal)
+
+
+class _EqualTo(Set[str]):
+    """The keys that a user's equality finds equal to a label."""
+
+    def __init__(self, labels: Set[str], equal: Callable[[str, str], bool]):
+        self._labels, self._equal = labels, equal
+        self._known: dict[object, bool] = {}
+
+    def __contains__(self, key: object) -> bool:
+        if key not in self._known:
+            self._known[key] = isinstance(key, str) and any(
+                _is_equal(self._equal, label, key) for label in self._labels
+            )
+        return self._known[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._labels)
+
+    def __len__(self) -> int:
+        return len(self._labels)
 
 
 def tally(vote: Vote) -> tuple[Mapping[str, float], float]:

@@ -26,6 +26,11 @@ def packaged(name: str) -> tuple[Exemplar, ...]:
     return parse((_FOLDER / f"{name}.txt").read_text(encoding="utf-8"), f"{name}.txt")
 
 
+def is_packaged(name: str) -> bool:
+    """Returns True if this project has exemplars of that name."""
+    return bool(_NAME.fullmatch(name)) and (_FOLDER / f"{name}.txt").is_file()
+
+
 def load(path: str) -> tuple[Exemplar, ...]:
     """Returns the exemplars of a file, local or gs://, or of a packaged file by its name.
 
@@ -34,7 +39,7 @@ def load(path: str) -> tuple[Exemplar, ...]:
     """
     from etils import epath
 
-    if _NAME.fullmatch(path) and (_FOLDER / f"{path}.txt").is_file():
+    if is_packaged(path):
         return packaged(path)
     try:
         text = epath.Path(path).expanduser().read_bytes().decode("utf-8-sig")

@@ -10,8 +10,11 @@ import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lmsi_jax.config import FileTask, Questions
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import answer_sentence, question_prompt
+from lmsi_jax.records import CustomRules
+from lmsi_jax.runtime import user_code
 from lmsi_jax.tasks.task import LEVELS, Level, Split, Task
 
 # The tasks by the module that has them as its TASKS, in the order of their `NAMES`.
@@ -32,24 +35,91 @@ SPLITS: tuple[Split, ...] = ("train", "test")
 _FIELDS = ("uid", "question", "kind", "answer", "also")
 
 
-def get(name: str, data_dir: str | None = None) -> Task:
+def get(name: str | FileTask, data_dir: str | None = None) -> Task:
     """Returns a task; its module is imported now.
 
     Args:
-      name: one of `NAMES`.
-      data_dir: the folder of the task's files; tasks without files ignore it.
+      name: one of `NAMES`; or a user's task, as "module:object" or by its settings.
+      data_dir: the folder of the task's files; tasks that name theirs, or have none, ignore it.
 
     Raises:
       LmsiError: there is no such task.
     """
+    if isinstance(name, FileTask) or ":" in name:
+        from lmsi_jax.tasks import custom_task
+
+        custom = custom_task.from_code if isinstance(name, str) else custom_task.from_files
+        return custom(name)  # type: ignore[arg-type]
     if name not in NAMES:
-        near = difflib.get_close_matches(str(name), NAMES, n=1, cutoff=0.5)
-        meant = f"did you mean {near[0]!r}? " if near else ""
-        raise LmsiError(f"there is no task {name!r}; {meant}the tasks are {', '.join(NAMES)}")
+        raise _no_task(name, NAMES)
     module = importlib.import_module(f"lmsi_jax.tasks.{_MODULE_OF[name]}")
     tasks: Sequence[Task] = module.TASKS
     task = next(one for one in tasks if one.name == name)
     return task.from_folder(data_dir) if data_dir else task
+
+
+def custom_tasks(questions: Questions) -> dict[str, Task]:
+    """Returns the user's tasks of a run by name.
+
+    Raises:
+      LmsiError: one cannot be loaded, or two tasks have one name.
+    """
+    tasks: dict[str, Task] = {}
+    for definition in questions.tasks:
+        task = get(definition)
+        if task.name in tasks or task.name in NAMES:
+            other = "a packaged task" if task.name in NAMES else "another of Questions.tasks"
+            raise LmsiError(f"Questions.tasks: {task.name!r} is the name of {other}; rename it")
+        tasks[task.name] = task
+    return tasks
+
+
+def find(questions: Questions, name: str) -> Task:
+    """Returns a task of a run with its files: one of `Questions.tasks`, or a packaged one.
+
+    Raises:
+      LmsiError: there is no such task.
+    """
+    if name in NAMES:
+        return get(name, questions.folder(name))
+    tasks = custom_tasks(questions)
+    if name not in tasks:
+        raise _no_task(name, (*tasks, *NAMES))
+    return tasks[name]
+
+
+def custom_digests(questions: Questions) -> dict[str, Any]:
+    """Returns the digests of what shapes the questions of a run's custom tasks, by task.
+
+    Raises:
+      LmsiError: as `custom_tasks`, or a file is missing.
+    """
+    digests: dict[str, Any] = {}
+    for definition in questions.tasks:
+        task = get(definition)
+        if task.name in (*questions.train, *questions.test):
+            of_task = getattr(task, "digests", None)
+            if of_task is not None:
+                digests[task.name] = of_task()
+            elif isinstance(definition, str):
+                digests[task.name] = {"code": user_code.fingerprint(definition, "Questions.tasks")}
+    return digests
+
+
+def rules_of(questions: Questions, name: str) -> CustomRules | None:
+    """Returns the functions of a user's task of a run; None for all other tasks."""
+    return None if name in NAMES else getattr(find(questions, name), "rules", None)
+
+
+def _no_task(name: str, names: Sequence[str]) -> LmsiError:
+    if ":" in str(name):
+        return LmsiError(
+            f"{name!r} is Python code: list it in Questions.tasks, and name it in Questions.train "
+            "and Questions.test by its `name`"
+        )
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    meant = f"did you mean {near[0]!r}? " if near else ""
+    return LmsiError(f"there is no task {name!r}; {meant}the tasks are {', '.join(names)}")
 
 
 def seqio_name(task: Task, level: Level) -> str:
@@ -57,11 +127,11 @@ def seqio_name(task: Task, level: Level) -> str:
     return f"lmsi_{task.name}_{level}" if task.levels else f"lmsi_{task.name}"
 
 
-def register(names: Sequence[str] = NAMES, data_dir: str | None = None) -> None:
+def register(names: Sequence[str | FileTask] = NAMES, data_dir: str | None = None) -> None:
     """Adds tasks to SeqIO's registry, unless they are there already.
 
     Args:
-      names: which.
+      names: which, as `get` takes them.
       data_dir: the folder of the files for tasks that have some; these are added anew, so that the
         last folder given holds. Without it they come through TFDS, where TFDS has them.
     """
@@ -71,7 +141,7 @@ def register(names: Sequence[str] = NAMES, data_dir: str | None = None) -> None:
         task = get(name, data_dir)
         for seqio_task, level in {seqio_name(task, level): level for level in LEVELS}.items():
             if seqio_task in seqio.TaskRegistry.names():
-                if task == get(name):
+                if name in NAMES and task == get(name):
                     continue
                 seqio.TaskRegistry.remove(seqio_task)
             _add(seqio_task, task, level)

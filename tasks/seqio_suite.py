@@ -20,9 +20,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from lmsi_jax.config import FileTask
 from lmsi_jax.prompts import PROMPT_STYLES, PromptStyle
 from lmsi_jax.tasks import exemplars as exemplar_files
 from lmsi_jax.tasks import registry, seqio_prompts, seqio_rounds
+from lmsi_jax.tasks.custom_task import CustomTask
 from lmsi_jax.tasks.dataset import Dataset
 from lmsi_jax.tasks.seqio_prompts import Texts, check_prompts, prompt_columns
 from lmsi_jax.tasks.task import Level, Split, Task
@@ -32,7 +34,7 @@ _MIXTURES = {"in": "in_domain", "out": "out_of_domain"}
 
 
 def register(
-    names: Sequence[str] = PUBLISHED,
+    names: Sequence[str | FileTask] = PUBLISHED,
     prompt_styles: Sequence[PromptStyle] = PROMPT_STYLES,
     *,
     tokenizer: str = "embedded",
@@ -45,7 +47,7 @@ def register(
     """Registers tasks and mixtures; no question is read before a task is used.
 
     Args:
-      names: tasks of `registry.NAMES`.
+      names: tasks of `registry.NAMES`, or a user's as `registry.get` takes them.
       prompt_styles: the styles of the prompts.
       tokenizer: `Run.tokenizer`.
       max_new_tokens: most tokens that are read of an answer.
@@ -61,9 +63,10 @@ def register(
       LmsiError: an unknown task, or an exemplar file that cannot be read.
     """
     registered, parts = [], dict[str, list[tuple[str, float]]]()
-    for name in names:
-        task = registry.get(name, (data_dirs or {}).get(name))
-        file = (exemplars or {}).get(name)
+    for given in names:
+        folder = (data_dirs or {}).get(given) if isinstance(given, str) else None
+        task = registry.get(given, folder)
+        file = (exemplars or {}).get(task.name)
         shown = exemplar_files.load(file) if file else task.exemplars()
         for prompt_style in prompt_styles:
             texts: dict[str, _Columns] = {
@@ -95,6 +98,8 @@ def mixture(domain: str = "in", prompt_style: PromptStyle = "cot", **settings: A
 
 def _splits(task: Task) -> tuple[Split, ...]:
     """Returns the splits for which a task has a source."""
+    if isinstance(task, CustomTask):
+        return task.splits
     if not isinstance(task, Dataset):
         return registry.SPLITS
     known = {*task.file_names, *task.tfds}

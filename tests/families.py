@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from lmsi_jax.config import MATRICES, LinearScaling, Llama3Scaling, YarnScaling
+from lmsi_jax.config import MATRICES, LinearScaling, Llama3Scaling, LongRopeScaling, YarnScaling
 
 _GEMMA = {
     "block": "sequential",
@@ -35,6 +35,26 @@ FAMILIES = {
         "rope_theta": 1e6,
         "local_rope_theta": 1e4,
         "rope_scaling": LinearScaling(factor=8.0),
+    },
+    "smollm3": {"block": "sequential", "rotary_layers": (True, False), "windows": (5,)},
+    "olmo2": {
+        "block": "sequential",
+        "pre_norms": False,
+        "post_norms": True,
+        "qk_norm": True,
+        "joint_qk_norm": True,
+    },
+    "granite": {
+        "block": "sequential",
+        "query_scalar": 5.0,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "logits_divisor": 2.5,
+    },
+    "phi4": {
+        "block": "sequential",
+        "rotary_dim": 4,
+        "rope_scaling": LongRopeScaling(divisors=(1.5, 3.0), attention_factor=1.2),
     },
     "parallel, all biases": {
         "biases": MATRICES,

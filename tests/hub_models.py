@@ -29,6 +29,7 @@ SPECIALS = {
     "llama": ("<|begin_of_text|>", "<|end_of_text|>"),
     "qwen": (None, "<|endoftext|>"),
     "gemma": ("<bos>", "<eos>"),
+    "llama2": ("<bos>", "<eos>"),
 }
 VOCABULARY = 384
 
@@ -86,6 +87,49 @@ MODELS = {
         "Qwen3Config",
         {"head_dim": 16, "rope_theta": 1e6, "tie_word_embeddings": True},
         "qwen",
+    ),
+    "gemma": ("GemmaConfig", {"head_dim": 16, "num_key_value_heads": 1}, "gemma"),
+    "mistral": (
+        "MistralConfig",
+        {"head_dim": 16, "rope_theta": 1e4, "sliding_window": 9},
+        "llama",
+    ),
+    "smollm3": (
+        "SmolLM3Config",
+        {
+            **{"num_hidden_layers": 5, "no_rope_layer_interval": 2, "rope_theta": 5e6},
+            **{"use_sliding_window": True, "sliding_window": 9, "num_key_value_heads": 2},
+            "tie_word_embeddings": False,
+        },
+        "llama",
+    ),
+    "olmo2": ("Olmo2Config", {"rope_theta": 5e5}, "llama"),
+    "olmo3": (
+        "Olmo3Config",
+        {"num_hidden_layers": 5, "sliding_window": 9, "rope_scaling": _YARN, "rope_theta": 5e5},
+        "llama",
+    ),
+    "granite": (
+        "GraniteConfig",
+        {
+            **{"embedding_multiplier": 1.5, "residual_multiplier": 0.7, "logits_scaling": 2.5},
+            **{"attention_multiplier": 0.3, "tie_word_embeddings": False, "rope_theta": 1e4},
+        },
+        "llama",
+    ),
+    "phi3": ("Phi3Config", {"rope_theta": 1e4, "sliding_window": 9}, "llama"),
+    "phi4": (
+        "Phi3Config",
+        {
+            **{"hidden_size": 64, "max_position_embeddings": 4096, "rope_theta": 1e4},
+            **{"original_max_position_embeddings": 512, "tie_word_embeddings": True},
+            "rope_scaling": {
+                **{"rope_type": "longrope", "partial_rotary_factor": 0.75},
+                **{"short_factor": [1.0, 1.1, 1.5, 1.9, 2.0, 2.5]},
+                **{"long_factor": [2.0, 3.0, 5.0, 9.0, 20.0, 30.0]},
+            },
+        },
+        "llama",
     ),
     "gemma2": (
         "Gemma2Config",
@@ -159,12 +203,29 @@ def gemma():
 _PLAIN = {ord(letter): None for letter in "\u20ac\u96ea\u00ef"}
 
 
+def llama2():
+    """Llama 2's tokenizer, with another vocabulary: it puts a space before a text."""
+    spec = json.loads(gemma().to_str())
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    spec["normalizer"] = {
+        "type": "Sequence",
+        "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, replace],
+    }
+    spec["pre_tokenizer"] = None
+    strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+    spec["decoder"]["decoders"].append(strip)
+    return Tokenizer.from_str(json.dumps(spec))
+
+
 def write_tokenizer(folder, kind):
     """Writes tokenizer.json and tokenizer_config.json as the hub's folders have them."""
-    made = gemma() if kind == "gemma" else byte_level(kind)
+    if kind in ("gemma", "llama2"):
+        made = gemma() if kind == "gemma" else llama2()
+    else:
+        made = byte_level(kind)
     made.save(str(folder / "tokenizer.json"))
     start, end = SPECIALS[kind]
-    pad = "<pad>" if kind == "gemma" else "<|pad|>"
+    pad = "<pad>" if kind in ("gemma", "llama2") else "<|pad|>"
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": start,
@@ -176,9 +237,14 @@ def write_tokenizer(folder, kind):
     return made
 
 
+def sizes(name):
+    """Returns the arguments of a model's configuration."""
+    return {**_SIZES, **MODELS[name][1]}
+
+
 def make(name, folder, dtype=None, shard_size="5GB", seed=0):
     """Writes a random model of a family with its tokenizer; returns transformers' model."""
-    kind, arguments, tokenizer = MODELS[name]
+    kind, _, tokenizer = MODELS[name]
     folder.mkdir(parents=True, exist_ok=True)
     text = write_tokenizer(folder, tokenizer)
     start, end = SPECIALS[tokenizer]
@@ -187,7 +253,7 @@ def make(name, folder, dtype=None, shard_size="5GB", seed=0):
         "eos_token_id": text.token_to_id(end),
         "pad_token_id": text.token_to_id("<pad>" if tokenizer == "gemma" else "<|pad|>"),
     }
-    config = getattr(transformers, kind)(**{**_SIZES, **arguments, **ids})
+    config = getattr(transformers, kind)(**sizes(name), **ids)
     config._attn_implementation = "eager"
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)

@@ -95,8 +95,9 @@ def sharp_params(config, seed):
 def _sharp_layer(config, draw, normal, scale, queries, keys):
     embed, mlp = config.embed_dim, config.mlp_dim
     parallel = config.block == "parallel"
+    first = "norm" if parallel else "attention_norm"
     layer = {
-        "norm" if parallel else "attention_norm": scale(),
+        **({first: scale()} if config.pre_norms else {}),
         "query": normal(embed, queries, 1.5),
         "key": normal(embed, keys, 1.5),
         "value": normal(embed, keys, 1.0),
@@ -106,9 +107,13 @@ def _sharp_layer(config, draw, normal, scale, queries, keys):
         "down": normal(mlp, embed, 0.3),
     }
     post = ["attention_post_norm", "mlp_post_norm"] if config.post_norms else []
-    layer |= {name: scale() for name in ([] if parallel else ["mlp_norm"]) + post}
+    layer |= {
+        name: scale() for name in ([] if parallel or not config.pre_norms else ["mlp_norm"]) + post
+    }
     if config.qk_norm:
-        layer |= {name: scale(config.head_dim) for name in ("query_norm", "key_norm")}
+        widths = (queries, keys) if config.joint_qk_norm else (config.head_dim,) * 2
+        both = zip(("query_norm", "key_norm"), widths, strict=True)
+        layer |= {name: scale(width) for name, width in both}
     for name in config.biases:
         drawn = 0.3 * draw.normal(size=layer[name].shape[1])
         layer[f"{name}_bias"] = jnp.asarray(drawn, jnp.float32)

@@ -7,7 +7,7 @@ import pytest
 
 import lmsi_jax
 from lmsi_jax import api
-from lmsi_jax.config import MinConfidence, Voting
+from lmsi_jax.config import FileTask, MinConfidence, Voting
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Exemplar, Question, Sample
 
@@ -69,3 +69,14 @@ def test_votes_select_what_agrees_and_mix_writes_it_in_four_formats():
 def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(LmsiError, match="no config.gin and no model.gin above"):
         lmsi_jax.load(tmp_path)
+
+
+def test_questions_without_answers_are_not_evaluated():
+    with pytest.raises(LmsiError, match="question 'q1' has no answer to compare with"):
+        lmsi_jax.evaluate(None, [_question(1)])
+
+
+def test_a_task_may_be_one_s_own(tmp_path):
+    (tmp_path / "rows.csv").write_text("question\nHow many?\n")
+    task = lmsi_jax.task(FileTask(name="ours", kind="number", train=str(tmp_path / "rows.csv")))
+    assert [row.text for row in task.questions("train", "hard", 9, 0)] == ["Q: How many?"]

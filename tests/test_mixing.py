@@ -280,3 +280,13 @@ def test_an_option_named_by_its_text_is_kept_with_its_letters():
     paths = paths_of(" The answer is Ben.", " The answer is (b).", " The answer is (a).")
     rows = written(paths, asked, formats=["zero_shot_cot"])
     assert [row.targets for row in rows] == [" The answer is Ben.", " The answer is (b)."]
+
+
+def test_without_exemplars_the_zero_shot_formats_take_the_place_of_the_few_shot_ones():
+    vote = voting.vote(QUESTION, PATHS)
+    rows = [(row, 1.0) for row in voted_rows(QUESTION, PATHS, vote)]
+    examples = mixing.examples(QUESTION, rows, ())
+    assert list(by_format(examples)) == ["zero_shot_cot", "zero_shot_direct"]
+    assert examples == mixing.examples(QUESTION, rows, (), formats=FORMATS[:2])
+    worked = mixing.human_solution_examples(QUESTION, EXEMPLARS[0], ())
+    assert [row.format for row in worked] == ["zero_shot_cot", "zero_shot_direct"]

@@ -74,9 +74,10 @@ def test_slow_tests_are_left_out_by_default():
 
 
 _REVEAL = "from lmsi_jax.tasks import registry\nreveal_type(registry.get)\n"
-# Of `get(name: str, data_dir: str | None = None) -> Task`, in any of mypy's notations.
+# Of `get(name: str | FileTask, data_dir: str | None = None) -> Task`, in any of mypy's notations.
 _SIGNATURE = re.compile(
-    r"def \(name: (builtins\.)?str, data_dir: (builtins\.)?str \| None =( \.\.\.)?\)"
+    r"def \(name: (builtins\.)?str \| lmsi_jax\.config\.steps\.FileTask, "
+    r"data_dir: (builtins\.)?str \| None =( \.\.\.)?\)"
     r" -> lmsi_jax\.tasks\.task\.Task"
 )
 

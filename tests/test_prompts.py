@@ -70,3 +70,12 @@ def test_mistakes_are_named_with_their_remedy():
     with pytest.raises(LmsiError, match="needs exemplars"):
         prompts.build_prompt(QUESTION, (), "cot")
     assert prompts.build_prompt(QUESTION, (), "zero_shot_direct")[0] == ""
+
+
+def test_a_task_without_exemplars_is_asked_zero_shot():
+    styles = [prompts.available_style(style, ()) for style in prompts.PROMPT_STYLES]
+    assert styles == ["zero_shot_direct", "zero_shot_cot", "zero_shot_cot", "zero_shot_direct"]
+    shown = (EXEMPLARS[0],)
+    assert [prompts.available_style(s, shown) for s in prompts.PROMPT_STYLES] == [
+        *prompts.PROMPT_STYLES
+    ]

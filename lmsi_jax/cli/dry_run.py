@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from lmsi_jax.config import Pretraining, Questions, Run
+from lmsi_jax.config import FileTask, Pretraining, Questions, Run
 from lmsi_jax.config.run import comparison_run
 from lmsi_jax.config.schedule import scheduled_values
 from lmsi_jax.errors import LmsiError
@@ -65,7 +65,8 @@ def parameters(run: Run) -> dict[str, Any]:
     """Returns every parameter by its gin name, defaults included.
 
     Parts that hold other parts are not listed themselves, only the parameters within them. Those of
-    `Pretraining` have the prefix "pretraining/", because its classes appear twice.
+    `Pretraining` have the prefix "pretraining/", because its classes appear twice, and those of a
+    `FileTask` its name.
     """
     return dict(_parameters(run, ""))
 
@@ -95,6 +96,7 @@ def check(run: Run, stages: tuple[str, ...]) -> Findings:
 
 def _parameters(part: Any, scope: str) -> Iterator[tuple[str, Any]]:
     inner_scope = "pretraining/" if isinstance(part, Pretraining) else scope
+    scope = f"{part.name}/" if isinstance(part, FileTask) else scope
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         items = value if isinstance(value, tuple) and value else (value,)
@@ -177,13 +179,15 @@ def _mistakes_in_questions(run: Run, stages: tuple[str, ...]) -> Iterator[str]:
     if (questions := run.questions) is None:
         return
     tasks = dict.fromkeys((*questions.train, *questions.test))
-    unknown = [
-        error for task in tasks for error in _error_of(functools.partial(registry.get, task))
+    unknown = list(_error_of(functools.partial(registry.custom_tasks, questions))) or [
+        error
+        for task in tasks
+        for error in _error_of(functools.partial(registry.find, questions, task))
     ]
     yield from unknown
-    for task, file in questions.exemplars:
-        if "://" not in file and task in registry.NAMES:
-            kind = registry.get(task).kind
+    for task, file in questions.exemplars if not unknown else ():
+        if "://" not in file and task in tasks:
+            kind = registry.find(questions, task).kind
             yield from _error_of(functools.partial(exemplars.load_for_task, file, kind))
     if not unknown:
         yield from _mistakes_in_data(questions)
@@ -192,6 +196,7 @@ def _mistakes_in_questions(run: Run, stages: tuple[str, ...]) -> Iterator[str]:
 def _mistakes_in_data(questions: Questions) -> Iterator[str]:
     """Reads and parses all local data files; yields the first mistake in each."""
     from lmsi_jax.tasks import registry
+    from lmsi_jax.tasks.custom_task import CustomTask
     from lmsi_jax.tasks.dataset import Dataset
     from lmsi_jax.tasks.task import Split
 
@@ -199,12 +204,15 @@ def _mistakes_in_data(questions: Questions) -> Iterator[str]:
     asked = [("train", name, questions.train_count) for name in dict.fromkeys(questions.train)]
     asked += [("test", name, questions.test_count) for name in dict.fromkeys(questions.test)]
     for split, name, count in asked:
-        folder = questions.folder(name)
-        task = registry.get(name, folder)
-        if folder is None or "://" in folder or not isinstance(task, Dataset):
+        folder, task = questions.folder(name), registry.find(questions, name)
+        draw = functools.partial(task.questions, split, questions.level, count, questions.seed)
+        if isinstance(task, CustomTask):
+            yield from _error_of(draw)
+            if split == "train" or name not in questions.train:  # once
+                yield from _error_of(task.exemplars)
+        elif folder is None or "://" in folder or not isinstance(task, Dataset):
             continue
-        if epath.Path(folder).expanduser().exists():  # else it is missing, which is another line
-            draw = functools.partial(task.questions, split, questions.level, count, questions.seed)
+        elif epath.Path(folder).expanduser().exists():  # else it is missing, which is another line
             yield from _error_of(draw)
 
 

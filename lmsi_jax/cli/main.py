@@ -6,7 +6,10 @@ a fraction of a second.
 
 import argparse
 import contextlib
+import hashlib
 import os
+import pathlib
+import platform
 import shlex
 import shutil
 import sys
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 # gRPC and older TensorFlow write pages to stderr unless told otherwise before they are imported.
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "ERROR"}
+_PROCESSOR = ("model name", "flags", "Features")  # lines of /proc/cpuinfo, on x86 and on Arm
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,6 +76,7 @@ def _execute(words: list[str], as_command: bool, at_exit: contextlib.ExitStack) 
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if as_command:
+        keep_programs()
         from lmsi_jax.runtime.progress import quiet_libraries
 
         quiet_libraries()
@@ -127,6 +132,26 @@ def _run_other(command: Command, args: argparse.Namespace, gin_args: gin_loader.
         raise LmsiError(f"lmsi {args.command} has no configuration")
 
     command.run(args, load_nothing)
+
+
+def keep_programs() -> None:
+    """Has JAX keep compiled programs, so that the next start of a command does not compile them.
+
+    They are in the user's cache folder, apart for each kind of processor: the program of another
+    one may have instructions that this one lacks. JAX_COMPILATION_CACHE_DIR names another folder,
+    or none if it is empty. A folder that cannot be written is left out.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    processor = platform.machine()
+    with contextlib.suppress(OSError):
+        lines = pathlib.Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        processor += str(sorted({line for line in lines if line.startswith(_PROCESSOR)}))
+    digest = hashlib.sha256(processor.encode()).hexdigest()[:12]
+    folder = pathlib.Path(cache) / "lmsi_jax" / f"programs-{digest}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
 
 
 def _connect(args: argparse.Namespace, at_exit: contextlib.ExitStack) -> None:

@@ -49,7 +49,8 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         metavar="MODEL",
         type=Path,
-        help="folder of a Hugging Face model, or a GGUF file (any one of a split model's)",
+        help="folder of a Hugging Face model or of PEFT's adapters, GGUF file (any one of a split "
+        "model's), or name of a model on Hugging Face's hub, owner/name or owner/name@revision",
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to create")
     parser.add_argument(
@@ -58,12 +59,18 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
         default="keep",
         help="type of the checkpoint's parameters (default: unchanged)",
     )
+    parser.add_argument(
+        "--base",
+        metavar="MODEL",
+        type=Path,
+        help="model that adapters belong to (default: the one that adapter_config.json names)",
+    )
 
 
 def _import_hf(args: argparse.Namespace, load: Load) -> None:
     from lmsi_jax.interop.hf_weights import import_model
 
-    config = import_model(args.source, args.out, args.dtype, print)
+    config = import_model(args.source, args.out, args.dtype, print, args.base)
     print(_border_report(args.out / "model.gin"))
     print(f"{config.parameter_count:,} parameters in {args.out}")
     print(f"next: lmsi run CONFIG --gin_file={args.out / 'model.gin'}")
@@ -218,6 +225,43 @@ def _export_rows(args: argparse.Namespace, load: Load) -> None:
 
     path, count = export_rows(args.run, args.out, round_index=args.round, row_format=args.format)
     print(f"{count:,} rows in {path}")
+
+
+# --- init -----------------------------------------------------------------------------------------
+
+
+def _add_init_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder",
+        metavar="NAME",
+        type=Path,
+        help="folder to create; its last part names the task: letters, digits and _",
+    )
+
+
+def _init(args: argparse.Namespace, load: Load) -> None:
+    import importlib.resources
+
+    from lmsi_jax.config.steps import is_task_name
+    from lmsi_jax.runtime.files import new_folder
+    from lmsi_jax.tasks import registry
+
+    name = args.folder.name
+    if not is_task_name(name) or name in registry.NAMES:
+        taken = "is the name of a packaged task" if name in registry.NAMES else "names no task"
+        raise LmsiError(f"{name!r} {taken}; use other letters, digits and _, as in 'riddles'")
+    config = args.folder / f"{name}.gin"
+    with new_folder(args.folder) as folder:
+        for file in (importlib.resources.files("lmsi_jax.tasks") / "starter").iterdir():
+            text = file.read_text(encoding="utf-8")
+            if file.name == "run.gin":  # NAME is the task, PATH the file itself
+                text = re.sub(r"\bNAME\b", name, text)
+                text = re.sub(r"\bPATH\b", shlex.quote(str(config)), text)
+            written = folder / (config.name if file.name == "run.gin" else file.name)
+            written.write_text(text, encoding="utf-8")
+    print(f"{config}: the run, with a comment on each setting")
+    print("questions.jsonl, test.jsonl, exemplars.txt beside it: replace them by yours")
+    print(f"next: lmsi run {shlex.quote(str(config))}")
 
 
 # --- aot ------------------------------------------------------------------------------------------
@@ -378,6 +422,13 @@ def _explain_answer(args: argparse.Namespace, load: Load) -> None:
 
 
 COMMANDS: dict[str, Command] = {
+    "init": Command(
+        "write a folder with a run on questions of your own, to be edited",
+        "riddles",
+        "",
+        _add_init_arguments,
+        _init,
+    ),
     "import-hf": Command(
         "convert a Hugging Face model or GGUF file to a checkpoint and model.gin",
         "downloads/Qwen2.5-1.5B models/qwen",

@@ -10,8 +10,9 @@ from lmsi_jax.config.run import Run, Study
 from lmsi_jax.errors import LmsiError
 
 CLASSES: tuple[type, ...] = (
-    *(config.Run, config.Questions, config.Augmentation, config.ModelConfig),
+    *(config.Run, config.Questions, config.FileTask, config.Augmentation, config.ModelConfig),
     *(config.LinearScaling, config.Llama3Scaling, config.YarnScaling),
+    config.LongRopeScaling,
     *(config.Chat, config.Decoding, config.Sampling, config.Voting, config.Mixing),
     *(config.MinConfidence, config.Cap, config.AnswerEntropy, config.DistinctReasoning),
     *(config.DistributionShift, config.ImportanceWeights, config.SelfRating, config.ExternalScore),

@@ -5,7 +5,9 @@
                              text that is none ("/tmp/x") becomes a string
     --gin_search_paths=A,B   folders that are searched for gin files and their includes
 
-Files may be local, in installed packages, or on a bucket.
+Files may be local, in installed packages, or on a bucket. Settings that name files and Python
+objects relative to their gin file (`value_checks.Anchor`) are made absolute once all is read, so
+the operative configuration has them whole.
 """
 
 import contextlib
@@ -20,9 +22,10 @@ import re
 import shlex
 import tokenize
 from collections.abc import Iterator, Sequence
-from typing import IO
+from typing import IO, Any
 
 from lmsi_jax.config import gin_errors
+from lmsi_jax.config.value_checks import HUB, Anchor, field_anchors
 from lmsi_jax.errors import LmsiError
 
 _FLAGS = ("--gin_file", "--gin_bindings", "--gin_search_paths")
@@ -153,7 +156,7 @@ def load(config: str | None, args: GinArgs) -> None:
     folders += map(os.fspath, _packaged_roots())
     gin.clear_config()
     try:
-        with lookup(folders), _no_collection():
+        with lookup(folders), _no_collection(), _binding_folders() as places:
             for file in files:
                 with gin_errors.readable(file):
                     gin.parse_config_file(file)
@@ -161,6 +164,7 @@ def load(config: str | None, args: GinArgs) -> None:
                 with gin_errors.readable(binding.flag):
                     gin.parse_config(f"{binding.name} = {_value(binding)}")
         gin_errors.check_config([binding.name for binding in args.bindings])
+        _anchor(places)
     except BaseException:  # even after an interrupt, half a configuration must not be used
         gin.clear_config()
         raise
@@ -186,6 +190,80 @@ def operative_config() -> str:
     import gin
 
     return gin.operative_config_str()
+
+
+# --- paths relative to their gin file -------------------------------------------------------------
+
+_Places = dict[tuple[tuple[str, str], str], str]
+"""The folder of the gin file that bound a parameter last, by gin's key and the parameter's name."""
+
+
+@contextlib.contextmanager
+def _binding_folders() -> Iterator[_Places]:
+    """Yields the folder of each binding while gin parses, which gin itself does not record.
+
+    Bindings of the command line are of the current folder.
+    """
+    from gin import config
+
+    bind, parse = config.bind_parameter, config.parse_config
+    places: _Places = {}
+    folders = [os.getcwd()]
+
+    def bind_here(binding_key: object, value: object) -> None:
+        bind(binding_key, value)
+        key = config.ParsedBindingKey.parse(binding_key)
+        places[key.config_key, key.arg_name] = folders[-1]
+
+    def parse_here(bindings: object, *args: object, **kwargs: object) -> object:
+        name = getattr(bindings, "name", None)  # of a file; a flag is text
+        folder = os.path.dirname(name) if isinstance(name, str) else folders[-1]
+        folders.append(folder if "://" in folder else os.path.abspath(folder))
+        try:
+            return parse(bindings, *args, **kwargs)
+        finally:
+            folders.pop()
+
+    config.bind_parameter, config.parse_config = bind_here, parse_here
+    try:
+        yield places
+    finally:
+        config.bind_parameter, config.parse_config = bind, parse
+
+
+def _anchor(places: _Places) -> None:
+    """Makes relative paths and objects of gin's configuration absolute."""
+    from gin import config
+
+    for key, bindings in config._CONFIG.items():
+        wrapped: Any = config._REGISTRY.get_match(key[1]).wrapped
+        for name, anchor in field_anchors(wrapped).items():
+            if name not in bindings:
+                continue
+            at = (key, name)
+            value = bindings[name]
+            if isinstance(value, config.ConfigurableReference) and repr(value)[0] == "%":
+                at = (value.config_key, "value")  # a macro, which may be bound in another file
+                value = config._CONFIG[at[0]]["value"]
+            config._CONFIG[at[0]][at[1]] = _anchored(value, anchor, places.get(at, os.getcwd()))
+
+
+def _anchored(value: Any, anchor: Anchor, folder: str) -> Any:
+    """Returns a value with its relative paths, or its objects beside the gin file, absolute."""
+    if isinstance(value, tuple | list):
+        return type(value)(_anchored(item, anchor, folder) for item in value)
+    if not isinstance(value, str) or not value:
+        return value
+    if anchor.what == "path":
+        if value.startswith(HUB) or "://" in value or os.path.isabs(os.path.expanduser(value)):
+            return os.path.expanduser(value)
+        return f"{folder.rstrip('/')}/{value}"
+    path, colon, name = value.rpartition(":")
+    folders, _, module = os.path.expanduser(path).rpartition("/")
+    place = os.path.normpath(os.path.join(folder, folders))
+    file = os.path.join(place, *module.split("."))
+    here = os.path.isfile(f"{file}.py") or os.path.isfile(os.path.join(file, "__init__.py"))
+    return f"{place}/{module}:{name}" if colon and here else value
 
 
 # --- files ----------------------------------------------------------------------------------------

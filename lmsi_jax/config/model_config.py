@@ -1,6 +1,7 @@
 """Set the decoder's shape: sizes, attention pattern, rotary positions, and how training runs it."""
 
 import dataclasses
+import math
 from typing import Annotated, Any, Literal
 
 from lmsi_jax.config.value_checks import above, at_least, check_fields
@@ -71,10 +72,35 @@ class YarnScaling:
         _check_order(self, "beta_slow", "beta_fast")
 
 
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongRopeScaling:
+    """LongRoPE (Ding et al. 2024): a divisor found by search for each frequency; Phi-3 and 4.
+
+    A value of `ModelConfig.rope_scaling`. Its models have two sets, one for contexts as long as in
+    the first training and one for longer ones; this is one of the two.
+    """
+
+    divisors: tuple[float, ...]
+    """Divisor of each rotary frequency, the fastest first."""
+    attention_factor: Annotated[float, above(0)] = 1.0
+    """Queries and keys are multiplied by this."""
+    kind: str = dataclasses.field(default="longrope", init=False)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        divisors = self.divisors
+        if not isinstance(divisors, tuple) or not all(
+            type(each) in (int, float) and 0 < each < math.inf for each in divisors
+        ):
+            raise LmsiError(
+                f"LongRopeScaling.divisors = {divisors!r} must be a tuple of numbers above 0"
+            )
 
 
-def _check_order(scaling: RopeScaling, low: str, high: str) -> None:
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
+
+
+def _check_order(scaling: Llama3Scaling | YarnScaling, low: str, high: str) -> None:
     if not getattr(scaling, low) < getattr(scaling, high):
         raise LmsiError(f"{type(scaling).__name__}: {low} must be below {high}")
 
@@ -82,9 +108,11 @@ def _check_order(scaling: RopeScaling, low: str, high: str) -> None:
 def rope_scaling_from_json(fields: dict[str, Any]) -> RopeScaling:
     """Returns the scaling that `dataclasses.asdict` wrote; its `kind` names the class."""
     classes: dict[str, type[RopeScaling]] = {
-        cls.kind: cls for cls in (LinearScaling, Llama3Scaling, YarnScaling)
+        cls.kind: cls for cls in (LinearScaling, Llama3Scaling, YarnScaling, LongRopeScaling)
     }
-    values = dict(fields)
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+    }
     return classes[values.pop("kind")](**values)
 
 
@@ -98,8 +126,8 @@ class ModelConfig:
 
     That is (Chowdhery et al. 2022, section 2): attention and gated MLP in parallel, rotary
     positions, RMS norm, no biases, embeddings shared between input and output. Llama 3, Qwen
-    2.5, Qwen 3, Gemma 2 and Gemma 3 are other values of the same fields: `gin_configs/models/` has
-    their published sizes, docs/models.md a table.
+    2.5 and 3, Gemma 1 to 3, Mistral, SmolLM3, OLMo 2, Granite and Phi 3 are other values of the
+    same fields: docs/models.md has a table, `gin_configs/models/` published sizes.
     """
 
     vocab_size: Annotated[int, at_least(1, unit="ids")]
@@ -123,6 +151,8 @@ class ModelConfig:
     block: Literal["parallel", "sequential"] = "parallel"
     """With "parallel", attention and MLP of one normalized input are added (PaLM); "sequential"
     normalizes before attention, adds it, normalizes before the MLP and adds that (Llama)."""
+    pre_norms: bool = True
+    """Normalize the inputs of attention and MLP; False, in OLMo 2, needs `post_norms`."""
     post_norms: bool = False
     """Also normalize the outputs of attention and MLP before adding them (Gemma 2); needs
     `block = 'sequential'`."""
@@ -132,6 +162,9 @@ class ModelConfig:
     """Norms multiply by 1 + weight (Gemma) instead of by the weight."""
     qk_norm: bool = False
     """Normalize each head's query and key before the rotary embedding (Qwen 3, Gemma 3)."""
+    joint_qk_norm: bool = False
+    """With `qk_norm`, normalize the queries of all heads as one vector, and the keys of all heads
+    likewise (OLMo 2)."""
     biases: tuple[str, ...] = ()
     """Matrices whose products have a bias, of query, key, value, attention_out, gate, up and down;
     Qwen 2.5 has ('query', 'key', 'value')."""
@@ -144,10 +177,16 @@ class ModelConfig:
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
     """Stretches rotary positions beyond the context length of the first training: @LinearScaling(),
-    @Llama3Scaling() or @YarnScaling(); None leaves them alone."""
+    @Llama3Scaling(), @YarnScaling() or @LongRopeScaling(); None leaves them alone."""
     local_rope_theta: Annotated[float, at_least(0, note="as the others")] = 0.0
     """Base of the rotary frequencies in layers with a sliding window, which are never stretched
     (Gemma 3); 0.0 treats these layers like the others."""
+    rotary_layers: tuple[bool, ...] = (True,)
+    """Layers with rotary positions, cycled over the layers. The others know of positions by the
+    causal mask alone (Kazemnejad et al. 2023); (True, True, True, False) is SmolLM3's pattern."""
+    rotary_dim: Annotated[int, at_least(0, note="head_dim")] = 0
+    """Dimensions of each head that rotate, the first ones, an even number (Phi-4-mini); 0 means
+    `head_dim`."""
     windows: tuple[int, ...] = (0,)
     """Sliding windows in tokens, cycled over the layers (Beltagy et al. 2020, section 3.1). A query
     at position p sees the keys at positions above p - window, so `window` keys including its own,
@@ -158,6 +197,13 @@ class ModelConfig:
     2024, section 2)."""
     logits_softcap: Annotated[float, at_least(0, note="off")] = 0.0
     """The same for the token logits."""
+    logits_divisor: Annotated[float, above(0)] = 1.0
+    """Token logits are divided by this before the cap (Granite)."""
+    residual_multiplier: Annotated[float, above(0)] = 1.0
+    """Outputs of attention and MLP are multiplied by this before adding them (Granite); needs
+    `block = 'sequential'`."""
+    embedding_multiplier: Annotated[float, above(0)] = 1.0
+    """Embeddings are multiplied by this (Granite)."""
     tied_embeddings: bool = True
     """Compute token logits with the embedding table; False uses a table of their own."""
     scale_embeddings: bool = False
@@ -183,8 +229,26 @@ class ModelConfig:
                 f"ModelConfig.head_dim = {self.head_dim} must be even: rotary positions pair its "
                 "halves"
             )
-        if self.post_norms and self.block == "parallel":
-            raise LmsiError("ModelConfig.post_norms needs ModelConfig.block = 'sequential'")
+        if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
+            raise LmsiError(
+                f"ModelConfig.rotary_dim = {self.rotary_dim} must be an even number up to "
+                f"ModelConfig.head_dim = {self.head_dim}"
+            )
+        scaling, rotary = self.rope_scaling, self.rotary_dim or self.head_dim
+        if isinstance(scaling, LongRopeScaling) and len(scaling.divisors) != rotary // 2:
+            raise LmsiError(
+                f"LongRopeScaling.divisors has {len(scaling.divisors)} numbers; {rotary} rotary "
+                f"dimensions need {rotary // 2}"
+            )
+        if self.block == "parallel" and (self.post_norms or self.residual_multiplier != 1.0):
+            name = "post_norms" if self.post_norms else "residual_multiplier"
+            raise LmsiError(f"ModelConfig.{name} needs ModelConfig.block = 'sequential'")
+        for name, needed in (("pre_norms", "post_norms"), ("joint_qk_norm", "qk_norm")):
+            changed = getattr(self, name) != type(self).__dataclass_fields__[name].default
+            if changed and not getattr(self, needed):
+                raise LmsiError(
+                    f"ModelConfig.{name} = {getattr(self, name)} needs ModelConfig.{needed} = True"
+                )
         # Tuples, not lists: configurations are hashed as static arguments of compiled functions.
         if not isinstance(self.biases, tuple) or not set(self.biases) <= set(MATRICES):
             raise LmsiError(
@@ -195,6 +259,11 @@ class ModelConfig:
             raise LmsiError(f"ModelConfig.windows = {windows!r} must be a tuple, (0,) or (4096, 0)")
         if any(type(window) is not int or window < 0 for window in windows):
             raise LmsiError(f"ModelConfig.windows = {windows!r} must be whole numbers, 0 or above")
+        layers = self.rotary_layers
+        if not isinstance(layers, tuple) or not layers or not set(map(type, layers)) <= {bool}:
+            raise LmsiError(
+                f"ModelConfig.rotary_layers = {layers!r} must be a tuple of True and False"
+            )
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "ModelConfig":
@@ -211,6 +280,15 @@ class ModelConfig:
         """Returns the layer's sliding window in tokens, 0 for full attention."""
         return self.windows[layer % len(self.windows)]
 
+    def is_rotary(self, layer: int) -> bool:
+        """Tells if the layer has rotary positions."""
+        return self.rotary_layers[layer % len(self.rotary_layers)]
+
+    @property
+    def layer_cycle(self) -> int:
+        """Number of layers after which windows and rotary positions repeat."""
+        return math.lcm(len(self.windows), len(self.rotary_layers))
+
     def is_local(self, layer: int) -> bool:
         """Tells if the layer's rotary frequencies are those of `local_rope_theta`."""
         return self.local_rope_theta > 0 and self.window(layer) > 0
@@ -223,7 +301,8 @@ class ModelConfig:
         widths = {"query": queries, "key": keys, "value": keys}
         widths |= {"gate": self.mlp_dim, "up": self.mlp_dim}
         biases = sum(widths.get(name, self.embed_dim) for name in set(self.biases))
-        norms = 1 if self.block == "parallel" else 4 if self.post_norms else 2
-        scales = norms * self.embed_dim + (2 * self.head_dim if self.qk_norm else 0)
+        norms = 1 if self.block == "parallel" else 2 * (self.pre_norms + self.post_norms)
+        heads = (self.num_heads + self.num_kv_heads) if self.joint_qk_norm else 2
+        scales = norms * self.embed_dim + (heads * self.head_dim if self.qk_norm else 0)
         tables = (1 if self.tied_embeddings else 2) * self.vocab_size * self.embed_dim
         return tables + self.num_layers * (matrices + biases + scales) + self.embed_dim

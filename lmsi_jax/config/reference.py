@@ -38,8 +38,9 @@ GROUPS: dict[str, tuple[type, ...]] = {
     "Model": (
         config.ModelConfig,
         *(config.LinearScaling, config.Llama3Scaling, config.YarnScaling),
+        config.LongRopeScaling,
     ),
-    "Questions": (config.Questions, config.Augmentation),
+    "Questions": (config.Questions, config.FileTask, config.Augmentation),
     "Sampling and voting": (config.Chat, config.Sampling, config.Decoding, config.Voting),
     "Selection and mixing": (
         config.Mixing,

@@ -100,7 +100,8 @@ class Run:
             raise LmsiError("Run.questions is not set; bind it to @Questions() in the gin file")
         train, test = self.questions.train, self.questions.test
         sampled = {"generate", "prompts", "sample"} & {*stages}
-        if (sampled and not train) or ("eval" in stages and not test) or not (train or test):
+        evaluated = "eval" in stages and not sampled  # a run goes on without test questions
+        if (sampled and not train) or (evaluated and not test) or not (train or test):
             raise LmsiError("there are no questions: set Questions.train and Questions.test")
 
     def _check_human_examples(self) -> None:

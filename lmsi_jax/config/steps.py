@@ -1,14 +1,107 @@
 """Set the other steps of a round: questions, augmentation, mixing, evaluation, and so on."""
 
 import dataclasses
+import re
 from typing import Annotated, Literal
 
 from lmsi_jax.config.row_filters import HUMAN_LOSSES, Cap, Filter, MinConfidence
 from lmsi_jax.config.training_config import Training
-from lmsi_jax.config.value_checks import SEED, above, at_least, check_fields, fraction, refuse
+from lmsi_jax.config.value_checks import (
+    OBJECT,
+    PATH,
+    SEED,
+    above,
+    at_least,
+    below_one,
+    check_fields,
+    fraction,
+    refuse,
+)
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import PROMPT_STYLES
-from lmsi_jax.records import FORMATS, Format
+from lmsi_jax.records import FORMATS, Format, Kind
+
+_TASK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_]*")
+
+
+def is_task_name(name: str) -> bool:
+    """Returns True if a task can have this name, which is part of the names of files."""
+    return _TASK_NAME.fullmatch(name) is not None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileTask:
+    """A task whose questions are in files of your own; `Questions.tasks` lists it.
+
+    A file is JSON Lines, JSON, CSV, TSV or Parquet, plain or .gz, local or on a bucket (gs://). A
+    column is named as it is, or as a path into nested values ("question.stem").
+    """
+
+    name: str
+    """Name of the task in `Questions.train`, `Questions.test` and the report: letters, digits, _"""
+    kind: Kind
+    """What an answer is: it decides how answers are read and compared (docs/answers.md)."""
+    train: Annotated[str | tuple[str, ...], PATH] = ()
+    """Files of the training questions: a path, a pattern such as "parts/*.csv", or several. Also a
+    folder that the library `datasets` has saved, or "hub:NAME", "hub:NAME:CONFIG" or
+    "hub:NAME:CONFIG:SPLIT". A relative path is relative to the gin file, "~" is the home folder.
+    Answers are optional: nothing is trained on them."""
+    test: Annotated[str | tuple[str, ...], PATH] = ()
+    """Files of the test questions, which need answers; () for none."""
+    test_share: Annotated[float, below_one()] = 0.0
+    """Without `test`: share of the answered rows of `train` that are test questions instead. A hash
+    of the question decides, so that new rows move no other."""
+    question: str = "question"
+    """Column of the question, or a template of columns such as "{context}\\n{question}"."""
+    options: str | tuple[str, ...] = ()
+    """Column of the options: a list, a dictionary such as {"text": [...], "label": [...]}, or a
+    list of {"label", "text"}; or several columns, one for each option. () for none."""
+    first_option: Literal[0, 1] = 0
+    """Number of the first option in answers that are numbers of options."""
+    answer: str = "answer"
+    """Column of the right answer, or a template. For options it is a letter, a label, a number or
+    the option's text; of a list the first is shown and all count as right. Rows without it are
+    unlabelled."""
+    solution: str = ""
+    """Column of a given solution, for exemplars and `Mixing.human_examples`; "" for none."""
+    exemplars: Annotated[str, PATH] = ""
+    """File of exemplars, in the format of `lmsi_jax.tasks.exemplars`; "" takes the first training
+    rows with solutions, or asks zero-shot if there are none."""
+    shots: Annotated[int, at_least(0, unit="exemplars", note="zero-shot")] = 4
+    """Largest number of exemplars in a prompt."""
+    contamination_ngram: Annotated[int, at_least(0, unit="words", note="equal questions only")] = 13
+    """Training questions that share this many words in a row with a test question are contaminated.
+    """
+    reader: Annotated[str | None, OBJECT] = None
+    """Function that reads answers, as "module:function": (text, question) -> the answer, candidates
+    with the best first, or None. None reads them by `kind`."""
+    equality: Annotated[str | None, OBJECT] = None
+    """Function that compares answers, as "module:function": (answer, answer) -> True if they are
+    the same. None compares them by `kind`."""
+    prompt: Annotated[str | None, OBJECT] = None
+    """Function that writes prompts, as "module:function": (question, exemplars, prompt style) ->
+    the text to continue, or that text in two parts, of which all questions share the first."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not is_task_name(self.name):
+            refuse(self, "name", "letters, digits and _, as in 'riddles'")
+        if not (self.train or self.test):
+            raise LmsiError(
+                f"FileTask {self.name!r} has no files: set FileTask.train, FileTask.test or both"
+            )
+        if self.test and self.test_share:
+            raise LmsiError(
+                f"FileTask {self.name!r} has test files; set FileTask.test_share to 0, or "
+                "FileTask.test to () to take test questions from FileTask.train"
+            )
+        if self.test_share and not self.train:
+            raise LmsiError("FileTask.test_share is a share of the rows of FileTask.train; set it")
+
+    def files(self, split: Literal["train", "test"]) -> tuple[str, ...]:
+        """Returns the paths of a split's rows; with `test_share` both have the same."""
+        paths = self.test if split == "test" and not self.test_share else self.train
+        return (paths,) if isinstance(paths, str) else tuple(paths)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,14 +110,17 @@ class Questions:
 
     train: tuple[str, ...]
     """Tasks whose unlabelled train questions are sampled."""
-    test: tuple[str, ...]
-    """Tasks whose labelled test questions are evaluated."""
+    test: tuple[str, ...] = ()
+    """Tasks whose labelled test questions are evaluated; () measures no accuracy."""
+    tasks: Annotated[tuple[FileTask | str, ...], OBJECT] = ()
+    """Tasks of your own, which `train` and `test` name beside the packaged ones: @FileTask(), or
+    "module:object" for a task in Python (docs/tasks.md)."""
     level: Literal["easy", "hard"] = "hard"
     """Difficulty of the generated tasks."""
     train_count: Annotated[int, at_least(1, unit="questions")] = 1000
-    """Train questions per task."""
+    """Train questions per task; of tasks of your own, the most."""
     test_count: Annotated[int, at_least(1, unit="questions")] = 200
-    """Test questions per task."""
+    """Test questions per task; of tasks of your own, the most."""
     data_dir: str | None = None
     """Folder of local data files, for tasks that read files; it may begin with "~". None reads them
     through TFDS, which downloads what is missing."""

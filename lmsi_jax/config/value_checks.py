@@ -15,7 +15,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from lmsi_jax.errors import LmsiError
 
@@ -72,6 +72,35 @@ def positive_fraction(note: str = "") -> Range:
 def below_one() -> Range:
     """Returns the range of numbers from 0 up to, but without, 1."""
     return Range(lambda value: 0 <= value < 1, "0 or more, below 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Anchor:
+    """Marks texts of a setting that are relative to the gin file that has them.
+
+    `gin_loader` makes them absolute. Settings that are built in Python are relative to the current
+    folder.
+    """
+
+    what: Literal["path", "object"]
+    """A file, folder or pattern; or an object of Python code, "module:object"."""
+
+
+PATH, OBJECT = Anchor("path"), Anchor("object")
+HUB = "hub:"
+"""Prefix of a name that is a data set on the Hugging Face hub and no path."""
+
+
+@functools.cache
+def field_anchors(cls: Any) -> dict[str, Anchor]:
+    """Returns the mark of each field of a dataclass that has one; {} for all else."""
+    if not dataclasses.is_dataclass(cls):
+        return {}
+    hints = typing.get_type_hints(cls, include_extras=True)
+    marked = {name: getattr(hint, "__metadata__", ()) for name, hint in hints.items()}
+    return {
+        name: mark for name, marks in marked.items() for mark in marks if isinstance(mark, Anchor)
+    }
 
 
 SEED = Range(lambda value: 0 <= value < 2**31, "a number from 0 to 2147483647")

@@ -36,7 +36,7 @@ from lmsi_jax.prompts import (
     question_list,
     solution,
 )
-from lmsi_jax.records import Exemplar, Question, Text, join_texts
+from lmsi_jax.records import Exemplar, Question, Text, join_texts, plain_text
 from lmsi_jax.runtime.files import read_json, write_json
 
 # Said to a model that sees no exemplar.
@@ -222,6 +222,9 @@ class ChatPrompts:
         """
         if prompt_style not in PROMPT_STYLES or not prompt_style.startswith("zero_shot"):
             PLAIN.prompt(question, exemplars, prompt_style)  # for its errors
+        if question.rules is not None and question.rules.prompt is not None:
+            shown, rest = PLAIN.prompt(question, exemplars, prompt_style)
+            return self._asked([self._user(plain_text(join_texts(shown, rest)))], plain_text(shown))
         asked = question.text.rstrip()
         if prompt_style.startswith("zero_shot"):
             request = _DIRECT if is_direct(prompt_style) else _STEPS

@@ -397,7 +397,7 @@ def tokenizer_files(file: str, metadata: Mapping[str, Any]) -> dict[str, str]:
         raise LmsiError(f"{file}: prompts begin with a start token, but bos_token_id is missing")
     spec = {
         **{"version": "1.0", "truncation": None, "padding": None, "added_tokens": added},
-        "post_processor": None if start is None else _start_with(start, ids[start]),
+        "post_processor": None if start is None else start_with(start, ids[start]),
         **parts,
     }
     settings = {
@@ -431,7 +431,8 @@ def _ends(metadata: Mapping[str, Any], tokens: Sequence[str], types: Sequence[in
     return list(dict.fromkeys(ids))
 
 
-def _start_with(token: str, number: int) -> dict[str, Any]:
+def start_with(token: str, number: int) -> dict[str, Any]:
+    """Returns the post-processor of a tokenizer.json that puts a token before each text."""
     special = {"SpecialToken": {"id": token, "type_id": 0}}
     first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     return {
@@ -470,26 +471,44 @@ def _byte_level(
     if merges is None:
         raise LmsiError(f"{file} has no tokenizer.ggml.merges; download it again")
     splitting = _SPLITTINGS[name]
+    cut = [merge.split(" ", 1) for merge in merges]
+    return byte_level_parts(name, _vocabulary(tokens, types), cut), splitting.starts
+
+
+def byte_level_parts(
+    name: str,
+    vocabulary: Mapping[str, int],
+    merges: Sequence[Sequence[str]],
+    prefix_space: bool = False,
+) -> dict[str, Any]:
+    """Returns the parts of a tokenizer.json for byte-level BPE (Radford et al. 2019).
+
+    Args:
+      name: how texts are cut into words, one of llama.cpp's names.
+      vocabulary: token -> id.
+      merges: pairs of tokens, the first one first.
+      prefix_space: a space is put before a text that does not begin with one.
+    """
+    splitting = _SPLITTINGS[name]
     steps: list[dict[str, Any]] = []
     if splitting.digits:
         steps.append({"type": "Digits", "individual_digits": True})
     if splitting.pattern:
         pattern = {"Regex": splitting.pattern}
         steps.append({"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False})
-    letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False}
+    letters = {"type": "ByteLevel", "add_prefix_space": prefix_space, "trim_offsets": False}
     steps.append(letters | {"use_regex": not splitting.pattern})
-    parts = {
+    return {
         "normalizer": {"type": "NFC"} if splitting.composed else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
         "decoder": letters | {"use_regex": True},
         "model": {
             **{"type": "BPE", "dropout": None, "unk_token": None, "fuse_unk": False},
             **{"byte_fallback": False, "ignore_merges": splitting.whole_words},
-            "vocab": _vocabulary(tokens, types),
-            "merges": [merge.split(" ", 1) for merge in merges],
+            "vocab": vocabulary,
+            "merges": merges,
         },
     }
-    return parts, splitting.starts
 
 
 def _sentencepiece(

@@ -1,35 +1,50 @@
-"""Convert Hugging Face's config.json to `ModelConfig` and back.
+"""Read Hugging Face's config.json as a `ModelConfig`.
 
-Supported are Llama 3, Qwen 2.5, Qwen 3, Gemma 2 and Gemma 3.
-
-Every key of a config.json is either read here or known to change nothing; any other key is refused
-by name, for a network that is almost the right one writes almost right text.
+Every key of a config.json is either read here or known to change nothing; all others are refused by
+name, all at once, for a network that is almost the right one writes almost right text.
 """
 
 import dataclasses
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lmsi_jax.config import LinearScaling, Llama3Scaling, ModelConfig, RopeScaling, YarnScaling
+from lmsi_jax.config import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    ModelConfig,
+    RopeScaling,
+    YarnScaling,
+)
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.interop.hf_families import BIASED, COMMON, FAMILIES, GEMMA_GELU, Family
+from lmsi_jax.interop.hf_families import (
+    BIASED,
+    COMMON,
+    FAMILIES,
+    GELU,
+    GRANITE_FIELDS,
+    REASONS,
+    Family,
+)
+
+Note = Callable[[str], object]
+"""Takes a line for the user."""
+_AGAIN = "Take the config.json that belongs to the checkpoint"
 
 # Keys about a model's origin, storage or name, which do not change its computation.
 IDLE = frozenset(
     {
         *("_name_or_path", "transformers_version", "torch_dtype", "dtype", "initializer_range"),
         *("use_cache", "cache_implementation", "attention_dropout", "pretraining_tp"),
-        *("bos_token_id", "eos_token_id", "pad_token_id", "unsloth_fixed", "_attn_implementation"),
+        *("resid_pdrop", "embd_pdrop", "hidden_dropout", "hidden_dropout_prob"),
+        *("classifier_dropout", "bos_token_id", "eos_token_id", "pad_token_id"),
+        *("unsloth_fixed", "_attn_implementation"),
         *("_sliding_window_pattern", "sliding_window_size", "use_bidirectional_attention"),
-        *(
-            "chunk_size_feed_forward",
-            "is_encoder_decoder",
-            "return_dict",
-            "output_attentions",
-            "output_hidden_states",
-        ),
-        *("id2label", "label2id", "problem_type", "add_cross_attention", "is_decoder"),
+        *("chunk_size_feed_forward", "is_encoder_decoder", "return_dict", "output_attentions"),
+        *("output_hidden_states", "id2label", "label2id", "problem_type", "add_cross_attention"),
+        "is_decoder",
     }
 )
 # Settings of generation, tokenizers and training that transformers and others have written into
@@ -45,18 +60,47 @@ _SETTINGS = frozenset(
         *("return_dict_in_generate", "task_specific_params", "finetuning_task", "prefix"),
         *("tokenizer_class", "model_max_length", "auto_map", "attn_implementation", "torchscript"),
         *("gradient_checkpointing", "neftune_noise_alpha", "is_llama_config", "tf_legacy_loss"),
-        *("use_bfloat16", "tie_encoder_decoder"),
+        *("use_bfloat16", "tie_encoder_decoder", "max_sequence_length", "max_seq_length"),
+        *(
+            "max_seq_len",
+            "seq_length",
+            "model_name",
+            "license",
+            "custom_pipelines",
+            "use_flash_attn",
+        ),
     }
 )
 # Private attributes, versions, special ids, settings of tokenizers and of tools by their names.
 _HARMLESS = re.compile(r"_.+|.+_version|.+_token_ids?|(tokenizer|unsloth|transformers)[._].+")
 # Values of keys of other families that are the same as no key.
-_NEUTRAL = {"partial_rotary_factor": 1.0}
+_NEUTRAL = {"partial_rotary_factor": 1.0, "full_attn_mod": 1, "interpolate_factor": 1}
 _QUANTISATION = ("quantization_config", "quantization", "compression_config")
+# Keys of a Gemma 3 with images that concern the images alone.
+_OF_IMAGES = frozenset(
+    {
+        *("text_config", "vision_config", "mm_tokens_per_image", "boi_token_index"),
+        *("eoi_token_index", "image_token_index", "architectures", "model_type"),
+    }
+)
+
+
+def is_multimodal(raw: Mapping[str, Any]) -> bool:
+    """Tells if a config.json is of a Gemma 3 with images, of which the text model is imported."""
+    return raw.get("model_type") == "gemma3" and isinstance(raw.get("text_config"), dict)
+
+
+def _text_keys(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not is_multimodal(raw):
+        return raw
+    outer = {key: value for key, value in raw.items() if key not in _OF_IMAGES}
+    tied = {key: outer[key] for key in ("tie_word_embeddings",) if key in outer}
+    return {**outer, **raw["text_config"], **tied, "model_type": "gemma3_text"}
 
 
 def ignored_keys(raw: Mapping[str, Any]) -> list[str]:
     """Returns the unusual keys of a config.json that are ignored since they change no score."""
+    raw = _text_keys(raw)
     used = set().union(COMMON, IDLE, *(family.reads for family in FAMILIES))
     return [key for key in raw if key not in used and _is_setting(key) and not _empty(raw[key])]
 
@@ -73,43 +117,49 @@ def family_of(raw: Mapping[str, Any]) -> Family:
     """Returns the family of a config.json.
 
     Raises:
-      LmsiError: the family is not one of `FAMILIES`.
+      LmsiError: the family is not one of `FAMILIES`; says why if it is well known.
     """
+    raw = _text_keys(raw)
     kind = raw.get("model_type")
     for family in FAMILIES:
         if family.model_type == kind:
             _check_architecture(family, raw)
             return family
     known = ", ".join(family.model_type for family in FAMILIES)
-    more = ""
+    reason = REASONS.get(kind, "") if isinstance(kind, str) else ""
     if kind == "gemma3":
-        more = "; of a Gemma 3 with images, import the text model (Gemma3ForCausalLM) alone"
+        reason = "it has no 'text_config'; import the text model (Gemma3ForCausalLM) alone"
     raise LmsiError(
-        f"config.json: model_type = {kind!r} is not supported{more}; supported are {known}"
+        f"config.json: model_type = {kind!r} is not supported{': ' * bool(reason)}{reason}; "
+        f"supported are {known}, and the text model of gemma3"
     )
 
 
 def _check_architecture(family: Family, raw: Mapping[str, Any]) -> None:
     names = raw.get("architectures") or [family.architecture]
-    if family.architecture not in names:
+    if not isinstance(names, list) or family.architecture not in names:
         raise LmsiError(
             f"config.json: architectures = {names!r}; only {family.architecture} of "
             f"{family.model_type} writes text and is supported"
         )
 
 
-def model_config(raw: Mapping[str, Any]) -> ModelConfig:
-    """Returns the `ModelConfig` of a config.json.
+def model_config(raw: Mapping[str, Any], note: Note = lambda line: None) -> ModelConfig:
+    """Returns the `ModelConfig` of a config.json; of a Gemma 3 with images, of its text model.
+
+    Args:
+      raw: the keys.
+      note: called with a line on each thing that is not imported or that two keys disagree on.
 
     Raises:
       LmsiError: an architecture, a feature or a key is not supported, or a number is missing or
         does not fit; names the key.
     """
+    raw = _text_keys(raw)
     family = family_of(raw)
     _check_keys(family, raw)
     get = _Reader(family, raw)
     heads = get.number("num_attention_heads")
-    windows = _windows(get)
     fields = {
         "vocab_size": get.number("vocab_size"),
         "num_layers": get.number("num_hidden_layers"),
@@ -120,14 +170,16 @@ def model_config(raw: Mapping[str, Any]) -> ModelConfig:
         "mlp_dim": get.number("intermediate_size"),
         "max_length": get.number("max_position_embeddings"),
         "block": "sequential",
-        "norm_epsilon": float(get("rms_norm_eps", 1e-6)),
-        "query_scalar": float(get("query_pre_attn_scalar", 0.0)),
-        "windows": windows,
-        "attention_softcap": float(get("attn_logit_softcapping", 0.0)),
-        "logits_softcap": float(get("final_logit_softcapping", 0.0)),
-        "tied_embeddings": bool(get("tie_word_embeddings", False)),
+        "norm_epsilon": get.real("rms_norm_eps", 1e-6),
+        "query_scalar": _query_scalar(get),
+        "windows": _windows(get),
+        "rotary_layers": _rotary_layers(get),
+        "attention_softcap": get.real("attn_logit_softcapping", 0.0),
+        "logits_softcap": get.real("final_logit_softcapping", 0.0),
+        "tied_embeddings": get.flag("tie_word_embeddings"),
         "biases": _biases(get),
-        **_positions(get),
+        **{field: get.real(key, 1.0) for key, field in GRANITE_FIELDS.items()},
+        **_positions(get, note),
         **family.fixed,
     }
     try:
@@ -143,10 +195,12 @@ class _Reader:
     """The values of a config.json, with transformers' defaults for missing keys and nulls."""
 
     def __init__(self, family: Family, raw: Mapping[str, Any]):
-        # A null of Gemma 2's caps means none, not the default.
-        uncapped = {key: 0.0 for key in _CAPS if key in raw and raw[key] is None}
+        # A null of these means none, not the default.
+        none = {key: 0.0 for key in _CAPS if key in raw and raw[key] is None}
+        none |= {"sliding_window": 0} if raw.get("sliding_window", 0) is None else {}
         present = {key: value for key, value in raw.items() if value is not None}
-        self.values = {**family.defaults, **uncapped, **present}
+        self.family = family
+        self.values = {**family.defaults, **none, **present}
 
     def __call__(self, key: str, default: Any = None) -> Any:
         return self.values.get(key, default)
@@ -158,15 +212,47 @@ class _Reader:
           LmsiError: the value is missing or is not such a number.
         """
         value = self.values.get(key, default)
-        if type(value) is not int or value < 1:
+        most = _MOST_LAYERS if key == "num_hidden_layers" else 2**31
+        if type(value) is not int or not 0 < value <= most:
             raise LmsiError(
-                f"config.json: {key} = {value!r}; it must be a whole number above 0. Take the "
-                "config.json that belongs to the checkpoint"
+                f"config.json: {key} = {_shown(value)}; it must be a whole number above 0"
+                f"{f' and at most {most:,}' if type(value) is int and value > 0 else ''}. {_AGAIN}"
             )
+        return value
+
+    def real(self, key: str, default: float) -> float:
+        """Returns a number, whole or not.
+
+        Raises:
+          LmsiError: the value is none.
+        """
+        return _real(key, self.values.get(key, default))
+
+    def flag(self, key: str) -> bool:
+        """Returns True or False; False without the key.
+
+        Raises:
+          LmsiError: the value is neither.
+        """
+        value = self.values.get(key, False)
+        if not isinstance(value, bool):
+            raise LmsiError(f"config.json: {key} = {_shown(value)}; it must be true or false")
         return value
 
 
 _CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+_MOST_LAYERS = 1000
+
+
+def _real(key: str, value: Any) -> float:
+    if type(value) not in (int, float) or not abs(value) < 1e30:
+        raise LmsiError(f"config.json: {key!r} is {_shown(value)}; it must be a number. {_AGAIN}")
+    return float(value)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 100 else text[:97] + "..."
 
 
 def _check_keys(family: Family, raw: Mapping[str, Any]) -> None:
@@ -182,7 +268,7 @@ def _check_keys(family: Family, raw: Mapping[str, Any]) -> None:
             "supported; take the model that is not, or its GGUF file"
         )
     unknown = [
-        f"{key} = {value!r}"
+        f"{key} = {_shown(value)}"
         for key, value in raw.items()
         if key not in COMMON | family.reads | IDLE
         and not _empty(value)
@@ -199,13 +285,14 @@ def _check_keys(family: Family, raw: Mapping[str, Any]) -> None:
             f"config.json: {', '.join(unknown)} are not supported for {family.model_type}; delete "
             "there those that do not change what the model computes"
         )
-    theirs, _ = family.activation
     for key in ("hidden_act", "hidden_activation"):
         value = raw.get(key)
-        older = {"gelu"} if family.activation is GEMMA_GELU and key == "hidden_act" else set()
-        if value is not None and value not in {theirs, *older}:
+        # The first Gemma files say "gelu" and mean the approximation.
+        older = family.activation == GELU and key == "hidden_act" and value == "gelu"
+        if value is not None and value != family.activation and not older:
             raise LmsiError(
-                f"config.json: {key} = {value!r} is not supported; {family.model_type} has {theirs}"
+                f"config.json: {key} = {_shown(value)} is not supported; {family.model_type} has "
+                f"{family.activation}"
             )
     for key in ("use_bidirectional_attention", "is_encoder_decoder", "add_cross_attention"):
         if raw.get(key):
@@ -219,271 +306,262 @@ def _is_neutral(key: str, value: Any) -> bool:
 
 
 def _biases(get: _Reader) -> tuple[str, ...]:
-    attention = (*BIASED, "attention_out") if get("attention_bias") else ()
-    return attention + (("gate", "up", "down") if get("mlp_bias") else ())
+    attention = (*BIASED, "attention_out") if get.flag("attention_bias") else ()
+    return attention + (("gate", "up", "down") if get.flag("mlp_bias") else ())
+
+
+def _query_scalar(get: _Reader) -> float:
+    if "attention_multiplier" not in get.family.reads:
+        return get.real("query_pre_attn_scalar", 0.0)
+    multiplier = get.real("attention_multiplier", 1.0)
+    if not 1e-9 < multiplier < 1e9:
+        raise LmsiError(f"config.json: attention_multiplier = {multiplier}; it must be above 0")
+    return multiplier**-2
 
 
 def _windows(get: _Reader) -> tuple[int, ...]:
     """Returns the sliding windows, as the shortest cycle that gives each layer its window."""
     layers = get.number("num_hidden_layers")
+    if "sliding_window" in get.family.reads and "layer_types" not in get.family.reads:
+        window = 0 if get("sliding_window") in (None, 0) else get.number("sliding_window")
+        return (window if window < get.number("max_position_embeddings") else 0,)
     kinds = get("layer_types")
     if kinds is None:
         kinds = [_kind(get, layer) for layer in range(layers)]
-    if len(kinds) != layers:
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        count = len(kinds) if isinstance(kinds, list) else _shown(kinds)
         raise LmsiError(
-            f"config.json: layer_types names {len(kinds)} layers, num_hidden_layers {layers}"
+            f"config.json: layer_types names {count} layers, num_hidden_layers {layers}"
         )
-    odd = set(kinds) - {"full_attention", "sliding_attention"}
+    odd = [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]
     if odd:
-        raise LmsiError(f"config.json: layer_types has {min(odd)!r}, which is not supported")
+        raise LmsiError(f"config.json: layer_types has {odd[0]!r}, which is not supported")
     sliding = "sliding_attention" in kinds
+    if sliding and "use_sliding_window" in get.family.reads and not get.flag("use_sliding_window"):
+        raise LmsiError(
+            "config.json: layer_types has 'sliding_attention', but use_sliding_window is false; "
+            f"transformers refuses that, too. {_AGAIN}"
+        )
     window = get.number("sliding_window") if sliding else 0
-    layer_windows = [window if kind == "sliding_attention" else 0 for kind in kinds]
-    length = next(
-        n for n in range(1, layers + 1) if layer_windows == (layer_windows[:n] * layers)[:layers]
+    return _cycle([window if kind == "sliding_attention" else 0 for kind in kinds])
+
+
+def _cycle(by_layer: Sequence[Any]) -> tuple[Any, ...]:
+    """Returns the shortest sequence whose repetition begins with all layers' values."""
+    count = len(by_layer)
+    return next(
+        tuple(by_layer[:n])
+        for n in range(1, count + 1)
+        if all(by_layer[i] == by_layer[i - n] for i in range(n, count))
     )
-    return tuple(layer_windows[:length])
 
 
 def _kind(get: _Reader, layer: int) -> str:
-    """Returns a layer's kind of attention for an older config.json without `layer_types`."""
-    if pattern := get("sliding_window_pattern"):
+    """Returns a layer's kind of attention for a config.json without `layer_types`."""
+    if "sliding_window_pattern" in get.values:
+        pattern = get.number("sliding_window_pattern")
         return "sliding_attention" if (layer + 1) % pattern else "full_attention"
-    if get("use_sliding_window", False) and layer >= get("max_window_layers"):
-        return "sliding_attention"
-    return "full_attention"
+    if not get.flag("use_sliding_window") or not get("sliding_window"):
+        return "full_attention"
+    if get.family.model_type == "smollm3":
+        rotary = _rotary_layers(get)
+        return "full_attention" if rotary[layer % len(rotary)] else "sliding_attention"
+    first = get("max_window_layers")
+    if type(first) is not int:
+        raise LmsiError(f"config.json: max_window_layers = {_shown(first)}; it must be a number")
+    return "sliding_attention" if layer >= first else "full_attention"
 
 
-def _positions(get: _Reader) -> dict[str, Any]:
-    """Returns the rotary fields, from the keys of transformers 4 or from `rope_parameters` of 5."""
-    local = get("rope_local_base_freq")
-    rope, scaling = get("rope_parameters"), get("rope_scaling") or {}
-    for key, value in (("rope_parameters", rope or {}), ("rope_scaling", scaling)):
-        if not isinstance(value, dict):
-            raise LmsiError(f"config.json: {key} = {value!r} is not an object")
-    if rope is None:
-        rope = {"rope_theta": get("rope_theta"), **scaling}
-    elif "full_attention" in rope:
-        for kind in ("full_attention", "sliding_attention"):
-            if not isinstance(rope.get(kind), dict):
-                raise LmsiError(f"config.json: rope_parameters has no {kind!r}")
-        local = _local_theta(rope["sliding_attention"], local)
-        rope = rope["full_attention"]
-    other = sorted(key for key, value in scaling.items() if rope.get(key) != value)
-    if other:
+def _rotary_layers(get: _Reader) -> tuple[bool, ...]:
+    if "no_rope_layers" not in get.family.reads:
+        return (True,)
+    layers = get.number("num_hidden_layers")
+    flags = get("no_rope_layers")
+    if flags is None:
+        interval = get.number("no_rope_layer_interval")
+        flags = [int((layer + 1) % interval != 0) for layer in range(layers)]
+    if not isinstance(flags, list) or len(flags) < layers or not all(f in (0, 1) for f in flags):
         raise LmsiError(
-            f"config.json: rope_scaling and rope_parameters have different values of {other[0]!r}; "
-            "remove the one that does not belong to the checkpoint"
+            f"config.json: no_rope_layers = {_shown(flags)}; it must have a 0 or 1 for each of "
+            f"{layers} layers"
         )
-    fields: dict[str, Any] = {
-        "rope_theta": _rope_number({"rope_theta": get("rope_theta"), **rope}, "rope_theta"),
-        "rope_scaling": _scaling(rope, get),
-    }
-    if local is not None:
-        fields["local_rope_theta"] = float(local)
+    return _cycle([bool(flag) for flag in flags[:layers]])
+
+
+def _positions(get: _Reader, note: Note) -> dict[str, Any]:
+    """Returns the rotary fields, from the keys of transformers 4 or from `rope_parameters` of 5."""
+    rope, local = _rope(get, note)
+    theta = _real("rope_theta", {"rope_theta": get("rope_theta"), **rope}["rope_theta"])
+    fields: dict[str, Any] = {"rope_theta": theta}
+    head_dim = get.number(
+        "head_dim", get.number("hidden_size") // get.number("num_attention_heads")
+    )
+    width = head_dim
+    if "partial_rotary_factor" in get.family.reads:
+        partial = {"partial_rotary_factor": get("partial_rotary_factor", 1.0), **rope}
+        share = _real("partial_rotary_factor", partial["partial_rotary_factor"])
+        if not 0 < share <= 1:
+            raise LmsiError(f"config.json: partial_rotary_factor = {share}; it must be up to 1")
+        width = int(head_dim * share)
+        fields["rotary_dim"] = width if width < head_dim else 0
+    kind = rope.get("rope_type")
+    if get.family.model_type == "phi3" and kind in ("su", "yarn"):
+        kind = "longrope"  # its names in early files
+    if kind == "longrope":
+        return fields | _longrope(get, rope, width, note)
+    fields["rope_scaling"] = _scaling(get, rope, kind)
+    if get.family.local_rope:
+        # The same positions in all layers are written like those of models without windows.
+        same = get.family.model_type == "olmo3" and fields["rope_scaling"] is None
+        if not same or local not in (None, theta):
+            fields["local_rope_theta"] = _real(
+                "rope_local_base_freq", theta if local is None else local
+            )
     return fields
 
 
-def _local_theta(rope: Mapping[str, Any], default: float | None) -> float | None:
+def _rope(get: _Reader, note: Note) -> tuple[dict[str, Any], Any]:
+    """Returns the rotary settings of layers that see all tokens, and the base of the others.
+
+    rope_scaling beside rope_parameters counts, as in transformers.
+
+    Raises:
+      LmsiError: they are no objects, or transformers would lose the base of rope_parameters.
+    """
+    local = get("rope_local_base_freq")
+    new, old = get("rope_parameters"), get("rope_scaling") or {}
+    for key, value in (("rope_parameters", new or {}), ("rope_scaling", old)):
+        if not isinstance(value, dict):
+            raise LmsiError(f"config.json: {key} = {_shown(value)} is not an object")
+    old = _normal(old)
+    if not new:
+        return old, local
+    if nested := "full_attention" in new or "sliding_attention" in new:
+        for kind in ("full_attention", "sliding_attention"):
+            if not isinstance(new.get(kind), dict) or not get.family.local_rope:
+                raise LmsiError(
+                    f"config.json: rope_parameters by kinds of layers is not supported for "
+                    f"{get.family.model_type}"
+                    if not get.family.local_rope
+                    else f"config.json: rope_parameters has no {kind!r}"
+                )
+        local = _local_theta(new["sliding_attention"], local)
+        new = new["full_attention"]
+    new = _normal(new)
+    other = sorted(k for k, value in old.items() if value is not None and new.get(k) != value)
+    if not other:
+        return new, local
+    kept = {"rope_theta": get("rope_theta"), **(new if nested else {}), **old}
+    if not nested and new.get("rope_theta", kept["rope_theta"]) != kept["rope_theta"]:
+        raise LmsiError(
+            f"config.json: rope_scaling and rope_parameters have different values of {other[0]!r}, "
+            f"and transformers takes rope_scaling alone, with rope_theta = {kept['rope_theta']!r}; "
+            "move its settings into rope_parameters"
+        )
+    note(
+        f"config.json: rope_scaling and rope_parameters have different values of {other[0]!r}; "
+        "those of rope_scaling are taken, as in transformers"
+    )
+    return kept, local
+
+
+def _normal(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns rotary settings with their type under the key `rope_type`."""
+    if not rope:
+        return {}
+    kind = rope.get("rope_type", rope.get("type")) or "default"
+    return {**{key: value for key, value in rope.items() if key != "type"}, "rope_type": kind}
+
+
+def _local_theta(rope: Mapping[str, Any], default: Any) -> Any:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise LmsiError(
-            f"config.json: rope_parameters' sliding_attention has rope_type {kind!r}, which is "
-            "not supported; it must be 'default'"
+            f"config.json: rope_parameters' sliding_attention has rope_type {_shown(kind)}, which "
+            "is not supported; it must be 'default'"
         )
     return rope.get("rope_theta", default)
 
 
-def _scaling(rope: Mapping[str, Any], get: _Reader) -> RopeScaling | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    longest = get.number("max_position_embeddings")
-    original = rope.get("original_max_position_embeddings", longest)
-    if kind == "default":
-        _check_rope(rope, kind, set())
+def _scaling(get: _Reader, rope: Mapping[str, Any], kind: Any) -> RopeScaling | None:
+    if kind in (None, "default"):
+        _check_rope(get, rope, "default", set())
         return None
+    if kind not in ("linear", "llama3", "yarn"):
+        raise LmsiError(
+            f"config.json: rope_scaling of type {_shown(kind)} is not supported; supported are "
+            "default, linear, llama3, yarn and longrope"
+        )
     if "factor" not in rope:
         raise LmsiError(f"config.json: rope_scaling of type {kind!r} has no 'factor'")
-    factor = _rope_number(rope, "factor")
+    factor = _real("factor", rope["factor"])
     if kind == "linear":
-        _check_rope(rope, kind, {"factor"})
+        _check_rope(get, rope, kind, {"factor"})
         return LinearScaling(factor=factor)
+    length = "original_max_position_embeddings"
+    original = rope.get(length, get.number("max_position_embeddings"))
     if kind == "llama3":
         bounds = ("low_freq_factor", "high_freq_factor")
-        _check_rope(rope, kind, {"factor", "original_max_position_embeddings", *bounds})
-        low, high = (_rope_number(rope, name) for name in bounds)
+        _check_rope(get, rope, kind, {"factor", length, *bounds})
+        low, high = (_real(name, rope.get(name)) for name in bounds)
         return Llama3Scaling(
             factor=factor, low_freq_factor=low, high_freq_factor=high, original_length=original
         )
-    if kind == "yarn":
-        ramp = ("beta_fast", "beta_slow", "attention_factor", "truncate")
-        _check_rope(rope, kind, {"factor", "original_max_position_embeddings", *ramp})
-        settings = {name: rope[name] for name in ramp if rope.get(name) is not None}
-        return YarnScaling(factor=factor, original_length=original, **settings)
-    raise LmsiError(
-        f"config.json: rope_scaling of type {kind!r} is not supported; supported are default, "
-        "linear, llama3 and yarn"
+    ramp = ("beta_fast", "beta_slow", "attention_factor", "truncate")
+    _check_rope(get, rope, kind, {"factor", length, *ramp})
+    settings = {name: rope[name] for name in ramp if rope.get(name) is not None}
+    return YarnScaling(factor=factor, original_length=original, **settings)
+
+
+def _longrope(get: _Reader, rope: Mapping[str, Any], width: int, note: Note) -> dict[str, Any]:
+    """Returns the fields of LongRoPE for contexts as long as in the first training.
+
+    transformers takes other divisors, for all positions, once a text is longer.
+    """
+    length = "original_max_position_embeddings"
+    _check_rope(
+        get, rope, "longrope", {"short_factor", "long_factor", "factor", "attention_factor", length}
     )
-
-
-def _rope_number(rope: Mapping[str, Any], key: str) -> float:
-    if type(rope.get(key)) not in (int, float):
+    longest = get.number("max_position_embeddings")
+    original = get(length, rope.get(length, longest))
+    divisors = rope.get("short_factor")
+    if (
+        not isinstance(divisors, list)
+        or not all(type(divisor) in (int, float) for divisor in divisors)
+        or type(original) is not int
+        or not 1 < original < 2**31
+    ):
         raise LmsiError(
-            f"config.json: the rotary setting {key!r} is {rope.get(key)!r}; it must be a number. "
-            "Take the config.json that belongs to the checkpoint"
+            "config.json: rope_scaling of type 'longrope' needs a list 'short_factor' and a number "
+            f"{length!r} above 1. {_AGAIN}"
         )
-    return float(rope[key])
+    if (gain := rope.get("attention_factor")) is None:
+        factor = max(1.0, _real("factor", rope.get("factor", longest / original)))
+        gain = math.sqrt(1 + math.log(factor) / math.log(original))
+    if longest > original:
+        note(
+            f"contexts up to {original:,} tokens: config.json's 'long_factor', for up to "
+            f"{longest:,}, is not imported"
+        )
+    scaling = LongRopeScaling(
+        divisors=tuple(map(float, divisors)), attention_factor=_real("attention_factor", gain)
+    )
+    if len(divisors) != width // 2:
+        raise LmsiError(
+            f"config.json: 'short_factor' has {len(divisors)} numbers; {width} rotary dimensions "
+            f"need {width // 2}"
+        )
+    return {"rope_scaling": scaling, "max_length": min(longest, original)}
 
 
-def _check_rope(rope: Mapping[str, Any], kind: str, reads: set[str]) -> None:
+def _check_rope(get: _Reader, rope: Mapping[str, Any], kind: str, reads: set[str]) -> None:
+    reads = reads | {"rope_type", "rope_theta"} | get.family.reads & {"partial_rotary_factor"}
     odd = sorted(
         key
         for key, value in rope.items()
-        if key not in reads | {"rope_type", "type", "rope_theta"} and value is not None
+        if key not in reads and value is not None and not _is_neutral(key, value)
     )
     if odd:
         raise LmsiError(
             f"config.json: rope_scaling of type {kind!r} has {odd[0]!r}, which is not supported"
         )
-
-
-# Fields that change memory and time of training, not the model.
-_TRAINING = {"remat": "none", "scan_layers": False, "query_block": 0}
-
-
-def hf_config(config: ModelConfig) -> dict[str, Any]:
-    """Returns the keys of a model's config.json, without the weights' type and special ids.
-
-    Raises:
-      LmsiError: no Hugging Face architecture computes the same.
-    """
-    family = _family(config)
-    raw = (
-        _common_keys(config, family)
-        | _attention_keys(config, family)
-        | _position_keys(config, family)
-    )
-    _check_same(config, family, raw)
-    return raw
-
-
-def _family(config: ModelConfig) -> Family:
-    """Returns the family whose fixed fields agree with the model."""
-    if config.block == "parallel":
-        raise LmsiError(
-            "a PaLM-style model (ModelConfig.block = 'parallel') has no architecture in Hugging "
-            "Face's transformers; export one of the families of docs/models.md"
-        )
-    # The most specific first: Llama fixes no field and agrees with every model.
-    for family in sorted(FAMILIES, key=lambda family: -len(family.fixed)):
-        if all(getattr(config, name) == value for name, value in family.fixed.items()):
-            return family
-    raise AssertionError("Llama fixes nothing")
-
-
-def _common_keys(config: ModelConfig, family: Family) -> dict[str, Any]:
-    return {
-        "architectures": [family.architecture],
-        "model_type": family.model_type,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.embed_dim,
-        "intermediate_size": config.mlp_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_length,
-        "rms_norm_eps": config.norm_epsilon,
-        "tie_word_embeddings": config.tied_embeddings,
-        "attention_dropout": 0.0,
-    }
-
-
-def _attention_keys(config: ModelConfig, family: Family) -> dict[str, Any]:
-    theirs, _ = family.activation
-    keys: dict[str, Any] = {"hidden_act": theirs}
-    if "hidden_activation" in family.reads:
-        keys = {
-            "hidden_activation": theirs,
-            "query_pre_attn_scalar": _whole(config.query_scalar or config.head_dim),
-            "attn_logit_softcapping": config.attention_softcap or None,
-            "final_logit_softcapping": config.logits_softcap or None,
-        }
-    for key, name in (("attention_bias", "query"), ("mlp_bias", "gate")):
-        if key in family.reads:
-            keys[key] = name in config.biases
-    if "sliding_window" in family.reads:
-        keys |= _window_keys(config, family)
-    return keys
-
-
-def _whole(value: float) -> int | float:
-    return int(value) if value == int(value) else value
-
-
-def _window_keys(config: ModelConfig, family: Family) -> dict[str, Any]:
-    windows = [config.window(layer) for layer in range(config.num_layers)]
-    sizes = set(windows) - {0}
-    if len(sizes) > 1:
-        raise LmsiError(
-            f"ModelConfig.windows = {config.windows} has several widths; {family.architecture} "
-            "has one sliding_window"
-        )
-    kinds = ["sliding_attention" if window else "full_attention" for window in windows]
-    keys: dict[str, Any] = {"layer_types": kinds, "sliding_window": max(sizes, default=None)}
-    if "use_sliding_window" in family.reads:
-        keys["use_sliding_window"] = bool(sizes)
-    return keys
-
-
-def _position_keys(config: ModelConfig, family: Family) -> dict[str, Any]:
-    keys: dict[str, Any] = {
-        "rope_theta": config.rope_theta,
-        "rope_scaling": _scaling_keys(config),
-    }
-    if "rope_local_base_freq" in family.reads:
-        keys["rope_local_base_freq"] = config.local_rope_theta
-    return keys
-
-
-def _scaling_keys(config: ModelConfig) -> dict[str, Any] | None:
-    match config.rope_scaling:
-        case None:
-            return None
-        case LinearScaling(factor=factor):
-            return {"rope_type": "linear", "factor": factor}
-        case Llama3Scaling() as scaling:
-            keys = _settings(scaling)
-            keys["original_max_position_embeddings"] = keys.pop("original_length")
-            return {"rope_type": "llama3", **keys}
-        case YarnScaling() as scaling:
-            keys = _settings(scaling)
-            keys["original_max_position_embeddings"] = keys.pop("original_length")
-            keys["attention_factor"] = keys["attention_factor"] or None
-            return {"rope_type": "yarn", **keys}
-
-
-def _settings(scaling: Llama3Scaling | YarnScaling) -> dict[str, Any]:
-    fields = dataclasses.fields(scaling)
-    return {field.name: getattr(scaling, field.name) for field in fields if field.init}
-
-
-def _check_same(config: ModelConfig, family: Family, raw: Mapping[str, Any]) -> None:
-    """Reads config.json back and compares, so that no field is lost in an export.
-
-    Raises:
-      LmsiError: names a field that the architecture cannot express.
-    """
-    expected = dataclasses.replace(config, **_TRAINING)  # type: ignore[arg-type]
-    parsed = model_config(raw)
-    if parsed.query_scalar == 0.0 and expected.query_scalar == expected.head_dim:
-        expected = dataclasses.replace(expected, query_scalar=0.0)
-    for field in dataclasses.fields(config):
-        ours, theirs = getattr(expected, field.name), getattr(parsed, field.name)
-        if field.name == "windows":
-            layers = range(config.num_layers)
-            ours, theirs = ([c.window(i) for i in layers] for c in (expected, parsed))
-        if ours != theirs:
-            raise LmsiError(
-                f"{family.architecture} has ModelConfig.{field.name} = {theirs!r}, this model "
-                f"{ours!r}: no architecture in Hugging Face's transformers computes what it does"
-            )

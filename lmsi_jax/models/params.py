@@ -93,13 +93,21 @@ def _matrices(config: ModelConfig) -> dict[str, Array]:
 
 
 def _norms(config: ModelConfig) -> dict[str, Array]:
-    names = ["norm"] if config.block == "parallel" else ["attention_norm", "mlp_norm"]
+    names = ["norm"] if config.block == "parallel" else []
+    if config.block == "sequential" and config.pre_norms:
+        names = ["attention_norm", "mlp_norm"]
     if config.post_norms:
         names += ["attention_post_norm", "mlp_post_norm"]
     norms = {name: _scale(config, config.embed_dim, "embed") for name in names}
     if config.qk_norm:
-        for name in ("query_norm", "key_norm"):
-            norms[name] = _scale(config, config.head_dim, "head_dim")
+        sides = {"query_norm": (config.num_heads, "joined_kv")}
+        sides["key_norm"] = (config.num_kv_heads, "kv")
+        for name, (heads, axis) in sides.items():
+            norms[name] = (
+                _scale(config, heads * config.head_dim, axis)
+                if config.joint_qk_norm
+                else _scale(config, config.head_dim, "head_dim")
+            )
     return norms
 
 

@@ -27,9 +27,13 @@ from etils import epath
 from lmsi_jax.config import ModelConfig
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Text, join_texts
-from lmsi_jax.runtime.files import file_sha256, read_json
+from lmsi_jax.runtime.files import file_sha256
 
 TOKENIZER_JSON, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
+_SETTINGS = (
+    *("tokenizer_config.json", "generation_config.json", "special_tokens_map.json"),
+    "added_tokens.json",
+)
 
 
 class Tokenizer(Protocol):
@@ -319,6 +323,10 @@ def open_tokenizer(path: epath.PathLike) -> FileTokenizer:
       LmsiError: it is absent, damaged, or has no end token.
     """
     place = epath.Path(path)
+    if not place.suffix and not place.exists():
+        raise LmsiError(
+            f"{path}: there is no such tokenizer, file or folder; name one that is there"
+        )
     if place.is_dir():
         names = (TOKENIZER_JSON, SENTENCEPIECE)
         files = [place / name for name in names if (place / name).exists()]
@@ -347,16 +355,31 @@ def open_for_model(path: epath.PathLike, model: ModelConfig) -> FileTokenizer:
     return tokenizer
 
 
+def read_settings(file: epath.Path) -> dict[str, Any]:
+    """Returns the object in a settings file of a downloaded model; {} without the file.
+
+    Raises:
+      LmsiError: it is damaged.
+    """
+    if not file.exists():
+        return {}
+    try:
+        settings = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise LmsiError(f"{file} cannot be read: {error}; download it again") from None
+    if not isinstance(settings, dict):
+        raise LmsiError(f"{file} is no object; download it again")
+    return settings
+
+
 def adjacent_settings(path: epath.Path) -> dict[str, Any]:
     """Returns the tokenizer_config.json in the folder of a tokenizer's file; {} without one."""
-    file = path.parent / "tokenizer_config.json"
-    return dict(read_json(file)) if file.exists() else {}
+    return read_settings(path.parent / "tokenizer_config.json")
 
 
 def _generation_ends(path: epath.Path) -> set[int]:
     """Returns each `eos_token_id` of the generation_config.json in a tokenizer's folder."""
-    file = path.parent / "generation_config.json"
-    value = read_json(file).get("eos_token_id") if file.exists() else None
+    value = read_settings(path.parent / "generation_config.json").get("eos_token_id")
     return set(value if isinstance(value, list) else [] if value is None else [value])
 
 
@@ -368,8 +391,6 @@ class SentencePiece(_Parts):
     Raises:
       LmsiError: the file is absent or is no SentencePiece model.
     """
-
-    has_spare_ids = False
 
     def __init__(self, path: str):
         import sentencepiece
@@ -397,6 +418,13 @@ class SentencePiece(_Parts):
     def end_ids(self) -> frozenset[int]:
         """The piece that ends a text, and each `eos_token_id` of generation_config.json."""
         return frozenset({self.eos_id} | _generation_ends(epath.Path(self.path)))
+
+    @functools.cached_property
+    def has_spare_ids(self) -> bool:
+        """True beside the settings of a Hugging Face model: its table may have padding, and rows of
+        added tokens, which no text has."""
+        folder = epath.Path(self.path).parent
+        return any((folder / name).exists() for name in _SETTINGS)
 
     @functools.cached_property
     def start_ids(self) -> tuple[int, ...]:
@@ -448,8 +476,8 @@ class SentencePiece(_Parts):
         return self._processor.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of piece ids."""
-        return self._processor.decode([int(i) for i in ids])
+        """Returns the text of piece ids; ids without a piece give none."""
+        return self._processor.decode([int(i) for i in ids if i < self.vocab_size])
 
 
 _SPACE = "\u2581"  # a space in SentencePiece and its relatives
@@ -478,14 +506,17 @@ class TokenizerJson(_Parts):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # control tokens in a text are plain text
-        named = epath.Path(path).parent / "special_tokens_map.json"
-        self._settings = dict(read_json(named)) if named.exists() else {}
+        self._settings = read_settings(epath.Path(path).parent / "special_tokens_map.json")
         self._settings |= adjacent_settings(epath.Path(path))
         added = self._tokenizer.get_added_tokens_decoder()
         self._controls = frozenset(i for i, token in added.items() if token.special)
         self._own_end = self._named("eos_token")
         self._ends = self._all_ends()
-        self._bytes = _bytes_of_tokens(self._tokenizer, json.loads(self._data))
+        spec = json.loads(self._data)
+        self._bytes, self._stripped = (
+            _bytes_of_tokens(self._tokenizer, spec),
+            _stripped_spaces(spec),
+        )
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -559,7 +590,9 @@ class TokenizerJson(_Parts):
         if self._bytes is None:
             known = [i for i in map(int, ids) if i < self.vocab_size]
             return self._tokenizer.decode(known, skip_special_tokens=True)
-        return b"".join(self._bytes.get(int(i), b"") for i in ids).decode("utf-8", "replace")
+        joined = b"".join(self._bytes.get(int(i), b"") for i in ids)
+        spaces = len(joined) - len(joined.lstrip(b" "))
+        return joined[min(spaces, self._stripped) :].decode("utf-8", "replace")
 
     def _named(self, name: str) -> int | None:
         """Returns the id of a token that tokenizer_config.json names."""
@@ -603,14 +636,15 @@ def _bytes_of_tokens(tokenizer: Any, spec: dict[str, Any]) -> dict[int, bytes] |
     """Returns the bytes of each token; None if they depend on the tokens around it.
 
     Control tokens have none. Supported are byte-level BPE (Llama 3, Qwen) and Gemma's decoder:
-    spaces, then bytes.
+    spaces, then bytes; Llama 2's also strips the space that its encoder puts before a text.
     """
     decoder = spec.get("decoder") or {}
     parts = [part["type"] for part in decoder.get("decoders", [decoder]) if part]
+    stripped = _stripped_spaces(spec)
     write: Callable[[str], bytes]
     if parts == ["ByteLevel"]:
         write = functools.partial(_from_letters, _byte_letters())
-    elif parts == ["Replace", "ByteFallback", "Fuse"]:
+    elif parts[:3] == ["Replace", "ByteFallback", "Fuse"] and len(parts) == 3 + bool(stripped):
         write = _from_piece
     else:
         return None
@@ -620,6 +654,15 @@ def _bytes_of_tokens(tokenizer: Any, spec: dict[str, Any]) -> dict[int, bytes] |
         i: b"" if token.special else token.content.encode() for i, token in added.items()
     }
     return texts | added_texts
+
+
+def _stripped_spaces(spec: dict[str, Any]) -> int:
+    """Returns how many spaces at the start of a text the decoder's last step strips, at most."""
+    steps: list[dict[str, Any]] = (spec.get("decoder") or {}).get("decoders") or [{}]
+    last = steps[-1]
+    if last.get("type") != "Strip" or last.get("content") != " " or last.get("stop") != 0:
+        return 0
+    return int(last["start"])
 
 
 def _byte_letters() -> dict[str, int]:

@@ -23,7 +23,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import partitioning
 
-from lmsi_jax.config import LinearScaling, Llama3Scaling, ModelConfig, RopeScaling, YarnScaling
+from lmsi_jax.config import (
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    ModelConfig,
+    RopeScaling,
+    YarnScaling,
+)
 from lmsi_jax.models.params import (
     Array,
     Params,
@@ -45,51 +52,65 @@ def angles_of(config: ModelConfig, positions: jax.Array) -> tuple[Angles, ...]:
 
     The first are those of most layers; a second follows if local layers have their own base.
     """
-    width = config.head_dim
+    width = config.rotary_dim or config.head_dim
     angles = rotary_angles(positions, width, config.rope_theta, config.rope_scaling)
     if not config.local_rope_theta:
         return (angles,)
     return angles, rotary_angles(positions, width, config.local_rope_theta)
 
 
-def layer_angles(config: ModelConfig, layer: int, angles: tuple[Angles, ...]) -> Angles:
-    """Returns those of `angles_of` that a layer uses."""
+def layer_angles(config: ModelConfig, layer: int, angles: tuple[Angles, ...]) -> Angles | None:
+    """Returns those of `angles_of` that a layer uses; None in a layer without rotary positions."""
+    if not config.is_rotary(layer):
+        return None
     return angles[1 if config.is_local(layer) else 0]
 
 
 def rotary_angles(
-    positions: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
+    positions: jax.Array, width: int, theta: float, scaling: RopeScaling | None = None
 ) -> Angles:
-    """Returns cos and sin [..., 1, K/2] for positions [...], in float32.
+    """Returns cos and sin [..., 1, width/2] for positions [...], in float32.
 
-    With YaRN both are multiplied by its attention factor.
+    With YaRN and LongRoPE both are multiplied by the attention factor.
     """
-    angle = positions[..., None, None].astype(jnp.float32) * frequencies(head_dim, theta, scaling)
+    angle = positions[..., None, None].astype(jnp.float32) * frequencies(width, theta, scaling)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    if isinstance(scaling, YarnScaling):
-        gain = scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1
-        return cos * gain, sin * gain
+    match scaling:
+        case YarnScaling():
+            gain = scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1
+            return cos * gain, sin * gain
+        case LongRopeScaling():
+            return cos * scaling.attention_factor, sin * scaling.attention_factor
     return cos, sin
 
 
-def rotate(x: jax.Array, angles: Angles) -> jax.Array:
-    """Rotates x [..., heads, K] by `rotary_angles` in float32; the result has the type of x."""
+def rotate(x: jax.Array, angles: Angles | None) -> jax.Array:
+    """Rotates x [..., heads, K] by `rotary_angles` in float32; the result has the type of x.
+
+    Angles of fewer dimensions than K rotate the first ones; None rotates nothing.
+    """
+    if angles is None:
+        return x
     cos, sin = angles
+    if (width := 2 * cos.shape[-1]) < x.shape[-1]:
+        return jnp.concatenate([rotate(x[..., :width], angles), x[..., width:]], axis=-1)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x.dtype)
 
 
-def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> jax.Array:
-    """Returns the angles [K/2] by which one position rotates, float32."""
-    plain = theta ** (-jnp.arange(head_dim // 2, dtype=jnp.float32) / (head_dim // 2))
+def frequencies(width: int, theta: float, scaling: RopeScaling | None = None) -> jax.Array:
+    """Returns the angles [width/2] by which one position rotates, float32."""
+    plain = theta ** (-jnp.arange(width // 2, dtype=jnp.float32) / (width // 2))
     match scaling:
         case LinearScaling():
             return plain / scaling.factor
         case Llama3Scaling():
             return _interpolate(plain, scaling.factor, _llama3_kept(plain, scaling))
         case YarnScaling():
-            return _interpolate(plain, scaling.factor, _yarn_kept(head_dim, theta, scaling))
+            return _interpolate(plain, scaling.factor, _yarn_kept(width, theta, scaling))
+        case LongRopeScaling():
+            return plain / jnp.asarray(scaling.divisors, jnp.float32)
     return plain
 
 
@@ -104,20 +125,20 @@ def _llama3_kept(plain: jax.Array, scaling: Llama3Scaling) -> jax.Array:
     return jnp.clip((turns - low) / (high - low), 0, 1)
 
 
-def _yarn_kept(head_dim: int, theta: float, scaling: YarnScaling) -> jax.Array:
+def _yarn_kept(width: int, theta: float, scaling: YarnScaling) -> jax.Array:
     """Returns a ramp over the dimensions (Peng et al. 2023, equation 18, with r at dimensions)."""
 
     def dimension(turns: float) -> float:
         """Returns the dimension whose frequency turns that often in the original length."""
         angle = 2 * math.pi * turns / scaling.original_length
-        return -head_dim / 2 * math.log(angle) / math.log(theta)
+        return -width / 2 * math.log(angle) / math.log(theta)
 
     begin, end = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
     if scaling.truncate:
         begin, end = math.floor(begin), math.ceil(end)
-    begin, end = max(begin, 0), min(end, head_dim - 1)
+    begin, end = max(begin, 0), min(end, width - 1)
     # A ramp without length is a step.
-    ramp = (jnp.arange(head_dim // 2) - begin) / max(end - begin, 1e-3)
+    ramp = (jnp.arange(width // 2) - begin) / max(end - begin, 1e-3)
     return 1 - jnp.clip(ramp, 0, 1)
 
 
@@ -217,15 +238,23 @@ def _attention(
     angles: tuple[Angles, ...],
     attend: Attend,
 ) -> jax.Array:
-    q, k, v = apply_fused(config, p, "into", norm(config, p["attention_norm"], x))
+    normed = norm(config, p["attention_norm"], x) if config.pre_norms else x
+    q, k, v = apply_fused(config, p, "into", normed)
     out = apply_matrix(p, "attention_out", _attended(config, p, layer, (q, k, v), angles, attend))
-    return norm(config, p["attention_post_norm"], out) if config.post_norms else out
+    return _to_residual(config, p, "attention_post_norm", out)
 
 
 def _mlp(config: ModelConfig, p: Params, x: jax.Array) -> jax.Array:
-    gate, up = apply_fused(config, p, "gate_up", norm(config, p["mlp_norm"], x))
+    normed = norm(config, p["mlp_norm"], x) if config.pre_norms else x
+    gate, up = apply_fused(config, p, "gate_up", normed)
     out = apply_matrix(p, "down", gated(config.activation, gate, up))
-    return norm(config, p["mlp_post_norm"], out) if config.post_norms else out
+    return _to_residual(config, p, "mlp_post_norm", out)
+
+
+def _to_residual(config: ModelConfig, p: Params, post_norm: str, out: jax.Array) -> jax.Array:
+    if config.post_norms:
+        out = norm(config, p[post_norm], out)
+    return out if config.residual_multiplier == 1.0 else out * config.residual_multiplier
 
 
 def _attended(
@@ -237,8 +266,11 @@ def _attended(
     attend: Attend,
 ) -> jax.Array:
     """Attends with query, key and value, heads still joined: [..., H * K]."""
-    q, k, v = (a.reshape(*a.shape[:-1], -1, config.head_dim) for a in projections)
-    if config.qk_norm:
+    q, k, v = projections
+    if config.joint_qk_norm:
+        q, k = norm(config, p["query_norm"], q), norm(config, p["key_norm"], k)
+    q, k, v = (a.reshape(*a.shape[:-1], -1, config.head_dim) for a in (q, k, v))
+    if config.qk_norm and not config.joint_qk_norm:
         q, k = norm(config, p["query_norm"], q), norm(config, p["key_norm"], k)
     rotation = layer_angles(config, layer, angles)
     gain = (config.query_scalar or config.head_dim) ** -0.5
@@ -251,7 +283,8 @@ def embed(config: ModelConfig, weights: Params, tokens: jax.Array) -> jax.Array:
     """Returns the input of the first layer: tokens [...] -> [..., D]."""
     x = weights["embedding"][tokens]
     # A Python number takes the type of x: the root is rounded to it, as in Gemma's training.
-    return x * config.embed_dim**0.5 if config.scale_embeddings else x
+    x = x * config.embed_dim**0.5 if config.scale_embeddings else x
+    return x if config.embedding_multiplier == 1.0 else x * config.embedding_multiplier
 
 
 def hidden_states(
@@ -289,7 +322,7 @@ def apply_layers(
 
     Args:
       config: the model's shape, and how its layers are run.
-      layer: (the layer's weights, its place in the cycle of windows, states) -> states.
+      layer: (the layer's weights, its place in `ModelConfig.layer_cycle`, states) -> states.
       weights: the parameters, prepared for the layer function.
       states: before the first layer.
 
@@ -304,7 +337,7 @@ def apply_layers(
         policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         layer = jax.checkpoint(layer, prevent_cse=prevent_cse, policy=policy, static_argnums=(1,))
 
-    period = len(config.windows)
+    period = config.layer_cycle
     by_layer = [weights[f"layer_{number}"] for number in range(config.num_layers)]
     scanned = config.num_layers // period * period if config.scan_layers else 0
 
@@ -313,7 +346,7 @@ def apply_layers(
             states = layer(p, place, states)
         return states, None
 
-    if scanned:  # one iteration is one cycle of windows, compiled once
+    if scanned:  # one iteration is one cycle, compiled once
         stacked = [
             jax.tree.map(lambda *each: jnp.stack(each), *by_layer[place:scanned:period])
             for place in range(period)
@@ -330,7 +363,9 @@ def logits(config: ModelConfig, weights: Params, states: jax.Array) -> jax.Array
     Rounded to bfloat16, a logit of 20 could be 0.06 off, and with it its log-probability.
     """
     table = weights["embedding" if config.tied_embeddings else "lm_head"]
-    return soft_cap(wide_matmul(states, table, transposed=True), config.logits_softcap)
+    scores = wide_matmul(states, table, transposed=True)
+    scores = scores if config.logits_divisor == 1.0 else scores / config.logits_divisor
+    return soft_cap(scores, config.logits_softcap)
 
 
 class Decoder(nn.Module):

@@ -9,7 +9,7 @@ round_R/prompts/zero-shot-TASK-00000-of-00002    greedy zero-shot answers
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from lmsi_jax import augmentation
 from lmsi_jax.augmentation import FewShot, choose_asked, exemplar, few_shots
@@ -18,7 +18,7 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.pipeline.context import Round, read_samples
 from lmsi_jax.pipeline.questions import contaminated_questions
 from lmsi_jax.pipeline.sample import Job, draw_samples, make_job
-from lmsi_jax.pipeline.step import DECODING, Fields, Step
+from lmsi_jax.pipeline.step import DECODING, Fields, Step, custom_code
 from lmsi_jax.prompts import QUESTION_STOPS
 from lmsi_jax.records import Question, Sample
 from lmsi_jax.runtime.store import ShardStore
@@ -113,7 +113,7 @@ def _sift(
     """Keeps well-formed questions that neither the run's questions nor earlier new ones repeat."""
     from lmsi_jax.tasks import contamination, registry
 
-    task = registry.get(real[0].task)
+    task = registry.find(round.context.questions, real[0].task)
     known = {row.uid: row.text for row in real}
     texts = [*known.values()]
     shape, opening = augmentation.Shape.of(texts), _opening(round, texts)
@@ -159,6 +159,9 @@ class PromptsStep(Step):
     )
     inputs = ("model", "questions", "generate")
     writes_prompts = True
+
+    def derived(self, round: Round) -> dict[str, Any]:
+        return custom_code(round, "read", "equal", "prompt")
 
     def applies(self, round: Round) -> bool:
         return bool(round.settings.augmentation.prompts)

@@ -32,7 +32,7 @@ from lmsi_jax.models.sharding import (
 from lmsi_jax.models.tokenizers import FileTokenizer, open_for_model
 from lmsi_jax.models.transformer import fresh_fingerprint, fresh_params, parameter_shapes
 from lmsi_jax.prompts import PromptWriter
-from lmsi_jax.records import Exemplar, Question, Sample, Vote
+from lmsi_jax.records import CustomRules, Exemplar, Question, Sample, Vote
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.runtime.files import TEMPORARY, embedded_path, new_folder, read_json, write_json
 from lmsi_jax.runtime.processes import Processes
@@ -308,15 +308,23 @@ class Context:
     def load_questions(self, split: str) -> dict[str, list[Question]]:
         """Reads the questions of a split by task, from the questions stage's shards."""
         names = self.questions.train if split == "train" else self.questions.test
-        return {name: self._questions(f"{split}-{name}") for name in dict.fromkeys(names)}
+        return {name: self._questions(split, name) for name in dict.fromkeys(names)}
 
-    def _questions(self, shard: str) -> list[Question]:
+    def _questions(self, split: str, task: str) -> list[Question]:
         store = ShardStore(self.output / "questions")
 
         def read() -> list[Question]:
-            return [Question.from_json(row) for row in store.read(shard)]
+            rules = self.rules(task)
+            rows = [Question.from_json(row) for row in store.read(f"{split}-{task}")]
+            return [dataclasses.replace(row, rules=rules) for row in rows] if rules else rows
 
-        return self._cache.get(shard, read)
+        return self._cache.get((split, task), read)
+
+    def rules(self, task: str) -> CustomRules | None:
+        """Returns the functions of a user's task; None for all other tasks."""
+        from lmsi_jax.tasks import registry
+
+        return self._cache.get(("rules", task), lambda: registry.rules_of(self.questions, task))
 
     def exemplars(self, task: str) -> tuple[Exemplar, ...]:
         """Reads the exemplars that the run uses for a task."""
@@ -439,7 +447,10 @@ class Round:
 
         def read() -> dict[str, list[Question]]:
             return {
-                task: [Question.from_json(row) for row in store.read(f"questions-{task}")]
+                task: [
+                    dataclasses.replace(Question.from_json(row), rules=self.context.rules(task))
+                    for row in store.read(f"questions-{task}")
+                ]
                 for task in tasks
             }
 

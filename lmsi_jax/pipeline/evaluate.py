@@ -21,7 +21,7 @@ from lmsi_jax.evaluation.collapse import Alarm, CollapseMetrics, LabelledMetrics
 from lmsi_jax.pipeline.context import Context, Round, Samples, read_samples, test_job_name
 from lmsi_jax.pipeline.mix import read_examples, read_pairs
 from lmsi_jax.pipeline.sample import draw_samples, make_job
-from lmsi_jax.pipeline.step import DECODING, Fields, Step
+from lmsi_jax.pipeline.step import DECODING, Fields, Step, custom_code
 from lmsi_jax.pipeline.vote import VOTING, cast_vote, scorer_record
 from lmsi_jax.prompts import PromptStyle, new_tokens
 from lmsi_jax.records import Example, ExamplePair, Question, Vote
@@ -56,7 +56,7 @@ class EvaluateStep(Step):
     writes_prompts = True
 
     def derived(self, round: Round) -> dict[str, Any]:
-        return scorer_record(round)
+        return scorer_record(round) | custom_code(round, "read", "equal", "prompt")
 
     def share(self, round: Round) -> None:
         asked = list(_asked(round))
@@ -114,7 +114,10 @@ def _asked(round: Round) -> Iterator[tuple[str, str, list[Question]]]:
     """Yields (task, prompt style, its questions), in the order of the scores."""
     evaluation = round.settings.evaluation
     for task, questions in round.context.load_questions("test").items():
-        for style in evaluation.prompt_styles:
+        styles = evaluation.prompt_styles
+        if "zero_shot_cot" in styles and not round.context.exemplars(task):
+            styles = tuple(style for style in styles if style != "cot")  # the same without any
+        for style in styles:
             several = style == "self_consistency"
             yield task, style, questions[: evaluation.vote_count] if several else questions
 

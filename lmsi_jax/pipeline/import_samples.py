@@ -106,7 +106,7 @@ class ImportStep(SampleStep):
         return super().execute(round, fingerprints)
 
     def derived(self, round: Round) -> dict[str, Any]:
-        return self._record
+        return super().derived(round) | self._record
 
     def run(self, round: Round, stage: Stage) -> None:
         store, size = ShardStore(stage.directory), round.settings.questions_per_shard

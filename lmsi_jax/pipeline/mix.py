@@ -17,7 +17,7 @@ from lmsi_jax.pipeline.context import Round, Voted
 from lmsi_jax.pipeline.questions import train_answers, worked_questions
 from lmsi_jax.pipeline.sample import read_given
 from lmsi_jax.pipeline.score import has_new_questions, read_scored_rows
-from lmsi_jax.pipeline.step import Fields, Step
+from lmsi_jax.pipeline.step import Fields, Step, custom_code
 from lmsi_jax.records import Example, ExamplePair, Exemplar
 from lmsi_jax.runtime.store import ShardStore
 from lmsi_jax.selection.rows import Answers, Row, Selection, right_and_wrong, select
@@ -53,6 +53,10 @@ class MixStep(Step):
     )
     inputs = ("vote", "path_scores")
     writes_prompts = True
+
+    def derived(self, round: Round) -> dict[str, Any]:
+        # With SPIN it reads the model's own samples itself.
+        return custom_code(round, "prompt", *(("read", "equal") if _has_pairs(round) else ()))
 
     def write(self, round: Round, store: ShardStore) -> None:
         for task, voted in round.voted().items():

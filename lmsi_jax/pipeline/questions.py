@@ -6,6 +6,7 @@ the tasks for them anew, and match them to the rows by uid after all filters hav
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 from etils import epath
 
@@ -33,7 +34,13 @@ class QuestionsStep(Step):
     """
 
     name = "questions"
-    settings = (Fields(part="questions"),)
+    settings = (Fields(part="questions", without=("tasks",)),)
+
+    def derived(self, round: Round) -> dict[str, Any]:
+        from lmsi_jax.tasks import registry
+
+        digests = registry.custom_digests(round.context.questions)
+        return {"Tasks": digests} if digests else {}
 
     def folder(self, round: Round) -> epath.Path:
         return round.context.output / "questions"
@@ -77,13 +84,18 @@ def worked_questions(round: Round, task: str) -> list[tuple[Question, Exemplar]]
     from lmsi_jax.tasks import registry
 
     config, count = round.context.questions, round.settings.mixing.human_examples
-    source = registry.get(task, config.folder(task))
+    source = registry.find(config, task)
+    rules = registry.rules_of(config, task)
     rows = itertools.islice(source.worked("pretrain", config.level, config.seed), count)
     return [
         (
             # The uid is part of the noise of the model's own sample.
             Question(
-                uid=f"strong-{task}-{number}", task=task, text=worked.question, kind=source.kind
+                uid=f"strong-{task}-{number}",
+                task=task,
+                text=worked.question,
+                kind=source.kind,
+                rules=rules,
             ),
             worked,
         )
@@ -97,7 +109,7 @@ def check_task_names(config: Questions) -> None:
 
     pairs = [name for name, _ in (*config.data_dirs, *config.exemplars)]
     for name in (*config.train, *config.test, *pairs):
-        registry.get(name)
+        registry.find(config, name)
 
 
 def _draw(context: Context, split: Split, name: str, count: int) -> list[Question]:
@@ -105,7 +117,7 @@ def _draw(context: Context, split: Split, name: str, count: int) -> list[Questio
     from lmsi_jax.tasks import registry
 
     config = context.questions
-    task = registry.get(name, config.folder(name))
+    task = registry.find(config, name)
     rows = task.questions(split, config.level, count, config.seed)
     if split == "test" or config.contamination == "allow":
         return rows
@@ -131,7 +143,7 @@ def _shown_questions(config: Questions, name: str, texts: Mapping[str, str]) -> 
     """Returns which training questions their own prompt answers: id -> the exemplar."""
     from lmsi_jax.tasks import contamination, registry
 
-    task = registry.get(name)
+    task = registry.find(config, name)
     exemplars = _exemplars(config, name)
     shown = {f"exemplar {number}": row.question for number, row in enumerate(exemplars, 1)}
     return {
@@ -155,13 +167,12 @@ def contaminated_questions(context: Context, name: str, texts: Mapping[str, str]
     """
     from lmsi_jax.tasks import contamination, registry
 
-    repeated: dict[str, str] = {}
+    config, repeated = context.questions, dict[str, str]()
+    task = registry.find(config, name)
     for tested, rows in context.load_questions("test").items():
-        words = min(registry.get(task).contamination_ngram for task in (name, tested))
+        words = min(task.contamination_ngram, registry.find(config, tested).contamination_ngram)
         evaluated = {row.uid: row.text for row in rows}
-        for one in contamination.find_contaminated(
-            texts, evaluated, words, registry.get(name).content
-        ):
+        for one in contamination.find_contaminated(texts, evaluated, words, task.content):
             repeated.setdefault(one.uid, f"{one.evaluated} ({one.how})")
     return repeated
 
@@ -188,10 +199,8 @@ def _exemplars(config: Questions, name: str) -> tuple[Exemplar, ...]:
     """Returns a task's exemplars: the configured file's, or its own."""
     from lmsi_jax.tasks import exemplars, registry
 
-    path = dict(config.exemplars).get(name)
-    if path is None:
-        return registry.get(name).exemplars()
-    return exemplars.load_for_task(path, registry.get(name).kind)
+    path, task = dict(config.exemplars).get(name), registry.find(config, name)
+    return task.exemplars() if path is None else exemplars.load_for_task(path, task.kind)
 
 
 def train_answers(config: Questions, task: str) -> Answers:
@@ -202,10 +211,10 @@ def train_answers(config: Questions, task: str) -> Answers:
     from lmsi_jax.tasks import registry
 
     try:
-        source = registry.get(task, config.folder(task))
+        source = registry.find(config, task)
         stream = source.labelled("train", config.level, config.seed)
         questions = list(itertools.islice(stream, config.train_count))
     except LmsiError:
         return NO_ANSWERS
-    keys = {row.uid: frozenset(voting.right_keys(row)) for row in questions}
+    keys = {row.uid: voting.right_keys(row) for row in questions}
     return {uid: right for uid, right in keys.items() if right}

@@ -148,6 +148,8 @@ def _run_rounds(run: Run, context: Context, describe: _Describe, steps: Sequence
                 f"Augmentation.{setting} = 0 asks for none; set it, as generated.gin does"
             )
     questions = draw_questions(context)
+    if "eval" in context.stages and not context.questions.test:
+        print("Questions.test is empty: accuracy is not measured", flush=True)
     base = context.base_fingerprint
     hashes = {"questions": questions, "base": base}
     if not (context.output / "config.gin").exists():
@@ -182,7 +184,7 @@ def _one_round(
 
 def _evaluate(context: Context, index: int, model: str, questions: str) -> None:
     """Evaluates a model if that was asked for: no other stage reads the scores."""
-    if "eval" in context.stages:
+    if "eval" in context.stages and context.questions.test:
         EvaluateStep().execute(context.round(index), {"model": model, "questions": questions})
 
 

@@ -40,9 +40,9 @@ from lmsi_jax.pipeline.context import (
     read_samples,
 )
 from lmsi_jax.pipeline.questions import worked_questions
-from lmsi_jax.pipeline.step import DECODING, Fields, Step
-from lmsi_jax.prompts import PromptStyle, PromptWriter
-from lmsi_jax.records import Exemplar, Question, Sample, Text, join_texts
+from lmsi_jax.pipeline.step import DECODING, Fields, Step, custom_code
+from lmsi_jax.prompts import PromptStyle, PromptWriter, available_style
+from lmsi_jax.records import Exemplar, Question, Sample, Text
 from lmsi_jax.rollout.requests import IsSettled, OnChunk, Request, Rollout, Stats
 from lmsi_jax.runtime.processes import Agreement, synchronize
 from lmsi_jax.runtime.progress import Progress
@@ -111,17 +111,22 @@ def make_job(
       name: begins the names of its shards.
       questions: the task's questions.
       exemplars: the few-shot examples of the task prompt.
-      prompt_style: how a prompt is written.
+      prompt_style: how a prompt is written; zero-shot if there are no exemplars.
       sampling: how samples are drawn.
       numbers: the indices of the samples; None: the first `sampling.num_samples`.
+
+    Raises:
+      LmsiError: the prompt of a user's task fails, or does not share its first part.
     """
-    prompts = {q.uid: writer.prompt(q, exemplars, prompt_style) for q in questions}
-    prefixes = {prefix for prefix, _ in prompts.values()}
-    prefix = prefixes.pop() if len(prefixes) == 1 else ""
-    texts = {
-        uid: text if before == prefix else join_texts(before, text)
-        for uid, (before, text) in prompts.items()
-    }
+    style = available_style(prompt_style, exemplars)
+    prompts = {q.uid: writer.prompt(q, exemplars, style) for q in questions}
+    prefix = next(iter(prompts.values()))[0] if prompts else ""
+    if other := next((uid for uid, (first, _) in prompts.items() if first != prefix), None):
+        raise LmsiError(
+            f"the prompt of {name} has another first part for question {other!r}; all questions "
+            "of a task share it: return the rest alone in the second part"
+        )
+    texts = {uid: text for uid, (_, text) in prompts.items()}
     return Job(name=name, prefix=prefix, questions=texts, sampling=sampling, numbers=numbers)
 
 
@@ -371,7 +376,9 @@ class SampleStep(Step):
     writes_prompts = True
 
     def derived(self, round: Round) -> dict[str, Any]:
-        return import_record(round.folder(self.name))
+        counts_votes = round.settings.sampling.adaptive_consistency is not None
+        code = custom_code(round, "prompt", *(("read", "equal") if counts_votes else ()))
+        return code | import_record(round.folder(self.name))
 
     def run(self, round: Round, stage: Stage) -> None:
         if IMPORTED in stage.config:

@@ -33,7 +33,7 @@ from lmsi_jax.pipeline.context import Round, Voted, read_samples
 from lmsi_jax.pipeline.questions import worked_questions
 from lmsi_jax.pipeline.sample import Job, draw_samples
 from lmsi_jax.pipeline.step import DECODING, Fields, Step, settings_record
-from lmsi_jax.prompts import PLAIN, PromptWriter, solution
+from lmsi_jax.prompts import PLAIN, PromptWriter, available_style, solution
 from lmsi_jax.records import Exemplar, Question, Text
 from lmsi_jax.runtime.progress import Progress
 from lmsi_jax.runtime.store import ShardStore, Stage, shard_names
@@ -197,7 +197,7 @@ def _prompt(
 ) -> tuple[Text, Text]:
     """Returns (prefix, inputs) before a solution; see `selection.rows`."""
     if name == LOSS:
-        return writer.prompt(question, exemplars, "cot")
+        return writer.prompt(question, exemplars, available_style("cot", exemplars))
     if name == QUESTION_LOSS:
         return "", writer.request(question.text)
     return "", writer.no_question()

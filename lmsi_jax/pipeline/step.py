@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from etils import epath
 
 from lmsi_jax.pipeline.context import Round
+from lmsi_jax.runtime import user_code
 from lmsi_jax.runtime.store import ShardStore, Stage
 
 
@@ -60,6 +61,23 @@ def _plain(value: Any) -> Any:
 def settings_record(value: Any) -> dict[str, Any]:
     """Returns a configuration dataclass as {"Class": {field: value}} for a stage's record."""
     return {type(value).__name__: dataclasses.asdict(value)}
+
+
+def custom_code(round: Round, *parts: str) -> dict[str, Any]:
+    """Returns the digests of users' functions that a step calls, for its record; {} without any.
+
+    Args:
+      round: the round.
+      parts: of `CustomRules.names`: "read", "equal", "prompt".
+    """
+    questions = round.context.questions
+    digests = {}
+    for task in dict.fromkeys((*questions.train, *questions.test)):
+        rules = round.context.rules(task)
+        for part, name in rules.names if rules is not None else ():
+            if part in parts:
+                digests[f"{task}.{part}"] = user_code.fingerprint(name, "Questions.tasks")
+    return {"code": digests} if digests else {}
 
 
 DECODING = (Fields(part="", names=("seed", "questions_per_shard")), Fields(part="decoding"))

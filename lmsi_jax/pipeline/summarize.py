@@ -43,6 +43,7 @@ from lmsi_jax.report.terminal import (
 )
 from lmsi_jax.runtime.files import read_json, write_bytes, write_json
 from lmsi_jax.training.metrics import read_metrics
+from lmsi_jax.voting import right_keys
 
 _EVALUATION = "eval.json"
 _PACKAGES = ("lmsi_jax", "jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "numpy")
@@ -174,17 +175,17 @@ def _version(package: str) -> str:
 def _tasks(context: Context) -> tuple[Task, ...]:
     from lmsi_jax.tasks import registry
 
-    questions = context.questions
+    questions, tests = context.questions, context.load_questions("test")
     tasks = []
     for name in dict.fromkeys((*questions.train, *questions.test)):
-        task = registry.get(name)
+        task = registry.find(questions, name)
         tasks.append(
             Task(
                 name=name,
                 kind=task.kind,
                 domain="in" if name in questions.train else "out",
                 level=questions.level if task.levels else "",
-                test_questions=questions.test_count if name in questions.test else 0,
+                test_questions=len(tests.get(name, ())),
             )
         )
     return tuple(tasks)
@@ -358,6 +359,7 @@ def _shown_question(question: Question, vote: Vote, samples: Sequence[Sample]) -
         task=question.task,
         question=question.text,
         gold=question.gold,
+        right=vote.winner in right_keys(question) if question.gold is not None else None,
         winner=vote.winner,
         confidence=vote.confidence,
         tied=bool(vote.tied),

@@ -7,7 +7,7 @@ from lmsi_jax import voting
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.pipeline import scorers
 from lmsi_jax.pipeline.context import Round
-from lmsi_jax.pipeline.step import Fields, Step
+from lmsi_jax.pipeline.step import Fields, Step, custom_code
 from lmsi_jax.records import Question, Sample, Vote
 from lmsi_jax.runtime.store import ShardStore
 
@@ -38,7 +38,7 @@ class VoteStep(Step):
     inputs = ("sample",)
 
     def derived(self, round: Round) -> dict[str, Any]:
-        return scorer_record(round)
+        return scorer_record(round) | custom_code(round, "read", "equal")
 
     def write(self, round: Round, store: ShardStore) -> None:
         for task, questions in round.questions.items():

@@ -321,6 +321,12 @@ def _calibration_error(row: Evaluation) -> float | None:
 
 def _headline_without_change(summary: Summary) -> tuple[str, str]:
     measured = evaluated_rounds(summary)
+    if not measured and summary.rounds and not any(task.test_questions for task in summary.tasks):
+        return (
+            "Trained without labels; accuracy was not measured",
+            "The run has no labelled test questions: name tasks that have some in Questions.test. "
+            "Votes, confidence and the collapse monitor need none.",
+        )
     if not measured:
         return "Nothing has been evaluated yet", "Run `lmsi eval` to measure the models."
     if not summary.rounds:

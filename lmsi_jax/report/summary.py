@@ -272,6 +272,8 @@ class ShownQuestion:
     total: int
     """Number of samples; if many differ, only some of them are shown."""
     paths: tuple[ShownPath, ...]
+    right: bool | None = None
+    """If the winner is a right answer; None without a label."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

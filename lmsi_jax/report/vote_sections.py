@@ -464,6 +464,8 @@ def outcome(question: ShownQuestion, kind: str) -> str:
         return "no vote"
     if question.gold is None:
         return "no label"
+    if question.right is not None:
+        return "right" if question.right else "wrong"
     gold = {question.gold}
     for known in KINDS:
         if known == kind:

@@ -5,6 +5,7 @@
 once they have been seen to repeat the full one's bits.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 
@@ -153,6 +154,10 @@ class Chunk:
     slot_steps: int
 
 
+PATIENCE = 16
+"""Chunks that a smaller program could have decoded before it is compiled: about what it costs."""
+
+
 class ProgramCache:
     """Decodes each chunk with the fewest slots that are known to change no bit.
 
@@ -172,6 +177,7 @@ class ProgramCache:
 
     def __init__(self) -> None:
         self.verified: dict[Hashable, bool] = {}
+        self._missed: collections.Counter[Hashable] = collections.Counter()
 
     def decode(
         self,
@@ -192,7 +198,11 @@ class ProgramCache:
         full = sizes[-1]
         trusted = min(s for s, key in programs.items() if self.verified.get(key, s == full))
         smallest = min(s for s, key in programs.items() if self.verified.get(key, True))
-        if smallest == trusted or 2 * busy <= smallest:  # so few slots would not prove much
+        if smallest == trusted:
+            return decode(trusted)
+        self._missed[programs[smallest]] += 1
+        patient = self._missed[programs[smallest]] <= PATIENCE
+        if patient or 2 * busy <= smallest:  # so few slots would not prove much
             return decode(trusted)
         reference, trial = decode(trusted), decode(smallest)
         self.verified[programs[smallest]] = chunks_agree(reference, trial)

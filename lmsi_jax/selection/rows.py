@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Literal, NamedTuple
 
 from lmsi_jax import prompts
@@ -114,7 +114,7 @@ def rows_with_scores(rows: Sequence[Row], *names: str) -> list[int]:
     return [i for i, row in enumerate(rows) if all(map(row.has, names))]
 
 
-Answers = Mapping[str, frozenset[str]]
+Answers = Mapping[str, Set[str]]
 """The keys that count as right, by the uid of their question."""
 NO_ANSWERS: Answers = types.MappingProxyType({})
 

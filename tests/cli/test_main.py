@@ -1,5 +1,7 @@
 """The command line: what it imports, what it answers, and with which exit code."""
 
+import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -294,3 +296,31 @@ def test_help_lists_a_command_beside_the_stages(other, capsys):
 def test_a_misspelt_command_is_met_with_the_nearest(other, capsys):
     assert main.main(["weih"]) == 2
     assert "weigh" in capsys.readouterr().err
+
+
+def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    main.keep_programs()
+    folder = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    assert folder.is_dir() and folder.parent == tmp_path / "lmsi_jax"
+    script = "import jax; jax.jit(lambda x: 3 * x)(1.0)"
+    always = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    subprocess.run([sys.executable, "-c", script], env=always, check=True)
+    assert list(folder.iterdir())
+
+
+@pytest.mark.parametrize("choice", ["", "/elsewhere"])
+def test_the_users_own_folder_of_programs_stays(tmp_path, monkeypatch, choice):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", choice)
+    main.keep_programs()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == choice
+
+
+def test_without_a_folder_to_write_programs_are_compiled_anew(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    main.keep_programs()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ

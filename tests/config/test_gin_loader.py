@@ -337,3 +337,76 @@ def test_the_operative_configuration_says_what_was_used_and_gives_the_same_again
     (tmp_path / "again.gin").write_text(text)
     assert _bake(config=str(tmp_path / "again.gin")) == oven
     assert gin_loader.operative_config() == text
+
+
+# --- paths relative to their gin file -------------------------------------------------------------
+
+
+def _tasks(path, *flags):
+    from lmsi_jax.config.configurables import load_run
+
+    args, _ = gin_loader.parse(flags)
+    gin_loader.load(str(path), args)
+    return load_run().questions.tasks
+
+
+_RUN = """
+include 'models/embedded.gin'
+Run.output_dir = 'unused'
+Run.model = @ModelConfig()
+Run.questions = @Questions()
+Questions.train = ()
+Questions.tasks = (@FileTask(), 'my_task:TASK')
+FileTask.name = 'ours'
+FileTask.kind = 'number'
+"""
+
+
+def test_paths_and_code_are_relative_to_the_gin_file_that_names_them(tmp_path, monkeypatch):
+    for folder in ("base", "top", "here"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "my_task.py").write_text("TASK = 1\n")
+    (tmp_path / "base" / "base.gin").write_text(
+        f"{_RUN}SHOTS = 'shots.txt'\nFileTask.train = ('a.jsonl', 'b/*.csv')\n"
+        "FileTask.test = 't.jsonl'\nFileTask.exemplars = %SHOTS\n"
+        "FileTask.reader = 'my_task:read'\nFileTask.equality = 'operator:eq'\n"
+    )
+    (tmp_path / "top" / "top.gin").write_text(
+        "include '../base/base.gin'\nFileTask.test = ('~/t.jsonl', 'gs://b/t', 'hub:a/b', '/t')\n"
+    )
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.chdir(tmp_path / "here")
+    base, top, here = (tmp_path / name for name in ("base", "top", "here"))
+    task, code = _tasks(top / "top.gin")
+    assert task.train == (f"{base}/a.jsonl", f"{base}/b/*.csv")
+    assert task.test == ("/home/me/t.jsonl", "gs://b/t", "hub:a/b", "/t")
+    assert (task.exemplars, task.reader) == (f"{base}/shots.txt", f"{base}/my_task:read")
+    assert (task.equality, code) == ("operator:eq", f"{base}/my_task:TASK")
+    # A macro and a parameter that a file or a flag replaces are relative to that.
+    (top / "top.gin").write_text("include '../base/base.gin'\nSHOTS = 'mine.txt'\n")
+    task, _ = _tasks(
+        top / "top.gin", "--gin.FileTask.test=t.csv", "--gin.FileTask.prompt='my_task:p'"
+    )
+    assert task.exemplars == f"{top}/mine.txt"
+    assert (task.test, task.prompt) == (f"{here}/t.csv", f"{here}/my_task:p")
+
+
+def test_the_operative_configuration_has_them_whole(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "a.gin").write_text(f"{_RUN}FileTask.train = 'a.jsonl'\n")
+    (tmp_path / "a" / "my_task.py").write_text("TASK = 1\n")
+    monkeypatch.chdir(tmp_path)
+    tasks = _tasks("a/a.gin")
+    (tmp_path / "config.gin").write_text(gin_loader.operative_config())
+    assert _tasks(tmp_path / "config.gin") == tasks
+    assert tasks[0].train == f"{tmp_path}/a/a.jsonl"
+
+
+def test_gin_itself_is_left_as_it_was(tmp_path):
+    from gin import config
+
+    functions = config.bind_parameter, config.parse_config
+    (tmp_path / "a.gin").write_text(_RUN + "FileTask.train = 'a'\nRun.no_such = 1\n")
+    with pytest.raises(LmsiError, match="no_such"):
+        _tasks(tmp_path / "a.gin")
+    assert (config.bind_parameter, config.parse_config) == functions

@@ -112,9 +112,15 @@ def test_a_missing_tensor_is_named(tmp_path):
     _refused(tmp_path / "m.gguf", "m.gguf has no tensor 'model.layers.1.mlp.up_proj.*its metadata")
 
 
-def test_a_family_that_is_not_supported_is_named_with_the_file(tmp_path):
+def test_a_window_of_a_llama_is_in_every_layer(tmp_path):
     files.write(tmp_path / "m.gguf", "llama", keys={"attention.sliding_window": 64})
-    _refused(tmp_path / "m.gguf", "m.gguf, its metadata .* model_type = 'mistral' is not supported")
+    assert import_model(tmp_path / "m.gguf", tmp_path / "out").windows == (64,)
+
+
+def test_metadata_that_describe_no_model_are_named_with_the_file(tmp_path):
+    files.write(tmp_path / "m.gguf", "llama", keys={"attention.head_count": 3})
+    match = "m.gguf, its metadata .* ModelConfig.num_heads = 3 must be a multiple"
+    _refused(tmp_path / "m.gguf", match)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -1,14 +1,17 @@
 """What can be wrong with a model's folder, and how much memory a conversion takes."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import hub_models as hub
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+import transformers
+from safetensors.numpy import load_file, save_file
 
 from lmsi_jax.cli.main import main
 from lmsi_jax.cli.subcommands import parse_size
@@ -136,6 +139,131 @@ def test_nan_in_a_safetensors_file_is_refused(source):
         file.unlink()
     save_file(values, source / "model.safetensors")
     _refused(source, "model.layers.1.mlp.up_proj.weight has NaN or infinite values in float32")
+
+
+def test_a_single_file_is_read_and_an_index_beside_it_is_not(source, capsys):
+    values = {}
+    for file in _files(source):
+        values |= load_file(file)
+    save_file({k: v + 1 for k, v in values.items()}, source / "model.safetensors")
+    main(["import-hf", str(source), str(source.parent / "out")])
+    assert "model.safetensors is read, and model.safetensors.index.json" in capsys.readouterr().out
+    config = ModelConfig.from_json(read_json(source.parent / "out" / "model.json"))
+    params = load_params(source.parent / "out", parameter_shapes(config))
+    np.testing.assert_array_equal(params["embedding"], values["model.embed_tokens.weight"] + 1)
+    for file in _files(source)[1:]:
+        file.unlink()  # as transformers leave an index of older shards
+    assert import_model(source, source.parent / "again") == config
+
+
+def test_a_link_to_a_file_that_is_not_there_is_named(source):
+    for file in source.glob("*.safetensors*"):
+        file.unlink()
+    (source / "model.safetensors").symlink_to(source / "gone")
+    _refused(source, "model.safetensors is a link to a file that is missing: download")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "match"),
+    [
+        ("config.json", "{", "hub/config.json cannot be read: .*; download it again"),
+        ("config.json", "[]", "hub/config.json is no object; download it again"),
+        ("tokenizer.json", "{", "hub/tokenizer.json is not a readable tokenizer.json"),
+        ("tokenizer_config.json", "[3]", "hub/tokenizer_config.json is no object"),
+        ("tokenizer_config.json", "{}", "ends a text of .*hub/tokenizer.json; put"),
+    ],
+)
+def test_errors_name_the_file_that_the_user_has(source, name, text, match):
+    (source / "generation_config.json").unlink(missing_ok=True)
+    _change(source, "config.json", eos_token_id=None)
+    (source / name).write_text(text)
+    _refused(source, match)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Qwen2Tokenizer", "GPT2TokenizerFast"],
+)
+def test_vocab_and_merges_are_read_as_transformers_reads_them(tmp_path, name):
+    hub.make("qwen2.5", tmp_path / "hub")
+    source = tmp_path / "hub"
+    spec = json.loads((source / "tokenizer.json").read_text())
+    (source / "tokenizer.json").unlink()
+    (source / "vocab.json").write_text(json.dumps(spec["model"]["vocab"]))
+    merges = [" ".join(merge) for merge in spec["model"]["merges"]]
+    (source / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    added = {t["id"]: {**t, "content": t["content"]} for t in spec["added_tokens"]}
+    for token in added.values():
+        del token["id"]
+    settings = {"tokenizer_class": name, "eos_token": "<|endoftext|>", "bos_token": None}
+    settings |= {"unk_token": None, "pad_token": "<|pad|>", "added_tokens_decoder": added}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    theirs = getattr(transformers, name).from_pretrained(source)
+    import_model(source, tmp_path / "out")
+    ours = open_tokenizer(tmp_path / "out" / "tokenizer")
+    for text in (
+        "Q: Ann's 12,345 pens?\n\nA: it is na\u00efve \u96ea",
+        "  two  spaces e\u0301",
+        "12 345",
+    ):
+        ids = theirs(text, add_special_tokens=False).input_ids
+        assert ours.encode(text) == ids
+        assert ours.decode(ids) == theirs.decode(ids)
+    assert ours.eos_id == theirs.eos_token_id
+    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "BartTokenizer"}')
+    with pytest.raises(LmsiError, match="hub/tokenizer_config.json: tokenizer_class = 'Bart"):
+        import_model(source, tmp_path / "again")
+
+
+def test_a_model_of_the_hub_s_cache_is_imported_by_its_name(source, tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub").constants
+    cache = tmp_path / "cache"
+    snapshot = cache / "models--ann--tiny" / "snapshots" / ("0" * 40)
+    shutil.copytree(source, snapshot)
+    (cache / "models--ann--tiny" / "refs").mkdir()
+    (cache / "models--ann--tiny" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert import_model(Path("ann/tiny"), tmp_path / "out") == import_model(source, tmp_path / "b")
+    with pytest.raises(LmsiError, match="ann/none is no folder .* hub does not give a model of"):
+        import_model(Path("ann/none"), tmp_path / "c")
+
+
+def test_without_the_hub_s_library_its_name_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(LmsiError, match="ann/none is no folder .* pip install huggingface_hub"):
+        import_model(Path("ann/none"), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("stated", "listed", "words"),
+    [
+        (
+            7,
+            [340, 9],
+            "eos_token_id [7] does not end a text: generation_config.json lists [9, 340]",
+        ),
+        (9, [9], "a text also ends at 340, the tokenizer's eos_token; transformers goes on"),
+        (340, [340, 9], None),
+    ],
+)
+def test_a_line_names_ends_that_files_disagree_on(source, capsys, stated, listed, words):
+    assert open_tokenizer(source).eos_id == 340
+    _change(source, "config.json", eos_token_id=stated)
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": listed}))
+    main(["import-hf", str(source), str(source.parent / "out")])
+    printed = capsys.readouterr().out
+    assert words in printed if words else "eos_token" not in printed
+    ends = open_tokenizer(source.parent / "out" / "tokenizer").end_ids
+    assert ends == {340, *listed}
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("odd", ["7", [7, None], {"id": 7}, True])
+def test_ends_that_are_no_numbers_are_named(source, name, odd):
+    (source / "generation_config.json").write_text("{}")
+    _change(source, name, eos_token_id=odd)
+    _refused(source, f"hub/{name}: eos_token_id = .*; it must be a number")
 
 
 def _fill_table(source, last):

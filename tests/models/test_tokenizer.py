@@ -1,13 +1,16 @@
 """Texts to ids and back, and files that are no tokenizer."""
 
+import dataclasses
 import io
+import json
+import pathlib
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.tokenizers import SentencePiece
+from lmsi_jax.models.tokenizers import SentencePiece, open_for_model, open_tokenizer
 
 
 @settings(max_examples=60, deadline=None)
@@ -46,6 +49,27 @@ def test_a_file_that_is_no_model_is_named(tmp_path, data):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(LmsiError, match="none.model is not a readable"):
         SentencePiece(str(tmp_path / "none.model"))
+
+
+def test_a_path_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(LmsiError, match="moved/tokenizer: there is no such tokenizer"):
+        open_tokenizer(tmp_path / "moved" / "tokenizer")
+
+
+def test_rows_without_a_piece_are_normal_beside_the_settings_of_a_model(
+    tokenizer_path, micro_config, tmp_path
+):
+    file = tmp_path / "tokenizer.model"
+    file.write_bytes(pathlib.Path(tokenizer_path).read_bytes())
+    pieces = open_tokenizer(file).vocab_size
+    larger = dataclasses.replace(micro_config, vocab_size=pieces + 7)
+    with pytest.raises(LmsiError, match=f"has {pieces} ids, ModelConfig.vocab_size is"):
+        open_for_model(file, larger)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<|im_start|>": pieces}))
+    tokenizer = open_for_model(file, larger)
+    assert tokenizer.decode([pieces, *tokenizer.encode("ab"), pieces + 6]) == "ab"
+    with pytest.raises(LmsiError, match="set Run.tokenizer to the one"):
+        open_for_model(file, dataclasses.replace(micro_config, vocab_size=pieces - 1))
 
 
 def test_a_model_without_an_end_token_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.tokenizers import encode_first, open_tokenizer
 from lmsi_jax.rollout.stops import Stops
 
-KINDS = ("llama", "qwen", "gemma")
+KINDS = ("llama", "qwen", "gemma", "llama2")
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.lists(
     st.sampled_from(
         [" ", "\n", "\n\n", "a", "3", "1,2", "雪", "é", "e\u0301", "</s>", "<|pad|>", "'s"]
@@ -46,7 +46,7 @@ def _stored(kind, text):
     """What a tokenizer keeps of a text: Qwen normalises it to NFC, and Gemma's "▁" is a space."""
     if kind == "qwen":
         return unicodedata.normalize("NFC", text)
-    return text.replace("\u2581", " ") if kind == "gemma" else text
+    return text.replace("\u2581", " ") if kind in ("gemma", "llama2") else text
 
 
 @settings(max_examples=150, deadline=None)

@@ -13,6 +13,7 @@ from lmsi_jax.config import (
     Distillation,
     DistributionShift,
     ExternalScore,
+    FileTask,
     Lora,
     Mixing,
     ModelConfig,
@@ -49,13 +50,16 @@ TABLE = {
     "Chat": dict.fromkeys(
         ("exemplars", "system", "system_turn", "thinking", "template", "date"), _ASKED
     ),
-    "Questions": dict.fromkeys(
-        (
-            *("train", "test", "level", "train_count", "test_count"),
-            *("data_dir", "data_dirs", "exemplars", "contamination", "seed"),
+    "Questions": {
+        **dict.fromkeys(
+            (
+                *("train", "test", "level", "train_count", "test_count"),
+                *("data_dir", "data_dirs", "exemplars", "contamination", "seed"),
+            ),
+            "questions",
         ),
-        "questions",
-    ),
+        "tasks": "",  # one that no split names; tests/pipeline/test_custom_runs.py has those
+    },
     "Augmentation": {
         **dict.fromkeys(
             (
@@ -176,6 +180,10 @@ VALUES = {
     "ExternalScore.scorer": "operator:lt",
     "Preference.form": {"scpo": "spin", "spin": "scpo"},
     "Mixing.selection": (SelfRating(),),
+    "Questions.tasks": (FileTask(name="other", kind="number", train="none.jsonl"),),
+    # Tasks that exist: what their prompts and readers are is part of later stages.
+    "Questions.train": ("compare",),
+    "Questions.test": ("travel",),
     "DistributionShift.validation": "confident",
     "Augmentation.prompts": 3,
     "Mixing.end": "end_token",

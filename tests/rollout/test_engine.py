@@ -134,7 +134,8 @@ def test_samples_of_other_layouts_have_the_same_noise(
     assert {uid: [p.text for p in samples] for uid, samples in _run(other, MANY).items()} == texts
 
 
-def test_fewer_slots_at_the_end_change_no_byte(micro_config, micro_params, tokenizer):
+def test_fewer_slots_at_the_end_change_no_byte(micro_config, micro_params, tokenizer, monkeypatch):
+    monkeypatch.setattr(chunks, "PATIENCE", 0)
     sampling = Sampling(num_samples=16, temperature=1.0, max_new_tokens=12, stop=("e",))
     found = []
     for adaptive_batch in (True, False):
@@ -156,10 +157,26 @@ def test_a_program_of_fewer_slots_that_gives_other_bits_is_not_used(
         micro_config, micro_params, tokenizer, dataclasses.replace(layout, adaptive_batch=False)
     )
     engine = Engine(micro_config, micro_params, tokenizer, layout)
+    monkeypatch.setattr(chunks, "PATIENCE", 0)
     monkeypatch.setattr(chunks, "chunks_agree", lambda *_: False)
     seen = []
     assert _run(engine, MANY, sampling, on_chunk=seen.append) == _run(whole, MANY, sampling)
     assert False in engine._model.programs.verified.values() and seen[-1].slot_steps % 256 == 0
+
+
+def test_a_program_of_fewer_slots_is_compiled_once_it_is_worth_it():
+    """Not for the last chunks of a short task, and not for each of the sizes between."""
+    decoded = []
+
+    def decode(slots):
+        decoded.append(slots)
+        return chunks.Chunk([np.zeros((5, 2), int)], [np.zeros((5, 2))], 2 * slots)
+
+    cache = chunks.ProgramCache()
+    for _ in range(chunks.PATIENCE + 3):
+        cache.decode([8, 16], 5, lambda slots: slots, decode)
+    assert decoded == [16] * chunks.PATIENCE + [16, 8] + [8, 8]
+    assert cache.verified == {8: True}
 
 
 def test_prompts_of_one_token_and_no_task_prompt(engine, micro_config, micro_params, tokenizer):

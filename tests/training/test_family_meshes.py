@@ -12,7 +12,7 @@ from virtual_devices import environment
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-_FAMILIES = ("qwen2", "gemma3")
+_FAMILIES = ("qwen2", "gemma3", "olmo2")
 _SCRIPT = """
 import json, sys
 import numpy as np
