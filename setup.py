@@ -17,7 +17,13 @@ def version() -> str:
     return match.group(1)
 
 
-HF = ["jinja2>=3.1", "ml_dtypes>=0.4", "safetensors>=0.7", "tokenizers>=0.22"]
+HF = [
+    "huggingface_hub>=0.24",
+    "jinja2>=3.1",
+    "ml_dtypes>=0.4",
+    "safetensors>=0.7",
+    "tokenizers>=0.22",
+]
 
 setup(
     name="lmsi_jax",
@@ -41,7 +47,7 @@ setup(
         "lmsi_jax.gin_configs": ["**/*.gin", "*.gin"],
         "lmsi_jax.tasks": ["exemplars/*.txt", "starter/*"],
     },
-    entry_points={"console_scripts": ["lmsi = lmsi_jax.cli.main:main"]},
+    entry_points={"console_scripts": ["lmsi = lmsi_jax.cli:run_command"]},
     install_requires=[
         "absl-py>=2.1",
         "clu>=0.0.12",

@@ -48,17 +48,21 @@ class AnswerReader:
 
     def __init__(self, conclusions: bool = True):
         self._conclusions = conclusions
-        self._readings: dict[tuple[str, str, bool], Reading] = {}
+        self._readings: dict[tuple[str, bool], dict[str, Reading]] = {}
 
     def read(self, question: Question, samples: Iterable[Sample]) -> list[Reading]:
         """Returns the reading of each of a question's samples, in their order."""
         options = answers.options_of(question)
+        cut = self._readings.setdefault((question.uid, False), {})
+        whole = self._readings.setdefault((question.uid, True), {}) if self._conclusions else cut
         readings = []
         for sample in samples:
-            name = (question.uid, sample.text, sample.concluded and self._conclusions)
-            if name not in self._readings:
-                self._readings[name] = _read(question, sample.text, options, finished=name[-1])
-            readings.append(self._readings[name])
+            known, text = whole if sample.concluded else cut, sample.text
+            reading = known.get(text)
+            if reading is None:
+                reading = _read(question, text, options, finished=known is not cut)
+                known[text] = reading
+            readings.append(reading)
         if question.rules is not None and question.rules.equal is not None:
             return _with_equal_keys(readings, question.rules.equal)
         return readings
@@ -87,13 +91,14 @@ def _read(question: Question, text: str, options: Sequence[str], finished: bool)
     try:
         if rules is not None and rules.read is not None:
             return _custom_reading(question, text, options, rules.read(text, question))
-        reading = answers.read(text, question.kind, options, finished=finished)
-        if reading.key is None or reading.surface is None:
+        found = answers.find(text, question.kind, options, finished=finished)
+        key = found.key if found else None
+        if found is None or key is None:
             return NO_ANSWER
-        key = reading.key
+        surface = answers.surface(found.answer, question.kind, key, options)
         if rules is not None and rules.equal is not None:
-            key = _one_line(reading.surface)
-        return Reading(key, reading.surface, reading.end, reading.marked)
+            key = _one_line(surface)
+        return Reading(key, surface, found.end, found.marked)
     except Exception as error:  # noqa: BLE001
         if rules is None or rules.read is None or _is_news(rules.read, error):
             _LOG.exception("a sample could not be read and does not vote: %r", text[:200])
@@ -503,15 +508,16 @@ def _winner(
     if len(leaders) == 1:
         return leaders[0], ()
     leaders.sort()
-    mass = {leader: _mass(leader, samples, keys, scores) for leader in leaders}
+    samples_of: dict[str | None, list[Sample]] = collections.defaultdict(list)
+    for sample, key in zip(samples, keys, strict=True):
+        samples_of[key].append(sample)
+    # A tie goes to the answer with the best score, then to the one with the likelier samples.
+    mass = {
+        leader: (
+            max([scores.get(sample.sample_index, 0.0) for sample in samples_of[leader]]),
+            math.fsum([sample.logprob for sample in samples_of[leader]]),
+        )
+        for leader in leaders
+    }
     # max takes the first of equals, and leaders are sorted: the smaller key.
     return max(leaders, key=mass.__getitem__), tuple(leaders)
-
-
-def _mass(
-    leader: str, samples: Sequence[Sample], keys: Sequence[str | None], scores: Mapping[int, float]
-) -> tuple[float, float]:
-    """Returns what breaks a tie: an answer's best score, and its summed log-probability."""
-    own = [sample for sample, key in zip(samples, keys, strict=True) if key == leader]
-    best = max(scores.get(sample.sample_index, 0.0) for sample in own)
-    return best, math.fsum(sample.logprob for sample in own)

@@ -6,13 +6,14 @@ set, its files are read; otherwise TFDS downloads the data set and keeps it.
 
 import csv
 import dataclasses
-import gzip
 import hashlib
 import io
 import itertools
 import json
 import os
 import random
+import urllib.error
+import urllib.request
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from lmsi_jax import answers
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Exemplar, Kind, Question
+from lmsi_jax.runtime.files import check_regular, parse_json, read_data
 from lmsi_jax.tasks import exemplars
 from lmsi_jax.tasks.task import Domain, Level, Split, too_few
 
@@ -37,6 +39,7 @@ class Item:
       also: other correct answers.
       spans: for DROP's F1, the spans of each annotator's answer, one a line.
       kind: the kind of its answers; None for that of the data set.
+      test_kind: the kind if it is a test question, whose label may tell; None for `kind`.
       reasoning: a human solution without its last sentence, or "".
     """
 
@@ -45,6 +48,7 @@ class Item:
     also: tuple[str, ...] = ()
     spans: tuple[str, ...] = ()
     kind: Kind | None = None
+    test_kind: Kind | None = None
     reasoning: str = ""
 
     def problem(self) -> str | None:
@@ -143,7 +147,8 @@ class Dataset:
     def labelled(self, split: Split, level: Level, seed: int) -> Iterator[Question]:
         """Returns the same questions with their answers; raises what `stream` raises."""
         del level
-        return map(self._question, self._shuffled(split, seed))
+        items = self._shuffled(split, seed)
+        return (self._question(item, item.test_kind if split == "test" else None) for item in items)
 
     def questions(self, split: Split, level: Level, count: int, seed: int) -> list[Question]:
         """Returns `count` questions.
@@ -176,12 +181,12 @@ class Dataset:
         """Returns this project's worked questions for the few-shot prompt."""
         return exemplars.packaged(self.exemplar_file)[: self.shots]
 
-    def _question(self, item: Item) -> Question:
+    def _question(self, item: Item, kind: Kind | None) -> Question:
         return Question(
             uid=f"{self.name}-{hashlib.sha256(item.question.encode()).hexdigest()[:12]}",
             task=self.name,
             text=item.question,
-            kind=item.kind or self.kind,
+            kind=kind or item.kind or self.kind,
             gold=item.answer,
             also=item.also,
             spans=item.spans,
@@ -225,7 +230,7 @@ class Dataset:
         for item in questions:
             if problem := item.problem():
                 raise LmsiError(f"{self.name}: {place} has {problem}; correct or remove it")
-            kind = item.kind or self.kind
+            kind = item.test_kind or item.kind or self.kind
             if answers.key(item.answer, kind) is None:
                 raise LmsiError(
                     f"{self.name}: {place} has the label {item.answer!r}, which is no {kind}; "
@@ -262,6 +267,7 @@ def _find_file(folders: Sequence[str], names: Sequence[str], task: str, origin: 
     for folder in folders:
         for name in names:
             for path in (epath.Path(folder) / name, epath.Path(folder) / f"{name}.gz"):
+                check_regular(path)
                 if path.is_file():
                     return path
     if epath.Path(folders[0]).is_file():
@@ -281,8 +287,8 @@ def _read_rows(path: Any, task: str, origin: str) -> Iterator[Row]:
       LmsiError: the file cannot be read or parsed; names the line.
     """
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.name.endswith(".gz") else data).decode("utf-8-sig")
+        data = read_data(path, compressed=path.name.endswith(".gz"))
+        text = data.decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise LmsiError(f"{task}: cannot read {path} ({error}); copy it anew: {origin}") from error
     name = path.name.removesuffix(".gz")
@@ -299,7 +305,7 @@ def _read_rows(path: Any, task: str, origin: str) -> Iterator[Row]:
 def _whole(text: str, path: Any, task: str, origin: str) -> Iterator[Row]:
     """Yields the rows of a JSON list, or of an object; a row of the latter gets its "key"."""
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         if isinstance(content, dict) and all(isinstance(row, dict) for row in content.values()):
             content = [{**row, "key": key} for key, row in content.items()]
         elif isinstance(content, dict):  # a file of one line
@@ -320,9 +326,11 @@ def _lines(text: str, path: Any, task: str, origin: str) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                row, cause = json.loads(line), ""
+                row, cause = parse_json(line), ""
             except json.JSONDecodeError as error:
                 row, cause = None, f" ({error.msg}, column {error.colno})"
+            except ValueError as error:
+                row, cause = None, f" ({error})"
             if not isinstance(row, dict):
                 raise LmsiError(
                     f"{task}: {path}, line {number} is not one JSON object{cause}; correct or "
@@ -341,16 +349,36 @@ def _from_tfds(name: str, task: str, origin: str) -> Iterator[Row]:
 
     dataset, _, split = name.partition(":")
     try:
+        builder = tfds.builder(dataset)
+        if not builder.is_prepared():
+            _check_network()  # TFDS itself would try for minutes
         rows = tfds.as_numpy(tfds.load(dataset, split=split, shuffle_files=False))
     except Exception as error:  # TFDS, its downloader and its file formats raise anything
         raise LmsiError(
             f"{task}: TFDS could not load {dataset} ({type(error).__name__}: "
-            f"{str(error).strip().splitlines()[0][:150] if str(error).strip() else ''}). Set "
-            f"Questions.data_dir to a folder with its files ({origin}), or TFDS_DATA_DIR to where "
-            "it was prepared"
+            f"{str(error).strip().splitlines()[0][:150] if str(error).strip() else ''}). Name a "
+            f"folder with its files ({origin}) in Questions.data_dir (`data_dirs` of "
+            "seqio_suite.register), or set TFDS_DATA_DIR to where it was prepared"
         ) from error
     for number, row in enumerate(rows, 1):
         yield f"{name}, row {number}", _plain(row)
+
+
+_HOSTS = ("https://storage.googleapis.com", "https://github.com")
+
+
+def _check_network() -> None:
+    """Raises OSError if no host that data sets come from can be reached within seconds."""
+    causes = []
+    for host in _HOSTS:
+        try:
+            urllib.request.urlopen(host, timeout=3).close()
+            return
+        except urllib.error.HTTPError:
+            return  # an answer all the same
+        except OSError as error:
+            causes.append(getattr(error, "reason", error))
+    raise ConnectionError(f"it is not on this machine, and there is no network: {causes[0]}")
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,8 @@ Q: How many yards was the longest field goal?
 A: According to the passage, the field goals were 23 and 41 yards long. The answer is 41 yards.
 
 The question alone decides how its answer is read, for training questions have no label: "how many"
-and similar words ask for a number, everything else asks for a span.
+and similar words ask for a number, everything else asks for a span. A test question whose label is
+no number asks for a span.
 """
 
 import re
@@ -55,14 +56,13 @@ def _item(row: Mapping[str, Any]) -> Item:
         raise ValueError("it has no answer")
     first, *others = dict.fromkeys(label for spans in answered for label in _orders(spans))
     kind: Kind = "number" if _NUMBER.search(question) else "span"
-    if answers.key(first, kind) is None:
-        kind = "span"
     return Item(
         question=f"Passage: {flat(row['passage'])}\nQ: {question}",
         answer=first,
         also=tuple(others),
         spans=tuple(dict.fromkeys("\n".join(spans) for spans in answered)),
         kind=kind,
+        test_kind=kind if answers.key(first, kind) is not None else "span",
     )
 
 

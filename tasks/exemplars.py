@@ -11,10 +11,12 @@ sentence the exemplar has no reasoning, and few-shot chain of thought refuses it
 
 import importlib.resources
 import re
+import zlib
 
 from lmsi_jax import answers, prompts
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Exemplar, Kind, Question
+from lmsi_jax.runtime.files import read_data
 
 _FOLDER = importlib.resources.files("lmsi_jax.tasks") / "exemplars"
 _NAME = re.compile(r"[a-z0-9_]+")
@@ -42,8 +44,8 @@ def load(path: str) -> tuple[Exemplar, ...]:
     if is_packaged(path):
         return packaged(path)
     try:
-        text = epath.Path(path).expanduser().read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_data(epath.Path(path).expanduser()).decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise LmsiError(f"cannot read the exemplars {path}: {error}") from error
     return parse(text, path)
 

@@ -24,8 +24,7 @@ _MODULES = {
     "math_word_problems": ("gsm8k", "svamp"),
     "multiple_choice": ("aqua", "openbookqa", "arc_challenge"),
     "drop": ("drop_football", "drop_nonfootball"),
-    "language_inference": ("anli_r1", "anli_r2", "anli_r3", "rte", "mnli_m", "mnli_mm"),
-    "strategyqa": ("strategyqa",),
+    "closed_labels": ("anli_r1", "anli_r2", "anli_r3", "rte", "mnli_m", "mnli_mm", "strategyqa"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 NAMES: tuple[str, ...] = tuple(_MODULE_OF)

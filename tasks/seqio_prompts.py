@@ -123,6 +123,8 @@ def prompt_columns(
         "also": ["\n".join(row.also) for row in rows],
         "question": [row.text for row in rows],
         "uid": [row.uid for row in rows],
+        "inputs_pretokenized": [f"{prefix}{text}" for prefix, text in prompts],
+        "targets_pretokenized": [row.gold or "" for row in rows],
         "kind": [row.kind for row in rows],
         "task": [row.task for row in rows],
     }
@@ -280,13 +282,23 @@ def of_examples(
     return {"inputs": max(a for a, _ in pairs), "targets": max(b for _, b in pairs)}
 
 
-def check_prompts(name: str, texts: Texts, tokenizer: str, lengths: Mapping[str, int]) -> None:
-    """Raises LmsiError if T5X would truncate a prompt."""
+def check_prompts(
+    name: str, texts: Texts, tokenizer: str, lengths: Mapping[str, int], remedy: str
+) -> None:
+    """Raises LmsiError if SeqIO would truncate a prompt.
+
+    Args:
+      name: the task.
+      texts: its prompts.
+      tokenizer: `Run.tokenizer`.
+      lengths: SeqIO's `sequence_length`, T5X's TASK_FEATURE_LENGTHS.
+      remedy: what to do other than to raise it.
+    """
     longest, limit = max(_input_lengths(texts, tokenizer)), lengths["inputs"]
     if longest > limit:
         raise LmsiError(
-            f"{name}: the longest prompt has {longest} tokens, TASK_FEATURE_LENGTHS['inputs'] is "
-            f"{limit}; raise it, or leave TASK_FEATURE_LENGTHS unset, then it follows from the run"
+            f"{name}: the longest prompt has {longest} tokens, the sequence length of 'inputs' is "
+            f"{limit}; raise it, or {remedy}"
         )
 
 

@@ -143,7 +143,7 @@ def _fitting(
     texts: Texts,
     tokenizer: str,
     dataset: tf.data.Dataset,
-    sequence_length: Mapping[str, int] | None,
+    sequence_length: Mapping[str, int] | None = None,
 ) -> tf.data.Dataset:
     """Drops examples that are too long, as our trainer does; SeqIO would truncate them."""
     if sequence_length is None:
@@ -162,12 +162,13 @@ def _whole(
     splits: Sequence[Texts],
     tokenizer: str,
     dataset: tf.data.Dataset,
-    sequence_length: Mapping[str, int] | None,
+    sequence_length: Mapping[str, int] | None = None,
 ) -> tf.data.Dataset:
     """Refuses a prompt that is too long: truncated, it would lose its question."""
     if sequence_length:
         for texts in splits:
-            check_prompts(name, texts, tokenizer, sequence_length)
+            remedy = "leave TASK_FEATURE_LENGTHS unset, then it follows from the run"
+            check_prompts(name, texts, tokenizer, sequence_length, remedy)
     return dataset
 
 

@@ -134,11 +134,12 @@ def _whole(
     splits: Mapping[str, _Columns],
     tokenizer: str,
     dataset: tf.data.Dataset,
-    sequence_length: Mapping[str, int] | None,
+    sequence_length: Mapping[str, int] | None = None,
 ) -> tf.data.Dataset:
     """Refuses a prompt that is too long: truncated, it would lose its question."""
     if sequence_length:
         for columns in splits.values():
             if columns.is_read:  # the other split is not the one that is read
-                check_prompts(name, columns(), tokenizer, sequence_length)
+                remedy = "pass sequence_length=None"
+                check_prompts(name, columns(), tokenizer, sequence_length, remedy)
     return dataset

@@ -6,7 +6,6 @@ A file may be local or on a bucket, plain or .gz. Each row comes with its place,
 
 import csv
 import glob
-import gzip
 import hashlib
 import io
 import json
@@ -20,6 +19,7 @@ from etils import epath
 
 from lmsi_jax.config.value_checks import HUB
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.runtime.files import check_regular, parse_json, read_data
 from lmsi_jax.tasks.task import Split
 
 Row = tuple[str, Mapping[str, Any]]
@@ -76,6 +76,7 @@ def find_files(path: str, task: str) -> list[epath.Path]:
       LmsiError: there are none.
     """
     place = epath.Path(path).expanduser()
+    check_regular(place)
     if place.is_file():
         return [place]
     if place.is_dir():
@@ -97,8 +98,7 @@ def find_files(path: str, task: str) -> list[epath.Path]:
 
 def _bytes(path: epath.Path, task: str) -> bytes:
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        return read_data(path)
     except (OSError, EOFError, zlib.error) as error:
         raise LmsiError(f"{task}: cannot read {path} ({error}); copy the file anew") from None
 
@@ -129,7 +129,7 @@ def _file_rows(path: epath.Path, task: str) -> Iterator[Row]:
 def _json(path: epath.Path, text: str, task: str) -> Iterator[Row]:
     """Yields the objects of JSON Lines, of one list, or of {"data": [...]}."""
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except json.JSONDecodeError as error:
         # Several lines are several values; a list or an object over several lines is one.
         if "Extra data" in error.msg or not text.lstrip().startswith("["):
@@ -138,6 +138,11 @@ def _json(path: epath.Path, text: str, task: str) -> Iterator[Row]:
         raise LmsiError(
             f"{task}: {path}, line {error.lineno}, column {error.colno} is not JSON ({error.msg})"
         ) from None
+    except ValueError as error:
+        if text.lstrip().startswith("["):
+            raise LmsiError(f"{task}: {path} cannot be read: {error}") from None
+        yield from _json_lines(path, text, task)
+        return
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         content = content["data"]
     for number, row in enumerate(content if isinstance(content, list) else [content], 1):
@@ -153,9 +158,11 @@ def _json_lines(path: epath.Path, text: str, task: str) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            row, cause = json.loads(line), ""
+            row, cause = parse_json(line), ""
         except json.JSONDecodeError as error:
             row, cause = None, f" ({error.msg}, column {error.colno})"
+        except ValueError as error:
+            row, cause = None, f" ({error})"
         if not isinstance(row, dict):
             raise LmsiError(
                 f"{task}: {path}, line {number} is not one JSON object{cause}; correct or remove it"

@@ -354,14 +354,14 @@ def test_a_path_concludes_only_at_an_end_token_or_a_next_question(end):
 
 
 def test_a_defect_of_the_reader_costs_one_sample(monkeypatch, caplog):
-    read = answers.read
+    find = answers.find
 
     def broken(text, *args, **options):
         if "chalk" in text:
             raise IndexError("a defect")
-        return read(text, *args, **options)
+        return find(text, *args, **options)
 
-    monkeypatch.setattr(answers, "read", broken)
+    monkeypatch.setattr(answers, "find", broken)
     vote = voting.vote(QUESTION, [path(0, "1"), path(1, "chalk"), path(2, "2"), path(3, "2")])
     assert (vote.winner, vote.keys, vote.confidence) == ("2", ("1", None, "2", "2"), 0.5)
     assert "could not be read" in caplog.text and "chalk" in caplog.text

@@ -60,7 +60,8 @@ def may_answer(text: str, kind: Kind, options: Sequence[str] = ()) -> bool:
     return kind != "date" or any(c.isdigit() for c in text)
 
 
-_DECISIONS = {"yes": "yes", "true": "yes", "no": "no", "false": "no"}
+_DECISIONS = {"yes": "yes", "true": "yes", "affirmative": "yes"}
+_DECISIONS |= {"no": "no", "false": "no", "negative": "no", "untrue": "no"}
 _RELATIONS = _DECISIONS | {
     **dict.fromkeys(("entailment", "entailed", "entails", "entail"), "yes"),
     **dict.fromkeys(("contradiction", "contradicted", "contradicts", "contradictory"), "no"),
@@ -71,14 +72,14 @@ _RELATIONS = _DECISIONS | {
     ),
 }
 _VERDICT_WORDS = re.compile(
-    r"\b(?:yes|no|true|false|unclear|unknown|uncertain|undetermined|inconclusive|maybe|depends"
+    r"\b(?:yes|no|true|false|untrue|affirmative|negative|unclear|unknown|uncertain|undetermined|inconclusive|maybe|depends"
     r"|neither|entail\w*|contradict\w*|neutral|cannot|impossible|not possible|unsure)\b",
     re.IGNORECASE,
 )
 CANNOT_TELL = re.compile(
     r"\b(?:(?:not possible|impossible|unable|cannot|can not|can ?t|can['’]t|could not|couldn['’]t)"
     r"(?: be)? (?:to )?(?:\w{3,16}ly )?(?:tell|say|know|known|determine|determined|conclude"
-    r"|concluded|decide|decided|infer|inferred|establish|established|verify|verified|answer)"
+    r"|concluded|find|solve|calculate|decide|decided|infer|inferred|establish|established|verify|verified|answer)"
     r"|(?:not enough|insufficient|no|lack of|not sufficient|too little)"
     r" (?:\w{3,12} )?(?:information|info|evidence|data|context|details?)"
     r"|(?:we|i|you) (?:do not|don['’]t) (?:really )?know|no way (?:to|of) (?:tell|know|say)\w*"
@@ -87,8 +88,9 @@ CANNOT_TELL = re.compile(
 )
 # "not necessarily" tells nothing of a relation; elsewhere in a sentence it may deny a word.
 _OPENS_UNKNOWN = re.compile(
-    r"\W*(?:that )?(?:(?:it|this|that) is )?not (?:necessarily|clear|certain|known|sure|enough"
-    r"|determinable|specified|stated|mentioned)\b",
+    r"\W*(?:that )?(?:(?:it|this|that)(?: is |['’]s ))?(?:not (?:necessarily|clear|certain|known"
+    r"|sure|enough|determinable|specified|stated|mentioned|given)"
+    r"|(?:\w+ ){0,3}(?:may|might|could) (?:or (?:may|might|could) not\b|be either\b))",
     re.IGNORECASE,
 )
 # Words before a decision, besides adverbs in -ly.
@@ -110,7 +112,7 @@ _FIXED = re.compile(
 # "no longer certain", "no one knows", "no information is given": a "no" that decides nothing.
 _NO_NOUN = re.compile(
     r"no (?:longer|one|doubt|way|idea|clue|reason|need|matter|more|less|fewer|such|definite|clear"
-    r"|definitive|consensus|question|means|single|simple|answer|guarantee|conclusive"
+    r"|other|definitive|consensus|question|means|single|simple|answer|guarantee|conclusive"
     r"|(?:information|info|evidence|data|context|details|proof|mention|indication|sign) "
     r"(?:is|was|are|were|has|to|about|on|in|available|that|can|for|or|of))\b"
 )
@@ -145,6 +147,10 @@ def _decision(answer: str, decisions: dict[str, str]) -> str | None:
         answer = _FIXED.sub("", answer)
     all_words = _words(answer)
     words = _unhedged(all_words)
+    if words[:2] == ["not", "true"]:
+        return decisions["no"]
+    if len(all_words) == 3 and all_words[0] in ("a", "an") and all_words[2] in decisions:
+        words = all_words[2:]  # "an unequivocal yes"
     if words == ["not"] and len(all_words) > 1:
         return decisions["no"]  # "probably not"
     if not words or words[0] not in decisions:
@@ -155,8 +161,14 @@ def _decision(answer: str, decisions: dict[str, str]) -> str | None:
     beside = _unhedged(words[2:]) if words[1:2] in (["or"], ["and"]) else words[1:]
     if beside and decisions.get(beside[0], decision) != decision:
         return None
-    opposite = any(decisions.get(word, decision) != decision for word in words[1:])
-    return None if opposite and not _CONDITIONS.isdisjoint(words) else decision
+    opposite = [i for i, word in enumerate(words) if decisions.get(word, decision) != decision]
+    if not opposite:
+        return decision
+    # "yes in summer and no in winter"
+    both = words[opposite[0] - 1] == "and" and not _NO_NOUN.match(
+        " ".join(words[opposite[0] : opposite[0] + 4])
+    )
+    return None if both or not _CONDITIONS.isdisjoint(words) else decision
 
 
 def _unhedged(words: list[str]) -> list[str]:

@@ -21,7 +21,6 @@ _FAREWELL = re.compile(
     r"(?:\n|(?<=[.!?*] ))(?:(?:I h|H)ope (?:this|that)|(?:Please )?(?:[Ll]et me know|[Ff]eel free)"
     r"|If you (?:have|need|want|would))\b[^\n]{0,200}$"
 )
-_FAREWELLS = ("ope th", "et me know", "eel free", "If you ")
 _CALCULATOR = re.compile(r"<<[^<>]{0,80}>>")
 _FULL_HOUR = re.compile(r"(?<![0-9:])([0-9]{1,2}):00(?![0-9:])")
 _NUMERAL = re.compile(
@@ -47,6 +46,18 @@ _DRAWN = re.compile(
     r"|left|remains?|remaining|average|result)\b",
     re.IGNORECASE,
 )
+# Words of `CANNOT_TELL`, quick to look for.
+_DENIALS = ("not ", "n't", "n’t", "mpossible", "nable", "nsufficient", "no ", "No ")
+# "The total number of pens in the 3 boxes is 36."
+_TOTAL_IS = re.compile(
+    r"^\W{0,4}(?:(?:so|thus|therefore|hence),? )?(?:the|her|his|their|its) (?:[a-z]+ )?"
+    r"(?:total|number|amount|cost|price|value|sum|average|profit|distance|length|age|weight)\b"
+    r"[^.=:;]{1,160}? (?:is|are|was|equals|will be|would be)"
+    r"(?: about| approximately| exactly| only)?"
+    r" ([-−]?[$€£]?[0-9](?:[0-9,]*[0-9])?(?:\.[0-9]+)?)(?![\w^/:])(?! (?:more|less|fewer|times))"
+    r"[^0-9=]{0,60}$",
+    re.IGNORECASE,
+)
 # "86 glasses and 42 plates"
 _LIST = re.compile(r"([0-9]+)[^0-9.;:]{1,40}?(?:,|\band)\s[$€£]?([0-9]+)")
 _BRACKETED = re.compile(r"(?<![A-Za-z0-9])\([A-Za-z]\)")
@@ -55,16 +66,16 @@ _NAMED = re.compile(
     r"[A-Z](?:(?:(?<=ption .)|(?<=hoice .))\b"
     r"|(?:(?<=hoose .)|(?<=pick .)|(?<=select .)|(?<=with .)|(?<= is .)|(?<=[Ii]t.s .)"
     r"|(?<=say .)|(?<=be .))(?=[.,:;!*]|$)"
-    r"|(?<= [B-HJ-Z])(?= is (?:the )?(?:correct|right|best)\b))"
+    r"|(?<= [B-HJ-Z])(?= (?:\([^()\n]{1,60}\) )?is (?:the )?(?:correct|right|best)\b))"
 )
 # "B. Photosynthesis", then why; not a list of all options.
 _OPENING_LETTER = re.compile(r"\W{0,4}(?:option )?(?:\(([A-Z])\)|([A-Z])[.):])", re.IGNORECASE)
 _LINE_OF_OPTION = re.compile(r"\n\W{0,6}(?:option )?\(?([A-Z])[.):]", re.IGNORECASE)
 _OPENING_OPTION = re.compile(r"\W{0,4}(?:option|choice) \(?([A-Z])\b", re.IGNORECASE)
 _CORRECT = re.compile(r"\b(?:correct|right|best|answer|fits)\b")
-_DECISION = re.compile(r"\W{0,4}(yes|no|true|false)(?=[,.!:;*—–\n]|\s-|$)", re.IGNORECASE)
+_DECISION = re.compile(r"\W{0,4}(yes|no|true|false)(?=[,.!:;*—–\n]|\s[-—–(]|$)", re.IGNORECASE)
 _NLI_DECISION = re.compile(
-    r"\W{0,4}(yes|no|true|false|entailment|contradiction|neutral)(?=[,.!:;*—–\n]|\s-|$)",
+    r"\W{0,4}(yes|no|true|false|entailment|contradiction|neutral)(?=[,.!:;*—–\n]|\s[-—–(]|$)",
     re.IGNORECASE,
 )
 # "The premise contradicts the hypothesis."
@@ -74,11 +85,17 @@ _RELATION = re.compile(
 )
 _DENIED = re.compile(r"\b(?:not|neither|nor|cannot)\b|n['’]t\b")
 _SO = re.compile(
-    r"\W{0,4}(?:so|thus|therefore|hence|in conclusion),?\s{1,4}(?:[a-z]{2,16}ly,?\s{1,4})?",
+    r"\W{0,4}(?:so|thus|therefore|hence|in conclusion"
+    r"|(?:[^.!?\n]{1,40}, )?i(?:['’]d| would) say(?: that)?)"
+    r"[,:]?\s{1,4}(?:[a-z]{2,16}ly,?\s{1,4})?",
     re.IGNORECASE,
 )
+# "Pigs have no wings, so no, they cannot fly."
+_SO_YES = re.compile(r", (?:so|thus|therefore|hence),? (yes|no)(?=[,.!])", re.IGNORECASE)
 _STATEMENT = re.compile(
-    r"(?:the|this) (?:statement|claim|hypothesis|conclusion) is (?:[a-z]{2,16}ly )?"
+    r"(?:the|this) (?:statement|claim|hypothesis|conclusion)"
+    r"(?: that [^.,]{1,80}| [\"“'][^\"”\n]{1,80}[\"”'])?"
+    r" is (?:[a-z]{2,16}ly )?"
     r"(true|false|entailed|contradicted|neutral|undetermined)\b",
     re.IGNORECASE,
 )
@@ -92,16 +109,18 @@ Concluded = tuple[str, str, int]
 def conclusion(
     text: str, begin: int, stop: int, kind: Kind, options: Sequence[str], *, drawn: bool = False
 ) -> Concluded | None:
-    """Returns the conclusion of the solution `text[begin:stop]`, None if it is not plain.
+    """Return the conclusion of the solution `text[begin:stop]`, None if it is not plain.
 
     With `drawn`, only a last sentence counts that opens with "so", "thus", "therefore", ...
 
     | kind        | read                                                                          |
     |-------------|-------------------------------------------------------------------------------|
     | all but span| a text of one line and at most 40 characters that begins with an answer       |
-    |             | (yes_no, nli: "Yes" and "No" need a mark behind them, as below)               |
+    |             | (yes_no, nli: "Yes" and "No" need a mark behind them, as below), or a last or |
+    |             | first paragraph that is nothing but an answer                                 |
     | number      | of a closed last sentence: what follows its last "="; without one, its only   |
-    |             | number, or of several the one that the solution's last "=" gave               |
+    |             | number, or of several the one that the solution's last "=" gave, or what a    |
+    |             | quantity is ("the cost of 3 pens is $36")                                     |
     | choice      | the only letter that a closed last sentence brackets or names ("option C");   |
     |             | with options, also the option that has its number; "B. ..." at the beginning  |
     | yes_no, nli | "Yes, ..." or "No, ..." at the beginning; at the end "So, no." or "So the     |
@@ -114,24 +133,33 @@ def conclusion(
     answer = None
     if kind in ("yes_no", "nli") and not drawn:
         answer = _decision(text[begin : min(end, begin + _SHORT)], kind)
+    tail = ""
     if answer is None:
         tail = _without_farewell(text[max(begin, end - _TAIL) : end])
         end = max(begin, end - _TAIL) + len(tail)
         answer = _last(tail, kind, options, drawn)
     if answer is None and not drawn:
         answer = _whole(text[begin:end].strip(), kind, options)
-        answer = (
-            _opening_letter(text, begin, end) if answer is None and kind == "choice" else answer
-        )
-    if answer is not None and answer not in text[begin:end]:
+        if answer is None and kind == "choice":
+            answer = _opening_letter(text, begin, end)
+        if answer is None:
+            opening, _, explanation = text[begin : begin + _TAIL].lstrip().partition("\n\n")
+            before, _, last = tail.rpartition("\n\n")
+            answer = _paragraph(last, kind, options) if before else None
+            if answer is None and explanation:
+                answer = _paragraph(opening, kind, options)
+    if answer is not None and text.find(answer, begin, end) < 0:
         answer = answer.lstrip("$€£")  # "$<<9*2=18>>18"
-    found = key(answer, kind, options) if answer else None
-    there = answer is not None and answer in text[begin:end]
-    return (answer, found, end) if answer and there and found is not None else None
+    if not answer or text.find(answer, begin, end) < 0:
+        return None
+    found = key(answer, kind, options)
+    return None if found is None else (answer, found, end)
 
 
 def _without_farewell(tail: str) -> str:
-    if not any(words in tail for words in _FAREWELLS):
+    if not (
+        "ope th" in tail or "et me know" in tail or "eel free" in tail or "If you " in tail
+    ):  # of its many lines and sentences, no pattern is tried at each
         return tail
     farewell = _FAREWELL.search(tail)
     return tail[: farewell.start()].rstrip() if farewell else tail
@@ -145,6 +173,18 @@ def _whole(solution: str, kind: Kind, options: Sequence[str]) -> str | None:
     found = key(solution, kind, options)
     decided = kind in ("yes_no", "nli") and found != "unknown"
     return solution if found is not None and not decided else None
+
+
+def _paragraph(paragraph: str, kind: Kind, options: Sequence[str]) -> str | None:
+    """Return the answer of a paragraph that is nothing else: "18", "**Yes**", "(C) ore"."""
+    bare = paragraph.strip(" *_$\\()[].\n")
+    if not bare or len(paragraph) > _SHORT or "\n" in paragraph.strip():
+        return None
+    if kind in ("yes_no", "nli"):
+        return bare if bare.isalpha() and key(bare, kind) is not None else None
+    if kind == "number" and ("=" in paragraph or not _BARE.match(paragraph.strip())):
+        return None
+    return paragraph.strip(" *_\n") if key(paragraph, kind, options) is not None else None
 
 
 def _opening_letter(text: str, begin: int, end: int) -> str | None:
@@ -166,6 +206,8 @@ def _last(tail: str, kind: Kind, options: Sequence[str], drawn: bool) -> str | N
     sentence = tail[begin:]
     if sentence.strip() in tail[:begin]:
         return None  # a model that repeats itself has not concluded
+    if kind == "number" and not drawn:
+        return _last_number(tail, begin)
     so = _SO.match(sentence)
     if drawn and not so:
         return None
@@ -189,7 +231,7 @@ def _last(tail: str, kind: Kind, options: Sequence[str], drawn: bool) -> str | N
 
 
 def _last_number(tail: str, begin: int) -> str | None:
-    before, sentence = (_unset(part) for part in (tail[:begin], tail[begin:]))
+    before, sentence = _unset(tail[:begin]), _unset(tail[begin:])
     if "=" in sentence or "≈" in sentence:
         own = _RESULT.match(sentence, max(sentence.rfind("="), sentence.rfind("≈")))
         again = _AGAIN.search(sentence, own.end()) if own else None
@@ -198,10 +240,15 @@ def _last_number(tail: str, begin: int) -> str | None:
         return own[1] if own else None
     numerals = _NUMERAL.findall(sentence)
     keys = [key(numeral, "number") for numeral in numerals]
+    if any(word in sentence for word in _DENIALS) and CANNOT_TELL.search(sentence):
+        return None
     if len(set(keys)) == 1:
         steps = "=" in before or _STEP.search(before)
         drawn = steps or not before.strip() or _DRAWN.search(sentence)
         return numerals[0] if drawn else None
+    total = _TOTAL_IS.search(sentence)
+    if total and (before.strip() == "" or "=" in before or _DRAWN.search(sentence)):
+        return total[1]
     results = _RESULT.findall(before)
     result = key(results[-1], "number") if results else None
     listed = {key(numeral, "number") for pair in _LIST.findall(sentence) for numeral in pair}
@@ -222,7 +269,8 @@ def _last_decision(sentence: str, so: int | None, kind: Kind) -> str | None:
         if (relation := _RELATION.search(sentence)) and not _DENIED.search(sentence):
             return relation[1] or relation[2]
     if so is None:
-        return None
+        decided = _SO_YES.search(sentence)
+        return decided[1] if decided else None
     statement = _STATEMENT.match(sentence, so)
     return statement[1] if statement else _decision(sentence[so:], kind)
 

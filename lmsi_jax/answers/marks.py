@@ -34,6 +34,9 @@ class Strength(enum.IntEnum):
     FINAL = 6
 
 
+CONCLUSION, CONDITIONAL, STEP, BOX, LABEL, SENTENCE, FINAL = Strength
+
+
 class Mark(NamedTuple):
     """A mark: its name, its beginning, the beginning of its answer, and its strength."""
 
@@ -57,70 +60,57 @@ class Solution(NamedTuple):
     concludes: bool
 
 
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # -- Marks.
 
 # What may stand between a mark and its answer: markdown, display mathematics, a bullet.
 _GAP = (
-    r"(?:[\s:：*_]|(?<=\n)>|\$\$|\\\[|```[a-z]{0,8}\n){0,8}"
+    r"(?:[\s:：*_…]|\.{3}|(?<=\n)>|\$\$|\\\[|```[a-z]{0,8}\n){0,8}"
     r"(?:(?:as follows|the following|below|here(?: it is)?)\s?:\s{0,4}\*{0,2})?(?:(?<=\n)[-•][ ])?"
 )
 _OF_WHAT = (
     r"(?: (?:to|for|of|in|as|from|on|at|given|with|by|after|per)"
     r"(?:\s[^\s.!?:=]{1,24}(?=[\s:=])){1,16}?)?"
 )
+# "| **Answer** | **18** |" at the end of a table
+_LAST_CELL = r"\|(?=[^|\n]{1,80}\|[ \t]{0,4}(?:\n(?!\|)|$))"
 # "answer", a remark in brackets, what it is the answer to, and a verb, a colon or a heading's end.
 _ANSWER = re.compile(
     rf"answer[\"'*_`]{{0,3}}(?:\s?\([^()\n]{{1,60}}\))?{_OF_WHAT}(?:\s?\([^()\n]{{1,60}}\))?"
+    r"(?: to (?:the |this )?(?:question:? )?[\"'“‘][^\"“”\n]{1,80}[?.]?[\"'”’])?"
     r"(?:,[^.,!?\n:]{1,40},)?\s{0,4}"
     r"(?:(?P<is>\b(?:is|was|equals|is equal to|comes (?:out )?to|turns out to be|works out to be"
     r"|has to be|becomes)\b)"
     r"|(?P<modal>\b(?:would|must|should|will|could|may|might)"
     r"(?: (?:then|also|therefore|still))? be\b)"
-    rf"|(?P<label>[\"'*_ ]{{0,4}}[:：=])|(?P<heading>[*_ \t]{{0,4}}\n)){_GAP}"
+    rf"|(?P<label>[\"'*_ ]{{0,4}}(?:[:：→]|[=-]{{1,2}}>|=|{_LAST_CELL}))"
+    rf"|(?P<heading>[*_ \t]{{0,4}}\n)){_GAP}"
 )
 _OPENED = (
-    ". the ",
-    "\nthe ",
-    ". so the ",
-    ".so the ",
-    ". therefore, the ",
-    ". thus, the ",
-    ". hence, the ",
+    *(". the ", "\nthe ", ". so the ", ".so the ", "\nso the ", ". so, the ", "\nso, the "),
+    *(". therefore, the ", "\ntherefore, the ", ". thus, the ", "\nthus, the ", ". hence, the "),
 )
-_PLAIN_IS = re.compile(r"answer is (?=[0-9($ynfc-])(?!\$\$)")
+_PLAIN_IS = re.compile(r"answer is (?=[0-9($ynfc-]|\\[^\[])(?!\$\$)")
 # "answer choices" and "answer the question" mark nothing.
-ONLY_WORDS = (
+_ONLY_WORDS = (
     *("nswer choice", "nswer option", "nswers ", "nswered", "nswering", "nswer the ", "nswer."),
     *("nswer that", "nswer because", "nswer since", "nswer and", "nswer or", "nswer which"),
 )
-_DETERMINERS = frozenset(("the", "your", "our", "this", "that", "my", "an", "a", "its"))
+_DETERMINERS = _words("the your our this that my an a its")
 # "if the answer is 40", "what the answer is", "no definitive answer"
-_HYPOTHESES = frozenset(
-    (
-        *(
-            "if",
-            "whether",
-            "what",
-            "suppose",
-            "assume",
-            "assuming",
-            "unless",
-            "why",
-            "how",
-            "until",
-        ),
-        *("imagine", "say", "no", "supposing", "guess"),
-    )
+_HYPOTHESES = _words(
+    "if whether what suppose assume assuming unless why how until imagine thought say no "
+    "supposing guess"
 )
+_MAY = (["may"], ["might"], ["could"])  # "one may think the answer is 40"
+_SAID = (["i'd"], ["i’d"], ["would"], ["can"], ["could"], ["to"], ["we"], ["i"], ["safely"])
 _ANOTHER_CLAUSE = re.compile(r"\b(?:since|because|there|but|so|as it|although)\b")
-_STEPS = frozenset(
-    (*("step", "part", "phase", "stage", "subquestion", "sub-question", "question part"),)
-)
-_PARTIAL = frozenset(
-    (
-        *("intermediate", "partial", "preliminary", "first", "second", "initial", "tentative"),
-        *("previous", "wrong", "sub"),
-    )
+_STEPS = _words("step part phase stage subquestion sub-question")
+_PARTIAL = _words(
+    "intermediate partial preliminary first second initial tentative previous wrong sub"
 )
 _OF_STEP = re.compile(
     r"\b(?:to|for|of|in|from) (?:the )?(?:(?:first|second|third|fourth|previous|last|each|this|next"
@@ -144,6 +134,13 @@ _FOREIGN = tuple(
         ("jibu ni", r"\b"),
         ("risposta", r"(?: finale| corretta)?(?: è\b|\s?:)"),
         ("resposta", r"(?: final| correta)?(?: é\b|\s?:)"),
+        ("উত্তর", r"(?: হল)?\s?[:—-]?"),
+        ("సమాధానం", r"\s?[:—-]?"),
+        ("คำตอบ", r"(?:สุดท้าย)?(?:คือ|\s?:)"),
+        ("정답", r"(?:은|\s?:)"),
+        ("đáp án", r"(?: là| đúng là|\s?:)"),
+        ("الجواب", r"(?: هو|\s?:)"),
+        ("उत्तर", r"\s?:"),
     )
 )
 # "#### Step 1" and "#### 1. Eggs" are headings: what follows must look like an answer.
@@ -152,7 +149,7 @@ _HASHES = re.compile(
     r"#{0,2}[ \t*:]{0,6}(?=\S)"
 )
 _HASHED_NUMBER = re.compile(r"[-−–+*$€£¥₹\\({~≈]{0,8}(?:boxed\{|frac|rs\.? ?)?\s?[-−$]?\.?[0-9]")
-_TAGGED = re.compile(r"<(?:final[_ ]?)?answer>\s{0,8}")
+_TAGGED = re.compile(r"[<\[](?:final[_ ]?)?answer[>\]]\s{0,8}")
 _ANS = re.compile(rf"ans(?<![a-z]ans)\s?[:.=]{_GAP}")
 _LINE_A = re.compile(rf"\na[ \t]{{0,4}}:{_GAP}")
 # "the best choice is (B)"; "each option:" and "multiple choice:" are none.
@@ -160,16 +157,19 @@ _CHOICE = re.compile(
     rf"(?:option|choice){_OF_WHAT}(?:\s(?:is|would be|must be|should be|seems to be|will be)\b"
     rf"|\s?[*_]{{0,2}}:){_GAP}"
 )
-_CHOSEN = frozenset(
-    (
-        *("correct", "best", "right", "final", "closest", "nearest", "chosen", "selected", "my"),
-        *("appropriate", "likely", "suitable", "plausible", "logical", "reasonable", "matching"),
-        *("valid", "accurate", "fitting", "only", "sensible", "probable", "which is", "answer"),
-    )
+_CHOSEN = _words(
+    "correct best right final closest nearest chosen selected my appropriate likely suitable "
+    "plausible logical reasonable matching valid accurate fitting only sensible probable "
+    "answer"
 )
 # "The most fitting word for it is (C)."
 _MOST = re.compile(
     r"st [^.!?\n:;]{1,80}?\s(?:is|are|be|was)[:\s]{1,3}(?=[*\"$\\]{0,3}(?:boxed\{)?\([a-z]\))"
+)
+# A label of the last line only: before other lines it may be a step's.
+_LAST_LINE = re.compile(
+    r"[#>*_\s-]{0,8}(?:final |the )?(result|conclusion|prediction|relation(?:ship)?|verdict|output"
+    rf"|classification|solution|response|decision)[*_]{{0,3}}\s?:{_GAP}"
 )
 _NLI_LABEL = re.compile(rf"label(?<![a-z]label)[ \t*_]{{0,4}}:{_GAP}")
 
@@ -184,16 +184,16 @@ def strong_marks(solution: Solution, kind: Kind) -> list[Mark]:
             if mark := _answer_mark(lowered, place, begin, stop):
                 marks.append(mark)
             place = lowered.find("answer", place + 6, stop)
-        if "answer>" in lowered:
+        if "answer>" in lowered or "answer]" in lowered:
             marks += [
-                Mark("<answer>", match.start(), match.end(), Strength.FINAL)
+                Mark("<answer>", match.start(), match.end(), FINAL)
                 for match in _TAGGED.finditer(lowered, begin, stop)
             ]
         if kind == "list" and "answers" in lowered:
             marks += _answers(lowered, begin, stop)
-    if "####" in lowered:
+    if "#" in lowered and "####" in lowered:
         marks += [
-            Mark("####", match.start(), match.end(), Strength.FINAL)
+            Mark("####", match.start(), match.end(), FINAL)
             for match in _HASHES.finditer(lowered, begin, stop)
             if kind != "number" or _HASHED_NUMBER.match(lowered, match.end())
         ]
@@ -202,20 +202,15 @@ def strong_marks(solution: Solution, kind: Kind) -> list[Mark]:
     return marks
 
 
-def may_be_foreign(text: str) -> bool:
-    """Return whether a text has a word of `foreign_marks`; its case does not matter."""
-    if "ntwort" in text or "espuesta" in text or "esposta" in text or "isposta" in text:
-        return True
-    if "ibu ni" in text:
-        return True
-    return not text.isascii() and ("éponse" in text or "твет" in text or "答" in text)
-
-
 def foreign_marks(solution: Solution) -> list[Mark]:
-    """Return the answer sentences of other languages."""
+    """Return the answer sentences of other languages, in the order of their places."""
     lowered = solution.lowered
+    if lowered.isascii() and not (
+        "sposta" in lowered or "espuesta" in lowered or "ntwort" in lowered or "jibu ni" in lowered
+    ):
+        return []
     marks = [
-        Mark("foreign", match.start(), match.end(), Strength.SENTENCE)
+        Mark("foreign", match.start(), match.end(), SENTENCE)
         for word, pattern in _FOREIGN
         if word in lowered
         for match in pattern.finditer(lowered, solution.begin, solution.stop)
@@ -227,22 +222,40 @@ def weak_marks(solution: Solution, kind: Kind) -> list[Mark]:
     """Return labels without the word "answer", in the order of their places."""
     lowered, begin, stop = solution.lowered, solution.begin, solution.stop
     marks: list[Mark] = []
-    if "ans" in lowered and (":" in lowered or "=" in lowered or "ans." in lowered):
+    if "ans" in lowered and (
+        "ans:" in lowered
+        or "ans." in lowered
+        or "ans=" in lowered
+        or "ans :" in lowered
+        or "ans =" in lowered
+    ):
         for match in _ANS.finditer(lowered, begin, stop):
-            marks.append(Mark("ans:", match.start(), match.end(), Strength.LABEL))
-    if "\na:" in lowered or "\na " in lowered:
+            marks.append(Mark("ans:", match.start(), match.end(), LABEL))
+    if "\na" in lowered and ("\na:" in lowered or "\na " in lowered):
         for match in _LINE_A.finditer(lowered, begin, stop):
-            marks.append(Mark("a:", match.start(), match.end(), Strength.LABEL))
+            marks.append(Mark("a:", match.start(), match.end(), LABEL))
     if first := _FIRST_A.match(lowered, begin, stop):
-        marks.append(Mark("a:", first.start(), first.end(), Strength.LABEL))
+        marks.append(Mark("a:", first.start(), first.end(), LABEL))
+    if ":" in lowered and (last := _last_line_mark(lowered, begin, stop)):
+        marks.append(last)
     if kind == "choice":
         marks += _choices(lowered, begin, stop)
     if kind == "nli" and "label" in lowered:
         for match in _NLI_LABEL.finditer(lowered, begin, stop):
-            marks.append(Mark("label:", match.start(), match.end(), Strength.LABEL))
+            marks.append(Mark("label:", match.start(), match.end(), LABEL))
     if len(marks) > 1:
         marks.sort(key=by_place)
     return marks
+
+
+def _last_line_mark(lowered: str, begin: int, stop: int) -> Mark | None:
+    """Return the mark of a last line such as "**Result:** 18", None for any other."""
+    end = begin + len(lowered[begin:stop].rstrip())
+    line = max(begin, lowered.rfind("\n", begin, end) + 1)
+    if end - line > 300 or lowered.find(":", line, end) < 0:
+        return None
+    match = _LAST_LINE.match(lowered, line, end)
+    return Mark("result:", match.start(1), match.end(), LABEL) if match else None
 
 
 def boxes_from_end(solution: Solution) -> Iterator[Mark]:
@@ -258,8 +271,8 @@ def boxes_from_end(solution: Solution) -> Iterator[Mark]:
         start = place + (6 if lowered[place + 1] == "b" else 5)
         while lowered[start : start + 1] == " ":
             start += 1
-        if lowered[start : start + 1] == "{":
-            yield Mark("\\boxed", place, start, Strength.BOX)
+        if lowered[start : start + 1] == "{" or lowered[start : start + 1].isalnum():
+            yield Mark("\\boxed", place, start, BOX)
 
 
 _FIRST_A = re.compile(rf"\s{{0,4}}a[ \t]{{0,4}}:{_GAP}")
@@ -270,7 +283,7 @@ _ANSWERS_ARE = re.compile(
 
 def _answers(lowered: str, begin: int, stop: int) -> list[Mark]:
     return [
-        Mark("answers are", match.start(), match.end(), Strength.SENTENCE)
+        Mark("answers are", match.start(), match.end(), SENTENCE)
         for match in _ANSWERS_ARE.finditer(lowered, begin, stop)
     ]
 
@@ -285,14 +298,14 @@ def _choices(lowered: str, begin: int, stop: int) -> Iterator[Mark]:
     for word in ("option", "choice"):
         place = lowered.find(word, begin, stop)
         while place >= 0:
-            before = lowered[max(begin, place - 24) : place]
-            words = before.split()
-            opens_line = not before.rpartition("\n")[2].strip("#>*_- ") and (
-                "\n" in before or place - len(before) == begin
-            )
-            chosen = opens_line or (words and words[-1].strip("\"'*_") in _CHOSEN)
-            if chosen and (match := _CHOICE.match(lowered, place, stop)):
-                yield Mark("option", place, match.end(), Strength.LABEL)
+            if match := _CHOICE.match(lowered, place, stop):
+                before = lowered[max(begin, place - 24) : place]
+                words = before.split()
+                opens_line = not before.rpartition("\n")[2].strip("#>*_- ") and (
+                    "\n" in before or place - len(before) == begin
+                )
+                if opens_line or (words and words[-1].strip("\"'*_") in _CHOSEN):
+                    yield Mark("option", place, match.end(), LABEL)
             place = lowered.find(word, place + 6, stop)
 
 
@@ -302,7 +315,7 @@ def superlative_marks(solution: Solution) -> list[Mark]:
     if not ("most " in lowered or "best " in lowered or "least " in lowered):
         return []
     return [
-        Mark("most", match.start(), match.end(), Strength.STEP)
+        Mark("most", match.start(), match.end(), STEP)
         for match in _MOST.finditer(lowered, begin, stop)
         if lowered.endswith(("mo", "be", "lea"), begin, match.start())
     ]
@@ -313,10 +326,10 @@ def _answer_mark(lowered: str, place: int, begin: int, stop: int) -> Mark | None
     before = lowered[max(begin, place - 40) : place]
     # Two usual marks need none of the checks below.
     if before.endswith(_OPENED) and _PLAIN_IS.match(lowered, place, stop):
-        return Mark("answer is", place, place + 10, Strength.SENTENCE)
+        return Mark("answer is", place, place + 10, SENTENCE)
     if before.endswith('"') and lowered.startswith('answer": ', place):
-        return Mark("answer field", place, place + 9, Strength.FINAL)
-    if lowered.startswith(ONLY_WORDS, place + 1):
+        return Mark("answer field", place, place + 9, FINAL)
+    if lowered.startswith(_ONLY_WORDS, place + 1):
         return None
     match = _ANSWER.match(lowered, place, stop)
     if match is None:
@@ -324,32 +337,32 @@ def _answer_mark(lowered: str, place: int, begin: int, stop: int) -> Mark | None
     start, form, words = match.end(), match.lastgroup, before.split()
     if words and words[-1] in ("to", "can", "could", "cannot", "please"):
         return None  # the verb
-    name, strength = "answer:", Strength.LABEL
+    name, strength = "answer:", LABEL
     if form in ("is", "modal"):
         of_what = match[0] if start - place > 14 else ""
         if _hypothetical(words) or (of_what and _ANOTHER_CLAUSE.search(of_what)):
             return None
         name = "answer is" if form == "is" else "answer be"
         if _conditional(lowered, begin, place):
-            strength = Strength.CONDITIONAL
+            strength = CONDITIONAL
         elif form == "is":
-            strength = Strength.SENTENCE
+            strength = SENTENCE
         if of_what and _OF_STEP.search(of_what):
-            strength = Strength.STEP
-    elif before.endswith(("<", "</", "<final_", "</final_")) or (
+            strength = STEP
+    elif before.endswith(("<", "</", "<final_", "</final_", "[/", "|")) or (
         form == "heading" and not _opens_heading(before, place - len(before) == begin)
     ):
         return None
     elif form == "label" and before.endswith(('"', "'", '"final_', '"final ')):
-        name, strength = "answer field", Strength.FINAL
+        name, strength = "answer field", FINAL
     elif before.endswith(("final ", "final\xa0", "final_", "final-")):
-        name, strength = "final answer:", Strength.FINAL
+        name, strength = "final answer:", FINAL
     elif start - place > 14 and _OF_STEP.search(match[0]):
-        strength = Strength.STEP
+        strength = STEP
     if words and (
         words[-1].rstrip("-") in _PARTIAL or (len(words) > 1 and words[-2].strip("*#(") in _STEPS)
     ):
-        strength = Strength.STEP
+        strength = STEP
     return Mark(name, place, start, strength)
 
 
@@ -367,7 +380,12 @@ def _hypothetical(words: list[str]) -> bool:
         position -= 1  # an adjective
     while position > 0 and words[position] in _DETERMINERS:
         position -= 1
-    return position >= 0 and words[position] in _HYPOTHESES
+    if words[position - 1 : position] in _MAY and words[position] in ("think", "believe", "expect"):
+        return True
+    if position < 0 or words[position] not in _HYPOTHESES:
+        return False
+    # "say the answer is 40" supposes it, "I'd say the answer is 40" says it
+    return words[position] != "say" or words[position - 1 : position] not in _SAID
 
 
 def _conditional(lowered: str, begin: int, place: int) -> bool:
@@ -399,6 +417,8 @@ _NEEDLES = tuple(
     (word[0], word)
     for word in ("Q", "Premise", "Problem", "Exercise", "Human", "User", "Instruction", "Input")
 )
+# Neither "x < 5" nor a calculator's "<<9*2=18>>" is a tag.
+_TAG = re.compile(r"<(?![<0-9 =.])")
 _TOKEN = re.compile(
     r"[<\[](?:(?<=<)(?:[|｜][A-Za-z_▁:]{1,30}[|｜]|/?s|end_of_turn|start_of_turn|eos)>|(?<=\[)/?INST\])"
 )
@@ -424,25 +444,29 @@ _THOUGHT = re.compile(
 
 def first_solution(text: str) -> Solution:
     """Return the first solution of a text: behind its thoughts, before the next question."""
-    lowered = _lower(text)
+    lowered = text.lower()
+    if len(lowered) != len(text):
+        lowered = _lower(text)
     begin, stop, concludes = 0, len(text), True
-    if "<" in text or "◁" in text or "think]" in lowered:
+    if (
+        ("<" in text and _TAG.search(text))
+        or "◁" in text
+        or ("]" in text and ("think]" in lowered or "INST]" in text))
+    ):
         if _THOUGHT.search(lowered):
             text, begin, stop, concludes = _without_thoughts(text, lowered)
             lowered = _lower(text)
+            begin += len(text[begin:]) - len(text[begin:].lstrip())
         begin = _behind_role(text, begin)
-    elif "INST]" in text:
-        begin = _behind_role(text, begin)
-    if ":" in text or "<" in text or "# " in text or "[" in text:
+        token = _TOKEN.search(text, begin, stop)
+        stop = token.start() if token else stop
+    if ":" in text or "#" in text:
         stop = _next_question(text, begin, stop)
-    return Solution(text, lowered, begin, stop, concludes)
+    return Solution(text, lowered, begin, max(begin, stop), concludes)
 
 
 def _lower(text: str) -> str:
     """Return the text in lower case, each character in its place."""
-    lowered = text.lower()
-    if len(lowered) == len(text):
-        return lowered
     return "".join(c if len(c.lower()) > 1 else c.lower() for c in text)
 
 
@@ -480,10 +504,7 @@ def _behind_role(text: str, begin: int) -> int:
 
 
 def _next_question(text: str, begin: int, stop: int) -> int:
-    """Return where the next question or an end token begins before `stop`, else `stop`."""
-    if "<" in text or "INST]" in text:
-        token = _TOKEN.search(text, begin, stop)
-        stop = token.start() if token else stop
+    """Return where the next question begins before `stop`, else `stop`."""
     for initial, needle in _NEEDLES:
         place = text.find(needle, begin, stop) if initial in text else -1
         while place >= 0:
@@ -491,21 +512,7 @@ def _next_question(text: str, begin: int, stop: int) -> int:
                 stop = _line_begin(text, place)
                 break
             place = text.find(needle, place + len(needle), stop)
-    return stop if stop > begin else begin
-
-
-def may_ask(text: str) -> bool:
-    """Return whether another question or an end token may be in a text without "<"."""
-    if "INST]" in text or "hink]" in text or "HINK]" in text:
-        return True
-    return (":" in text or "# " in text) and (
-        "Q" in text
-        or ("P" in text and ("Premise" in text or "Problem" in text))
-        or ("I" in text and ("Instruction" in text or "Input" in text))
-        or ("H" in text and "Human" in text)
-        or ("U" in text and "User" in text)
-        or ("E" in text and "Exercise" in text)
-    )
+    return stop
 
 
 def _line_begin(text: str, place: int) -> int:
@@ -545,84 +552,36 @@ def _introduces(opening: str, number: str) -> bool:
 # -- Sentences.
 
 # A set of characters comes first, which the engine looks for quickly.
-_END = re.compile(r"[\n.!?。](?:(?<=[\n。])|(?<=[.!?])[\"')\]*”’]{0,4}(?=\s|$)|(?<=\.)(?=[A-Z]))")
-_ABBREVIATIONS = frozenset(
-    (
-        *(
-            "approx",
-            "mr",
-            "mrs",
-            "ms",
-            "dr",
-            "st",
-            "vs",
-            "rs",
-            "jr",
-            "sr",
-            "mt",
-            "prof",
-            "gen",
-            "col",
-        ),
-        *("jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec"),
-        *("inc", "ltd", "co", "corp", "lt", "sgt", "capt", "rev", "hon", "gov", "sen", "rep", "ft"),
-    )
+_END = re.compile(r"[\n.!?。।](?:(?<=[\n。।])|(?<=[.!?])[\"')\]*”’]{0,4}(?=\s|$)|(?<=\.)(?=[A-Z]))")
+_END_MARK = re.compile(r"[\n.!?。।]")
+_ABBREVIATIONS = _words(
+    "approx mr mrs ms dr st vs rs jr sr mt prof gen col jan feb mar apr jun jul aug sep sept "
+    "oct nov dec inc ltd co corp lt sgt capt rev hon gov sen rep ft"
 )
 # Words that open a sentence, also behind an initial: "Malcolm X. He was a minister."
-_OPENERS = frozenset(
-    (
-        *("he", "she", "it", "they", "the", "this", "that", "these", "those", "his", "her", "its"),
-        *(
-            "their",
-            "we",
-            "i",
-            "you",
-            "in",
-            "on",
-            "at",
-            "an",
-            "so",
-            "but",
-            "and",
-            "however",
-            "there",
-        ),
-        *("therefore", "thus", "because", "since", "after", "before", "as", "for", "when", "while"),
-        *(
-            "both",
-            "according",
-            "note",
-            "then",
-            "also",
-            "if",
-            "from",
-            "with",
-            "by",
-            "during",
-            "here",
-        ),
-        *("although", "though", "who", "which", "what", "let", "to", "hence", "answer", "question"),
-        *("not", "no", "yes", "my", "our", "explanation", "reason", "based", "now", "all", "one"),
-    )
+_OPENERS = _words(
+    "he she it they the this that these those his her its their we i you in on at an so but "
+    "and however there therefore thus because since after before as for when while both "
+    "according note then also if from with by during here although though who which what let "
+    "to hence answer question not no yes my our explanation reason based now all one"
 )
 # A single letter behind these is no initial: "Vitamin C. Carrots have it."
-_LETTERED = frozenset(
-    (
-        *("vitamin", "group", "war", "malcolm", "class", "type", "plan", "part", "section", "team"),
-        *("grade", "hepatitis", "appendix", "figure", "table", "option", "point", "model", "route"),
-        *("division", "series", "chapter", "choice", "answer", "league", "block", "phase", "line"),
-        *("gate", "room", "building", "level", "case", "exhibit", "company", "act", "letter"),
-    )
+_LETTERED = _words(
+    "vitamin group war malcolm class type plan part section team grade hepatitis appendix "
+    "figure table option point model route division series chapter choice answer league block "
+    "phase line gate room building level case exhibit company act letter"
 )
-
-
-_END_MARKS = (".", "\n", "!", "?", "。")
 
 
 def sentence_length(text: str, kind: Kind) -> tuple[int, int]:
     """Return the length of the first sentence without its end mark, and with it."""
     match = _END.search(text)
-    while match and text[match.start()] == "." and _abbreviated(text, match.start(), kind):
+    while (
+        match
+        and text[match.start()] == "."
+        and text[match.start() - 1].isalpha()
+        and _abbreviated(text, match.start(), kind)
+    ):
         match = _END.search(text, match.end())
     if not match:
         return len(text), len(text)
@@ -632,15 +591,13 @@ def sentence_length(text: str, kind: Kind) -> tuple[int, int]:
 
 def last_sentence(text: str, kind: Kind) -> int:
     """Return where the last sentence of a text begins, whatever follows the last end mark."""
-    end = place = len(text.rstrip())
-    while True:
-        place = max([text.rfind(mark, 0, place) for mark in _END_MARKS])
-        if place < 0:
-            return 0
+    end, length = len(text.rstrip()), len(text)
+    for mark in _END_MARK.finditer(text[::-1], length - end):
+        place = length - mark.end()
         match = _END.match(text, place, end)
-        short = text[place] == "." and _abbreviated(text, place, kind)
-        if match and match.end() < end and not short:
+        if match and match.end() < end and not (mark[0] == "." and _abbreviated(text, place, kind)):
             return match.end()
+    return 0
 
 
 def _abbreviated(text: str, point: int, kind: Kind) -> bool:

@@ -63,7 +63,8 @@ _MALFORMED = re.compile(
 )
 # "2pi", "3a", "2 sqrt(3)"; a unit of one letter is none of these.
 _TERM = re.compile(
-    r"\s?(?:pi|sqrt|sin|cos|tan|log|ln|exp|sq\s?rt)(?![a-z])|\s?[xyzn](?![\w-])|[XYZN](?!\w)"
+    r"\s?(?:pi|sqrt|sin|cos|tan|log|ln|exp|sq\s?rt)(?![a-z])|[XYZN](?!\w)"
+    r"|\s?[xyzn](?![\w-]| as (?:much|many|long|old|large|big|fast)\b)"
     r"|[abeijkpqruvwBDEGHIKMOPQRSTU](?![\w])|[a-ln-z]\^|\s?[a-z]\s?[=+*(]|[a-z]{1,2}[0-9]"
     r"|\s(?:roots?|factorial)\b"
 )
@@ -178,6 +179,17 @@ _SEVERAL_UNKNOWNS = re.compile(
     r"(?!(?:so|then|thus|hence|therefore|which|giving|that|this|the|it|total)\b)"
     r"(?:[A-Za-z]\w{0,20}\s){0,2}([A-Za-z]\w{0,20})\s?="
 )
+# "6 + 4, which is 10", "the product of 6 and 4, or 24"
+_RESULT_IN_WORDS = re.compile(
+    r",? which (?:is|gives|equals|makes|yields|comes to|results in)\s|, (?:or|i\.e\.,?)\s"
+    r"|, (?P<so>so|thus|therefore|hence|which means|for a total of)\s"
+)
+_IS = re.compile(r"\b(?:is|are|was|will be|would be|equals|comes to)\s")
+_SUM_IN_WORDS = re.compile(
+    r"[0-9)] ?[-+*×÷/] ?[0-9(]|\b(?:plus|minus|times|divided|sum|product|difference|quotient|adding"
+    r"|subtracting|multiplying|dividing)\b"
+)
+_EXACT = re.compile(r"-?[0-9 ]{0,9}/ ?[0-9]{1,9}")
 # Points between thousands if nothing else can be meant: 1.234,50 and 1.234.567.
 _POINTS = re.compile(
     r"(?<![\w.,])([0-9]{1,3}(?:\.[0-9]{3})+)"
@@ -203,9 +215,11 @@ def number_key(answer: str) -> str | None:
     text = _TAIL_IN_BRACKETS.sub("", text) if text.endswith((")", ").", "),", ")*")) else text
     if not text or _REPEATING.search(text):
         return None
-    if "=" not in text and "≈" not in text:
-        return _side_key(text.strip())
-    return _equation_key(text)
+    if "=" in text or "≈" in text:
+        return _equation_key(text)
+    text = text.strip()
+    key = _side_key(text)
+    return _key_behind_numbers(text) if key is None and any(c.isdigit() for c in text) else key
 
 
 def number_in_words(text: str) -> tuple[Fraction, list[str]] | None:
@@ -234,6 +248,20 @@ def _simple_key(match: re.Match[str]) -> str | None:
     return "0" if whole == "0" else sign + whole
 
 
+def _key_behind_numbers(text: str) -> str | None:
+    """Return the key of what a text gives that has other numbers before it.
+
+    "6 + 4, which is 10", "12 red and 24 blue ones, so 36", "the cost of 3 pens is $36".
+    """
+    result = _RESULT_IN_WORDS.search(text)
+    if result and (result["so"] or _SUM_IN_WORDS.search(text, 0, result.start())):
+        return _side_key(text[result.end() :])
+    copulas = list(_IS.finditer(text)) if _QUANTITY.match(text.lower()) else []
+    if copulas and not any(c.isdigit() for c in text[: copulas[0].start()]):
+        return None
+    return _side_key(text[copulas[-1].end() :]) if len(copulas) == 1 else None
+
+
 def _equation_key(text: str) -> str | None:
     """Return the key of what the last "=" gives, without a reason or a check behind it."""
     reason = _REASON.search(text)
@@ -249,6 +277,8 @@ def _equation_key(text: str) -> str | None:
             return key
         head = text
     sides = [side.strip() for side in re.split("[=≈]", head)]
+    if len(sides) == 2 and _EXACT.fullmatch(sides[0]) and "." in sides[1] and "≈" in head:
+        return _side_key(sides[0])  # 2/3 ≈ 0.667
     for side in (sides[-1], sides[0]):  # 12 = 3 * 4
         if (key := _side_key(side)) is not None:
             return key
@@ -314,8 +344,11 @@ def _lead_allows(lead: str, number: re.Match[str], rest: str) -> bool:
         return False
     if (words[0] in _NUMBER_WORDS and "of" in words[1:3]) or _SHARE_OF.search(low):
         return False
-    if len(words) > 2 and any(c.isdigit() for c in _first_clause(rest)):
-        return False
+    if len(words) > 2 and not _COPULA.fullmatch(words[-1]) and not _TOTAL_OF.search(low):
+        clause = _first_clause(rest)
+        goes_on = _CLAUSE.search(clause)
+        if any(c.isdigit() for c in (clause[: goes_on.start()] if goes_on else clause)):
+            return False
     if len(words) < 3:
         return True
     if _CIRCUMSTANCE.search(low):

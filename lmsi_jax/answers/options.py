@@ -97,6 +97,7 @@ _ANOTHER = re.compile(
 )
 _BRACKETED = re.compile(r"(?<![A-Za-z0-9])[(\[]([A-Za-z])[)\]]")
 _DENIED = re.compile(r"(?:not|neither|none)\b", re.IGNORECASE)
+_LETTER_AND_TEXT = re.compile(r"\W{0,4}([A-Za-z])\*{0,2}\s?[-–—/(=:]\s?([^\n]{1,80})")
 _EDGES = " *_\"'`$“”‘’:-–—"
 _POSSIBLE = re.compile(r"[(\[]([A-Za-z])[)\]]|(?<![\w'’\\])([A-HJ-Z])(?![\w'’])")
 
@@ -107,7 +108,7 @@ def choice_key(answer: str, options: tuple[str, ...] = ()) -> str | None:
     With options, an answer that is one option's text or number names it too, and a letter behind
     the last option names nothing.
     """
-    letters = _named_letters(answer)
+    letters = _named_letters(answer) or _letter_with_text(answer, options)
     letter = letters.pop() if len(letters) == 1 else None
     if not options or letters:
         return letter
@@ -129,6 +130,16 @@ def _named_letters(answer: str) -> set[str]:
     if "\\boxed" in answer or "\\fbox" in answer:
         return set().union(*(_letters(plain(content).strip(_EDGES)) for content in boxes(answer)))
     return _letters(plain(answer).strip(_EDGES))
+
+
+def _letter_with_text(answer: str, options: tuple[str, ...]) -> set[str]:
+    """Return the letter of "C - 3" and "C (3)" if (c) is 3, which might be a formula otherwise."""
+    parts = _LETTER_AND_TEXT.match(answer) if options else None
+    if parts is None or LETTERS.index(parts[1].lower()) >= len(options):
+        return set()
+    letter, text = parts[1].lower(), parts[2].strip(_EDGES + "().")
+    named = option_with_text(text, options) or _only_option(text, options, number_key)
+    return {letter} if named == letter else set()
 
 
 def _letters(written: str) -> set[str]:

@@ -20,6 +20,7 @@ nothing. The rule that chooses, the first line that gives a value:
 
 import functools
 import itertools
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -28,10 +29,23 @@ from typing import NamedTuple
 from lmsi_jax.answers import marks
 from lmsi_jax.answers.canonical import MAX_ANSWER, key, may_answer
 from lmsi_jax.answers.conclusions import conclusion
-from lmsi_jax.answers.marks import Mark, Solution, Strength, sentence_length
+from lmsi_jax.answers.marks import (
+    BOX,
+    CONCLUSION,
+    CONDITIONAL,
+    FINAL,
+    LABEL,
+    SENTENCE,
+    STEP,
+    Mark,
+    Solution,
+    Strength,
+    sentence_length,
+)
 from lmsi_jax.answers.typeset import clean, closing_brace, plain
 from lmsi_jax.records import KINDS, Kind
 
+_LOG = logging.getLogger(__name__)
 BLANK_LINE = "\n\n"
 MOST_READ = 64
 """Marks of a strength that are read; a text with more of them that give no value has no answer."""
@@ -90,7 +104,7 @@ class Reading(NamedTuple):
     @property
     def marked(self) -> bool:
         """True if the text marks its answer."""
-        return self.chosen is not None and self.chosen.strength != Strength.CONCLUSION
+        return self.chosen is not None and self.chosen.strength != CONCLUSION
 
     @property
     def surface(self) -> str | None:
@@ -125,7 +139,7 @@ def find(
     chosen = _answer(text, kind, options, finished)
     if chosen is None:
         return None
-    return Found(chosen.text, chosen.key, chosen.end, chosen.strength != Strength.CONCLUSION)
+    return Found(chosen.text, chosen.key, chosen.end, chosen.strength != CONCLUSION)
 
 
 def extract(text: str, kind: Kind, options: Sequence[str] = ()) -> str | None:
@@ -170,93 +184,6 @@ def explain(
     return rows
 
 
-_USUAL_ANSWER = re.compile(
-    r"nswer(?: is (?:(?P<plain>\$?-?[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?%?(?: [a-z]+){0,2}|\([a-z]\)"
-    r"|yes|no)\.(?=\s|$)|:?\s{0,2}(?:\$|\\\(|\\\[\s{0,2}|\*\*)?\\boxed\{(?P<box>[^{}]{1,40})\})"
-    r"|\": (?:\"(?P<quoted>[^\"\\\n]{1,60})\"|(?P<bare>[0-9]{1,20})(?=\s{0,4}[,}\n]))"
-    r"(?:\s{0,4}\}(?:\s{0,4}```)?)?)"
-)
-_USUAL_OPENING = re.compile(
-    r"(?:^|[.\n])\s?(?:(?:So|Thus|Therefore|Hence),? )?[Tt]he"
-    r" (?:(?:correct|best|final|most [a-z]{3,14}) )?a$"
-)
-_COMMON_OPENINGS = (". The a", " So the a", ". Therefore, the a", ". Thus, the a")
-_OTHER_MARKS = ("Ans", " ans", "\nA:", "\na:", "\nA :", "abel")
-
-
-def _usual(text: str, kind: Kind, options: Sequence[str]) -> Candidate | None:
-    r"""Return the answer of a text with one mark in a usual form; None for any other text.
-
-    That is the rule for "The answer is 18.", "Therefore, the answer is \boxed{C}", `\boxed{18}` and
-    `"answer": 18` without any other mark, several times faster; a test checks that the rule
-    chooses the same.
-    """
-    if "<" in text or "####" in text or "NSWER" in text or "◁" in text or kind == "list":
-        return None
-    place = text.find("nswer")
-    while place >= 0 and text.startswith(marks.ONLY_WORDS, place):
-        place = text.find("nswer", place + 5)
-    if place < 0:
-        return _usual_box(text, kind, options)
-    usual = _USUAL_ANSWER.match(text, place)
-    if usual is None or text.find("nswer", place + 5) >= 0 or marks.may_ask(text):
-        return None
-    form, start = usual.lastgroup, place + 9
-    if form in ("plain", "box"):
-        if not text.endswith(_COMMON_OPENINGS, max(0, place - 24), place) and (
-            not _USUAL_OPENING.search(text[max(0, place - 40) : place])
-        ):
-            return None
-        mark, strength = "answer is", Strength.SENTENCE
-        if form == "plain":
-            answer, end = usual["plain"], usual.end()
-        else:
-            window = text[start : start + MAX_ANSWER]
-            start += len(window) - len(window.lstrip(": \n"))
-            window = text[start : start + MAX_ANSWER]
-            length, end = sentence_length(window, kind)
-            answer, end = window[:length].strip(" \n\t,*_"), start + end
-    else:
-        if text[place - 2 : place] != '"a':
-            return None
-        mark, strength, end = "answer field", Strength.FINAL, usual.end()
-        answer = (usual["quoted"] or usual["bare"]).strip()
-    answer_key = key(answer, kind, options)
-    if answer_key is None or (form == "plain" and text[end - 4 : end] == "rox."):
-        return None
-    end = _behind_closing(text, end, len(text))
-    return Candidate(mark, strength, place - 1, answer, answer_key, end, True)
-
-
-def _usual_box(text: str, kind: Kind, options: Sequence[str]) -> Candidate | None:
-    """Return the last box of a text that has no other mark."""
-    place = text.rfind("\\boxed{")
-    if place < 0 or any(mark in text for mark in _OTHER_MARKS) or marks.may_ask(text):
-        return None
-    if kind == "choice" and ("hoice" in text[place:] or "ption" in text[place:]):
-        return None
-    if text[:4].lstrip()[:1] in "aA" or text.find("boxed", place - 40, place) > 0:
-        return None
-    if text[place - 2 : place].rstrip("$ ").endswith(("-", "−")) or marks.may_be_foreign(text):
-        return None
-    start = place + 6
-    window = text[start : start + MAX_ANSWER]
-    width = closing_brace(window) + 1
-    answer_key = key(window[:width], kind, options)
-    if answer_key is None:
-        return None
-    length, end = sentence_length(window[width:], kind)
-    end = _behind_closing(text, start + width + (end if length < 200 else 0), len(text))
-    return Candidate("\\boxed", Strength.BOX, place, window[:width], answer_key, end, True)
-
-
-def _behind_closing(text: str, end: int, stop: int) -> int:
-    """Return an end behind what closes the answer's typesetting, so that kept text is whole."""
-    if text[end : end + 1] in _CLOSERS and (closing := _CLOSING.match(text, end, stop)):
-        return closing.end()
-    return end
-
-
 def _answer(
     text: str,
     kind: Kind,
@@ -264,33 +191,70 @@ def _answer(
     finished: bool,
     candidates: list[Candidate] | None = None,
 ) -> Candidate | None:
-    """Return the final answer of a text; `candidates` gets all that were read.
+    """Return the final answer of a text by the rule; `candidates` gets all that were read.
 
     A defect of a reader costs this text, not the run that reads it.
     """
     if kind not in KINDS:
         raise ValueError(f"unknown answer kind {kind!r}; the kinds are {', '.join(KINDS)}")
     try:
-        usual = _usual(text, kind, options)
-        if usual is None:
-            return _choose(text, kind, options, finished, candidates)
+        reader = _Reader(text, kind, options, [] if candidates is None else candidates)
+        return reader.choose(finished)
     except Exception:  # noqa: BLE001
+        _LOG.exception("a text could not be read and has no answer: %r", text[:200])
         return None
-    if candidates is not None:
-        candidates.append(usual)
-    return usual
 
 
-def _choose(
-    text: str,
-    kind: Kind,
-    options: Sequence[str],
-    finished: bool,
-    candidates: list[Candidate] | None = None,
-) -> Candidate | None:
-    """Return the final answer of a text by the rule; `candidates` gets all that were read."""
-    reader = _Reader(text, kind, options, [] if candidates is None else candidates)
-    return reader.choose(finished)
+# -- What stands behind a mark.
+
+# A JSON field's value, with the object's end.
+_FIELD = re.compile(
+    r"(?:(?P<quote>[\"'])(?P<quoted>(?:(?!(?P=quote))[^\\]|\\.){0,280})(?P=quote)"
+    r"|(?P<list>\[[^\[\]]{0,280}\])|(?P<bare>[^\",}\n]{0,280}))(?:\s{0,4}\}(?:\s{0,4}```)?)?"
+)
+# "\boxed{3} or \boxed{4}"
+_ALTERNATIVE = re.compile(
+    r"\\boxed.{0,16}(?:\bor\b|\band\b|\\text\{ or \})[^a-z]{0,4}$"
+    r"|\}[$)\\ ]{0,4}(?:or|and)[$(\\ ]{1,5}$"
+)
+_CLOSERS = frozenset((" ", "\n", "\\", "$", "*", "<", "`"))
+_CLOSING = re.compile(r"\s{0,2}(?:\\\]|\$\$)|\\\)|\*\*|</answer>|```")
+_CLOSING_TAG = re.compile(r"</(?:final[_ ])?answer>|\[/answer\]", re.IGNORECASE)
+_TWO_WORDS = re.compile(r"[A-Za-z'’]{1,20},? [A-Za-z'’]{1,20}\b")
+# Behind a mark of these languages points part thousands and a comma begins a fraction: respuesta,
+# Antwort, ответ (a Cyrillic letter), đáp án, by their first letters.
+_DECIMAL_COMMA = frozenset("ra\u043eđ")
+_POINTS = re.compile(r"(?<![0-9.,])([1-9][0-9]{0,2}(?:\.[0-9]{3}){1,6})(?![0-9.])")
+_COMMA = re.compile(r"([^0-9]{0,4}[0-9]{1,9}),([0-9]{1,2}(?![0-9]))")
+_BULLETS = re.compile(
+    r"(?:[-*•]|\(?[0-9]{1,2}[.)])\s[^\n]{1,80}(?:\n\s{0,4}(?:[-*•]|\(?[0-9]{1,2}[.)])\s[^\n]{1,80}){0,20}"
+)
+# "(A) red: no", and on the next line "(B) blue: yes"
+_OPTIONS = re.compile(
+    r"(?:[-*•]\s)?\W{0,4}(?:option )?\(?([A-Z])[).:][^\n]{1,280}\n{1,2}(?:[-*•]\s)?\W{0,4}"
+    r"(?:option )?\(?(?!\1)([A-Z])[).:]",
+    re.IGNORECASE,
+)
+# "The answer is reasonable", "correct: 18 / 2 = 9": words that judge an answer and give none.
+_REMARK = re.compile(
+    r"(?:(?:also|indeed|now|still|in fact|thus|therefore|quite|very|so|most|more|both"
+    r"|[a-z]{2,16}ly)\s){0,3}"
+    r"(?:not(?! enough\b)|reasonable|plausible|sensible|correct|incorrect|right|wrong|valid|invalid"
+    r"|verified|confirmed|complete|incomplete|clear|obvious|consistent|accurate|inaccurate"
+    r"|supported|backed|explained|justified|based|rounded(?: off)?(?: to| up| down)|final"
+    r"|expressed|written|given (?:below|above|in)|shown|stated|required|expected|needed|asked"
+    r"|important|simple|easy|straightforward|as follows|below|above|here|already|ready|done"
+    r"|in (?:the|terms|form)\b|(?:found|located|mentioned|listed|contained|provided) (?:in|on|at)"
+    r"[^.,:;\n]{0,60}|between|independent|unique|satisfied|proven|checked|good|fine"
+    r"|double[- ]checked)"
+    r"(?:\s?[.,:;!)]|\s?$|\s(?:because|since|as|and|but|that|when|if|by|with|in|for|to|from|given"
+    r"|considering|now|on|of|so|too|according|under|after|enough|form|[0-9])|(?<=not)\s)",
+    re.IGNORECASE,
+)
+# "found by adding 9 and 9" tells how, unless a value follows.
+_METHOD = re.compile(
+    r"(?:found|obtained|calculated|computed|determined|derived|reached|given|got)\b"
+)
 
 
 class _Reader:
@@ -306,18 +270,14 @@ class _Reader:
     def choose(self, finished: bool) -> Candidate | None:
         """Return the final answer by the rule at the top of this module."""
         solution, kind = self.solution, self.kind
-        all_marks = marks.strong_marks(solution, kind)
-        strong = [mark for mark in all_marks if mark.strength >= Strength.SENTENCE]
         attempts: list[Candidate] = []
+        strong = marks.strong_marks(solution, kind)
         if strong and (value := self._final(strong, attempts)):
             return value
-        if not strong or attempts == []:
-            foreign = (
-                marks.foreign_marks(solution) if marks.may_be_foreign(solution.lowered) else []
-            )
-            if foreign and (value := self._final(foreign, attempts)):
-                return value
-        weak = [mark for mark in all_marks if mark.strength < Strength.SENTENCE]
+        foreign = [] if attempts else marks.foreign_marks(solution)
+        if foreign and (value := self._final(foreign, attempts)):
+            return value
+        weak = [mark for mark in strong if mark.strength < SENTENCE]
         weak += marks.weak_marks(solution, kind)
         introductions: list[Candidate] = []
         if value := self._weak(weak, attempts, introductions):
@@ -337,10 +297,14 @@ class _Reader:
         """Apply line 1 of the rule."""
         chosen: Candidate | None = None
         paragraph = blocked = self.solution.stop
-        for mark in strong[:MOST_READ]:
+        last, left = strong[-1], MOST_READ
+        for mark in strong:
+            if mark.strength < SENTENCE or not left:
+                continue
+            left -= 1
             if chosen is not None and mark.place >= paragraph and mark.name != "answer field":
                 continue
-            if mark.strength == Strength.SENTENCE and mark.place >= blocked:
+            if mark.place >= blocked and mark.strength == SENTENCE:
                 continue
             candidate = self._candidate(mark)
             if candidate is None or not candidate.attempts:
@@ -349,11 +313,13 @@ class _Reader:
                 attempts.append(candidate)
                 blocked = min(blocked, _paragraph_end(self.solution, candidate.end))
             elif chosen is None or self._overrules(candidate, chosen, paragraph):
+                if mark is last:
+                    return candidate
                 if chosen is None:
                     paragraph = _paragraph_end(self.solution, candidate.end)
                 chosen = candidate
             elif (
-                candidate.strength == chosen.strength == Strength.FINAL
+                candidate.strength == chosen.strength == FINAL
                 and candidate.place < paragraph
                 and candidate.key != chosen.key
             ):  # two final answers
@@ -377,7 +343,9 @@ class _Reader:
         if len(weak) > 1:
             weak.sort(key=marks.by_place)
         label = self._label(weak, attempts, introductions) if weak else None
-        box = self._last(marks.boxes_from_end(self.solution), attempts)
+        box = None
+        if "\\" in self.solution.text:
+            box = self._last(marks.boxes_from_end(self.solution), attempts)
         if box is not None and (label is None or box.place > label.place):
             return box
         if label is not None:
@@ -386,11 +354,11 @@ class _Reader:
             weak = sorted([*weak, *marks.superlative_marks(self.solution)], key=marks.by_place)
         if not weak:
             return None
-        if step := self._last((m for m in reversed(weak) if m.strength == Strength.STEP), []):
+        if step := self._last((m for m in reversed(weak) if m.strength == STEP), []):
             return step
         if attempts:
             return None
-        conditions = [mark for mark in weak if mark.strength == Strength.CONDITIONAL]
+        conditions = [mark for mark in weak if mark.strength == CONDITIONAL]
         read_all = map(self._candidate, conditions[:MOST_READ])
         conditional = [row for row in read_all if row is not None and row.attempts]
         if len({candidate.key for candidate in conditional}) == 1:
@@ -403,7 +371,7 @@ class _Reader:
     ) -> Candidate | None:
         """Return the first value behind a label; attempts end the labels with their paragraph."""
         stop = _paragraph_end(self.solution, attempts[0].end) if attempts else self.solution.stop
-        labels = (mark for mark in weak if mark.strength == Strength.LABEL)
+        labels = (mark for mark in weak if mark.strength == LABEL)
         for mark in itertools.islice(labels, MOST_READ):
             if mark.place < stop:
                 candidate = self._candidate(mark)
@@ -421,7 +389,9 @@ class _Reader:
             candidate = self._candidate(mark)
             if candidate is None or not candidate.attempts:
                 continue
-            if candidate.key is not None and not _is_alternative(self.solution, candidate):
+            begin = max(self.solution.begin, candidate.place - 24)
+            before = self.solution.text[begin : candidate.place]
+            if candidate.key is not None and not _ALTERNATIVE.search(before):
                 return candidate
             attempts.append(candidate._replace(key=None))
             if candidate.key is not None:
@@ -443,11 +413,9 @@ class _Reader:
         """Apply line 5 of the rule."""
         solution = self.solution
         attempt = introductions[0] if introductions else None
-        stop = (
-            _paragraph_end(self.solution, attempt.end)
-            if attempt and _shown(attempt)
-            else solution.stop
-        )
+        stop = solution.stop
+        if attempt and (attempt.strength == BOX or attempt.mark == "####"):
+            stop = _paragraph_end(solution, attempt.end)
         if not solution.concludes or (not finished and stop == len(self.text)):
             return attempt
         drawn = attempt is not None and self.kind != "number"
@@ -476,39 +444,42 @@ class _Reader:
     def _concluded(self, found: tuple[str, str, int]) -> Candidate:
         text, found_key, end = found
         place = self.solution.text.rfind(text, 0, end)
-        candidate = Candidate("conclusion", Strength.CONCLUSION, place, text, found_key, end, True)
+        candidate = Candidate("conclusion", CONCLUSION, place, text, found_key, end, True)
         self.candidates.append(candidate)
         return candidate
 
     def _candidate(self, mark: Mark) -> Candidate | None:
-        """Return the text behind a mark; None for an empty one or a question."""
-        candidate = self._read(mark, mark.start)
-        if candidate is not None:
-            self.candidates.append(candidate)
-        return candidate
-
-    def _read(self, mark: Mark, start: int) -> Candidate | None:
+        """Return the answer behind a mark; None without one, and for a question."""
+        name, place, start, strength = mark
         text, kind, stop = self.solution.text, self.kind, self.solution.stop
         if start > stop:
             return None
         window = text[start : start + MAX_ANSWER if start + MAX_ANSWER < stop else stop]
-        if mark.name == "answer field":
-            answer, end = _field(window)
-        elif mark.strength == Strength.BOX:
-            answer, end = self._boxed(mark, window)
+        if name == "answer field":
+            field = _FIELD.match(window)
+            if field is None:
+                return None
+            answer = (field["quoted"] or field["list"] or field["bare"] or "").strip()
+            end = field.end()
+        elif strength == BOX:
+            answer, end = self._boxed(window)
         elif kind == "list" and (bullets := _BULLETS.match(text, _line_start(text, start), stop)):
             answer, end = bullets[0].strip()[:MAX_ANSWER], bullets.end() - start
-        elif kind == "choice" and _OPTIONS.match(text, _line_start(text, start), stop):
+        elif (
+            kind == "choice"
+            and "\n" in window
+            and _OPTIONS.match(text, _line_start(text, start), stop)
+        ):
             return None  # the options, gone through
         else:
             length, end = sentence_length(window, kind)
-            if window[length : length + 1] == "?" and mark.strength != Strength.CONDITIONAL:
-                rest = end + len(window[end:]) - len(window[end:].lstrip(" "))
-                again = start + rest < self.solution.stop and mark.name.endswith(":") and rest > 1
-                return self._read(mark, start + rest) if again and rest < len(window) else None
-            answer = window[:length].strip(" \n\t,*_")
-            if "<" in answer:
-                answer, end = _untagged(answer, window, end)
+            if window[length : length + 1] == "?" and strength != CONDITIONAL:
+                behind = end + len(window[end:]) - len(window[end:].lstrip(" "))
+                again = name.endswith(":") and 1 < behind < len(window) and start + behind < stop
+                return self._candidate(mark._replace(start=start + behind)) if again else None
+            answer = window[:length].strip(" \n\t,*_|")
+            if ("<" in answer or "[/" in answer) and (tag := _CLOSING_TAG.search(window)):
+                answer, end = window[: tag.start()].strip(), tag.end()
         if not answer:
             return None
         found_key = self._key(mark, answer)
@@ -517,74 +488,44 @@ class _Reader:
             and not _REMARK.match(answer)
             and not _METHOD.match(answer)
         )
-        end = _behind_closing(text, start + end, stop)
-        return Candidate(mark.name, mark.strength, mark.place, answer, found_key, end, attempts)
+        end += start
+        if text[end : end + 1] in _CLOSERS and (closing := _CLOSING.match(text, end, stop)):
+            end = closing.end()  # so that kept text is whole
+        candidate = Candidate(name, strength, place, answer, found_key, end, attempts)
+        self.candidates.append(candidate)
+        return candidate
 
     def _key(self, mark: Mark, answer: str) -> str | None:
         kind, options = self.kind, self.options
-        if mark.strength == Strength.BOX:
-            return key(_signed(self.solution.text, self.kind, mark, answer), kind, options)
-        if (
-            answer[0] not in "0123456789$(-"
-            and kind not in ("yes_no", "nli")
-            and (remark := _REMARK.match(answer))
-        ):
-            named = bool(options) and key(remark[0].strip(" .,;:"), kind, options) is not None
-            if not named:
+        if mark.strength == BOX:
+            return key(_signed(self.solution.text, kind, mark, answer), kind, options)
+        if answer[0].isalpha() and kind != "yes_no" and kind != "nli":
+            remark = _REMARK.match(answer)
+            if remark and not (
+                options and key(remark[0].strip(" .,;:"), kind, options) is not None
+            ):
                 return None
-        if mark.name == "foreign" and kind == "number":
-            answer = _COMMA.sub(r"\1.\2", answer, count=1)
+        if (
+            mark.name == "foreign"
+            and kind == "number"
+            and self.solution.lowered[mark.place] in _DECIMAL_COMMA
+        ):
+            answer = _english_notation(answer)
         return key(answer, kind, options)
 
-    def _boxed(self, mark: Mark, window: str) -> tuple[str, int]:
-        width = closing_brace(window) + 1
+    def _boxed(self, window: str) -> tuple[str, int]:
+        if window[0] == "{":
+            width = closing_brace(window) + 1
+        else:  # "\\boxed 18"
+            width = len(re.split(r"[\s$\\]", window, maxsplit=1)[0].rstrip(".,;:"))
         length, end = sentence_length(window[width:], self.kind)
         return window[:width], width + (end if length < 200 else 0)
 
 
-_OR = re.compile(
-    r"\\boxed.{0,16}(?:\bor\b|\band\b|\\text\{ or \})[^a-z]{0,4}$"
-    r"|\}[$)\\ ]{0,4}(?:or|and)[$(\\ ]{1,5}$"
-)
-_CLOSERS = frozenset((" ", "\n", "\\", "$", "*", "<", "`"))
-_CLOSING = re.compile(r"\s{0,2}(?:\\\]|\$\$)|\\\)|\*\*|</answer>|```")
-_TWO_WORDS = re.compile(r"[A-Za-z'’]{1,20},? [A-Za-z'’]{1,20}\b")
-# Behind a mark of another language a comma stands before a fraction.
-_COMMA = re.compile(r"([^0-9]{0,4}[0-9]{1,9}),([0-9]{1,2}(?![0-9]))")
-_BULLETS = re.compile(
-    r"(?:[-*•]|\(?[0-9]{1,2}[.)])\s[^\n]{1,80}(?:\n\s{0,4}(?:[-*•]|\(?[0-9]{1,2}[.)])\s[^\n]{1,80}){0,20}"
-)
-# "(A) red: no", and on the next line "(B) blue: yes"
-_OPTIONS = re.compile(
-    r"(?:[-*•]\s)?\W{0,4}(?:option )?\(?([A-Z])[).:][^\n]{1,280}\n{1,2}(?:[-*•]\s)?\W{0,4}"
-    r"(?:option )?\(?(?!\1)([A-Z])[).:]",
-    re.IGNORECASE,
-)
-# "The answer is reasonable", "correct: 18 / 2 = 9": words that judge an answer and give none.
-_REMARK = re.compile(
-    r"(?:(?:also|indeed|now|still|in fact|thus|therefore|quite|very|so|most|more|both"
-    r"|[a-z]{2,16}ly)\s){0,3}"
-    r"(?:not(?! enough\b)|reasonable|plausible|sensible|correct|incorrect|right|wrong|valid|invalid"
-    r"|verified|confirmed|complete|incomplete|clear|obvious|consistent|accurate|inaccurate"
-    r"|supported|backed|explained|justified|based|rounded(?: off)?(?: to| up| down)|final"
-    r"|expressed|written|given (?:below|above|in)|shown|stated|required|expected|needed|asked"
-    r"|important|simple|easy|straightforward|as follows|below|above|here|already|ready|done"
-    r"|in (?:the|terms|form)\b|between|independent|unique|satisfied|proven|checked|good|fine"
-    r"|double[- ]checked)"
-    r"(?:\s?[.,:;!)]|\s?$|\s(?:because|since|as|and|but|that|when|if|by|with|in|for|to|from|given"
-    r"|considering|now|on|of|so|too|according|under|after|enough|form|[0-9])|(?<=not)\s)",
-    re.IGNORECASE,
-)
-# "found by adding 9 and 9" tells how, unless a value follows.
-_METHOD = re.compile(
-    r"(?:found|obtained|calculated|computed|determined|derived|reached|given|got)\b"
-)
-
-
-def _is_alternative(solution: Solution, candidate: Candidate) -> bool:
-    """Return True if a box is one of two: "\\boxed{3} or \\boxed{4}"."""
-    before = solution.text[max(solution.begin, candidate.place - 24) : candidate.place]
-    return ("or" in before or "and" in before) and _OR.search(before) is not None
+def _english_notation(answer: str) -> str:
+    """Return a number of a language that writes 1.234,50 for 1,234.50 as English does."""
+    answer = _POINTS.sub(lambda match: match[1].replace(".", ""), answer, count=1)
+    return _COMMA.sub(r"\1.\2", answer, count=1)
 
 
 def _paragraph_end(solution: Solution, begin: int) -> int:
@@ -604,35 +545,16 @@ def _signed(text: str, kind: Kind, mark: Mark, answer: str) -> str:
     return "-" + answer if negative else answer
 
 
-def _shown(attempt: Candidate) -> bool:
-    return attempt.strength == Strength.BOX or attempt.mark == "####"
-
-
 def _line_start(text: str, start: int) -> int:
     """Return where the line begins whose bullet a mark's gap has taken."""
     return start - 2 if text[start - 2 : start] in ("- ", "• ", "* ") else start
 
 
-def _field(window: str) -> tuple[str, int]:
-    """Return the value of a JSON field and its end."""
-    match = _FIELD.match(window)
-    if match is None:
-        return "", 0
-    return (match["bare"] if match["quote"] is None else match["quoted"]).strip(), match.end()
+# -- What may be taught.
 
-
-_FIELD = re.compile(
-    r"(?:(?P<quote>[\"'])(?P<quoted>(?:(?!(?P=quote))[^\\]|\\.){0,280})(?P=quote)"
-    r"|(?P<bare>[^\",}\n]{0,280}))(?:\s{0,4}\}(?:\s{0,4}```)?)?"
+_CLAUSE = re.compile(
+    r"[,;(]?\s(?:since|because|as|which|where|so|in total)\b|\$?[,;:]\s|\s[-=]\s|[$}]"
 )
-
-
-def _untagged(answer: str, window: str, end: int) -> tuple[str, int]:
-    """Return an answer without the tag that closes it."""
-    for tag in ("</answer>", "</final_answer>", "</final answer>"):
-        if tag in answer:
-            return answer.partition(tag)[0].strip(), window.index(tag) + len(tag)
-    return answer, end
 
 
 def surface(answer: str, kind: Kind, found_key: str, options: Sequence[str] = ()) -> str:
@@ -644,15 +566,13 @@ def surface(answer: str, kind: Kind, found_key: str, options: Sequence[str] = ()
     return _surface(answer, kind, found_key, tuple(options))
 
 
-@functools.lru_cache(maxsize=4096)  # a question's samples write few different answers
+@functools.lru_cache(maxsize=1 << 16)  # a question's samples write few different answers
 def _surface(answer: str, kind: Kind, found_key: str, options: tuple[str, ...]) -> str:
-    unset = plain(answer).strip(" *_\"'`:;,.-")
-    clause = _CLAUSE.split(unset, maxsplit=1)[0].strip(" *_\"'`$:;,.-{}\\")
-    for words in (answer.strip(), unset, clause):
+    for words in _shorter_and_shorter(answer):
         if (
-            clean(words)
-            and len(words) < MAX_ANSWER
-            and _reads_back(words, kind, found_key, options)
+            len(words) < MAX_ANSWER
+            and clean(words)
+            and path_key(f" The answer is {words}.", kind, options) == found_key
         ):
             return words
     if kind == "choice":
@@ -660,6 +580,14 @@ def _surface(answer: str, kind: Kind, found_key: str, options: tuple[str, ...]) 
     if kind == "number":
         return _decimal(found_key)
     return "it is not possible to tell" if kind == "nli" and found_key == "unknown" else found_key
+
+
+def _shorter_and_shorter(answer: str) -> Iterator[str]:
+    """Yield an answer as written, without its typesetting, and its first clause."""
+    yield answer.strip()
+    unset = plain(answer).strip(" *_\"'`:;,.-")
+    yield unset
+    yield _CLAUSE.split(unset, maxsplit=1)[0].strip(" *_\"'`$:;,.-{}\\")
 
 
 def _decimal(fraction: str) -> str:
@@ -670,12 +598,3 @@ def _decimal(fraction: str) -> str:
     whole, places = divmod(abs(value) * 10_000, 10_000)
     digits = f"{whole}.{int(places):04}".rstrip("0").rstrip(".")
     return f"-{digits}" if value < 0 else digits
-
-
-_CLAUSE = re.compile(
-    r"[,;(]?\s(?:since|because|as|which|where|so|in total)\b|\$?[,;:]\s|\s[-=]\s|[$}]"
-)
-
-
-def _reads_back(words: str, kind: Kind, found_key: str, options: Sequence[str]) -> bool:
-    return path_key(f" The answer is {words}.", kind, options) == found_key

@@ -82,6 +82,10 @@ def date_key(answer: str) -> str | None:
     matches = [match for form in _IN_WORDS for match in form.finditer(text)]
     keys = {_day(match) for match in matches}
     keys |= {_day_in_figures(match) for match in _IN_FIGURES.finditer(text)}
+    iso = {key for key in keys if key and "-" in key}
+    if len(iso) == 1 and len(keys) == 2:  # "January 2, 1999 (01/02/1999)"
+        year, month, day = iso.copy().pop().split("-")
+        keys -= {f"{month}/{day}/{year}", f"{day}/{month}/{year}"}
     if keys:
         months = len(_SOME_MONTH.findall(text)) if matches else 0
         return keys.pop() if len(keys) == 1 and months < 2 else None
@@ -146,7 +150,10 @@ def _part_of_date(parts: dict[str, str | None]) -> str | None:
 
 
 # "Paris, which is the capital of France"
-_ASIDE = re.compile(r"(?<=\w), (?:which|because|since|who|where)\b.*", re.DOTALL)
+_ASIDE = re.compile(
+    r"(?<=\w)(?:, (?:which|because|since|who|where)\b| because (?:he|she|it|they|the)\b).*",
+    re.DOTALL,
+)
 _ARTICLES = frozenset(("a", "an", "the"))
 _SPAN_NUMBER = re.compile(r"(-?)((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?)(?:\.([0-9]+))?")
 _PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " ") | dict.fromkeys("'’.", ""))
@@ -183,7 +190,7 @@ def _alone(answer: str) -> str | None:
 
 def _set_of_three(answer: str) -> str | None:
     """Return the key of a list of three or more items, whose order does not count."""
-    if answer.count(",") < 1:
+    if "," not in answer and ";" not in answer:
         return None
     items = [item for item in _ITEM_ENDS.split(plain(answer).strip(_EDGES + " ")) if item]
     if len(items) < 3 or any(len(item.split()) > _MAX_ITEM_WORDS for item in items):

@@ -40,6 +40,7 @@ _COMMAND = re.compile(rf"{_TYPESETTING}|\\[,;:! ()\[\]]|\\(?P<other>[a-zA-Z]+)|[
 _FRACTION = re.compile(r"(-?)\s?\\[dtc]?frac\s?\{([^{}]*)\}\s?\{([^{}]*)\}")
 _SHORT_FRACTION = re.compile(r"(-?)\s?\\[dtc]?frac\s?([0-9])([0-9])")
 _TIMES = re.compile(r"\\(?:times|cdot)(?![a-zA-Z])")
+_ABOUT = re.compile(r"\\approx(?![a-zA-Z])")
 _MATHEMATICS = frozenset(
     (
         *("sqrt", "pi", "infty", "pm", "mp", "log", "ln", "sin", "cos", "tan", "sec", "csc", "cot"),
@@ -102,6 +103,8 @@ def clean(surface: str) -> bool:
     """
     if not surface or _DEBRIS_AT_EDGES.match(surface) or _MARKUP.search(surface):
         return False
+    if surface.replace(" ", "").isalnum():
+        return True
     open_brackets: list[str] = []
     for character in surface:
         if character in "([“":
@@ -145,7 +148,7 @@ def _without_latex(answer: str) -> str:
     answer = answer.replace("^{\\circ}", " ").replace("^\\circ", " ").replace("\\%", "%")
     answer = _FRACTION.sub(r" \1\2/\3 ", answer)
     answer = _SHORT_FRACTION.sub(r" \1\2/\3 ", answer)
-    answer = _TIMES.sub("*", answer)
+    answer = _ABOUT.sub("≈", _TIMES.sub("*", answer))
     answer = _COMMAND.sub(_command, answer).replace("\\", "")
     # Dollar signs are brackets when they come in pairs around the whole, money otherwise.
     answer = " ".join(answer.split()).replace(", ", ",")

@@ -6,6 +6,7 @@ a fraction of a second.
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -21,11 +22,13 @@ from lmsi_jax.cli.parser import STAGE_COMMANDS, check_config, check_processes, m
 from lmsi_jax.cli.subcommands import COMMANDS, Command, Load
 from lmsi_jax.config import gin_errors, gin_loader
 from lmsi_jax.errors import LmsiError, TryAgain
-from lmsi_jax.runtime.signals import Terminated, signals_as_exceptions
+from lmsi_jax.runtime import console
+from lmsi_jax.runtime.signals import Terminated, signals_as_exceptions, watched_signals
 
 if TYPE_CHECKING:
     from lmsi_jax.config import Run
 
+_SIGNALLED = (130, 143)  # exit codes after Ctrl-C and after SIGTERM or SIGHUP
 # gRPC and older TensorFlow write pages to stderr unless told otherwise before they are imported.
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "GRPC_VERBOSITY": "ERROR"}
 _PROCESSOR = ("model name", "flags", "Features")  # lines of /proc/cpuinfo, on x86 and on Arm
@@ -41,9 +44,21 @@ def main(argv: Sequence[str] | None = None) -> int:
       gone; 130 when interrupted, 143 when terminated.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is not None:
+        return _main(words, as_command=False)
+    console.guard_streams()
+    code = _main(words, as_command=True)
+    if code in _SIGNALLED:  # at an orderly exit the threads of a compiler may crash
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _main(words: list[str], as_command: bool) -> int:
     with contextlib.ExitStack() as at_exit:  # runs after the message is out
         try:
-            _execute(words, as_command=argv is None, at_exit=at_exit)
+            _execute(words, as_command=as_command, at_exit=at_exit)
         except LmsiError as error:
             _print_error(error)
             if isinstance(error, TryAgain):
@@ -53,10 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return error.exit_code
         except KeyboardInterrupt:
             print("\ninterrupted; the same command continues where it stopped", file=sys.stderr)
-            return 130
+            return _SIGNALLED[0]
         except Terminated:
             print("terminated; the same command continues where it stopped", file=sys.stderr)
-            return 143
+            return _SIGNALLED[1]
     return 0
 
 
@@ -73,13 +88,28 @@ def _execute(words: list[str], as_command: bool, at_exit: contextlib.ExitStack) 
         check_config(args, gin_args, kind)
     if other is None:
         check_processes(args)
+    if getattr(args, "allow_imports", False):
+        gin_args = dataclasses.replace(gin_args, allow_imports=True)
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    if as_command:
-        keep_programs()
-        from lmsi_jax.runtime.progress import quiet_libraries
+    with contextlib.ExitStack() as watched:
+        if as_command:
+            keep_programs()
+            from lmsi_jax.runtime.progress import quiet_libraries
 
-        quiet_libraries()
+            quiet_libraries()  # first, since it forks and the other starts a thread
+            watched.enter_context(watched_signals())
+        _run(words, args, gin_args, at_exit)
+
+
+def _run(
+    words: list[str],
+    args: argparse.Namespace,
+    gin_args: gin_loader.GinArgs,
+    at_exit: contextlib.ExitStack,
+) -> None:
+    """Runs the command that the arguments name."""
+    other = COMMANDS.get(args.command)
     if other is not None:
         _run_other(other, args, gin_args)
         return
@@ -125,7 +155,7 @@ def _run_other(command: Command, args: argparse.Namespace, gin_args: gin_loader.
         with _configured(config, gin_args) as load:
             command.run(args, load)
         return
-    if gin_args != gin_loader.GinArgs():
+    if gin_args.files or gin_args.bindings or gin_args.search_paths:
         raise LmsiError(f"lmsi {args.command} takes no gin flags; see lmsi {args.command} --help")
 
     def load_nothing(bindings: Sequence[str]) -> "Run":
@@ -164,7 +194,7 @@ def _connect(args: argparse.Namespace, at_exit: contextlib.ExitStack) -> None:
 
 def _print_error(error: LmsiError) -> None:
     width = min(shutil.get_terminal_size().columns, 100)
-    for line in f"lmsi: error: {error}".splitlines():
+    for line in console.printable(f"lmsi: error: {error}").splitlines():
         wrapped = textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False)
         print("\n".join(wrapped), file=sys.stderr)
 

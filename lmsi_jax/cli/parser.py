@@ -4,7 +4,7 @@ import argparse
 from typing import NamedTuple, NoReturn
 
 from lmsi_jax import __version__
-from lmsi_jax.cli.subcommands import COMMANDS
+from lmsi_jax.cli.subcommands import COMMANDS, add_allow_imports
 from lmsi_jax.config import gin_errors, gin_loader
 from lmsi_jax.errors import LmsiError
 
@@ -163,6 +163,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         help="name of a packaged configuration, or path of a .gin file",
     )
+    add_allow_imports(parser)
 
 
 def _sentence(text: str) -> str:

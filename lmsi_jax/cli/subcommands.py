@@ -41,6 +41,15 @@ class Command(NamedTuple):
     """Runs the command; without a configuration `Load` raises LmsiError."""
 
 
+def add_allow_imports(parser: argparse.ArgumentParser) -> None:
+    """Declares the flag of every command that reads a gin file."""
+    parser.add_argument(
+        "--allow_imports",
+        action="store_true",
+        help="run the modules that a gin file imports; only for files that you trust",
+    )
+
+
 # --- import-hf, export-hf -------------------------------------------------------------------------
 
 
@@ -121,6 +130,7 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max_shard_size", default="5GB", help="largest size of a file (default: 5GB)"
     )
+    add_allow_imports(parser)
 
 
 def _export_hf(args: argparse.Namespace, load: Load) -> None:
@@ -131,7 +141,7 @@ def _export_hf(args: argparse.Namespace, load: Load) -> None:
     from lmsi_jax.training import checkpoints
 
     checkpoints.find(args.checkpoint)  # a missing checkpoint is a clearer error than its settings
-    config = load_run_of(args.checkpoint, args.run)
+    config = load_run_of(args.checkpoint, args.run, allow_imports=args.allow_imports)
     export_model(
         args.checkpoint,
         config.model,
@@ -396,6 +406,32 @@ def _clear_compiled_programs() -> None:
         jax.clear_caches()
 
 
+# --- path -----------------------------------------------------------------------------------------
+
+
+def _add_path_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        help="'embedded', the checkpoint of the embedded model; 'tokenizer', its tokenizer; or a "
+        "packaged configuration",
+    )
+
+
+def _print_path(args: argparse.Namespace, load: Load) -> None:
+    from lmsi_jax.config import gin_loader
+    from lmsi_jax.runtime.files import embedded_path
+
+    if args.name == "embedded":
+        from lmsi_jax.training import checkpoints
+
+        print(checkpoints.find(embedded_path("")))
+    elif args.name == "tokenizer":
+        print(embedded_path("tokenizer.model"))
+    else:
+        print(gin_loader.find_config(args.name, (), "runs"))
+
+
 # --- explain-answer -------------------------------------------------------------------------------
 
 
@@ -470,6 +506,13 @@ COMMANDS: dict[str, Command] = {
         "studies",
         _add_study_arguments,
         _study,
+    ),
+    "path": Command(
+        "print the path of the embedded model or of a packaged configuration",
+        "embedded",
+        "",
+        _add_path_arguments,
+        _print_path,
     ),
     "explain-answer": Command(
         "show how the answer of a text is read: candidates and choice",

@@ -5,7 +5,7 @@ import os
 import gin
 
 from lmsi_jax import config
-from lmsi_jax.config import gin_loader
+from lmsi_jax.config import gin_errors, gin_loader
 from lmsi_jax.config.run import Run, Study
 from lmsi_jax.errors import LmsiError
 
@@ -37,15 +37,18 @@ def load_run() -> Run:
     return _CONFIGURABLE["Run"]()
 
 
-def load_run_of(checkpoint: str | os.PathLike[str], folder: str | None = None) -> Run:
+def load_run_of(
+    checkpoint: str | os.PathLike[str], folder: str | None = None, *, allow_imports: bool = False
+) -> Run:
     """Builds the run that a checkpoint belongs to; gin's state is that run's afterwards.
 
     Args:
       checkpoint: a folder; the nearest config.gin or model.gin in it or above it is read.
       folder: the folder to look in instead.
+      allow_imports: see `gin_loader.GinArgs`.
 
     Raises:
-      LmsiError: there is no such file.
+      LmsiError: there is no such file, or it imports modules.
     """
     from etils import epath
 
@@ -63,5 +66,6 @@ def load_run_of(checkpoint: str | os.PathLike[str], folder: str | None = None) -
             "folder of an imported model or of a run"
         )
     out = gin_loader.Binding(name="Run.output_dir", value=repr(str(file.parent)))
-    gin_loader.load(str(file), gin_loader.GinArgs(bindings=(out,)))
-    return load_run()
+    gin_loader.load(str(file), gin_loader.GinArgs(bindings=(out,), allow_imports=allow_imports))
+    with gin_errors.readable_calls():
+        return load_run()

@@ -5,9 +5,10 @@
                              text that is none ("/tmp/x") becomes a string
     --gin_search_paths=A,B   folders that are searched for gin files and their includes
 
-Files may be local, in installed packages, or on a bucket. Settings that name files and Python
-objects relative to their gin file (`value_checks.Anchor`) are made absolute once all is read, so
-the operative configuration has them whole.
+Files may be local, in installed packages, or on a bucket. A gin file is data: statements that
+import modules would run their code, so they are refused unless `GinArgs.allow_imports` is set.
+Settings that name files and Python objects relative to their gin file (`value_checks.Anchor`) are
+made absolute once all is read, so the operative configuration has them whole.
 """
 
 import contextlib
@@ -53,6 +54,8 @@ class GinArgs:
     files: tuple[str, ...] = ()
     bindings: tuple[Binding, ...] = ()
     search_paths: tuple[str, ...] = ()
+    allow_imports: bool = False
+    """Runs the modules that a gin file imports, and lets it call what they define."""
 
 
 # --- flags ----------------------------------------------------------------------------------------
@@ -156,7 +159,12 @@ def load(config: str | None, args: GinArgs) -> None:
     folders += map(os.fspath, _packaged_roots())
     gin.clear_config()
     try:
-        with lookup(folders), _no_collection(), _binding_folders() as places:
+        with (
+            lookup(folders),
+            _no_collection(),
+            _imports_refused(args.allow_imports),
+            _binding_folders() as places,
+        ):
             for file in files:
                 with gin_errors.readable(file):
                     gin.parse_config_file(file)
@@ -168,6 +176,31 @@ def load(config: str | None, args: GinArgs) -> None:
     except BaseException:  # even after an interrupt, half a configuration must not be used
         gin.clear_config()
         raise
+
+
+@contextlib.contextmanager
+def _imports_refused(allow: bool) -> Iterator[None]:
+    """Refuses import statements while gin parses, those of included files too, unless allowed.
+
+    "import NAME" runs a module. "from __gin__ import dynamic_registration" lets the file call any
+    function of any module that is loaded.
+    """
+    from gin import config
+
+    def refuse(_context: object, statement: Any) -> None:
+        # A ValueError gets its file and line from gin.
+        raise ValueError(
+            f"'{statement.format()}' would run code: a configuration is data; remove the line, or "
+            "add --allow_imports if you trust this file and what it imports"
+        )
+
+    process = config.ParseContext.process_import
+    if not allow:
+        config.ParseContext.process_import = refuse
+    try:
+        yield
+    finally:
+        config.ParseContext.process_import = process
 
 
 @contextlib.contextmanager
@@ -254,6 +287,8 @@ def _anchored(value: Any, anchor: Anchor, folder: str) -> Any:
         return type(value)(_anchored(item, anchor, folder) for item in value)
     if not isinstance(value, str) or not value:
         return value
+    if anchor.what == "cwd_path":
+        return os.path.expanduser(value)
     if anchor.what == "path":
         if value.startswith(HUB) or "://" in value or os.path.isabs(os.path.expanduser(value)):
             return os.path.expanduser(value)

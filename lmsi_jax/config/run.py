@@ -18,7 +18,7 @@ from lmsi_jax.config.steps import (
     Questions,
 )
 from lmsi_jax.config.training_config import Training
-from lmsi_jax.config.value_checks import SEED, at_least, check_fields
+from lmsi_jax.config.value_checks import CWD_PATH, SEED, at_least, check_fields
 from lmsi_jax.errors import LmsiError
 
 
@@ -26,8 +26,9 @@ from lmsi_jax.errors import LmsiError
 class Run:
     """One run of the loop: its output folder, its model, and the settings of each step."""
 
-    output_dir: str
-    """Folder of everything that the run writes; local or gs://."""
+    output_dir: Annotated[str, CWD_PATH]
+    """Folder of everything that the run writes; local or gs://. In a gin file "~" is the home
+    folder in this and all other paths."""
     model: ModelConfig
     """Shape of the model."""
     questions: Questions | None = None
@@ -64,16 +65,16 @@ class Run:
     `lmsi_jax.config.schedule.SCHEDULABLE` lists the parameters that may change."""
     start_from: Literal["base", "last"] = "base"
     """Model that each round trains from: the "base" model, or the "last" round's."""
-    init_checkpoint: str = "embedded"
+    init_checkpoint: Annotated[str, CWD_PATH] = "embedded"
     """Base model: a checkpoint folder, "embedded" for the packaged one, or "fresh" for random
     weights drawn from the seed."""
-    tokenizer: str = "embedded"
+    tokenizer: Annotated[str, CWD_PATH] = "embedded"
     """A SentencePiece model file, a tokenizer.json, a folder with one of them, or "embedded"."""
     decoding: Decoding = Decoding()
     """Layout of the decode engine."""
     questions_per_shard: Annotated[int, at_least(1, unit="questions")] = 64
     """Questions in one file of paths. A process that was killed samples its open files again."""
-    reuse: tuple[str, ...] = ()
+    reuse: Annotated[tuple[str, ...], CWD_PATH] = ()
     """Folders of other runs, local ones. A stage that one of them has finished with the same
     settings and inputs is copied instead of computed again."""
 
@@ -245,7 +246,7 @@ class Study:
     seconds: Annotated[float, at_least(0, unit="seconds")] = 0.0
     """Expected time of the stages that the runs of a seed share, and that the first of them does;
     see `Variant.seconds`."""
-    output_dir: str = "runs/studies"
+    output_dir: Annotated[str, CWD_PATH] = "runs/studies"
     """Local folder of all studies; a run is in OUTPUT_DIR/STUDY/VARIANT/seedN."""
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from lmsi_jax.config.row_filters import HUMAN_LOSSES, Cap, Filter, MinConfidence
 from lmsi_jax.config.training_config import Training
 from lmsi_jax.config.value_checks import (
+    CWD_PATH,
     OBJECT,
     PATH,
     SEED,
@@ -245,7 +246,7 @@ class Evaluation:
     """The same for a fine-tuned model; the paper uses 1.2."""
     vote_count: Annotated[int | None, at_least(1, unit="questions")] = None
     """Test questions per task for self-consistency; None for all."""
-    checkpoints: tuple[str, ...] = ()
+    checkpoints: Annotated[tuple[str, ...], CWD_PATH] = ()
     """For `lmsi eval` alone: checkpoint folders to compare, the first one is "before"; () evaluates
     the run's own models."""
 
@@ -360,7 +361,7 @@ class Pretraining:
 class Distillation:
     """Source of a student's training examples (`lmsi distill`); the student is the run's model."""
 
-    teacher_dir: str
+    teacher_dir: Annotated[str, CWD_PATH]
     """`Run.output_dir` of the teacher's run."""
     round: Annotated[int, at_least(0, note="the last round with examples")] = 0
     """Round whose examples are learnt. If `Loss.distillation` needs a model, it is the one that

@@ -76,17 +76,18 @@ def below_one() -> Range:
 
 @dataclasses.dataclass(frozen=True)
 class Anchor:
-    """Marks texts of a setting that are relative to the gin file that has them.
+    """Marks texts of a setting that are paths, or relative to the gin file that has them.
 
-    `gin_loader` makes them absolute. Settings that are built in Python are relative to the current
-    folder.
+    `gin_loader` makes the latter absolute, and replaces "~" by the home folder in all. Settings
+    that are built in Python are relative to the current folder.
     """
 
-    what: Literal["path", "object"]
-    """A file, folder or pattern; or an object of Python code, "module:object"."""
+    what: Literal["path", "object", "cwd_path"]
+    """A file, folder or pattern, relative to its gin file; an object of Python code there,
+    "module:object"; or a path relative to the current folder."""
 
 
-PATH, OBJECT = Anchor("path"), Anchor("object")
+PATH, OBJECT, CWD_PATH = Anchor("path"), Anchor("object"), Anchor("cwd_path")
 HUB = "hub:"
 """Prefix of a name that is a data set on the Hugging Face hub and no path."""
 

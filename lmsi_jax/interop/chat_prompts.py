@@ -39,8 +39,7 @@ from lmsi_jax.prompts import (
 from lmsi_jax.records import Exemplar, Question, Text, join_texts, plain_text
 from lmsi_jax.runtime.files import read_json, write_json
 
-# Said to a model that sees no exemplar.
-_STEPS = f'{STEP_BY_STEP} End with "The answer is ...".'
+# Small models asked to end with "The answer is ..." begin with it, so only direct answers say so.
 _DIRECT = 'Reply with "The answer is ..." alone, without any reasoning.'
 _ASK_QUESTION = "Write a question of this kind, without its answer."
 _ASK_MORE = "Write another question of this kind, without its answer."
@@ -227,7 +226,7 @@ class ChatPrompts:
             return self._asked([self._user(plain_text(join_texts(shown, rest)))], plain_text(shown))
         asked = question.text.rstrip()
         if prompt_style.startswith("zero_shot"):
-            request = _DIRECT if is_direct(prompt_style) else _STEPS
+            request = _DIRECT if is_direct(prompt_style) else STEP_BY_STEP
             return "", self._asked([self._user(f"{_unlabelled(asked)}\n{request}")])[1]
         reasoning = not is_direct(prompt_style)
         if self.chat.exemplars == "one_turn":

@@ -13,8 +13,6 @@ Lines of a batch's input file ({"custom_id": ..., "body": {"messages": [...]}}) 
 """
 
 import dataclasses
-import gzip
-import json
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -24,8 +22,8 @@ from etils import epath
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import End
+from lmsi_jax.runtime.files import parse_json, read_data
 
-_GZIP = b"\x1f\x8b"
 # Reasons of vLLM, OpenAI, Anthropic, SGLang, TGI and llama.cpp.
 _ENDS: dict[str, End] = {
     **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", "stop_sequence"), "end_token"),
@@ -113,9 +111,7 @@ def read_sample_file(path: epath.PathLike, contents: SampleFile) -> None:
     """
     path = epath.Path(path)
     try:
-        data = path.read_bytes()
-        if data.startswith(_GZIP):
-            data = gzip.decompress(data)
+        data = read_data(path)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise LmsiError(f"cannot read {path}: {reason}; check the path") from error
@@ -133,10 +129,10 @@ def read_sample_file(path: epath.PathLike, contents: SampleFile) -> None:
 
 def _read_line(line: bytes, place: str, contents: SampleFile) -> None:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except UnicodeDecodeError:
         raise _Broken("not UTF-8") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise _Broken("no JSON; the line may be cut") from None
     if not isinstance(row, dict):
         raise _Broken("no JSON object")

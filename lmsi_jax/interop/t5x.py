@@ -3,7 +3,9 @@
     python -m lmsi_jax.interop.t5x train --gin_file=...    # runs T5X's own t5x/train.py
 
 The command (train, infer or eval) finds our packaged gin files on its search path, and substitutes
-replace two packages that T5X imports but that neither training nor decoding needs.
+replace two packages that T5X imports but that neither training nor decoding needs. Folders in the
+flags may be relative, and a checkpoint may be "embedded", our embedded model; Orbax takes absolute
+paths alone.
 
 `T5XDecoder` has the signature that T5X's `DecoderOnlyModel` calls and the parameter tree of
 `models.transformer.Decoder`, so checkpoints interchange. T5X puts a start token (id 0) before every
@@ -15,8 +17,10 @@ first token of a text no weight (`lmsi_jax.tasks.seqio_rounds` does).
 Shapes: B rows, T positions, L cache positions, H query heads, G kv heads, K head dim, V vocabulary.
 """
 
+import ast
 import importlib.resources
 import importlib.util
+import os
 import runpy
 import sys
 import types
@@ -30,6 +34,8 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.attention import packed_attention
 from lmsi_jax.models.params import soft_cap
 from lmsi_jax.models.transformer import Attend, Decoder
+from lmsi_jax.runtime.files import embedded_path
+from lmsi_jax.training import checkpoints
 
 _MASKED = -1e9
 
@@ -168,6 +174,10 @@ def _put(cache: jax.Array, new: jax.Array, index: jax.Array, axis: int) -> jax.A
 
 
 _COMMANDS = ("train", "infer", "eval")
+_FOLDERS = (
+    *("CHECKPOINT_PATH", "INITIAL_CHECKPOINT_PATH", "MODEL_DIR"),
+    *("RUN_DIR", "INFER_OUTPUT_DIR", "EVAL_OUTPUT_DIR"),
+)
 
 
 def _module(name: str, **contents: object) -> types.ModuleType:
@@ -217,6 +227,24 @@ def install() -> None:
         _module("jestimator.amos_helper", state_partition_rule=lambda *args, **kwargs: None)
 
 
+def absolute(word: str) -> str:
+    """Returns a flag with the folder that it sets absolute; other flags unchanged."""
+    name, equals, value = word.partition("=")
+    if not equals or name.removeprefix("--gin.") not in _FOLDERS:
+        return word
+    try:
+        folder = ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        folder = value  # quotation marks that the shell took
+    if not isinstance(folder, str) or value[:1] in "@%":
+        return word
+    if folder == "embedded":
+        folder = str(checkpoints.find(embedded_path("")))
+    elif "://" not in folder:
+        folder = os.path.abspath(os.path.expanduser(folder))
+    return f"{name}={folder!r}"
+
+
 def main(words: list[str]) -> None:
     """Runs a command of T5X as its own script would.
 
@@ -232,6 +260,7 @@ def main(words: list[str]) -> None:
     paths = [word for word in words[1:] if word.startswith("--gin_search_paths=")]
     rest = [word for word in words[1:] if word not in paths]
     search_paths = ",".join([*(path.partition("=")[2] for path in paths), str(packaged), "."])
+    rest = [absolute(word) for word in rest]
     sys.argv = [f"t5x.{words[0]}", f"--gin_search_paths={search_paths}", *rest]
     runpy.run_module(f"t5x.{words[0]}", run_name="__main__", alter_sys=True)
 

@@ -27,7 +27,7 @@ from etils import epath
 from lmsi_jax.config import ModelConfig
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Text, join_texts
-from lmsi_jax.runtime.files import file_sha256
+from lmsi_jax.runtime.files import check_regular, file_sha256
 
 TOKENIZER_JSON, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 _SETTINGS = (
@@ -333,6 +333,7 @@ def open_tokenizer(path: epath.PathLike) -> FileTokenizer:
         if not files:
             raise LmsiError(f"{path} is a folder without {' or '.join(names)}; name a tokenizer")
         place = files[0]
+    check_regular(place)
     if place.suffix == ".json":
         return TokenizerJson(str(place))
     return SentencePiece(str(place))

@@ -323,9 +323,9 @@ class QuestionIndex:
 
 
 def _bare(question: str) -> str:
-    """Returns a question without the marks that a prompt puts around it."""
+    """Returns a question in one line, without the marks that a prompt puts around it."""
     text = question.strip().removesuffix(STEP_BY_STEP).rstrip()
-    return text.removesuffix("\nA:").removeprefix("Q:").strip()
+    return " ".join(text.removesuffix("\nA:").removeprefix("Q:").split())
 
 
 def _numbered(uid: str, rows: Sequence[tuple[str, ForeignSample]]) -> dict[int, ForeignSample]:
@@ -378,4 +378,6 @@ def _shown(row: ForeignRow) -> str:
 
 def _list(places: Sequence[str]) -> str:
     more = f" and {len(places) - _LISTED:,} more" if len(places) > _LISTED else ""
-    return f"{'; '.join(places[:_LISTED])}{more}"
+    text = "; ".join(places[:_LISTED])
+    # Files come from elsewhere: no control sequence of theirs reaches the terminal.
+    return "".join(c if c.isprintable() else "?" for c in text) + more

@@ -73,15 +73,17 @@ def sample_token(
       tokens [W], and their log-probabilities [W]: the model's own, at temperature 1 and unfiltered.
     """
     logits = logits.astype(jnp.float32)
-    shifted = logits - logits.max(-1, keepdims=True)
+    largest = logits.max(-1, keepdims=True)
+    shifted = logits - largest
     if filters.greedy:
-        tokens = jnp.argmax(shifted, axis=-1).astype(jnp.int32)
+        # Of the logits themselves: XLA would store the differences for it, a pass over [W, V] more.
+        tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     else:
         kept = apply_top_k_top_p(shifted / temperature, filters.top_k, filters.top_p, filters.min_p)
         tokens = inverse_cdf(jnp.exp(kept), uniform)
     normalizer = jnp.log(jnp.exp(shifted).sum(-1))
-    chosen = jnp.take_along_axis(shifted, tokens[:, None], axis=-1)[:, 0]
-    return tokens, chosen - normalizer
+    chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1) - largest
+    return tokens, chosen[:, 0] - normalizer
 
 
 def apply_top_k_top_p(logits: jax.Array, top_k: int, top_p: float, min_p: float = 0.0) -> jax.Array:

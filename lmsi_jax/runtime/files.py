@@ -4,8 +4,10 @@ import contextlib
 import errno
 import fcntl
 import glob
+import gzip
 import hashlib
 import importlib.resources
+import io
 import json
 import os
 import pathlib
@@ -132,14 +134,78 @@ def read_json(path: epath.PathLike) -> Any:
     Raises:
       LmsiError: there is no such file, or it is not JSON.
     """
+    path = epath.Path(path)
+    check_regular(path)
     try:
-        return json.loads(epath.Path(path).read_text())
+        return parse_json(path.read_text())
     except ValueError:
         raise LmsiError(
             f"{os.fspath(path)} is damaged (no JSON); delete it and repeat the command"
         ) from None
     except OSError as error:
         raise LmsiError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
+
+
+_DATA_BYTES = 1 << 30
+_DOCUMENT_BYTES = 128 << 20
+_GZIP = b"\x1f\x8b"  # the first bytes of such a file
+
+
+def read_data(path: epath.PathLike, *, compressed: bool = False) -> bytes:
+    """Reads a whole file of data, decompressed if it is gzip, in bounded memory.
+
+    A small gzip file may expand to any size, and reading a named pipe may wait forever.
+
+    Args:
+      path: the file, local or on a bucket.
+      compressed: it must be gzip; otherwise its first bytes tell.
+
+    Raises:
+      LmsiError: it is no regular file, or has more than 1 GiB.
+      OSError, EOFError, zlib.error: it cannot be read, or is no whole gzip file.
+    """
+    path = epath.Path(path)
+    check_regular(path)
+    if path.stat().length > _DATA_BYTES:
+        raise _too_large(path, "has")
+    data = path.read_bytes()
+    if not (compressed or data.startswith(_GZIP)):
+        return data
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        content = file.read(_DATA_BYTES + 1)
+    if len(content) > _DATA_BYTES:
+        raise _too_large(path, "expands to")
+    return content
+
+
+def _too_large(path: epath.Path, has: str) -> LmsiError:
+    return LmsiError(
+        f"{os.fspath(path)} {has} more than {_DATA_BYTES >> 20:,} MiB; split it into smaller files"
+    )
+
+
+def check_regular(path: epath.Path) -> None:
+    """Raises LmsiError if a local path is a pipe, a socket or a device."""
+    local = pathlib.Path(path)  # epath takes a pipe for a file
+    if "://" in os.fspath(path) or not local.exists() or local.is_file() or local.is_dir():
+        return
+    raise LmsiError(f"{os.fspath(path)} is no regular file; name a file with this content")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parses a JSON document of at most 128 MiB: its values may take 25 times as much memory.
+
+    Raises:
+      ValueError: it is no JSON, nested too deeply, or larger; a `json.JSONDecodeError` tells where.
+    """
+    if len(text) > _DOCUMENT_BYTES:
+        raise ValueError(
+            f"a JSON document of more than {_DOCUMENT_BYTES >> 20} MiB; write one object a line"
+        )
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("values are nested too deeply") from None
 
 
 def file_sha256(path: epath.PathLike) -> str:

@@ -24,6 +24,8 @@ from collections.abc import Callable, Hashable, Iterator
 from types import TracebackType
 from typing import Any, Self, TextIO
 
+from lmsi_jax.runtime import console
+
 
 class Progress:
     """Counts the finished units of a stage and shows them with throughput and remaining time.
@@ -69,6 +71,7 @@ class Progress:
         self._start = self._shown = self._clock()
         if self._stream.isatty():
             self._open_bar()
+        _stages.append(self)
         return self
 
     def __exit__(
@@ -77,6 +80,7 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        _stages.remove(self)
         ended = "in" if kind is None else "stopped after"
         if self._bar is not None:
             self._draw(ended)
@@ -155,7 +159,10 @@ class Progress:
             TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[text]")
         ]
         self._bar = Bar(
-            text[0], BarColumn(bar_width=24), text[1], console=Console(file=self._stream)
+            text[0],
+            BarColumn(bar_width=24),
+            text[1],
+            console=Console(file=console.unguarded(self._stream)),
         )
         self._task = self._bar.add_task(self.description, total=self.total, text="")
         self._bar.start()
@@ -177,6 +184,8 @@ def _time(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
+_stages: list[Progress] = []
+"""The stages in progress, the innermost last."""
 _open_bars: list[Any] = []
 """The live bars in the terminal; other lines go above the last of them."""
 _LOOKS_EVERY = 0.5  # seconds
@@ -236,6 +245,11 @@ class SlowWork:
                     continue
                 self._shown[key] = now
 
+    def latest(self) -> str:
+        """Returns the work that began last and goes on, or ""."""
+        works = [*self._begun.values()]  # without the lock, which a stopped thread may hold
+        return works[-1][0] if works else ""
+
     def watch(self) -> None:
         """Looks now and then until `close`, in a thread of its own."""
 
@@ -288,6 +302,12 @@ def doing(what: str) -> Iterator[None]:
         yield
     finally:
         reporter.end(key)
+
+
+def current_work() -> str:
+    """Returns the name of the work that goes on, such as "compiling decoding, program 2", or ""."""
+    slow = _slow_work.latest() if _slow_work is not None else ""
+    return slow or (_stages[-1].description if _stages else "")
 
 
 _LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
@@ -351,7 +371,11 @@ def _filter_descriptor() -> None:
     sys.stderr.flush()
     if os.fork() == 0:
         try:
-            for name in (signal.SIGINT, signal.SIGTERM):  # sent to the whole process group
+            for name in (
+                signal.SIGINT,
+                signal.SIGTERM,
+                signal.SIGHUP,
+            ):  # sent to the whole process group
                 signal.signal(name, signal.SIG_IGN)
             for descriptor in (0, 1, writing):
                 os.close(descriptor)
@@ -360,7 +384,8 @@ def _filter_descriptor() -> None:
             os._exit(0)
     os.close(reading)
     # Python's stderr keeps the terminal itself, for progress bars and tracebacks.
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace")
+    sys.stderr = console.guarded(stderr)
     os.dup2(writing, 2)
     os.close(writing)
 

@@ -1,22 +1,34 @@
-"""Handles SIGTERM, which a cluster sends before it takes a machine away.
+"""Handles the signals that end a command: Ctrl-C, a cluster's SIGTERM, and a terminal's SIGHUP.
 
-A stage that can stop between two steps checks for the signal and stops in order; any other code
-stops at once, as with Ctrl-C. Nothing is lost either way: see `lmsi_jax.runtime.store`.
+A stage that can stop between two steps checks for SIGTERM and stops in order; any other code stops
+at once, as with Ctrl-C. Nothing is lost either way: see `lmsi_jax.runtime.store`. SIGHUP counts as
+SIGTERM, unless it is ignored as under nohup.
 
-    with signals_as_exceptions():                  # a command: SIGTERM raises Terminated
-        with deferred_signals() as requested:      # a stage: SIGTERM only sets a flag
-            for step in steps:
-                do(step)
-                if requested():
-                    raise Terminated
+    with watched_signals():                            # the whole command, imports included
+        with signals_as_exceptions():                  # a run: SIGTERM raises Terminated
+            with deferred_signals() as requested:      # a stage: SIGTERM only sets a flag
+                for step in steps:
+                    do(step)
+                    if requested():
+                        raise Terminated
+
+Python runs a handler between two instructions of the main thread. A compiler or a large product may
+keep that thread for half a minute, so a thread of its own, which the operating system's handler
+wakes, says what is waited for and, at a second Ctrl-C, ends the process.
 """
 
 import contextlib
 import os
+import select
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+
+from lmsi_jax.errors import LmsiError
+from lmsi_jax.runtime import progress
 
 
 class Terminated(BaseException):
@@ -24,14 +36,25 @@ class Terminated(BaseException):
 
 
 _Handler = Callable[[int, FrameType | None], None]
+_TERMINATING = (signal.SIGTERM, signal.SIGHUP)
+_PATIENCE = 1.5  # seconds until a line says what is waited for
+# A launcher may pass on the signal that the terminal sent to the whole group already.
+_SAME = 0.25  # seconds
+# A closing session sends several signals, which must not interrupt the answer to the first.
+_ANSWERING = 5.0
 
 
 @contextlib.contextmanager
 def signals_as_exceptions() -> Iterator[None]:
     """Raises `Terminated` at a SIGTERM inside the block, as Ctrl-C raises its exception."""
 
+    answered = -_ANSWERING
+
     def leave(_signal: int, _frame: FrameType | None) -> None:
-        raise Terminated
+        nonlocal answered
+        if time.monotonic() - answered > _ANSWERING:
+            answered = time.monotonic()
+            raise Terminated
 
     with _handler_installed(leave):
         yield
@@ -68,24 +91,133 @@ def deferred_signals(deadline: float | None = None) -> Iterator[Callable[[], boo
         raise Terminated
 
 
+@contextlib.contextmanager
+def watched_signals() -> Iterator[None]:
+    """Ends the block at the first signal, and the process at a second Ctrl-C, even after the block.
+
+    Meanwhile it says what is waited for. Only for a process that exits soon after the block.
+
+    Raises:
+      Terminated, KeyboardInterrupt: at the signal.
+    """
+    watcher = _Watcher()
+    interrupted = False
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if not interrupted:  # at the second the watcher ends the process
+            interrupted = True
+            raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.SIG_IGN:  # as in the background of a shell
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        with signals_as_exceptions():
+            yield
+    except (KeyboardInterrupt, Terminated, LmsiError):
+        raise
+    except BaseException:
+        # Libraries turn an exception that interrupts their import into one of their own.
+        watcher.look()  # its thread may not have come to it
+        if watcher.cause is None:
+            raise
+        raise watcher.cause() from None
+    finally:
+        if watcher.cause is None:
+            watcher.close()
+            signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+
+
+class _Watcher:
+    """Reads the numbers of arriving signals in a thread.
+
+    Attributes:
+      cause: the exception of the first signal; None before any.
+    """
+
+    def __init__(self) -> None:
+        self.cause: type[BaseException] | None = None
+        self._reading, self._writing = os.pipe()
+        for end in (self._reading, self._writing):
+            os.set_blocking(end, False)
+        self._lock = threading.Lock()
+        self._since = 0.0
+        self._before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, name="signals", daemon=True).start()
+
+    def close(self) -> None:
+        signal.set_wakeup_fd(self._before)
+        os.close(self._writing)  # the thread ends, and closes the other end
+
+    def look(self) -> bool:
+        """Reads what has arrived; returns False once nothing more will."""
+        with self._lock:
+            try:
+                numbers = os.read(self._reading, 64)
+            except BlockingIOError:
+                return True
+            for number in numbers:
+                self._arrived(number)
+            return bool(numbers)
+
+    def _watch(self) -> None:
+        while select.select([self._reading], [], []) and self.look():
+            pass
+        os.close(self._reading)
+
+    def _arrived(self, number: int) -> None:
+        if number not in (signal.SIGINT, *_TERMINATING):
+            return
+        now = time.monotonic()
+        if self.cause is None:
+            self.cause = KeyboardInterrupt if number == signal.SIGINT else Terminated
+            self._since = now
+            # Threads fail now because the main thread leaves.
+            threading.excepthook = lambda _: None
+            sys.unraisablehook = lambda _: None
+            timer = threading.Timer(_PATIENCE, self._explain, (number,))
+            timer.daemon = True
+            timer.start()
+        elif number == signal.SIGINT and now - self._since > _SAME:
+            _write("interrupted; the same command continues where it stopped")
+            os._exit(128 + signal.SIGINT)
+
+    def _explain(self, number: int) -> None:
+        name = "interrupted" if number == signal.SIGINT else "terminated"
+        work = progress.current_work() or "the work at hand"
+        _write(f"{name}: waiting for {work}; Ctrl-C ends it at once, what is finished is kept")
+
+
 def _exit_now(deadline: float) -> None:
     """Exits without waiting for threads, which may be writing to a slow disk."""
-    message = (
-        f"terminated; not all was saved within {deadline:g} s, earlier complete files remain\n"
-    )
-    os.write(2, message.encode())
+    _write(f"terminated; not all was saved within {deadline:g} s, earlier complete files remain")
     os._exit(128 + signal.SIGTERM)
+
+
+def _write(line: str) -> None:
+    """Writes a line from any thread: the main thread may hold the lock of Python's stderr."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{line}\n".encode())
 
 
 @contextlib.contextmanager
 def _handler_installed(handler: _Handler) -> Iterator[None]:
-    """Installs a handler of SIGTERM and restores the previous one; only in the main thread."""
+    """Installs a handler of SIGTERM and SIGHUP and restores the previous ones.
+
+    Does nothing outside the main thread.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, handler)
+    before = {
+        number: signal.signal(number, handler)
+        for number in _TERMINATING
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    }
     try:
         yield
     finally:
-        # None means a handler that Python cannot restore, such as one installed by a C library.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        for number, previous in before.items():
+            # None means a handler that Python cannot restore, such as one of a C library.
+            signal.signal(number, signal.SIG_DFL if previous is None else previous)

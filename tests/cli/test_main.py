@@ -11,6 +11,7 @@ import pytest
 
 import lmsi_jax
 from lmsi_jax.cli import main
+from lmsi_jax.cli.parser import STAGE_COMMANDS
 from lmsi_jax.cli.subcommands import COMMANDS, Command
 from lmsi_jax.config import gin_loader
 from lmsi_jax.errors import LmsiError
@@ -64,6 +65,31 @@ def test_a_dry_run_of_the_embedded_model_loads_neither_jax_nor_tensorflow():
     code = "import lmsi_jax.cli.main as m\nassert m.main(['run', 'quickstart', '--dry_run']) == 0"
     assert "gin" in (imported := _imported(code))
     assert imported & {*JAX, *TENSORFLOW} == set()
+
+
+def test_no_command_runs_the_modules_that_a_gin_file_imports(tmp_path, monkeypatch, capsys):
+    mark = tmp_path / "ran"
+    (tmp_path / "main_test_trap.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    monkeypatch.chdir(tmp_path)  # short paths, so that no message is wrapped within them
+    monkeypatch.syspath_prepend(tmp_path)
+    run = tmp_path / "run" / "round_1" / "train" / "checkpoint_1"
+    (run / "state").mkdir(parents=True)
+    (tmp_path / "run" / "config.gin").write_text("import main_test_trap\n")
+    config = str(tmp_path / "run" / "config.gin")
+    more = {
+        "import-samples": ["samples.jsonl"],
+        "aot": ["--topology=v5e:4x4"],
+        "export-hf": [str(run), str(tmp_path / "out")],
+    }
+    readers = [*STAGE_COMMANDS, *(name for name in COMMANDS if COMMANDS[name].configs)]
+    for command in [*readers, "export-hf"]:
+        words = [command, *([] if command == "export-hf" else [config]), *more.get(command, [])]
+        text = _error(capsys, *words)
+        assert "config.gin, line 1: 'import main_test_trap' would run code" in text, command
+    with pytest.raises(LmsiError, match="would run code"):
+        lmsi_jax.load(run.parent)
+    assert main.main(["run", config, "--dry_run"]) == 2 and not mark.exists()
+    assert main.main(["export-hf", *more["export-hf"], "--allow_imports"]) == 2 and mark.exists()
 
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["pretrain", "--help"]])
@@ -296,6 +322,19 @@ def test_help_lists_a_command_beside_the_stages(other, capsys):
 def test_a_misspelt_command_is_met_with_the_nearest(other, capsys):
     assert main.main(["weih"]) == 2
     assert "weigh" in capsys.readouterr().err
+
+
+def test_paths_of_what_is_packaged_are_printed(capsys):
+    for name, end in {
+        "embedded": "models/embedded/checkpoint_2400",
+        "tokenizer": "models/embedded/tokenizer.model",
+        "quickstart": "gin_configs/runs/quickstart.gin",
+    }.items():
+        assert main.main(["path", name]) == 0
+        path = pathlib.Path(capsys.readouterr().out.strip())
+        assert path.as_posix().endswith(end) and path.exists()
+    assert main.main(["path", "quickstar"]) == 2
+    assert "quickstart" in capsys.readouterr().err
 
 
 def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch):

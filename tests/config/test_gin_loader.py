@@ -1,6 +1,7 @@
 """T5X's flags, and mistakes in gin in words that a person can act on."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -229,9 +230,62 @@ def test_a_missing_include_and_a_missing_file_are_named(gin_file):
     assert "no configuration 'nowhere.gin'" in _error("--gin_file=nowhere.gin")
 
 
-def test_a_missing_import_is_named(gin_file):
-    text = _error(config=gin_file("import edge_test_nowhere\n"))
-    assert "oven.gin, line 1: No module named 'edge_test_nowhere'" in text
+@pytest.fixture
+def imported(tmp_path, monkeypatch):
+    """Puts a module `edge_test_trap` into the path; returns a function that tells if it has run."""
+    (tmp_path / "edge_test_trap.py").write_text(
+        f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "edge_test_trap", raising=False)
+    return (tmp_path / "ran").exists
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import edge_test_trap",
+        "import edge_test_trap as gin_helper",
+        "from edge_test_trap import pathlib",
+        "from edge_test_trap import pathlib as p",
+        "from __gin__ import dynamic_registration",
+    ],
+)
+def test_a_gin_file_that_imports_is_refused_and_runs_nothing(gin_file, imported, statement):
+    text = _error(config=gin_file(f"Oven.heat = 1.0\n{statement}\n"))
+    assert f"oven.gin, line 2: '{statement}' would run code" in text and "--allow_imports" in text
+    assert not imported()
+
+
+def test_an_included_file_and_a_flag_import_nothing_either(tmp_path, gin_file, imported):
+    (tmp_path / "base.gin").write_text("# a base\nimport edge_test_trap\n")
+    text = _error(config=gin_file("include 'base.gin'\n"))
+    assert "base.gin, line 2: 'import edge_test_trap' would run code" in text
+    flag = "--gin_bindings=import edge_test_trap\nOven.folder='/tmp/x'"
+    assert "would run code" in _error(flag)
+    assert not imported()
+
+
+def test_no_function_of_a_loaded_module_can_be_called(gin_file, tmp_path):
+    file = tmp_path / "called"
+    calls = [
+        "from __gin__ import dynamic_registration\nimport os\nOven.note = @os.mkdir()\n"
+        f"os.mkdir.path = {str(file)!r}\n",
+        f"Oven.note = @os.mkdir()\nos.mkdir.path = {str(file)!r}\n",
+        f"Oven.note = @posix.mkdir()\nposix.mkdir.path = {str(file)!r}\n",
+    ]
+    for text in calls:
+        _error("--gin.Oven.folder=/tmp/x", config=gin_file(text))
+        assert not file.exists()
+
+
+def test_imports_that_are_allowed_run_and_a_missing_one_is_named(gin_file, imported):
+    config = gin_file("import edge_test_trap\nOven.folder = '/tmp/x'\n")
+    gin_loader.load(config, GinArgs(allow_imports=True))
+    assert imported()
+    with pytest.raises(LmsiError, match="line 1: No module named 'edge_test_nowhere'"):
+        gin_loader.load(gin_file("import edge_test_nowhere\n"), GinArgs(allow_imports=True))
+    assert "would run code" in _error(config=gin_file("import edge_test_trap\n"))  # again
 
 
 def test_broken_syntax_names_file_line_and_text(gin_file):
@@ -410,3 +464,25 @@ def test_gin_itself_is_left_as_it_was(tmp_path):
     with pytest.raises(LmsiError, match="no_such"):
         _tasks(tmp_path / "a.gin")
     assert (config.bind_parameter, config.parse_config) == functions
+
+
+def test_the_folders_of_a_run_may_begin_with_home(tmp_path, monkeypatch):
+    from lmsi_jax.config.configurables import load_run
+
+    monkeypatch.setenv("HOME", "/home/ann")
+    (tmp_path / "a.gin").write_text(
+        f"{_RUN}FileTask.test = 't'\nRun.init_checkpoint = '~/model'\nRun.tokenizer = %TOKENIZER\n"
+        "TOKENIZER = '~/model/tokenizer'\nRun.reuse = ('~/runs/b', 'runs/~c')\n"
+        "Run.evaluation = @Evaluation()\nEvaluation.checkpoints = ('embedded', '~/model')\n"
+        "Run.distillation = @Distillation()\nDistillation.teacher_dir = '~/runs/teacher'\n"
+    )
+    args, _ = gin_loader.parse(["--gin.Run.output_dir=~/runs/a"])
+    gin_loader.load(str(tmp_path / "a.gin"), args)
+    run = load_run()
+    assert (run.output_dir, run.init_checkpoint) == ("/home/ann/runs/a", "/home/ann/model")
+    assert (run.tokenizer, run.reuse) == (
+        "/home/ann/model/tokenizer",
+        ("/home/ann/runs/b", "runs/~c"),
+    )
+    assert run.evaluation.checkpoints == ("embedded", "/home/ann/model")
+    assert run.distillation is not None and run.distillation.teacher_dir == "/home/ann/runs/teacher"

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmsi_jax.evaluation.accuracy import score
-from lmsi_jax.evaluation.drop_f1 import best_drop_f1, drop_f1
+from lmsi_jax.evaluation.accuracy import best_drop_f1, drop_f1, score
 from lmsi_jax.records import Question, Sample
 
 # predicted spans, gold spans, F1: computed with the scorer published beside DROP

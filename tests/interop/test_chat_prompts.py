@@ -68,7 +68,7 @@ def test_the_parts_of_a_row_have_the_ids_of_transformers(name, style, tmp_path):
             {"role": "assistant", "content": f"{reasoning}The answer is {one.answer}."},
         ]
     requests = {
-        "zero_shot_cot": '\nLet\'s think step by step. End with "The answer is ...".',
+        "zero_shot_cot": "\nLet's think step by step.",
         "zero_shot_direct": '\nReply with "The answer is ..." alone, without any reasoning.',
     }
     messages.append({"role": "user", "content": ASKED + requests.get(style, "")})

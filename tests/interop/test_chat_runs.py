@@ -100,7 +100,7 @@ def test_the_export_writes_the_engines_text_in_transformers_and_ends(finished):
     (response,) = context.engine(2).generate(job.requests(), seed=0, round_index=2)
     (sample,) = response.samples
     message = question.text.removeprefix("Q: ")
-    message += '\nLet\'s think step by step. End with "The answer is ...".'
+    message += "\nLet's think step by step."
     ids = text.apply_chat_template(
         [{"role": "user", "content": message}],
         add_generation_prompt=True,

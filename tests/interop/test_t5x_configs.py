@@ -6,6 +6,9 @@ import re
 
 import pytest
 
+from lmsi_jax.interop import t5x as lmsi_t5x
+from lmsi_jax.runtime.files import embedded_path
+
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "gin_configs" / "t5x"
 
 
@@ -20,3 +23,22 @@ def test_every_name_of_ours_in_a_gin_file_exists(file):
         assert attributes, f"{file.name} imports {package}.{name} and does not use it"
         for attribute in attributes:
             assert hasattr(module, attribute), f"{file.name}: {module.__name__}.{attribute}"
+
+
+@pytest.mark.parametrize(
+    ("word", "same"),
+    [
+        ("--gin.MODEL_DIR='runs/t5x'", "--gin.MODEL_DIR='{here}/runs/t5x'"),
+        ("--gin.RUN_DIR=runs/a", "--gin.RUN_DIR='{here}/runs/a'"),
+        ("--gin.CHECKPOINT_PATH='/a/b'", "--gin.CHECKPOINT_PATH='/a/b'"),
+        ("--gin.CHECKPOINT_PATH='gs://b/c'", "--gin.CHECKPOINT_PATH='gs://b/c'"),
+        ("--gin.CHECKPOINT_PATH='embedded'", "--gin.CHECKPOINT_PATH='{embedded}'"),
+        ("--gin.CHECKPOINT_PATH=%MODEL_DIR", "--gin.CHECKPOINT_PATH=%MODEL_DIR"),
+        ("--gin.TOKENIZER='embedded'", "--gin.TOKENIZER='embedded'"),
+        ("--gin_file=t5x/eval.gin", "--gin_file=t5x/eval.gin"),
+    ],
+)
+def test_folders_in_flags_are_absolute_as_orbax_needs_them(word, same, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint = embedded_path("checkpoint_2400")
+    assert lmsi_t5x.absolute(word) == same.format(here=tmp_path, embedded=checkpoint)

@@ -8,6 +8,7 @@ import math
 import pytest
 from micro_run import contents, shard_rows
 
+from lmsi_jax.cli.main import main
 from lmsi_jax.pipeline.context import read_samples
 from lmsi_jax.records import Question, Sample, Vote
 from lmsi_jax.runtime.store import ShardStore
@@ -18,7 +19,6 @@ _FINISH = {"end_token": "stop", "limit": "length", "stop": "stop", "next_questio
 @pytest.fixture
 def import_samples(words, capsys):
     """Runs `lmsi import-samples` of the micro run here; returns (exit code, stdout, the error)."""
-    from lmsi_jax.cli.main import main
 
     def run(output, files, changes=(), flags=()):
         command, config, *bindings = words("import-samples", output, changes)
@@ -216,12 +216,12 @@ def test_left_out_rows_are_counted_and_named(import_samples, samples, tmp_path):
     rows = _batch_rows(samples)
     rows += [rows[0]]  # the same response, twice
     rows += [{**rows[1], "custom_id": "stranger-7"}]
-    rows += [{"custom_id": "late", "response": None, "error": {"message": "timed out"}}]
+    rows += [{"custom_id": "late", "response": None, "error": {"message": "timed\x1b[2J out"}}]
     code, out, _ = import_samples(tmp_path / "run", [_written(tmp_path / "s.jsonl", rows)])
     assert code == 0 and "32 samples of 8 of 8" in out
     assert "left out: 1 response that came twice" in out
     assert "1 row of no question of the run: s.jsonl, line 10: 'stranger-7'" in out
-    assert "1 failed request: s.jsonl, line 11: 'late' has no answer (timed out)" in out
+    assert "1 failed request: s.jsonl, line 11: 'late' has no answer (timed?[2J out)" in out
 
 
 def test_broken_lines_are_named_and_nothing_is_imported_unless_they_are_skipped(
@@ -365,3 +365,26 @@ def test_a_file_that_is_named_twice_or_not_there_is_refused(import_samples, samp
     assert code == 2 and "are the same file" in error
     code, _, error = import_samples(tmp_path / "run", [tmp_path / "none.jsonl"])
     assert code == 2 and "cannot read" in error and "none.jsonl" in error
+
+
+def test_a_file_of_samples_may_define_the_questions_too(import_samples, words, tmp_path):
+    rows = [
+        {
+            "question": f"Ann has {n} pens.\n\nShe buys {n} more.  How many has she?",
+            "samples": [f"She has {n} + {n}. The answer is {2 * n}."] * 3 + ["The answer is 1."],
+            **({"answer": 2 * n} if n % 2 else {}),
+        }
+        for n in range(2, 8)
+    ]
+    file = _written(tmp_path / "mine.jsonl", rows)
+    flags = ["--gin.Questions.tasks=(@FileTask(),)", "--gin.FileTask.kind=number"]
+    flags += ["--gin.FileTask.name=mine", f"--gin.FileTask.train={file}"]
+    changes = {"Questions.train": ("mine",), "Questions.test": (), "Questions.train_count": 6}
+    run = tmp_path / "run"
+    code, out, error = import_samples(run, [file], changes, flags)
+    assert (code, error) == (0, "") and "24 samples of 6 of 6 questions imported" in out
+    command, config, *bindings = words("vote", run, changes)
+    assert main([command, config, *flags, *bindings]) == 0
+    votes = shard_rows(run / "round_1" / "vote", Vote)
+    assert sorted(int(vote.winner) for vote in votes) == [4, 6, 8, 10, 12, 14]
+    assert {vote.confidence for vote in votes} == {0.75}

@@ -14,8 +14,7 @@ from lmsi_jax.cli.main import main
 from lmsi_jax.evaluation.accuracy import score
 from lmsi_jax.interop import t5x as lmsi_t5x
 from lmsi_jax.pipeline.context import read_samples
-from lmsi_jax.records import Question
-from lmsi_jax.runtime.files import embedded_path
+from lmsi_jax.records import Question, Vote
 from lmsi_jax.runtime.store import ShardStore
 from lmsi_jax.training.checkpoints import load_params
 
@@ -43,6 +42,18 @@ def _t5x(command, file, **macros):
 def t5x(copy, tokenizer_path):
     """Runs a command of T5X's on a copy of the finished run."""
     return functools.partial(_t5x, RUN_DIR=str(copy), TOKENIZER=tokenizer_path)
+
+
+@pytest.fixture
+def questions_of():
+    """Returns the train questions of a run, text by uid."""
+
+    def read(run):
+        store = ShardStore(run / "questions")
+        names = ("train-purchases", "train-compare")
+        return {row["uid"]: row["text"] for name in names for row in store.read(name)}
+
+    return read
 
 
 def _half_right(run):
@@ -73,12 +84,15 @@ def test_t5xs_eval_gives_the_metrics_of_our_own(t5x, copy, tmp_path):
     assert found["parsed"] == pytest.approx(wanted.parsed)
 
 
-def test_t5xs_infer_samples_paths_of_the_train_questions(t5x, copy, tmp_path):
+def test_t5xs_infer_samples_paths_of_the_train_questions_and_they_make_a_round(
+    t5x, copy, tmp_path, words, questions_of, capsys
+):
+    checkpoint = copy / "round_1" / "train" / "checkpoint_4"
     t5x(
         "infer",
         "infer",
-        CHECKPOINT_PATH=str(copy / "round_1" / "train" / "checkpoint_4"),
-        INFER_OUTPUT_DIR=str(tmp_path / "paths"),
+        CHECKPOINT_PATH=os.path.relpath(checkpoint, ROOT),
+        INFER_OUTPUT_DIR=os.path.relpath(tmp_path / "paths", ROOT),
         NUM_DECODES=3,
     )
     (file,) = (tmp_path / "paths").glob("lmsi_run_purchases_cot-*-of-00001")
@@ -87,6 +101,23 @@ def test_t5xs_infer_samples_paths_of_the_train_questions(t5x, copy, tmp_path):
     texts = {text for row in rows for text in row["prediction"]}
     assert all(len(row["prediction"]) == 3 for row in rows)
     assert len(texts) > 1 and any("The answer is" in text for text in texts)
+    asked = questions_of(copy)
+    for row in rows:
+        inputs = row["inputs"]
+        assert asked[inputs["uid"]] == inputs["question"]
+        assert inputs["inputs_pretokenized"].endswith(f"{inputs['question']}\nA:")
+        assert inputs["targets_pretokenized"] == ""  # training questions have no answer here
+    files = sorted(map(str, (tmp_path / "paths").glob("*-of-00001")))
+    command, config, *bindings = words("import-samples", tmp_path / "run")
+    assert main([command, config, *files, *bindings]) == 0
+    assert "24 samples of 8 of 8 questions imported" in capsys.readouterr().out
+    assert main(["vote", config, *bindings]) == 0
+    votes = [
+        Vote.from_json(vote)
+        for task in ("purchases", "compare")
+        for vote in ShardStore(tmp_path / "run" / "round_1" / "vote").read(task)
+    ]
+    assert {vote.total for vote in votes} == {3} and any(vote.winner for vote in votes)
 
 
 def test_t5xs_train_fine_tunes_on_a_round_and_we_read_what_it_saves(
@@ -123,7 +154,7 @@ def test_t5xs_eval_of_the_embedded_model_gives_the_accuracies_of_lmsi_eval(tmp_p
         "eval",
         "eval",
         RUN_DIR=str(tmp_path / "run"),
-        CHECKPOINT_PATH=str(embedded_path("checkpoint_2400")),
+        CHECKPOINT_PATH="embedded",
         EVAL_OUTPUT_DIR=str(tmp_path / "eval"),
         PROMPT_STYLE=prompt_style,
     )

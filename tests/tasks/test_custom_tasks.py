@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from lmsi_jax import voting
 from lmsi_jax.config import FileTask
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.runtime import files
 from lmsi_jax.tasks import registry, table_files
 
 ROWS = [{"question": f"What is {n} + 1?", "answer": n + 1} for n in range(40)]
@@ -453,3 +455,30 @@ def test_seqio_yields_the_same_questions(tmp_path):
             assert read == [(row.text, row.gold) for row in stream]
     finally:
         seqio.TaskRegistry.remove("lmsi_own_rows")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv.gz"])
+def test_a_pipe_in_place_of_a_file_is_refused(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert "is no regular file" in _error(_task(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [("[" * 100_000, "a.json cannot be read"), ('{"question": ' * 100_000, "a.json, line 1")],
+)
+def test_values_that_are_nested_without_end_are_named(tmp_path, text, place):
+    (tmp_path / "a.json").write_text(text)
+    error = _error(_task(tmp_path / "a.json"))
+    assert place in error and "nested too deeply" in error
+
+
+def test_what_expands_without_end_and_documents_without_end_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_DATA_BYTES", 1 << 20)
+    monkeypatch.setattr(files, "_DOCUMENT_BYTES", 1 << 10)
+    (tmp_path / "a.jsonl").write_bytes(gzip.compress(bytes(2 << 20)))
+    assert "a.jsonl expands to more than 1 MiB" in _error(_task(tmp_path / "a.jsonl"))
+    rows = [{"question": f"{n}?", "answer": n} for n in range(99)]
+    assert len(_labelled(_task(_lines(tmp_path / "lines.json", rows)))) == 99
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    assert "write one object a line" in _error(_task(tmp_path / "list.json"))

@@ -117,6 +117,21 @@ def test_training_questions_do_not_carry_the_spans_of_their_answers(tmp_path):
     assert (question.gold, question.also, question.spans) == (None, (), ())
 
 
+def test_the_label_of_a_training_question_of_drop_does_not_tell_its_kind(tmp_path):
+    asked = "How many yards was the goal?"
+    kinds = {}
+    for number, spans in (("41", []), ("", ["a yard or so"])):
+        row = {"passage": "x", "question": asked, "answer": {"number": number, "spans": spans}}
+        for split, file in (("train", "train.json"), ("test", "dev.json")):
+            (tmp_path / file).write_text(json.dumps(row))
+            task = registry.get("drop_nonfootball", str(tmp_path))
+            (question,) = task.questions(split, "hard", 1, 0)
+            (labelled,) = task.labelled(split, "hard", 0)
+            kinds[split, number] = (question.kind, labelled.kind)
+    assert kinds["train", "41"] == kinds["train", ""] == ("number", "number")
+    assert (kinds["test", "41"], kinds["test", ""]) == (("number",) * 2, ("span",) * 2)
+
+
 def test_a_folder_may_be_below_home_and_a_file_is_none(tmp_path, monkeypatch):
     (tmp_path / "test.jsonl").write_text(json.dumps(GSM8K))
     monkeypatch.setenv("HOME", str(tmp_path.parent))

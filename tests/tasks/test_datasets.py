@@ -3,13 +3,15 @@
 import contextlib
 import gzip
 import json
+import urllib.error
+import urllib.request
 
 import pytest
 from shared_data import DATA, needed
 
 from lmsi_jax import answers
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.tasks import registry
+from lmsi_jax.tasks import dataset, registry
 from lmsi_jax.tasks.dataset import Dataset
 
 PUBLISHED = [name for name in registry.NAMES if isinstance(registry.get(name), Dataset)]
@@ -191,9 +193,10 @@ def test_human_solutions_lose_their_last_words(tmp_path):
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if registry.get(name).tfds])
-def test_tfds_has_the_fields_that_are_read(name):
+def test_tfds_has_the_fields_that_are_read(name, monkeypatch):
     """TFDS makes rows up by its own description of the data set; labels are random."""
     tfds = pytest.importorskip("tensorflow_datasets")
+    monkeypatch.setattr(dataset, "_check_network", lambda: None)  # nothing is downloaded
     task = registry.get(name)
     read = 0
     with tfds.testing.mock_data(num_examples=30):
@@ -204,6 +207,20 @@ def test_tfds_has_the_fields_that_are_read(name):
                     task.parse(row)
                 read += 1
     assert read == 60
+
+
+def test_without_a_network_tfds_is_not_asked_to_download(monkeypatch, tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    def fail(*args, **kwargs):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
+    monkeypatch.setattr(tfds, "load", lambda *args, **kwargs: pytest.fail("it was asked"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(LmsiError, match="there is no network: Name or service") as raised:
+        registry.get("gsm8k").questions("test", "hard", 1, 0)
+    assert "Questions.data_dir" in str(raised.value) and "data_dirs" in str(raised.value)
 
 
 REAL = [

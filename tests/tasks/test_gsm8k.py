@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import os
 import re
 
 import pytest
@@ -137,6 +138,20 @@ def test_missing_folders_and_files_are_named(tmp_path):
 def test_a_damaged_file_is_named(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(LmsiError, match=f"cannot read .*{name} .*copy it anew"):
+        GSM8K.from_folder(str(tmp_path)).questions("test", "easy", 1, 0)
+
+
+@pytest.mark.parametrize("name", ["test.jsonl", "test.jsonl.gz"])
+def test_a_pipe_in_place_of_a_file_is_refused(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(LmsiError, match=f"{name} is no regular file"):
+        GSM8K.from_folder(str(tmp_path)).questions("test", "easy", 1, 0)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"question": ' + "[" * 100_000])
+def test_values_that_are_nested_without_end_are_named(tmp_path, text):
+    (tmp_path / "test.jsonl").write_text(text)
+    with pytest.raises(LmsiError, match=r"test.jsonl.* nested too deeply"):
         GSM8K.from_folder(str(tmp_path)).questions("test", "easy", 1, 0)
 
 

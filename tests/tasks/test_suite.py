@@ -92,8 +92,25 @@ def test_seqios_evaluator_scores_answers_by_letter_and_by_text(folders, tmp_path
     assert metrics.result()["lmsi_aqua_zero_shot_cot"] == {"accuracy": 0.5, "parsed": 1.0}
 
 
+def test_seqios_evaluator_finds_the_lengths_by_itself(folders):
+    seqio_suite.register(("svamp",), ("cot",), data_dirs=folders)
+    evaluator = seqio.Evaluator(
+        mixture_or_task_name="lmsi_svamp_cot",
+        feature_converter=seqio.EncDecFeatureConverter(pack=False),
+        eval_split="test",
+        sequence_length=None,
+    )
+    longest = max(len(row["inputs"]) for row in _examples("lmsi_svamp_cot"))
+    (dataset,) = evaluator.cached_model_datasets.values()
+    rows = [row for _, row in dataset.as_numpy_iterator()]
+    assert {len(row["encoder_input_tokens"]) for row in rows} == {longest} and len(rows) == 5
+
+
 def test_a_prompt_that_does_not_fit_is_refused_when_its_split_is_read(folders):
     seqio_suite.register(("svamp",), ("cot",), data_dirs=folders)
     task = seqio.get_mixture_or_task("lmsi_svamp_cot")
-    with pytest.raises(LmsiError, match="lmsi_svamp_cot: the longest prompt has .* raise it"):
+    with pytest.raises(
+        LmsiError, match="lmsi_svamp_cot: the longest prompt has .* raise it.*sequence_length=None"
+    ) as raised:
         task.get_dataset({"inputs": 64, "targets": 8}, "test", shuffle=False)
+    assert "TASK_FEATURE_LENGTHS" not in str(raised.value)  # a user of SeqIO has no gin

@@ -1,4 +1,4 @@
-"""Natural language inference: ANLI, MNLI and RTE as questions (LMSI, appendix).
+"""Questions with a closed set of answers: language inference (ANLI, MNLI, RTE) and StrategyQA.
 
 ANLI, rounds 1 to 3 (Nie et al. 2020, arXiv 1910.14599): three answers; round 1 out of domain.
 MNLI, matched and mismatched genres (Williams et al. 2018, arXiv 1704.05426): out of domain.
@@ -12,13 +12,20 @@ RTE (Dagan et al. 2005, in SuperGLUE): yes or no, without the list of options, o
     - no
     - it is not possible to tell
     A: The premise says that the museum sells a map. The answer is yes.
+
+StrategyQA (Geva et al. 2021, arXiv 2101.02235): yes or no, out of domain.
+
+    Q: Yes or no: Did Johann Sebastian Bach ever travel by aeroplane?
+    A: Bach died in 1750. The first powered flight was in 1903. The answer is no.
+
+The prompts are LMSI's (appendix).
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from lmsi_jax.tasks.dataset import Dataset, Item, flat, label_of
+from lmsi_jax.tasks.dataset import Dataset, Item, flat, label_of, sentences
 
 UNKNOWN = "it is not possible to tell"
 _OPTIONS = f"\nOPTIONS:\n- yes\n- no\n- {UNKNOWN}"
@@ -130,4 +137,33 @@ RTE = Dataset(
     folder="RTE",
 )
 
-TASKS = (*ANLI, RTE, *MNLI)
+_YES_NO = {True: "yes", False: "no", "yes": "yes", "no": "no", "true": "yes", "false": "no"}
+
+
+def parse_strategyqa(row: Mapping[str, Any]) -> Item:
+    """Parses StrategyQA's {"question", "answer": true, "facts": [...]}."""
+    facts = row.get("facts") or ()
+    question = flat(row["question"].removeprefix("Yes or no: "))
+    return Item(
+        question=f"Q: Yes or no: {question}",
+        answer=label_of(_YES_NO, row["answer"]),
+        reasoning=sentences(*([facts] if isinstance(facts, str) else facts)),
+    )
+
+
+STRATEGYQA = Dataset(
+    name="strategyqa",
+    kind="yes_no",
+    domain="out",
+    parse=parse_strategyqa,
+    layout='{"question": "...", "answer": true, "facts": ["...", ...]}',
+    origin="strategyqa_train.json and _test.json are at github.com/eladsegal/strategyqa",
+    file_names={
+        "train": ("strategyqa_train.json", "train.jsonl"),
+        "test": ("strategyqa_test.json", "test.jsonl", "dev.jsonl"),
+    },
+    exemplar_file="strategyqa",
+    shots=6,
+)
+
+TASKS = (*ANLI, RTE, *MNLI, STRATEGYQA)

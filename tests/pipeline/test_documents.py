@@ -6,10 +6,10 @@ import itertools
 import pytest
 
 from lmsi_jax import answers
+from lmsi_jax.pipeline.pretrain import FORMAT_SHARES, answer_text, documents
 from lmsi_jax.prompts import STEP_BY_STEP, question_prompt, solution
 from lmsi_jax.records import Exemplar
 from lmsi_jax.tasks import registry
-from lmsi_jax.tasks.documents import FORMAT_SHARES, answer_text, documents
 
 SHARES = {"purchases": 3.0, "claims": 1.0}
 TASKS = {name: registry.get(name) for name in SHARES}
