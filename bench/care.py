@@ -1,9 +1,9 @@
 """Measures how a round changes the way to work sums: python bench/care.py runs/quickstart ...
 
-A path is hasty when one of its steps adds or subtracts more than two numbers (except tens alone or
+A sample is hasty if one of its steps adds or subtracts more than two numbers (except tens alone or
 units alone, which is a way to take care), careful otherwise. Prints, for each run and trained task,
-the careful share of the base's sampled test paths, of the kept train paths, and of greedy paths
-before and after; and how often careful and hasty paths of the base are right. As its last line,
+the careful share of the base's test samples, of the kept train samples, and of greedy samples
+before and after; and how often careful and hasty samples of the base are right. As its last line,
 JSON with the same numbers. Needs runs with self-consistency and chain-of-thought evaluation.
 """
 
@@ -21,7 +21,7 @@ _STEP = re.compile(r"((?:-?\d+ [+-] )+\d+) = ")
 
 
 def is_careful(text: str) -> bool:
-    """Returns True if no step of the path takes more than two numbers at once."""
+    """Returns True if no step of the sample takes more than two numbers at once."""
     for step in _STEP.findall(text):
         numbers = [int(n) for n in re.findall(r"\d+", step)]
         tens, units = all(n % 10 == 0 for n in numbers), all(n < 10 for n in numbers)
@@ -63,8 +63,8 @@ def task_figures(run: pathlib.Path, task: str, last: int) -> dict[str, float | N
         "careful, greedy after": percent(
             [is_careful(p.text) for p in shards(f"round_{last}/eval", f"{task}-cot")]
         ),
-        "careful paths right": percent(right[True]),
-        "hasty paths right": percent(right[False]),
+        "careful samples right": percent(right[True]),
+        "hasty samples right": percent(right[False]),
     }
 
 

@@ -1,10 +1,10 @@
 """Measures the value of the model's own questions and prompts on one task.
 
-    python bench/generated.py purchases --train=40 --test=100 --paths=40 --output=runs/bench
+    python bench/generated.py purchases --train=40 --test=100 --samples=40 --output=runs/bench
 
 Runs the stages generate, prompts, sample, vote and mix of `generated.gin` on the task; then asks
-its test questions in three ways, with "Let's think step by step.", behind the generated prompts,
-and behind the task's own exemplars, and votes on the first 10 and on all paths of each. Prints the
+its test questions in three ways, with "Let's think step by step.", after the generated prompts,
+and after the task's own exemplars, and votes on the first 10 and on all samples of each. Prints the
 new questions, how many were well formed and how sure the votes are; for prompts, accuracies and
 paired intervals of the change against the first way, in points. As its last line, JSON with these
 numbers. Takes up the same folder again.
@@ -44,7 +44,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task")
-    for name, default in (("train", 40), ("test", 100), ("paths", 40), ("prompts", 20)):
+    for name, default in (("train", 40), ("test", 100), ("samples", 40), ("prompts", 20)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--output", default="runs/bench_generated")
     return parser.parse_args()
@@ -59,7 +59,7 @@ def _run(args: argparse.Namespace) -> Run:
         "Questions.test_count": str(args.test),
         "Augmentation.questions": str(args.train),
         "Augmentation.prompts": str(args.prompts),
-        "Sampling.num_samples": str(args.paths),
+        "Sampling.num_samples": str(args.samples),
     }
     bindings = tuple(gin_loader.Binding(name=name, value=value) for name, value in changes.items())
     gin_loader.load("generated", gin_loader.GinArgs(bindings=bindings))
@@ -121,7 +121,7 @@ def _prompts(round: Round, task: str) -> dict[str, Any]:
 
 
 def _right(store: ShardStore, jobs: list[Job], questions: list[Question]) -> dict[str, list[int]]:
-    """Returns 1 for each correct vote, of the first paths and of all, else 0."""
+    """Returns 1 for each correct vote, of the first samples and of all, else 0."""
     samples: dict[str, list[Sample]] = {}
     for job in jobs:
         for uid, rows in read_samples(store, job.name).items():

@@ -102,7 +102,7 @@ def cause(reading: Reading) -> str | None:
         return "at the beginning" if opens and decides else "at the end"
     if reading.question.kind == "yes_no":
         plain = found.answer.lower().startswith(("yes", "no"))
-        return "qualified behind" if plain else "qualified before"
+        return "qualified after" if plain else "qualified before"
     if reading.question.kind == "number":
         return "words around" if theirs == "[invalid]" else "several numbers"
     return "other mark"

@@ -1,6 +1,6 @@
 """Real model outputs that nobody here wrote, and where a benchmark finds them.
 
-The repository does not hold them. They lie in the folder that `--data=DIR` or the environment's
+The repository does not hold them. They are in the folder that `--data=DIR` or the environment's
 LMSI_DATA names, else in ../shared/data beside the checkout, each file as published or as .gz:
 
     model_samples/NAME/gold.jsonl          Faithful-COT's data/NAME/test.jsonl

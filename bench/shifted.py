@@ -1,7 +1,7 @@
 """Measures which ways to work sums IWSI's weights prefer: python bench/shifted.py RUN
 
 RUN is one of `lmsi study shift`, such as runs/studies/shift/rows/seed0. For each trained task: the
-mean loss of the careful and of the hasty voted paths (`bench/care.py`), and the careful share of
+mean loss of the careful and of the hasty voted samples (`bench/care.py`), and the careful share of
 all of them, of them as IWSI-w weighs them (the importance w', at most --cap), and of the --share
 with the lowest distribution shift, which IWSI keeps. Prints a table, and JSON as its last line.
 """
@@ -26,7 +26,7 @@ from lmsi_jax.selection.filters import (
 
 def task_figures(run: pathlib.Path, task: str, cap: float, share: float) -> dict[str, float]:
     """Returns the figures of a task; shares in percent, losses in nats per token."""
-    scores = ShardStore(run / "round_1/path_scores")
+    scores = ShardStore(run / "round_1/filter_scores")
 
     def scored(kind: str) -> list[dict]:
         prefix = f"{kind}-{task}-"
@@ -37,7 +37,7 @@ def task_figures(run: pathlib.Path, task: str, cap: float, share: float) -> dict
     validation = [row["loss"] for row in scored("human")]
     samples = read_samples(ShardStore(run / "round_1/sample"), task)
     careful = {
-        (p.uid, p.sample_index): is_careful(p.text) for paths in samples.values() for p in paths
+        (p.uid, p.sample_index): is_careful(p.text) for group in samples.values() for p in group
     }
     rows = [
         (careful[row["uid"], row["sample_index"]], row["loss"], importance(validation, row["loss"]))

@@ -5,7 +5,7 @@ Extract + key + vote over synthetic texts, and over real chain-of-thought texts 
 looked up. Beside it, where they are installed (`pip install lm_eval math-verify`):
 lm-evaluation-harness's own GSM8K filters (strict and flexible, regex and take_first), which extract
 a string without a canonical key or a vote, and math-verify's parse.
-Prints one JSON object: paths a second of processor time, the best of a few passes, and how many
+Prints one JSON object: samples a second of processor time, the best of a few passes, and how many
 answers were found.
 """
 
@@ -37,13 +37,13 @@ from lmsi_jax.records import Question, Sample
 
 
 def real(data: pathlib.Path, name: str) -> list[tuple[Question, list[Sample]]]:
-    """Returns each question of a set with one path of each model."""
+    """Returns each question of a set with one sample of each model."""
     asked = {row["id"]: row for row in rows_of(data / gold(name))}
     by_id: dict[Any, list[Sample]] = {uid: [] for uid in asked}
     models = {file.name.split("_COT")[0] for file in data.glob(f"{outputs(name, '*')}*")}
     for index, model in enumerate(sorted(models)):
         for row in rows_of(data / outputs(name, model)):
-            by_id[row["id"]].append(_path(str(row["id"]), index, row["completion"]))
+            by_id[row["id"]].append(_sample(str(row["id"]), index, row["completion"]))
     return [
         (Question(uid=str(uid), task=name, text=row["question"], kind=KINDS[name]), by_id[uid])
         for uid, row in asked.items()
@@ -53,14 +53,14 @@ def real(data: pathlib.Path, name: str) -> list[tuple[Question, list[Sample]]]:
 def chat_texts(
     data: pathlib.Path, name: str, per_question: int = 8
 ) -> list[tuple[Question, list[Sample]]]:
-    """Return a chat model's texts, of which eight in a row count as the paths of one question."""
+    """Return a chat model's texts, of which eight in a row count as the samples of one question."""
     rows, groups = rows_of(data / chat(name)), []
     for first in range(0, len(rows), per_question):
         texts = rows[first : first + per_question]
         options = "".join(f" ({letter}) {text}" for letter, text in _lettered(texts[0]))
         question = Question(uid=str(first), task=name, text=f"Q: ?{options}", kind=CHAT[name])
-        paths = [_path(str(first), index, row["text"]) for index, row in enumerate(texts)]
-        groups.append((question, paths))
+        samples = [_sample(str(first), index, row["text"]) for index, row in enumerate(texts)]
+        groups.append((question, samples))
     return groups
 
 
@@ -68,32 +68,32 @@ def _lettered(row: dict[str, Any]) -> list[tuple[str, str]]:
     return list(zip("abcdefghij", row.get("options") or (), strict=False))
 
 
-def synthetic(questions: int, paths: int) -> list[tuple[Question, list[Sample]]]:
-    """Returns sums in words, 300 characters a path, with a few answers a question."""
+def synthetic(questions: int, samples: int) -> list[tuple[Question, list[Sample]]]:
+    """Returns sums in words, 300 characters a sample, with a few answers a question."""
     draw = random.Random(0)
     made = []
     for number in range(questions):
         uid, right = str(number), draw.randint(10, 5000)
         rows = []
-        for index in range(paths):
+        for index in range(samples):
             answer = right if draw.random() < 0.6 else right + draw.randint(-20, 20)
             steps = [
                 f"{draw.randint(2, 99)} * {draw.randint(2, 9)} is {answer}." for _ in range(15)
             ]
             text = f" First {' Then '.join(steps)} The answer is ${answer:,}."
-            rows.append(_path(uid, index, text))
+            rows.append(_sample(uid, index, text))
         made.append((Question(uid=uid, task="synthetic", text="Q: ?", kind="number"), rows))
     return made
 
 
-def rate(work: Callable[[], int], paths: int, passes: int) -> dict[str, float]:
-    """Returns paths a second in the best pass, and the share of answers found."""
+def rate(work: Callable[[], int], samples: int, passes: int) -> dict[str, float]:
+    """Returns samples a second in the best pass, and the share of answers found."""
     best, found = float("inf"), 0
     for _ in range(passes):
         begin = time.process_time()  # of this process alone, whatever else the machine does
         found = work()
         best = min(best, time.process_time() - begin)
-    return {"paths_per_second": round(paths / best), "found": round(found / paths, 4)}
+    return {"samples_per_second": round(samples / best), "found": round(found / samples, 4)}
 
 
 def measure(rows: Sequence[tuple[Question, list[Sample]]], passes: int) -> dict[str, Any]:
@@ -113,8 +113,8 @@ def measure(rows: Sequence[tuple[Question, list[Sample]]], passes: int) -> dict[
         return sum(voting.vote(question, samples).parsed for question, samples in rows)
 
     result: dict[str, Any] = {
-        "paths": n,
-        "characters_per_path": round(sum(map(len, texts)) / n),
+        "samples": n,
+        "characters_per_sample": round(sum(map(len, texts)) / n),
         "lmsi_jax extract + key": rate(read, n, passes),
         "lmsi_jax extract + key + vote": rate(vote, n, passes),
     }
@@ -161,7 +161,7 @@ def _math_verify(texts: Sequence[str]) -> Callable[[], int] | None:
     return lambda: sum(bool(parse(text, parsing_timeout=None)) for text in texts)
 
 
-def _path(uid: str, index: int, text: str) -> Sample:
+def _sample(uid: str, index: int, text: str) -> Sample:
     return Sample(uid=uid, sample_index=index, text=text, tokens=1, logprob=-1.0, end="end_token")
 
 

@@ -57,16 +57,16 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Questions that share a prompt, several sampled paths each.
+    """Questions that share a prompt, several samples each.
 
     Attributes:
       name: how commands call it.
       shared: tokens of the prompt that all questions share.
       question: further tokens of each question.
-      samples: paths per question.
-      max_new: most tokens a path may have.
-      lengths: how many tokens each path has, question by question. They are the useful tokens:
-        what a system computes for a path beyond them is not counted.
+      samples: samples per question.
+      max_new: most tokens a sample may have.
+      lengths: how many tokens each sample has, question by question. They are the useful tokens:
+        what a system computes for a sample beyond them is not counted.
       temperature: of the softmax; sampling is from the full distribution.
       model: what decodes.
     """
@@ -97,11 +97,11 @@ class Workload:
 
     @property
     def even(self) -> bool:
-        """True if every path has exactly `max_new` tokens."""
+        """True if every sample has exactly `max_new` tokens."""
         return set(self.lengths) == {self.max_new}
 
     def of_question(self, index: int) -> tuple[int, ...]:
-        """Returns the lengths of a question's paths."""
+        """Returns the lengths of a question's samples."""
         return self.lengths[index * self.samples : (index + 1) * self.samples]
 
 
@@ -156,19 +156,19 @@ def _prefill_flops(model: Model, tokens: int, before: int) -> float:
 
 
 def _decode_flops(model: Model, before: int, length: int) -> float:
-    """Returns the FLOPs of a path of `length` tokens."""
+    """Returns the FLOPs of a sample of `length` tokens."""
     return _prefill_flops(model, length, before) + 2 * model.vocabulary * model.width * length
 
 
 def _memory_bytes(workload: Workload) -> float:
-    """Returns the bytes that decoding reads if all paths have slots from the first step on."""
+    """Returns the bytes that decoding reads if all samples have slots from the first step on."""
     model = workload.model
     steps = max(workload.lengths)
     weights = steps * model.weight_bytes
-    paths = sum(length * (length + 1) / 2 for length in workload.lengths)
+    own = sum(length * (length + 1) / 2 for length in workload.lengths)
     longest = sum(max(workload.of_question(q)) for q in range(workload.questions))
     shared = steps * workload.shared + longest * workload.question
-    return weights + (paths + shared) * model.cache_bytes
+    return weights + (own + shared) * model.cache_bytes
 
 
 def roofline(workload: Workload, matmul_rate: float, bandwidth: float) -> dict[str, float]:
@@ -179,9 +179,10 @@ def roofline(workload: Workload, matmul_rate: float, bandwidth: float) -> dict[s
     matrix included; attention costs 4 * heads * head_dim FLOPs per layer and position attended to,
     the token's own included.
 
-    Memory: with all paths in slots from the first step on, each step reads the weights once, the
-    shared prompt's cache once, the cache of each question that still has a path once, and the cache
-    of each living path once, its new token included. Prefill adds none: compute bounds it.
+    Memory: with all samples in slots from the first step on, each step reads the weights once, the
+    shared prompt's cache once, the cache of each question with unfinished samples once, and the
+    cache of each unfinished sample once, its new token included. Prefill adds none: compute bounds
+    it.
 
     At 485 GFLOP/s and 43 GB/s this gives 4,890 tokens/s for A by compute alone and 3,794 with
     memory time added; for B 4,826 and 3,311.

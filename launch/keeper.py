@@ -91,7 +91,7 @@ class Supervisor:
             if any(state == outcome for state, finished in states if not finished):
                 raise LmsiError(
                     f"the run is {'stopped' if outcome == 'inactive' else outcome} on a worker; "
-                    "`logs` says why; the same command goes on with it"
+                    "`logs` says why; repeat the command to resume"
                 )
         return False
 

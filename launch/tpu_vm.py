@@ -161,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--ssh_flag", action="append", default=[], help="a further flag of gcloud's ssh and scp")
     add("--worker", default="0", help="logs: whose, a number or all (%(default)s)")
     add("--lines", type=int, default=100, help="logs: how many (%(default)s)")
-    add("--follow", action="store_true", help="logs: go on with what comes")
+    add("--follow", action="store_true", help="logs: follow new lines")
     add("--dry_run", action="store_true", help="print the commands, run nothing")
     return parser
 

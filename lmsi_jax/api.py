@@ -8,11 +8,16 @@
     evaluate(better, test_questions, exemplars)
 
 Each function takes records and returns records. `lmsi run` does the same with files between the
-steps, several processes, restarts and a report.
+steps, several processes, restarts and a report. Only `load`, `sample`, `engine`, `train` and
+`evaluate` import JAX, at their first call: texts of any origin are voted on without it.
+
+    question = Question(uid="q1", task="mine", text="Q: How many apples?", kind="number")
+    vote([question], {"q1": ["9 + 9 = 18. The answer is 18.", "Answer: 18"]})["q1"].winner
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from etils import epath
 
@@ -22,9 +27,7 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation import accuracy
 from lmsi_jax.evaluation.accuracy import TaskScore
 from lmsi_jax.interop.chat_prompts import make_writer
-from lmsi_jax.models.params import Params
 from lmsi_jax.models.tokenizers import FileTokenizer, open_tokenizer
-from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.prompts import (
     PLAIN,
     STOP_STRINGS,
@@ -33,20 +36,30 @@ from lmsi_jax.prompts import (
     PromptWriter,
     new_tokens,
 )
-from lmsi_jax.records import FORMATS, Example, Exemplar, Format, Question, Sample, Vote
-from lmsi_jax.rollout.engine import Engine
+from lmsi_jax.records import (
+    FORMATS,
+    Example,
+    Exemplar,
+    Format,
+    Question,
+    Sample,
+    Vote,
+    check_unique,
+    samples_from_texts,
+)
 from lmsi_jax.rollout.requests import Request, Rollout
 from lmsi_jax.runtime.files import embedded_path
 from lmsi_jax.selection import rows as selection
 from lmsi_jax.selection.rows import Row
 from lmsi_jax.tasks import registry
 from lmsi_jax.tasks.task import Task
-from lmsi_jax.training import checkpoints
-from lmsi_jax.training.data import Examples
-from lmsi_jax.training.trainer import train as run_training
 
-Samples = Mapping[str, Sequence[Sample]]
-"""The samples of each question, by its uid."""
+if TYPE_CHECKING:
+    from lmsi_jax.models.params import Params
+    from lmsi_jax.rollout.engine import Engine
+
+Samples = Mapping[str, Sequence[Sample] | Sequence[str]]
+"""The samples of each question, by its uid; texts alone become `records.samples_from_texts`."""
 WeightedRow = tuple[Row, float]
 """A voted sample, and the factor of its loss weight."""
 
@@ -64,7 +77,7 @@ class Model:
     """
 
     config: ModelConfig
-    params: Params
+    params: "Params"
     tokenizer: FileTokenizer
     tokenizer_path: str
     prompts: PromptWriter = PLAIN
@@ -80,9 +93,12 @@ def load(folder: epath.PathLike = "embedded", *, allow_imports: bool = False) ->
       allow_imports: runs the modules that the gin file imports, which is otherwise refused.
 
     Raises:
-      LmsiError: there is no checkpoint, its shape is not known, or its gin file imports modules.
+      LmsiError: there is no checkpoint, its shape is not known, its gin file imports modules, or
+        it has weights that are no numbers.
     """
     from lmsi_jax.config.configurables import load_run_of
+    from lmsi_jax.models.transformer import parameter_shapes
+    from lmsi_jax.training import checkpoints
 
     embedded = str(folder) == "embedded"
     start = embedded_path(".") if embedded else epath.Path(folder).resolve()
@@ -94,7 +110,9 @@ def load(folder: epath.PathLike = "embedded", *, allow_imports: bool = False) ->
         if embedded or run.tokenizer == "embedded"
         else run.tokenizer
     )
-    params = checkpoints.load_params(checkpoints.find(weights), parameter_shapes(run.model))
+    checkpoint = checkpoints.find(weights)
+    params = checkpoints.load_params(checkpoint, parameter_shapes(run.model))
+    checkpoints.check_finite(checkpoint, params)
     tokenizer = open_tokenizer(tokenizer_path)
     return Model(
         config=run.model,
@@ -146,7 +164,11 @@ def sample(
 
     Returns:
       The samples of each question by uid, in the order of the questions.
+
+    Raises:
+      LmsiError: two questions have one uid, or a prompt is longer than the model's context.
     """
+    check_unique(questions)
     rollout = engine(model, decoding) if isinstance(model, Model) else model
     if prompts is None:
         prompts = model.prompts if isinstance(model, Model) else PLAIN
@@ -159,18 +181,41 @@ def sample(
     return {question.uid: by_number[number] for number, question in enumerate(questions)}
 
 
-def engine(model: Model, decoding: Decoding = Decoding()) -> Engine:
+def engine(model: Model, decoding: Decoding = Decoding()) -> "Engine":
     """Returns a decode engine over a model; several calls of `sample` can share it."""
+    from lmsi_jax.rollout.engine import Engine
+
     return Engine(model.config, model.params, model.tokenizer, decoding)
 
 
 def vote(
     questions: Sequence[Question], samples: Samples, rule: Voting = Voting()
 ) -> dict[str, Vote]:
-    """Votes on each question's samples; returns the votes by uid."""
+    """Votes on each question's samples.
+
+    Args:
+      questions: the questions; `uid`, `text` and `kind` are read.
+      samples: theirs, or their texts.
+      rule: how samples are weighed and ties broken.
+
+    Returns:
+      The votes by uid.
+
+    Raises:
+      LmsiError: two questions have one uid.
+    """
+    check_unique(questions)
     return {
-        question.uid: voting.cast(question, samples[question.uid], rule) for question in questions
+        question.uid: voting.cast(question, _samples_of(question, samples), rule)
+        for question in questions
     }
+
+
+def _samples_of(question: Question, samples: Samples) -> list[Sample]:
+    """Returns a question's samples, made from texts if texts were given."""
+    drawn = [sample for sample in samples[question.uid] if isinstance(sample, Sample)]
+    texts = [text for text in samples[question.uid] if isinstance(text, str)]
+    return drawn or samples_from_texts(question.uid, texts)
 
 
 def select(
@@ -192,12 +237,15 @@ def select(
       Rows with the factor of their weight, by question and index.
 
     Raises:
-      LmsiError: a filter needs a fact that is not there.
+      LmsiError: a filter needs a fact that is not there, or two questions have one uid.
     """
+    check_unique(questions)
     rows = [
         row
         for question in questions
-        for row in selection.voted_rows(question, samples[question.uid], votes[question.uid])
+        for row in selection.voted_rows(
+            question, _samples_of(question, samples), votes[question.uid]
+        )
     ]
     chosen = selection.select(rows, filters)
     return list(zip(chosen.rows, chosen.weights, strict=True))
@@ -252,10 +300,13 @@ def train(
     Raises:
       LmsiError: there are no examples, or the loss is not finite.
     """
+    from lmsi_jax.training.data import Examples
+    from lmsi_jax.training.trainer import train as run_training
+
     rows = Examples(
         {"self_generated": examples}, {"self_generated": 1.0}, model.tokenizer_path, seed=seed
     )
-    params = run_training(model.config, training, model.params, rows, directory, groups=rows.groups)
+    params = run_training(model.config, training, model.params, rows, directory)
     return dataclasses.replace(model, params=params)
 
 

@@ -18,3 +18,9 @@ class TryAgain(LmsiError):
     """
 
     exit_code = 75
+
+
+class DoesNotFit(LmsiError):
+    """A run was checked as asked, and does not fit into the memory of the devices."""
+
+    exit_code = 3

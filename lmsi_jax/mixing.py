@@ -2,12 +2,12 @@
 
 | format           | input                                   | target             |
 |------------------|-----------------------------------------|--------------------|
-| few_shot_cot     | exemplars with reasoning, question      | the kept path      |
+| few_shot_cot     | exemplars with reasoning, question      | the kept sample    |
 | few_shot_direct  | exemplars without reasoning, question   | the answer sentence|
-| zero_shot_cot    | question, "Let's think step by step."   | the kept path      |
+| zero_shot_cot    | question, "Let's think step by step."   | the kept sample    |
 | zero_shot_direct | question                                | the answer sentence|
 
-The paper writes every kept path in all four formats. Equal rows are merged here into one with a
+The paper writes every kept sample in all four formats. Equal rows are merged here into one with a
 weight, which gives the same loss at less work; `merge_equal=False` writes the literal copies.
 """
 
@@ -20,7 +20,7 @@ from lmsi_jax.prompts import PLAIN, PromptWriter
 from lmsi_jax.records import FORMATS, Example, Exemplar, Format, Question, Source, Text
 from lmsi_jax.selection.rows import Keep, Row
 
-Normalise = Literal["question", "path"]
+Normalise = Literal["question", "sample"]
 Prompt = tuple[Text, Text]
 """(prefix, inputs) as `PromptWriter.prompt` returns them."""
 Learnt = tuple[Prompt, str]
@@ -52,7 +52,7 @@ def examples(
       keep: with "majority" the direct formats have the winner's most frequent form; with "parsed",
         a control which shows what the vote adds, each sample has its own answer.
       merge_equal: equal rows become one row that weighs as much as they do together.
-      normalise: "path" gives each sample weight 1 in each format, as the paper does; "question"
+      normalise: "sample" gives each sample weight 1 in each format, as the paper does; "question"
         scales each question's rows of a format to the sum 1.
       writer: how a question is asked and a solution written.
 

@@ -110,7 +110,7 @@ def given_pairs(
     formats: Sequence[Format] = FORMATS,
     writer: PromptWriter = PLAIN,
 ) -> list[ExamplePair]:
-    """Writes a given solution against the model's own sample (SPIN), by format.
+    """Writes a human solution against the model's own sample (SPIN), by format.
 
     Args:
       question: what was asked.

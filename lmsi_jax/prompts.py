@@ -1,4 +1,4 @@
-"""Prompts: exemplars and a question become the text that the model goes on with.
+"""Prompts: exemplars and a question become the text that the model continues.
 
 The layout of a document is fixed: items are separated by one blank line, and an item is
 
@@ -22,7 +22,7 @@ from lmsi_jax.records import Exemplar, Format, Question, Text
 
 STEP_BY_STEP = "Let's think step by step."
 SEPARATOR = "\n\n"
-# What ends a path: the end of its item, or a new question if a model forgets the blank line.
+# What ends a sample: the end of its item, or a new question if a model forgets the blank line.
 STOP_STRINGS: tuple[str, ...] = (SEPARATOR, "\nQ:", "\nPremise:")
 # What ends a question that a model writes: the same, or its answer.
 QUESTION_STOPS: tuple[str, ...] = (*STOP_STRINGS, "\nA:")
@@ -75,8 +75,8 @@ def question_prompt(question_text: str, zero_shot_cot: bool = False) -> str:
 def question_list(texts: Sequence[str], opening: str = "") -> str:
     """Returns questions without answers, each followed by the separating blank line.
 
-    A model goes on with a new question (question generation, LMSI, section 3.3); `opening` are its
-    first characters, "" if the model writes these too.
+    A model continues with a new question (question generation, LMSI, section 3.3); `opening` are
+    its first characters, "" if the model writes these too.
     """
     return "".join(f"{text.rstrip()}{SEPARATOR}" for text in texts) + opening
 
@@ -159,7 +159,7 @@ _DIRECT_TOKENS = 32
 
 
 def new_tokens(prompt_style: str, limit: int) -> int:
-    """Returns how many tokens a greedy path gets; `limit`: `Sampling.max_new_tokens`."""
+    """Returns how many tokens a greedy sample gets; `limit`: `Sampling.max_new_tokens`."""
     return min(limit, _DIRECT_TOKENS) if is_direct(prompt_style) else limit
 
 

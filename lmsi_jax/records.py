@@ -6,8 +6,10 @@ written with each store, so that a change of shape is noticed instead of misread
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Self
+
+from lmsi_jax.errors import LmsiError
 
 SCHEMA = 5
 
@@ -29,6 +31,22 @@ FORMATS: tuple[Format, ...] = (
     "zero_shot_cot",
     "zero_shot_direct",
 )
+
+
+def check_unique(questions: "Iterable[Question]") -> None:
+    """Checks that no two questions have one uid: samples, votes and noise go by it.
+
+    Raises:
+      LmsiError: two have; names both.
+    """
+    seen: dict[str, Question] = {}
+    for question in questions:
+        first = seen.setdefault(question.uid, question)
+        if first is not question:
+            raise LmsiError(
+                f"two questions have the uid {question.uid!r}: {first.text[:60]!r} of {first.task} "
+                f"and {question.text[:60]!r} of {question.task}; give each its own"
+            )
 
 
 class _Record:
@@ -134,7 +152,8 @@ class Sample(_Record):
 
     @property
     def concluded(self) -> bool:
-        """If the model came to the end of its solution: a blank line, say, may be in its middle."""
+        """True if the sample ended at an end token or at the next question, not at a blank line or
+        the token limit."""
         return self.end in ("end_token", "next_question")
 
     def to_json(self) -> dict[str, Any]:
@@ -160,6 +179,18 @@ class Sample(_Record):
         if row.get("logprobs") is not None:
             row = {**row, "logprobs": [_logprob(value) for value in row["logprobs"]]}
         return super().from_json(row)
+
+
+def samples_from_texts(uid: str, texts: Sequence[str]) -> list[Sample]:
+    """Returns a question's samples from texts alone, numbered in their order.
+
+    Each is taken as complete ("end_token"). Their log-probabilities and lengths are unknown: both
+    are 0, so ties of the vote go to the smaller key, and `Voting.weights` weighs them alike.
+    """
+    return [
+        Sample(uid=uid, sample_index=index, text=text, tokens=0, logprob=0.0, end="end_token")
+        for index, text in enumerate(texts)
+    ]
 
 
 def _finite(logprob: float, sample: Sample) -> float | None:

@@ -440,7 +440,7 @@ def winner_of_first(vote: Vote, samples: Iterable[Sample], count: int) -> str | 
     Raises:
       ValueError: the vote is over another number of samples.
     """
-    ordered = sorted(samples, key=lambda sample: sample.sample_index)
+    ordered = sorted(samples, key=_INDEX)
     if len(ordered) != vote.total:
         raise ValueError(
             f"{vote.uid!r}: a vote over {vote.total} samples, {len(ordered)} are given"

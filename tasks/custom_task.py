@@ -389,7 +389,7 @@ def _code_rows(value: Any, name: str, split: Split) -> Iterator[Row]:
         raise
     except Exception as error:
         raise LmsiError(
-            f"{name}.rows({split!r}) fails behind row {number}: {type(error).__name__}: {error}"
+            f"{name}.rows({split!r}) fails after row {number}: {type(error).__name__}: {error}"
         ) from error
 
 

@@ -70,7 +70,7 @@ def load_for_task(path: str, kind: Kind) -> tuple[Exemplar, ...]:
         if reading.key is None or reading.end < len(solution):
             raise LmsiError(
                 f"{place}: the answer {row.answer!r} is not read as {_KIND_NAMES[kind]}; end the "
-                f"item with 'The answer is {_KIND_EXAMPLES[kind]}.' and nothing behind it"
+                f"item with 'The answer is {_KIND_EXAMPLES[kind]}.' and nothing after it"
             )
     return rows
 

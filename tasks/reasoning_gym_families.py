@@ -1,6 +1,6 @@
 """Families whose questions reasoning-gym generates, all out of domain.
 
-chain_sum: additions and subtractions from left to right; hasty paths take three numbers at once.
+chain_sum: additions and subtractions from left to right; hasty samples take three numbers at once.
 
     Q: State the final answer to the following arithmetic problem: 43 + 22 - 12 =
     A: 43 + 22 = 65. 65 - 12 = 53. The answer is 53.

@@ -34,7 +34,7 @@ class Entry:
       place: the row, such as "train.csv, line 3".
       question: the text with its prefix and options, without blank lines.
       answers: the right answers, the one to show first; () for an unlabelled row.
-      reasoning: the given solution without its last sentence, "" without one.
+      reasoning: the human solution without its last sentence, "" without one.
     """
 
     place: str
@@ -147,7 +147,7 @@ _ENDING = re.compile(
 
 
 def _reasoning(row: Mapping[str, Any], column: str) -> str:
-    """Returns a given solution as sentences, without the sentence that states its answer."""
+    """Returns a human solution as sentences, without the sentence that states its answer."""
     try:
         text = _text(row, column)
     except ColumnFault:

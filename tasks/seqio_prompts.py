@@ -66,7 +66,7 @@ def _example_columns(rows: Sequence[Example]) -> Texts:
     return {
         "prefix": [row.prefix for row in rows],
         "inputs": [row.inputs for row in rows],
-        # As in the trainer: the model learns the separator, which ends a path.
+        # As in the trainer: the model learns the separator, which ends a sample.
         "targets": [
             row.targets + SEPARATOR if isinstance(row.targets, str) else row.targets for row in rows
         ],

@@ -180,7 +180,7 @@ def _table(path: epath.Path, text: str, delimiter: str, task: str) -> Iterator[R
     except csv.Error as error:
         if delimiter == ",":
             raise LmsiError(
-                f"{task}: {path}, behind line {_line_of(quoted)}: {error}; write a quotation mark "
+                f"{task}: {path}, after line {_line_of(quoted)}: {error}; write a quotation mark "
                 'within quotes as ""'
             ) from None
         yield from _table_rows(path, text, delimiter, csv.QUOTE_NONE, task)

@@ -1,6 +1,6 @@
-"""Families of sums in words with several routes to one total: paths can differ and still agree.
+"""Families of sums in words with several routes to one total: samples can differ and still agree.
 
-Voting beats a single path only if paths err differently. Each sum is therefore written in a random
+Voting beats a single sample only if samples err differently. Each sum is written in a random
 order and added up one by one, in pairs, or by tens and units; sometimes a number is split on the
 way. Most written solutions are hasty: they add several numbers in one step, which a small model
 gets wrong more often than one number at a time, so it can improve by taking care.

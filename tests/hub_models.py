@@ -262,7 +262,7 @@ def make(name, folder, dtype=None, shard_size="5GB", seed=0):
             # Norms and biases too: ones and zeros hide mistakes.
             scale = 0.3 if parameter.ndim == 1 else 0.15
             parameter.add_(torch.randn(parameter.shape) * scale)
-            # Else Gemma's scaled embeddings outweigh all layers, and greedy paths repeat one token.
+            # Else Gemma's scaled embeddings outweigh all layers, and greedy samples repeat a token.
             if tokenizer == "gemma" and "layernorm" in key and "post_" in key:
                 parameter.add_(2.0)
     model = model.to(dtype or torch.float32).eval()

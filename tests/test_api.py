@@ -1,5 +1,6 @@
 """`import lmsi_jax` offers the loop as functions, and loads nothing before they are used."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -71,6 +72,29 @@ def test_a_folder_without_a_model_is_named(tmp_path):
         lmsi_jax.load(tmp_path)
 
 
+def test_texts_of_any_origin_are_voted_on_without_jax():
+    code = """if True:
+        import sys, lmsi_jax
+        from lmsi_jax.records import Question
+        question = Question(uid="q1", task="mine", text="Q: How many apples?", kind="number")
+        texts = {"q1": ["9 + 9 = 18. The answer is 18.", "Answer: 17", "It is $18.00 in all."]}
+        vote = lmsi_jax.vote([question], texts)["q1"]
+        rows = lmsi_jax.select([question], texts, {"q1": vote})
+        kept = [row.sample.sample_index for row, _ in rows]
+        print(vote.winner, vote.kept, kept, {"jax", "flax", "tensorflow"} & set(sys.modules))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "18 (0, 2) [0, 2] set()\n"
+
+
+def test_texts_alone_weigh_the_same_under_every_rule():
+    question = _question(1)
+    texts = {"q1": ["The answer is 2.", "The answer is 1."]}
+    for weights in ("none", "logprob", "normalised_logprob", "softmax"):
+        vote = lmsi_jax.vote([question], texts, Voting(weights=weights))["q1"]
+        assert vote.winner == "1" and vote.tied == ("1", "2") and vote.confidence == 0.5
+
+
 def test_questions_without_answers_are_not_evaluated():
     with pytest.raises(LmsiError, match="question 'q1' has no answer to compare with"):
         lmsi_jax.evaluate(None, [_question(1)])
@@ -80,3 +104,15 @@ def test_a_task_may_be_one_s_own(tmp_path):
     (tmp_path / "rows.csv").write_text("question\nHow many?\n")
     task = lmsi_jax.task(FileTask(name="ours", kind="number", train=str(tmp_path / "rows.csv")))
     assert [row.text for row in task.questions("train", "hard", 9, 0)] == ["Q: How many?"]
+
+
+def test_questions_that_share_a_uid_are_refused_and_not_merged():
+    first, samples = _question(1), {"q1": _samples(_question(1), 7, 7)}
+    twice = [first, dataclasses.replace(first, text="Q: another?")]
+    for call in (
+        lambda: lmsi_jax.vote(twice, samples),
+        lambda: lmsi_jax.select(twice, samples, lmsi_jax.vote([first], samples)),
+        lambda: lmsi_jax.sample(object(), twice),  # before anything is sampled
+    ):
+        with pytest.raises(LmsiError, match="two questions have the uid 'q1': 'Q: 1.' of t and"):
+            call()

@@ -1,4 +1,4 @@
-"""Mixing: votes and paths become the four formats, with weights that stand for copies."""
+"""Mixing: votes and samples become the four formats, with weights that stand for copies."""
 
 import collections
 import math
@@ -32,7 +32,7 @@ PATHS = paths_of(A, WRONG, B, A + "\nI am sure.", UNPARSED, " 9. The answer is 9
 
 
 def written(paths=PATHS, question=QUESTION, weights=None, cap=None, min_confidence=0.0, **switches):
-    """Examples of a question's paths, by the same functions as the stage `mix`."""
+    """Examples of a question's samples, by the same functions as the stage `mix`."""
     vote, keep = voting.vote(question, paths), switches.get("keep", "majority")
     rows = voted_rows(question, paths, vote, keep)
     chosen = select(rows, Mixing(cap=cap, min_confidence=min_confidence).filters).rows
@@ -53,8 +53,8 @@ def by_format(examples):
     return dict(rows)
 
 
-def test_kept_paths_are_written_in_four_formats():
-    rows = by_format(written(normalise="path"))
+def test_kept_samples_are_written_in_four_formats():
+    rows = by_format(written(normalise="sample"))
     paths = [(A, 2.0), (B, 1.0), (" 9. The answer is 9.", 1.0)]
     direct = [(" The answer is 9.", 4.0)]
     assert list(rows) == list(FORMATS)
@@ -62,8 +62,8 @@ def test_kept_paths_are_written_in_four_formats():
     assert rows["few_shot_direct"] == rows["zero_shot_direct"] == direct
 
 
-def test_without_the_vote_every_parsed_path_stays_with_its_own_answer():
-    rows = by_format(written(keep="parsed", normalise="path"))
+def test_without_the_vote_every_parsed_sample_stays_with_its_own_answer():
+    rows = by_format(written(keep="parsed", normalise="sample"))
     last = " 9. The answer is 9."
     assert rows["few_shot_cot"] == [(A, 2.0), (WRONG, 1.0), (B, 1.0), (last, 1.0)]
     answers = {" The answer is 9.": 3.0, " The answer is 8.": 1.0, " The answer is $9.": 1.0}
@@ -87,7 +87,7 @@ def test_a_question_weighs_one_in_each_format():
 some_texts = st.lists(st.sampled_from([A, B, WRONG, UNPARSED, A + " Yes."]), max_size=10)
 
 
-@given(some_texts, st.sampled_from([None, 1, 2]), st.sampled_from(["question", "path"]))
+@given(some_texts, st.sampled_from([None, 1, 2]), st.sampled_from(["question", "sample"]))
 def test_merged_rows_stand_for_the_literal_copies(texts, cap, normalise):
     switches = {"cap": cap, "normalise": normalise}
     merged = by_format(written(paths_of(*texts), **switches))
@@ -102,17 +102,17 @@ def test_merged_rows_stand_for_the_literal_copies(texts, cap, normalise):
 
 
 @given(st.permutations(PATHS))
-def test_the_order_of_the_paths_never_matters(paths):
+def test_the_order_of_the_samples_never_matters(paths):
     assert written(paths) == written(PATHS)
 
 
-def test_literal_copies_are_one_row_per_path_and_format():
-    literal = written(merge_equal=False, normalise="path")
+def test_literal_copies_are_one_row_per_sample_and_format():
+    literal = written(merge_equal=False, normalise="sample")
     assert len(literal) == 4 * 4 and {example.weight for example in literal} == {1.0}
 
 
-def test_cap_keeps_the_first_distinct_paths_with_all_their_weight():
-    rows = by_format(written(cap=2, normalise="path"))
+def test_cap_keeps_the_first_distinct_samples_with_all_their_weight():
+    rows = by_format(written(cap=2, normalise="sample"))
     assert rows["few_shot_cot"] == [(A, 2.0), (B, 1.0)]
     assert rows["few_shot_direct"] == [(" The answer is 9.", 3.0)]
 
@@ -219,7 +219,7 @@ def test_mistakes_are_named():
         voted_rows(other, PATHS, vote)
 
 
-def test_a_path_that_did_not_vote_is_not_learnt_without_the_vote_either():
+def test_a_sample_that_did_not_vote_is_not_learnt_without_the_vote_either():
     paths = paths_of(A, " So 4 + 5 = 9 apples.")
     for conclusions, count in ((True, 2), (False, 1)):
         vote = voting.vote(QUESTION, paths, conclusions=conclusions)
@@ -227,13 +227,13 @@ def test_a_path_that_did_not_vote_is_not_learnt_without_the_vote_either():
 
 
 @pytest.mark.parametrize("merge", [True, False])
-def test_few_shot_rows_stand_behind_the_prompt_that_the_path_was_sampled_with(merge):
+def test_few_shot_rows_stand_behind_the_prompt_that_the_sample_was_sampled_with(merge):
     others = [
         (Exemplar(question=f"Q: {n}?", reasoning=f"Just {n}.", answer=str(n)),) for n in range(2)
     ]
     paths = paths_of(A, A, A, B)
     own = {path.sample_index: others[path.sample_index % 2] for path in paths}
-    examples = written(paths, own=own, merge_equal=merge, normalise="path")
+    examples = written(paths, own=own, merge_equal=merge, normalise="sample")
     wanted = collections.Counter()
     for path in paths:
         for name in FORMATS:
@@ -257,7 +257,11 @@ def test_weights_of_equal_rows_add_up_where_their_prompts_are_equal_too():
     own = {path.sample_index: others[path.sample_index % 2] for path in paths}
     weights = {0: 0.5, 1: 0.25, 2: 2.0}
     rows = written(
-        paths, own=own, weights=weights, normalise="path", formats=["few_shot_cot", "zero_shot_cot"]
+        paths,
+        own=own,
+        weights=weights,
+        normalise="sample",
+        formats=["few_shot_cot", "zero_shot_cot"],
     )
     few = {row.prefix: row.weight for row in rows if row.format == "few_shot_cot"}
     assert few == {
@@ -266,11 +270,11 @@ def test_weights_of_equal_rows_add_up_where_their_prompts_are_equal_too():
     assert [row.weight for row in rows if row.format == "zero_shot_cot"] == [2.75]
 
 
-def test_a_path_without_a_prompt_of_its_own_stands_behind_the_task_s():
+def test_a_sample_without_a_prompt_of_its_own_stands_behind_the_task_s():
     assert written(own={}) == written() == written(own={99: ()})
 
 
-def test_a_path_that_marks_no_answer_gets_the_answer_sentence():
+def test_a_sample_that_marks_no_answer_gets_the_answer_sentence():
     (row, *_) = written(paths_of(" So 4 + 5 = 9 apples."), formats=["few_shot_cot"])
     assert row.targets == " So 4 + 5 = 9 apples. The answer is 9."
 

@@ -43,7 +43,7 @@ def test_every_page_is_in_the_site_s_navigation():
 
 
 def test_the_python_example_runs_on_fewer_questions(tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    code, votes = re.findall(r"```python\n(.*?)```", README, re.S)
     smaller = {
         "count=200": "count=6",
         "count=100": "count=4",
@@ -55,7 +55,10 @@ def test_the_python_example_runs_on_fewer_questions(tmp_path, monkeypatch, capsy
         code = code.replace(old, new)
     assert len(code.strip().splitlines()) <= 15
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
     before, after = eval(capsys.readouterr().out.splitlines()[-1])
+    exec(compile(votes, "README.md", "exec"), names)
+    assert capsys.readouterr().out == "18\n"
     assert 0 <= before <= 1 and 0 <= after <= 1
     assert list(tmp_path.glob("runs/example/checkpoint_2"))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsi_jax import records
+from lmsi_jax.errors import LmsiError
 
 RECORDS = [records.Exemplar, records.Question, records.Sample, records.Vote, records.Example]
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -94,3 +95,10 @@ def test_a_question_is_unlabelled_unless_said_otherwise():
 def test_listed_names_are_the_typed_ones():
     assert get_args(records.Kind) == records.KINDS
     assert get_args(records.Format) == records.FORMATS
+
+
+def test_two_questions_of_one_uid_are_refused():
+    first = records.Question(uid="q1", task="a", text="Q: 1?", kind="number")
+    records.check_unique([first, dataclasses.replace(first, uid="q2")])
+    with pytest.raises(LmsiError, match="two questions have the uid 'q1': 'Q: 1\\?' of a and"):
+        records.check_unique([first, dataclasses.replace(first, task="b")])

@@ -55,19 +55,19 @@ def test_nothing_parsed_means_no_winner(paths):
     assert vote.confidence == 0.0 and vote.entropy == 0.0 and vote.total == len(paths)
 
 
-def test_many_unparsed_paths_never_beat_one_answer():
+def test_many_unparsed_samples_never_beat_one_answer():
     vote = voting.vote(QUESTION, paths_of(None, None, None, "7"))
     assert vote.winner == "7" and vote.confidence == 0.25
 
 
-def test_ties_go_to_the_likelier_paths_then_to_the_smaller_key():
+def test_ties_go_to_the_likelier_samples_then_to_the_smaller_key():
     likelier = [path(0, "1", -5.0), path(1, "2", -4.0)]
     assert voting.vote(QUESTION, likelier).winner == "2"
     assert voting.vote(QUESTION, likelier).tied == ("1", "2")
     assert voting.vote(QUESTION, [path(0, "2"), path(1, "1")]).winner == "1"
 
 
-def test_likely_paths_do_not_outvote_more_paths():
+def test_likely_samples_do_not_outvote_more_samples():
     paths = [path(0, "1", -0.1), path(1, "2", -50.0), path(2, "2", -60.0)]
     assert voting.vote(QUESTION, paths).winner == "2"
 
@@ -102,7 +102,7 @@ def test_the_vote_is_the_count_of_the_keys(paths):
     assert voting.margin(vote) == pytest.approx((first - second) / len(paths))
 
 
-def test_paths_that_cannot_vote_are_refused():
+def test_samples_that_cannot_vote_are_refused():
     with pytest.raises(ValueError, match="has sample 0 twice"):
         voting.vote(QUESTION, [path(0, "1"), path(0, "2")])
     foreign = Sample(uid="other", sample_index=0, text="", tokens=1, logprob=0.0, end="end_token")
@@ -144,7 +144,7 @@ def test_settled_is_the_beta_criterion_of_the_two_leading_answers(keys, threshol
 
 
 @given(some_keys, thresholds, st.integers(1, 9))
-def test_paths_needed_is_what_sampling_step_by_step_would_take(keys, threshold, every):
+def test_samples_needed_is_what_sampling_step_by_step_would_take(keys, threshold, every):
     sampled = []
     for key in keys:
         sampled.append(key)
@@ -154,7 +154,7 @@ def test_paths_needed_is_what_sampling_step_by_step_would_take(keys, threshold, 
 
 
 @given(some_keys, some_keys, thresholds, st.integers(1, 9))
-def test_paths_after_the_stop_cannot_move_it(keys, others, threshold, every):
+def test_samples_after_the_stop_cannot_move_it(keys, others, threshold, every):
     needed = voting.samples_needed(keys, threshold, every)
     if needed < len(keys):
         assert voting.samples_needed(keys[:needed] + others, threshold, every) == needed
@@ -181,7 +181,7 @@ def test_the_names_of_the_answers_do_not_move_the_stop(keys, threshold, every):
         (["1", "2", "1", "1", *["1"] * 28], 4, 8),
     ],
 )
-def test_paths_needed_by_hand(keys, every, needed):
+def test_samples_needed_by_hand(keys, every, needed):
     assert voting.samples_needed(keys, 0.95, every) == needed
 
 
@@ -191,18 +191,18 @@ def test_a_rule_that_is_never_looked_at_is_refused():
 
 
 @given(some_paths, st.integers(0, 12), st.randoms(use_true_random=False))
-def test_the_winner_of_the_first_paths_is_that_of_a_vote_on_them(paths, count, shuffler):
+def test_the_winner_of_the_first_samples_is_that_of_a_vote_on_them(paths, count, shuffler):
     vote, first = voting.vote(QUESTION, paths), voting.vote(QUESTION, paths[:count])
     shuffler.shuffle(paths)
     assert voting.winner_of_first(vote, paths, count) == first.winner
 
 
-def test_a_vote_over_other_paths_has_no_winner_of_the_first():
+def test_a_vote_over_other_samples_has_no_winner_of_the_first():
     with pytest.raises(ValueError, match="'q': a vote over 2 samples, 1 are given"):
         voting.winner_of_first(voting.vote(QUESTION, paths_of("1", "2")), paths_of("1"), 1)
 
 
-def test_fewer_paths_after_an_early_stop_are_their_own_denominator():
+def test_fewer_samples_after_an_early_stop_are_their_own_denominator():
     stopped = voting.vote(QUESTION, paths_of("2", "2", None, "2"))
     assert (stopped.total, stopped.parsed, stopped.confidence) == (4, 3, 0.75)
 
@@ -276,7 +276,7 @@ def test_equal_weights_are_the_majority(paths):
     assert weighed.entropy == pytest.approx(plain.entropy)
 
 
-def test_a_likely_path_outvotes_more_paths_where_weights_say_so():
+def test_a_likely_sample_outvotes_more_samples_where_weights_say_so():
     paths = [path(0, "1", -0.1), path(1, "2", -50.0), path(2, "2", -60.0)]
     for weights in ("logprob", "normalised_logprob"):
         rule = Voting(weights=weights)
@@ -324,14 +324,14 @@ def test_an_option_named_by_its_text_votes_for_its_letter():
 
 
 @given(some_paths, rules, st.integers(0, 12))
-def test_the_winner_of_the_first_weighed_paths_is_that_of_a_vote_on_them(paths, rule, count):
+def test_the_winner_of_the_first_weighed_samples_is_that_of_a_vote_on_them(paths, rule, count):
     weights = voting.weigh(paths, rule)
     vote = voting.vote(QUESTION, paths, weights)
     first = voting.vote(QUESTION, paths[:count], weights[:count] if weights else None)
     assert voting.winner_of_first(vote, paths, count) == first.winner
 
 
-def test_a_path_that_marks_no_answer_votes_only_where_conclusions_are_read():
+def test_a_sample_that_marks_no_answer_votes_only_where_conclusions_are_read():
     question = Question(uid="q", task="t", text="Q: How many?", kind="number")
     texts = (" The answer is 4.", " So she has 5 apples.", " So she has 5 apples.")
     samples = [
@@ -344,7 +344,7 @@ def test_a_path_that_marks_no_answer_votes_only_where_conclusions_are_read():
 
 
 @pytest.mark.parametrize("end", ["stop", "limit", "next_question", "end_token"])
-def test_a_path_concludes_only_at_an_end_token_or_a_next_question(end):
+def test_a_sample_concludes_only_at_an_end_token_or_a_next_question(end):
     def one(text):
         return Sample(uid="q", sample_index=0, text=text, tokens=5, logprob=-1.0, end=end)
 
@@ -377,7 +377,7 @@ def test_an_inference_in_words_behind_a_box_without_any_votes():
     assert voting.vote(question, samples).keys == ("no", "unknown", "unknown")
 
 
-def test_what_is_taught_is_clean_where_the_path_is_not():
+def test_what_is_taught_is_clean_where_the_sample_is_not():
     texts = (r"So $x = \boxed{18}$, since x < 20.", "The answer is **18** dollars.", "#### 18")
     samples = [
         Sample(uid="q", sample_index=i, text=text, tokens=5, logprob=-1.0, end="end_token")

@@ -2,7 +2,7 @@
 
 The shared prompt is evaluated once, each question once after it; a unified cache lets all samples
 refer to their cells (llama_memory_seq_cp copies none). Each step evaluates one token of every
-living path; a path that has its tokens leaves the batch and frees its cells. Tokens are drawn with
+unfinished sample; a finished one leaves the batch and frees its cells. Tokens are drawn with
 NumPy from the full distribution by the inverse cumulative distribution.
 """
 
@@ -156,7 +156,7 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
     return Ready(
         run=lambda seed: _decode(context, workload, rows, parts, seed),
         packages=("llama-cpp-python", "gguf", "numpy"),
-        notes=["the prefix is shared and ended paths leave the batch"],
+        notes=["the prefix is shared and ended samples leave the batch"],
         settings={"questions_at_once": len(parts[0]), "threads": cores(), "cache": options.cache},
     )
 

@@ -10,7 +10,7 @@ from bench.workloads import Model, Workload, prompts
 
 PACKAGES = ("torch", "transformers")
 _GROUP = {"C": 16}  # on an accelerator 512 rows cost little more than 32
-# (prompts [questions, prompt], lengths) -> useful tokens of each path
+# (prompts [questions, prompt], lengths) -> useful tokens of each sample
 Decode = Callable[[Any, Sequence[int]], list[int]]
 
 
@@ -67,7 +67,7 @@ def _ending(prompt: int, lengths: Sequence[int]) -> Callable[..., Any]:
 def sample(
     model: Any, workload: Workload, ids: Any, lengths: Sequence[int], **more: Any
 ) -> list[int]:
-    """Calls `generate` on prompts [rows, prompt]; returns the useful tokens of each path."""
+    """Calls `generate` on prompts [rows, prompt]; returns the useful tokens of each sample."""
     most = max(lengths)
     made = model.generate(
         ids,

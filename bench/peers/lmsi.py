@@ -14,7 +14,7 @@ from lmsi_jax.models.transformer import fresh_params
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.rollout.requests import Request
 
-_NEVER = -7  # as the end's id: no path ends by chance
+_NEVER = -7  # as the end's id: no sample ends by chance
 _LAYOUT = {
     "C": Decoding(
         slots=1024, chunk=16, page=64, prefill_tokens=8192, adaptive_batch=False, dtype="bfloat16"

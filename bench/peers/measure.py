@@ -42,7 +42,7 @@ class Ready(Described):
 
     Attributes:
       run: decodes the whole workload, prefill included, with noise from a seed; returns how many
-        useful tokens each path got. It must return only when all work is done.
+        useful tokens each sample got. It must return only when all work is done.
       warm_up: what is run once before the clock starts; it must meet every shape that `run` meets.
         By default `run` itself.
     """
@@ -75,8 +75,8 @@ def require_shape(workload: Workload, model: Model) -> None:
 def groups(workload: Workload, size: int) -> list[range]:
     """Splits the questions into groups that are decoded at once.
 
-    Size 0 means all where every path has the same length, one by one where they differ: a loop that
-    runs until its last path has ended wastes the least that way.
+    Size 0 means all if every sample has the same length, one by one if they differ: a loop that
+    runs until its last sample has ended wastes the least that way.
     """
     size = size or (workload.questions if workload.even else 1)
     starts = range(0, workload.questions, size)
@@ -139,14 +139,14 @@ def measured(workload: Workload, ready: Ready, options: argparse.Namespace) -> d
     """Warms up, runs the workload several times and reports.
 
     Raises:
-      RuntimeError: a path did not get the tokens that the workload asks for.
+      RuntimeError: a sample did not get the tokens that the workload asks for.
     """
     ready.warm_up() if ready.warm_up else ready.run(0)
 
     def run(number: int) -> None:
         got = tuple(int(n) for n in ready.run(number))
         if got != workload.lengths:
-            raise RuntimeError(f"paths got {got} tokens instead of {workload.lengths}")
+            raise RuntimeError(f"samples got {got} tokens instead of {workload.lengths}")
 
     useful = workload.useful_tokens
     figures = {"useful_tokens": useful} | rates(useful, *clocked(run, options))

@@ -1,7 +1,7 @@
 """T5X's decode loop: python -m bench.peers.t5x_loop --workload=A
 
 `decoding.temperature_sample` through `models.DecoderOnlyModel`, as T5X's infer calls them, around
-our decoder behind its adapter. The loop runs until its last sample has ended. Where lengths
+our decoder in its adapter. The loop runs until its last sample has ended. Where lengths
 differ, each sample is made to end at its own by leaving the end token as the only choice.
 """
 

@@ -5,7 +5,7 @@ import pathlib
 
 STEPS = (
     ("questions", "no labels", "#e8eef7"),
-    ("sample", "m paths each,\nchain of thought", "#dcebf7"),
+    ("sample", "m samples each,\nchain of thought", "#dcebf7"),
     ("vote", "majority answer,\nits confidence", "#dcebf7"),
     ("select", "filters and\nloss weights", "#dcebf7"),
     ("mix", "four prompt\nformats", "#dcebf7"),
@@ -52,7 +52,7 @@ def draw() -> str:
         ),
         text((centre[1] + centre[5]) / 2, TOP - 38, "next round: the new model samples", "note"),
     ]
-    # A student of another size learns the selected paths.
+    # A student of another size learns the selected samples.
     below = TOP + HEIGHT
     parts += [
         arrow(

@@ -40,8 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
       argv: the arguments after `lmsi`; those of the process by default.
     Returns:
-      The exit code: 0; 2 for mistakes that the user can fix, 75 if another process of the run is
-      gone; 130 when interrupted, 143 when terminated.
+      The exit code: 0; 2 for mistakes that the user can fix, 3 if a run does not fit, 75 if another
+      process of the run is gone; 130 when interrupted, 143 when terminated.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if argv is not None:

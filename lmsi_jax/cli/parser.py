@@ -9,8 +9,8 @@ from lmsi_jax.config import gin_errors, gin_loader
 from lmsi_jax.errors import LmsiError
 
 STAGES = (
-    *("generate", "prompts", "sample", "vote", "path_scores"),
-    *("mix", "score", "train", "eval", "report"),
+    *("generate", "prompts", "sample", "vote", "filter_scores"),
+    *("mix", "teacher_scores", "train", "eval", "report"),
 )
 """All stages of a round, in order."""
 
@@ -36,19 +36,21 @@ STAGE_COMMANDS: dict[str, StageCommand] = {
     ),
     "sample": StageCommand(
         ("sample",),
-        "sample reasoning paths for the questions",
+        "draw chain-of-thought samples for the questions",
         "quickstart --gin.Sampling.num_samples=8",
     ),
     "vote": StageCommand(("vote",), "find each question's majority answer", "quickstart"),
     "mix": StageCommand(
-        ("path_scores", "mix"), "turn the voted paths into training examples", "quickstart"
+        ("filter_scores", "mix"), "turn the voted samples into training examples", "quickstart"
     ),
-    "train": StageCommand(("score", "train"), "fine-tune the model on the examples", "quickstart"),
+    "train": StageCommand(
+        ("teacher_scores", "train"), "fine-tune the model on the examples", "quickstart"
+    ),
     "eval": StageCommand(("eval",), "measure accuracy before and after training", "quickstart"),
     "report": StageCommand(("report",), "print the results and write report.html", "quickstart"),
     "distill": StageCommand(
-        ("mix", "score", "train", "eval", "distill"),
-        "train a student on the selected paths of a finished run",
+        ("mix", "teacher_scores", "train", "eval", "distill"),
+        "train a student on the selected samples of a finished run",
         "distill_tiny",
     ),
     "pretrain": StageCommand(("pretrain",), "train a base model from scratch", "pretrain"),

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.errors import DoesNotFit, LmsiError
 from lmsi_jax.prompts import PROMPT_STYLES
 from lmsi_jax.records import KINDS
 
@@ -336,6 +336,12 @@ def _compile_ahead(args: argparse.Namespace, load: Load) -> None:
     figures = aot_report.check(load(()), args.topology, what, lengths, args.occupancy, print)
     if args.json:
         write_json(args.json, figures)
+    refused = aot_report.refused_programs(figures)
+    if refused:
+        raise DoesNotFit(
+            f"{' and '.join(refused)} of this run: more memory than a chip of {args.topology} has; "
+            "see above what to try"
+        )
 
 
 # --- study ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Hold every setting that a person makes, as frozen dataclasses that gin binds by class and field.
+"""All user settings, as frozen dataclasses that gin binds by class and field.
 
 The settings need no package beside the standard library. docs/configuration.md lists them all.
 """
@@ -26,7 +26,7 @@ from lmsi_jax.config.row_filters import (
     SelfRating,
 )
 from lmsi_jax.config.run import Run, Study, Variant
-from lmsi_jax.config.sampling import Chat, Decoding, Filters, Sampling, Voting
+from lmsi_jax.config.sampling import Chat, Decoding, Sampling, Truncation, Voting
 from lmsi_jax.config.schedule import Schedule
 from lmsi_jax.config.steps import (
     Augmentation,
@@ -56,7 +56,7 @@ __all__ = [
     "ExternalScore",
     "FileTask",
     "Filter",
-    "Filters",
+    "Truncation",
     "ImportanceWeights",
     "InstructionFollowing",
     "LinearScaling",

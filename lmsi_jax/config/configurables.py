@@ -6,6 +6,7 @@ import gin
 
 from lmsi_jax import config
 from lmsi_jax.config import gin_errors, gin_loader
+from lmsi_jax.config.row_filters import FILTERS
 from lmsi_jax.config.run import Run, Study
 from lmsi_jax.errors import LmsiError
 
@@ -14,9 +15,7 @@ CLASSES: tuple[type, ...] = (
     *(config.LinearScaling, config.Llama3Scaling, config.YarnScaling),
     config.LongRopeScaling,
     *(config.Chat, config.Decoding, config.Sampling, config.Voting, config.Mixing),
-    *(config.MinConfidence, config.Cap, config.AnswerEntropy, config.DistinctReasoning),
-    *(config.DistributionShift, config.ImportanceWeights, config.SelfRating, config.ExternalScore),
-    *(config.InstructionFollowing, config.Difficulty),
+    *FILTERS,
     *(config.Training, config.Optimizer, config.Lora, config.Loss, config.Preference),
     *(config.Evaluation, config.CollapseMonitor, config.Pretraining, config.Distillation),
     *(config.Study, config.Variant),

@@ -210,7 +210,9 @@ def _check_type(selector: str, arg: str, value: Any, name: str) -> None:
     except (NameError, TypeError, AttributeError):
         return  # annotations that only a type checker can read
     if arg in hints and not fits(value, hints[arg]):
-        raise LmsiError(f"{name} = {value!r}; {remedy(value, hints[arg])}")
+        new = RENAMED_VALUES.get(f"{config._REGISTRY.minimal_selector(selector)}.{arg} = {value!r}")
+        advice = f"it was renamed to {new!r}" if new else remedy(value, hints[arg])
+        raise LmsiError(f"{name} = {value!r}; {advice}")
 
 
 # --- while configured objects are built -----------------------------------------------------------
@@ -226,7 +228,10 @@ def readable_calls() -> Iterator[None]:
     try:
         yield
     except LmsiError as error:
-        raise LmsiError(_CALL.sub("", str(error))) from None
+        text = str(error)
+        if _CALL.search(text) is None:
+            raise  # not gin's: of a class with an exit code of its own, perhaps
+        raise LmsiError(_CALL.sub("", text)) from None
     except (TypeError, RuntimeError) as error:
         text = str(error)
         missing, call = _MISSING.search(text), _CALL.search(text)
@@ -277,6 +282,12 @@ RENAMED: dict[str, str] = {
     "Watch.pass_fall": "CollapseMonitor.pass_at_m_drop",
 }
 """Old configurables and `Class.parameter` names -> the new ones."""
+
+RENAMED_VALUES: dict[str, str] = {
+    "Mixing.normalise = 'path'": "sample",
+    "Study.measure = 'paths'": "samples",
+}
+"""`Class.parameter = 'old value'` -> the new value."""
 
 
 def renamed(name: str) -> str:

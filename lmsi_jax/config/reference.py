@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmsi_jax import config
+from lmsi_jax.config.row_filters import FILTERS
 from lmsi_jax.config.value_checks import field_ranges
 
 _WIDTH = 100
@@ -42,12 +43,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
     ),
     "Questions": (config.Questions, config.FileTask, config.Augmentation),
     "Sampling and voting": (config.Chat, config.Sampling, config.Decoding, config.Voting),
-    "Selection and mixing": (
-        config.Mixing,
-        *(config.MinConfidence, config.Cap, config.AnswerEntropy, config.DistinctReasoning),
-        *(config.DistributionShift, config.ImportanceWeights, config.SelfRating),
-        *(config.ExternalScore, config.InstructionFollowing, config.Difficulty),
-    ),
+    "Selection and mixing": (config.Mixing, *FILTERS),
     "Training": (
         config.Training,
         *(config.Optimizer, config.Loss, config.Lora, config.Preference),

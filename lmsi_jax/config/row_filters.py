@@ -20,7 +20,7 @@ ALONE_LOSS = "alone_loss"
 RATING = "rating"
 """The model's own rating of the solution, 0 to 10."""
 HUMAN_LOSSES = "human_losses"
-"""`LOSS` of given (human) solutions, a score of the task instead of a row."""
+"""`LOSS` of human solutions, a score of the task instead of a row."""
 SCORER = "scorer:"
 """Prefix of a scorer's number: "scorer:module:function"."""
 
@@ -159,7 +159,7 @@ class _Validated:
     """The validation set D_v of IWSI (Jiang et al. 2024), which both of its variants need."""
 
     validation: Literal["human", "confident"] = "human"
-    """D_v: "human" takes the `Mixing.human_examples` given solutions of the task; "confident" the
+    """D_v: "human" takes the `Mixing.human_examples` human solutions of the task; "confident" the
     rows of its most confident votes, which needs no labels."""
     surest: Annotated[float, positive_fraction()] = 0.05
     """With "confident": share of the questions in D_v."""
@@ -187,3 +187,18 @@ class ImportanceWeights(_Validated):
 
     cap: Annotated[float, above(0)] = 2.0
     """C."""
+
+
+FILTERS: tuple[type, ...] = (
+    MinConfidence,
+    Cap,
+    AnswerEntropy,
+    DistinctReasoning,
+    DistributionShift,
+    ImportanceWeights,
+    SelfRating,
+    ExternalScore,
+    InstructionFollowing,
+    Difficulty,
+)
+"""The filters of the package, in the order of the configuration reference."""

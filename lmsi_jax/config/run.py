@@ -38,11 +38,11 @@ class Run:
     chat: Chat | None = None
     """Prompting in the model's chat template, @Chat(); None prompts as base models are."""
     sampling: Sampling = Sampling()
-    """Sampling of reasoning paths."""
+    """Sampling: how many samples, how long, at which temperature."""
     voting: Voting = Voting()
-    """Weight of each path in the vote."""
+    """Weight of each sample in the vote."""
     mixing: Mixing = Mixing()
-    """Conversion of voted paths to training examples."""
+    """Conversion of voted samples to training examples."""
     training: Training = Training()
     """Fine-tuning of each round."""
     evaluation: Evaluation = Evaluation()
@@ -73,7 +73,7 @@ class Run:
     decoding: Decoding = Decoding()
     """Layout of the decode engine."""
     questions_per_shard: Annotated[int, at_least(1, unit="questions")] = 64
-    """Questions in one file of paths. A process that was killed samples its open files again."""
+    """Questions in one file of samples. A killed process draws its unfinished files again."""
     reuse: Annotated[tuple[str, ...], CWD_PATH] = ()
     """Folders of other runs, local ones. A stage that one of them has finished with the same
     settings and inputs is copied instead of computed again."""
@@ -82,7 +82,7 @@ class Run:
         check_fields(self)
         if self.augmentation.prompts and self.sampling.adaptive_consistency is not None:
             raise LmsiError(
-                "Sampling.adaptive_consistency judges a question by paths of one prompt; with "
+                "Sampling.adaptive_consistency judges a question by samples of one prompt; with "
                 "Augmentation.prompts set it to None"
             )
         if self.reuse and any("://" in folder for folder in (self.output_dir, *self.reuse)):
@@ -111,7 +111,7 @@ class Run:
         mixes_own_examples = all(part is None for part in others)
         if mixes_own_examples and training.human_rate > 0 and not self.mixing.human_examples:
             raise LmsiError(
-                f"Training.human_rate = {training.human_rate} mixes given solutions in: set "
+                f"Training.human_rate = {training.human_rate} mixes human solutions in: set "
                 "Mixing.human_examples above 0, or Training.human_rate to 0"
             )
 
@@ -121,19 +121,19 @@ class Run:
             return
         if self.mixing.selection:
             raise LmsiError(
-                "Mixing.selection filters single paths, Training.preference learns from pairs; set "
-                "Mixing.selection = ()"
+                "Mixing.selection filters single samples, Training.preference learns from pairs; "
+                "set Mixing.selection = ()"
             )
         unused = {"min_confidence": 0.0, "cap": None, "keep": "majority"}
         for name, off in unused.items():
             if getattr(self.mixing, name) != off:
                 raise LmsiError(
-                    f"Mixing.{name} filters single paths, Training.preference learns from pairs "
+                    f"Mixing.{name} filters single samples, Training.preference learns from pairs "
                     f"(see Preference.threshold); set Mixing.{name} = {off!r}"
                 )
         if self.rounds > 1 and self.start_from != "last":
             raise LmsiError(
-                "a round's pairs are paths of the round before, whose model is their reference "
+                "a round's pairs are samples of the round before, whose model is their reference "
                 "(ScPO, SPIN); set Run.start_from = 'last', or Run.rounds = 1"
             )
         if self.distillation is not None:
@@ -141,17 +141,17 @@ class Run:
         if self.augmentation.prompts:
             raise LmsiError(
                 "both members of a pair follow one prompt, and Augmentation.prompts spreads a "
-                "question's paths over several; set Augmentation.prompts to 0, or bind "
+                "question's samples over several; set Augmentation.prompts to 0, or bind "
                 "Training.preference to None"
             )
         if preference.form == "spin" and self.augmentation.questions:
             raise LmsiError(
-                "Preference.form = 'spin' learns from given solutions alone; set "
+                "Preference.form = 'spin' learns from human solutions alone; set "
                 "Augmentation.questions to 0"
             )
         if preference.form == "spin" and not given:
             raise LmsiError(
-                "Preference.form = 'spin' sets given solutions against the model's own; set "
+                "Preference.form = 'spin' sets human solutions against the model's own; set "
                 "Mixing.human_examples to how many there are of each task"
             )
         if preference.form == "scpo" and given:
@@ -179,7 +179,7 @@ def comparison_run(run: Run, stages: tuple[str, ...]) -> Run:
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 Command = Literal["run", "mix", "pretrain", "distill"]
-Measure = Literal["accuracy", "rounds", "sizes", "paths", "shift"]
+Measure = Literal["accuracy", "rounds", "sizes", "samples", "shift"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -238,7 +238,7 @@ class Study:
     """Compare with the reference "after" its rounds or "before" them."""
     measure: Measure = "accuracy"
     """Contents of the table: "accuracy", accuracy by "rounds" or by "sizes" of the base model, the
-    vote's accuracy by number of "paths", or the share of correct rows by distribution "shift"."""
+    vote's accuracy by number of "samples", or the share of correct rows by distribution "shift"."""
     by_task: bool = False
     """Show each task, besides the means over tasks."""
     seeds: tuple[int, ...] = (0, 1, 2)

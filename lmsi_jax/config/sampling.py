@@ -11,6 +11,7 @@ from lmsi_jax.config.value_checks import (
     fraction,
     positive_fraction,
     refuse,
+    temperatures,
 )
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import STOP_STRINGS
@@ -19,7 +20,7 @@ _STOPPING_PROBABILITY = Range(
     lambda value: 0.5 < value < 1,
     "a probability above 0.5 and below 1 (0.95)",
 )
-_ABOVE_ZERO = Range(lambda value: value > 0, "a number above 0, infinity too")
+_ANY_TEMPERATURE = Range(lambda value: value >= 1e-30, "1e-30 or more, infinity too")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,11 +56,11 @@ class Chat:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Sampling of reasoning paths from the model."""
+    """Sampling of chain-of-thought answers from the model."""
 
     num_samples: Annotated[int, at_least(1, unit="samples")] = 32
     """Samples drawn for each question, the paper's m."""
-    temperature: Annotated[float, at_least(0, note="greedy")] = 0.7
+    temperature: Annotated[float, temperatures(greedy=True)] = 0.7
     """Sampling temperature; the LMSI paper uses 0.7 for the base model."""
     top_k: Annotated[int, at_least(0, unit="tokens", note="off")] = 0
     """Sample from this many most likely tokens."""
@@ -79,7 +80,7 @@ class Sampling:
     """Stop sampling a question once its leading answer will stay ahead with this probability
     (adaptive consistency, Aggarwal et al. 2023, who use 0.95; `voting.samples_needed`); None
     draws all of them. Easy questions then have fewer samples: their confidence is a share of these,
-    and with `Mixing.normalise = 'path'` they weigh less."""
+    and with `Mixing.normalise = 'sample'` they weigh less."""
     adaptive_consistency_every: Annotated[int, at_least(1, unit="samples")] = 4
     """The rule is applied after this many samples, twice as many, ..., in the samples' order, so
     the outcome does not depend on which of them finish first."""
@@ -95,13 +96,13 @@ class Sampling:
             )
 
     @property
-    def filters(self) -> "Filters":
+    def truncation(self) -> "Truncation":
         """The settings that the decode loop is compiled for."""
-        return Filters(self.temperature == 0, self.top_k, self.top_p, self.min_p)
+        return Truncation(self.temperature == 0, self.top_k, self.top_p, self.min_p)
 
 
 @dataclasses.dataclass(frozen=True)
-class Filters:
+class Truncation:
     """The part of `Sampling` that a decode loop is compiled for; temperature is an argument."""
 
     greedy: bool
@@ -161,7 +162,7 @@ class Voting:
     Wang et al. 2022, table 1, weighted sums). "softmax": the softmax, over the question's samples,
     of the probability per token divided by `temperature` (CISC, Taubenfeld et al. 2025, section 3,
     response probability). "scorer": the number that `scorer` returns, 0 or more."""
-    temperature: Annotated[float, _ABOVE_ZERO] = 1.0
+    temperature: Annotated[float, _ANY_TEMPERATURE] = 1.0
     """Temperature of "softmax": near 0 the most probable sample decides, at infinity every sample
     counts the same."""
     conclusions: bool = True

@@ -3,7 +3,7 @@
     Run.schedule = (('Training.human_rate', (0.5, 0.2)), ('Sampling.temperature', (0.7, 1.2)))
 
 Round r uses the r-th value; the last one holds for all later rounds. A stage's record has the
-values of its own round alone, so later rounds may be changed while a run goes on.
+values of its own round alone, so later rounds may be changed during a run.
 """
 
 import dataclasses

@@ -11,12 +11,12 @@ from lmsi_jax.config.value_checks import (
     OBJECT,
     PATH,
     SEED,
-    above,
     at_least,
     below_one,
     check_fields,
     fraction,
     refuse,
+    temperatures,
 )
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import PROMPT_STYLES
@@ -64,7 +64,7 @@ class FileTask:
     the option's text; of a list the first is shown and all count as right. Rows without it are
     unlabelled."""
     solution: str = ""
-    """Column of a given solution, for exemplars and `Mixing.human_examples`; "" for none."""
+    """Column of a human solution, for exemplars and `Mixing.human_examples`; "" for none."""
     exemplars: Annotated[str, PATH] = ""
     """File of exemplars, in the format of `lmsi_jax.tasks.exemplars`; "" takes the first training
     rows with solutions, or asks zero-shot if there are none."""
@@ -164,13 +164,13 @@ class Augmentation:
     """New questions sampled from each such prompt."""
     tries: Annotated[float, at_least(1)] = 3.0
     """Questions sampled for each one that is needed: most repeat others or are malformed."""
-    temperature: Annotated[float, above(0, note="so that questions differ")] = 0.7
+    temperature: Annotated[float, temperatures(note="so that questions differ")] = 0.7
     """Sampling temperature of the new questions."""
     max_new_tokens: Annotated[int, at_least(1, unit="tokens")] = 128
     """A new question is cut here, and dropped."""
     prompts: Annotated[int, at_least(0, unit="prompts", note="the task's own exemplars")] = 0
     """Few-shot prompts of each task, built from the model's own zero-shot answers; a question's
-    paths are spread over them. 2 or more; the paper uses 20."""
+    samples are spread over them. 2 or more; the paper uses 20."""
     shots: Annotated[int, at_least(1, unit="exemplars")] = 4
     """Exemplars in each of these prompts."""
 
@@ -185,13 +185,13 @@ class Augmentation:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """Conversion of voted paths to training examples (LMSI, section 3.2)."""
+    """Conversion of voted samples to training examples (LMSI, section 3.2)."""
 
     formats: tuple[Format, ...] = FORMATS
-    """Formats to write each path in; the paper mixes all four."""
+    """Formats to write each sample in; the paper mixes all four."""
     keep: Literal["majority", "parsed"] = "majority"
-    """Paths to learn: those that agree with the "majority", or all "parsed" ones (a control without
-    a vote)."""
+    """Samples to learn: those that agree with the "majority", or all "parsed" ones (a control
+    without a vote)."""
     end: Literal["blank_line", "end_token"] = "blank_line"
     """End of each target, unless `Run.chat` is set: the "blank_line" between the items of a
     document, or the model's "end_token", so that an exported model ends by itself elsewhere."""
@@ -201,13 +201,13 @@ class Mixing:
     """Largest number of distinct samples per question; None keeps all."""
     min_confidence: Annotated[float, fraction()] = 0.0
     """Questions with a less confident vote give no examples."""
-    normalise: Literal["path", "question"] = "path"
-    """Weigh each kept "path" equally, or each "question"."""
+    normalise: Literal["sample", "question"] = "sample"
+    """Weigh each kept "sample" equally, or each "question"."""
     human_examples: Annotated[int, at_least(0, unit="questions", note="none, as in LMSI")] = 0
-    """Worked training questions with human solutions to mix in, per train task. If
+    """Training questions with human solutions to mix in, per train task. If
     `Training.human_rate` is 0 they serve filters as a validation set only."""
     selection: tuple[Filter, ...] = ()
-    """Filters and weights of the voted paths, applied in order, such as (@DistributionShift(),);
+    """Filters and weights of the voted samples, applied in order, such as (@DistributionShift(),);
     () keeps all of them (LMSI). `min_confidence` is applied before them, `cap` after them."""
 
     def __post_init__(self) -> None:
@@ -219,7 +219,7 @@ class Mixing:
             if HUMAN_LOSSES in rule.needs and not self.human_examples:
                 name = type(rule).__name__
                 raise LmsiError(
-                    f"{name}.validation = 'human' needs given solutions: set Mixing.human_examples "
+                    f"{name}.validation = 'human' needs human solutions: set Mixing.human_examples "
                     f"(50 to 100 are enough), or {name}.validation = 'confident'"
                 )
 
@@ -237,12 +237,12 @@ class Evaluation:
 
     prompt_styles: tuple[str, ...] = ("standard", "cot", "zero_shot_cot", "self_consistency")
     """Prompt styles to measure: "standard" (direct answer), "cot" and "zero_shot_cot", one greedy
-    path each, and "self_consistency", the vote of `num_samples` paths."""
+    sample each, and "self_consistency", the vote of `num_samples` samples."""
     num_samples: Annotated[int, at_least(1, unit="samples")] = 32
     """Samples per question for self-consistency."""
-    temperature: Annotated[float, at_least(0, note="greedy")] = 0.7
+    temperature: Annotated[float, temperatures(greedy=True)] = 0.7
     """Sampling temperature of these samples, for the base model."""
-    temperature_after: Annotated[float, at_least(0, note="greedy")] = 1.2
+    temperature_after: Annotated[float, temperatures(greedy=True)] = 1.2
     """The same for a fine-tuned model; the paper uses 1.2."""
     vote_count: Annotated[int | None, at_least(1, unit="questions")] = None
     """Test questions per task for self-consistency; None for all."""
@@ -279,7 +279,7 @@ class CollapseMonitor:
     """
 
     saturated: tuple[float, float] = (0.95, 2.0)
-    """The vote's mean confidence is at least the first number, and fewer distinct paths than the
+    """The vote's mean confidence is at least the first number, and fewer distinct samples than the
     second agree with a question's vote."""
     no_diversity: Annotated[float, _SHARES] = 0.006
     """The entropy of the answers is below this."""
@@ -298,11 +298,11 @@ class CollapseMonitor:
     distinct: tuple[float, float] = (0.4, 0.6)
     """Distinct-2 is below these shares of its earlier values."""
     shorter: tuple[float, float] = (0.5, 0.7)
-    """The paths' mean length is below these shares of its earlier values."""
+    """The samples' mean length is below these shares of its earlier values."""
     longer: tuple[float, float] = (2.0, 1.5)
-    """The paths' mean length is above these multiples of its earlier values."""
+    """The samples' mean length is above these multiples of its earlier values."""
     unparsed: Annotated[float, _SHARES] = 0.1
-    """The share of paths without a parsed answer rose by this."""
+    """The share of samples without a parsed answer rose by this."""
     easy: Annotated[float, _SHARES] = 0.8
     """Easy questions have more than this share of the training weight, and more than before."""
     kept: tuple[float, float] = (0.5, 0.7)

@@ -59,7 +59,7 @@ class Loss:
     distillation_weight: Annotated[float, fraction()] = 0.5
     """a: weight of the divergence in "top_k" and "model". A token with no stored probabilities has
     a = 0."""
-    temperature: Annotated[float, above(0)] = 1.0
+    temperature: Annotated[float, at_least(1e-6)] = 1.0
     """Temperature of teacher and student within the divergence."""
     top_k: Annotated[int, at_least(1, unit="tokens")] = 8
     """With "top_k": tokens stored at each position."""
@@ -115,8 +115,8 @@ class Preference:
     """Preference pairs: which ones are made, and how the model learns from them."""
 
     form: Literal["spin", "scpo"] = "scpo"
-    """Kind of pairs. "scpo" pairs paths of the most and the least voted answer, without labels
-    (Prasad et al. 2024). "spin" pairs a given solution with the model's own path (Chen et al.
+    """Kind of pairs. "scpo" pairs samples of the most and the least voted answer, without labels
+    (Prasad et al. 2024). "spin" pairs a human solution with the model's own sample (Chen et al.
     2024); a task has `Mixing.human_examples` of them."""
     beta: Annotated[float, above(0)] = 0.5
     """Scale of the margin over the reference model. ScPO uses 0.5. SPIN's paper leaves it open; its
@@ -125,8 +125,8 @@ class Preference:
     """With "scpo": coefficient of the chosen sequence's negative log-probability per token. The
     paper has this term; its size, 1.0, is our choice."""
     threshold: Annotated[float, fraction()] = 0.5
-    """With "scpo": smallest share of a question's paths that a chosen answer needs. The paper calls
-    it tau; half of the paths is our choice."""
+    """With "scpo": smallest share of a question's samples that a chosen answer needs. The paper
+    calls it tau; half of the samples is our choice."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -140,7 +140,7 @@ VALIDATION = "validation_loss"
 class Training:
     """Fine-tuning: steps, batch shape, checkpoints, precision, and the mesh of devices.
 
-    A step trains on `microbatches` prefixes; behind each prefix (a few-shot prompt that its
+    A step trains on `microbatches` prefixes; after each prefix (a few-shot prompt that its
     sequences share) there are `sequences_per_prefix` packed sequences of `sequence_length` tokens.
     """
 
@@ -156,7 +156,7 @@ class Training:
     microbatches: Annotated[int, at_least(1, unit="prefixes")] = 4
     """Prefixes per step; the gradient is summed over them."""
     sequences_per_prefix: Annotated[int, at_least(1, unit="sequences")] = 8
-    """Packed sequences behind each prefix, a multiple of `data`."""
+    """Packed sequences after each prefix, a multiple of `data`."""
     sequence_length: Annotated[int, at_least(1, unit="tokens")] = 256
     """Length of a packed sequence. Longer examples are left out."""
     max_prefix_length: Annotated[int, at_least(0, unit="tokens")] = 384

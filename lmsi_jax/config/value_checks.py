@@ -57,6 +57,20 @@ def above(low: float, unit: str = "", note: str = "") -> Range:
     return Range(lambda value: low < value < math.inf, words, unit)
 
 
+def temperatures(*, greedy: bool = False, note: str = "") -> Range:
+    """Returns the range of temperatures: scores over a smaller one overflow in float32.
+
+    Args:
+      greedy: 0 is a value too.
+      note: as of `at_least`.
+    """
+    words = "0 (greedy) or more, if not 0 at least 1e-30" if greedy else "1e-30 or more"
+    return Range(
+        lambda value: (greedy and value == 0) or 1e-30 <= value < math.inf,
+        words + (f", {note}" if note else ""),
+    )
+
+
 def fraction(note: str = "") -> Range:
     """Returns the range of fractions from 0 to 1."""
     return Range(lambda value: 0 <= value <= 1, "a share, 0 to 1" + (f" ({note})" if note else ""))

@@ -61,7 +61,7 @@ class TaskScore:
       task: its name.
       prompt_style: "standard", "cot", "zero_shot_cot" (one sample) or "self_consistency" (a vote).
       temperature: of sampling.
-      paths: samples per question.
+      samples: samples per question.
       correct: 1 or 0 per question, in question order.
       confidence: of the vote, per question; () for one sample.
       parsed: share of samples with a parsed answer.
@@ -75,7 +75,7 @@ class TaskScore:
     task: str
     prompt_style: str
     temperature: float
-    paths: int
+    samples: int
     correct: tuple[int, ...]
     confidence: tuple[float, ...]
     parsed: float
@@ -144,7 +144,7 @@ def score_votes(
         task=questions[0].task,
         prompt_style=prompt_style,
         temperature=temperature,
-        paths=max(vote.total for vote in votes),
+        samples=max(vote.total for vote in votes),
         correct=tuple(map(int, right)),
         confidence=tuple(round(vote.confidence, 6) for vote in votes) if several else (),
         parsed=sum(vote.parsed for vote in votes) / total,
@@ -292,7 +292,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
       ValueError: not 0 <= c <= n, or not 1 <= k <= n.
     """
     if not 0 <= c <= n or not 1 <= k <= n:
-        raise ValueError(f"cannot draw {k} of {n} paths with {c} right ones")
+        raise ValueError(f"cannot draw {k} of {n} samples with {c} right ones")
     return float(1 - Fraction(math.comb(n - c, k), math.comb(n, k)))
 
 
@@ -320,7 +320,7 @@ def majority_at_k(
     """
     m = vote.total
     if len(samples) != m or not 1 <= k <= m:
-        raise ValueError(f"{vote.uid!r}: cannot draw {k} of {len(samples)} paths, {m} voted")
+        raise ValueError(f"{vote.uid!r}: cannot draw {k} of {len(samples)} samples, {m} voted")
     if right.isdisjoint(vote.keys):
         return 0.0, 0.0
     if k == m:

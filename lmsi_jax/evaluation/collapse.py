@@ -52,7 +52,7 @@ class CollapseMetrics:
 
     Attributes:
       questions: how many.
-      paths: samples of all of them.
+      samples: samples of all of them.
       confidence: share of the samples that agree with the vote.
       entropy: of a question's answers, over the largest possible, log m.
       distinct: distinct-n for n = 1, 2, 3 (Li et al. 2016): different n-grams of words over all,
@@ -69,7 +69,7 @@ class CollapseMetrics:
     """
 
     questions: int
-    paths: int
+    samples: int
     confidence: float
     entropy: float
     distinct: tuple[float, ...]
@@ -105,7 +105,7 @@ def measure(
     kept, rows, easy_weight = _training_share(votes, easy, examples)
     return CollapseMetrics(
         questions=len(votes),
-        paths=len(all_samples),
+        samples=len(all_samples),
         confidence=_mean([vote.confidence for vote in votes]),
         entropy=_mean([relative_entropy(vote) for vote in votes]),
         distinct=_distinct([sample.text for sample in samples[vote.uid]] for vote in votes),
@@ -234,17 +234,17 @@ def alarms(rounds: Mapping[int, CollapseMetrics], monitor: CollapseMonitor) -> l
 
 
 def _saturated(now: CollapseMetrics, monitor: CollapseMonitor) -> str | None:
-    share, paths = monitor.saturated
-    if not share or now.confidence < share or now.distinct_kept >= paths:
+    share, fewest = monitor.saturated
+    if not share or now.confidence < share or now.distinct_kept >= fewest:
         return None
     return (
         f"the votes are sure (mean share {_percent(now.confidence)}) while only "
-        f"{now.distinct_kept:.1f} different paths agree with a question's vote"
+        f"{now.distinct_kept:.1f} different samples agree with a question's vote"
     )
 
 
 def _no_diversity(now: CollapseMetrics, monitor: CollapseMonitor) -> str | None:
-    if now.entropy >= monitor.no_diversity or now.empty == 1 or now.paths == now.questions:
+    if now.entropy >= monitor.no_diversity or now.empty == 1 or now.samples == now.questions:
         return None
     return (
         "a question's answers hardly differ any more: of the largest possible entropy there is "
@@ -294,7 +294,7 @@ def _pass_at_m_drop(
     if not (a and b and limit) or not _fell(a.passed, b.passed, a, b, limit):
         return None
     return (
-        f"fewer questions have a right path at all: pass@m {_percent(b.passed)}, {since.place} "
+        f"fewer questions have a right sample at all: pass@m {_percent(b.passed)}, {since.place} "
         f"{_percent(a.passed)}"
     )
 
@@ -303,7 +303,9 @@ def _unparsed(now: CollapseMetrics, since: _Reference, monitor: CollapseMonitor)
     before, share = since.metrics.unparsed, now.unparsed
     if not monitor.unparsed or share - before < monitor.unparsed:
         return None
-    return f"more paths end without an answer: {_percent(share)}, {since.place} {_percent(before)}"
+    return (
+        f"more samples end without an answer: {_percent(share)}, {since.place} {_percent(before)}"
+    )
 
 
 def _easy(now: CollapseMetrics, since: _Reference, monitor: CollapseMonitor) -> str | None:
@@ -311,8 +313,8 @@ def _easy(now: CollapseMetrics, since: _Reference, monitor: CollapseMonitor) -> 
     if not monitor.easy or share is None or before is None or share <= max(monitor.easy, before):
         return None
     return (
-        f"easy questions (over {_percent(EASY)} of the paths agree) crowd out hard ones: they have "
-        f"{_percent(share)} of the training weight, {since.place} {_percent(before)}"
+        f"easy questions (over {_percent(EASY)} of the samples agree) crowd out hard ones: they "
+        f"have {_percent(share)} of the training weight, {since.place} {_percent(before)}"
     )
 
 
@@ -341,12 +343,14 @@ _JUDGES: dict[str, _Judge] = {
     "distinct": _ratio(
         "distinct",
         lambda metrics: metrics.distinct[1],
-        "a question's paths use the same words again and again: distinct-2 is",
+        "a question's samples use the same words again and again: distinct-2 is",
     ),
     "shorter": _ratio(
-        "shorter", lambda metrics: metrics.length, "the paths got short: tokens a path"
+        "shorter", lambda metrics: metrics.length, "the samples got short: tokens a sample"
     ),
-    "longer": _ratio("longer", lambda metrics: metrics.length, "the paths got long: tokens a path"),
+    "longer": _ratio(
+        "longer", lambda metrics: metrics.length, "the samples got long: tokens a sample"
+    ),
     "unparsed": _unparsed,
     "easy": _easy,
     "kept": _ratio(

@@ -272,10 +272,10 @@ def attend_packed(
     shared: LayerCache | None,
     block: int = 0,
 ) -> jax.Array:
-    """Attends packed rows behind a shared prefix: [B, T, H, K].
+    """Attends packed rows after a shared prefix: [B, T, H, K].
 
     A packed row holds several examples. A token sees the earlier tokens of its own example (its
-    segment) and the whole prefix, so each example is computed as if it were alone behind the
+    segment) and the whole prefix, so each example is computed as if it were alone after the
     prefix. In a layer with a sliding window it sees the window, which may reach into the prefix.
     Queries are taken in blocks, so neither the part above the diagonal nor the part before the
     window is computed.

@@ -341,7 +341,7 @@ def spec(names: tuple[str | None, ...], rules: dict[str, str | None]) -> Partiti
     used = [axis for axis in axes if axis is not None]
     if len(used) != len(set(used)):
         raise LmsiError(
-            f"the axes {names} would lie on {axes}: one mesh axis twice; change one rule of RULES"
+            f"the axes {names} would be on {axes}: one mesh axis twice; change one rule of RULES"
         )
     return PartitionSpec(*axes)
 

@@ -327,7 +327,7 @@ def apply_layers(
       states: before the first layer.
 
     Returns:
-      The states behind the last layer.
+      The states after the last layer.
     """
     # Within a scan XLA cannot merge the recomputation with the forward pass anyway.
     prevent_cse = not config.scan_layers

@@ -1,6 +1,6 @@
 """New questions and new few-shot prompts, which the model makes itself before it is sampled.
 
-round_R/generate/written-TASK-00000-of-00002     what the model wrote behind lists of questions
+round_R/generate/written-TASK-00000-of-00002     what the model wrote after lists of questions
                  questions-TASK, counts-TASK     the new questions, and what became of the rest
 round_R/prompts/zero-shot-TASK-00000-of-00002    greedy zero-shot answers
                 prompts-TASK, counts-TASK        the prompts, and how many answers were usable

@@ -32,7 +32,7 @@ from lmsi_jax.models.sharding import (
 from lmsi_jax.models.tokenizers import FileTokenizer, open_for_model
 from lmsi_jax.models.transformer import fresh_fingerprint, fresh_params, parameter_shapes
 from lmsi_jax.prompts import PromptWriter
-from lmsi_jax.records import CustomRules, Exemplar, Question, Sample, Vote
+from lmsi_jax.records import CustomRules, Exemplar, Question, Sample, Vote, check_unique
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.runtime.files import TEMPORARY, embedded_path, new_folder, read_json, write_json
 from lmsi_jax.runtime.processes import Processes
@@ -40,6 +40,15 @@ from lmsi_jax.runtime.progress import doing
 from lmsi_jax.runtime.store import ShardStore, Stage, shard_names
 from lmsi_jax.training import checkpoints
 from lmsi_jax.voting import AnswerReader
+
+IMPORTED = "Imported"
+"""The entry of a sample stage's settings that says which samples of elsewhere it holds."""
+_RECORD = "stage.json"
+_DIGEST = "digest.json"
+# Fields of ModelConfig that bound lengths, or say how the same numbers are computed.
+_SILENT = frozenset({"max_length", "remat", "scan_layers", "query_block"})
+# The commands of stages without one of their own.
+_COMMAND = {"filter_scores": "mix", "teacher_scores": "train"}
 
 
 def reuse_stage(stage: Stage, output: epath.Path, runs: Sequence[str]) -> None:
@@ -59,26 +68,17 @@ def reuse_stage(stage: Stage, output: epath.Path, runs: Sequence[str]) -> None:
     place = stage.directory.relative_to(output)
     for run in runs:
         finished = epath.Path(run) / place
-        if _fingerprint(finished) == stage.fingerprint:
+        if _stage_fingerprint(finished) == stage.fingerprint:
             with new_folder(pathlib.Path(stage.directory)) as copy:
                 unfinished = shutil.ignore_patterns(f".*{TEMPORARY}")
                 shutil.copytree(finished, copy, dirs_exist_ok=True, ignore=unfinished)
             return
 
 
-def _fingerprint(directory: epath.Path) -> str:
+def _stage_fingerprint(directory: epath.Path) -> str:
     """Returns the fingerprint of a finished stage, "" if it is not finished."""
     record = directory / _RECORD
     return str(read_json(record)["fingerprint"]) if record.exists() else ""
-
-
-_RECORD = "stage.json"
-IMPORTED = "Imported"
-"""The entry of a sample stage's settings that says which samples of elsewhere it holds."""
-_DIGEST = "digest.json"
-# Fields of ModelConfig that bound lengths, or say how the same numbers are computed.
-_SILENT = frozenset({"max_length", "remat", "scan_layers", "query_block"})
-_COMMAND = {"path_scores": "mix", "score": "train"}  # stages without a command of their own
 
 
 def _checkpoint(name: epath.PathLike) -> epath.Path:
@@ -93,19 +93,11 @@ class NotReady(LmsiError):
 _Value = TypeVar("_Value")
 
 
-class _Cache:
-    """Values that are read once."""
-
-    def __init__(self) -> None:
-        self._values: dict[Any, Any] = {}
-
-    def get(self, name: Any, read: Callable[[], _Value]) -> _Value:
-        if name not in self._values:
-            self._values[name] = read()
-        return self._values[name]
-
-    def clear(self) -> None:
-        self._values.clear()
+def _once(values: dict[Any, Any], name: Any, read: Callable[[], _Value]) -> _Value:
+    """Returns the value of a name, read at the first call."""
+    if name not in values:
+        values[name] = read()
+    return values[name]
 
 
 class Context:
@@ -125,7 +117,7 @@ class Context:
         self.scorer_scores: dict[tuple[str, str, int, str], float] = {}
         """Scores of the vote's scorer, which may be a large model and is asked once a sample."""
         self._rounds: dict[int, Round] = {}
-        self._cache = _Cache()
+        self._read: dict[Any, Any] = {}
         self._params: tuple[int, Params] | None = None
         self._checked: set[epath.Path] = set()
 
@@ -185,9 +177,9 @@ class Context:
     @functools.cached_property
     def base_fingerprint(self) -> str:
         """Fingerprint of the base model and its tokenizer."""
-        return self.fingerprint(0)
+        return self.model_fingerprint(0)
 
-    def fingerprint(self, round_index: int) -> str:
+    def model_fingerprint(self, round_index: int) -> str:
         """Returns the fingerprint of the model that a round ended with, and of its tokenizer.
 
         It covers the weights and all of `ModelConfig` that shapes what the model says: a checkpoint
@@ -229,46 +221,60 @@ class Context:
         """The parameter tree's shapes."""
         return parameter_shapes(self._run.model)
 
-    def params(self, round_index: int, shardings: Any = None, dtype: str = "float32") -> Params:
-        """Loads the model that a round ended with; round 0 is the base.
+    def params(self, round_index: int) -> Params:
+        """Loads the whole model that a round ended with, and keeps it for the next caller.
 
         Args:
-          round_index: the round.
-          shardings: None loads it as a whole, and keeps it for the next caller; a tree of
-            `jax.sharding.Sharding` reads it to its place, for the caller alone.
-          dtype: of what is read to its place.
+          round_index: the round; 0 is the base.
 
         Raises:
-          LmsiError: it is not there, of another shape, or was altered.
+          LmsiError: it is not there, of another shape, was altered, or has weights that are no
+            numbers.
         """
         if not round_index and self._run.init_checkpoint == "fresh":
-            return fresh_params(self._run.model, self._run.seed, shardings, dtype)
-        folder = self._stored(round_index)
-        ours = round_index and not self._run.evaluation.checkpoints
-        recorded = bool(ours) or (folder.parent / _DIGEST).exists()
-        if shardings is not None:
-            if recorded:
-                self._check_stored(folder, shardings)
-            like = parameter_shapes(self._run.model, dtype)
-            return checkpoints.load_params(folder, like, shardings)
+            return fresh_params(self._run.model, self._run.seed)
         if self._params is None or self._params[0] != round_index:
+            folder = self._stored(round_index)
             with doing("loading the model"):
                 params = checkpoints.load_params(folder, self.shapes)
-                if recorded:
+                checkpoints.check_finite(folder, params)
+                if self._has_digest(round_index, folder):
                     _check_digest(folder, checkpoints.digest(params))
             self._params = (round_index, params)
         return self._params[1]
 
-    def _check_stored(self, folder: epath.Path, shardings: Any) -> None:
-        """Has process 0 check once that a checkpoint is unaltered; its fellow readers wait."""
+    def placed_params(self, round_index: int, shardings: Any, dtype: str = "float32") -> Params:
+        """Reads the model that a round ended with straight onto devices, for the caller alone.
 
-        def check() -> tuple[str, ...]:
-            if self.processes.index == 0 and folder not in self._checked:
-                _check_digest(folder, checkpoints.stored_digest(folder, self.shapes))
-                self._checked.add(folder)
-            return ()
+        Args:
+          round_index: the round; 0 is the base.
+          shardings: a tree of `jax.sharding.Sharding`.
+          dtype: of the arrays.
 
-        self.processes.found(sorted(checkpoints.holders(shardings)), check)
+        Raises:
+          LmsiError: it is not there, of another shape, was altered, or has weights that are no
+            numbers.
+        """
+        if not round_index and self._run.init_checkpoint == "fresh":
+            return fresh_params(self._run.model, self._run.seed, shardings, dtype)
+        folder = self._stored(round_index)
+        if self._has_digest(round_index, folder):
+
+            def check() -> None:
+                if self.processes.index == 0 and folder not in self._checked:
+                    _check_digest(folder, checkpoints.stored_digest(folder, self.shapes))
+                    self._checked.add(folder)
+
+            self.processes.run_on_leader(sorted(checkpoints.holders(shardings)), check)
+        like = parameter_shapes(self._run.model, dtype)
+        params = checkpoints.load_params(folder, like, shardings)
+        checkpoints.check_finite(folder, params)
+        return params
+
+    def _has_digest(self, round_index: int, folder: epath.Path) -> bool:
+        """Returns True if a checkpoint must have a digest: this run trained it, or one is there."""
+        ours = round_index and not self._run.evaluation.checkpoints
+        return bool(ours) or (folder.parent / _DIGEST).exists()
 
     def write_digest(self, directory: epath.Path, folder: epath.Path) -> None:
         """Writes into `directory` the digest of the newest checkpoint in `folder`."""
@@ -302,13 +308,19 @@ class Context:
         decode_mesh = make_decode_mesh(layout)
         shardings = param_shardings(run.model, decode_mesh)
         with doing("loading the model for decoding"):
-            params = self.params(round_index, shardings, layout.dtype)
+            params = self.placed_params(round_index, shardings, layout.dtype)
             return Engine(run.model, params, self.tokenizer, layout)
 
     def load_questions(self, split: str) -> dict[str, list[Question]]:
-        """Reads the questions of a split by task, from the questions stage's shards."""
+        """Reads the questions of a split by task, from the questions stage's shards.
+
+        Raises:
+          LmsiError: a shard is damaged, or two questions have one uid.
+        """
         names = self.questions.train if split == "train" else self.questions.test
-        return {name: self._questions(split, name) for name in dict.fromkeys(names)}
+        by_task = {name: self._questions(split, name) for name in dict.fromkeys(names)}
+        check_unique(question for rows in by_task.values() for question in rows)
+        return by_task
 
     def _questions(self, split: str, task: str) -> list[Question]:
         store = ShardStore(self.output / "questions")
@@ -318,13 +330,13 @@ class Context:
             rows = [Question.from_json(row) for row in store.read(f"{split}-{task}")]
             return [dataclasses.replace(row, rules=rules) for row in rows] if rules else rows
 
-        return self._cache.get((split, task), read)
+        return _once(self._read, (split, task), read)
 
     def rules(self, task: str) -> CustomRules | None:
         """Returns the functions of a user's task; None for all other tasks."""
         from lmsi_jax.tasks import registry
 
-        return self._cache.get(("rules", task), lambda: registry.rules_of(self.questions, task))
+        return _once(self._read, ("rules", task), lambda: registry.rules_of(self.questions, task))
 
     def exemplars(self, task: str) -> tuple[Exemplar, ...]:
         """Reads the exemplars that the run uses for a task."""
@@ -333,7 +345,7 @@ class Context:
         def read() -> tuple[Exemplar, ...]:
             return tuple(Exemplar.from_json(row) for row in store.read(f"exemplars-{task}"))
 
-        return self._cache.get(("exemplars", task), read)
+        return _once(self._read, ("exemplars", task), read)
 
     def stage(
         self, directory: epath.Path, name: str, settings: Any, inputs: dict[str, str]
@@ -391,15 +403,15 @@ class Round:
         self.settings = dataclasses.replace(run, schedule=()) if base else run.in_round(index)
         self.scheduled = scheduled_values(run, index) if index else {}
         self.reader = AnswerReader(self.settings.voting.conclusions)
-        self._cache = _Cache()
+        self._read: dict[Any, Any] = {}
 
     def once(self, name: Any, read: Callable[[], _Value]) -> _Value:
-        """Returns what `read` reads under a name; it is called once until `release`."""
-        return self._cache.get(name, read)
+        """Returns the value of a name; `read` is called once until `release`."""
+        return _once(self._read, name, read)
 
     def release(self) -> None:
         """Drops all that was read of the stages' shards."""
-        self._cache.clear()
+        self._read.clear()
 
     def folder(self, stage: str) -> epath.Path:
         """Returns `output_dir/round_R/STAGE`."""
@@ -417,9 +429,9 @@ class Round:
         """Reads the record of a finished stage: its settings, inputs, outputs and seconds."""
         return read_json(self.folder(stage) / _RECORD)
 
-    def fingerprint(self, stage: str) -> str:
+    def stage_fingerprint(self, stage: str) -> str:
         """Returns the fingerprint of a finished stage, "" if it is not finished."""
-        return _fingerprint(self.folder(stage))
+        return _stage_fingerprint(self.folder(stage))
 
     @property
     def start(self) -> int:
@@ -553,7 +565,7 @@ def import_record(directory: epath.Path) -> dict[str, Any]:
 
 
 def prompt_job_name(task: str, prompt: int, stand_in: bool) -> str:
-    """Returns the name of the job of a task's samples behind one generated prompt."""
+    """Returns the name of the job of a task's samples after one generated prompt."""
     return f"{task}-prompt{prompt:03d}{'-standing-in' if stand_in else ''}"
 
 

@@ -158,7 +158,7 @@ class StoredMetrics(NamedTuple):
 def read_collapse_metrics(round: Round) -> dict[Source, StoredMetrics]:
     """Returns a round's metrics by source, as far as its stages are finished."""
     path = round.folder(_FILE)
-    of = {stage: round.fingerprint(stage) for stage in _READ}
+    of = {stage: round.stage_fingerprint(stage) for stage in _READ}
     of["fields"] = ",".join(_FIELDS)  # another version has other metrics
     stored = read_json(path) if path.exists() else {}
     if stored.get("of") != of:

@@ -56,7 +56,7 @@ def export_rows(
     folder = run_dir / f"round_{max(mixed) if round_index is None else round_index}"
     rows = list(_rows(ShardStore(folder / "mix"), row_format))
     if not rows:
-        raise LmsiError(f"{folder / 'mix'} has no rows: no path was kept, see `lmsi report`")
+        raise LmsiError(f"{folder / 'mix'} has no rows: no sample was kept, see `lmsi report`")
     suffix = "parquet" if row_format == "parquet" else "jsonl"
     path = folder / f"rows.{suffix}" if out is None else epath.Path(out)
     if row_format == "parquet":

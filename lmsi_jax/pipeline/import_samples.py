@@ -91,7 +91,7 @@ class ImportStep(SampleStep):
             if round.finished(self.name):
                 return SampleStep().execute(round, fingerprints)
             if round.index > self._target:
-                raise NotReady(f"round {round.index} is not sampled; `lmsi run` goes on with it")
+                raise NotReady(f"round {round.index} is not sampled; `lmsi run` continues with it")
             raise LmsiError(
                 f"round {round.index} is not finished, and its model would sample round "
                 f"{self._target}; run it first, or import with --round={round.index}"
@@ -128,7 +128,7 @@ def _check_settings(settings: Run) -> None:
     preference = settings.training.preference
     if preference is not None and preference.form == "spin":
         raise LmsiError(
-            "Preference.form = 'spin' needs the model's own samples on given solutions, which only "
+            "Preference.form = 'spin' needs the model's own samples on human solutions, which only "
             "`lmsi sample` draws; use 'scpo', or bind Training.preference to None"
         )
 
@@ -360,7 +360,7 @@ def _end(foreign: ForeignSample, stops: Sequence[str]) -> tuple[str, End, float 
     start = first_stop(text, stops)
     if start is not None:
         rest = text[start:]
-        # The file's number is of the whole text, which goes on behind the stop.
+        # The file's number is of the whole text, which continues after the stop.
         return text[:start], end_at_stop(rest, stops), logprob if rest in stops else None
     if foreign.stop is not None:
         return text, end_at_stop(foreign.stop, (foreign.stop,)), logprob

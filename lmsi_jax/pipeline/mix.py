@@ -20,11 +20,10 @@ from lmsi_jax.pipeline.score import has_new_questions, read_scored_rows
 from lmsi_jax.pipeline.step import Fields, Step, custom_code
 from lmsi_jax.records import Example, ExamplePair, Exemplar
 from lmsi_jax.runtime.store import ShardStore
-from lmsi_jax.selection.rows import Answers, Row, Selection, right_and_wrong, select
-from lmsi_jax.selection.rows import Step as FilterStep
+from lmsi_jax.selection.rows import Answers, FilterCounts, Row, Selection, right_and_wrong, select
 from lmsi_jax.voting import read_answers
 
-_Rows = Sequence[Example | ExamplePair | FilterStep]
+_Rows = Sequence[Example | ExamplePair | FilterCounts]
 
 
 def _has_pairs(round: Round) -> bool:
@@ -51,7 +50,7 @@ class MixStep(Step):
         Fields(part="training.preference", names=("form",), when=_has_pairs),
         Fields(part="training.preference", names=("threshold",), when=_pairs_votes),
     )
-    inputs = ("vote", "path_scores")
+    inputs = ("vote", "filter_scores")
     writes_prompts = True
 
     def derived(self, round: Round) -> dict[str, Any]:
@@ -94,7 +93,7 @@ def _shards(round: Round, task: str, voted: Sequence[Voted]) -> dict[str, _Rows]
 def _pairs(
     round: Round, task: str, voted: Sequence[Voted], exemplars: Sequence[Exemplar]
 ) -> list[ExamplePair]:
-    """Returns a task's pairs: of its votes, or of given solutions and the model's own samples."""
+    """Returns a task's pairs: of its votes, or of human solutions and the model's own samples."""
     formats, preference = round.settings.mixing.formats, round.settings.training.preference
     writer = round.context.prompts
     assert preference is not None
@@ -121,7 +120,7 @@ def _pairs(
 def _self_generated(
     round: Round, selection: Selection, exemplars: Sequence[Exemplar], prompts: Sequence[FewShot]
 ) -> list[Example]:
-    """Returns the selected samples as examples, each behind the prompt that it was drawn with."""
+    """Returns the selected samples as examples, each after the prompt that it was drawn with."""
     by_question: dict[str, list[tuple[Row, float]]] = {}
     for row, weight in zip(selection.rows, selection.weights, strict=True):
         by_question.setdefault(row.question.uid, []).append((row, weight))
@@ -181,12 +180,12 @@ def read_pairs(round: Round) -> list[ExamplePair]:
     return round.once("pairs", read)
 
 
-def read_funnel(round: Round) -> dict[str, list[FilterStep]]:
+def read_funnel(round: Round) -> dict[str, list[FilterCounts]]:
     """Returns what each filter of a round kept, in their order, by task; {} without filters."""
     store = round.store("mix")
     names = [name for name in store.names() if name.startswith("funnel-")]
     return {
-        name.removeprefix("funnel-"): [FilterStep(**row) for row in store.read(name)]
+        name.removeprefix("funnel-"): [FilterCounts(**row) for row in store.read(name)]
         for name in names
     }
 
@@ -210,13 +209,13 @@ def labelled_funnel(round: Round) -> list[dict[str, Any]]:
     return steps
 
 
-def _vote(voted: Sequence[Voted], rows: Sequence[Row], answers: Answers) -> FilterStep:
+def _vote(voted: Sequence[Voted], rows: Sequence[Row], answers: Answers) -> FilterCounts:
     """Returns the step from all samples to those that training may learn."""
     samples = sum(len(rows) for _, rows, _ in voted)
     parsed = sum(vote.parsed for _, _, vote in voted)
     dropped = {"another answer": parsed - len(rows), "no answer": samples - parsed}
     right, wrong = right_and_wrong(rows, answers)
-    return FilterStep(
+    return FilterCounts(
         filter="Vote",
         rows=samples,
         kept=len(rows),

@@ -1,4 +1,4 @@
-"""Questions: tasks -> records. Labels stay with the test split; exemplars are kept beside.
+"""Questions: tasks -> records. Labels stay with the test split; exemplars are stored separately.
 
 No stage that makes training rows knows the answers of training questions. Reports and studies ask
 the tasks for them anew, and match them to the rows by uid after all filters have judged.
@@ -80,7 +80,7 @@ def draw_questions(context: Context) -> str:
 
 
 def worked_questions(round: Round, task: str) -> list[tuple[Question, Exemplar]]:
-    """Returns `Mixing.human_examples` questions of a task, each with its given solution."""
+    """Returns `Mixing.human_examples` questions of a task, each with its human solution."""
     from lmsi_jax.tasks import registry
 
     config, count = round.context.questions, round.settings.mixing.human_examples

@@ -1,9 +1,9 @@
 """The loop over rounds and their steps. Each step is idempotent: what is finished is not repeated.
 
-    questions -> [generate -> prompts -> sample -> vote -> path_scores -> mix -> train -> eval] x
+    questions -> [generate -> prompts -> sample -> vote -> filter_scores -> mix -> train -> eval] x
                  rounds, after an eval of the base model
 
-`generate` and `prompts` run if `Augmentation` asks for them, `path_scores` if filters in
+`generate` and `prompts` run if `Augmentation` asks for them, `filter_scores` if filters in
 `Mixing.selection` do. With several processes, process 0 leads, and the others share in writing new
 questions, sampling, scoring, evaluating and, if its devices are too few for `Training`'s mesh,
 training.
@@ -25,7 +25,7 @@ from lmsi_jax.pipeline.evaluate import EvaluateStep, collapse_alarms
 from lmsi_jax.pipeline.mix import MixStep
 from lmsi_jax.pipeline.questions import draw_questions
 from lmsi_jax.pipeline.sample import SampleStep
-from lmsi_jax.pipeline.score import PathScoresStep
+from lmsi_jax.pipeline.score import FilterScoresStep
 from lmsi_jax.pipeline.step import Step
 from lmsi_jax.pipeline.summarize import report, report_evaluation
 from lmsi_jax.pipeline.train import TrainStep
@@ -39,7 +39,7 @@ ROUND: tuple[Step, ...] = (
     PromptsStep(),
     SampleStep(),
     VoteStep(),
-    PathScoresStep(),
+    FilterScoresStep(),
     MixStep(),
     TrainStep(),
 )
@@ -57,7 +57,7 @@ def execute(
 
     Args:
       run: the configuration.
-      stages: of `main.STAGES`; or ("pretrain",); with "distill" the run is a student's.
+      stages: of `parser.STAGES`; or ("pretrain",); with "distill" the run is a student's.
       command: the command line, for the manifest and the report.
       config_text: the operative gin configuration.
       steps: from one model to the next.
@@ -123,7 +123,7 @@ def _compare(run: Run, context: Context, describe: _Describe) -> None:
     """Evaluates the given checkpoints on the same questions, with the same noise for all."""
     questions = draw_questions(context)
     count = len(run.evaluation.checkpoints)
-    models = {f"checkpoint {i}": context.fingerprint(i) for i in range(count)}
+    models = {f"checkpoint {i}": context.model_fingerprint(i) for i in range(count)}
     for index, model in enumerate(models.values()):
         _evaluate(context, index, model, questions)
     describe({"questions": questions, **models})

@@ -15,7 +15,7 @@ The engine is any `rollout.requests.Rollout`.
 
 A task's shards are called by its name; with generated prompts there is a job for each of them,
 `TASK-prompt003`, and `TASK-prompt003-standing-in` for the questions that the prompt before shows.
-`human-TASK` has the model's own sample on each question with a given solution, if pairs need it.
+`human-TASK` has the model's own sample on each question with a human solution, if pairs need it.
 """
 
 import dataclasses
@@ -161,7 +161,7 @@ def draw_samples(
         engine, jobs, size=settings.questions_per_shard, share=(group.index, group.count)
     )
     names = [shard.name for shard in shards]
-    missing = set(context.processes.found(group.members, lambda: store.missing(names)))
+    missing = set(context.processes.run_on_leader(group.members, lambda: store.missing(names)))
     open_shards = [shard for shard in shards if shard.name in missing]
     total, remaining = (sum(len(s.requests) for s in some) for some in (shards, open_shards))
     bar = Progress(
@@ -344,7 +344,7 @@ class Meter:
     def _note(self) -> str:
         notes = []
         if self._stats.samples and self._bar.seconds > 0:
-            notes.append(f"{self._stats.samples / self._bar.seconds:,.1f} paths/s")
+            notes.append(f"{self._stats.samples / self._bar.seconds:,.1f} samples/s")
         if self._stats.slot_steps:
             notes.append(f"slots {100 * self._stats.utilisation:.0f} % busy")
         if self._answers:
@@ -353,7 +353,7 @@ class Meter:
 
 
 def _plays(round: Round) -> bool:
-    """Returns True if the model also answers the questions that have given solutions (SPIN)."""
+    """Returns True if the model also answers the questions that have human solutions (SPIN)."""
     preference = round.settings.training.preference
     return preference is not None and preference.form == "spin"
 
@@ -441,5 +441,5 @@ def _jobs(round: Round, task: str, rows: list[Question]) -> list[Job]:
 
 
 def read_given(round: Round, task: str) -> Samples:
-    """Reads the model's own sample on each question with a given solution, by uid."""
+    """Reads the model's own sample on each question with a human solution, by uid."""
     return read_samples(round.store("sample"), f"human-{task}")

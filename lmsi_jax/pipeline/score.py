@@ -1,11 +1,11 @@
 """Scores of voted samples that filters in `Mixing.selection` ask for.
 
     loss-TASK-NNNNN-of-MMMMM     losses of solutions under the base model
-    human-TASK                   the same of given solutions: a validation set
+    human-TASK                   the same of human solutions: a validation set
     rating-TASK-NNNNN-of-MMMMM   the sampling model's own rating of them
     rank-TASK-NNNNN-of-MMMMM     what scorers return
 
-Equal solutions of a question, behind the same prompt, are scored once; rows that score-free filters
+Equal solutions of a question, after the same prompt, are scored once; rows that score-free filters
 drop are skipped. Several processes share the shards, each complete or absent.
 """
 
@@ -118,7 +118,7 @@ def score_losses(round: Round, rows: Mapping[str, Sequence[Row]], needs: frozens
 
     names, solved = [name for name, _ in shards], [some for _, some in shards]
     label = f"round {round.index}: scoring samples"
-    write_missing(round.store(PathScoresStep.name), names, solved, load, label)
+    write_missing(round.store(FilterScoresStep.name), names, solved, load, label)
 
 
 class _Solved(NamedTuple):
@@ -162,7 +162,7 @@ def _loss_shards(
 def _of_row(
     row: Row, prompts: Sequence[FewShot], exemplars: Sequence[Exemplar], losses: tuple[str, ...]
 ) -> _Solved:
-    """Returns a sample's solution, behind the prompt that it was drawn with."""
+    """Returns a sample's solution, after the prompt that it was drawn with."""
     uid, index = row.name
     shown = prompts[prompt_of(uid, index, prompts)].exemplars if prompts else exemplars
     return _Solved({"uid": uid, "sample_index": index}, shown, row.question, row.solution, losses)
@@ -186,7 +186,7 @@ def _losses(
     for (at, name), losses in zip(places, scorer.losses(rows), strict=True):
         if losses is not None:
             records[at][name] = round(float(losses.mean()), 6)
-            of_sample = "sample_index" in records[at]  # not of a given solution
+            of_sample = "sample_index" in records[at]  # not of a human solution
             if logprobs and name == LOSS and of_sample:
                 records[at][LOGPROBS] = (0.0 - losses).round(5).tolist()
     return records
@@ -232,7 +232,7 @@ def has_new_questions(round: Round) -> bool:
     return bool(round.settings.augmentation.questions)
 
 
-class PathScoresStep(Step):
+class FilterScoresStep(Step):
     """Scores the round's voted samples, if filters ask for it.
 
     Raises:
@@ -240,7 +240,7 @@ class PathScoresStep(Step):
         its own shards alone.
     """
 
-    name = "path_scores"
+    name = "filter_scores"
     settings = (
         Fields(part="mixing", names=("keep",)),
         Fields(
@@ -303,7 +303,7 @@ class PathScoresStep(Step):
 
 def read_scored_rows(round: Round, task: str, voted: Sequence[Voted]) -> tuple[list[Row], Facts]:
     """Returns a task's voted samples with their scores, and the facts that filters know beside."""
-    store, needs = round.store(PathScoresStep.name), _needs(round)
+    store, needs = round.store(FilterScoresStep.name), _needs(round)
     rows, prompts = _rows(round, voted), round.few_shots(task)
     scores: dict[tuple[str, int], dict[str, Any]] = {}
     for record in _stored(store, task, needs) if needs else ():
@@ -361,7 +361,7 @@ def _scored_as(row: Row, prompts: Sequence[FewShot]) -> _Name:
 
 
 def _first(rows: Sequence[Row], prompts: Sequence[FewShot]) -> dict[_Name, Row]:
-    """Returns the first of each question's equal solutions behind one prompt."""
+    """Returns the first of each question's equal solutions after one prompt."""
     first: dict[_Name, Row] = {}
     for row in rows:
         first.setdefault(_scored_as(row, prompts), row)
@@ -397,7 +397,7 @@ def _rate(round: Round, by_task: _ByTask) -> None:
         round,
         jobs,
         {},  # a rating is no answer to the question
-        round.folder(PathScoresStep.name),
+        round.folder(FilterScoresStep.name),
         model=round.index - 1,
         label=f"round {round.index}: rating",
     )
@@ -409,7 +409,7 @@ def _apply_scorers(round: Round, by_task: _ByTask, names: Sequence[str]) -> None
     index, count = round.context.processes.share
     shards = shards[index::count]
     write_missing(
-        round.store(PathScoresStep.name),
+        round.store(FilterScoresStep.name),
         [name for name, _ in shards],
         [rows for _, rows in shards],
         lambda: functools.partial(_scorer_scores, names),

@@ -105,7 +105,7 @@ class Step:
         return True
 
     def derived(self, round: Round) -> dict[str, Any]:
-        """Returns what shapes the output beside fields of `settings`."""
+        """Returns further settings that determine the output, beside those of `settings`."""
         del round
         return {}
 

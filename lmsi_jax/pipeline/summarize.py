@@ -25,12 +25,12 @@ from lmsi_jax.report.summary import (
     Model,
     NewPrompts,
     NewQuestions,
-    ShownPath,
     ShownQuestion,
+    ShownSample,
     Sources,
     Summary,
     Task,
-    TaskFilterStep,
+    TaskFilterCounts,
     TaskVotes,
     decode,
 )
@@ -48,12 +48,12 @@ from lmsi_jax.voting import right_keys
 _EVALUATION = "eval.json"
 _PACKAGES = ("lmsi_jax", "jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "numpy")
 _STAGES = (
-    *("generate", "prompts", "sample", "vote", "path_scores"),
-    *("mix", "score", "train", "eval"),
+    *("generate", "prompts", "sample", "vote", "filter_scores"),
+    *("mix", "teacher_scores", "train", "eval"),
 )
 """The stages whose time is reported."""
 _SHOWN_PER_TASK = 2
-_SHOWN_PATHS = 8
+_SHOWN_TEXTS = 8
 _USUAL_THRESHOLD = 0.95
 """The threshold that is replayed if sampling had none (Aggarwal et al. 2023)."""
 
@@ -216,7 +216,7 @@ def _round(round: Round) -> RoundSummary:
             stage: count / seconds[stage] for stage, count in tokens.items() if seconds.get(stage)
         },
         questions=len(votes),
-        paths=len(drawn),
+        samples=len(drawn),
         parsed=sum(vote.parsed for vote in votes),
         unfinished=sum(not sample.finished for sample in drawn),
         empty_votes=sum(vote.winner is None for vote in votes),
@@ -233,7 +233,9 @@ def _round(round: Round) -> RoundSummary:
             self_generated=len(examples.get("self_generated", [])) + len(pairs),
             human=len(examples.get("human", [])),
         ),
-        funnel=tuple(TaskFilterStep(**step) for step in (labelled_funnel(round) if mixed else ())),
+        funnel=tuple(
+            TaskFilterCounts(**step) for step in (labelled_funnel(round) if mixed else ())
+        ),
         train=tuple(metrics),
         values={name: repr(value) for name, value in round.scheduled.items()},
         alarms=tuple(words for _, words in collapse_alarms(round.context, round.index)),
@@ -285,7 +287,7 @@ class _Rule:
 
     threshold: float
     every: int
-    paths: int
+    samples: int
     on: bool
 
 
@@ -299,7 +301,7 @@ def _rule(round: Round) -> _Rule:
     return _Rule(
         threshold=_USUAL_THRESHOLD if threshold is None else threshold,
         every=sampling["adaptive_consistency_every"],
-        paths=sampling["num_samples"],
+        samples=sampling["num_samples"],
         on=threshold is not None,
     )
 
@@ -318,7 +320,7 @@ def _test_sets(round: Round, rule: _Rule) -> Iterator[AdaptiveConsistencySet]:
             source="test",
             round=round.index,
             task=task,
-            paths=max(vote.total for vote in votes),
+            samples=max(vote.total for vote in votes),
             **vars(replayed),
         )
 
@@ -334,7 +336,7 @@ def _train_sets(round: Round, rule: _Rule) -> Iterator[AdaptiveConsistencySet]:
         else:
             replayed = replay(questions, votes, round.samples(task), rule.threshold, rule.every)
         yield AdaptiveConsistencySet(
-            source="train", round=round.index, task=task, paths=rule.paths, **vars(replayed)
+            source="train", round=round.index, task=task, samples=rule.samples, **vars(replayed)
         )
 
 
@@ -364,10 +366,10 @@ def _shown_question(question: Question, vote: Vote, samples: Sequence[Sample]) -
         confidence=vote.confidence,
         tied=bool(vote.tied),
         total=vote.total,
-        paths=tuple(
-            ShownPath(
+        samples=tuple(
+            ShownSample(
                 text=text, key=keys[first[text]], kept=first[text] in vote.kept, count=counts[text]
             )
-            for text in order[:_SHOWN_PATHS]
+            for text in order[:_SHOWN_TEXTS]
         ),
     )

@@ -7,8 +7,8 @@ computed first and stored in shards of rows, each complete or absent, in the ord
 
 import collections
 import contextlib
-import functools
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lmsi_jax.config import Lora, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.hf_export import export_model
 from lmsi_jax.models import sharding
+from lmsi_jax.models.params import Params
 from lmsi_jax.pipeline.context import Round
 from lmsi_jax.pipeline.mix import read_examples, read_funnel, read_pairs
 from lmsi_jax.pipeline.score import ROWS, write_missing
@@ -37,8 +38,8 @@ from lmsi_jax.training.trainer import drop_unrecorded, state_shapes, train
 LoadTeacher = Callable[[], Teacher]
 
 
-class ScoreStep(Step):
-    """Writes what a model says of training rows: a teacher's top k, or a reference's losses.
+class TeacherScoresStep(Step):
+    """Stores a teacher's or a reference's log-probabilities of the training rows.
 
     Args:
       examples: what training draws.
@@ -49,7 +50,7 @@ class ScoreStep(Step):
         than this process, which scores alone.
     """
 
-    name = "score"
+    name = "teacher_scores"
     settings = (
         Fields(
             part="training",
@@ -89,12 +90,12 @@ class ScoreStep(Step):
 
 
 def read_scored(round: Round, examples: Examples) -> scoring.ScoredRows:
-    """Returns the examples with what `ScoreStep` wrote of them.
+    """Returns the examples with what `TeacherScoresStep` wrote of them.
 
     Raises:
       LmsiError: the shards are of other examples.
     """
-    store, names = round.store("score"), _names(examples)
+    store, names = round.store("teacher_scores"), _names(examples)
     if store.names() != names:
         raise LmsiError(f"{store.directory} is not of these examples; delete it and repeat this")
     return scoring.ScoredRows(examples, [row for name in names for row in store.read(name)])
@@ -143,7 +144,7 @@ class TrainStep(Step):
             load = self._load_teacher or (
                 lambda: Teacher(config=round.settings.model, params=context.params(round.start))
             )
-            ScoreStep(examples[0], load).execute(round, stage.inputs)
+            TeacherScoresStep(examples[0], load).execute(round, stage.inputs)
         with self.together(round):
             self._train(round, *examples)
         if training.lora is not None:
@@ -179,10 +180,16 @@ class TrainStep(Step):
         elif self._load_teacher:
             teacher = self._load_teacher()
         validation_rows = in_order(held_out, context.tokenizer_path) if held_out else ()
+
+        def load_base(shardings: Any) -> Params:
+            if shardings is None:
+                return context.params(round.start)
+            return context.placed_params(round.start, shardings)
+
         train(
             settings.model,
             training,
-            functools.partial(context.params, round.start),
+            load_base,
             fitting_rows(rows, training),
             round.folder(self.name),
             groups=examples.groups,
@@ -210,16 +217,19 @@ def _peft_base(round: Round) -> str:
     is named by its checkpoint.
     """
     context, settings = round.context, round.settings
+    # With start_from = "last" the adapters of round 2 belong on the model of round 1.
+    start = context.round(round.start)
+    ours = os.fspath(start.folder("train")) if round.start else settings.init_checkpoint
     checkpoint = context.checkpoint(round.start)
     if checkpoint is None:
-        return settings.init_checkpoint
-    out = Path(context.round(round.start).folder("hf"))
+        return ours
+    out = Path(start.folder("hf"))
     try:
         if not out.exists():
             export_model(checkpoint, settings.model, context.tokenizer_path, out)
     except LmsiError as error:
-        print(f"adapters name {checkpoint} as their model, which PEFT cannot open: {error}")
-        return str(checkpoint)
+        print(f"adapters name {ours} as their model, which PEFT cannot open: {error}")
+        return ours
     return str(out.resolve())
 
 

@@ -102,11 +102,11 @@ def confidence(summary: Summary) -> Html:
     for domain in DOMAINS:
         series, captions = [], []
         for number in sorted({rounds[0], rounds[-1]}):
-            confidences, right, paths = votes_of(summary, domain, number)
+            confidences, right, samples = votes_of(summary, domain, number)
             if confidences:
                 name = round_name(number)
                 series.append((name, accuracy_by_confidence(confidences, right)))
-                votes = f"{count_of(len(right), 'vote')} of {count_of(paths, 'path')}"
+                votes = f"{count_of(len(right), 'vote')} of {count_of(samples, 'sample')}"
                 error = percent(expected_calibration_error(confidences, right))
                 captions.append(f"{name}: {votes}, error {error}")
         if series:
@@ -218,19 +218,29 @@ def _sampling_details(summary: Summary) -> Html:
             PROMPT_STYLE_NAMES[row.prompt_style],
             round_name(row.round),
             format_count(len(row.correct)),
-            format_count(row.paths),
+            format_count(row.samples),
             f"{row.temperature:g}",
             percent(row.parsed) if row.correct else DASH,
-            percent_of(row.tied, len(row.correct)) if row.paths > 1 else DASH,
+            percent_of(row.tied, len(row.correct)) if row.samples > 1 else DASH,
             decimal(row.mean_tokens, 0),
             *([percent(statistics.fmean(row.f1)) if row.f1 else DASH] if with_f1 else []),
         )
         for row in sorted(summary.evals, key=lambda row: (row.task, row.prompt_style, row.round))
     ]
-    head = ["Task", "Prompt style", "Model", "n", "Paths", "T", "Parsed", "Tied", "Tokens a path"]
+    head = [
+        "Task",
+        "Prompt style",
+        "Model",
+        "n",
+        "Samples",
+        "T",
+        "Parsed",
+        "Tied",
+        "Tokens a sample",
+    ]
     head += ["F1"] if with_f1 else []
     caption = (
-        "Paths are sampled for each question at temperature T (0: greedy). Parsed: paths with a "
+        "Samples: drawn for each question at temperature T (0: greedy). Parsed: samples with a "
         "readable answer. Tied: questions on which two answers share the most votes."
         + (" F1: DROP’s own score, beside accuracy." if with_f1 else "")
     )

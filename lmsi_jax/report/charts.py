@@ -138,7 +138,7 @@ def confidence_chart(title: str, series: Sequence[tuple[str, Sequence[Bin]]]) ->
     parts += [_text(left - 8, y(t) + 4, percent(t, 0), cls="tick end") for t in marks]
     parts += [_text(x(t), bottom + 16, percent(t, 0), cls="tick middle") for t in marks]
     parts.append(_text(0, 10, "Accuracy of the vote", cls="tick"))
-    words = "Confidence: agreeing paths / all"
+    words = "Confidence: agreeing samples / all"
     parts.append(_text(x(0.5), bottom + 32, words, cls="tick middle"))
     parts.append(_rule(x(0), y(0), x(1), y(1), cls="diagonal"))
     row = bottom + 52

@@ -60,7 +60,7 @@ class Accuracy:
       low, high: its 95 % interval.
       n: questions of all tasks together.
       tasks: how many.
-      unparsed: share of paths without a parsed answer, mean over tasks.
+      unparsed: share of samples without a parsed answer, mean over tasks.
       tied: share of questions with a tied vote, mean over tasks.
     """
 
@@ -214,17 +214,17 @@ def headline_words(summary: Summary) -> tuple[str, str]:
 
 
 def votes_of(summary: Summary, domain: Domain, number: int) -> tuple[list[float], list[bool], int]:
-    """Returns one round's votes on a domain: confidences, whether right, paths per question."""
+    """Returns one round's votes on a domain: confidences, whether right, samples per question."""
     confidences: list[float] = []
     right: list[bool] = []
-    paths = 0
+    samples = 0
     for task in tasks_of(summary, domain):
         row = _evaluations(summary, task.name, "self_consistency").get(number)
         if row and row.confidence:
             confidences += row.confidence
             right += map(bool, row.correct)
-            paths = max(paths, row.paths)
-    return confidences, right, paths
+            samples = max(samples, row.samples)
+    return confidences, right, samples
 
 
 def _comparisons(summary: Summary, tasks: Sequence[str]) -> list[Comparison]:
@@ -313,7 +313,7 @@ def _accuracy_row(
 
 
 def _calibration_error(row: Evaluation) -> float | None:
-    """The expected calibration error of the votes; None for single paths."""
+    """The expected calibration error of the votes; None for single samples."""
     if not row.confidence:
         return None
     return expected_calibration_error(row.confidence, list(map(bool, row.correct)))

@@ -76,7 +76,9 @@ def _rounds(summary: Summary) -> str:
 def _trained_on(summary: Summary) -> str:
     rounds = summary.rounds
     if not rounds:
-        return "another run's paths" if max(evaluated_rounds(summary), default=0) else "nothing yet"
+        return (
+            "another run's samples" if max(evaluated_rounds(summary), default=0) else "nothing yet"
+        )
     human = sum(row.sources.human for row in rounds)
     labels = f"and {count_of(human, 'human row')}" if human else "without labels"
     return f"{count_of(rounds[-1].questions, 'question')} {labels}"
@@ -107,14 +109,14 @@ _SECTIONS: tuple[tuple[str, str, Callable[[Summary], Html]], ...] = (
     ("result", "Result", accuracy_sections.overview),
     ("tasks", "Task by task", accuracy_sections.by_task),
     ("confidence", "Accuracy and confidence", accuracy_sections.confidence),
-    ("paths", "Accuracy and the number of paths", vote_sections.curves),
+    ("samples", "Accuracy and the number of samples", vote_sections.curves),
     ("rounds", "Round by round", training_sections.by_round),
     ("collapse", "Collapse monitor", training_sections.collapse),
     ("augmentation", "The model’s own questions and prompts", training_sections.augmentation),
-    ("votes", "From paths to training rows", vote_sections.training_rows),
+    ("votes", "From samples to training rows", vote_sections.training_rows),
     ("adaptive-consistency", "Adaptive consistency", vote_sections.adaptive_consistency),
     ("training", "Training", training_sections.training),
-    ("examples", "Questions, paths and votes", vote_sections.examples),
+    ("examples", "Questions, samples and votes", vote_sections.examples),
     ("time", "Time and throughput", training_sections.times),
     ("configuration", "Configuration", _configuration),
 )

@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, Self, TypeVar, get_args, get_origin
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.accuracy import Replay, TaskScore
 from lmsi_jax.evaluation.collapse import CollapseMetrics
-from lmsi_jax.selection.rows import Step
+from lmsi_jax.selection.rows import FilterCounts
 
 _Class = TypeVar("_Class")
 
@@ -134,7 +134,7 @@ class NewPrompts:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TaskFilterStep(Step):
+class TaskFilterCounts(FilterCounts):
     """The effect of one filter of `Mixing.selection`, or of the vote, on a task's rows."""
 
     task: str
@@ -153,17 +153,17 @@ class Round:
     tokens_per_second: dict[str, float]
     """Of the stages that count tokens."""
     questions: int
-    paths: int
+    samples: int
     """Samples over all questions."""
     parsed: int
-    """Paths with a parsed answer."""
+    """Samples with a parsed answer."""
     unfinished: int
-    """Paths cut by the token limit."""
+    """Samples cut by the token limit."""
     empty_votes: int
     """Questions without any parsed answer."""
     tied_votes: int
     kept: int
-    """Paths that agree with their question's vote."""
+    """Samples that agree with their question's vote."""
     distinct_kept: int
     """The same, with equal texts on one question counted once."""
     mean_confidence: float
@@ -177,7 +177,7 @@ class Round:
     examples: dict[str, FormatRows]
     """Training rows by format."""
     sources: Sources
-    funnel: tuple[TaskFilterStep, ...] = ()
+    funnel: tuple[TaskFilterCounts, ...] = ()
     """For each task the vote, then the filters in order."""
     train: tuple[dict[str, float], ...]
     """Logged metrics, each with its step: loss, learning_rate, grad_norm, loss/FORMAT, ..."""
@@ -215,7 +215,7 @@ class AdaptiveConsistencySet(Replay):
     round: int
     """Test: the round of the model, 0 for the base. Train: the round that sampled them."""
     task: str
-    paths: int
+    samples: int
     """Samples of a question without early stopping, m."""
 
     def __post_init__(self) -> None:
@@ -225,8 +225,8 @@ class AdaptiveConsistencySet(Replay):
           ValueError: lists of different lengths, or values that cannot be.
         """
         n = len(self.taken)
-        if bad := [count for count in self.taken if not 0 <= count <= self.paths]:
-            raise ValueError(f"taken {bad[0]} of {self.paths} paths")
+        if bad := [count for count in self.taken if not 0 <= count <= self.samples]:
+            raise ValueError(f"taken {bad[0]} of {self.samples} samples")
         for name in ("same", "correct", "correct_stopped"):
             values = getattr(self, name)
             _check_outcomes(name, values, n if values else 0)
@@ -248,7 +248,7 @@ class AdaptiveConsistency:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ShownPath:
+class ShownSample:
     """A text that the model wrote; `count` equal ones are shown once."""
 
     text: str
@@ -260,7 +260,7 @@ class ShownPath:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShownQuestion:
-    """A test question to show, with its paths."""
+    """A test question to show, with its samples."""
 
     task: str
     question: str
@@ -271,7 +271,7 @@ class ShownQuestion:
     tied: bool
     total: int
     """Number of samples; if many differ, only some of them are shown."""
-    paths: tuple[ShownPath, ...]
+    samples: tuple[ShownSample, ...]
     right: bool | None = None
     """If the winner is a right answer; None without a label."""
 

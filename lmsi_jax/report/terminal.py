@@ -92,7 +92,7 @@ def print_summary(summary: Summary, console: Console) -> None:
 def print_evaluation(
     summary: Summary, console: Console, names: tuple[str, str] | None = None
 ) -> None:
-    """Prints accuracies by task and prompt style, and by the number of paths.
+    """Prints accuracies by task and prompt style, and by the number of samples.
 
     Args:
       summary: the run's.
@@ -257,7 +257,7 @@ def _print_accuracies(console: Console, summary: Summary, names: tuple[str, str]
         column("tied", 7, lambda row: _tied(row, last)),
     ]
     note = (
-        "Percent right. Unparsed: paths without a readable answer; tied: questions with a tied "
+        "Percent right. Unparsed: samples without a readable answer; tied: questions with a tied "
         "vote; both of the last model."
     )
     print_table(console, "task, prompt style", labels, columns, note)
@@ -277,7 +277,7 @@ def _print_curves(console: Console, summary: Summary, names: tuple[str, str]) ->
         ks = sorted({k for row in rows.values() for k in row})
         columns = [[row.get(k, DASH) for row in rows.values()] for k in ks]
         heads = [f"k = {k}" for k in ks]
-        print_table(console, "paths, mean over tasks", rows, _by_number(heads, columns))
+        print_table(console, "samples, mean over tasks", rows, _by_number(heads, columns))
 
 
 def _text(content: Text | str) -> Text:

@@ -70,9 +70,9 @@ def by_round(summary: Summary) -> Html:
     entropies = [row.mean_entropy for row in rows]
     diversity = [row.distinct_kept / row.questions if row.questions else math.nan for row in rows]
     for name, unit, values, share in (
-        ("Mean confidence of the vote", "agreeing paths / all", confidences, True),
+        ("Mean confidence of the vote", "agreeing samples / all", confidences, True),
         ("Mean entropy of the answers", "nats a question", entropies, False),
-        ("Diversity", "distinct kept paths a question", diversity, False),
+        ("Diversity", "distinct kept samples a question", diversity, False),
     ):
         points = [(float(row.round), value) for row, value in zip(rows, values, strict=True)]
         lines = [charts.Line(name, points)]
@@ -106,7 +106,7 @@ def training(summary: Summary) -> Html:
         _curves(rounds, "loss", "Loss", _loss_unit(rounds)),
         _curves(rounds, "validation_loss", "Loss on held-out examples", "nats a target token"),
         *(_label_losses(row, len(rounds) > 1) for row in rounds if row.train),
-        _curves(rounds, "margin", "Margin of the chosen path over the rejected one", "nats"),
+        _curves(rounds, "margin", "Margin of the chosen sample over the rejected one", "nats"),
         _curves(rounds, "grad_norm", "Gradient norm", "global norm"),
         _curves(rounds, "learning_rate", "Learning rate", "learning rate"),
     ]
@@ -256,7 +256,7 @@ def _new_prompts(rounds: Sequence[Round]) -> Html:
         return Html("")
     caption = (
         "Few-shot prompts of greedy zero-shot answers. Usable: reasoning, then an answer sentence "
-        "with an answer of the task’s kind. A question’s paths are spread over the prompts."
+        "with an answer of the task’s kind. A question’s samples are spread over the prompts."
     )
     head = ["Task", "Sampled in", "Answers", "Usable", "Prompts"]
     return table(head, rows, caption, text_columns=2)
@@ -271,12 +271,12 @@ _TITLES: dict[Source, str] = {
 _CAPTIONS: dict[Source, str] = {
     "train": (
         "The votes on training questions, by the model before the round, and the rows made of "
-        f"them. Easy: more than {percent(EASY, 0)} of the paths agree. Distinct-n: different "
-        "n-grams of words over all, among the paths of one question. Entropy: of a question’s "
+        f"them. Easy: more than {percent(EASY, 0)} of the samples agree. Distinct-n: different "
+        "n-grams of words over all, among the samples of one question. Entropy: of a question’s "
         "answers, over the largest possible. Means over questions."
     ),
     "test": (
-        "The vote of many paths, with gold answers. Votes that gain confidence without getting "
+        "The vote of many samples, with gold answers. Votes that gain confidence without getting "
         "right more often, and a falling pass@m, are signs of collapse. Metrics at different "
         "temperatures do not compare."
     ),
@@ -307,14 +307,14 @@ _METRICS: tuple[tuple[str, Callable[[CollapseRow], _Value], Callable[[_Value], s
     ("Questions", lambda row: row.questions, _count),
     ("Mean share of the vote", lambda row: row.confidence, _share),
     ("Vote is right (majority@m)", _labelled("majority"), _share),
-    ("Some path is right (pass@m)", _labelled("passed"), _share),
-    ("Path is right (pass@1)", _labelled("single"), _share),
+    ("Some sample is right (pass@m)", _labelled("passed"), _share),
+    ("Sample is right (pass@1)", _labelled("single"), _share),
     ("Entropy of the answers", lambda row: row.entropy, _decimals(3)),
     *((f"Distinct-{n}", _distinct(n), _decimals(3)) for n in (1, 2, 3)),
-    ("Tokens a path", lambda row: row.length, _decimals(1)),
-    ("Unparsed paths", lambda row: row.unparsed, _share),
+    ("Tokens a sample", lambda row: row.length, _decimals(1)),
+    ("Unparsed samples", lambda row: row.unparsed, _share),
     ("Questions without an answer", lambda row: row.empty, _share),
-    ("Different kept paths a question", lambda row: row.distinct_kept, _decimals(1)),
+    ("Different kept samples a question", lambda row: row.distinct_kept, _decimals(1)),
     ("Easy questions", lambda row: row.easy, _share),
     ("Their training weight", lambda row: row.easy_weight, _share),
     ("Questions with training rows", lambda row: row.kept, _share),
@@ -368,10 +368,10 @@ def _collapse_charts(summary: Summary) -> list[Html]:
             _line("weight", train, lambda row: row.easy_weight),
         ]
         length = [_line("tokens", train, lambda row: row.length)]
-        title = "Distinct n-grams of a question’s paths"
+        title = "Distinct n-grams of a question’s samples"
         figures.append(_chart_by_round(title, distinct, "share", True))
         figures.append(_chart_by_round("Easy questions", easy, "share", True))
-        figures.append(_chart_by_round("Length of a path", length, "tokens"))
+        figures.append(_chart_by_round("Length of a sample", length, "tokens"))
     return figures
 
 

@@ -1,5 +1,5 @@
-"""Sections of the page about samples and votes: the number of paths, from paths to training rows,
-adaptive consistency, and questions to look at.
+"""Sections of the page about samples and votes: the number of samples, the way from samples to
+training rows, adaptive consistency, and questions to look at.
 """
 
 import dataclasses
@@ -39,8 +39,8 @@ from lmsi_jax.report.summary import (
     AdaptiveConsistencySet,
     Evaluation,
     Round,
-    ShownPath,
     ShownQuestion,
+    ShownSample,
     Summary,
 )
 
@@ -62,7 +62,7 @@ _OUTCOMES = {
 
 
 def curves(summary: Summary) -> Html:
-    """Returns accuracy by the number of paths: a chart for the base and the last model, a table."""
+    """Returns accuracy by the number of samples: a chart for base and last model, and a table."""
     rows = [row for row in summary.evals if row.curve]
     if not rows:
         return Html("")
@@ -77,8 +77,8 @@ def curves(summary: Summary) -> Html:
                 charts.Line("pass@k", [(k, passed) for k, _, passed in means]),
             ]
             name = round_name(number)
-            title = f"{name}: accuracy by the number of paths, mean over {len(evaluations)} tasks"
-            chart = charts.line_chart(title, lines, "paths", "Accuracy", share=True)
+            title = f"{name}: accuracy by the number of samples, mean over {len(evaluations)} tasks"
+            chart = charts.line_chart(title, lines, "samples", "Accuracy", share=True)
             figures.append(figure(name, chart))
     cells = [
         (
@@ -99,10 +99,10 @@ def curves(summary: Summary) -> Html:
         table(head, cells, text_columns=2),
     )
     about = (
-        "Majority@k: how often the vote on k of a question’s paths is right. Pass@k: how often at "
-        "least one of them is right. Both are means over subsets of the sampled paths, and "
-        "therefore unbiased for k fresh paths; [95 % interval, bootstrap over questions]. For a "
-        "question with more than 600 subsets of k paths, majority@k uses 400 random ones."
+        "Majority@k: how often the vote on k of a question’s samples is right. Pass@k: how often "
+        "at least one of them is right. Both are means over subsets of the samples, and "
+        "therefore unbiased for k fresh samples; [95 % interval, bootstrap over questions]. For a "
+        "question with more than 600 subsets of k samples, majority@k uses 400 random ones."
     )
     return join_html([note(about), panels(figures), details])
 
@@ -123,7 +123,7 @@ def mean_curve(rows: Sequence[Evaluation]) -> list[tuple[int, float, float]]:
 
 
 def training_rows(summary: Summary) -> Html:
-    """Returns the way from sampled paths to training rows; nothing without rounds."""
+    """Returns the way from samples to training rows; nothing without rounds."""
     rounds = summary.rounds
     if not rounds:
         return Html("")
@@ -133,13 +133,13 @@ def training_rows(summary: Summary) -> Html:
 
 
 def _funnel(rounds: Sequence[Round]) -> Html:
-    """Counts of paths and training rows as bars, then what went wrong; a column for each round."""
+    """Counts of samples and training rows as bars, then what went wrong; a column a round."""
     counts = [
         {
-            "Sampled paths": row.paths,
+            "Samples": row.samples,
             "Parsed answers": row.parsed,
             "Kept: agree with the vote": row.kept,
-            "Distinct kept paths": row.distinct_kept,
+            "Distinct kept samples": row.distinct_kept,
             "Training rows": sum(rows.rows for rows in row.examples.values()),
         }
         for row in rounds
@@ -150,26 +150,26 @@ def _funnel(rounds: Sequence[Round]) -> Html:
         for column, row in zip(counts, rounds, strict=True):
             most = max(column.values())
             share = column[step] / most if most else 0.0
-            cells.append(bar(share, count_with_share(column[step], row.paths)))
+            cells.append(bar(share, count_with_share(column[step], row.samples)))
         rows.append([step, *cells])
     for name, mishaps in (
         ("Questions", [(row.questions, row.questions) for row in rounds]),
-        ("Cut by the token limit", [(row.unfinished, row.paths) for row in rounds]),
+        ("Cut by the token limit", [(row.unfinished, row.samples) for row in rounds]),
         ("Questions without a vote", [(row.empty_votes, row.questions) for row in rounds]),
         ("Questions with a tied vote", [(row.tied_votes, row.questions) for row in rounds]),
     ):
         cells = [count_with_share(count, total) for count, total in mishaps]
         rows.append([element("span", name, cls="quiet"), *cells])
     caption = (
-        "Percentages of paths and rows are of the sampled paths, those of questions of all "
-        "questions. A kept path makes up to four rows, one in each format; equal rows are one row "
-        "with the sum of their weights."
+        "Percentages of samples and rows are of all samples, those of questions of all "
+        "questions. A kept sample makes up to four rows, one in each format; equal rows are one "
+        "row with the sum of their weights."
     )
     return table(["Step", *(round_name(row.round) for row in rounds)], rows, caption)
 
 
 def _filters(rounds: Sequence[Round]) -> Html:
-    """The paths that the vote and each filter left."""
+    """The samples that the vote and each filter left."""
     steps = [(row, step) for row in rounds for step in row.funnel]
     if not steps:
         return Html("")
@@ -189,15 +189,15 @@ def _filters(rounds: Sequence[Round]) -> Html:
         ]
         for row, step in steps
     ]
-    head = ["Filter, task", "Selected in", "Paths in", "Kept", *(["Right"] if labelled else [])]
+    head = ["Filter, task", "Selected in", "Samples in", "Kept", *(["Right"] if labelled else [])]
     head += ["Questions", "Weight", "Why dropped"]
     caption = (
-        "The vote, then the filters in order. Questions: those that still have paths. Weight: sum "
-        "of the kept paths’ weights in the loss."
+        "The vote, then the filters in order. Questions: those that still have samples. Weight: "
+        "sum of the kept samples’ weights in the loss."
     )
     if labelled:
         caption += (
-            " Right: of the kept paths, by the questions’ answers, which were looked up for this "
+            " Right: of the kept samples, by the questions’ answers, which were looked up for this "
             "table alone."
         )
     return _table_by_round(head, rows, rounds, caption)
@@ -225,8 +225,8 @@ def _votes_by_task(rounds: Sequence[Round]) -> Html:
         return Html("")
     head = ("Task", "Sampled in", "Questions", "Mean confidence", "Distinct kept", "Empty", "Tied")
     caption = (
-        "Confidence: paths that agree with the vote over all paths. Distinct kept: different texts "
-        "with the vote’s answer, mean over questions. Empty: no path was parsed."
+        "Confidence: samples that agree with the vote over all samples. Distinct kept: different "
+        "texts with the vote’s answer, mean over questions. Empty: no sample was parsed."
     )
     return _table_by_round(head, rows, rounds, caption)
 
@@ -284,7 +284,7 @@ class Effect:
       questions: how many.
       taken: samples that the rule takes.
       possible: samples without the rule.
-      same: questions whose vote keeps its winner; None unless all paths were sampled.
+      same: questions whose vote keeps its winner; None unless all samples were drawn.
       right, right_stopped: right votes on all samples and on those taken; None without labels.
       change: stopped minus all, with its 95 % interval for pairs; None without labels.
     """
@@ -314,7 +314,7 @@ def effect(rows: Sequence[AdaptiveConsistencySet]) -> Effect:
     return Effect(
         questions=len(taken),
         taken=sum(taken),
-        possible=sum(row.paths * len(row.taken) for row in rows),
+        possible=sum(row.samples * len(row.taken) for row in rows),
         same=sum(same) if replayed else None,
         right=sum(before) if labelled else None,
         right_stopped=sum(after) if labelled else None,
@@ -337,12 +337,12 @@ def adaptive_consistency_sentences(summary: Summary) -> list[str]:
 def _effect_in_words(total: Effect, questions: str) -> str:
     if total.same is None:
         return (
-            f"Adaptive consistency saved {total.saved} of the paths on the {questions}: "
+            f"Adaptive consistency saved {total.saved} of the samples on the {questions}: "
             f"{format_count(total.taken)} of {format_count(total.possible)} were sampled."
         )
     words = (
-        f"Adaptive consistency would save {total.saved} of the paths on the {questions}; the vote "
-        f"is the same on {percent_of(total.same, total.questions)} of the "
+        f"Adaptive consistency would save {total.saved} of the samples on the {questions}; the "
+        f"vote is the same on {percent_of(total.same, total.questions)} of the "
         f"{count_of(total.questions, 'question')}"
     )
     if total.right is None or total.right_stopped is None:
@@ -362,7 +362,7 @@ def adaptive_consistency(summary: Summary) -> Html:
         skipped |= len(rounds) > 2
         bodies += [_effect_rows(rule, source, r) for r in sorted({*rounds[:1], *rounds[-1:]})]
     caption = (
-        "Same vote: questions on which the vote on the paths taken has the winner of the vote on "
+        "Same vote: questions on which the vote on the samples taken has the winner of the vote on "
         "all. Vote of all, stopped: their accuracy in percent, if there are labels. Change: "
         "stopped minus all on the same questions, [95 % interval, Newcombe’s for pairs]. All "
         "tasks: every question counts alike."
@@ -379,25 +379,25 @@ def adaptive_consistency(summary: Summary) -> Html:
 
 
 _HEAD = (
-    *("Task", "Questions", "Paths taken", "Paths saved", "Same vote"),
+    *("Task", "Questions", "Samples taken", "Samples saved", "Same vote"),
     *("Vote of all", "Stopped", "Change in points"),
 )
 
 
 def _rule_in_words(rule: AdaptiveConsistency) -> str:
     words = (
-        f"Adaptive-Consistency (Aggarwal et al. 2023): after every {rule.every} paths of a "
+        f"Adaptive-Consistency (Aggarwal et al. 2023): after every {rule.every} samples of a "
         "question, in the order of their indices, sampling ends once its leading answer will stay "
         f"ahead of the second one with a probability of {100 * rule.threshold:g}"
         "\N{NO-BREAK SPACE}% or more."
     )
     if rule.on:
         return (
-            f"{words} Train questions were sampled with it. Test questions get all of their paths; "
-            "there the rule is replayed, to see what the vote loses by it."
+            f"{words} Train questions were sampled with it. Test questions get all of their "
+            "samples; there the rule is replayed, to see what the vote loses by it."
         )
     return (
-        f"{words} It was off, so all paths were sampled; here it is replayed on them. "
+        f"{words} It was off, so all samples were drawn; here it is replayed on them. "
         f"Sampling.adaptive_consistency = {rule.threshold:g} turns it on for train questions."
     )
 
@@ -405,7 +405,7 @@ def _rule_in_words(rule: AdaptiveConsistency) -> str:
 def _effect_rows(rule: AdaptiveConsistency, source: str, number: int) -> Html:
     """A table body: a title, all tasks together, each task."""
     rows = _sets(rule, source, number)
-    most = count_of(max(row.paths for row in rows), "path")
+    most = count_of(max(row.samples for row in rows), "sample")
     stopped = rule.on and source == "train"
     how = f"at most {most} each, stopped early" if stopped else f"{most} each, all sampled"
     name = f"{source.capitalize()} questions, {round_name(number).lower()}"
@@ -446,12 +446,12 @@ def _rounds_with_sets(rule: AdaptiveConsistency, source: str) -> list[int]:
 
 
 def examples(summary: Summary) -> Html:
-    """Returns folded questions with their paths, votes and gold answers."""
+    """Returns folded questions with their samples, votes and gold answers."""
     if not summary.examples:
         return element("p", "The run saved no questions to show.", cls="empty")
     about = (
-        "The vote sees no label; the gold answer is shown here to judge it. Equal paths are shown "
-        "once with their number. Kept paths agree with the vote."
+        "The vote sees no label; the gold answer is shown here to judge it. Equal samples are "
+        "shown once with their number. Kept samples agree with the vote."
     )
     kinds = {task.name: task.kind for task in summary.tasks}
     shown = (_example(question, kinds.get(question.task, "")) for question in summary.examples)
@@ -485,22 +485,22 @@ def _example(shown: ShownQuestion, kind: str) -> Html:
         element("span", f"{shown.task}, confidence {percent(shown.confidence, 0)}", cls="quiet"),
     )
     facts = [
-        ("Vote", shown.winner if shown.winner is not None else "none: no path was parsed"),
+        ("Vote", shown.winner if shown.winner is not None else "none: no sample was parsed"),
         ("Gold answer", shown.gold if shown.gold is not None else "no label"),
-        ("Confidence", f"{percent(shown.confidence)} of {count_of(shown.total, 'path')}"),
+        ("Confidence", f"{percent(shown.confidence)} of {count_of(shown.total, 'sample')}"),
         ("Tie", "yes, broken by probability, then by key" if shown.tied else "no"),
     ]
     terms = [part for name, value in facts for part in (element("dt", name), element("dd", value))]
     body = element("div", element("pre", shown.question), element("dl", *terms), cls="split")
-    return element("details", head, body, *_paths(shown.paths), cls="example")
+    return element("details", head, body, *_samples(shown.samples), cls="example")
 
 
-def _paths(paths: Sequence[ShownPath]) -> Iterator[Html]:
-    if not paths:
-        yield element("p", "No paths were saved.", cls="empty")
-    for path in sorted(paths, key=lambda p: (not p.kept, p.key is None, -p.count)):
-        kept = "kept" if path.kept else "dropped"
-        answer = element("b", "unparsed" if path.key is None else path.key)
-        count = element("span", f"{path.count} × {kept}", cls="quiet")
-        text = element("pre", path.text if path.text.strip() else "(empty)")
-        yield element("div", element("div", answer, count, cls="side"), text, cls=f"path {kept}")
+def _samples(samples: Sequence[ShownSample]) -> Iterator[Html]:
+    if not samples:
+        yield element("p", "No samples were saved.", cls="empty")
+    for sample in sorted(samples, key=lambda p: (not p.kept, p.key is None, -p.count)):
+        kept = "kept" if sample.kept else "dropped"
+        answer = element("b", "unparsed" if sample.key is None else sample.key)
+        count = element("span", f"{sample.count} × {kept}", cls="quiet")
+        text = element("pre", sample.text if sample.text.strip() else "(empty)")
+        yield element("div", element("div", answer, count, cls="side"), text, cls=f"sample {kept}")

@@ -28,7 +28,7 @@ class NoiseSource:
     round_index: int
 
 
-class Question:
+class EncodedQuestion:
     """A request as the decode loop sees it.
 
     Attributes:
@@ -48,7 +48,7 @@ def slot_arrays(
     active: Sequence[Running],
     targets: Sequence[tuple[int, int]],
     slots: int,
-    questions: Sequence[Question],
+    questions: Sequence[EncodedQuestion],
     shared_length: int,
 ) -> Arrays:
     """Returns the arrays of `SlotArrays`, with `words` and `index` in place of its noise.

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmsi_jax.config import Filters, ModelConfig
+from lmsi_jax.config import ModelConfig, Truncation
 from lmsi_jax.models.attention import Cache, Part, cache_attention, merge, prefill
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.sharding import (
@@ -53,13 +53,13 @@ class Program:
     Attributes:
       config: the model's shape.
       mesh: the devices.
-      filters: greedy, top-k, top-p, min-p.
+      truncation: greedy, top-k, top-p, min-p.
       steps: tokens per chunk (c).
     """
 
     config: ModelConfig
     mesh: DeviceMesh
-    filters: Filters
+    truncation: Truncation
     steps: int
 
 
@@ -282,7 +282,7 @@ def _decode_group(
         states = hidden_states(config, gathered, token, now, attend)
         uniform = jax.lax.dynamic_index_in_dim(noise, step, 1, keepdims=False)
         token, logprob = sample_token(
-            logits(config, gathered, states), uniform, inputs.temperature, program.filters
+            logits(config, gathered, states), uniform, inputs.temperature, program.truncation
         )
         tokens = jax.lax.dynamic_update_index_in_dim(tokens, token, step, 1)
         logprobs = jax.lax.dynamic_update_index_in_dim(logprobs, logprob, step, 1)

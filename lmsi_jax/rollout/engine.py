@@ -33,8 +33,8 @@ from lmsi_jax.models.tokenizers import Tokenizer, encode_text
 from lmsi_jax.records import Sample, Text
 from lmsi_jax.rollout.chunks import (
     Chunk,
+    EncodedQuestion,
     NoiseSource,
-    Question,
     join_groups,
     page_table,
     slot_arrays,
@@ -68,7 +68,7 @@ class _Group:
     prefix: Text
     prefix_tokens: list[int]
     sampling: Sampling
-    questions: list[Question]
+    questions: list[EncodedQuestion]
 
 
 class Engine(Rollout):
@@ -149,7 +149,7 @@ class Engine(Rollout):
         """
         noise, stats = NoiseSource(seed, round_index), Stats()
         for group in self._groups(requests):
-            buckets: dict[int, list[Question]] = {}
+            buckets: dict[int, list[EncodedQuestion]] = {}
             for question in group.questions:
                 bucket = question_bucket(len(question.tokens) - 1)
                 buckets.setdefault(bucket, []).append(question)
@@ -178,10 +178,10 @@ class Engine(Rollout):
         groups = []
         for (prefix, sampling), numbers in members.items():
             prefix_tokens = encode_text(self.tokenizer, prefix)
-            questions = [
-                Question(number, request, encode_text(self.tokenizer, request.text, prefix))
-                for number, request in ((number, requests[number]) for number in numbers)
-            ]
+            questions = []
+            for number in numbers:
+                tokens = encode_text(self.tokenizer, requests[number].text, prefix)
+                questions.append(EncodedQuestion(number, requests[number], tokens))
             lengths = {question.request.uid: len(question.tokens) for question in questions}
             check_fit(lengths, len(prefix_tokens), sampling.max_new_tokens, self.config.max_length)
             groups.append(
@@ -244,7 +244,9 @@ class DecodeLoop:
         self._depth = -(-group.sampling.max_new_tokens // self._plan.page)  # most pages of a sample
         self._bucket = question_bucket(max(len(q.tokens) for q in group.questions) - 1)
         self._sizes = batch_sizes(model.decoding)
-        self._program = Program(model.config, model.mesh, self._sampling.filters, self._plan.chunk)
+        self._program = Program(
+            model.config, model.mesh, self._sampling.truncation, self._plan.chunk
+        )
         waiting = iter(range(len(self._questions)))
         self._schedulers = [
             Scheduler(self._plan, waiting, self._limit, self._settled)
@@ -359,15 +361,13 @@ class DecodeLoop:
         *results, self._caches.pool = decode_chunk(
             self._program, self._model.weights, self._caches.prompts, self._caches.pool, inputs
         )
-        tokens, logprobs = (
-            [
-                group[: len(scheduler.active)]
-                for group, scheduler in zip(
-                    np.asarray(result).reshape(len(tables), slots, -1),
-                    self._schedulers,
-                    strict=True,
-                )
-            ]
-            for result in results
-        )
+        tokens, logprobs = (self._by_scheduler(np.asarray(result), slots) for result in results)
         return Chunk(tokens, logprobs, slot_steps=results[0].size)
+
+    def _by_scheduler(self, result: np.ndarray, slots: int) -> list[np.ndarray]:
+        """Returns each scheduler's rows [active, T] of a result [schedulers * slots, T]."""
+        groups = result.reshape(len(self._schedulers), slots, -1)
+        return [
+            rows[: len(scheduler.active)]
+            for rows, scheduler in zip(groups, self._schedulers, strict=True)
+        ]

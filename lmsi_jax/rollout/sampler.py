@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmsi_jax.config import Filters
+from lmsi_jax.config import Truncation
 
 
 def uid_words(uid: str) -> tuple[int, int]:
@@ -65,7 +65,7 @@ _BLOCK = 32  # cumulative sums go by blocks of this many tokens, then inside one
 
 
 def sample_token(
-    logits: jax.Array, uniform: jax.Array, temperature: jax.Array | float, filters: Filters
+    logits: jax.Array, uniform: jax.Array, temperature: jax.Array | float, truncation: Truncation
 ) -> tuple[jax.Array, jax.Array]:
     """Draws a token for each slot from logits [W, V] with uniform numbers [W].
 
@@ -75,11 +75,13 @@ def sample_token(
     logits = logits.astype(jnp.float32)
     largest = logits.max(-1, keepdims=True)
     shifted = logits - largest
-    if filters.greedy:
+    if truncation.greedy:
         # Of the logits themselves: XLA would store the differences for it, a pass over [W, V] more.
         tokens = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     else:
-        kept = apply_top_k_top_p(shifted / temperature, filters.top_k, filters.top_p, filters.min_p)
+        kept = apply_top_k_top_p(
+            shifted / temperature, truncation.top_k, truncation.top_p, truncation.min_p
+        )
         tokens = inverse_cdf(jnp.exp(kept), uniform)
     normalizer = jnp.log(jnp.exp(shifted).sum(-1))
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1) - largest

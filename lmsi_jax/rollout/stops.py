@@ -29,7 +29,7 @@ class Ending:
     Attributes:
       text: the text before the stop.
       used: tokens that the sample took, including the end token or the stop string (and the token
-        that shows that a full stop behind a digit is not part of a number).
+        that shows that a full stop after a digit is not part of a number).
       end: why it ended.
     """
 
@@ -114,7 +114,7 @@ class Stops:
         """Returns how a sample ends, None if it continues.
 
         Args:
-          tokens: all tokens drawn so far; those behind an end token are ignored.
+          tokens: all tokens drawn so far; those after an end token are ignored.
           new: how many of them have been drawn since the last call.
           limit: most tokens of the sample.
         """

@@ -115,17 +115,26 @@ def cannot(verb: str, path: epath.PathLike, error: OSError) -> LmsiError:
     """Converts an error of the system to one that names the path and the remedy."""
     remedy = "check the path, or choose another output_dir"
     if error.errno in _FULL:
-        remedy = "make room on the disk, then repeat the command: it goes on where it was"
+        remedy = "make room on the disk, then repeat the command to resume"
     elif error.errno in _CLOSED:
         remedy = "make it writable, or choose another output_dir"
     return LmsiError(f"cannot {verb} {os.fspath(path)}: {error.strerror or error}; {remedy}")
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
-    """Writes `value` atomically as indented JSON with sorted keys."""
-    write_bytes(
-        path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
-    )
+    """Writes `value` atomically as indented JSON with sorted keys.
+
+    Raises:
+      LmsiError: as `write_bytes`, or a number is NaN or infinite.
+    """
+    try:
+        text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False)
+    except ValueError as error:
+        raise LmsiError(
+            f"{os.fspath(path)} would have a number that is NaN or infinite ({error}); the model "
+            "or the scorer behind it is damaged: name another"
+        ) from error
+    write_bytes(path, f"{text}\n".encode())
 
 
 def read_json(path: epath.PathLike) -> Any:

@@ -218,8 +218,10 @@ class Processes:
             else:
                 time.sleep(_POLL)
 
-    def found(self, members: Sequence[int], find: Callable[[], Sequence[str]]) -> Sequence[str]:
-        """Returns the result of `find` in the first of some processes, which all call this.
+    def run_on_leader(self, members: Sequence[int], function: Callable[[], Any]) -> Any:
+        """Calls a function in the first of some processes; returns its result in all of them.
+
+        All members call this; the result is a JSON value.
 
         A folder may look different to several machines at the same time, or to one while another
         repairs it.
@@ -229,18 +231,18 @@ class Processes:
           Terminated: another process was terminated.
         """
         if len(members) == 1:
-            return find()
+            return function()
         who = f"{members[0]}-{members[-1]}"
         self._found[who] += 1
         key = f"{who}/{self._found[who]}"
         if self.index == members[0]:
-            names = find()
-            self._put(key, json.dumps(list(names)), _FOUND)
-            return names
+            result = function()
+            self._put(key, json.dumps(result), _FOUND)
+            return result
         while (answer := self._look(_FOUND).get(key)) is None:
             self._follow()
             time.sleep(_POLL)
-        return list(json.loads(answer))
+        return json.loads(answer)
 
     def _cause(self, error: BaseException) -> BaseException:
         """Returns the cause of an error of this process: another one left, or the error itself."""
@@ -252,7 +254,7 @@ class Processes:
             reason = str(error).strip().splitlines()[0][:200]
             return self._reason() or TryAgain(
                 f"another process is gone without a word, or does not keep up ({reason}); repeat "
-                "the command in every process, it goes on where it was"
+                "the command in every process to resume"
             )
         return error
 
@@ -393,18 +395,13 @@ def synchronize(mesh: Mesh) -> None:
     """
     from jax._src import distributed  # a barrier of devices would be such a reduction itself
 
-    members = processes_of(mesh)
+    members = tuple(sorted({device.process_index for device in mesh.devices.flat}))
     _MEETINGS[members] += 1
     name = f"lmsi_meet_{members[0]}_{members[-1]}_{_MEETINGS[members]}"
     client = distributed.global_state.client
     assert client is not None  # a mesh with other processes has one
     client.wait_at_barrier(name, timeout_in_ms=_LATEST, process_ids=members)
     jax.block_until_ready(_first_sums(mesh)(_spread(mesh, (0, 0))))
-
-
-def processes_of(mesh: Mesh) -> tuple[int, ...]:
-    """Returns the processes of a mesh's devices."""
-    return tuple(sorted({device.process_index for device in mesh.devices.flat}))
 
 
 @functools.cache

@@ -44,9 +44,22 @@ _CONFIG, _STAGE = "config.json", "stage.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MANIFEST = "manifest.json"
 _PACKAGES = (
-    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"),
-    *("seqio", "tensorflow", "tensorflow-text", "tensorflow-datasets", "sentencepiece"),
-    *("reasoning-gym", "gin-config", "clu", "etils", "t5x"),
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "seqio",
+    "tensorflow",
+    "tensorflow-text",
+    "tensorflow-datasets",
+    "sentencepiece",
+    "reasoning-gym",
+    "gin-config",
+    "clu",
+    "etils",
+    "t5x",
 )
 
 
@@ -72,16 +85,27 @@ class ShardStore:
         """Writes a shard atomically; equal rows give equal bytes.
 
         Raises:
-          LmsiError: the disk is full or the folder cannot be written.
+          LmsiError: the disk is full, the folder cannot be written, or a row has a number that is
+            NaN or infinite.
         """
         if not _NAME.fullmatch(shard_name):
             raise ValueError(f"{shard_name!r} is no shard name")
-        lines = [json.dumps(row, sort_keys=True, allow_nan=False) for row in rows]
+        lines = [self._line(shard_name, number, row) for number, row in enumerate(rows, 1)]
         data = _gzip("".join(f"{line}\n" for line in lines).encode())
         write_bytes(self.path(shard_name), data)
         # Last: a shard is complete only once it has this file.
         check = {"rows": len(lines), "sha256": hashlib.sha256(data).hexdigest()}
         write_json(self._check(shard_name), check)
+
+    def _line(self, shard_name: str, number: int, row: Mapping[str, Any]) -> str:
+        try:
+            return json.dumps(row, sort_keys=True, allow_nan=False)
+        except ValueError:
+            where = f" (question {row['uid']!r})" if "uid" in row else ""
+            raise LmsiError(
+                f"{os.fspath(self.path(shard_name))}: row {number}{where} has a number that is NaN "
+                "or infinite, so the model or the scorer behind it is damaged; name another"
+            ) from None
 
     def names(self) -> tuple[str, ...]:
         """Returns the complete shards, sorted; `missing` and `read` check their contents."""
@@ -200,7 +224,11 @@ class Stage:
             if path.name.startswith(".") and path.name.endswith(TEMPORARY):
                 remove(path)  # of a killed process; nobody writes here any more
         roots = [self.directory] if outputs is None else [epath.Path(path) for path in outputs]
-        files = {self._key(file): file for root in roots for file in _files(root)}
+        files = {
+            file.relative_to(self.directory).as_posix(): file
+            for root in roots
+            for file in _files(root)
+        }
         for name in (_CONFIG, _STAGE):
             files.pop(name, None)
         record = self._identity() | {
@@ -217,9 +245,6 @@ class Stage:
             "config": self.config,
             "inputs": self.inputs,
         }
-
-    def _key(self, file: epath.Path) -> str:
-        return file.relative_to(self.directory).as_posix()
 
     def _compare(self, before: Any) -> None:
         if not isinstance(before, dict):
@@ -249,7 +274,7 @@ class Stage:
                 damage.append(f"{os.fspath(path)} was altered and has been dropped")
                 remove(path)
         if damage:
-            _LOG.warning("stage %s is taken up again: %s", self.name, "; ".join(damage))
+            _LOG.warning("stage %s resumes: %s", self.name, "; ".join(damage))
             remove(self.directory / _STAGE)
         return not damage
 

@@ -11,9 +11,9 @@ By IWSI's distribution shift weight (Jiang et al. 2024, section 3), to filter an
     w'_i = mean over v in D_v of L(x_v) / L(x_i)        how much likelier than the base model thinks
     w_i  = w'_i if w'_i >= 1, else 1 / w'_i             1 and more; 1: no shift
 
-L is the base model's mean loss over the solution's tokens, so w'_i estimates the importance of
-row i. D_v, the validation set, are given solutions; or, without any label, the rows of the surest
-votes.
+L is the base model's mean loss over the solution's tokens, so w'_i is the estimated importance
+weight of row i. D_v, the validation set, are human solutions; or, without any label, the rows of
+the surest votes.
 
 A share of the rows is kept exactly: 80 % of 10 rows are 8, of 1 row 1, of none none.
 """
@@ -93,7 +93,7 @@ def _cap(rule: Cap, rows: Sequence[Row], facts: Facts) -> list[Verdict]:
         texts = first.setdefault(row.question.uid, [])
         if row.solution not in texts and len(texts) < rule.num_samples:
             texts.append(row.solution)
-    more = Verdict(0.0, "the question has enough paths")
+    more = Verdict(0.0, "the question has enough samples")
     return [KEPT if row.solution in first[row.question.uid] else more for row in rows]
 
 
@@ -199,7 +199,7 @@ def _distinct_reasoning(
     for i in order:
         best.setdefault(ways[i], i)
     chosen = set(best.values())
-    again = Verdict(0.0, "reasons as another path does")
+    again = Verdict(0.0, "reasons as another sample does")
     return [KEPT if i in chosen else again for i in range(len(rows))]
 
 
@@ -266,7 +266,7 @@ _MOST = 10.0
 
 
 def rating_prompt(question: str, solution: str, writer: PromptWriter = PLAIN) -> Text:
-    """Returns a prompt that goes on with a rating of the solution."""
+    """Returns a prompt whose continuation is a rating of the solution."""
     return writer.judgement(question, solution, _ASK, "The rating is")
 
 
@@ -311,7 +311,7 @@ def importances(
     """Returns w' of the rows that have a loss, by place.
 
     Raises:
-      LmsiError: no given solution has a loss.
+      LmsiError: no human solution has a loss.
     """
     known = rows_with_scores(rows, LOSS)
     if not known:
@@ -327,7 +327,7 @@ def _validation_losses(
         return confident_losses(rows, rule.surest)
     if not facts.human_losses:
         raise LmsiError(
-            f"{type(rule).__name__}.validation = 'human', but no given solution fits "
+            f"{type(rule).__name__}.validation = 'human', but no human solution fits "
             "Training.sequence_length and Training.max_prefix_length; raise these, or use "
             "'confident'"
         )

@@ -21,7 +21,7 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Question, Sample, Vote
 
 LOGPROBS = "logprobs"
-"""Of each of the solution's tokens, while `LOSS` has their mean: `Row.logprobs`."""
+"""Per-token log-probabilities of the solution, `Row.logprobs`; `LOSS` is their negative mean."""
 ScoringFunction = Callable[[Question, Sample], float]
 """Says how good a sample is: the higher the better."""
 
@@ -63,10 +63,10 @@ class Row:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Facts:
-    """The facts of a task that filters know beside its rows.
+    """Task-level inputs to filters.
 
     Attributes:
-      human_losses: `LOSS` of given solutions of this task.
+      human_losses: `LOSS` of human solutions of this task.
     """
 
     human_losses: tuple[float, ...] = ()
@@ -120,7 +120,7 @@ NO_ANSWERS: Answers = types.MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Step:
+class FilterCounts:
     """The effect of one filter on a task's rows.
 
     Attributes:
@@ -159,7 +159,7 @@ class Selection:
 
     rows: tuple[Row, ...]
     weights: tuple[float, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[FilterCounts, ...]
 
 
 def select(
@@ -168,12 +168,12 @@ def select(
     facts: Facts = NOTHING,
     answers: Answers = NO_ANSWERS,
 ) -> Selection:
-    """Hands a task's rows through the filters; each sees the rows that those before it kept.
+    """Applies the filters in order; each sees the rows that those before it kept.
 
     Args:
       rows: of one task.
       filters: in their order; factors of the weights are multiplied.
-      facts: what is known of the task beside.
+      facts: the task's.
       answers: which rows are right; counted in the steps, and never shown to a filter.
 
     Raises:
@@ -193,7 +193,7 @@ def select(
         kept, weights = [row for row, _ in passed], [weight for _, weight in passed]
         right, wrong = right_and_wrong(kept, answers)
         steps.append(
-            Step(
+            FilterCounts(
                 filter=type(one).__name__,
                 rows=came,
                 kept=len(kept),

@@ -8,7 +8,7 @@ lower it, the least time at the chips' published rates, and questions an hour.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -108,7 +108,7 @@ def sample_program(
     lengths: Lengths,
     devices: Sequence[jax.Device],
 ) -> jax.stages.Lowered:
-    """Traces a decode chunk of all slots, with pages for paths of full length.
+    """Traces a decode chunk of all slots, with pages for samples of full length.
 
     Raises:
       LmsiError: the layout needs more devices.
@@ -120,7 +120,7 @@ def sample_program(
             here = SingleDeviceSharding(devices[0])
             arguments = jax.tree.map(lambda a: _placed(a, here), arguments)
         chunk = plan(decoding, sampling).chunk
-        program = Program(config, decode_mesh, sampling.filters, chunk)
+        program = Program(config, decode_mesh, sampling.truncation, chunk)
         return decode_chunk.lower(program, *arguments)
 
 
@@ -232,7 +232,7 @@ def for_sampling(config: ModelConfig, decoding: Decoding) -> list[str]:
         advice.append("Decoding.dtype = 'bfloat16': half the bytes of weights and caches")
     advice.append(_wider("Decoding", config, decoding.model))
     if decoding.slots > 1:
-        advice.append(f"Decoding.slots = {decoding.slots // 2}: half the paths' caches")
+        advice.append(f"Decoding.slots = {decoding.slots // 2}: half the samples' caches")
     if decoding.data > 1 and not decoding.fsdp:
         advice.append("Decoding.fsdp = True: weights are gathered in every step, which is slow")
     return [*advice, "a larger topology"]
@@ -416,6 +416,13 @@ def check(
     return figures
 
 
+def refused_programs(figures: Mapping[str, Any]) -> list[str]:
+    """Returns the programs of `check`'s figures that do not fit into a chip's memory."""
+    memory = figures["chip"]["memory"]
+    programs = {name: figures[name] for name in ("train", "sample") if name in figures}
+    return [name for name, one in programs.items() if not one["fits"] or one["peak"] > memory]
+
+
 def _training(
     run: Run, chip: Chip, program: Compiled, say: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -423,7 +430,7 @@ def _training(
     mesh = f"data {training.data} x model {training.model}{', fsdp' if training.fsdp else ''}"
     rows = f"{training.sequences_per_prefix} rows of {training.sequence_length}"
     batch = f"{training.microbatches} x {rows}"
-    say(f"\ntrain, one step ({mesh}; {batch} behind {training.max_prefix_length}; "
+    say(f"\ntrain, one step ({mesh}; {batch} after {training.max_prefix_length}; "
         f"{training.optimizer.name}, {training.compute_dtype})")  # fmt: skip
     figures = _figures(program)
     if not program.fits:
@@ -451,9 +458,9 @@ def _sampling(
     decoding = run.decoding
     sizes = plan(decoding, run.sampling)
     mesh = f"data {decoding.data} x model {decoding.model}{', fsdp' if decoding.fsdp else ''}"
-    paths = f"{run.sampling.num_samples} paths of {run.sampling.max_new_tokens} tokens"
+    samples = f"{run.sampling.num_samples} samples of {run.sampling.max_new_tokens} tokens"
     say(f"\nsample, a chunk of {sizes.chunk} steps ({mesh}; {decoding.slots} slots each, "
-        f"{paths}; {decoding.dtype})")  # fmt: skip
+        f"{samples}; {decoding.dtype})")  # fmt: skip
     figures = _figures(program)
     if not program.fits:
         return figures | _refused(program, for_sampling(run.model, decoding), say)
@@ -462,7 +469,7 @@ def _sampling(
     say(_memory(program, chip))
     say(_work(program, roofline))
     say(f"  questions   {speed.questions_per_hour:,.0f} an hour at most, "
-        f"on {speed.copies} such meshes: {speed.num_samples} paths x {speed.tokens} tokens, "
+        f"on {speed.copies} such meshes: {speed.num_samples} samples x {speed.tokens} tokens, "
         f"{100 * occupancy:.0f} % of the slots busy, "
         f"prompt {lengths.prompt} and question {lengths.question} tokens")  # fmt: skip
     figures["roofline"] = _times(roofline)

@@ -22,12 +22,12 @@ from lmsi_jax.tools.study_page import markdown, render
 from lmsi_jax.tools.study_results import Unit
 
 RESULT, PAGE = "study.json", "study.html"
-_TO_MIX = ("generate", "prompts", "sample", "vote", "path_scores", "mix")
+_TO_MIX = ("generate", "prompts", "sample", "vote", "filter_scores", "mix")
 _STAGES = {
-    "run": (*_TO_MIX, "score", "train", "eval"),
+    "run": (*_TO_MIX, "teacher_scores", "train", "eval"),
     "mix": _TO_MIX,
     "pretrain": ("pretrain",),
-    "distill": ("mix", "score", "train", "eval", "distill"),
+    "distill": ("mix", "teacher_scores", "train", "eval", "distill"),
 }
 _REUSED = 0.1
 """A run that took less than this share of its expected time reused most of another one."""

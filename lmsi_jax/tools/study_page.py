@@ -34,7 +34,8 @@ _MEANING = {
     "accuracy": _SHARES,
     "rounds": _SHARES,
     "sizes": _SHARES,
-    "paths": "Percent right, means over the trained tasks; fewer paths are subsets of those drawn",
+    "samples": "Percent right, means over the trained tasks; fewer samples are subsets of those "
+    "drawn",
     "shift": "Percent of the voted rows in each bin of the DS weight that are right, questions as "
     "clusters; rows of all seeds",
 }
@@ -143,11 +144,11 @@ def _accuracy_table(result: Result) -> tuple[list[str], list[list[str]]]:
     return head, table_rows
 
 
-def _paths_table(result: Result) -> tuple[list[str], list[list[str]]]:
-    counts = sorted({row["paths"] for row in result["rows"]})
+def _samples_table(result: Result) -> tuple[list[str], list[list[str]]]:
+    counts = sorted({row["samples"] for row in result["rows"]})
     by_model: dict[tuple[str, int], dict[int, Row]] = {}
     for row in result["rows"]:
-        by_model.setdefault((row["label"], row["round"]), {})[row["paths"]] = row
+        by_model.setdefault((row["label"], row["round"]), {})[row["samples"]] = row
     rows = [
         [
             label,
@@ -156,7 +157,7 @@ def _paths_table(result: Result) -> tuple[list[str], list[list[str]]]:
         ]
         for (label, number), by_k in by_model.items()
     ]
-    return ["variant", "model", *(count_of(k, "path") for k in counts)], rows
+    return ["variant", "model", *(count_of(k, "sample") for k in counts)], rows
 
 
 def _shift_table(result: Result) -> tuple[list[str], list[list[str]]]:
@@ -196,7 +197,7 @@ _TABLES: dict[str, Callable[[Result], tuple[list[str], list[list[str]]]]] = {
     "accuracy": _accuracy_table,
     "rounds": _accuracy_table,
     "sizes": _accuracy_table,
-    "paths": _paths_table,
+    "samples": _samples_table,
     "shift": _shift_table,
 }
 
@@ -260,20 +261,20 @@ def _size_plots(result: Result) -> Plots:
     yield title, line_chart(title, lines, "base, percent right", "change, points", whole_x=True)
 
 
-def _path_plots(result: Result) -> Plots:
-    """The vote by the number of paths, a line for each variant; before and after."""
+def _sample_plots(result: Result) -> Plots:
+    """The vote by the number of samples, a line for each variant; before and after."""
     by_end = _group_by(result["rows"], lambda row: _ENDS[row["round"] > 0])
     for end in _ENDS:
         lines = [
             Line(
                 label,
-                [(row["paths"], row["accuracy"][0]) for row in rows],
+                [(row["samples"], row["accuracy"][0]) for row in rows],
                 [tuple(row["accuracy"][1:]) for row in rows],
             )
             for label, rows in _group_by(by_end.get(end, []), lambda row: row["label"]).items()
         ]
-        title = f"{end.capitalize()} the round: the vote by the number of paths"
-        yield title, line_chart(title, lines, "paths", "percent right", share=True, whole_x=True)
+        title = f"{end.capitalize()} the round: the vote by the number of samples"
+        yield title, line_chart(title, lines, "samples", "percent right", share=True, whole_x=True)
 
 
 def _shift_plots(result: Result) -> Plots:
@@ -295,6 +296,6 @@ _PLOTS: dict[str, Callable[[Result], Plots]] = {
     "accuracy": _accuracy_plots,
     "rounds": _round_plots,
     "sizes": _size_plots,
-    "paths": _path_plots,
+    "samples": _sample_plots,
     "shift": _shift_plots,
 }

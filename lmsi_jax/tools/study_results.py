@@ -4,7 +4,7 @@ A run is a `Unit`: one variant with one seed. Its outcomes are read from its fol
 depend on the study's measure:
 
     accuracy, rounds, sizes   accuracy before and after, for each variant, on the same questions
-    paths                     the vote's accuracy by the number of samples, before and after
+    samples                   the vote's accuracy by the number of samples, before and after
     shift                     the share of right rows by distribution shift weight (IWSI, figure 5)
 
 Shares of several tasks are means over tasks, each counting alike. Questions are paired within a
@@ -209,8 +209,8 @@ def rows(study: Study, seeds: Sequence[int], load: Load) -> list[Row]:
       seeds: those of its seeds whose runs are all finished.
       load: builds a run.
     """
-    if study.measure == "paths":
-        return path_rows(study, seeds)
+    if study.measure == "samples":
+        return sample_rows(study, seeds)
     if study.measure == "shift":
         return shift_rows(study, seeds, load)
     return accuracy_rows(study, seeds)
@@ -301,7 +301,7 @@ def _share(values: Sequence[float], variances: Sequence[float]) -> list[float]:
     return [mean.difference, max(0.0, mean.low), min(1.0, mean.high)]
 
 
-def path_rows(study: Study, seeds: Sequence[int]) -> list[Row]:
+def sample_rows(study: Study, seeds: Sequence[int]) -> list[Row]:
     """Returns a row for each variant, number of samples, and the model before or after.
 
     All samples are drawn once; fewer are subsets of them (`evaluation.accuracy.curve`, unbiased). A
@@ -326,7 +326,7 @@ def path_rows(study: Study, seeds: Sequence[int]) -> list[Row]:
                     "variant": variant.name,
                     "label": variant.title,
                     "round": number,
-                    "paths": k,
+                    "samples": k,
                     "accuracy": _majority([[curve[k] for curve in curves] for curves in by_seed]),
                     "paper": dict(variant.paper).get(_VOTE, ""),
                 }

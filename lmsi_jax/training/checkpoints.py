@@ -12,6 +12,7 @@ whole, in part, or straight onto a mesh, and explain what is wrong with a folder
 """
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -200,6 +201,32 @@ def load_params(path: epath.PathLike, like: Params, shardings: Any = None) -> Pa
     """
     places = None if shardings is None else {"target": shardings}
     return read(find(path), {"target": like}, places)["target"]
+
+
+def check_finite(folder: epath.PathLike, params: Params) -> None:
+    """Checks the values of parameters, where they are.
+
+    Args:
+      folder: their checkpoint, for the message.
+      params: the parameter tree.
+
+    Raises:
+      LmsiError: some are NaN or infinite; names the first array.
+    """
+    finite = flatten_tree(_all_finite(params))
+    broken = [name for name, whole in finite.items() if not whole]
+    if broken:
+        more = f" and {len(broken) - 1} more arrays" if len(broken) > 1 else ""
+        raise LmsiError(
+            f"the checkpoint {os.fspath(folder)} has NaN or infinite numbers in {broken[0]}{more}; "
+            "name an earlier checkpoint, or import or train the model anew (with a lower "
+            "Optimizer.learning_rate)"
+        )
+
+
+@jax.jit
+def _all_finite(params: Params) -> Any:
+    return jax.tree.map(lambda leaf: jax.numpy.isfinite(leaf).all(), params)
 
 
 def load_state(path: epath.PathLike, like: Any) -> Any:

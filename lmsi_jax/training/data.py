@@ -34,7 +34,7 @@ from lmsi_jax.training.packing import (
 
 _SHUFFLE_BUFFER = 100_000
 _REMEDY = {
-    "self_generated": "no path was kept, see `lmsi report`; or set Training.human_rate to 1",
+    "self_generated": "no sample was kept, see `lmsi report`; or set Training.human_rate to 1",
     "human": "set Mixing.human_examples above 0, or Training.human_rate to 0",
     "pairs": "the votes gave none, see `lmsi report`; lower Preference.threshold",
 }
@@ -167,8 +167,8 @@ def _columns(
         "group": [group + FORMATS.index(e.format) for e in examples],
         "example": list(range(first, first + len(examples))),
     }
-    # The separator ends a solution in the base model's documents; learning it ends the path. Texts
-    # with control tokens end in one.
+    # The separator ends a solution in the base model's documents; learning it ends the sample.
+    # Texts with control tokens end in one.
     for e in examples:
         if isinstance(e, Example):
             texts: dict[str, Text] = {"targets": e.targets}

@@ -7,7 +7,7 @@ recomputed on the backward pass (`ModelConfig.remat`) or be one iteration of a l
 `packed_states` is the forward pass. `forward_variants` has two that compute the same numbers
 faster: features before tokens on CPUs, and prefix and rows in one array on a mesh.
 
-Shapes: M microbatches of B rows of T tokens behind a prefix of P tokens; D embed.
+Shapes: M microbatches of B rows of T tokens after a prefix of P tokens; D embed.
 """
 
 from collections.abc import Callable
@@ -81,7 +81,7 @@ def _is_feature_major(config: ModelConfig, weights: Params) -> bool:
 
 
 def _row_states(config: ModelConfig, weights: Params, batch: Microbatch) -> jax.Array:
-    """Returns the rows' states [B, T, D] behind all layers."""
+    """Returns the rows' states [B, T, D] after all layers."""
     feature_major = _is_feature_major(config, weights)
     segments, positions, angles = batch["segments"], batch["positions"], batch["angles"]
     length = batch["prefix_length"][None]

@@ -8,14 +8,14 @@ On CPUs: features before tokens, [D, B, T]
   numbers are those of `transformer.block`.
 
   Measured gain over the general path, whole optimizer steps in turn on two busy cores (`python -m
-  bench.forward_variants`, medians): 34 M parameters 1.09 times behind a prefix and 1.06 without
-  one, the embedded model 1.07 without a prefix and none (0.95) behind one. On two quiet cores a
+  bench.forward_variants`, medians): 34 M parameters 1.09 times after a prefix and 1.06 without
+  one, the embedded model 1.07 without a prefix and none (0.95) after one. On two quiet cores a
   layer of 512 tokens of the first takes 159 ms instead of 178 (bench/README.md).
 
 On a mesh: a microbatch's rows and the prefix that they share as one array
   In two arrays, each weight would be part of two products and each gradient of a weight would be
-  added up between the devices twice: XLA adds the two only behind its reductions. In one array
-  every device group ("data") has the tokens of its rows and, behind them, its share of the prefix.
+  added up between the devices twice: XLA adds the two only after its reductions. In one array
+  every device group ("data") has the tokens of its rows and, after them, its share of the prefix.
 
   Measured gain over two arrays: 1.10 times, the embedded model's optimizer steps on a mesh of two
   virtual CPU devices, median of steps taken in turn (`python -m bench.forward_variants --devices=2
@@ -208,7 +208,7 @@ def supports_mesh_layout(batch: dict[str, Any]) -> bool:
 
 
 def row_states(config: ModelConfig, weights: Params, batch: dict[str, Any]) -> jax.Array:
-    """Returns the rows' states [B, T, D] behind all layers.
+    """Returns the rows' states [B, T, D] after all layers.
 
     Args:
       config: the model's shape.

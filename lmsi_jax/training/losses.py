@@ -241,7 +241,8 @@ def weighted_sums(
 
 def normalize_sums(sums: Sums, gradient: Params) -> tuple[Sums, Params]:
     """Divides a step's sums and gradient by its target weight; a group without weight gets NaN."""
-    weight = jnp.maximum(sums.weights.sum(), 1e-6)
+    weight = sums.weights.sum()
+    weight = jnp.where(weight > 0, weight, 1.0)
     means = Sums(
         sums.total / weight, sums.cross_entropy / weight, sums.by_group / sums.weights, sums.weights
     )

@@ -80,17 +80,31 @@ class Log:
         self.line = None
         if not self._ends(step):
             return None
+        self.check(step)
         rate = float(self._rate(step - 1))
         self.line = line = _line(step, rate, self.window, self._groups)
         self._window = []
         self._writers.metrics(step, line)
         self._write_speed(step)
-        if not np.isfinite(line["loss"]):
-            raise LmsiError(
-                f"{self._name}: the loss is {line['loss']} at step {step}; lower "
-                "Optimizer.learning_rate"
-            )
         return line
+
+    def check(self, step: int) -> None:
+        """Checks the losses of the open window; call it before a checkpoint is written.
+
+        Args:
+          step: the last step.
+
+        Raises:
+          LmsiError: one is not finite; names its step.
+        """
+        window = self.window
+        for number, one in enumerate(window, step - len(window) + 1):
+            for name, words in (("loss", "loss"), ("grad_norm", "gradient's norm")):
+                if not np.isfinite(one[name]):
+                    raise LmsiError(
+                        f"{self._name}: the {words} is {one[name]} at step {number}; lower "
+                        "Optimizer.learning_rate"
+                    )
 
     def measured(self, step: int, name: str, value: float) -> None:
         """Adds a value that was measured once, after the `add` of its step."""
@@ -102,7 +116,7 @@ class Log:
     def window(self) -> list[Line]:
         """The steps of the open window, read from the device, as JSON values."""
         self._window = [one if isinstance(one, dict) else _plain(*one) for one in self._window]
-        return list(self._window)  # a checkpoint in the background reads it while this goes on
+        return list(self._window)  # a checkpoint in the background reads it meanwhile
 
     def write(self) -> None:
         """Writes the lines so far; call it before the checkpoint that they lead up to."""
@@ -298,7 +312,7 @@ def step_flops(
 
     6 for each parameter and token (Kaplan et al. 2020, section 2.1), and in each layer, for each
     token and key that it sees, 12 times the width of all heads: two products, three times. A prefix
-    counts once for all rows behind it; padding does not count, nor does an embedding table that is
+    counts once for all rows after it; padding does not count, nor does an embedding table that is
     only looked up.
 
     Args:

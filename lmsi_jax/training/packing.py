@@ -1,4 +1,4 @@
-"""Packs weighted rows behind shared prefixes into fixed shapes; NumPy only.
+"""Packs weighted rows after shared prefixes into fixed shapes; NumPy only.
 
 Rows of one task and format share their few-shot prefix. It is computed once per microbatch and seen
 by every row, instead of being repeated inside each: exact, and several times less work. Example
@@ -131,7 +131,7 @@ class Shape:
 
     Attributes:
       microbatches: prefixes per step.
-      rows: packed sequences behind each prefix.
+      rows: packed sequences after each prefix.
       length: tokens per packed sequence.
       prefix_length: most tokens of a prefix.
       top_k: a teacher's tokens at each place, for distillation rows; 0: batches have none.
@@ -159,7 +159,7 @@ def batch_shape(training: Training) -> Shape:
 
 
 Batch = dict[str, np.ndarray]
-"""Arrays of one step, M microbatches of B rows of T tokens behind prefixes of P tokens:
+"""Arrays of one step, M microbatches of B rows of T tokens after prefixes of P tokens:
 
 prefix [M, P], prefix_length [M], tokens, segments, positions, groups [M, B, T] (int32) and weights
 [M, B, T] (float32): the loss weight of *predicting* the token at that place from those before it.
@@ -226,7 +226,7 @@ class Packer:
 
 
 class _Bin:
-    """One microbatch in the making, behind one prefix, and the rows that wait for the next."""
+    """One microbatch in the making, after one prefix, and the rows that wait for the next."""
 
     def __init__(self, prefix: tuple[int, ...], shape: Shape, rows: Sequence[Row] = ()):
         size = (shape.rows, shape.length)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from etils import epath
 
-from lmsi_jax.config import ModelConfig, Training
+from lmsi_jax.config import Lora, ModelConfig, Training
 from lmsi_jax.config.training_config import VALIDATION
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models import sharding
@@ -67,7 +67,7 @@ def train(
     rows: Iterable[packing.Row],
     directory: epath.PathLike,
     *,
-    groups: Sequence[str] = ("all",),
+    groups: Sequence[str] | None = None,
     name: str = "training",
     teacher: Teacher | None = None,
     held_out: Iterable[packing.Row] = (),
@@ -85,7 +85,8 @@ def train(
       rows: a deterministic, endless stream from its beginning; a resumed run skips the rows that
         were read, see `data.RowReader`.
       directory: gets `checkpoint_N` and the files of `lmsi_jax.training.metrics`.
-      groups: names of the groups that `Row.group` counts, for metrics.
+      groups: names of the groups that `Row.group` counts, for metrics; None takes those of `rows`
+        (`data.Examples.groups`), or one for all.
       name: label of the progress bar.
       teacher: for `Loss.distillation = "model"`; on a mesh it is sharded as the parameters are.
       held_out: rows whose loss is measured with every checkpoint.
@@ -94,10 +95,13 @@ def train(
       The parameters after the last step.
 
     Raises:
-      LmsiError: the stream ended early, or the loss is not finite.
+      LmsiError: the stream ended early, a row has a group without a name, a step has no weight to
+        learn from, or the loss is not finite.
       Terminated: SIGTERM reached one of the processes; the step it came in, or with several
         processes the one after it, is finished and saved.
     """
+    if groups is None:
+        groups = getattr(rows, "groups", ("all",))
     mesh = make_training_mesh(training)
     together = mesh.multiprocess_mesh
     leads = together is None or jax.process_index() == 0
@@ -159,6 +163,7 @@ def train(
                     f"{training.microbatches} microbatches, so lower Training.microbatches or "
                     "sequences_per_prefix"
                 )
+            _check_batch(batch, groups, f"{name}, step {step}")
             params, state, metrics = train_step(
                 config,
                 training,
@@ -181,6 +186,7 @@ def train(
             regular = step % training.save_every == 0 or step == training.steps
             if leave or regular:
                 agreement.settle()
+                log.check(step)
                 model = merge_trained(training, params, state)
                 # A step that is saved only because the process has to leave is no point of the
                 # validation curve: a run without the signal would not measure it.
@@ -195,6 +201,27 @@ def train(
         return merge_trained(training, params, state)
 
 
+def _check_batch(batch: packing.Batch, groups: Sequence[str], place: str) -> None:
+    """Checks on the host what would make a step's loss wrong in silence.
+
+    Raises:
+      LmsiError: a row's group is none of `groups`, and its weight would be in the sum of the losses
+        but not in that of the weights; or nothing has a weight, and the loss would be 0.
+    """
+    highest = int(batch["groups"].max())
+    if highest >= len(groups):
+        raise LmsiError(
+            f"{place}: a row is of group {highest}, and `groups` names {len(groups)} "
+            f"({', '.join(groups)}), counted from 0; pass the groups of the rows, as in "
+            "groups=examples.groups"
+        )
+    if not batch["weights"].any():
+        raise LmsiError(
+            f"{place}: no token has a loss weight, so there is nothing to learn; leave out "
+            "examples of weight 0, or loosen what gives it (Mixing.selection)"
+        )
+
+
 def _open_log(
     config: ModelConfig,
     training: Training,
@@ -204,10 +231,17 @@ def _open_log(
     name: str,
 ) -> Log:
     """Opens the run's metrics; without a directory nothing is written or measured."""
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(restored.params))
-    devices = sharding.num_peak_devices(make_training_mesh(training))
-    rate = 1.0 if directory is None else matmul_rate(devices=devices)
-    frozen = training.lora is not None
+    roofline_seconds: Callable[[packing.Batch], float] | None = None
+    if directory is not None:
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(restored.params))
+        flop_rate = matmul_rate(devices=sharding.num_peak_devices(make_training_mesh(training)))
+        frozen = training.lora is not None
+
+        def least_seconds(batch: packing.Batch) -> float:
+            return step_flops(config, parameters, batch, frozen=frozen) / flop_rate
+
+        roofline_seconds = least_seconds
+
     return Log(
         name,
         directory,
@@ -216,7 +250,7 @@ def _open_log(
         rate=learning_rate_schedule(training.optimizer, training.steps),
         first=restored.step,
         window=restored.metrics_window,
-        roofline_seconds=lambda batch: step_flops(config, parameters, batch, frozen=frozen) / rate,
+        roofline_seconds=roofline_seconds,
     )
 
 
@@ -230,7 +264,7 @@ class RestoredState:
     Attributes:
       step: steps taken so far.
       params: the run's own parameters, placed; a step may donate them.
-      state: likewise.
+      state: the optimizer state, placed; a step may donate it.
       data_state: of `BatchIterator.state`; None if no checkpoint has it.
       metrics_window: the metrics window that was open.
     """
@@ -336,12 +370,85 @@ def fresh_state(config: ModelConfig, training: Training, params: Params) -> Any:
     return jax.jit(init, out_shardings=placement[1])(params)
 
 
-def _init_state(training: Training, params: Params) -> Any:
-    optimizer = transformation(training.optimizer, training.steps)
-    if training.lora is None:
+class _AllParameters:
+    """Training of all parameters: the state is the optimizer's."""
+
+    def init(self, optimizer: optax.GradientTransformation, params: Params) -> Any:
         return optimizer.init(params)
-    adapters = fresh_adapters(training.lora, params)
-    return {"adapters": adapters, "optimizer": optimizer.init(adapters)}
+
+    def specs(self, specs: Any, params: Params, state: Any) -> Any:
+        return sharding.opt_state_specs(specs, params, state)
+
+    def gradients(
+        self,
+        config: ModelConfig,
+        params: Params,
+        state: Any,
+        dtype: str,
+        objective: Any,
+        batch: Any,
+    ) -> tuple[Any, Params]:
+        return parameter_gradients(config, cast_params(params, dtype), objective, batch)
+
+    def update(
+        self, optimizer: optax.GradientTransformation, gradient: Any, params: Params, state: Any
+    ) -> tuple[Params, Any]:
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    def merge(self, params: Params, state: Any) -> Params:
+        del state
+        return params
+
+
+@dataclasses.dataclass(frozen=True)
+class _Adapters:
+    """Training of adapters over frozen parameters: the state has both adapters and optimizer."""
+
+    lora: Lora
+
+    def init(self, optimizer: optax.GradientTransformation, params: Params) -> Any:
+        adapters = fresh_adapters(self.lora, params)
+        return {"adapters": adapters, "optimizer": optimizer.init(adapters)}
+
+    def specs(self, specs: Any, params: Params, state: Any) -> Any:
+        del params
+        adapters = adapter_specs(self.lora, specs)
+        inner = sharding.opt_state_specs(adapters, state["adapters"], state["optimizer"])
+        return {"adapters": adapters, "optimizer": inner}
+
+    def gradients(
+        self,
+        config: ModelConfig,
+        params: Params,
+        state: Any,
+        dtype: str,
+        objective: Any,
+        batch: Any,
+    ) -> tuple[Any, Params]:
+        rounded, adapters = cast_params(params, dtype), cast_params(state["adapters"], dtype)
+        return adapter_gradients(config, self.lora, rounded, adapters, objective, batch)
+
+    def update(
+        self, optimizer: optax.GradientTransformation, gradient: Any, params: Params, state: Any
+    ) -> tuple[Params, Any]:
+        updates, inner = optimizer.update(gradient, state["optimizer"], state["adapters"])
+        adapters = optax.apply_updates(state["adapters"], updates)
+        return params, {"adapters": adapters, "optimizer": inner}
+
+    def merge(self, params: Params, state: Any) -> Params:
+        placement = jax.tree.map(lambda leaf: leaf.sharding, params)
+        merge = jax.jit(merge_adapters, static_argnums=0, out_shardings=placement)
+        return merge(self.lora, params, state["adapters"])
+
+
+def _trained(training: Training) -> _AllParameters | _Adapters:
+    """Returns how a run's weights are trained."""
+    return _AllParameters() if training.lora is None else _Adapters(training.lora)
+
+
+def _init_state(training: Training, params: Params) -> Any:
+    return _trained(training).init(transformation(training.optimizer, training.steps), params)
 
 
 def state_shapes(training: Training, params: Params) -> Any:
@@ -365,27 +472,18 @@ def shardings(config: ModelConfig, training: Training, params: Params) -> Any:
     mesh = make_training_mesh(training).mesh
     if mesh is None:
         return None
-    state = state_shapes(training, params)
-    return named_shardings(mesh, _specs(config, training, params, state))
+    return named_shardings(mesh, _specs(config, training, params, state_shapes(training, params)))
 
 
 def _specs(config: ModelConfig, training: Training, params: Params, state: Any) -> Any:
     """Returns (params, state) with `PartitionSpec`s in place of arrays."""
     specs = sharding.param_specs(config, make_training_mesh(training))
-    if training.lora is None:
-        return specs, sharding.opt_state_specs(specs, params, state)
-    adapters = adapter_specs(training.lora, specs)
-    inner = sharding.opt_state_specs(adapters, state["adapters"], state["optimizer"])
-    return specs, {"adapters": adapters, "optimizer": inner}
+    return specs, _trained(training).specs(specs, params, state)
 
 
 def merge_trained(training: Training, params: Params, state: Any) -> Params:
     """Returns the plain model that a run has reached, placed as its params are."""
-    if training.lora is None:
-        return params
-    placement = jax.tree.map(lambda leaf: leaf.sharding, params)
-    merge = jax.jit(merge_adapters, static_argnums=0, out_shardings=placement)
-    return merge(training.lora, params, state["adapters"])
+    return _trained(training).merge(params, state)
 
 
 # Step.
@@ -408,13 +506,7 @@ def train_step(
     mesh = make_training_mesh(training)
     metrics, gradient = _gradients(config, training, groups, params, state, batch, teacher)
     optimizer = transformation(training.optimizer, training.steps)
-    if training.lora is None:
-        updates, state = optimizer.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
-    else:
-        updates, inner = optimizer.update(gradient, state["optimizer"], state["adapters"])
-        adapters = optax.apply_updates(state["adapters"], updates)
-        state = {"adapters": adapters, "optimizer": inner}
+    params, state = _trained(training).update(optimizer, gradient, params, state)
     metrics |= {
         "grad_norm": optax.global_norm(gradient),
         "tokens": (batch["segments"] > 0).sum(),
@@ -449,14 +541,9 @@ def _gradients(
     if mesh.mesh is None and preference is None:
         batch = regroup_rows(batch, _sequences_at_once(training))
     with mesh.context():
-        rounded = cast_params(params, training.compute_dtype)
-        if training.lora is None:
-            sums, gradient = parameter_gradients(config, rounded, objective, batch)
-        else:
-            adapters = cast_params(state["adapters"], training.compute_dtype)
-            sums, gradient = adapter_gradients(
-                config, training.lora, rounded, adapters, objective, batch
-            )
+        sums, gradient = _trained(training).gradients(
+            config, params, state, training.compute_dtype, objective, batch
+        )
     if preference is not None:
         pairs, gradient = losses.normalize_pair_sums(sums, gradient)
         names = ("loss", "by_group", "accuracy", "margin", "pairs")
@@ -471,6 +558,6 @@ def _sequences_at_once(training: Training) -> int:
     the kind of device alone."""
     if training.sequences_at_once:
         return training.sequences_at_once
-    if jax.default_backend() == "cpu":  # more gain nothing there, and leave its caches
+    if jax.default_backend() == "cpu":  # more are no faster, and overflow the caches
         return max(1, _TOKENS_AT_ONCE // training.sequence_length)
     return training.sequences_per_prefix

@@ -1,4 +1,4 @@
-"""Answers: what is read from a path, and which answers are equal."""
+"""Answers: what is read from a sample, and which answers are equal."""
 
 from fractions import Fraction
 

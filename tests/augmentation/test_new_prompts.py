@@ -1,4 +1,4 @@
-"""Prompt generation: usable answers, prompts of them, and which path is sampled with which."""
+"""Prompt generation: usable answers, prompts of them, and which sample is drawn with which."""
 
 import pytest
 from hypothesis import given
@@ -77,7 +77,7 @@ def test_who_is_asked_is_a_function_of_the_set_of_questions(uids, count, random)
     questions=st.integers(1, 30),
     paths=st.integers(1, 40),
 )
-def test_every_path_of_every_question_is_in_one_group_with_its_prompt(
+def test_every_sample_of_every_question_is_in_one_group_with_its_prompt(
     prompts, shots, questions, paths
 ):
     made = _made(prompts, shots)
@@ -93,7 +93,7 @@ def test_every_path_of_every_question_is_in_one_group_with_its_prompt(
     )
     names = [(group.prompt, group.standing_in) for group in found]
     assert len(names) == len(set(names))
-    # No prompt has more than one path of a question beyond the fewest, but where one stands in.
+    # No prompt has more than one sample of a question beyond the fewest, but where one stands in.
     for uid in uids[prompts * shots :]:
         loads = [sum(u == uid and p == n for u, _, p in pairs) for n in range(prompts)]
         assert max(loads) - min(loads) <= 1

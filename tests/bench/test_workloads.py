@@ -19,7 +19,7 @@ def test_the_accelerators_model_has_the_size_of_llama_3_2_1b() -> None:
     assert np.median(c.lengths) == pytest.approx(90, abs=5)
 
 
-def test_workload_b_is_eight_questions_of_32_paths_up_to_256_tokens() -> None:
+def test_workload_b_is_eight_questions_of_32_samples_up_to_256_tokens() -> None:
     b = WORKLOADS["B"]
     assert (b.questions, len(b.lengths), max(b.lengths)) == (8, 256, 256)
     assert np.median(b.lengths) == pytest.approx(90, abs=5)

@@ -28,7 +28,7 @@ ROUND = {
     "ModelConfig.remat": "dots",
     "Questions.train_count": 7473,
     "Questions.test_count": 1319,
-    "Mixing.normalise": "path",
+    "Mixing.normalise": "sample",
     "Mixing.min_confidence": 0.0,
     "Sampling.max_new_tokens": 256,
 }
@@ -216,7 +216,10 @@ def test_exemplars_whose_answers_are_of_another_kind_are_named(dry, tmp_path):
         ("Run.model=None", "bind it to @ModelConfig()"),
         ("Evaluation.vote_count=0", "use 1 or more questions, or None"),
         ("Evaluation.num_samples=0", "use 1 or more samples"),
-        ("Evaluation.temperature=-0.5", "use 0 (greedy) or more"),
+        (
+            "Evaluation.temperature=-0.5",
+            "use 0 (greedy) or more, if not 0 at least 1e-30",
+        ),
         ("Questions.test_count=0", "use 1 or more questions"),
         ("Mixing.min_confidence=-1", "use a share, 0 to 1"),
         ("Decoding.pool_bytes=-1", "use 0 or more bytes"),

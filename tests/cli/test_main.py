@@ -119,19 +119,19 @@ def test_version(capsys):
         (
             "run",
             (
-                *("generate", "prompts", "sample", "vote", "path_scores"),
-                *("mix", "score", "train", "eval", "report"),
+                *("generate", "prompts", "sample", "vote", "filter_scores"),
+                *("mix", "teacher_scores", "train", "eval", "report"),
             ),
         ),
         ("generate", ("generate",)),
         ("prompts", ("prompts",)),
         ("sample", ("sample",)),
         ("vote", ("vote",)),
-        ("mix", ("path_scores", "mix")),
-        ("train", ("score", "train")),
+        ("mix", ("filter_scores", "mix")),
+        ("train", ("teacher_scores", "train")),
         ("eval", ("eval",)),
         ("report", ("report",)),
-        ("distill", ("mix", "score", "train", "eval", "distill")),
+        ("distill", ("mix", "teacher_scores", "train", "eval", "distill")),
         ("pretrain", ("pretrain",)),
     ],
 )
@@ -143,8 +143,8 @@ def test_each_command_runs_its_stages_with_the_loaded_run(stages, config, comman
     assert isinstance(text, str)
 
 
-def _error(capsys, *words: str) -> str:
-    assert main.main(words) == 2
+def _error(capsys, *words: str, code: int = 2) -> str:
+    assert main.main(words) == code
     captured = capsys.readouterr()
     assert captured.err.startswith("lmsi: error: ") and captured.out == ""
     return " ".join(captured.err.split())
@@ -262,7 +262,7 @@ def test_processes_that_do_not_find_each_other_name_the_flags(capsys, stages, co
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     flags = ["--coordinator_address=a:1", "--process_count=2", "--process_index=0"]
-    text = _error(capsys, "run", config, *flags)
+    text = _error(capsys, "run", config, *flags, code=75)  # launchers try again
     assert "nobody there); start all of them with the same --coordinator_address" in text
 
 

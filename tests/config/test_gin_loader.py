@@ -1,6 +1,7 @@
 """T5X's flags, and mistakes in gin in words that a person can act on."""
 
 import dataclasses
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -391,6 +392,15 @@ def test_the_operative_configuration_says_what_was_used_and_gives_the_same_again
     (tmp_path / "again.gin").write_text(text)
     assert _bake(config=str(tmp_path / "again.gin")) == oven
     assert gin_loader.operative_config() == text
+
+
+@pytest.mark.parametrize(
+    ("binding", "new"),
+    [("Mixing.normalise='path'", "sample"), ("Study.measure='paths'", "samples")],
+)
+def test_the_error_for_an_old_value_names_the_new_one(binding, new):
+    importlib.import_module("lmsi_jax.config.configurables")
+    assert f"it was renamed to '{new}'" in _error(f"--gin.{binding}")
 
 
 # --- paths relative to their gin file -------------------------------------------------------------

@@ -68,7 +68,7 @@ def test_without_a_schedule_the_run_is_the_same_in_all_rounds():
 def test_everything_that_may_change_is_there():
     pairs = Training(preference=Preference(form="scpo"))
     for part, fields in SCHEDULABLE.items():
-        run = RUN  # what is set of single paths is refused beside pairs
+        run = RUN  # what is set of single samples is refused beside pairs
         if part == "Preference":
             run = dataclasses.replace(RUN, mixing=Mixing(), training=pairs)
         for field in fields:

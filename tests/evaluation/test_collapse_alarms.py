@@ -12,7 +12,7 @@ from lmsi_jax.evaluation.collapse import CollapseMetrics, LabelledMetrics, alarm
 
 BASE = CollapseMetrics(
     questions=400,
-    paths=12_800,
+    samples=12_800,
     confidence=0.56,
     entropy=0.34,
     distinct=(0.08, 0.2, 0.3),
@@ -102,8 +102,8 @@ def test_zero_turns_off_the_alarms_about_a_single_round():
     assert _names([gone], CollapseMonitor(saturated=(0.0, 0.0), no_diversity=0.0, empty=0.0)) == []
 
 
-def test_one_path_a_question_has_no_entropy_to_judge():
-    assert _names([_with(BASE, paths=BASE.questions, entropy=0.0)]) == []
+def test_one_sample_a_question_has_no_entropy_to_judge():
+    assert _names([_with(BASE, samples=BASE.questions, entropy=0.0)]) == []
 
 
 @pytest.mark.parametrize("name", COLLAPSES)
@@ -186,7 +186,7 @@ def test_missing_metrics_raise_nothing():
 
 def test_an_alarm_calls_round_0_the_base_model():
     (alarm,) = alarms({0: BASE, 1: _with(BASE, length=20.0)}, CollapseMonitor())
-    assert alarm.words == "the paths got short: tokens a path 20.0, of the base model 60.0"
+    assert alarm.words == "the samples got short: tokens a sample 20.0, of the base model 60.0"
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_metrics_equal_those_of_plain_loops(seed):
         shares.append(max(counts.values(), default=0) / m)
         passed.append("7" in counts)
         right.append(np.mean(own == "7"))
-    assert metrics.questions == len(asked) and metrics.paths == keys.size
+    assert metrics.questions == len(asked) and metrics.samples == keys.size
     assert metrics.confidence == pytest.approx(np.mean(shares))
     assert metrics.entropy == pytest.approx(np.mean(entropies))
     assert metrics.unparsed == pytest.approx(np.mean(keys == ""))
@@ -124,7 +124,7 @@ def test_distinct_n_of_texts_counted_by_hand():
 
 
 def _distinct(*questions):
-    """Distinct-n of the given paths, one list a question."""
+    """Distinct-n of the given samples, one list a question."""
     asked = [
         Question(uid=f"q{i}", task="t", text="Q: ?", kind="number") for i in range(len(questions))
     ]
@@ -137,7 +137,7 @@ def _distinct(*questions):
 
 
 @given(st.integers(0, 10**6))
-def test_neither_the_order_of_the_paths_nor_of_the_questions_matters(seed):
+def test_neither_the_order_of_the_samples_nor_of_the_questions_matters(seed):
     asked, paths, votes, rows = _round(seed, questions=5, m=4)
     draw = random.Random(seed)
     order = draw.sample(range(5), 5)
@@ -145,7 +145,7 @@ def test_neither_the_order_of_the_paths_nor_of_the_questions_matters(seed):
     again = [voting.vote(asked[i], mixed[asked[i].uid]) for i in order]
     metrics = measure([asked[i] for i in order], mixed, again, draw.sample(rows, len(rows)))
     before = measure(asked, paths, votes, rows)
-    for name in ("questions", "paths", "easy", "kept", "rows"):
+    for name in ("questions", "samples", "easy", "kept", "rows"):
         assert getattr(metrics, name) == getattr(before, name)
     assert metrics.entropy == pytest.approx(before.entropy)
     assert metrics.distinct == pytest.approx(before.distinct)

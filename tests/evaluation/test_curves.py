@@ -1,4 +1,4 @@
-"""majority@k and pass@k against votes on every subset of the paths."""
+"""majority@k and pass@k against votes on every subset of the samples."""
 
 import itertools
 import math
@@ -63,7 +63,7 @@ def test_majority_at_k_is_the_vote_on_every_subset(rows, rule):
 
 @given(some_rows)
 @settings(deadline=None)
-def test_one_path_passes_and_wins_as_often_as_paths_are_right(rows):
+def test_one_sample_passes_and_wins_as_often_as_samples_are_right(rows):
     paths = _paths(rows)
     vote = voting.vote(QUESTION, paths)
     (point,) = accuracy.curve([paths], [vote], [{"2"}], ks=[1])
@@ -89,7 +89,7 @@ def test_random_subsets_differ_from_all_of_them_by_their_standard_error(paths):
     assert accuracy.majority_at_k(vote, paths, {"2"}, 5, 3) == estimates[3]
 
 
-def test_order_of_the_paths_never_matters():
+def test_order_of_the_samples_never_matters():
     paths = _many()
     vote = voting.vote(QUESTION, paths)
     for k in (2, 5, 13):

@@ -61,16 +61,16 @@ def test_self_consistency_counts_as_a_loop_does(rows):
     assert scores.parsed == pytest.approx(sum(a is not None for a in flat) / len(flat))
     assert scores.single == pytest.approx(flat.count(2) / len(flat))
     assert scores.mean_tokens == pytest.approx(sum(range(2, 2 + PATHS)) / PATHS)
-    assert (scores.paths, scores.temperature, scores.task) == (PATHS, 0.7, "sums")
+    assert (scores.samples, scores.temperature, scores.task) == (PATHS, 0.7, "sums")
 
 
-def test_one_path_has_no_confidence_and_unparsed_is_wrong():
+def test_one_sample_has_no_confidence_and_unparsed_is_wrong():
     questions = [_question(0, "2"), _question(1, "1,000"), _question(2, "3")]
     given_answers = {"q0": None, "q1": "1000", "q2": "4"}
     paths = {uid: [_path(uid, 0, answer)] for uid, answer in given_answers.items()}
     scores = score(questions, paths, "cot", 0.0)
     assert scores.correct == (0, 1, 0)
-    assert scores.confidence == () and scores.paths == 1
+    assert scores.confidence == () and scores.samples == 1
     assert scores.parsed == pytest.approx(2 / 3) and scores.single == pytest.approx(1 / 3)
 
 

@@ -358,7 +358,7 @@ def test_the_import_says_how_a_model_is_prompted_and_how_to_change_it(source, ca
     assert f"include 'prompting/{'base' if chat == 'no' else 'instruct'}.gin'" in gin
 
 
-def test_an_imported_model_judges_paths_as_transformers_computes_it(tmp_path):
+def test_an_imported_model_judges_samples_as_transformers_computes_it(tmp_path):
     model = hub.make("llama", tmp_path / "hub")
     config = import_model(tmp_path / "hub", tmp_path / "out")
     assert ModelConfig.from_json(read_json(tmp_path / "out" / "model.json")) == config

@@ -11,7 +11,7 @@ import pytest
 from lmsi_jax.cli.main import main
 from lmsi_jax.training import checkpoints
 
-# What the model says after the ":" of "A:". The digits share a state, so paths differ in them.
+# What the model says after the ":" of "A:". The digits share a state, so samples differ in them.
 _PIECES = (":", "Th", "e", "▁an", "sw", "er", "▁is", "▁", "12347", ".", "\n", "\n")
 
 SETTINGS = {

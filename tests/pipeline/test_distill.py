@@ -1,4 +1,4 @@
-"""A student learns a finished run's paths; what is missing is named; it goes on where it was."""
+"""A student learns a finished run's samples; what is missing is named; it resumes."""
 
 import dataclasses
 import json
@@ -152,7 +152,9 @@ def test_the_teachers_probabilities_can_be_learnt_too(distill, tmp_path, form):
     assert code == 0, error
     lines = (tmp_path / "run" / "round_1" / "train" / "metrics.jsonl").read_text().splitlines()
     assert all(json.loads(x)["optimised"] != json.loads(x)["loss"] for x in lines)
-    assert (tmp_path / "run" / "round_1" / "score" / "stage.json").exists() == (form == "top_k")
+    assert (tmp_path / "run" / "round_1" / "teacher_scores" / "stage.json").exists() == (
+        form == "top_k"
+    )
 
 
 def test_the_teachers_tokens_are_stored_once_and_scoring_goes_on_where_it_was(
@@ -162,7 +164,7 @@ def test_the_teachers_tokens_are_stored_once_and_scoring_goes_on_where_it_was(
     monkeypatch.setattr(train, "ROWS", 4)
     changes = {"Loss.distillation": "top_k", "Loss.top_k": 3}
     assert distill(tmp_path / "whole", changes)[0] == 0
-    whole = ShardStore(tmp_path / "whole" / "round_1" / "score")
+    whole = ShardStore(tmp_path / "whole" / "round_1" / "teacher_scores")
     assert len(whole.names()) >= 3
     known = [row for name in whole.names() for row in whole.read(name) if row]
     assert known and all(len(ids) == 3 for row in known for ids in row["ids"])
@@ -170,7 +172,7 @@ def test_the_teachers_tokens_are_stored_once_and_scoring_goes_on_where_it_was(
     write, made = ShardStore.write, []
 
     def interrupted(self, name, rows):
-        if self.directory.name == "score":
+        if self.directory.name == "teacher_scores":
             if len(made) == 2:
                 made.append("cut")
                 raise KeyboardInterrupt

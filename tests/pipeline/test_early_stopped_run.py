@@ -1,4 +1,4 @@
-"""Adaptive consistency through the stages: votes, mixtures and the report of unequal paths."""
+"""Adaptive consistency through the stages: votes, mixtures and the report of unequal samples."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def _kept(paths, kind):
 
 @pytest.fixture
 def stopped(copy):
-    """The finished run as if sampled with adaptive consistency: fewer paths, no votes yet."""
+    """The finished run as if sampled with adaptive consistency: fewer samples, no votes yet."""
     folder = copy / "round_1" / "sample"
     record = json.loads((folder / "stage.json").read_text())
     record["config"]["Sampling"] |= {"adaptive_consistency": 0.8, "adaptive_consistency_every": 2}
@@ -52,18 +52,18 @@ def _unvote(output):
         shutil.rmtree(output / "round_1" / name)
 
 
-def test_where_votes_stop_sampling_the_paths_depend_on_what_votes(stopped, lmsi):
+def test_where_votes_stop_sampling_the_samples_depend_on_what_votes(stopped, lmsi):
     code, _, error = lmsi("sample", stopped, {**ON, "Voting.conclusions": False})
     assert code == 2 and "Voting.conclusions was True, is now False" in error
 
 
-def test_without_early_stop_the_paths_do_not_depend_on_what_votes(copy, lmsi):
+def test_without_early_stop_the_samples_do_not_depend_on_what_votes(copy, lmsi):
     _unvote(copy)
     code, _, error = lmsi("sample", copy, {"Voting.conclusions": False})
     assert (code, error) == (0, "")
 
 
-def test_a_question_s_total_is_the_number_of_its_paths(stopped, lmsi):
+def test_a_question_s_total_is_the_number_of_its_samples(stopped, lmsi):
     for command in ("vote", "mix", "report"):
         code, _, error = lmsi(command, stopped, ON)
         assert (code, error) == (0, "")
@@ -79,7 +79,7 @@ def test_a_question_s_total_is_the_number_of_its_paths(stopped, lmsi):
     assert {e.uid for e in examples} == {vote.uid for vote in votes if vote.kept}
     report = json.loads((stopped / "report.json").read_text())
     (row,) = report["rounds"]
-    assert row["paths"] == len(paths) < 32
+    assert row["samples"] == len(paths) < 32
     assert row["mean_confidence"] == pytest.approx(sum(v.confidence for v in votes) / len(votes))
     _check_report(report["adaptive_consistency"], totals, {q.uid: q.task for q in votes})
     assert "Train questions were sampled with it." in (stopped / "report.html").read_text()
@@ -90,11 +90,11 @@ def _check_report(stop, totals, tasks):
     trains = [row for row in stop["sets"] if row["source"] == "train"]
     assert {row["task"] for row in trains} == {"purchases", "compare"}
     for row in trains:
-        assert row["paths"] == 4 and row["same"] == row["correct"] == []
+        assert row["samples"] == 4 and row["same"] == row["correct"] == []
         assert row["taken"] == [n for uid, n in totals.items() if tasks[uid] == row["task"]]
 
 
-def test_test_questions_keep_all_paths_and_the_rule_is_replayed_on_them(stopped, lmsi):
+def test_test_questions_keep_all_samples_and_the_rule_is_replayed_on_them(stopped, lmsi):
     assert lmsi("vote", stopped, ON)[0] == lmsi("report", stopped, ON)[0] == 0
     report = json.loads((stopped / "report.json").read_text())
     (row,) = [r for r in report["adaptive_consistency"]["sets"] if r["source"] == "test"]
@@ -105,7 +105,7 @@ def test_test_questions_keep_all_paths_and_the_rule_is_replayed_on_them(stopped,
     for path in paths[-16:]:  # the shards of self-consistency come after those of CoT
         several[path.uid].append(path)
     kinds = {q.uid: q.kind for q in questions}
-    assert row["paths"] == scores["paths"] == 4
+    assert row["samples"] == scores["samples"] == 4
     assert row["taken"] == [len(_kept(rows, kinds[uid])) for uid, rows in several.items()]
     assert row["correct"] == scores["correct"]
 
@@ -117,14 +117,14 @@ def test_without_it_the_usual_rule_is_replayed_on_every_set(finished):
     found = [(row["source"], row["round"], row["task"]) for row in stop["sets"]]
     assert found == [("test", 0, "purchases"), ("test", 1, "purchases"),
                      ("train", 1, "purchases"), ("train", 1, "compare")]  # fmt: skip
-    for row in stop["sets"]:  # of 4 paths, a look after 4 can save none
+    for row in stop["sets"]:  # of 4 samples, a look after 4 can save none
         assert row["taken"] == [4] * 4 and row["same"] == [1] * 4
         assert row["correct"] == row["correct_stopped"]
         assert len(row["correct"]) == (4 if row["source"] == "test" else 0)
 
 
 @pytest.mark.parametrize("prompt_style", ["self_consistency", "cot", "standard"])
-def test_evaluation_samples_all_paths_whatever_sampling_does(prompt_style):
+def test_evaluation_draws_all_samples_whatever_sampling_does(prompt_style):
     settings = types.SimpleNamespace(
         evaluation=Evaluation(), sampling=Sampling(adaptive_consistency=0.95)
     )
@@ -133,8 +133,8 @@ def test_evaluation_samples_all_paths_whatever_sampling_does(prompt_style):
 
 
 @pytest.mark.slow
-def test_sampling_stops_where_a_replay_of_all_paths_says(finished, lmsi, tmp_path):
-    """The engine draws the first paths of the run without adaptive consistency."""
+def test_sampling_stops_where_a_replay_of_all_samples_says(finished, lmsi, tmp_path):
+    """The engine draws the first samples of the run without adaptive consistency."""
     code, _, error = lmsi("sample", tmp_path / "run", ON)
     assert code == 0, error
     kinds = {q.uid: q.kind for q in shard_rows(finished / "questions", Question)}

@@ -124,7 +124,7 @@ def test_all_stages_take_real_and_new_questions(own):
     assert "The model’s own questions and prompts" in page
 
 
-def test_paths_are_spread_over_prompts_that_do_not_show_their_question(own, gin_of_two):
+def test_samples_are_spread_over_prompts_that_do_not_show_their_question(own, gin_of_two):
     context = _context(gin_of_two, own)
     made = context.round(1).few_shots("gsm8k")
     assert [len(prompt.uids) for prompt in made] == [2, 2, 2]
@@ -171,7 +171,7 @@ _FILTERS = {
 }
 
 
-def test_a_path_is_scored_and_weighed_behind_its_own_prompt(own, gin_of_two, tmp_path):
+def test_a_sample_is_scored_and_weighed_behind_its_own_prompt(own, gin_of_two, tmp_path):
     from reference_decoder import reference_logits
     from reference_losses import log_softmax
 
@@ -185,7 +185,7 @@ def test_a_path_is_scored_and_weighed_behind_its_own_prompt(own, gin_of_two, tmp
     trained = {u for u, v in votes.items() if "generated" not in u or v.confidence >= 0.5}
     paths = {(p.uid, p.sample_index): p for p in shard_rows(copy / "round_1" / "sample", Sample)}
     questions = {q.uid: q for q in context.round(1).questions["gsm8k"]}
-    scored = _shard(copy, "path_scores", "loss-gsm8k-00000-of-00001")
+    scored = _shard(copy, "filter_scores", "loss-gsm8k-00000-of-00001")
     names = {(r["uid"], r["sample_index"]) for r in scored}
     alike = {
         (uid, paths[uid, i].text, prompt_of(uid, i, made))

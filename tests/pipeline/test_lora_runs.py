@@ -79,6 +79,28 @@ def test_interrupted_it_goes_on_to_the_same_bytes(adapted, words, tmp_path, monk
     assert contents(tmp_path / "run") == contents(adapted)
 
 
+def test_the_adapters_of_each_round_name_the_model_that_they_belong_on(
+    words, tmp_path, micro_params
+):
+    """On any other model their sum is another one than the round's."""
+    pytest.importorskip("safetensors")
+    output = tmp_path / "run"
+    changes = {"Run.rounds": 2, "Run.start_from": "last", "Lora.peft": True, "Training.steps": 1}
+    assert main(words(output, changes)) == 0
+    bases = []
+    for number in (1, 2):
+        train = output / f"round_{number}" / "train"
+        config = json.loads((train / "adapters" / "peft" / "adapter_config.json").read_text())
+        bases.append(config["base_model_name_or_path"])
+        lora = Lora(rank=2, targets=TARGETS, peft=True)
+        base = checkpoints.load_params(bases[-1], micro_params)
+        own = checkpoints.load_params(train / "adapters", fresh_adapters(lora, micro_params))
+        reached = checkpoints.load_params(train, micro_params)["layer_0"]
+        for name, leaf in merge_adapters(lora, base, own)["layer_0"].items():
+            np.testing.assert_allclose(reached[name], leaf, atol=1e-6)
+    assert bases[1] == str(output / "round_1" / "train")
+
+
 @pytest.mark.slow
 def test_on_a_mesh_the_losses_are_those_of_one_device(adapted, words, tmp_path):
     done = subprocess.run(

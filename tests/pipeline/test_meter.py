@@ -37,7 +37,7 @@ def test_the_bar_shows_questions_speeds_busy_slots_parsed_answers_and_the_time_l
     meter.chunk(Stats(samples=4, tokens=1000, slot_steps=1099))
     assert bar.line() == (
         "round 1: sampling 12/50 questions (24 %) · 100 tokens/s · 3:10 left · "
-        "0.4 paths/s, slots 91 % busy, parsed 75 %"
+        "0.4 samples/s, slots 91 % busy, parsed 75 %"
     )
 
 

@@ -90,7 +90,7 @@ def test_the_references_numbers_are_on_disk_and_those_of_the_base(
     from reference_losses import log_softmax
 
     pairs = shard_rows(scpo / "round_1" / "mix", ExamplePair)
-    scores = ShardStore(scpo / "round_1" / "score")
+    scores = ShardStore(scpo / "round_1" / "teacher_scores")
     found = [row for name in scores.names() for row in scores.read(name)]
     assert len(found) == len(pairs)
     tokenizer = SentencePiece(tokenizer_path)
@@ -111,7 +111,7 @@ def test_interrupted_it_goes_on_to_the_same_bytes_and_scores_once(
 
     def interrupted(path, data):
         hit = tmp_path / f"hit-{path.parent.name}"
-        scoring = path.parent.name == "score" and path.name.endswith("jsonl.gz")
+        scoring = path.parent.name == "teacher_scores" and path.name.endswith("jsonl.gz")
         if (scoring or path.name == "digest.json") and not hit.exists():
             hit.touch()
             raise KeyboardInterrupt
@@ -120,9 +120,9 @@ def test_interrupted_it_goes_on_to_the_same_bytes_and_scores_once(
     monkeypatch.setattr(files, "_replace", interrupted)
     run = words("run", tmp_path / "run", SCPO)
     assert [main(run), main(run)] == [130, 130]
-    stand = snapshot(tmp_path / "run" / "round_1" / "score")
+    stand = snapshot(tmp_path / "run" / "round_1" / "teacher_scores")
     assert main(run) == 0
-    assert snapshot(tmp_path / "run" / "round_1" / "score") == stand
+    assert snapshot(tmp_path / "run" / "round_1" / "teacher_scores") == stand
     assert contents(tmp_path / "run") == contents(scpo)
 
 
@@ -130,11 +130,11 @@ def test_the_report_counts_pairs_as_the_models_own_rows(scpo):
     (row,) = json.loads((scpo / "report.json").read_text())["rounds"]
     pairs = shard_rows(scpo / "round_1" / "mix", ExamplePair)
     assert row["sources"] == {"self_generated": len(pairs), "human": 0}
-    assert row["train"] == _metrics(scpo) and "score" in row["seconds"]
+    assert row["train"] == _metrics(scpo) and "teacher_scores" in row["seconds"]
 
 
 def _references(run, index):
-    store = ShardStore(run / f"round_{index}" / "score")
+    store = ShardStore(run / f"round_{index}" / "teacher_scores")
     found = [row.get("reference") for name in store.names() for row in store.read(name)]
     assert any(found)  # a pair without room has none
     return found
@@ -153,7 +153,7 @@ def test_a_second_rounds_pairs_are_compared_with_the_first_rounds_model_killed_o
         assert first["margin"] == pytest.approx(0, abs=1e-3)
         assert last["margin"] > first["margin"]
     assert _references(tmp_path / "whole", 1) != _references(tmp_path / "whole", 2)
-    killed_after(words("run", tmp_path / "killed", changes), "pipeline.train", "score", 2)
+    killed_after(words("run", tmp_path / "killed", changes), "pipeline.train", "write_missing", 2)
     assert not (tmp_path / "killed" / "round_2" / "train" / "stage.json").exists()
     assert main(words("run", tmp_path / "killed", changes)) == 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

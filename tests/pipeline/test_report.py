@@ -20,7 +20,7 @@ def test_the_funnel_is_that_of_the_shards(finished, report):
     texts = {(path.uid, path.sample_index): path.text for path in paths}
     kept = [(vote.uid, index) for vote in votes for index in vote.kept]
     assert row["questions"] == len(votes) == 8
-    assert row["paths"] == len(paths) == 32
+    assert row["samples"] == len(paths) == 32
     assert row["parsed"] == sum(key is not None for vote in votes for key in vote.keys)
     assert row["unfinished"] == sum(not path.finished for path in paths)
     assert row["empty_votes"] == sum(vote.winner is None for vote in votes) == 4
@@ -61,12 +61,12 @@ def test_the_rates_are_tokens_over_seconds(finished, report):
     assert rate == pytest.approx(tokens / row["seconds"]["sample"])
 
 
-def test_shown_questions_carry_gold_paths_and_votes(report):
+def test_shown_questions_carry_gold_samples_and_votes(report):
     assert {row["task"] for row in report["examples"]} == {"purchases"}
     for row in report["examples"]:
         assert row["gold"] is not None
-        assert sum(path["count"] for path in row["paths"]) == row["total"] == 4
-        kept = sum(path["count"] for path in row["paths"] if path["kept"])
+        assert sum(path["count"] for path in row["samples"]) == row["total"] == 4
+        kept = sum(path["count"] for path in row["samples"] if path["kept"])
         assert kept / 4 == pytest.approx(row["confidence"])
 
 

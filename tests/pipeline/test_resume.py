@@ -82,7 +82,7 @@ def test_an_interrupt_is_one_line_and_the_run_goes_on(
 def test_sigterm_finishes_the_step_and_the_run_goes_on(
     finished, words, tmp_path, capsys, monkeypatch, written
 ):
-    """It arrives before a shard of paths is written, which then still stands; or before votes."""
+    """It arrives before a shard of samples is written, which then still stands; or before votes."""
     replace = files._replace
 
     def terminated(path, data):

@@ -231,7 +231,7 @@ def test_one_question_may_be_asked_twice_by_equal_jobs(tmp_path):
     assert read_samples(store, "a") == read_samples(store, "again") != {}
 
 
-def test_a_job_with_numbers_has_the_paths_of_these_numbers_and_they_are_the_same(whole, tmp_path):
+def test_a_job_with_numbers_has_the_samples_of_these_numbers_and_they_are_the_same(whole, tmp_path):
     some = dataclasses.replace(JOBS[0], numbers=(1, 2))
     _make(tmp_path, [some])
     wanted = [row for name in whole if name[:2] == "a-" for row in _rows(whole[name])]
@@ -371,7 +371,7 @@ def test_adaptive_consistency_goes_by_the_requests_threshold_and_the_parsed_answ
     assert is_settled(0.80, 7, 7, 7, 8) and not is_settled(0.95, 7, 7, 7, 8)
 
 
-def test_paths_are_read_by_job_and_in_index_order(tmp_path):
+def test_samples_are_read_by_job_and_in_index_order(tmp_path):
     _make(tmp_path)
     for job in JOBS:
         samples = read_samples(ShardStore(tmp_path), job.name)

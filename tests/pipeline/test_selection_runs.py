@@ -71,7 +71,7 @@ def selected(tmp_path_factory, gin_file):
 
 
 def _scores(run):
-    store = ShardStore(run / "round_1" / "path_scores")
+    store = ShardStore(run / "round_1" / "filter_scores")
     return {(r["uid"], r["sample_index"]): r for r in store.read("loss-purchases-00000-of-00001")}
 
 
@@ -178,7 +178,7 @@ def test_interrupted_while_scoring_it_goes_on_to_the_same_bytes(
 def test_the_report_shows_the_funnel(selected):
     (row,) = json.loads((selected / "report.json").read_text())["rounds"]
     assert [step["filter"] for step in row["funnel"]][:2] == ["Vote", "DistinctReasoning"]
-    assert "path_scores" in row["seconds"]
+    assert "filter_scores" in row["seconds"]
     assert "DistributionShift" in (selected / "report.html").read_text()
 
 
@@ -217,7 +217,8 @@ def test_the_rows_of_the_figure_are_the_voted_ones_with_their_weights(selected, 
     votes = {vote.uid: vote for vote in shard_rows(selected / "round_1" / "vote", Vote)}
     scores = _scores(selected)
     human = [
-        row["loss"] for row in ShardStore(selected / "round_1/path_scores").read("human-purchases")
+        row["loss"]
+        for row in ShardStore(selected / "round_1/filter_scores").read("human-purchases")
     ]
     for uid, weight, _ in rows:
         ratios = [
@@ -228,8 +229,8 @@ def test_the_rows_of_the_figure_are_the_voted_ones_with_their_weights(selected, 
 
 def test_ratings_ratios_and_rankers_are_scored_once_each(gin_file, tmp_path, monkeypatch):
     (tmp_path / "micro_scorer.py").write_text(
-        "def shortest(question, path):\n    assert question.uid == path.uid\n"
-        "    return -len(path.text)\n"
+        "def shortest(question, sample):\n    assert question.uid == sample.uid\n"
+        "    return -len(sample.text)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("micro_scorer", None)
@@ -240,18 +241,18 @@ def test_ratings_ratios_and_rankers_are_scored_once_each(gin_file, tmp_path, mon
     assert main(_words(gin_file, "sample", run, changes)) == 0
     assert main(_words(gin_file, "vote", run, changes)) == 0
     assert main(_words(gin_file, "mix", run, changes)) == 0
-    names = ShardStore(run / "round_1" / "path_scores").names()
+    names = ShardStore(run / "round_1" / "filter_scores").names()
     assert any(name.startswith("rating-purchases") for name in names)
     (loss,) = [name for name in names if name.startswith("loss-")]
-    rows = ShardStore(run / "round_1" / "path_scores").read(loss)
+    rows = ShardStore(run / "round_1" / "filter_scores").read(loss)
     assert all({"loss", "question_loss", "alone_loss"} <= set(row) for row in rows)
-    scores = ShardStore(run / "round_1" / "path_scores").read("rank-purchases-00000-of-00001")
+    scores = ShardStore(run / "round_1" / "filter_scores").read("rank-purchases-00000-of-00001")
     paths = {(p.uid, p.sample_index): p for p in shard_rows(run / "round_1" / "sample", Sample)}
     assert scores and all(
         row["scorer:micro_scorer:shortest"] == -len(paths[row["uid"], row["sample_index"]].text)
         for row in scores
     )
-    store = ShardStore(run / "round_1" / "path_scores")
+    store = ShardStore(run / "round_1" / "filter_scores")
     rated = [name for name in names if name.startswith("rating-purchases")]
     said = {row["uid"] for name in rated for row in store.read(name)}
     assert said == {f"{row['uid']}/{row['sample_index']}" for row in scores}
@@ -272,7 +273,7 @@ def _given(solution):
 
 
 def _give_ratings(store, names):
-    """Puts other ratings into the model's mouth, by the path that is rated."""
+    """Puts other ratings into the model's mouth, by the sample that is rated."""
     run = store.directory.parent.parent
     paths = {f"{p.uid}/{p.sample_index}": p for p in shard_rows(run / "round_1" / "sample", Sample)}
     for name in names:
@@ -304,9 +305,9 @@ def test_a_filter_gets_the_log_probability_of_each_token(
     gin_loader.load(gin_file, gin_loader.parse(_words(gin_file, "mix", output, ALL)[2:])[0])
     run = configurables.load_run()
     run = dataclasses.replace(run, mixing=dataclasses.replace(run.mixing, selection=(_Likely(),)))
-    context = Context(run, frozenset({"path_scores"}))
+    context = Context(run, frozenset({"filter_scores"}))
     round = context.round(1)
-    score.PathScoresStep().execute(round, {})
+    score.FilterScoresStep().execute(round, {})
     rows, facts = score.read_scored_rows(round, "purchases", round.voted()["purchases"])
     tokenizer = SentencePiece(tokenizer_path)
     exemplars = context.exemplars("purchases")
@@ -325,25 +326,25 @@ def test_a_filter_gets_the_log_probability_of_each_token(
 
 
 RANKER = """
-def asked(question, path):
+def asked(question, sample):
     return 1.0
 
 class Many:
-    def __call__(self, question, path):
+    def __call__(self, question, sample):
         raise AssertionError("it has a method for several")
 
     def many(self, asked):
         assert len(asked) > 1
-        return [len(path.text) + path.sample_index / 100 for _, path in asked]
+        return [len(sample.text) + sample.sample_index / 100 for _, sample in asked]
 
-def nothing(question, path):
+def nothing(question, sample):
     return None
 
-def negative(question, path):
+def negative(question, sample):
     return -2.5
 
 class Few:
-    def __call__(self, question, path):
+    def __call__(self, question, sample):
         return 1.0
 
     def many(self, asked):
@@ -362,7 +363,7 @@ def rankers_here(tmp_path, monkeypatch):
     scorers.load.cache_clear()
 
 
-def test_a_second_rounds_ranker_is_asked_and_one_for_many_paths_gets_a_shard_at_once(
+def test_a_second_rounds_ranker_is_asked_and_one_for_many_samples_gets_a_shard_at_once(
     gin_file, tmp_path, rankers_here
 ):
     run = tmp_path / "run"
@@ -377,7 +378,7 @@ def test_a_second_rounds_ranker_is_asked_and_one_for_many_paths_gets_a_shard_at_
     }
     assert main(_words(gin_file, "run", run, changes)) == 0
     for index, name in ((1, "asked"), (2, "many")):
-        store = ShardStore(run / f"round_{index}" / "path_scores")
+        store = ShardStore(run / f"round_{index}" / "filter_scores")
         rows = [row for shard in store.names() for row in store.read(shard)]
         assert rows and all(
             set(row) == {"uid", "sample_index", f"scorer:micro_scorers:{name}"} for row in rows
@@ -426,7 +427,7 @@ def test_ranks_are_shared_by_processes_and_asked_for_once(
         "ExternalScore.scorer": "micro_scorers:many",
     }
     gin_loader.load(gin_file, gin_loader.parse(_words(gin_file, "mix", output, changes)[2:])[0])
-    context = Context(configurables.load_run(), frozenset({"path_scores"}))
+    context = Context(configurables.load_run(), frozenset({"filter_scores"}))
     asked, ask = [], scorers.apply_scorer
 
     def counted(name, some):
@@ -434,17 +435,17 @@ def test_ranks_are_shared_by_processes_and_asked_for_once(
         return ask(name, some)
 
     monkeypatch.setattr(scorers, "apply_scorer", counted)
-    store = ShardStore(output / "round_1" / "path_scores")
+    store = ShardStore(output / "round_1" / "filter_scores")
     for index in (1, 0):
         monkeypatch.setattr(Processes, "share", (index, 2))
-        score.PathScoresStep().share(context.round(1))
+        score.FilterScoresStep().share(context.round(1))
     names = store.names()
     assert len(names) == len(asked) >= 3
     rows = [row for name in names for row in store.read(name)]
     assert len({(row["uid"], row["sample_index"]) for row in rows}) == len(rows)
     monkeypatch.setattr(Processes, "share", (0, 1))
     store.path(names[1]).unlink()
-    score.PathScoresStep().share(context.round(1))
+    score.FilterScoresStep().share(context.round(1))
     assert store.names() == names and len(asked) == len(names) + 1
 
 
@@ -454,12 +455,12 @@ def test_scores_of_another_ranker_are_not_taken_for_its_own(
     monkeypatch.syspath_prepend(str(tmp_path))
     run = tmp_path / "run"
     changes = {"Mixing.selection": "(@ExternalScore(),)", "ExternalScore.scorer": "micro_other:f"}
-    (tmp_path / "micro_other.py").write_text("def f(question, path):\n    return 1.0\n")
+    (tmp_path / "micro_other.py").write_text("def f(question, sample):\n    return 1.0\n")
     for command in ("sample", "vote"):
         assert main(_words(gin_file, command, run, changes)) == 0
     codes = []
-    for line in ("return 1.0", "return 1.0", "return 2.0 + path.sample_index"):
-        (tmp_path / "micro_other.py").write_text(f"def f(question, path):\n    {line}\n")
+    for line in ("return 1.0", "return 1.0", "return 2.0 + sample.sample_index"):
+        (tmp_path / "micro_other.py").write_text(f"def f(question, sample):\n    {line}\n")
         sys.modules.pop("micro_other", None)
         importlib.invalidate_caches()
         linecache.clearcache()
@@ -524,7 +525,7 @@ def test_what_cannot_be_is_named(gin_file, tmp_path, capsys, changes, message):
 
 
 def test_given_solutions_only_validate_where_their_rate_is_zero(selected):
-    store = ShardStore(selected / "round_1" / "path_scores")
+    store = ShardStore(selected / "round_1" / "filter_scores")
     assert len(store.read("human-purchases")) == 2
     given = {row.targets for row in shard_rows_of(selected, "human-purchases")}
     assert given and solution("", "1")[:13] == "The answer is"
@@ -535,9 +536,9 @@ def test_given_solutions_only_validate_where_their_rate_is_zero(selected):
 def test_a_ranker_weighs_votes_of_train_and_test_questions(gin_file, tmp_path, monkeypatch):
     (tmp_path / "micro_voter.py").write_text(
         "asked = []\n"
-        "def sevens(question, path):\n"
-        "    asked.append((path.uid, path.sample_index, path.text))\n"
-        "    return 1.0 if '7' in path.text else 0.25\n"
+        "def sevens(question, sample):\n"
+        "    asked.append((sample.uid, sample.sample_index, sample.text))\n"
+        "    return 1.0 if '7' in sample.text else 0.25\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     changes = {

@@ -8,7 +8,7 @@ import pytest
 from micro_run import contents
 from several import together
 
-# The disk of this process is full when it comes to the paths of the train questions.
+# The disk of this process is full when it comes to the samples of the train questions.
 _FULL = """
 import errno, os
 from lmsi_jax.runtime import files

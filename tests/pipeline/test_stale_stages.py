@@ -31,12 +31,12 @@ from lmsi_jax.pipeline.evaluate import EvaluateStep
 from lmsi_jax.pipeline.pretrain import PretrainStep
 from lmsi_jax.pipeline.questions import QuestionsStep
 from lmsi_jax.pipeline.rounds import ROUND
-from lmsi_jax.pipeline.train import ScoreStep
+from lmsi_jax.pipeline.train import TeacherScoresStep
 from lmsi_jax.training import checkpoints
 
-_SAMPLE = "generate prompts sample path_scores eval0 eval1"  # whatever samples
+_SAMPLE = "generate prompts sample filter_scores eval0 eval1"  # whatever samples
 _ASKED = f"{_SAMPLE} mix"  # whatever has prompts
-_SCORED = "path_scores score train"
+_SCORED = "filter_scores teacher_scores train"
 # Written by hand: the stages that a field makes stale where all of them run.
 TABLE = {
     "Run": {
@@ -45,7 +45,7 @@ TABLE = {
         **dict.fromkeys(("init_checkpoint", "tokenizer"), ""),
         "seed": f"{_SAMPLE} train",
         "questions_per_shard": _SAMPLE,
-        "start_from": "score train",
+        "start_from": "teacher_scores train",
     },
     "Chat": dict.fromkeys(
         ("exemplars", "system", "system_turn", "thinking", "template", "date"), _ASKED
@@ -68,7 +68,7 @@ TABLE = {
             ),
             "generate",
         ),
-        "min_confidence": "path_scores mix",
+        "min_confidence": "filter_scores mix",
         "prompts": "prompts",
         "shots": "prompts",
     },
@@ -92,12 +92,12 @@ TABLE = {
     "Mixing": {
         **dict.fromkeys(("formats", "end", "merge_equal", "cap", "normalise"), "mix"),
         **dict.fromkeys(
-            ("keep", "min_confidence", "human_examples", "selection"), "path_scores mix"
+            ("keep", "min_confidence", "human_examples", "selection"), "filter_scores mix"
         ),
     },
     "SelfRating": {"share": "mix"},
-    "ExternalScore": {"share": "mix", "scorer": "path_scores mix"},
-    "DistributionShift": {"share": "mix", "surest": "mix", "validation": "path_scores mix"},
+    "ExternalScore": {"share": "mix", "scorer": "filter_scores mix"},
+    "DistributionShift": {"share": "mix", "surest": "mix", "validation": "filter_scores mix"},
     "Training": {
         **dict.fromkeys(
             (
@@ -114,7 +114,8 @@ TABLE = {
             _SCORED,
         ),
         **dict.fromkeys(
-            ("compute_dtype", "human_rate", "task_rates", "validation_count"), "score train"
+            ("compute_dtype", "human_rate", "task_rates", "validation_count"),
+            "teacher_scores train",
         ),
     },
     "Optimizer": dict.fromkeys(
@@ -132,7 +133,7 @@ TABLE = {
             ),
             "train",
         ),
-        "top_k": "score train",
+        "top_k": "teacher_scores train",
     },
     "Lora": dict.fromkeys(("rank", "alpha", "targets", "seed", "peft"), "train"),
     "Evaluation": {
@@ -165,9 +166,9 @@ TABLE = {
             *("num_kv_heads", "max_length", "block", "post_norms", "norm_epsilon"),
             *("norm_plus_one", "qk_norm", "biases", "activation", "query_scalar", "rope_theta"),
             *("rope_scaling", "local_rope_theta", "windows", "attention_softcap"),
-            *("embedding_multiplier", "joint_qk_norm", "logits_divisor", "logits_softcap"),
-            *("pre_norms", "rotary_layers", "rotary_dim", "residual_multiplier"),
-            *("tied_embeddings", "scale_embeddings", "remat", "scan_layers"),
+            *("pre_norms", "joint_qk_norm", "rotary_layers", "rotary_dim"),
+            *("logits_divisor", "residual_multiplier", "embedding_multiplier"),
+            *("logits_softcap", "tied_embeddings", "scale_embeddings", "remat", "scan_layers"),
             "query_block",
         ),
         "pretrain",
@@ -245,7 +246,7 @@ PLAIN = {
     "Voting.weights": "vote eval0 eval1",
     "Augmentation.min_confidence": "",  # there are no new questions
     "Augmentation.questions": "generate mix",
-    "Mixing.selection": "path_scores mix",
+    "Mixing.selection": "filter_scores mix",
 }
 _PAIRS = {
     **PLAIN,
@@ -329,7 +330,7 @@ def _identities(run):
     """Returns the identity of each stage that the configuration has, without its inputs."""
     context = Context(run, frozenset())
     first, second = context.round(0), context.round(1)
-    steps = [(step.name, step, second) for step in (*ROUND, ScoreStep(None, None))]
+    steps = [(step.name, step, second) for step in (*ROUND, TeacherScoresStep(None, None))]
     steps += [("questions", QuestionsStep(), first), ("eval1", EvaluateStep(), second)]
     steps += [("eval0", EvaluateStep(), first)]
     if run.pretraining is not None:
@@ -370,15 +371,17 @@ def test_the_table_names_only_fields_that_exist():
 
 
 def test_each_stage_reads_what_it_says():
-    steps = {step.name: step.inputs for step in (*ROUND, EvaluateStep(), ScoreStep(None, None))}
+    steps = {
+        step.name: step.inputs for step in (*ROUND, EvaluateStep(), TeacherScoresStep(None, None))
+    }
     assert steps == {
         "generate": ("model", "questions"),
         "prompts": ("model", "questions", "generate"),
         "sample": ("model", "questions", "generate", "prompts"),
         "vote": ("sample",),
-        "path_scores": ("vote", "model", "base"),
-        "mix": ("vote", "path_scores"),
-        "score": ("mix", "model", "teacher"),
+        "filter_scores": ("vote", "model", "base"),
+        "mix": ("vote", "filter_scores"),
+        "teacher_scores": ("mix", "model", "teacher"),
         "train": ("mix", "model", "teacher"),
         "eval": ("model", "questions"),
     }
@@ -391,13 +394,13 @@ def test_every_field_of_a_model_that_changes_what_it_says_is_in_its_fingerprint(
     monkeypatch.setattr(Context, "base_folder", "unused")
     run = Run(output_dir="unused", model=micro_config, tokenizer=tokenizer_path)
     unchanged = Context(run, frozenset())
-    before, tokenizer = unchanged.fingerprint(0), unchanged.tokenizer
+    before, tokenizer = unchanged.model_fingerprint(0), unchanged.tokenizer
     silent = set()
     for field in dataclasses.fields(micro_config):
         other = _other(f"ModelConfig.{field.name}", getattr(micro_config, field.name))
         context = Context(_changed(run, ("model",), field.name, other), frozenset())
         vars(context).update(tokenizer=tokenizer, shapes=None)
-        if context.fingerprint(0) == before:
+        if context.model_fingerprint(0) == before:
             silent.add(field.name)
     assert silent == SILENT
 

@@ -57,7 +57,7 @@ def questions_of():
 
 
 def _half_right(run):
-    """Rewrites the gold answers so that every other greedy path is right; returns its score."""
+    """Rewrites the gold answers so that every other greedy sample is right; returns its score."""
     store = ShardStore(run / "questions")
     questions = [Question.from_json(row) for row in store.read("test-purchases")]
     samples = read_samples(ShardStore(run / "round_1" / "eval"), "purchases-cot")
@@ -84,7 +84,7 @@ def test_t5xs_eval_gives_the_metrics_of_our_own(t5x, copy, tmp_path):
     assert found["parsed"] == pytest.approx(wanted.parsed)
 
 
-def test_t5xs_infer_samples_paths_of_the_train_questions_and_they_make_a_round(
+def test_t5xs_infer_draws_samples_of_the_train_questions_and_they_make_a_round(
     t5x, copy, tmp_path, words, questions_of, capsys
 ):
     checkpoint = copy / "round_1" / "train" / "checkpoint_4"
@@ -92,10 +92,10 @@ def test_t5xs_infer_samples_paths_of_the_train_questions_and_they_make_a_round(
         "infer",
         "infer",
         CHECKPOINT_PATH=os.path.relpath(checkpoint, ROOT),
-        INFER_OUTPUT_DIR=os.path.relpath(tmp_path / "paths", ROOT),
+        INFER_OUTPUT_DIR=os.path.relpath(tmp_path / "samples", ROOT),
         NUM_DECODES=3,
     )
-    (file,) = (tmp_path / "paths").glob("lmsi_run_purchases_cot-*-of-00001")
+    (file,) = (tmp_path / "samples").glob("lmsi_run_purchases_cot-*-of-00001")
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(rows) == 4
     texts = {text for row in rows for text in row["prediction"]}
@@ -107,7 +107,7 @@ def test_t5xs_infer_samples_paths_of_the_train_questions_and_they_make_a_round(
         assert asked[inputs["uid"]] == inputs["question"]
         assert inputs["inputs_pretokenized"].endswith(f"{inputs['question']}\nA:")
         assert inputs["targets_pretokenized"] == ""  # training questions have no answer here
-    files = sorted(map(str, (tmp_path / "paths").glob("*-of-00001")))
+    files = sorted(map(str, (tmp_path / "samples").glob("*-of-00001")))
     command, config, *bindings = words("import-samples", tmp_path / "run")
     assert main([command, config, *files, *bindings]) == 0
     assert "24 samples of 8 of 8 questions imported" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Several processes that hold one engine together leave the paths of one process.
+"""Several processes that hold one engine together leave the samples of one process.
 
 Where an axis of the mesh has more than two places across processes, Gloo adds in another order than
 one process does: texts are the same then, log-probabilities near. Elsewhere all bytes are.
@@ -56,7 +56,7 @@ def compiled(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(gin_file, compiled, tmp_path_factory):
-    """Returns what makes the paths of a mesh in one process, once for each mesh."""
+    """Returns what makes the samples of a mesh in one process, once for each mesh."""
     made = {}
 
     def sampled(data, model):

@@ -1,4 +1,4 @@
-"""A model that judges paths, against a forward pass in NumPy; as a scorer of a run."""
+"""A model that judges samples, against a forward pass in NumPy; as a scorer of a run."""
 
 import dataclasses
 import math
@@ -59,7 +59,7 @@ def test_a_score_is_the_probability_of_yes(imported, micro_config, micro_params,
     assert judge(QUESTION, paths[1]) == pytest.approx(scores[1], rel=1e-4)
 
 
-def test_it_filters_the_paths_of_a_run(imported, gin_file, tmp_path, monkeypatch):
+def test_it_filters_the_samples_of_a_run(imported, gin_file, tmp_path, monkeypatch):
     (tmp_path / "micro_judge.py").write_text(
         "from lmsi_jax.pipeline.scorers import Verifier\n"
         "from lmsi_jax.config import Training\n"
@@ -81,7 +81,7 @@ def test_it_filters_the_paths_of_a_run(imported, gin_file, tmp_path, monkeypatch
     ]
     for command in ("sample", "vote", "mix"):
         assert main([command, *words]) == 0
-    store = ShardStore(run / "round_1" / "path_scores")
+    store = ShardStore(run / "round_1" / "filter_scores")
     scores = [row["scorer:micro_judge:judge"] for name in store.names() for row in store.read(name)]
     assert scores and min(scores) > 0 and max(scores) < 1
 

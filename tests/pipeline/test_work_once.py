@@ -68,5 +68,5 @@ def test_a_text_is_parsed_once_and_a_shard_read_once_a_stage(words, tmp_path, mo
     # Between the rounds the collapse monitor reads, after them the report.
     assert all(count <= 2 for name, count in reads.items() if name[0] == "report")
     assert {stage.split()[0] for stage, _ in reads} == {
-        *("questions", "sample", "vote", "path_scores", "mix", "train", "eval", "report")
+        *("questions", "sample", "vote", "filter_scores", "mix", "train", "eval", "report")
     }

@@ -37,7 +37,7 @@ def evaluation(draw, number, task, prompt_style, chance, n=200):
         "correct": correct,
         "parsed": 0.97,
         "tied": draw.randrange(9) if vote else 0,
-        "paths": 32 if vote else 1,
+        "samples": 32 if vote else 1,
         "temperature": 0.7 if vote else 0.0,
         "single": sum(correct) / n,
         "mean_tokens": 9.0 if prompt_style == "standard" else 61.4,
@@ -46,7 +46,7 @@ def evaluation(draw, number, task, prompt_style, chance, n=200):
 
 
 def adaptive_consistency(draw, source, number, task, n, labels=True):
-    """A set on which the rule takes 4 to 32 of 32 paths, and seldom moves the vote."""
+    """A set on which the rule takes 4 to 32 of 32 samples, and seldom moves the vote."""
     taken = [min(32, 4 * draw.randint(1, 9)) for _ in range(n)]
     same = [int(t == 32 or draw.random() < 0.95) for t in taken]
     correct = [int(draw.random() < 0.7) for _ in taken]
@@ -55,7 +55,7 @@ def adaptive_consistency(draw, source, number, task, n, labels=True):
         "source": source,
         "round": number,
         "task": task,
-        "paths": 32,
+        "samples": 32,
         "taken": taken,
         "same": same,
         "correct": correct if labels else [],
@@ -104,7 +104,7 @@ def training_round(draw, number):
         "seconds": {"sample": 171.2, "vote": 1.1, "mix": 0.8, "train": 143.9, "evaluate": 88.0},
         "tokens_per_second": {"sample": 24210.0, "train": 16800.0, "evaluate": 22950.0},
         "questions": 2000,
-        "paths": 64000,
+        "samples": 64000,
         "parsed": 61240,
         "unfinished": 1310,
         "empty_votes": 7,
@@ -139,7 +139,7 @@ def shown(task, question, gold, winner, paths, tied=False):
         "confidence": kept / total if total else 0.0,
         "tied": tied,
         "total": total,
-        "paths": [
+        "samples": [
             {"text": text, "key": key, "kept": key is not None and key == winner, "count": count}
             for text, key, count in paths
         ],

@@ -83,7 +83,7 @@ def test_page_and_terminal_say_the_same_sentences(summary):
     taken = sum(sum(row["taken"]) for row in rows)
     saved = 100 * (1 - taken / (32 * 200 * len(rows)))
     assert sentences[0].startswith(
-        f"Adaptive consistency would save {saved:.1f} % of the paths on the test questions of "
+        f"Adaptive consistency would save {saved:.1f} % of the samples on the test questions of "
         "round 1; "
     )
 
@@ -94,13 +94,13 @@ def test_if_the_rule_was_off_the_page_tells_how_to_turn_it_on(summary):
     assert "stopped early" not in text
 
 
-def test_if_the_rule_was_on_the_sampled_paths_are_counted(summary):
+def test_if_the_rule_was_on_the_drawn_samples_are_counted(summary):
     text, rows = section(sampled_with_it(summary))
     taken = sum(sum(row["taken"]) for row in sets(summary, "train", 1))
     saved = 100 * (1 - taken / 64000)
-    assert f"saved {saved:.1f} % of the paths on the train questions of round 1: " in text
+    assert f"saved {saved:.1f} % of the samples on the train questions of round 1: " in text
     assert f"{taken:,} of 64,000 were sampled" in text
-    assert "at most 32 paths each, stopped early" in text
+    assert "at most 32 samples each, stopped early" in text
     assert "turns it on" not in text
     assert rows[-1][4:] == ["–"] * 4
 
@@ -119,7 +119,7 @@ def test_one_task_needs_no_row_for_all(summary):
     assert "All tasks" not in [row[0] for row in section(summary)[1]]
 
 
-def test_a_run_without_several_paths_has_no_such_section(summary):
+def test_a_run_without_several_samples_has_no_such_section(summary):
     summary["adaptive_consistency"]["sets"] = []
     assert vote_sections.adaptive_consistency_sentences(load(summary)) == []
     assert 'id="adaptive-consistency"' not in render(summary)

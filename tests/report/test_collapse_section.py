@@ -28,7 +28,7 @@ def _row(source, number):
         "round": number,
         "source": source,
         "questions": 2000,
-        "paths": 64000,
+        "samples": 64000,
         "confidence": 0.5 + 0.1 * number,
         "entropy": 0.4 - 0.08 * number,
         "distinct": [0.081, 0.2 - 0.0125 * number, 0.31],
@@ -63,14 +63,14 @@ def test_the_tables_have_a_column_for_each_round_in_order(monitored):
     assert _cells(train, "Their training weight") == ["20.0 %", "40.0 %", "60.0 %"]
     assert _cells(train, "Training rows") == ["39,786"] * 3
     assert _cells(test, "Vote is right (majority@m)") == ["60.0 %", "65.0 %", "70.0 %", "75.0 %"]
-    assert _cells(test, "Some path is right (pass@m)") == ["95.0 %", "94.0 %", "93.0 %", "92.0 %"]
+    assert _cells(test, "Some sample is right (pass@m)") == ["95.0 %", "94.0 %", "93.0 %", "92.0 %"]
     assert "majority@m" not in train and "Training rows" not in test
     assert "Base" in test and "Round 3" in test
 
 
 def test_charts_show_the_rounds(monitored):
     text = render(monitored)
-    for title in ("Confident and right, test questions", "Easy questions", "Length of a path"):
+    for title in ("Confident and right, test questions", "Easy questions", "Length of a sample"):
         assert title in text
     assert text.count('href="#collapse"') == 1
 

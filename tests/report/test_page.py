@@ -157,7 +157,7 @@ def test_alarms_are_on_the_page(three_rounds):
 def test_the_funnel_shows_counts_and_shares(summary):
     cells = {row[0]: row[1] for row in read(render(summary)).rows if len(row) == 2}
     shown = {name: cell.replace("\N{NO-BREAK SPACE}", " ") for name, cell in cells.items()}
-    assert shown["Sampled paths"] == "64,000 100.0 %"
+    assert shown["Samples"] == "64,000 100.0 %"
     assert shown["Kept: agree with the vote"] == f"32,700 {32700 / 640:.1f} %"
     assert shown["Training rows"] == f"39,786 {39786 / 640:.1f} %"
     assert shown["Questions without a vote"] == f"7 {100 * (7 / 2000):.1f} %"
@@ -226,7 +226,7 @@ def nothing_kept(summary):
 
 def no_questions(summary):
     row = summary["rounds"][0]
-    for field in ("questions", "paths", "parsed", "unfinished", "kept", "distinct_kept"):
+    for field in ("questions", "samples", "parsed", "unfinished", "kept", "distinct_kept"):
         row[field] = 0
     row["votes_by_task"] = {
         "parity": {
@@ -246,7 +246,7 @@ def all_unparsed(summary):
         row.update(correct=[0] * 200, parsed=0.0, confidence=[0.0] * len(row["confidence"]))
     for shown in summary["examples"]:
         shown.update(winner=None, confidence=0.0)
-        for path in shown["paths"]:
+        for path in shown["samples"]:
             path.update(key=None, kept=False)
     return nothing_kept(summary)
 
@@ -314,7 +314,7 @@ def sets_without_questions(summary):
 
 def no_paths_shown(summary):
     for shown in summary["examples"]:
-        shown["paths"] = []
+        shown["samples"] = []
     return summary
 
 
@@ -413,7 +413,7 @@ def test_a_vote_is_judged_by_keys(winner, gold, kind, result):
         confidence=1.0,
         tied=False,
         total=1,
-        paths=(),
+        samples=(),
     )
     assert vote_sections.outcome(shown, kind) == result
 
@@ -500,7 +500,7 @@ def test_the_calibration_error_is_below_each_chart_and_in_the_rows(summary):
         ]
         inside = {task["name"] for task in summary["tasks"] if task["domain"] == "in"}
         error = _calibration_error([row for row in rows if row["task"] in inside])
-        assert f"1,000 votes of 32 paths, error {100 * error:.1f} %" in text
+        assert f"1,000 votes of 32 samples, error {100 * error:.1f} %" in text
         for row in rows:
             (found,) = [
                 each["accuracy"][number]["calibration_error"]
@@ -515,7 +515,7 @@ def test_the_f1_of_drop_is_in_the_table_of_samples_and_in_the_rows(summary):
     row = summary["evals"][0]
     row["f1"] = [0.25, 0.75] * (len(row["correct"]) // 2)
     text = text_of(render(summary))
-    assert "Tokens a path F1" in text and "50.0 %" in text
+    assert "Tokens a sample F1" in text and "50.0 %" in text
     (found,) = [
         each["accuracy"][row["round"]]["f1"]
         for each in comparison.accuracy_rows(load(summary))
@@ -541,11 +541,11 @@ def test_a_task_with_several_levels_names_its_level(summary):
     assert f"{second}, level easy" in told
 
 
-def test_a_confidence_counts_the_paths_that_are_not_shown(summary):
+def test_a_confidence_counts_the_samples_that_are_not_shown(summary):
     shown = summary["examples"][0]
-    shown["paths"] = shown["paths"][:1]
+    shown["samples"] = shown["samples"][:1]
     assert shown["total"] == 32
-    assert f"{100 * shown['confidence']:.1f} % of 32 paths" in text_of(render(summary))
+    assert f"{100 * shown['confidence']:.1f} % of 32 samples" in text_of(render(summary))
 
 
 def test_losses_by_source_are_shown_if_there_are_several(summary):

@@ -119,7 +119,7 @@ def test_more_numbers_than_fit_keep_the_first_and_the_last(width):
     columns = [Column(f"k = {k}", [Text(f"{k}.0")], 0) for k in range(12)]
     ranks = [2, *range(12, 2, -1), 1]
     columns = [Column(c.head, c.cells, rank) for c, rank in zip(columns, ranks, strict=True)]
-    print_table(out, "paths, mean over tasks", ["base, majority@k"], columns)
+    print_table(out, "samples, mean over tasks", ["base, majority@k"], columns)
     head, _, row, *_ = out.file.getvalue().splitlines()
     assert "k = 0" in head and "k = 11" in head and len(head) <= width
     assert row.startswith("base, majority@k") and row.endswith("11.0")

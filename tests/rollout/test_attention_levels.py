@@ -53,7 +53,7 @@ _LAYOUTS = st.builds(
     prefill=st.sampled_from([1, 64, 100]),
     pool=st.just(2**20),
 )
-# Tokens of the task prompt, of each question, of a path; a pool of few sizes compiles quickly.
+# Tokens of the task prompt, of each question, of a sample; a pool of few sizes compiles quickly.
 _LENGTHS = st.tuples(
     st.integers(1, 24) | st.just(65),
     st.lists(st.integers(1, 24), min_size=1, max_size=3),
@@ -69,7 +69,7 @@ _LENGTHS = st.tuples(
 @example(
     _model(2, 2, 3, 2, (16, 3), (2.0, 5.0)), _layout(3, 2, 2, 64, 1), (9, [5, 1, 24], 13), 3, 1.0
 )
-# No task prompt, and a question of one token: nothing but the path is attended.
+# No task prompt, and a question of one token: nothing but the sample is attended.
 @example(_model(1, 3, 2, 2, (0, 2), (0.0, 0.0)), _layout(4, 3, 1, 1, 1), (0, [1, 4], 10), 2, 0.7)
 def test_log_probabilities_equal_plain_attention(model, layout, lengths, paths, temperature):
     params, letters = sharp_params(model, 1), Characters(VOCABULARY)

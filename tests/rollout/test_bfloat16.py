@@ -3,7 +3,7 @@
 The reference takes the rounded weights in float64, so what is measured is the engine's arithmetic.
 A bfloat16 number is off by up to 2**-9 = 0.2 %, and roundings add up through two layers and their
 caches: log-probabilities of -10 to 0 are allowed to be 0.06 off, and 0.015 as a root mean square
-(found: 0.03 and 0.007), in the second half of a path no more than in the first.
+(found: 0.03 and 0.007), in the second half of a sample no more than in the first.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ def params(model):
 
 @pytest.fixture(scope="module")
 def errors(model, params):
-    """By temperature: log-probabilities' errors, misses and right values, each [paths, STEPS]."""
+    """By temperature: log-probabilities' errors, misses and right values, each [samples, STEPS]."""
     letters, draw = Characters(model.vocab_size), np.random.default_rng(0)
     prefix, *texts = (letters.decode(draw.integers(60, size=n)) for n in (20, 6, 11, 25, 2))
     engine = Engine(model, params, letters, LAYOUT)

@@ -25,7 +25,7 @@ QUESTIONS = [("q1", "Q: Ann has 3 pens.\nA:"), ("q2", "Q: Ben has some hats and 
 MANY = [(f"{uid}/{n}", text * (1 + n)) for n in range(4) for uid, text in QUESTIONS]
 PREFIX = "Q: 3 + 4?\nA: The answer is 7.\n\n"
 NOISE = {"seed": 3, "round_index": 1}
-# Two chunks to a page, several pages to a path, more paths than slots, questions that wait.
+# Two chunks to a page, several pages to a sample, more samples than slots, questions that wait.
 SMALL = Decoding(slots=5, chunk=2, page=4, prefill_tokens=64, prompt_cache_factor=1.5)
 FREE = Sampling(num_samples=3, temperature=1.0, max_new_tokens=13, stop=())
 

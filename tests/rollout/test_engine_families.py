@@ -16,7 +16,7 @@ from lmsi_jax.models.transformer import angles_of, hidden_states
 from lmsi_jax.rollout.engine import Engine
 
 NOISE = {"seed": 5, "round_index": 2}
-# Two chunks to a page, several pages to a path, more paths than slots.
+# Two chunks to a page, several pages to a sample, more samples than slots.
 LAYOUT = Decoding(slots=3, chunk=2, page=4, prefill_tokens=64)
 
 

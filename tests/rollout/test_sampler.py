@@ -1,4 +1,4 @@
-"""Draws by the inverse cumulative distribution, and the filters before it."""
+"""Draws by the inverse cumulative distribution, and the truncation before it."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmsi_jax.config import Filters, Sampling
+from lmsi_jax.config import Augmentation, Evaluation, Loss, Sampling, Truncation, Voting
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.rollout.sampler import apply_top_k_top_p, inverse_cdf, sample_token
 
@@ -33,7 +33,7 @@ def test_draws_follow_the_softmax():
     scores = jnp.asarray([0.0, 1.0, 2.0, -1.0])
     uniform = (jnp.arange(20_000) + 0.5) / 20_000
     tokens, logprobs = sample_token(
-        jnp.broadcast_to(scores, (20_000, 4)), uniform, 0.5, Filters(False, 0, 1.0)
+        jnp.broadcast_to(scores, (20_000, 4)), uniform, 0.5, Truncation(False, 0, 1.0)
     )
     share = np.bincount(np.asarray(tokens), minlength=4) / 20_000
     np.testing.assert_allclose(share, jax.nn.softmax(scores / 0.5), atol=1e-3)
@@ -44,7 +44,7 @@ def test_draws_follow_the_softmax():
 def test_greedy_takes_the_best_token_whatever_the_noise():
     scores = jnp.asarray([[0.1, 3.0, 2.9], [5.0, 1.0, 0.0]])
     tokens, _ = sample_token(
-        scores, jnp.asarray([0.999, 0.999]), 1.0, Sampling(temperature=0).filters
+        scores, jnp.asarray([0.999, 0.999]), 1.0, Sampling(temperature=0).truncation
     )
     assert tokens.tolist() == [1, 0]
 
@@ -71,7 +71,7 @@ def test_min_p_keeps_tokens_near_the_most_likely_one():
 
 
 def test_the_default_is_the_full_distribution():
-    assert Sampling().filters == Filters(greedy=False, top_k=0, top_p=1.0, min_p=0.0)
+    assert Sampling().truncation == Truncation(greedy=False, top_k=0, top_p=1.0, min_p=0.0)
 
 
 def test_settings_out_of_range_are_refused():
@@ -95,3 +95,19 @@ def test_an_adaptive_consistency_that_cannot_work_is_refused_with_its_remedy(thr
 def test_adaptive_consistency_is_off_by_default():
     assert Sampling().adaptive_consistency is None
     assert Sampling(adaptive_consistency=0.95).adaptive_consistency_every == 4
+
+
+def test_at_the_least_temperature_the_most_probable_token_is_drawn():
+    scores = jnp.asarray([[0.0, 1.0, 0.5], [3.0, -80.0, 2.999]])
+    uniform = jnp.asarray([0.1, 0.999])
+    for value in (1e-30, 1e-7, 1e30):
+        sampling = Sampling(temperature=value)
+        tokens, _ = sample_token(scores, uniform, np.float32(value), sampling.truncation)
+        assert tokens.tolist() == [1, 0] if value < 1 else set(tokens.tolist()) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("value", [1e-38, 1e-45, -1.0])
+@pytest.mark.parametrize("cls", [Sampling, Evaluation, Voting, Loss, Augmentation])
+def test_smaller_temperatures_are_refused(cls, value):
+    with pytest.raises(LmsiError, match=r"temperature = .* or more"):
+        cls(temperature=value)

@@ -338,7 +338,7 @@ def test_what_the_first_finds_is_what_all_of_them_find(connected):
         return own
 
     def work(one, members):
-        return lambda: [list(one.found(members, find(one.index))) for _ in range(2)]
+        return lambda: [list(one.run_on_leader(members, find(one.index))) for _ in range(2)]
 
     teams = [range(0, 1), *[range(1, 4)] * 3]
     found = _in_threads(*map(work, processes, teams))
@@ -353,7 +353,7 @@ def test_who_waits_for_a_finding_follows_one_that_leaves(connected):
         with first.joined():
             raise LmsiError("the disk is full")
 
-    failed = _in_threads(fail, lambda: second.found(range(2), list))[1]
+    failed = _in_threads(fail, lambda: second.run_on_leader(range(2), list))[1]
     assert str(failed) == "process 0 failed: the disk is full"
 
 

@@ -287,3 +287,12 @@ def test_the_fingerprint_depends_on_name_configuration_and_inputs_alone(tmp_path
     ]
     assert len({stage.fingerprint, *(other.fingerprint for other in others)}) == 4
     assert _stage(tmp_path / "elsewhere").fingerprint == stage.fingerprint
+
+
+def test_a_number_that_is_none_is_named_by_its_row(tmp_path):
+    store = ShardStore(tmp_path)
+    with pytest.raises(LmsiError, match=r"a.jsonl.gz: row 2 \(question 'q2'\) has a number"):
+        store.write("a", [{"uid": "q1", "x": 1.0}, {"uid": "q2", "x": float("nan")}])
+    with pytest.raises(LmsiError, match="report.json would have a number that is NaN or infinite"):
+        write_json(tmp_path / "report.json", {"x": [float("inf")]})
+    assert list(tmp_path.iterdir()) == []

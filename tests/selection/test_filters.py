@@ -1,7 +1,9 @@
 """Every filter against brute force; shares are exact; the order of the rows never matters."""
 
 import math
+import pathlib
 import random
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selection_rows import LOSSES, exact_count, kept, lowest, row
 
+from lmsi_jax import config
 from lmsi_jax.config import (
     AnswerEntropy,
     Cap,
@@ -21,6 +24,7 @@ from lmsi_jax.config import (
     MinConfidence,
     SelfRating,
 )
+from lmsi_jax.config.row_filters import FILTERS
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Question, Sample
 from lmsi_jax.selection.filters import (
@@ -33,7 +37,7 @@ from lmsi_jax.selection.filters import (
     select_hardest,
     word_pairs,
 )
-from lmsi_jax.selection.rows import NOTHING, Facts, judge
+from lmsi_jax.selection.rows import NOTHING, Facts, judge, select
 from lmsi_jax.voting import vote
 
 EVERY = (
@@ -206,7 +210,7 @@ def test_equations_are_read_as_a_person_writes_them(text, expected):
     assert equations(text) == expected
 
 
-def test_one_path_is_kept_of_each_list_of_equations_the_likeliest():
+def test_one_sample_is_kept_of_each_list_of_equations_the_likeliest():
     texts = [
         "3 + 4 = 7. The answer is 7.",
         "Well, 3+4=7! So the answer is 7.",
@@ -331,3 +335,21 @@ def test_what_cannot_be_is_refused(make):
 def test_without_given_solutions_the_remedy_is_named():
     with pytest.raises(LmsiError, match="use 'confident'"):
         judge(DistributionShift(), [row(loss=1.0)], NOTHING)
+
+
+def test_the_documents_example_of_a_filter_judges_rows():
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "selection.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    names = {"__name__": "my_filters"}
+    exec(compile(code, "docs/selection.md", "exec"), names)
+    rows = [row("q0", 0, text="It is 7."), row("q0", 1, text="It is 7. " * 40)]
+    step = select(rows, [names["ShortEnough"]()]).steps[0]
+    assert (step.filter, step.kept, step.dropped) == ("ShortEnough", 1, {"the solution is long": 1})
+
+
+@pytest.mark.parametrize("cls", FILTERS, ids=lambda cls: cls.__name__)
+def test_a_filter_of_the_package_is_exported_judges_and_is_documented(cls):
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "selection.md").read_text(encoding="utf-8")
+    assert getattr(config, cls.__name__) is cls and cls.__name__ in config.__all__
+    assert judge.dispatch(cls) is not judge.dispatch(object)
+    assert f"| `{cls.__name__}." in page

@@ -48,7 +48,7 @@ def test_weights_multiply():
     assert twice.weights == pytest.approx((4.0, 1.0, 0.25))
 
 
-def test_without_filters_every_voted_path_is_kept_with_weight_one():
+def test_without_filters_every_voted_sample_is_kept_with_weight_one():
     chosen = select(ROWS, ())
     assert chosen.rows == tuple(ROWS) and set(chosen.weights) == {1.0} and not chosen.steps
 

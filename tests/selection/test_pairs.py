@@ -12,7 +12,7 @@ QUESTION = Question(uid="q", task="t", text="Q: ?", kind="number")
 
 
 def _paths(*answers):
-    """(answer or None, log-probability) of each path."""
+    """(answer or None, log-probability) of each sample."""
     return [
         Sample(
             uid="q",
@@ -35,7 +35,7 @@ def test_the_most_voted_answer_is_chosen_and_the_least_voted_rejected():
     assert _pair(paths) == Pair(uid="q", chosen=1, rejected=5, weight=(4 - 1) / 8)
 
 
-def test_the_order_of_the_paths_does_not_matter():
+def test_the_order_of_the_samples_does_not_matter():
     paths = _paths((7, -3), (7, -1), (7, -1), (4, -1), (9, -8), (5, -2))
     before = _pair(paths)
     assert before is not None and before.chosen == 1
@@ -50,7 +50,7 @@ def test_of_equally_rare_answers_the_most_probable_mistake_is_rejected():
 
 
 @pytest.mark.parametrize(("threshold", "there"), [(0.5, True), (0.51, False), (0.0, True)])
-def test_the_chosen_answer_needs_enough_of_all_paths(threshold, there):
+def test_the_chosen_answer_needs_enough_of_all_samples(threshold, there):
     paths = _paths((7, -3), (7, -1), (4, -1), (None, -1))
     assert (_pair(paths, threshold) is not None) == there
 
@@ -71,7 +71,7 @@ def test_without_a_lead_there_is_no_pair():
     assert _pair([], 0.0) is None
 
 
-def test_paths_of_another_vote_are_refused():
+def test_samples_of_another_vote_are_refused():
     paths = _paths((7, -1), (7, -2), (4, -2))
     with pytest.raises(ValueError, match="a vote over 3 samples"):
         pair(vote(QUESTION, paths), paths[:2])

@@ -114,7 +114,7 @@ def test_what_a_task_lacks_is_named(code, old, new, message):
     [
         ("yield 7", r"rows\('train'\), row 1 is '7'; yield dictionaries"),
         ("yield {'q': 1}", r"rows\('train'\), row 1, column 'question' is missing; the row has"),
-        ("raise KeyError('x')", r"rows\('train'\) fails behind row 0: KeyError: 'x'"),
+        ("raise KeyError('x')", r"rows\('train'\) fails after row 0: KeyError: 'x'"),
     ],
 )
 def test_rows_that_are_none_are_named(code, yielded, message):

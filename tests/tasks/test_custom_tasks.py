@@ -324,7 +324,7 @@ def test_exemplars_come_from_a_file_or_are_packaged_ones(tmp_path):
         ("a.jsonl", '{"question": "\\ud800"}', "line 1, column 'question' has half a character"),
         ("a.jsonl", '{"question": "x", "answer": "?"}', "has '?', which is no answer of the kind"),
         ("a.csv", "question,answer\nx,1,2\n", "line 2 has 3 columns, and line 1 names 2 (question"),
-        ("a.csv", 'question,answer\nx,1\n"y"z,1\n', "behind line 2: ',' expected after"),
+        ("a.csv", 'question,answer\nx,1\n"y"z,1\n', "after line 2: ',' expected after"),
         ("a.csv", "\nx\n", "line 1 must name the columns"),
         ("a.txt", "What is it?\n", "is of no known format; give it the ending of its format"),
         ("a.parquet", "PAR1", "is no Parquet file"),

@@ -3,6 +3,8 @@
 import contextlib
 import gzip
 import json
+import pathlib
+import re
 import urllib.error
 import urllib.request
 
@@ -256,3 +258,15 @@ def test_real_drop_passages_are_told_apart(tmp_path):
     }
     # One of the 15 questions about football is asked twice.
     assert counts == {"drop_football": 14, "drop_nonfootball": 4}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_documents_list_the_files_of_each_data_set(name):
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+    _, _, folder, train, test, tfds, _ = (cell.strip() for cell in row.split("|"))
+    task = registry.get(name)
+    assert folder.strip("`") == (task.folder or task.name)
+    for split, cell in (("train", train), ("test", test)):
+        assert tuple(re.findall("`([^`]+)`", cell)) == tuple(task.file_names.get(split, ()))
+    assert tfds.strip("`") == task.tfds.get("train", "no").partition(":")[0]

@@ -9,8 +9,10 @@ import sys
 
 import pytest
 
+from lmsi_jax.cli.main import main
 from lmsi_jax.config import Decoding, ModelConfig, Optimizer, Training
-from lmsi_jax.errors import LmsiError
+from lmsi_jax.errors import DoesNotFit, LmsiError
+from lmsi_jax.tools import aot_report
 from lmsi_jax.tools.aot_costs import CHIPS, _refusal, chip_of, chips_in, slice_of
 from lmsi_jax.tools.aot_report import for_sampling, for_training
 
@@ -129,6 +131,19 @@ def test_a_mesh_that_no_slice_has_is_refused():
         slice_of("v5p:8x8x8", 12)
     with pytest.raises(LmsiError, match="larger"):
         slice_of("v5e:2x2", 8)
+
+
+def test_a_program_that_does_not_fit_ends_the_command_with_its_own_code(monkeypatch, tmp_path):
+    figures = {"chip": {"memory": 100}, "train": {"fits": True, "peak": 99}}
+    monkeypatch.setattr(aot_report, "check", lambda *_args: dict(figures))
+    config = tmp_path / "micro.gin"
+    config.write_text(_GIN)
+    words = ["aot", str(config), "--topology=v5e:2x2", f"--json={tmp_path / 'found.json'}"]
+    assert main(words) == 0
+    for other in ({"fits": False, "peak": 0}, {"fits": True, "peak": 101}):
+        figures["sample"] = other
+        assert main(words) == DoesNotFit.exit_code == 3
+        assert json.loads((tmp_path / "found.json").read_text())["sample"] == other
 
 
 def test_clocks_are_the_published_peak_over_what_the_matrix_units_multiply():

@@ -159,10 +159,10 @@ def test_curves_are_averaged_over_tasks_and_seeds(monkeypatch):
     runs = {0: run(0.2, 0.4, 0.9), 1: run(0.4, 0.6, 0.9)}
     monkeypatch.setattr(study_results, "read", lambda folder: runs[int(folder[-1])])
     study = Study(
-        name="s", question="?", variants=(Variant(name="t"),), measure="paths", seeds=(0, 1)
+        name="s", question="?", variants=(Variant(name="t"),), measure="samples", seeds=(0, 1)
     )
-    rows = study_results.path_rows(study, (0, 1))
-    assert [(row["round"], row["paths"]) for row in rows] == [(0, 1), (0, 4), (1, 1), (1, 4)]
+    rows = study_results.sample_rows(study, (0, 1))
+    assert [(row["round"], row["samples"]) for row in rows] == [(0, 1), (0, 4), (1, 1), (1, 4)]
     assert [row["accuracy"][0] for row in rows] == pytest.approx([0.4, 0.5] * 2)
     stats = pytest.importorskip("scipy.stats")
     low, high = stats.t.interval(0.95, 1, 0.4, np.std([0.3, 0.5], ddof=1) / np.sqrt(2))
@@ -197,14 +197,14 @@ def test_every_row_falls_into_exactly_one_of_the_papers_bins():
     assert study_results.right_share([rows[:1]], 1.5, 2.0)["right"] is None
 
 
-@pytest.mark.parametrize("measure", ["accuracy", "rounds", "sizes", "paths", "shift"])
+@pytest.mark.parametrize("measure", ["accuracy", "rounds", "sizes", "samples", "shift"])
 def test_every_measure_has_a_table_and_a_plot(measure, drawn):
     study, _ = drawn
     rows = study_results.accuracy_rows(study, study.seeds)
     share = [0.4, 0.3, 0.5]
-    if measure == "paths":
+    if measure == "samples":
         rows = [
-            {"label": "T", "round": number, "paths": k, "accuracy": share}
+            {"label": "T", "round": number, "samples": k, "accuracy": share}
             for number in (0, 1)
             for k in (1, 4)
         ]

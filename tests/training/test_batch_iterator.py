@@ -1,4 +1,4 @@
-"""The reading position: a packer taken up again gives what it would have given."""
+"""The reading position: a resumed packer gives what it would have given."""
 
 import itertools
 import json

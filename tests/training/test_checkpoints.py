@@ -283,3 +283,12 @@ def test_only_what_is_asked_for_is_read(saved, micro_params, monkeypatch):
     assert _same(checkpoints.load_state(folder, one), one)
     with pytest.raises(LmsiError, match="belongs to another optimizer: it has no '1.0.other'"):
         checkpoints.load_state(folder, {"1": {"0": {"other": np.zeros(1)}}})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_named_with_their_checkpoint(tmp_path, value):
+    params = {"embedding": jnp.ones((3, 2)), "layer_0": {"up": jnp.ones((2, 2), jnp.bfloat16)}}
+    checkpoints.check_finite(tmp_path / "checkpoint_7", params)
+    params["layer_0"]["up"] = params["layer_0"]["up"].at[1, 0].set(value)
+    with pytest.raises(LmsiError, match="checkpoint_7 has NaN or infinite numbers in layer_0.up;"):
+        checkpoints.check_finite(tmp_path / "checkpoint_7", params)

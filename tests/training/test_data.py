@@ -77,7 +77,7 @@ def test_strong_and_weak_come_at_their_rates(tokenizer_path, tokenizer, rate):
 
 @pytest.mark.parametrize("rate", [0.2, 0.5])
 def test_a_rate_is_that_of_the_loss_too_whatever_the_sources_weights_are(tokenizer_path, rate):
-    """A merged row of the model's own weighs as many paths as it stands for, a given one 1."""
+    """A merged row of the model's own weighs as many samples as it stands for, a given one 1."""
     heavy = [
         dataclasses.replace(row, weight=3.0 + i % 4)
         for i, row in enumerate(SOURCES["self_generated"])

@@ -157,6 +157,57 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, micro_config, micro_pa
     assert not checkpoints.has_checkpoint(tmp_path)
 
 
+def test_a_step_between_two_lines_that_is_no_number_is_named_and_never_saved(
+    tmp_path, micro_config, micro_params
+):
+    """Weights that are too large come after step 4; the line of steps 1 to 9 comes after all."""
+    large = weighted_row((), [3, 4], [5, 6], 3e38, 0)
+    training = dataclasses.replace(TRAINING, steps=9, log_every=9, save_every=2)
+    rows = itertools.chain(itertools.islice(_rows(), 70), itertools.repeat(large))
+    with pytest.raises(LmsiError, match=r"the (loss|gradient's norm) is \w+ at step 5;"):
+        _train(micro_config, micro_params, tmp_path, training, rows)
+    assert list(checkpoints.steps(checkpoints.find(tmp_path).parent)) == [4]
+
+
+def test_groups_are_those_of_the_rows_and_unknown_ones_are_refused(
+    tmp_path, micro_config, micro_params
+):
+    """A group without a name would leave the sum of the weights, but not that of the losses."""
+
+    class Rows:
+        groups = ("a", "b")
+
+        def __iter__(self):
+            return iter(_rows())
+
+    losses = []
+    for name, rows in (("named", Rows()), ("given", _rows())):
+        groups = {"groups": ("a", "b")} if name == "given" else {}
+        train(micro_config, TRAINING, micro_params, rows, tmp_path / name, **groups)
+        losses.append([line["loss"] for line in read_metrics(tmp_path / name)])
+    assert losses[0] == losses[1] and max(losses[0]) < 10
+    with pytest.raises(LmsiError, match="step 1: a row is of group 1, and `groups` names 1"):
+        train(micro_config, TRAINING, micro_params, _rows(), tmp_path / "none")
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-9])
+def test_a_step_without_weight_is_refused_and_one_of_small_weights_keeps_its_loss(
+    tmp_path, micro_config, micro_params, weight
+):
+    def rows(weight):
+        return itertools.cycle([weighted_row((), [3, 4], [5, 6, 7], weight, 0)])
+
+    if not weight:
+        with pytest.raises(LmsiError, match="step 1: no token has a loss weight"):
+            _train(micro_config, micro_params, tmp_path, rows=rows(0.0))
+        return
+    for name, value in (("small", weight), ("one", 1.0)):
+        _train(micro_config, micro_params, tmp_path / name, rows=rows(value))
+    small, one = (read_metrics(tmp_path / name) for name in ("small", "one"))
+    for key in ("loss", "grad_norm"):
+        assert [row[key] for row in small] == pytest.approx([row[key] for row in one], rel=1e-3)
+
+
 @pytest.mark.parametrize(
     "changes", [{"steps": 0}, {"sequences_per_prefix": 0}, {"log_every": 0}, {"human_rate": 1.5}]
 )

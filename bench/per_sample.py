@@ -1,7 +1,7 @@
-"""Measures the cost per path from 1 to 128 sampled paths: python -m bench.paths
+"""Measures the cost per sample from 1 to 128 samples: python -m bench.per_sample
 
 Workload A's prompts, 4 questions, 64 new tokens, with m samples a question. Prints one JSON object:
-for each m the seconds of the whole run, prefill included, per path and per useful token.
+for each m the seconds of the whole run, prefill included, per sample and per useful token.
 """
 
 import argparse
@@ -39,13 +39,13 @@ def main() -> None:
     options = flags.parse_args()
     rows = []
     for samples in map(int, options.samples.split(",")):
-        taken, paths = seconds(samples, options), 4 * samples
+        taken, total = seconds(samples, options), 4 * samples
         rows.append(
             {
                 "samples": samples,
                 "seconds": round(taken, 3),
-                "seconds_per_path": round(taken / paths, 4),
-                "tokens_per_s": round(64 * paths / taken),
+                "seconds_per_sample": round(taken / total, 4),
+                "tokens_per_s": round(64 * total / taken),
             }
         )
     print(json.dumps({"machine": measure(), "dtype": options.dtype, "rows": rows}, indent=2))
