@@ -53,7 +53,7 @@ def measure(name: str, devices: int, turns: int) -> dict[str, float]:
     import numpy as np
 
     from lmsi_jax.config import ModelConfig, Training
-    from lmsi_jax.training import forward_variants
+    from lmsi_jax.training import forward
     from lmsi_jax.training.packing import batch_shape, batches, weighted_row
 
     model, microbatches, length, prefix_length = CASES[name]
@@ -74,11 +74,7 @@ def measure(name: str, devices: int, turns: int) -> dict[str, float]:
     rows = (weighted_row(prefix, tokens(20, 60), tokens(40, 120), 1.0) for _ in range(10_000))
     batch = next(batches(rows, batch_shape(training)))
 
-    door = (
-        (forward_variants, "supports_mesh_layout")
-        if devices > 1
-        else (forward_variants, "supports_feature_major")
-    )
+    door = (forward, "supports_mesh_layout") if devices > 1 else (forward, "supports_feature_major")
     variant = _program(config, training, batch)
     supports = getattr(*door)
     setattr(*door, lambda *_: False)

@@ -54,10 +54,7 @@ FILELESS = {
     *(f"config.{name}" for name in ("run", "steps", "schedule", "value_checks")),
     "rollout",
     *(f"models.{name}" for name in ("attention", "params", "transformer")),
-    *(
-        f"training.{name}"
-        for name in ("forward", "forward_variants", "losses", "optimizers", "scoring")
-    ),
+    *(f"training.{name}" for name in ("forward", "losses", "optimizers", "scoring")),
     *("evaluation.accuracy", "evaluation.collapse", "evaluation.drop_f1", "evaluation.statistics"),
 }
 

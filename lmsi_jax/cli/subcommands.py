@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lmsi_jax.errors import DoesNotFit, LmsiError
 from lmsi_jax.prompts import PROMPT_STYLES
-from lmsi_jax.records import KINDS
+from lmsi_jax.records import KINDS, Kind, Question
 
 if TYPE_CHECKING:
     from lmsi_jax.config import Run
@@ -91,7 +91,6 @@ def _border_report(model: Path) -> str:
     from lmsi_jax.models.tokenizers import compare_borders
     from lmsi_jax.pipeline.context import Context
     from lmsi_jax.prompts import solution
-    from lmsi_jax.records import Question
     from lmsi_jax.tasks import registry
 
     context = Context(load_run_of(model.parent), frozenset())
@@ -364,8 +363,7 @@ def _add_study_arguments(parser: argparse.ArgumentParser) -> None:
 def _study(args: argparse.Namespace, load: Load) -> None:
     from lmsi_jax.config import gin_loader
     from lmsi_jax.config.configurables import load_study
-    from lmsi_jax.tools.study import plan, read_result, run_study
-    from lmsi_jax.tools.study_page import insert, markdown
+    from lmsi_jax.tools.study import insert, markdown, plan, read_result, run_study
 
     study = load_study()
     if args.plan:
@@ -458,9 +456,81 @@ def _add_explain_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _explain_answer(args: argparse.Namespace, load: Load) -> None:
-    from lmsi_jax.cli.explain_answer import explain_answer
-
     print(explain_answer(args.file, args.kind, args.options, not args.cut))
+
+
+_WIDTH = 80
+_WIDEST = {"mark": 14, "key": 14}
+"""Most characters of a column; the answer gets what the others leave of the width."""
+_GAP = "  "
+
+
+def explain_answer(file: str, kind: Kind, options_text: str = "", finished: bool = True) -> str:
+    """Returns the explanation of one text: a table of at most 80 columns, then the choice.
+
+    Args:
+      file: the file with the text that a model wrote after its prompt; "-" for standard input.
+      kind: what the question asks for.
+      options_text: the options as they appear in the question, "(a) ice (b) a nail"; "" for none.
+      finished: False if the token limit or a stop string cut the text.
+
+    Raises:
+      LmsiError: the file cannot be read, or the options have no letters.
+    """
+    from lmsi_jax import answers
+
+    question = Question(uid="", task="", text=f"Q:\n{options_text}", kind=kind)
+    options = answers.options_of(question) if options_text else ()
+    if options_text and not options:
+        raise LmsiError(
+            f"--options={options_text!r}: write the options as in the question, such as "
+            "'(a) ice (b) a nail'; they are read for --kind=choice and --kind=list"
+        )
+    text = _read(file)
+    lines = _table(answers.explain(text, kind, options, finished=finished))
+    reading = answers.read(text, kind, options, finished=finished)
+    if reading.key is None:
+        lines.append("\nno answer" + ("" if reading.chosen is None else ": the attempt has no key"))
+    else:
+        whole = "" if reading.end < len(text.rstrip()) else ", which is the whole text"
+        lines += [
+            f"\nanswer: {reading.key}",
+            f"taught as: {reading.surface}",
+            f"solution: the first {reading.end} characters{whole}",
+        ]
+    return "\n".join(lines)
+
+
+def _read(file: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).expanduser().read_bytes()
+        return data.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LmsiError(
+            f"cannot read {file} ({error}); name a UTF-8 text file, or - for standard input"
+        ) from error
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Returns aligned lines; longer cells are cut, and end with an ellipsis."""
+    if len(rows) == 1:
+        return ["no candidates"]
+    head = rows[0]
+    cells = [[" ".join(cell.split()) for cell in row] for row in rows]
+    columns = dict(zip(head, zip(*cells, strict=True), strict=True))
+    widths = {
+        name: min(max(map(len, column)), _WIDEST.get(name, _WIDTH))
+        for name, column in columns.items()
+    }
+    others = sum(width for name, width in widths.items() if name != "answer")
+    widths["answer"] = min(widths["answer"], _WIDTH - others - len(_GAP) * (len(head) - 1))
+    lines = []
+    for row in cells:
+        parts = []
+        for cell, width in zip(row, widths.values(), strict=True):
+            parts.append((cell if len(cell) <= width else f"{cell[: width - 1]}…").ljust(width))
+        lines.append(_GAP.join(parts).rstrip())
+    return lines
 
 
 COMMANDS: dict[str, Command] = {

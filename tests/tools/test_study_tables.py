@@ -9,7 +9,7 @@ import pytest
 
 from lmsi_jax.config import Study, Variant
 from lmsi_jax.tools import study_results
-from lmsi_jax.tools.study_page import head_and_rows, render
+from lmsi_jax.tools.study import head_and_rows, render
 
 _CONFIG = {"vocab_size": 32, "num_layers": 1, "embed_dim": 8, "num_heads": 2, "num_kv_heads": 1}
 _CONFIG |= {"head_dim": 4, "mlp_dim": 16, "max_length": 64}

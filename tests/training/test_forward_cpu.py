@@ -13,7 +13,7 @@ from lmsi_jax.config import Loss
 from lmsi_jax.models.attention import LayerCache, attend_packed
 from lmsi_jax.models.params import fuse_projections
 from lmsi_jax.models.transformer import angles_of, block, init_params
-from lmsi_jax.training import forward_variants
+from lmsi_jax.training import forward
 from lmsi_jax.training.forward import regroup_rows
 from lmsi_jax.training.losses import token_losses
 from lmsi_jax.training.packing import Shape, batches, weighted_row
@@ -50,8 +50,8 @@ def test_a_layer_and_its_gradients_are_those_of_the_general_block(micro_config, 
 
     def feature_major(p, x, keys, values):
         shared = LayerCache(keys, values, length) if prefix else None
-        rotation = forward_variants.feature_major_angles(angles[0])
-        out = forward_variants.feature_major_block(
+        rotation = forward.feature_major_angles(angles[0])
+        out = forward.feature_major_block(
             config, p, jnp.moveaxis(x, -1, 0), rotation, segments, shared
         )
         return jnp.moveaxis(out, 0, -1)
@@ -68,15 +68,13 @@ def test_a_layer_and_its_gradients_are_those_of_the_general_block(micro_config, 
 
 def test_models_that_are_not_palms_block_take_the_general_way(micro_config, micro_params):
     weights = fuse_projections(micro_config, micro_params)
-    assert forward_variants.supports_feature_major(micro_config, weights) == (
-        jax.default_backend() == "cpu"
-    )
+    assert forward.supports_feature_major(micro_config, weights) == (jax.default_backend() == "cpu")
     for change in ({"windows": (4, 0)}, {"attention_softcap": 2.0}):
-        assert not forward_variants.supports_feature_major(
+        assert not forward.supports_feature_major(
             dataclasses.replace(micro_config, **change), weights
         )
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), weights)
-    assert not forward_variants.supports_feature_major(micro_config, narrow)
+    assert not forward.supports_feature_major(micro_config, narrow)
 
 
 def _batch(prefix_length):

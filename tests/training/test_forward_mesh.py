@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lmsi_jax.training.forward_variants import MeshLayout
+from lmsi_jax.training.forward import MeshLayout
 
 
 @pytest.mark.parametrize("given", [6, 5])
