@@ -19,7 +19,7 @@ from etils import epath
 
 from lmsi_jax.augmentation import FewShot
 from lmsi_jax.config import Questions, Run
-from lmsi_jax.config.schedule import scheduled_values
+from lmsi_jax.config.run import scheduled_values
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.chat_prompts import chat_record, make_writer
 from lmsi_jax.models.params import Params
