@@ -187,6 +187,13 @@ def test_there_are_few_modules_none_is_long_and_no_two_have_one_name():
     assert len(MODULES) <= 140
     lines = {name: len(file.read_text().splitlines()) for name, file in MODULES.items()}
     assert {name: count for name, count in lines.items() if count > 700} == {}
+    classes = [
+        (name, node.name, (node.end_lineno or 0) - node.lineno + 1)
+        for name, file in MODULES.items()
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ClassDef)
+    ]
+    assert [row for row in classes if row[2] > 250] == []
     names = [name.split(".")[-1] for name, file in MODULES.items() if file.stem != "__init__"]
     assert sorted(names) == sorted(set(names))
 
