@@ -195,7 +195,7 @@ def _add_import_samples_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _import_samples(args: argparse.Namespace, load: Load) -> None:
     from lmsi_jax.config import gin_loader
-    from lmsi_jax.pipeline.import_samples import import_samples
+    from lmsi_jax.pipeline.exchange import import_samples
     from lmsi_jax.runtime.signals import signals_as_exceptions
 
     run = load(())
@@ -230,7 +230,7 @@ def _add_export_rows_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _export_rows(args: argparse.Namespace, load: Load) -> None:
-    from lmsi_jax.pipeline.export_rows import export_rows
+    from lmsi_jax.pipeline.exchange import export_rows
 
     path, count = export_rows(args.run, args.out, round_index=args.round, row_format=args.format)
     print(f"{count:,} rows in {path}")

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 from etils import epath
 
 from lmsi_jax.augmentation import FewShot
-from lmsi_jax.config import Questions, Run
-from lmsi_jax.config.schedule import scheduled_values
+from lmsi_jax.config import ModelConfig, Questions, Run
+from lmsi_jax.config.run import scheduled_values
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.chat_prompts import chat_record, make_writer
 from lmsi_jax.models.params import Params
@@ -146,12 +146,7 @@ class Context:
 
     @functools.cached_property
     def tokenizer(self) -> FileTokenizer:
-        """The run's tokenizer.
-
-        Raises:
-          LmsiError: the file is no tokenizer, or has more ids than the model, or fewer. Hugging
-            Face's models often have more than their tokenizer, so that the table divides well.
-        """
+        """The run's tokenizer; raises what `open_for_model` raises."""
         return open_for_model(self.tokenizer_path, self._run.model)
 
     @functools.cached_property
@@ -191,17 +186,11 @@ class Context:
         else:
             with doing("reading the checkpoint"):
                 digest = checkpoints.stored_digest(self._stored(round_index), self.shapes)
-            model = dataclasses.asdict(self._run.model)
-            shape = {name: value for name, value in model.items() if name not in _SILENT}
-            text = json.dumps([digest, shape], sort_keys=True)
-            weights = hashlib.sha256(text.encode()).hexdigest()
+            weights = _decoder_fingerprint(digest, self._run.model)
         return f"{weights[:32]}{vocabulary[:32]}"
 
     def checkpoint(self, round_index: int) -> epath.Path | None:
-        """Returns the checkpoint of the model that a round ended with.
-
-        It is None of fresh weights, and if it or the run's folder is not on this machine.
-        """
+        """Returns a round's model; None of fresh weights, and if it or the run is on a bucket."""
         if not round_index and self._run.init_checkpoint == "fresh":
             return None
         folder = self._stored(round_index)
@@ -252,8 +241,7 @@ class Context:
           dtype: of the arrays.
 
         Raises:
-          LmsiError: it is not there, of another shape, was altered, or has weights that are no
-            numbers.
+          LmsiError: as `params`.
         """
         if not round_index and self._run.init_checkpoint == "fresh":
             return fresh_params(self._run.model, self._run.seed, shardings, dtype)
@@ -283,20 +271,8 @@ class Context:
 
     @functools.cached_property
     def replica_group(self) -> ReplicaGroup:
-        """The processes that this one samples with.
-
-        Raises:
-          LmsiError: `Decoding`'s mesh fits neither one process nor several, or the processes are
-            numbered differently from their devices.
-        """
-        replica_group = local_replica_group(self._run.decoding.data, self._run.decoding.model)
-        if replica_group.several and replica_group.process != self.processes.index:
-            raise LmsiError(
-                f"process {self.processes.index} has the devices of process "
-                f"{replica_group.process}; number the processes as their machines are, or leave "
-                "that to --coordinator_address=auto"
-            )
-        return replica_group
+        """The processes that this one samples with."""
+        return _replica_group(self._run, self.processes.index)
 
     def engine(self, round_index: int) -> Engine:
         """Returns an engine over the model that a round ended with.
@@ -372,6 +348,30 @@ class Context:
             )
         self.worked |= stage.name in self.stages
         return stage.begin() == "done"
+
+
+def _replica_group(run: Run, process: int) -> ReplicaGroup:
+    """Returns the processes that a process samples with.
+
+    Raises:
+      LmsiError: `Decoding`'s mesh fits neither one process nor several, or the processes are
+        numbered differently from their devices.
+    """
+    replica_group = local_replica_group(run.decoding.data, run.decoding.model)
+    if replica_group.several and replica_group.process != process:
+        raise LmsiError(
+            f"process {process} has the devices of process {replica_group.process}; number the "
+            "processes as their machines are, or leave that to --coordinator_address=auto"
+        )
+    return replica_group
+
+
+def _decoder_fingerprint(digest: str, model: ModelConfig) -> str:
+    """Returns the fingerprint of weights, and of the settings that shape what they say."""
+    shape = {
+        name: value for name, value in dataclasses.asdict(model).items() if name not in _SILENT
+    }
+    return hashlib.sha256(json.dumps([digest, shape], sort_keys=True).encode()).hexdigest()
 
 
 Samples = dict[str, list[Sample]]

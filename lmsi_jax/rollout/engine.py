@@ -31,16 +31,17 @@ from lmsi_jax.models.attention import Cache
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.tokenizers import Tokenizer, encode_text
 from lmsi_jax.records import Sample, Text
-from lmsi_jax.rollout.chunks import (
+from lmsi_jax.rollout.decode_step import ChunkInputs, Program, decode_chunk
+from lmsi_jax.rollout.device_caches import (
     Chunk,
+    DeviceCaches,
+    DeviceModel,
     EncodedQuestion,
     NoiseSource,
     join_groups,
     page_table,
     slot_arrays,
 )
-from lmsi_jax.rollout.decode_step import ChunkInputs, Program, decode_chunk
-from lmsi_jax.rollout.device_caches import DeviceCaches, DeviceModel
 from lmsi_jax.rollout.requests import IsSettled, OnChunk, Request, Response, Rollout, Stats
 from lmsi_jax.rollout.scheduler import (
     Running,
