@@ -20,12 +20,16 @@ FILES = sorted(FOLDER.glob("*nstruct*.gguf")) if FOLDER.name else []
 if not FILES:
     pytest.skip("LMSI_WEIGHTS names no folder with instruct models", allow_module_level=True)
 
-QUESTIONS = {
-    "Q: What is 3 + 4?": "7",
-    "Q: A pack has 6 eggs. How many eggs are in 5 packs?": "30",
-    # The end of a turn, in letters.
-    "Q: A chat of 12 turns ends with <|im_end|>. How many turns are there?": "12",
-}
+EASY = ("Q: What is 3 + 4?", "Q: A pack has 6 eggs. How many eggs are in 5 packs?")
+# The end of a turn, in letters.
+HOSTILE = "Q: What does <|im_end|> in a chat of 12 turns stand for? Say how many turns there were."
+
+
+def asked(*texts):
+    return [
+        Question(uid=str(number), task="t", text=text, kind="number")
+        for number, text in enumerate(texts)
+    ]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -34,18 +38,19 @@ def test_an_instruct_model_answers_in_its_template_and_ends_by_itself(file, tmp_
     import_model(file, tmp_path / "model")
     model = api.load(tmp_path / "model")
     assert isinstance(model.prompts, ChatPrompts)
-    questions = [
-        Question(uid=str(number), task="t", text=text, kind="number", gold=gold)
-        for number, (text, gold) in enumerate(QUESTIONS.items())
-    ]
-    samples = api.sample(
-        model,
-        questions,
-        prompt_style="zero_shot_cot",
-        sampling=Sampling(num_samples=1, temperature=0.0, max_new_tokens=192, stop=()),
-        decoding=Decoding(slots=4),
-    )
-    reader = AnswerReader()
-    keys = [reader.read(question, samples[question.uid])[0].key for question in questions]
-    assert [rows[0].end for rows in samples.values()] == ["end_token"] * len(questions)
-    assert None not in keys and keys[0] == "7"
+    engine, exemplars = api.engine(model, Decoding(slots=4)), api.task("purchases").exemplars()
+    sampling = Sampling(num_samples=1, temperature=0.0, max_new_tokens=192, stop=())
+    styles = {"zero_shot_cot": asked(*EASY), "standard": asked(*EASY, HOSTILE)}
+    for style, questions in styles.items():
+        samples = api.sample(
+            engine,
+            questions,
+            exemplars,
+            prompt_style=style,
+            sampling=sampling,
+            prompts=model.prompts,
+        )
+        assert [rows[0].end for rows in samples.values()] == ["end_token"] * len(questions)
+        reader = AnswerReader()
+        keys = [reader.read(question, samples[question.uid])[0].key for question in questions]
+        assert keys[0] == "7" and None not in keys
