@@ -9,6 +9,7 @@ The questions are in the folder that `--data=DIR` or LMSI_DATA names (see `bench
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -24,8 +25,8 @@ import lmsi_jax
 from bench.real_outputs import add_flag, folder
 from lmsi_jax.config import Decoding, Sampling
 from lmsi_jax.evaluation import accuracy
-from lmsi_jax.prompts import build_prompt
-from lmsi_jax.records import End, Exemplar, Question, Sample
+from lmsi_jax.prompts import PLAIN, PromptStyle
+from lmsi_jax.records import End, Exemplar, Question, Sample, plain_text
 
 PEER = pathlib.Path(__file__).parent / "peers" / "llama_texts.mjs"
 
@@ -57,7 +58,11 @@ def figures(questions: list[Question], samples: list[Sample]) -> dict[str, float
 
 
 def ours(
-    model: lmsi_jax.Model, questions: list[Question], shots: tuple[Exemplar, ...], flags: Any
+    model: lmsi_jax.Model,
+    questions: list[Question],
+    shots: tuple[Exemplar, ...],
+    style: PromptStyle,
+    flags: Any,
 ) -> tuple[list[Sample], float]:
     """Returns our greedy samples, and the seconds that they took, compilation included."""
     begin = time.perf_counter()
@@ -65,21 +70,37 @@ def ours(
         model,
         questions,
         shots,
-        sampling=Sampling(num_samples=1, temperature=0.0, max_new_tokens=flags.tokens),
+        prompt_style=style,
+        sampling=Sampling(
+            num_samples=1, temperature=0.0, max_new_tokens=flags.tokens, stop=stops(model)
+        ),
         decoding=Decoding(slots=flags.slots, dtype=flags.dtype),
     )
     return [first for (first,) in samples.values()], time.perf_counter() - begin
 
 
+def stops(model: lmsi_jax.Model) -> tuple[str, ...]:
+    """Returns the stop strings: none in a chat template, whose turn ends in a token."""
+    return Sampling().stop if model.prompts is PLAIN else ()
+
+
 def theirs(
-    questions: list[Question], shots: tuple[Exemplar, ...], flags: Any
+    model: lmsi_jax.Model,
+    questions: list[Question],
+    shots: tuple[Exemplar, ...],
+    style: PromptStyle,
+    flags: Any,
 ) -> tuple[list[Sample], float]:
     """Returns llama.cpp's greedy samples of the same prompts, and their seconds."""
-    stops = list(Sampling().stop)
     lines = []
     for question in questions:
-        prefix, text = build_prompt(question, shots, "cot")
-        prompt = {"prompt": prefix + text, "stops": stops, "tokens": flags.tokens, "special": False}
+        prefix, text = model.prompts.prompt(question, shots, style)
+        prompt = {
+            "prompt": plain_text(prefix) + plain_text(text),
+            "stops": stops(model),
+            "tokens": flags.tokens,
+            "special": model.prompts is not PLAIN,
+        }
         lines.append(json.dumps(prompt))
     done = subprocess.run(
         ["node", str(PEER), str(flags.gguf)],
@@ -103,6 +124,27 @@ def theirs(
     return samples, seconds
 
 
+def answered(
+    model: lmsi_jax.Model, name: str, asked: str, data: pathlib.Path, flags: Any
+) -> dict[str, Any]:
+    """Asks the questions of a set: "few_shot", or "chat" with a request for steps."""
+    style: PromptStyle = "zero_shot_cot" if asked == "chat" else "cot"
+    if asked == "few_shot":
+        model = dataclasses.replace(model, prompts=PLAIN)
+    task = lmsi_jax.task(name, str(data / name))
+    questions = list(task.questions("test", "hard", count=flags.questions, seed=0))
+    shots = tuple(task.exemplars()) if asked == "few_shot" else ()
+    samples, seconds = ours(model, questions, shots, style, flags)
+    row: dict[str, Any] = {"ours": {**figures(questions, samples), "seconds": seconds}}
+    if flags.peer:
+        others, seconds = theirs(model, questions, shots, style, flags)
+        row["llama_cpp"] = {**figures(questions, others), "seconds": seconds}
+        pairs = list(zip(samples, others, strict=True))
+        same = sum(one.text.strip() == other.text.strip() for one, other in pairs)
+        row["same_text"] = same / len(pairs)
+    return row
+
+
 def measure(flags: argparse.Namespace) -> dict[str, Any]:
     """Imports the file and asks each set's questions; returns the report."""
     data = folder(flags.data, [])
@@ -112,22 +154,13 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
             "machine": platform.processor() or platform.machine(),
             "dtype": flags.dtype,
             "import": imported(flags.gguf, pathlib.Path(place) / "model"),
-            "sets": {},
         }
-        model = lmsi_jax.load(pathlib.Path(place) / "model")
-        for name in flags.sets.split(","):
-            task = lmsi_jax.task(name, str(data / name))
-            questions = list(task.questions("test", "hard", count=flags.questions, seed=0))
-            shots = tuple(task.exemplars())
-            samples, seconds = ours(model, questions, shots, flags)
-            row = {"ours": {**figures(questions, samples), "seconds": seconds}}
-            if flags.peer:
-                others, seconds = theirs(questions, shots, flags)
-                row["llama_cpp"] = {**figures(questions, others), "seconds": seconds}
-                pairs = list(zip(samples, others, strict=True))
-                same = sum(one.text.strip() == other.text.strip() for one, other in pairs)
-                row["same_text"] = same / len(pairs)
-            report["sets"][name] = row
+        loaded = lmsi_jax.load(pathlib.Path(place) / "model")
+        report["sets"] = {
+            f"{name}, {asked}": answered(loaded, name, asked, data, flags)
+            for name in flags.sets.split(",")
+            for asked in flags.styles.split(",")
+        }
     return report
 
 
@@ -136,6 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gguf", type=pathlib.Path, required=True, help="a GGUF file")
     parser.add_argument("--sets", default="gsm8k,svamp", help="data sets, with commas")
+    parser.add_argument("--styles", default="few_shot,chat", help="few_shot, chat, or both")
     parser.add_argument("--questions", type=int, default=100, help="of each set")
     parser.add_argument("--tokens", type=int, default=256, help="most tokens of an answer")
     parser.add_argument("--slots", type=int, default=16)

@@ -26,8 +26,16 @@ from lmsi_jax.config import Decoding, FileTask, Filter, ModelConfig, Sampling, T
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation import accuracy
 from lmsi_jax.evaluation.accuracy import TaskScore
+from lmsi_jax.interop.chat_prompts import make_writer
 from lmsi_jax.models.tokenizers import FileTokenizer, open_tokenizer
-from lmsi_jax.prompts import PromptStyle, build_prompt, new_tokens
+from lmsi_jax.prompts import (
+    PLAIN,
+    STOP_STRINGS,
+    PlainPrompts,
+    PromptStyle,
+    PromptWriter,
+    new_tokens,
+)
 from lmsi_jax.records import (
     FORMATS,
     Example,
@@ -65,12 +73,14 @@ class Model:
       params: the parameter tree, float32.
       tokenizer: the tokenizer that the weights were trained with.
       tokenizer_path: its file or folder.
+      prompts: how it is asked: as a base model, or in its chat template.
     """
 
     config: ModelConfig
     params: "Params"
     tokenizer: FileTokenizer
     tokenizer_path: str
+    prompts: PromptWriter = PLAIN
 
 
 def load(folder: epath.PathLike = "embedded", *, allow_imports: bool = False) -> Model:
@@ -105,11 +115,13 @@ def load(folder: epath.PathLike = "embedded", *, allow_imports: bool = False) ->
     checkpoints.check_finite(checkpoint, params)
     if (checkpoint.parent / checkpoints.DIGEST).exists():
         checkpoints.check_digest(checkpoint, checkpoints.digest(params))
+    tokenizer = open_tokenizer(tokenizer_path)
     return Model(
         config=run.model,
         params=params,
-        tokenizer=open_tokenizer(tokenizer_path),
+        tokenizer=tokenizer,
         tokenizer_path=tokenizer_path,
+        prompts=make_writer(run.chat, run.mixing.end, tokenizer),
     )
 
 
@@ -137,6 +149,7 @@ def sample(
     decoding: Decoding = Decoding(),
     seed: int = 0,
     round_index: int = 1,
+    prompts: PromptWriter | None = None,
 ) -> dict[str, tuple[Sample, ...]]:
     """Samples answers to questions of one task.
 
@@ -148,6 +161,8 @@ def sample(
       sampling: how many samples of each, and how they are drawn.
       decoding: the engine's layout, for a `Model`.
       seed, round_index: with the question and the sample's index they fix its noise.
+      prompts: how questions are asked; None: as `Model.prompts` says, and an engine as base models
+        are.
 
     Returns:
       The samples of each question by uid, in the order of the questions.
@@ -157,9 +172,11 @@ def sample(
     """
     check_unique(questions)
     rollout = engine(model, decoding) if isinstance(model, Model) else model
+    if prompts is None:
+        prompts = model.prompts if isinstance(model, Model) else PLAIN
     requests = []
     for question in questions:
-        prefix, text = build_prompt(question, exemplars, prompt_style)
+        prefix, text = prompts.prompt(question, exemplars, prompt_style)
         requests.append(Request(uid=question.uid, prefix=prefix, text=text, sampling=sampling))
     responses = rollout.generate(requests, seed=seed, round_index=round_index)
     by_number = {response.number: response.samples for response in responses}
@@ -240,6 +257,7 @@ def mix(
     rows: Sequence[WeightedRow],
     exemplars: Sequence[Exemplar],
     formats: Sequence[Format] = FORMATS,
+    prompts: PromptWriter = PLAIN,
 ) -> list[Example]:
     """Writes selected samples as training examples in LMSI's formats.
 
@@ -247,6 +265,7 @@ def mix(
       rows: from `select`.
       exemplars: the few-shot examples of the task.
       formats: the formats to write.
+      prompts: how questions are asked, `Model.prompts`.
     """
     by_question: dict[str, list[WeightedRow]] = {}
     for row, weight in rows:
@@ -254,7 +273,9 @@ def mix(
     return [
         example
         for group in by_question.values()
-        for example in mixing.examples(group[0][0].question, group, exemplars, formats=formats)
+        for example in mixing.examples(
+            group[0][0].question, group, exemplars, formats=formats, writer=prompts
+        )
     ]
 
 
@@ -301,6 +322,7 @@ def evaluate(
     temperature: float = 0.0,
     max_new_tokens: int = 256,
     seed: int = 0,
+    prompts: PromptWriter | None = None,
 ) -> TaskScore:
     """Measures a model on questions of one task with known answers.
 
@@ -313,6 +335,8 @@ def evaluate(
       temperature: of sampling; 0 is greedy.
       max_new_tokens: the limit of a sample.
       seed: fixes the samples, if they are not greedy.
+      prompts: how questions are asked, see `sample`. In a chat template samples end at the model's
+        own end alone.
 
     Returns:
       `TaskScore`, with `accuracy` and whether each question was answered right.
@@ -325,13 +349,22 @@ def evaluate(
             f"question {unlabelled.uid!r} has no answer to compare with; take questions of the "
             "test split"
         )
+    if prompts is None:
+        prompts = model.prompts if isinstance(model, Model) else PLAIN
     sampling = Sampling(
         num_samples=num_samples,
         temperature=temperature,
         max_new_tokens=new_tokens(prompt_style, max_new_tokens),
+        stop=STOP_STRINGS if isinstance(prompts, PlainPrompts) else (),
     )
     samples = sample(
-        model, questions, exemplars, prompt_style=prompt_style, sampling=sampling, seed=seed
+        model,
+        questions,
+        exemplars,
+        prompt_style=prompt_style,
+        sampling=sampling,
+        seed=seed,
+        prompts=prompts,
     )
     name = prompt_style if num_samples == 1 else "self_consistency"
     return accuracy.score(questions, samples, name, temperature)

@@ -16,12 +16,13 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from lmsi_jax import prompts
-from lmsi_jax.records import FORMATS, Example, Exemplar, Format, Question, Source
+from lmsi_jax.prompts import PLAIN, PromptWriter
+from lmsi_jax.records import FORMATS, Example, Exemplar, Format, Question, Source, Text
 from lmsi_jax.selection.rows import Keep, Row
 
 Normalise = Literal["question", "sample"]
-Prompt = tuple[str, str]
-"""(prefix, inputs) as `prompts.build_prompt` returns them."""
+Prompt = tuple[Text, Text]
+"""(prefix, inputs) as `PromptWriter.prompt` returns them."""
 Learnt = tuple[Prompt, str]
 """(prompt, target) of a row."""
 
@@ -36,6 +37,7 @@ def examples(
     keep: Keep = "majority",
     merge_equal: bool = True,
     normalise: Normalise = "question",
+    writer: PromptWriter = PLAIN,
 ) -> list[Example]:
     """Writes a question's voted samples as self-generated training examples.
 
@@ -52,6 +54,7 @@ def examples(
       merge_equal: equal rows become one row that weighs as much as they do together.
       normalise: "sample" gives each sample weight 1 in each format, as the paper does; "question"
         scales each question's rows of a format to the sum 1.
+      writer: how a question is asked and a solution written.
 
     Returns:
       The examples by format, then by sample index; none without rows.
@@ -75,12 +78,12 @@ def examples(
     for name in prompts.available_formats(formats, shown[0]):
         prompt_style = prompts.PROMPT_STYLE_OF_FORMAT[name]
         learnt = zip(
-            _prompts(question, shown, prompt_style),
+            _prompts(question, shown, prompt_style, writer),
             targets[prompts.is_direct(prompt_style)],
             strict=True,
         )
         examples += [
-            _example(question, prompt, name, "self_generated", target, weight * unit)
+            _example(question, prompt, name, "self_generated", writer.target(target), weight * unit)
             for (prompt, target), weight in _weighed(list(learnt), factors, merge_equal)
         ]
     return examples
@@ -91,6 +94,7 @@ def human_solution_examples(
     worked: Exemplar,
     exemplars: Sequence[Exemplar],
     formats: Sequence[Format] = FORMATS,
+    writer: PromptWriter = PLAIN,
 ) -> list[Example]:
     """Writes one human (or otherwise trusted) solution as human examples of weight 1, by format.
 
@@ -99,13 +103,14 @@ def human_solution_examples(
       worked: reasoning and answer to learn.
       exemplars: the task's few-shot exemplars.
       formats: which formats to write, in this order.
+      writer: how a question is asked and a solution written.
     """
     examples: list[Example] = []
     for name in prompts.available_formats(formats, exemplars):
         prompt_style = prompts.PROMPT_STYLE_OF_FORMAT[name]
         reasoning = "" if prompts.is_direct(prompt_style) else worked.reasoning
-        prompt = prompts.build_prompt(question, exemplars, prompt_style)
-        target = prompts.solution(reasoning, worked.answer)
+        prompt = writer.prompt(question, exemplars, prompt_style)
+        target = writer.target(prompts.solution(reasoning, worked.answer))
         examples.append(_example(question, prompt, name, "human", target, 1.0))
     return examples
 
@@ -124,13 +129,15 @@ def _weighed(
 
 
 def _prompts(
-    question: Question, shown: Sequence[Sequence[Exemplar]], prompt_style: prompts.PromptStyle
+    question: Question,
+    shown: Sequence[Sequence[Exemplar]],
+    prompt_style: prompts.PromptStyle,
+    writer: PromptWriter,
 ) -> list[Prompt]:
     """Returns the prompt for each list of exemplars; a list that repeats is written once."""
     distinct = {id(exemplars): exemplars for exemplars in shown}
     by_id = {
-        key: prompts.build_prompt(question, exemplars, prompt_style)
-        for key, exemplars in distinct.items()
+        key: writer.prompt(question, exemplars, prompt_style) for key, exemplars in distinct.items()
     }
     return [by_id[id(exemplars)] for exemplars in shown]
 
@@ -140,7 +147,7 @@ def _example(
     prompt: Prompt,
     name: Format,
     source: Source,
-    target: str,
+    target: Text,
     weight: float,
 ) -> Example:
     prefix, inputs = prompt
@@ -151,6 +158,6 @@ def _example(
         source=source,
         prefix=prefix,
         inputs=inputs,
-        targets=f" {target}",
+        targets=target,
         weight=weight,
     )

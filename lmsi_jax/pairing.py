@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from lmsi_jax import prompts, voting
+from lmsi_jax.prompts import PLAIN, PromptWriter
 from lmsi_jax.records import FORMATS, ExamplePair, Exemplar, Format, Question, Sample, Vote
 from lmsi_jax.selection.rows import solution_text, voted_rows
 from lmsi_jax.voting import Reading
@@ -75,6 +76,7 @@ def vote_pairs(
     *,
     formats: Sequence[Format] = FORMATS,
     threshold: float = 0.5,
+    writer: PromptWriter = PLAIN,
 ) -> list[ExamplePair]:
     """Writes a sample of the most voted answer against one of the least voted (ScPO), by format.
 
@@ -85,6 +87,7 @@ def vote_pairs(
       exemplars: the task's few-shot exemplars.
       formats: which formats to write, in this order.
       threshold: least share of the samples that agree with the chosen one.
+      writer: how a question is asked and a solution written.
 
     Returns:
       The pairs; none if the votes give none, see `pair`.
@@ -95,7 +98,7 @@ def vote_pairs(
     rows = voted_rows(question, samples, vote, "parsed")
     learnt = {row.sample.sample_index: (row.solution, row.answer) for row in rows}
     chosen, rejected = learnt[indices.chosen], learnt[indices.rejected]
-    return _pairs(question, exemplars, formats, chosen, rejected, indices.weight)
+    return _pairs(question, exemplars, formats, chosen, rejected, indices.weight, writer)
 
 
 def given_pairs(
@@ -105,6 +108,7 @@ def given_pairs(
     reading: Reading,
     exemplars: Sequence[Exemplar],
     formats: Sequence[Format] = FORMATS,
+    writer: PromptWriter = PLAIN,
 ) -> list[ExamplePair]:
     """Writes a human solution against the model's own sample (SPIN), by format.
 
@@ -115,6 +119,7 @@ def given_pairs(
       reading: its answer.
       exemplars: the task's few-shot exemplars.
       formats: which formats to write, in this order.
+      writer: how a question is asked and a solution written.
 
     Returns:
       The pairs; none of a sample that the token limit cut before its answer, and none in a direct
@@ -127,7 +132,7 @@ def given_pairs(
         text = sample.text.strip()
     else:
         return []
-    return _pairs(question, exemplars, formats, given, (text, reading.surface), 1.0)
+    return _pairs(question, exemplars, formats, given, (text, reading.surface), 1.0, writer)
 
 
 def _pairs(
@@ -137,16 +142,16 @@ def _pairs(
     chosen: tuple[str, str],
     rejected: tuple[str, str | None],
     weight: float,
+    writer: PromptWriter,
 ) -> list[ExamplePair]:
     """Writes two (solution, answer) by format; equal targets have nothing to teach."""
     pairs = []
     for name in prompts.available_formats(formats, exemplars):
-        targets = [_target(name, *side) for side in (chosen, rejected)]
-        if None in targets or targets[0] == targets[1]:
+        preferred, other = (_target(name, *side) for side in (chosen, rejected))
+        if preferred is None or other is None or preferred == other:
             continue
-        prefix, inputs = prompts.build_prompt(
-            question, exemplars, prompts.PROMPT_STYLE_OF_FORMAT[name]
-        )
+        style = prompts.PROMPT_STYLE_OF_FORMAT[name]
+        prefix, inputs = writer.prompt(question, exemplars, style)
         pairs.append(
             ExamplePair(
                 uid=question.uid,
@@ -154,8 +159,8 @@ def _pairs(
                 format=name,
                 prefix=prefix,
                 inputs=inputs,
-                chosen=f" {targets[0]}",
-                rejected=f" {targets[1]}",
+                chosen=writer.target(preferred),
+                rejected=writer.target(other),
                 weight=weight,
             )
         )

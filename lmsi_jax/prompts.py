@@ -8,13 +8,17 @@ The layout of a document is fixed: items are separated by one blank line, and an
 A prompt comes in two parts, `prefix` (the exemplars, shared by all questions of a task) and
 `inputs` (this question, up to and with "A:"). Targets begin with a space, so `prefix + inputs +
 target` is the text of a document. The four formats are those of LMSI, section 3.2 and figure 1.
+
+That is the layout for base models, `PlainPrompts`. Instruct models are asked in their chat template
+instead, `interop.chat_prompts`; both are a `PromptWriter`.
 """
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.records import Exemplar, Format, Question
+from lmsi_jax.records import Exemplar, Format, Question, Text
 
 STEP_BY_STEP = "Let's think step by step."
 SEPARATOR = "\n\n"
@@ -157,3 +161,89 @@ _DIRECT_TOKENS = 32
 def new_tokens(prompt_style: str, limit: int) -> int:
     """Returns how many tokens a greedy sample gets; `limit`: `Sampling.max_new_tokens`."""
     return min(limit, _DIRECT_TOKENS) if is_direct(prompt_style) else limit
+
+
+class PromptWriter(Protocol):
+    """A way of asking a model: in documents, or in its chat template."""
+
+    def prompt(
+        self, question: Question, exemplars: Sequence[Exemplar], prompt_style: PromptStyle
+    ) -> tuple[Text, Text]:
+        """Returns (prefix, inputs) for one question; the prefix is "" for zero-shot prompting.
+
+        Raises:
+          LmsiError: an unknown prompt style, or few-shot prompting without exemplars.
+        """
+
+    def no_question(self) -> Text:
+        """Returns the prompt that asks nothing; a loss behind it is that of an answer alone."""
+
+    def target(self, solution: str, ended: bool = True) -> Text:
+        """Returns a solution as a model writes it behind a prompt.
+
+        Args:
+          solution: its text.
+          ended: with the token that ends it, if the writer has one.
+        """
+
+    def judgement(self, question: str, solution: str, ask: str, opening: str) -> Text:
+        """Returns the prompt that asks a model for its opinion of a solution.
+
+        Args:
+          question: the question that was solved.
+          solution: the solution.
+          ask: what is asked of it, with its own "Q: ".
+          opening: how the reply begins.
+        """
+
+    def more_questions(self, texts: Sequence[str], opening: str) -> Text:
+        """Returns the prompt that a model answers with one more question of a kind.
+
+        Args:
+          texts: questions of that kind.
+          opening: how the new one begins; "" if the model writes that too.
+        """
+
+    def request(self, text: str) -> Text:
+        """Returns the prompt of a request in words of its own, such as a scorer's."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlainPrompts:
+    """Asks in documents, as base models continue them; a `PromptWriter`.
+
+    Attributes:
+      end: the control token that ends a target; "" ends it with a blank line, as the document's
+        items end.
+    """
+
+    end: str = ""
+
+    def prompt(
+        self, question: Question, exemplars: Sequence[Exemplar], prompt_style: PromptStyle
+    ) -> tuple[Text, Text]:
+        """Returns (prefix, inputs), see `build_prompt`."""
+        return build_prompt(question, exemplars, prompt_style)
+
+    def no_question(self) -> Text:
+        """Returns the word before every answer."""
+        return "A:"
+
+    def target(self, solution: str, ended: bool = True) -> Text:
+        """Returns the solution behind a space, with `end` if it has one."""
+        return (f" {solution}", self.end, "") if ended and self.end else f" {solution}"
+
+    def judgement(self, question: str, solution: str, ask: str, opening: str) -> Text:
+        """Returns two items, the second about the first."""
+        return f"{question_prompt(question)} {solution}{SEPARATOR}{question_prompt(ask)} {opening}"
+
+    def more_questions(self, texts: Sequence[str], opening: str) -> Text:
+        """Returns a list of questions, see `question_list`."""
+        return question_list(texts, opening)
+
+    def request(self, text: str) -> Text:
+        """Returns the text, which an answer follows behind "A:"."""
+        return question_prompt(text)
+
+
+PLAIN = PlainPrompts()

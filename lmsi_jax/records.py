@@ -16,6 +16,10 @@ SCHEMA = 6
 Kind = Literal["number", "choice", "yes_no", "nli", "span", "date", "list"]
 Format = Literal["few_shot_cot", "few_shot_direct", "zero_shot_cot", "zero_shot_direct"]
 Source = Literal["self_generated", "human"]
+Text = str | tuple[str, ...]
+"""A text; or texts and control tokens in turn, which begins and ends in a text, possibly "":
+("", "<|im_start|>", "user\nHow many?", "<|im_end|>", "\n"). A string has no control tokens,
+whatever its characters are."""
 End = Literal["end_token", "stop", "next_question", "limit"]
 """Why a sample ended: at the model's end token or a chat template's, at a stop string that begins
 the next question, at another stop string, or because its tokens ran out."""
@@ -245,15 +249,16 @@ class Example(_Record):
 
     `prefix` is the few-shot part that rows of one task share ("" for zero-shot formats), kept apart
     so that packing can share its computation. `weight` multiplies the loss of the target tokens.
+    Targets that are a string end in a blank line, which is not written here; others have their end.
     """
 
     uid: str
     task: str
     format: Format
     source: Source
-    prefix: str
-    inputs: str
-    targets: str
+    prefix: Text
+    inputs: Text
+    targets: Text
     weight: float
 
 
@@ -268,8 +273,23 @@ class ExamplePair(_Record):
     uid: str
     task: str
     format: Format
-    prefix: str
-    inputs: str
-    chosen: str
-    rejected: str
+    prefix: Text
+    inputs: Text
+    chosen: Text
+    rejected: Text
     weight: float
+
+
+def join_texts(*texts: Text) -> Text:
+    """Returns texts as one, of which the parts are read one behind the other."""
+    joined: list[str] = [""]
+    for text in texts:
+        first, *rest = (text,) if isinstance(text, str) else text
+        joined[-1] += first
+        joined += rest
+    return joined[0] if all(isinstance(text, str) for text in texts) else tuple(joined)
+
+
+def plain_text(text: Text) -> str:
+    """Returns a text with its control tokens written out."""
+    return text if isinstance(text, str) else "".join(text)

@@ -7,7 +7,9 @@ T5X truncates features longer than `TASK_FEATURE_LENGTHS`, which would cut off t
 prompt. Our gin files take the lengths from `of_questions` and `of_examples`; a user's are checked.
 """
 
+import dataclasses
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,13 +17,15 @@ import seqio
 import tensorflow as tf
 from etils import epath
 
+from lmsi_jax.config import Chat
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.accuracy import score
-from lmsi_jax.interop.seqio_vocabularies import Pieces, Tokens, encode_prompt
-from lmsi_jax.models.tokenizers import open_tokenizer
-from lmsi_jax.prompts import SEPARATOR, STOP_STRINGS, PromptStyle, build_prompt
+from lmsi_jax.interop.chat_prompts import open_writer
+from lmsi_jax.interop.seqio_vocabularies import Pieces, Tokens, encode_parts
+from lmsi_jax.models.tokenizers import encode_text, open_tokenizer
+from lmsi_jax.prompts import PLAIN, SEPARATOR, STOP_STRINGS, PromptStyle, PromptWriter
 from lmsi_jax.prompts import new_tokens as limit_of
-from lmsi_jax.records import Example, Exemplar, Question, Sample
+from lmsi_jax.records import Example, Exemplar, Question, Sample, Text, plain_text
 from lmsi_jax.rollout.stops import end_at_stop, first_stop
 from lmsi_jax.runtime.files import embedded_path, read_record
 from lmsi_jax.runtime.store import ShardStore
@@ -63,37 +67,55 @@ def _example_columns(rows: Sequence[Example]) -> Texts:
         "prefix": [row.prefix for row in rows],
         "inputs": [row.inputs for row in rows],
         # As in the trainer: the model learns the separator, which ends a sample.
-        "targets": [row.targets + SEPARATOR for row in rows],
+        "targets": [
+            row.targets + SEPARATOR if isinstance(row.targets, str) else row.targets for row in rows
+        ],
         "weight": [row.weight for row in rows],
     }
 
 
 def question_texts(
-    run_dir: epath.PathLike, prompt_style: PromptStyle
+    run_dir: epath.PathLike, prompt_style: PromptStyle, tokenizer: str = "embedded"
 ) -> dict[str, dict[str, Texts]]:
-    """Returns a run's questions as prompts, by task and split.
+    """Returns a run's questions as prompts, by task and split, in the chat template if it has one.
 
     Raises:
       LmsiError: the folder has no questions.
     """
     store = ShardStore(epath.Path(run_dir) / "questions")
+    writer = _writer(epath.Path(run_dir), tokenizer)
     tasks: dict[str, dict[str, Texts]] = {}
     for shard in store.names():
         split, _, task = shard.partition("-")
         if split in registry.SPLITS:
             rows = [Question.from_json(row) for row in store.read(shard)]
             exemplars = [Exemplar.from_json(row) for row in store.read(f"exemplars-{task}")]
-            tasks.setdefault(task, {})[split] = prompt_columns(rows, exemplars, prompt_style)
+            columns = prompt_columns(rows, exemplars, prompt_style, writer)
+            tasks.setdefault(task, {})[split] = columns
     if not tasks:
         raise LmsiError(f"{store.directory} holds no questions; run `lmsi run` into {run_dir}")
     return tasks
 
 
+def _writer(run_dir: epath.Path, tokenizer: str) -> PromptWriter:
+    """Returns what wrote the prompts of a run, as its evaluation or its sampling recorded it."""
+    for stage in ("round_0/eval", "round_1/sample"):
+        record = run_dir / stage / "config.json"
+        chat = read_json(record)["config"].get("Chat") if record.exists() else None
+        if chat:
+            fields = {field.name: chat[field.name] for field in dataclasses.fields(Chat)}
+            return open_writer(Chat(**fields), open_tokenizer(tokenizer_path(tokenizer)))
+    return PLAIN
+
+
 def prompt_columns(
-    rows: Sequence[Question], exemplars: Sequence[Exemplar], prompt_style: PromptStyle
+    rows: Sequence[Question],
+    exemplars: Sequence[Exemplar],
+    prompt_style: PromptStyle,
+    writer: PromptWriter = PLAIN,
 ) -> Texts:
     """Returns the columns of questions as prompts."""
-    prompts = [build_prompt(row, exemplars, prompt_style) for row in rows]
+    prompts = [writer.prompt(row, exemplars, prompt_style) for row in rows]
     return {
         "prefix": [prefix for prefix, _ in prompts],
         "inputs": [text for _, text in prompts],
@@ -119,6 +141,7 @@ def add(
     *,
     weighted: bool = False,
     prompt_style: PromptStyle | None = None,
+    structured: bool = False,
 ) -> None:
     """Registers a task, in place of an earlier one of the same name.
 
@@ -129,13 +152,18 @@ def add(
       check: a preprocessor that checks the lengths of the encoded texts.
       weighted: if True, there is a column `weight`.
       prompt_style: the style of prompts; None for examples, which have no metric.
+      structured: if True, texts may have control tokens, see `has_controls`.
     """
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
 
     def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
         del shuffle_files, seed  # all in memory; SeqIO shuffles it
-        return tf.data.Dataset.from_tensor_slices(dict(splits[split]()))
+        columns = dict(splits[split]())
+        if structured:
+            columns["answer"] = [plain_text(text) for text in columns["targets"]]
+            columns |= {name: [json.dumps(text) for text in columns[name]] for name in _TEXTS}
+        return tf.data.Dataset.from_tensor_slices(columns)
 
     text = seqio.Feature(vocabulary, add_eos=False)
     features = {"inputs": text, "targets": text}
@@ -145,7 +173,7 @@ def add(
     seqio.TaskRegistry.add(
         name,
         source=seqio.FunctionDataSource(dataset, splits=list(splits)),
-        preprocessors=[_tokenize, check],
+        preprocessors=[functools.partial(_tokenize, structured=structured), check],
         output_features=features,
         postprocess_fn=_answer if prompt_style else None,
         metric_fns=[functools.partial(_accuracy, prompt_style)] if prompt_style else [],
@@ -160,15 +188,26 @@ def mix(name: str, parts: Sequence[tuple[str, float]]) -> str:
     return name
 
 
-def _tokenize(dataset: tf.data.Dataset, output_features: Mapping[str, Any]) -> tf.data.Dataset:
+_TEXTS = ("prefix", "inputs", "targets")
+
+
+def has_controls(texts: Texts) -> bool:
+    """Returns True if a text of a task's rows has control tokens apart."""
+    return any(not isinstance(text, str) for name in _TEXTS for text in texts[name])
+
+
+def _tokenize(
+    dataset: tf.data.Dataset, output_features: Mapping[str, Any], structured: bool
+) -> tf.data.Dataset:
     """Encodes prefix, inputs and targets separately, as our trainer and engine do."""
     vocabulary = output_features["inputs"].vocabulary
 
     def one(row: dict[str, Any]) -> dict[str, Any]:
         rest = {name: value for name, value in row.items() if name != "prefix"}
-        inputs = tf.concat(encode_prompt(vocabulary, row["prefix"], row["inputs"]), axis=0)
-        targets = vocabulary.encode_tf(row["targets"])
-        return {**rest, "inputs": inputs, "targets": targets, "answer": row["targets"]}
+        parts = [row[name] for name in _TEXTS]
+        prefix, inputs, targets = encode_parts(vocabulary, parts, structured)
+        prompt = tf.concat([prefix, inputs], axis=0)
+        return {"answer": row["targets"], **rest, "inputs": prompt, "targets": targets}
 
     return dataset.map(one, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -221,7 +260,7 @@ def of_questions(
     max_new_tokens: int = 256,
 ) -> Lengths:
     """Returns the lengths for the longest prompt of a run's questions and for its answer."""
-    tasks = question_texts(run_dir, prompt_style).values()
+    tasks = question_texts(run_dir, prompt_style, tokenizer).values()
     prompts = [
         size
         for splits in tasks
@@ -276,19 +315,20 @@ def check_examples(name: str, texts: Texts, tokenizer: str, lengths: Mapping[str
 
 def _pairs(texts: Texts, tokenizer: str) -> list[tuple[int, int]]:
     count = _counter(tokenizer_path(tokenizer))
-    return list(zip(_input_lengths(texts, tokenizer), map(count, texts["targets"]), strict=True))
+    targets = zip(texts["targets"], texts["inputs"], strict=True)
+    lengths = [count(text, before) for text, before in targets]
+    return list(zip(_input_lengths(texts, tokenizer), lengths, strict=True))
 
 
 def _input_lengths(texts: Texts, tokenizer: str) -> list[int]:
     """Counts the tokens of each prompt; prefix and inputs are encoded separately."""
-    path = tokenizer_path(tokenizer)
-    count, start = _counter(path), len(open_tokenizer(path).start_ids)
+    count = _counter(tokenizer_path(tokenizer))
     both = zip(texts["prefix"], texts["inputs"], strict=True)
-    return [start + count(prefix) + count(text) for prefix, text in both]
+    return [count(prefix, "") + count(text, prefix) for prefix, text in both]
 
 
 @functools.cache
-def _counter(path: str) -> Callable[[str], int]:
-    """Returns a function that counts the tokens of a text and remembers the count."""
-    encode = open_tokenizer(path).encode
-    return functools.cache(lambda text: len(encode(text)))
+def _counter(path: str) -> Callable[[Text, Text], int]:
+    """Returns a function that counts the tokens of a text behind another, once for each."""
+    tokenizer = open_tokenizer(path)
+    return functools.cache(lambda text, before: len(encode_text(tokenizer, text, before)))

@@ -24,7 +24,7 @@ from lmsi_jax.models.tokenizers import open_tokenizer
 from lmsi_jax.prompts import PromptStyle
 from lmsi_jax.runtime.files import read_record
 from lmsi_jax.tasks import seqio_prompts
-from lmsi_jax.tasks.seqio_prompts import Texts, check_examples, check_prompts
+from lmsi_jax.tasks.seqio_prompts import Texts, check_examples, check_prompts, has_controls
 from lmsi_jax.training.optimizers import transformation
 
 _Splits = dict[str, Callable[[], Texts]]
@@ -79,7 +79,14 @@ def mixture(
         name = f"lmsi_round_{source}"
         fitting = functools.partial(_fitting, name, texts, tokenizer)
         texts_of: _Splits = {"train": functools.partial(dict, texts)}
-        seqio_prompts.add(name, texts_of, vocabulary(tokenizer), fitting, weighted=True)
+        seqio_prompts.add(
+            name,
+            texts_of,
+            vocabulary(tokenizer),
+            fitting,
+            weighted=True,
+            structured=has_controls(texts),
+        )
         parts.append((name, rate))
     return seqio_prompts.mix("lmsi_round", parts)
 
@@ -103,13 +110,21 @@ def questions(
     Raises:
       LmsiError: the folder has no questions.
     """
-    by_task = seqio_prompts.question_texts(run_dir, prompt_style)
+    by_task = seqio_prompts.question_texts(run_dir, prompt_style, tokenizer)
     pieces = vocabulary(tokenizer, max_new_tokens)
     names = {task: f"lmsi_run_{task}_{prompt_style}" for task in by_task}
     for task, splits in by_task.items():
         whole = functools.partial(_whole, names[task], tuple(splits.values()), tokenizer)
         texts_of: _Splits = {s: functools.partial(dict, texts) for s, texts in splits.items()}
-        seqio_prompts.add(names[task], texts_of, pieces, whole, prompt_style=prompt_style)
+        structured = any(map(has_controls, splits.values()))
+        seqio_prompts.add(
+            names[task],
+            texts_of,
+            pieces,
+            whole,
+            prompt_style=prompt_style,
+            structured=structured,
+        )
     # A mixture has the splits that all its tasks have.
     tested = [(name, 1.0) for task, name in names.items() if "test" in by_task[task]]
     trained = [(name, 1.0) for task, name in names.items() if "train" in by_task[task]]

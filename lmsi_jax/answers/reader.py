@@ -312,7 +312,7 @@ class _Reader:
             if candidate.key is None:
                 attempts.append(candidate)
                 blocked = min(blocked, _paragraph_end(self.solution, candidate.end))
-            elif chosen is None or self._overrules(candidate, chosen, paragraph):
+            elif chosen is None or _overrules(self.solution, candidate, chosen, paragraph):
                 if mark is last:
                     return candidate
                 if chosen is None:
@@ -326,15 +326,6 @@ class _Reader:
                 attempts.insert(0, chosen._replace(key=None))
                 return None
         return chosen
-
-    def _overrules(self, candidate: Candidate, chosen: Candidate, paragraph: int) -> bool:
-        """Return whether a FINAL value takes the place of a sentence's."""
-        if candidate.strength <= chosen.strength:
-            return False
-        if candidate.place < paragraph:
-            return True
-        before = self.solution.text[self.solution.begin : chosen.place]
-        return candidate.mark == "answer field" and ('{"' in before or "{\n" in before)
 
     def _weak(
         self, weak: list[Mark], attempts: list[Candidate], introductions: list[Candidate]
@@ -462,7 +453,7 @@ class _Reader:
             answer = (field["quoted"] or field["list"] or field["bare"] or "").strip()
             end = field.end()
         elif strength == BOX:
-            answer, end = self._boxed(window)
+            answer, end = _boxed(window, kind)
         elif kind == "list" and (bullets := _BULLETS.match(text, _line_start(text, start), stop)):
             answer, end = bullets[0].strip()[:MAX_ANSWER], bullets.end() - start
         elif (
@@ -513,13 +504,25 @@ class _Reader:
             answer = _english_notation(answer)
         return key(answer, kind, options)
 
-    def _boxed(self, window: str) -> tuple[str, int]:
-        if window[0] == "{":
-            width = closing_brace(window) + 1
-        else:  # "\\boxed 18"
-            width = len(re.split(r"[\s$\\]", window, maxsplit=1)[0].rstrip(".,;:"))
-        length, end = sentence_length(window[width:], self.kind)
-        return window[:width], width + (end if length < 200 else 0)
+
+def _boxed(window: str, kind: Kind) -> tuple[str, int]:
+    """Return a box's answer, and the end of its sentence."""
+    if window[0] == "{":
+        width = closing_brace(window) + 1
+    else:  # "\\boxed 18"
+        width = len(re.split(r"[\s$\\]", window, maxsplit=1)[0].rstrip(".,;:"))
+    length, end = sentence_length(window[width:], kind)
+    return window[:width], width + (end if length < 200 else 0)
+
+
+def _overrules(solution: Solution, candidate: Candidate, chosen: Candidate, paragraph: int) -> bool:
+    """Return whether a FINAL value takes the place of a sentence's."""
+    if candidate.strength <= chosen.strength:
+        return False
+    if candidate.place < paragraph:
+        return True
+    before = solution.text[solution.begin : chosen.place]
+    return candidate.mark == "answer field" and ('{"' in before or "{\n" in before)
 
 
 def _english_notation(answer: str) -> str:

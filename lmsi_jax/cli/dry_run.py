@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 from etils import epath
 
 from lmsi_jax.config import FileTask, Pretraining, Questions, Run
-from lmsi_jax.config.run import comparison_run
-from lmsi_jax.config.schedule import scheduled_values
+from lmsi_jax.config.run import comparison_run, scheduled_values
 from lmsi_jax.errors import LmsiError
 
 _PLACEHOLDER = "BUCKET"

@@ -4,15 +4,18 @@ This module is imported for `lmsi --help`, so whatever is heavy is imported when
 """
 
 import argparse
+import itertools
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lmsi_jax.errors import DoesNotFit, LmsiError
+from lmsi_jax.prompts import PROMPT_STYLES
 from lmsi_jax.records import KINDS, Kind, Question
 
 if TYPE_CHECKING:
@@ -74,16 +77,33 @@ def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _import_hf(args: argparse.Namespace, load: Load) -> None:
-    from lmsi_jax.interop.hf_weights import has_chat_template, import_model
+    from lmsi_jax.interop.hf_weights import import_model
 
     config = import_model(args.source, args.out, args.dtype, print, args.base)
+    print(_border_report(args.out / "model.gin"))
     print(f"{config.parameter_count:,} parameters in {args.out}")
     print(f"next: lmsi run CONFIG --gin_file={args.out / 'model.gin'}")
-    if has_chat_template(args.out / "tokenizer"):
-        print(
-            "an instruct model's solutions have blank lines; if it is one, add\n"
-            r"""  --gin.Sampling.stop="('\nQ:', '\nPremise:')" """.rstrip()
-        )
+
+
+def _border_report(model: Path) -> str:
+    """Returns a line on 200 rows of the generated tasks, encoded in parts and as whole texts."""
+    from lmsi_jax.config.configurables import load_run_of
+    from lmsi_jax.models.tokenizers import compare_borders
+    from lmsi_jax.pipeline.context import Context
+    from lmsi_jax.prompts import solution
+    from lmsi_jax.tasks import registry
+
+    context = Context(load_run_of(model.parent), frozenset())
+    rows = []
+    for name in ("purchases", "choices", "claims", "travel"):
+        task = registry.get(name)
+        for number, one in enumerate(itertools.islice(task.worked("pretrain", "hard", 0), 50)):
+            question = Question(uid=str(number), task=name, text=one.question, kind=task.kind)
+            style = PROMPT_STYLES[number % len(PROMPT_STYLES)]
+            prompt = context.prompts.prompt(question, task.exemplars(), style)
+            target = context.prompts.target(solution(one.reasoning, one.answer))
+            rows.append((*prompt, target))
+    return str(compare_borders(context.tokenizer, rows))
 
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -130,6 +150,15 @@ def _export_hf(args: argparse.Namespace, load: Load) -> None:
         max_shard_bytes=size,
     )
     print(f"{config.model.parameter_count:,} parameters in {args.out}")
+    if config.chat is not None and config.chat.template:
+        shutil.copyfile(config.chat.template, args.out / "chat_template.jinja")
+    trained = config.questions is not None  # a run's, not an import's
+    if trained and config.chat is None and config.mixing.end == "blank_line":
+        print(
+            "its answers end at a blank line, not at an end token: give the engine that generates "
+            f"the stop strings {list(config.sampling.stop)}, or train with "
+            "Mixing.end = 'end_token'"
+        )
 
 
 def parse_size(text: str) -> int:
@@ -166,7 +195,7 @@ def _add_import_samples_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _import_samples(args: argparse.Namespace, load: Load) -> None:
     from lmsi_jax.config import gin_loader
-    from lmsi_jax.pipeline.import_samples import import_samples
+    from lmsi_jax.pipeline.exchange import import_samples
     from lmsi_jax.runtime.signals import signals_as_exceptions
 
     run = load(())
@@ -201,7 +230,7 @@ def _add_export_rows_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _export_rows(args: argparse.Namespace, load: Load) -> None:
-    from lmsi_jax.pipeline.export_rows import export_rows
+    from lmsi_jax.pipeline.exchange import export_rows
 
     path, count = export_rows(args.run, args.out, round_index=args.round, row_format=args.format)
     print(f"{count:,} rows in {path}")

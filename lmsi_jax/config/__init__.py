@@ -25,9 +25,8 @@ from lmsi_jax.config.row_filters import (
     MinConfidence,
     SelfRating,
 )
-from lmsi_jax.config.run import Run, Study, Variant
-from lmsi_jax.config.sampling import Decoding, Sampling, Truncation, Voting
-from lmsi_jax.config.schedule import Schedule
+from lmsi_jax.config.run import Run, Schedule, Study, Variant
+from lmsi_jax.config.sampling import Chat, Decoding, Sampling, Truncation, Voting
 from lmsi_jax.config.steps import (
     Augmentation,
     CollapseMonitor,
@@ -45,6 +44,7 @@ __all__ = [
     "AnswerEntropy",
     "Augmentation",
     "Cap",
+    "Chat",
     "CollapseMonitor",
     "Decoding",
     "Difficulty",

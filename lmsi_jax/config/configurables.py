@@ -14,7 +14,7 @@ CLASSES: tuple[type, ...] = (
     *(config.Run, config.Questions, config.FileTask, config.Augmentation, config.ModelConfig),
     *(config.LinearScaling, config.Llama3Scaling, config.YarnScaling),
     config.LongRopeScaling,
-    *(config.Decoding, config.Sampling, config.Voting, config.Mixing),
+    *(config.Chat, config.Decoding, config.Sampling, config.Voting, config.Mixing),
     *FILTERS,
     *(config.Training, config.Optimizer, config.Lora, config.Loss, config.Preference),
     *(config.Evaluation, config.CollapseMonitor, config.Pretraining, config.Distillation),

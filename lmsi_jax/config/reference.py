@@ -42,7 +42,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
         config.LongRopeScaling,
     ),
     "Questions": (config.Questions, config.FileTask, config.Augmentation),
-    "Sampling and voting": (config.Sampling, config.Decoding, config.Voting),
+    "Sampling and voting": (config.Chat, config.Sampling, config.Decoding, config.Voting),
     "Selection and mixing": (config.Mixing, *FILTERS),
     "Training": (
         config.Training,

@@ -2,12 +2,13 @@
 
 import dataclasses
 import re
-from collections.abc import Collection
-from typing import Annotated, Literal
+import typing
+from collections.abc import Collection, Iterator, Sequence
+from typing import Annotated, Any, Literal
 
+from lmsi_jax.config.gin_errors import renamed
 from lmsi_jax.config.model_config import ModelConfig
-from lmsi_jax.config.sampling import Decoding, Sampling, Voting
-from lmsi_jax.config.schedule import Schedule, apply_schedule, check_schedule
+from lmsi_jax.config.sampling import Chat, Decoding, Sampling, Voting
 from lmsi_jax.config.steps import (
     Augmentation,
     CollapseMonitor,
@@ -18,8 +19,11 @@ from lmsi_jax.config.steps import (
     Questions,
 )
 from lmsi_jax.config.training_config import Training
-from lmsi_jax.config.value_checks import CWD_PATH, SEED, at_least, check_fields
+from lmsi_jax.config.value_checks import CWD_PATH, SEED, at_least, check_fields, fits, remedy
 from lmsi_jax.errors import LmsiError
+
+Schedule = tuple[tuple[str, tuple[Any, ...]], ...]
+"""(parameter, its values by round) pairs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,8 @@ class Run:
     """Tasks and their questions; only `lmsi pretrain` needs none."""
     augmentation: Augmentation = Augmentation()
     """Questions and prompts that the model writes itself."""
+    chat: Chat | None = None
+    """Prompting in the model's chat template, @Chat(); None prompts as base models are."""
     sampling: Sampling = Sampling()
     """Sampling: how many samples, how long, at which temperature."""
     voting: Voting = Voting()
@@ -60,7 +66,7 @@ class Run:
     schedule: Schedule = ()
     """(parameter, values) pairs, such as ('Mixing.min_confidence', (0.0, 0.5)): round r uses the
     r-th value instead of the parameter's own, and the last value holds for all later rounds.
-    `lmsi_jax.config.schedule.SCHEDULABLE` lists the parameters that may change."""
+    `lmsi_jax.config.run.SCHEDULABLE` lists the parameters that may change."""
     start_from: Literal["base", "last"] = "base"
     """Model that each round trains from: the "base" model, or the "last" round's."""
     init_checkpoint: Annotated[str, CWD_PATH] = "embedded"
@@ -272,3 +278,120 @@ class Study:
     def folder(self) -> str:
         """Folder of the study's runs and results."""
         return f"{self.output_dir.rstrip('/')}/{self.name}"
+
+
+# --- schedules ------------------------------------------------------------------------------------
+# Parameters that change from one round to the next:
+#
+#     Run.schedule = (('Training.human_rate', (0.5, 0.2)), ('Sampling.temperature', (0.7, 1.2)))
+#
+# Round r uses the r-th value; the last one holds for all later rounds. A stage's record has the
+# values of its own round alone, so later rounds may be changed during a run.
+
+
+SCHEDULABLE: dict[str, tuple[str, ...]] = {
+    "Sampling": ("num_samples", "temperature"),
+    "Augmentation": ("min_confidence",),
+    "Mixing": ("min_confidence", "cap"),
+    "Preference": ("threshold",),
+    "Training": ("steps", "human_rate"),
+    "Optimizer": ("learning_rate",),
+}
+"""Parameters that may change, by class; parameters of filters in `Mixing.selection` may too."""
+_PARTS = ("augmentation", "sampling", "mixing", "training")
+
+
+def apply_schedule(run: Run, index: int) -> Run:
+    """Returns the run with the values of round `index` (1, 2, ...) and without a schedule."""
+    if not run.schedule:
+        return run
+    changes: dict[str, dict[str, Any]] = {}
+    for name, value in scheduled_values(run, index).items():
+        part, _, field = name.partition(".")
+        changes.setdefault(part, {})[field] = value
+    parts = {name: _changed(getattr(run, name), changes) for name in _PARTS}
+    return dataclasses.replace(run, schedule=(), **parts)
+
+
+def scheduled_values(run: Run, index: int) -> dict[str, Any]:
+    """Returns the values that the schedule gives round `index`, by parameter."""
+    return {name: values[min(index, len(values)) - 1] for name, values in run.schedule}
+
+
+def check_schedule(run: Run) -> None:
+    """Builds every round's configuration, so that a wrong value is found before the first one.
+
+    Raises:
+      LmsiError: a parameter is unknown, may not change or appears twice, or its class refuses a
+        value.
+    """
+    names = [name for name, _ in run.schedule]
+    for name, values in run.schedule:
+        if names.count(name) > 1:
+            raise LmsiError(f"Run.schedule has {name} twice; write all its values in one tuple")
+        _check_values(name, values, _hint(run, name))
+    for index in range(1, max((len(values) for _, values in run.schedule), default=0) + 1):
+        try:
+            apply_schedule(run, index)
+        except LmsiError as error:
+            raise LmsiError(f"Run.schedule, round {index}: {error}") from None
+
+
+def _hint(run: Run, name: str) -> Any:
+    """Returns the annotation of a schedulable parameter.
+
+    Raises:
+      LmsiError: it may not change, or the run has no such part.
+    """
+    if change := renamed(name):
+        raise LmsiError(f"Run.schedule: {change}")
+    part, _, field = name.partition(".")
+    filters: dict[str, Any] = {type(rule).__name__: rule for rule in run.mixing.selection}
+    filter_fields = dataclasses.fields(filters[part]) if part in filters else ()
+    if field not in (*SCHEDULABLE.get(part, ()), *(one.name for one in filter_fields)):
+        known = [f"{cls}.{one}" for cls, fields in SCHEDULABLE.items() for one in fields]
+        raise LmsiError(
+            f"Run.schedule cannot change {name!r}; choose from {', '.join(known)}, or a parameter "
+            "of a filter in Mixing.selection"
+        )
+    classes = {type(one).__name__: type(one) for one in _nested_parts(run)}
+    if part not in classes:
+        raise LmsiError(f"Run.schedule has {name}, and this run has no {part}; bind it or drop it")
+    return typing.get_type_hints(classes[part])[field]
+
+
+def _check_values(name: str, values: Any, hint: Any) -> None:
+    if not isinstance(values, (tuple, list)) or not values:
+        raise LmsiError(
+            f"Run.schedule needs a tuple of values for {name}, one for each round: "
+            f"('{name}', (FIRST, SECOND))"
+        )
+    for value in values:
+        if not fits(value, hint):
+            raise LmsiError(f"Run.schedule: {name} = {value!r}; {remedy(value, hint)}")
+
+
+def _changed(value: Any, changes: dict[str, dict[str, Any]]) -> Any:
+    """Returns a part of the configuration with its own changes and those of its nested parts."""
+    if isinstance(value, tuple):
+        return tuple(_changed(one, changes) for one in value)
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    nested = {
+        field.name: _changed(getattr(value, field.name), changes)
+        for field in dataclasses.fields(value)
+        if field.init
+    }
+    return dataclasses.replace(value, **nested | changes.get(type(value).__name__, {}))
+
+
+def _nested_parts(run: Run) -> Iterator[Any]:
+    """Yields all parts of the configuration in which something may change."""
+    queue: list[Any] = [getattr(run, name) for name in _PARTS]
+    while queue:
+        one = queue.pop()
+        if isinstance(one, Sequence) and not isinstance(one, str):
+            queue += one
+        elif dataclasses.is_dataclass(one) and not isinstance(one, type):
+            yield one
+            queue += [getattr(one, field.name) for field in dataclasses.fields(one)]

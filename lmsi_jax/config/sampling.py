@@ -1,6 +1,7 @@
-"""Set sampling and voting: how samples are drawn, the decode engine's layout, how votes count."""
+"""Set prompting, sampling and voting: chats, samples, the decode engine's layout, votes."""
 
 import dataclasses
+import datetime
 from typing import Annotated, Literal
 
 from lmsi_jax.config.value_checks import (
@@ -23,6 +24,37 @@ _ANY_TEMPERATURE = Range(lambda value: value >= 1e-30, "1e-30 or more, infinity 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Chat:
+    """Prompting of an instruct model in its chat template, in all stages that ask it or train it.
+
+    The value of `Run.chat`; None there asks as base models are asked. `include
+    'prompting/instruct.gin'` sets it together with stop strings, prompt styles and formats.
+    """
+
+    exemplars: Literal["turns", "one_turn"] = "turns"
+    """Few-shot exemplars as "turns" of their own, each a question and its answer; or all of them in
+    "one_turn", the user's, before the question."""
+    system: str = ""
+    """System text; "" for none (some templates then write their own)."""
+    system_turn: bool = True
+    """Give the system text as a turn of its own; False writes it before the first question, for
+    templates that have no such turn (Gemma)."""
+    thinking: bool | None = None
+    """Thinking on or off, for templates that have `enable_thinking`; None leaves it to them."""
+    template: str = ""
+    """File of the Jinja template; "" for the one in the folder of `Run.tokenizer`."""
+    date: str = "2024-07-26"
+    """Date in templates that write today's, so that a run asks the same on every day."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        try:
+            datetime.date.fromisoformat(self.date)
+        except ValueError:
+            refuse(self, "date", "a date such as '2024-07-26'")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
     """Sampling of chain-of-thought answers from the model."""
 
@@ -40,8 +72,8 @@ class Sampling:
     """A sample is cut here, and marked unfinished."""
     stop: tuple[str, ...] = STOP_STRINGS
     """A sample ends before the first of these strings; () ends samples at the end token alone. The
-    default suits base models; the solutions of instruct models have blank lines, so leave out
-    '\\n\\n' for them (docs/models.md)."""
+    default suits base models; the solutions of instruct models have blank lines, so they have ()
+    (docs/models.md)."""
     token_logprobs: bool = False
     """Store the log-probability of each token of a sample."""
     adaptive_consistency: Annotated[float | None, _STOPPING_PROBABILITY] = None

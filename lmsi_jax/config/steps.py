@@ -192,6 +192,9 @@ class Mixing:
     keep: Literal["majority", "parsed"] = "majority"
     """Samples to learn: those that agree with the "majority", or all "parsed" ones (a control
     without a vote)."""
+    end: Literal["blank_line", "end_token"] = "blank_line"
+    """End of each target, unless `Run.chat` is set: the "blank_line" between the items of a
+    document, or the model's "end_token", so that an exported model ends by itself elsewhere."""
     merge_equal: bool = True
     """Merge equal examples into one with the sum of their weights."""
     cap: Annotated[int | None, at_least(1, unit="samples")] = None

@@ -15,14 +15,16 @@ this text, the parts are those of the first with whole texts, and `exact` is Fal
 never replaced, for templates leave out a turn that is empty.
 """
 
+import copy
 import dataclasses
 import datetime
 import json
 import re
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from etils import epath
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.runtime.files import read_json
@@ -80,20 +82,6 @@ class Rendering:
         return "".join(part.text for part in self.parts)
 
 
-class Control(NamedTuple):
-    """A control token of a tokenizer.
-
-    Attributes:
-      id: its number.
-      strips_left: it swallows white space before it (`lstrip` of the library tokenizers).
-      strips_right: it swallows white space behind it (`rstrip`).
-    """
-
-    id: int
-    strips_left: bool = False
-    strips_right: bool = False
-
-
 class ChatTemplate:
     """A chat template.
 
@@ -105,6 +93,11 @@ class ChatTemplate:
       origin: the file, for errors.
       today: the date for templates that write it; None: the day of rendering. Give it to ask the
         same on another day.
+
+    Attributes:
+      source: the program.
+      tokens: its variables.
+      origin: the file.
 
     Raises:
       LmsiError: jinja2 is not installed, or the program is none.
@@ -118,33 +111,37 @@ class ChatTemplate:
         origin: str = "chat template",
         today: datetime.date | None = None,
     ):
-        self._tokens, self._origin = dict(tokens or {}), origin
-        self._ends = tuple(ends) or tuple(filter(None, [self._tokens.get("eos_token")]))
+        self.source, self.tokens, self.origin = source, dict(tokens or {}), origin
+        self._ends = tuple(ends) or tuple(filter(None, [self.tokens.get("eos_token")]))
         self._template, self._names = _compiled(source, origin, today)
 
     @classmethod
     def from_folder(
-        cls, folder: Path, ends: Collection[str] = (), today: datetime.date | None = None
+        cls,
+        folder: epath.PathLike,
+        ends: Collection[str] = (),
+        today: datetime.date | None = None,
     ) -> "ChatTemplate | None":
         """Reads the template of a model's folder; returns None without one.
 
         Raises:
           LmsiError: jinja2 is not installed, or a file is damaged.
         """
-        file = folder / "tokenizer_config.json"
-        settings = read_json(file) if file.exists() else {}
-        tokens = {
-            name: value["content"] if isinstance(value, dict) else value
-            for name, value in settings.items()
-            if name.endswith("_token") and isinstance(value, (str, dict))
-        }
-        source, origin = settings.get("chat_template"), file
+        settings, tokens = read_tokens(folder)
+        origin = epath.Path(folder) / "tokenizer_config.json"
+        source = settings.get("chat_template")
         if isinstance(source, list):  # several, by name
             source = {one["name"]: one["template"] for one in source}.get("default")
-        if (folder / TEMPLATE_FILE).exists():
-            origin = folder / TEMPLATE_FILE
-            source = origin.read_text(encoding="utf-8")
+        if (epath.Path(folder) / TEMPLATE_FILE).exists():
+            origin = epath.Path(folder) / TEMPLATE_FILE
+            source = origin.read_text()
         return None if not source else cls(source, tokens, ends, str(origin), today)
+
+    def ends_of_turn(self, ends: Collection[str]) -> "ChatTemplate":
+        """Returns the template with other control tokens that end a turn."""
+        changed = copy.copy(self)
+        changed._ends = tuple(ends)
+        return changed
 
     @property
     def can_think(self) -> bool:
@@ -177,7 +174,7 @@ class ChatTemplate:
         forms = _fit(pieces, texts, whole)
         if forms is None and any(texts.is_cut(piece) for piece in pieces):
             raise LmsiError(
-                f"{self._origin} takes texts apart, which is not supported; use a template that "
+                f"{self.origin} takes texts apart, which is not supported; use a template that "
                 "writes each text as a whole"
             )
         parts = self._parts(pieces, texts, forms)
@@ -228,7 +225,7 @@ class ChatTemplate:
         wrong = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
         try:
             return self._template.render(
-                messages=messages, tools=None, documents=None, **self._tokens, **settings
+                messages=messages, tools=None, documents=None, **self.tokens, **settings
             )
         except (jinja2.TemplateError, RecursionError, *wrong) as error:
             roles = [message["role"] for message in messages]
@@ -236,7 +233,7 @@ class ChatTemplate:
             if "system" in roles:
                 remedy = "leave out the system text, or write it into the first user turn"
             raise LmsiError(
-                f"{self._origin} refuses the turns {', '.join(roles)}: {error}; {remedy}"
+                f"{self.origin} refuses the turns {', '.join(roles)}: {error}; {remedy}"
             ) from error
 
     def _parts(
@@ -267,6 +264,22 @@ class ChatTemplate:
         """Returns the characters up to and with the first token that ends a turn; 0 without one."""
         places = [(fixed.find(end), len(end)) for end in self._ends if end in fixed]
         return sum(min(places, default=(0, 0)))
+
+
+def read_tokens(folder: epath.PathLike) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns (tokenizer_config.json, its named tokens such as "bos_token"); both {} without one.
+
+    Raises:
+      LmsiError: the file is damaged.
+    """
+    file = epath.Path(folder) / "tokenizer_config.json"
+    settings = read_json(file) if file.exists() else {}
+    tokens = {
+        name: value["content"] if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if name.endswith("_token") and isinstance(value, (str, dict))
+    }
+    return settings, tokens
 
 
 class _Piece(NamedTuple):
@@ -393,43 +406,27 @@ def _joined(parts: Iterator[Part]) -> Iterator[Part]:
         yield last
 
 
-def encode_parts(
-    parts: Sequence[Part],
-    encode: Callable[[str], list[int]],
-    controls: Mapping[str, Control],
-) -> list[int]:
-    """Returns the token ids of parts.
+def to_text(parts: Sequence[Part], controls: Collection[str]) -> tuple[str, ...]:
+    """Returns parts as texts and control tokens in turn, see `records.Text`.
 
-    Control tokens are those in the template's parts. The texts between two of them are encoded as
-    one, so that ids are those of the whole conversation, as transformers encode it.
+    Control tokens are those in the template's parts. The text between two of them is one piece, so
+    that its ids are those of the whole conversation, as transformers encode it.
 
     Args:
       parts: of a rendering.
-      encode: gives the ids of a text, without start and end, and never a control token.
-      controls: the tokenizer's control tokens, by text.
+      controls: the texts of the tokenizer's control tokens.
     """
     longest = sorted(controls, key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, longest))) if longest else None
-    pieces: list[str | Control] = [""]
+    pieces = [""]
     for part in parts:
         place = 0
         for match in pattern.finditer(part.text) if pattern and part.turn is None else ():
-            pieces[-1] = f"{pieces[-1]}{part.text[place : match.start()]}"
-            pieces += [controls[match.group()], ""]
+            pieces[-1] += part.text[place : match.start()]
+            pieces += [match.group(), ""]
             place = match.end()
-        pieces[-1] = f"{pieces[-1]}{part.text[place:]}"
-    ids: list[int] = []
-    for number, piece in enumerate(pieces):
-        if isinstance(piece, Control):
-            ids.append(piece.id)
-            continue
-        before, after = pieces[number - 1 : number], pieces[number + 1 : number + 2]
-        if before and isinstance(before[0], Control) and before[0].strips_right:
-            piece = piece.lstrip()
-        if after and isinstance(after[0], Control) and after[0].strips_left:
-            piece = piece.rstrip()
-        ids += encode(piece) if piece else []
-    return ids
+        pieces[-1] += part.text[place:]
+    return tuple(pieces)
 
 
 def _compiled(source: str, origin: str, today: datetime.date | None) -> tuple[Any, set[str]]:

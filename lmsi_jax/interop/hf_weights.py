@@ -6,7 +6,7 @@ memory. `import_model` writes:
 
     OUT/checkpoint_0/     the layout of lmsi and T5X
     OUT/tokenizer/        tokenizer.json or tokenizer.model with its settings
-    OUT/model.gin         ModelConfig, Run.init_checkpoint and Run.tokenizer
+    OUT/model.gin         ModelConfig, Run.init_checkpoint, Run.tokenizer and how it is prompted
     OUT/model.json        the same ModelConfig, for programs
 
 The folder appears only once it is complete. `hf_export` is the way back.
@@ -26,6 +26,7 @@ from etils import epath
 
 from lmsi_jax.config import ModelConfig
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.interop.chat_prompts import choose_prompting
 from lmsi_jax.interop.gguf_file import GgufModel, is_gguf, split_files
 from lmsi_jax.interop.gguf_metadata import byte_level_parts, start_with
 from lmsi_jax.interop.hf_config import (
@@ -51,7 +52,6 @@ from lmsi_jax.interop.hf_shards import (
 from lmsi_jax.models.tokenizers import (
     SENTENCEPIECE,
     TOKENIZER_JSON,
-    adjacent_settings,
     open_tokenizer,
     read_settings,
 )
@@ -66,12 +66,6 @@ TOKENIZER_FILES = (
 )
 # Computed when needed; older files store it.
 _DERIVED = ("rotary_emb.inv_freq",)
-
-
-def has_chat_template(folder: Path) -> bool:
-    """Returns True if a folder with a tokenizer has a template for chats."""
-    settings = adjacent_settings(epath.Path(folder) / TOKENIZER_JSON)
-    return (folder / "chat_template.jinja").exists() or "chat_template" in settings
 
 
 def import_model(
@@ -100,6 +94,7 @@ def import_model(
     """
     shards: Shards | GgufModel
     listed: set[int] = set()
+    raw: Mapping[str, Any] = {}
     source = find_model(source)
     adapters = source if source.is_dir() and is_adapter_folder(source) else None
     if adapters is not None:
@@ -127,7 +122,8 @@ def import_model(
         texts = source
         if adapters and any((adapters / name).exists() for name in (TOKENIZER_JSON, SENTENCEPIECE)):
             texts = adapters  # with the tokens and the template of their training
-        _import_tokenizer(texts, shards, folder / "tokenizer", config, note)
+        stated = raw.get("eos_token_id")
+        _import_tokenizer(texts, shards, folder / "tokenizer", config, stated, note)
         own_end = open_tokenizer(folder / "tokenizer").eos_id
         if listed and own_end not in listed:
             note(
@@ -135,7 +131,8 @@ def import_model(
                 f"there, for generation_config.json lists {sorted(listed)}"
             )
         streaming.save(folder, 0, _tree(source, shards, expected, dtype))
-        (folder / "model.gin").write_text(gin_text(config, source, out))
+        prompting = choose_prompting(folder / "tokenizer", note)
+        (folder / "model.gin").write_text(gin_text(config, source, out, prompting))
         write_json(folder / "model.json", dataclasses.asdict(config))
     return config
 
@@ -401,21 +398,35 @@ def _import_tokenizer(
     shards: Shards | GgufModel,
     folder: Path,
     config: ModelConfig,
+    ends: int | list[int] | None,
     note: Note,
 ) -> None:
     """Writes the files of a tokenizer and checks that it can be opened.
+
+    Args:
+      source: the model.
+      shards: its tensors.
+      folder: the folder to create.
+      config: the model's shape.
+      ends: `eos_token_id` of config.json, which holds if there is no generation_config.json.
+      note: called with a line on what is left out.
 
     Raises:
       LmsiError: there are no such files, or they belong to another model.
     """
     try:
-        _copy_tokenizer(source, shards, folder, config, note)
+        _copy_tokenizer(source, shards, folder, config, ends, note)
     except LmsiError as error:  # about the copy, which is not there any more
         raise LmsiError(str(error).replace(str(folder), str(source))) from None
 
 
 def _copy_tokenizer(
-    source: Path, shards: Shards | GgufModel, folder: Path, config: ModelConfig, note: Note
+    source: Path,
+    shards: Shards | GgufModel,
+    folder: Path,
+    config: ModelConfig,
+    ends: int | list[int] | None,
+    note: Note,
 ) -> None:
     folder.mkdir()
     if isinstance(shards, GgufModel):
@@ -432,6 +443,9 @@ def _copy_tokenizer(
             f"{source} has no {TOKENIZER_JSON} and no {SENTENCEPIECE}, nor vocab.json with "
             "merges.txt; put the model's tokenizer there"
         )
+    settings = folder / "generation_config.json"
+    if ends is not None and not settings.exists():
+        write_json(settings, {"eos_token_id": ends})
     if dropped := _drop_tokens_beyond(folder / TOKENIZER_JSON, config.vocab_size):
         note(
             f"left out of the tokenizer, the model has no row for them: {', '.join(dropped)} "
@@ -548,13 +562,21 @@ def _drop_tokens_beyond(file: Path, rows: int) -> list[str]:
     return [token["content"] for token in beyond]
 
 
-def gin_text(config: ModelConfig, source: Path, out: Path) -> str:
-    """Returns the text of a model's gin file, to be included or passed as --gin_file."""
+def gin_text(config: ModelConfig, source: Path, out: Path, prompting: str = "") -> str:
+    """Returns the text of a model's gin file, to be included or passed as --gin_file.
+
+    Args:
+      config: its shape.
+      source: where it comes from.
+      out: where it is.
+      prompting: the packaged gin file that says how it is prompted, "" for none.
+    """
     lines = [
         f"# {source.name}, by `lmsi import-hf`: {config.parameter_count:,} parameters.",
         "#",
         "#   lmsi run CONFIG --gin_file=OUT/model.gin",
         "",
+        *([f"include {prompting!r}", ""] if prompting else []),
     ]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

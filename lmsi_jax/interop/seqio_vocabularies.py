@@ -6,6 +6,7 @@ again. Our own trainer and engine keep the lengths of texts instead and use `shi
 """
 
 import functools
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,8 @@ import seqio
 import tensorflow as tf
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.tokenizers import FileTokenizer, SentencePiece, open_tokenizer
+from lmsi_jax.models.tokenizers import FileTokenizer, SentencePiece, encode_text, open_tokenizer
+from lmsi_jax.records import Text
 
 
 def open_vocabulary(path: str, limit: int | None = None) -> "Pieces | Tokens":
@@ -67,6 +69,53 @@ def encode_prompt(
     )
 
 
+def to_columns(texts: Sequence[Text]) -> tuple[list[str], bool]:
+    """Returns texts as strings for a dataset, and whether they are JSON as some have controls."""
+    structured = not all(isinstance(text, str) for text in texts)
+    return [json.dumps(text) if structured else str(text) for text in texts], structured
+
+
+def encode_parts(
+    vocabulary: "Pieces | Tokens", parts: Sequence[tf.Tensor], structured: bool = False
+) -> list[tf.Tensor]:
+    """Encodes the parts of a row as ids [n] each, as the decode engine does.
+
+    Args:
+      vocabulary: of the model.
+      parts: the task prompt, the question, and one or more continuations of these, as of
+        `to_columns`.
+      structured: whether they are JSON.
+    """
+    tokenizer = vocabulary.file_tokenizer
+    prefix, inputs, *continuations = parts
+    if tokenizer.joins and not structured:
+        prompt = encode_prompt(vocabulary, prefix, inputs)
+        return [*prompt, *(vocabulary.encode_tf(text) for text in continuations)]
+
+    def encode(*columns: bytes | np.ndarray) -> list[np.ndarray]:
+        # TensorFlow passes arrays if it runs eagerly.
+        strings = [np.asarray(column, object).item().decode() for column in columns]
+        texts = [_from_column(text) if structured else text for text in strings]
+        prefix, inputs, *rest = texts
+        before = inputs or prefix
+        ids = [
+            encode_text(tokenizer, prefix),
+            encode_text(tokenizer, inputs, prefix),
+            *(encode_text(tokenizer, text, before) for text in rest),
+        ]
+        return [np.array(row, np.int32) + vocabulary.shift for row in ids]
+
+    encoded = tf.numpy_function(encode, list(parts), [tf.int32] * len(parts), stateful=False)
+    for ids in encoded:
+        ids.set_shape([None])
+    return encoded
+
+
+def _from_column(column: str) -> Text:
+    text = json.loads(column)
+    return text if isinstance(text, str) else tuple(text)
+
+
 class Pieces(seqio.SentencePieceVocabulary):
     """A SentencePiece vocabulary that reads at most `limit` tokens of a decoded text.
 
@@ -74,8 +123,11 @@ class Pieces(seqio.SentencePieceVocabulary):
     the limit; our engine applies the limit to each path.
     """
 
+    shift = 0
+
     def __init__(self, tokenizer: SentencePiece, limit: int | None = None):
         super().__init__(tokenizer.path)
+        self.file_tokenizer = tokenizer
         self.start_ids = tokenizer.start_ids
         self._limit = limit
 
@@ -108,7 +160,7 @@ class Tokens(seqio.Vocabulary):
         size: int | None = None,
     ):
         super().__init__()
-        self._tokenizer, self._limit, self.shift = tokenizer, limit, shift
+        self.file_tokenizer, self._limit, self.shift = tokenizer, limit, shift
         self._size = (tokenizer.vocab_size if size is None else size) + shift
         if self._size < tokenizer.vocab_size + shift:
             raise LmsiError(
@@ -126,7 +178,7 @@ class Tokens(seqio.Vocabulary):
 
     @functools.cached_property
     def _identity(self) -> tuple[str, int, int]:
-        return self._tokenizer.fingerprint, self.shift, self._size
+        return self.file_tokenizer.fingerprint, self.shift, self._size
 
     @property
     def bos_id(self) -> int | None:
@@ -136,12 +188,12 @@ class Tokens(seqio.Vocabulary):
     @property
     def eos_id(self) -> int:
         """The id that ends a text."""
-        return self._tokenizer.eos_id + self.shift
+        return self.file_tokenizer.eos_id + self.shift
 
     @property
     def unk_id(self) -> int | None:
         """The id of text without a token; None if bytes are tokens."""
-        unknown = self._tokenizer.unk_id
+        unknown = self.file_tokenizer.unk_id
         return None if unknown is None else unknown + self.shift
 
     @property
@@ -149,11 +201,11 @@ class Tokens(seqio.Vocabulary):
         return self._size
 
     def _encode(self, s: str) -> list[int]:
-        return [i + self.shift for i in self._tokenizer.encode(s)]
+        return [i + self.shift for i in self.file_tokenizer.encode(s)]
 
     def _decode(self, ids: Sequence[int]) -> str:
         originals = (i - self.shift for i in list(ids)[: self._limit])
-        return self._tokenizer.decode([i for i in originals if i >= 0])
+        return self.file_tokenizer.decode([i for i in originals if i >= 0])
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
         def encode(text: bytes | np.ndarray) -> np.ndarray:

@@ -1,8 +1,12 @@
 """Text to token ids and back, for prompts and samples: SentencePiece models and tokenizer.json.
 
-A text never yields a control token: "</s>" in a question is five characters, not the end. Tokens
-that a model expects before a prompt (Gemma's and Llama's <bos>) are `start_ids`; prompts are
-concatenated from several texts, so the caller adds them to the first one, with `encode_first`.
+A string never yields a control token: "</s>" in a question is five characters, not the end. Control
+tokens arise from the odd places of a `records.Text` alone.
+
+A prompt is several texts, each encoded apart so that the first can be shared. `encode_text` encodes
+one behind another: the tokens that a model expects before a prompt (Gemma's and Llama's <bos>) come
+before the first, and the space that Llama 2's tokenizer puts before every text it is given does not
+come between two of them.
 
 tokenizer.json is the file of Hugging Face's library `tokenizers` (extra `[hf]`). Texts are joined
 from the tokens' bytes here, not by the library: a sample may end within a character, and the text
@@ -10,17 +14,20 @@ of its first tokens must not change when more follow. The library's `ByteFallbac
 a whole run of bytes, complete characters included, until its last character is complete.
 """
 
+import difflib
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from etils import epath
 
 from lmsi_jax.config import ModelConfig
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.runtime.files import check_regular, file_sha256, read_json
+from lmsi_jax.records import Text, join_texts
+from lmsi_jax.runtime.files import check_regular, file_sha256
 
 TOKENIZER_JSON, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 _SETTINGS = (
@@ -55,6 +62,20 @@ class Tokenizer(Protocol):
         """Returns the text of token ids; control tokens and ids without a token give none."""
 
 
+class Control(NamedTuple):
+    """A control token of a tokenizer.
+
+    Attributes:
+      id: its number.
+      strips_left: it swallows white space before it (`lstrip` of the library tokenizers).
+      strips_right: it swallows white space behind it (`rstrip`).
+    """
+
+    id: int
+    strips_left: bool = False
+    strips_right: bool = False
+
+
 class FileTokenizer(Tokenizer, Protocol):
     """A tokenizer that was read from files.
 
@@ -84,10 +105,215 @@ class FileTokenizer(Tokenizer, Protocol):
     def writes_zero(self) -> bool:
         """True if a text may yield the id 0."""
 
+    @property
+    def controls(self) -> Mapping[str, Control]:
+        """The control tokens by their text."""
+
+    @property
+    def joins(self) -> bool:
+        """True if the ids of two texts, one behind the other, are read as one text."""
+
+    def encode_next(self, text: str, before: str) -> list[int]:
+        """Returns the ids of a text that follows another; see `_Parts`."""
+
+    def encode_behind_control(self, text: str) -> list[int]:
+        """Returns the ids of a text that follows a control token."""
+
 
 def encode_first(tokenizer: Tokenizer, text: str) -> list[int]:
     """Returns the ids of a text that begins a prompt, with `start_ids`."""
     return [*tokenizer.start_ids, *tokenizer.encode(text)]
+
+
+def end_text(tokenizer: FileTokenizer) -> str:
+    """Returns the text of the token that ends a text."""
+    return next(text for text, one in tokenizer.controls.items() if one.id == tokenizer.eos_id)
+
+
+def encode_text(tokenizer: Tokenizer, text: Text, before: Text = "") -> list[int]:
+    """Returns the ids of a part of a prompt, so that all parts' ids are read as their whole text.
+
+    Args:
+      tokenizer: one of this module; another one is taken to encode texts as they are.
+      text: the part. A first part that is a string gets `start_ids`, one with control tokens has
+        its own.
+      before: the part before it, "" for none.
+
+    Raises:
+      LmsiError: the tokenizer does not have one of its control tokens.
+    """
+    if not text:
+        return []
+    if isinstance(text, str) and not before:
+        return encode_first(tokenizer, text)
+    parts = tokenizer if isinstance(tokenizer, _Parts) else None
+    if parts is None and isinstance(text, str):
+        return tokenizer.encode(text)
+    controls = parts.controls if parts else {}
+    *_, control, tail = ("", *((before,) if isinstance(before, str) else before))
+    last = _control(tokenizer, controls, control) if control else None
+    if last is not None and last.strips_right:
+        tail = tail.lstrip()
+    ids: list[int] = []
+    pieces = (text,) if isinstance(text, str) else text
+    for number, piece in enumerate(pieces):
+        if number % 2:
+            last, tail = _control(tokenizer, controls, piece), ""
+            ids.append(last.id)
+            continue
+        if not tail and last is not None and last.strips_right:
+            piece = piece.lstrip()
+        following = pieces[number + 1 : number + 2]
+        if following and _control(tokenizer, controls, following[0]).strips_left:
+            piece = piece.rstrip()
+        if not piece:
+            continue
+        if parts is not None and tail:
+            ids += parts.encode_next(piece, tail)
+        elif parts is not None and last is not None:
+            ids += parts.encode_behind_control(piece)
+        else:
+            ids += tokenizer.encode(piece)
+        tail = piece
+    return ids
+
+
+def encode_parts(tokenizer: Tokenizer, texts: Sequence[Text]) -> list[int]:
+    """Returns the ids of the parts of a row, each encoded apart, one behind the other."""
+    ids: list[int] = []
+    before: Text = ""
+    for text in texts:
+        ids += encode_text(tokenizer, text, before)
+        before = join_texts(before, text) if before else text
+    return ids
+
+
+class Borders(NamedTuple):
+    """A comparison of rows encoded in parts with the same rows encoded as one text.
+
+    Attributes:
+      rows: their number.
+      other_ids: rows whose ids differ.
+      tokens: tokens of the whole texts.
+      other_tokens: of those, tokens that the parts do not have.
+      other_texts: rows that are read as another text than the whole is.
+    """
+
+    rows: int
+    other_ids: int
+    tokens: int
+    other_tokens: int
+    other_texts: int
+
+    def __str__(self) -> str:
+        parts = f"of {self.rows} rows of task prompt, question and solution"
+        if self.other_texts:
+            return (
+                f"prompt parts: {self.other_texts} {parts} are read as another text than they are; "
+                "this tokenizer is not fit for prompts in parts"
+            )
+        if not self.other_ids:
+            return f"prompt parts: all {parts} have the ids of the whole text"
+        share = 100 * self.other_tokens / self.tokens
+        return (
+            f"prompt parts: {self.other_ids} {parts} have other ids than the whole text, "
+            f"{share:.2g} % of its tokens, and are read as the same text"
+        )
+
+
+def compare_borders(tokenizer: Tokenizer, rows: Sequence[Sequence[Text]]) -> Borders:
+    """Compares the ids of parts with those of whole texts: tokens may span a border between parts.
+
+    Args:
+      tokenizer: the model's.
+      rows: the parts of each.
+    """
+    other_ids = tokens = other_tokens = other_texts = 0
+    for row in rows:
+        whole = encode_text(tokenizer, join_texts(*row))
+        parts = encode_parts(tokenizer, row)
+        tokens += len(whole)
+        if parts != whole:
+            matcher = difflib.SequenceMatcher(None, whole, parts, autojunk=False)
+            other_ids += 1
+            other_tokens += len(whole) - sum(match.size for match in matcher.get_matching_blocks())
+            other_texts += tokenizer.decode(parts) != tokenizer.decode(whole)
+    return Borders(len(rows), other_ids, tokens, other_tokens, other_texts)
+
+
+def _control(tokenizer: Tokenizer, controls: Mapping[str, Control], text: str) -> Control:
+    if text not in controls:
+        raise LmsiError(
+            f"a text has the control token {text!r}, which the tokenizer "
+            f"{getattr(tokenizer, 'path', '')} does not have; use the tokenizer that the chat "
+            "template or the training rows were made with"
+        )
+    return controls[text]
+
+
+# Each stays apart from most texts behind it; of two, one does.
+_ANCHORS = ("\n", "a", "1", ".", "=")
+_LAST_WORD = re.compile(r"\S+\s*\Z")
+_JOINTS = [(a, b) for a in ("a", "A:", "7.\n\n") for b in ("b", " b", "Q:", "\n", "7", " The 7.")]
+
+
+class _Parts:
+    """Encodes a text that follows another, also where a tokenizer changes the ends of a text.
+
+    Llama 2's puts a space before every text, SentencePiece's default strips spaces on both sides
+    as well. There a text is encoded behind the last word of the one before it, or behind a letter,
+    whose ids are cut off again.
+    """
+
+    @property
+    def controls(self) -> Mapping[str, Control]:
+        """The control tokens by their text."""
+        raise NotImplementedError
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the token ids of a text, without start and end."""
+        raise NotImplementedError
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Returns the text of token ids."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def joins(self) -> bool:
+        """True if the ids of two texts, one behind the other, are read as one text."""
+        return all(
+            self.decode([*self.encode(a), *self.encode(b)]) == self.decode(self.encode(a + b))
+            for a, b in _JOINTS
+        )
+
+    def encode_next(self, text: str, before: str) -> list[int]:
+        """Returns the ids of a text that follows another, to be read as one with it.
+
+        Args:
+          text: the text.
+          before: the text before it, "" if only tokens are.
+        """
+        if self.joins or not text:
+            return self.encode(text)
+        last_word = _LAST_WORD.search(before[-64:])
+        for anchor in (*([last_word.group()] if last_word else []), *self._anchors):
+            head, whole = self.encode(anchor), self.encode(anchor + text)
+            if head and whole[: len(head)] == head:
+                return whole[len(head) :]
+        return self.encode(text)
+
+    def encode_behind_control(self, text: str) -> list[int]:
+        """Returns the ids of a text that follows a control token, as in the model's chats."""
+        return self.encode(text) if self._begins_behind_control else self.encode_next(text, "")
+
+    @property
+    def _begins_behind_control(self) -> bool:
+        """True if a text behind a control token is encoded as if it began there."""
+        return True
+
+    @functools.cached_property
+    def _anchors(self) -> list[str]:
+        return [anchor for anchor in _ANCHORS if self.decode(self.encode(anchor)) == anchor]
 
 
 def open_tokenizer(path: epath.PathLike) -> FileTokenizer:
@@ -152,7 +378,13 @@ def adjacent_settings(path: epath.Path) -> dict[str, Any]:
     return read_settings(path.parent / "tokenizer_config.json")
 
 
-class SentencePiece:
+def _generation_ends(path: epath.Path) -> set[int]:
+    """Returns each `eos_token_id` of the generation_config.json in a tokenizer's folder."""
+    value = read_settings(path.parent / "generation_config.json").get("eos_token_id")
+    return set(value if isinstance(value, list) else [] if value is None else [value])
+
+
+class SentencePiece(_Parts):
     """A SentencePiece model file, local or remote.
 
     Prompts start with <bos> if a Hugging Face tokenizer_config.json in its folder says so.
@@ -183,10 +415,10 @@ class SentencePiece:
         """The id that ends a text."""
         return self._processor.eos_id()
 
-    @property
+    @functools.cached_property
     def end_ids(self) -> frozenset[int]:
-        """The one id that ends a text."""
-        return frozenset({self.eos_id})
+        """The piece that ends a text, and each `eos_token_id` of generation_config.json."""
+        return frozenset({self.eos_id} | _generation_ends(epath.Path(self.path)))
 
     @functools.cached_property
     def has_spare_ids(self) -> bool:
@@ -227,9 +459,18 @@ class SentencePiece:
         return not pieces.is_control(0)
 
     @functools.cached_property
+    def controls(self) -> Mapping[str, Control]:
+        """The control pieces by their text."""
+        pieces, ids = self._processor, range(self.vocab_size)
+        return {pieces.id_to_piece(i): Control(i) for i in ids if pieces.is_control(i)}
+
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """The file's sha256."""
-        return file_sha256(self.path)
+        """The file's sha256, and the ends if there is more than one."""
+        digest = file_sha256(self.path)
+        if len(self.end_ids) == 1:
+            return digest
+        return hashlib.sha256(f"{digest} {sorted(self.end_ids)}".encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Returns the piece ids of a text, without an end token."""
@@ -243,11 +484,12 @@ class SentencePiece:
 _SPACE = "\u2581"  # a space in SentencePiece and its relatives
 
 
-class TokenizerJson:
+class TokenizerJson(_Parts):
     """A tokenizer.json, with the Hugging Face settings files in its folder, if any.
 
     Prompts start with the tokens of the file's post-processor. Samples end at `eos_token` of
-    tokenizer_config.json, and at `eos_token_id` of generation_config.json.
+    tokenizer_config.json (or else of special_tokens_map.json), and at `eos_token_id` of
+    generation_config.json.
 
     Args:
       path: the file, local or remote.
@@ -265,7 +507,8 @@ class TokenizerJson:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True  # control tokens in a text are plain text
-        self._settings = adjacent_settings(epath.Path(path))
+        self._settings = read_settings(epath.Path(path).parent / "special_tokens_map.json")
+        self._settings |= adjacent_settings(epath.Path(path))
         added = self._tokenizer.get_added_tokens_decoder()
         self._controls = frozenset(i for i, token in added.items() if token.special)
         self._own_end = self._named("eos_token")
@@ -314,6 +557,26 @@ class TokenizerJson:
         return 0 not in self._controls
 
     @functools.cached_property
+    def controls(self) -> Mapping[str, Control]:
+        """The control tokens by their text, all ends among them."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        controls = {
+            token.content: Control(i, token.lstrip, token.rstrip)
+            for i, token in added.items()
+            if token.special or i in self.end_ids
+        }
+        ends = {self._tokenizer.id_to_token(i): Control(i) for i in sorted(self.end_ids)}
+        return {text: one for text, one in (ends | controls).items() if text}
+
+    @functools.cached_property
+    def _begins_behind_control(self) -> bool:
+        text, control = next(iter(self.controls.items()))
+        self._tokenizer.encode_special_tokens = False
+        ids = self._tokenizer.encode(f"{text}a", add_special_tokens=False).ids
+        self._tokenizer.encode_special_tokens = True
+        return ids == [control.id, *self.encode("a")]
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """The sha256 of the file, the start and the ends."""
         rest = f"{self.start_ids} {sorted(self.end_ids)}"
@@ -339,9 +602,7 @@ class TokenizerJson:
         return None if content is None else self._tokenizer.token_to_id(content)
 
     def _all_ends(self) -> frozenset[int]:
-        file = epath.Path(self.path).parent / "generation_config.json"
-        value = read_json(file).get("eos_token_id") if file.exists() else None
-        ends = set(value if isinstance(value, list) else [] if value is None else [value])
+        ends = _generation_ends(epath.Path(self.path))
         ends |= set() if self._own_end is None else {self._own_end}
         if not ends:
             raise LmsiError(

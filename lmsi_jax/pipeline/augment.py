@@ -19,7 +19,7 @@ from lmsi_jax.pipeline.context import Round, read_samples
 from lmsi_jax.pipeline.questions import contaminated_questions
 from lmsi_jax.pipeline.sample import Job, draw_samples, make_job
 from lmsi_jax.pipeline.step import DECODING, Fields, Step, custom_code
-from lmsi_jax.prompts import QUESTION_STOPS, question_list
+from lmsi_jax.prompts import QUESTION_STOPS
 from lmsi_jax.records import Question, Sample
 from lmsi_jax.runtime.store import ShardStore
 
@@ -39,6 +39,7 @@ class GenerateStep(Step):
         *DECODING,
     )
     inputs = ("model", "questions")
+    writes_prompts = True
 
     def applies(self, round: Round) -> bool:
         return bool(round.settings.augmentation.questions)
@@ -86,7 +87,7 @@ def _question_job(round: Round, task: str, real: list[Question]) -> Job:
     texts = [question.text for question in real]
     opening = _opening(round, texts)
     prompts = {
-        f"{task}-list-{number:05d}": question_list(
+        f"{task}-list-{number:05d}": round.context.prompts.more_questions(
             augmentation.choose_shown(texts, settings.shown, (seed, round.index, task, number)),
             opening,
         )
@@ -157,6 +158,7 @@ class PromptsStep(Step):
         *DECODING,
     )
     inputs = ("model", "questions", "generate")
+    writes_prompts = True
 
     def derived(self, round: Round) -> dict[str, Any]:
         return custom_code(round, "read", "equal", "prompt")
@@ -207,7 +209,12 @@ def _zero_shot_job(round: Round, task: str, questions: list[Question]) -> Job:
         token_logprobs=False,
     )
     return make_job(
-        f"zero-shot-{task}", _asked(round, task, questions), (), "zero_shot_cot", greedy
+        round.context.prompts,
+        f"zero-shot-{task}",
+        _asked(round, task, questions),
+        (),
+        "zero_shot_cot",
+        greedy,
     )
 
 

@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 from etils import epath
 
 from lmsi_jax.augmentation import FewShot
-from lmsi_jax.config import Questions, Run
-from lmsi_jax.config.schedule import scheduled_values
+from lmsi_jax.config import ModelConfig, Questions, Run
+from lmsi_jax.config.run import scheduled_values
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.interop.chat_prompts import chat_record, make_writer
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.sharding import (
     ReplicaGroup,
@@ -30,6 +31,7 @@ from lmsi_jax.models.sharding import (
 )
 from lmsi_jax.models.tokenizers import FileTokenizer, open_for_model
 from lmsi_jax.models.transformer import fresh_fingerprint, fresh_params, parameter_shapes
+from lmsi_jax.prompts import PromptWriter
 from lmsi_jax.records import CustomRules, Exemplar, Question, Sample, Vote, check_unique
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.runtime.files import TEMPORARY, embedded_path, new_folder, write_record
@@ -143,13 +145,23 @@ class Context:
 
     @functools.cached_property
     def tokenizer(self) -> FileTokenizer:
-        """The run's tokenizer.
+        """The run's tokenizer; raises what `open_for_model` raises."""
+        return open_for_model(self.tokenizer_path, self._run.model)
+
+    @functools.cached_property
+    def prompts(self) -> PromptWriter:
+        """Asks the run's models, and writes what they learn.
 
         Raises:
-          LmsiError: the file is no tokenizer, or has more ids than the model, or fewer. Hugging
-            Face's models often have more than their tokenizer, so that the table divides well.
+          LmsiError: `Run.chat` asks for a chat template, and there is none or it does not do.
         """
-        return open_for_model(self.tokenizer_path, self._run.model)
+        return make_writer(self._run.chat, self._run.mixing.end, self.tokenizer)
+
+    @property
+    def prompts_record(self) -> dict[str, Any]:
+        """The settings that shape prompts, by class, for the identity of stages."""
+        chat = self._run.chat
+        return {} if chat is None else {"Chat": chat_record(chat, self.tokenizer_path)}
 
     @functools.cached_property
     def base_folder(self) -> epath.Path:
@@ -173,11 +185,15 @@ class Context:
         else:
             with doing("reading the checkpoint"):
                 digest = checkpoints.stored_digest(self._stored(round_index), self.shapes)
-            model = dataclasses.asdict(self._run.model)
-            shape = {name: value for name, value in model.items() if name not in _SILENT}
-            text = json.dumps([digest, shape], sort_keys=True)
-            weights = hashlib.sha256(text.encode()).hexdigest()
+            weights = _decoder_fingerprint(digest, self._run.model)
         return f"{weights[:32]}{vocabulary[:32]}"
+
+    def checkpoint(self, round_index: int) -> epath.Path | None:
+        """Returns a round's model; None of fresh weights, and if it or the run is on a bucket."""
+        if not round_index and self._run.init_checkpoint == "fresh":
+            return None
+        folder = self._stored(round_index)
+        return None if "://" in f"{folder}{self.output}" else folder
 
     def _stored(self, round_index: int) -> epath.Path:
         """Returns the checkpoint of the model that a round ended with."""
@@ -224,8 +240,7 @@ class Context:
           dtype: of the arrays.
 
         Raises:
-          LmsiError: it is not there, of another shape, was altered, or has weights that are no
-            numbers.
+          LmsiError: as `params`.
         """
         if not round_index and self._run.init_checkpoint == "fresh":
             return fresh_params(self._run.model, self._run.seed, shardings, dtype)
@@ -255,20 +270,8 @@ class Context:
 
     @functools.cached_property
     def replica_group(self) -> ReplicaGroup:
-        """The processes that this one samples with.
-
-        Raises:
-          LmsiError: `Decoding`'s mesh fits neither one process nor several, or the processes are
-            numbered differently from their devices.
-        """
-        replica_group = local_replica_group(self._run.decoding.data, self._run.decoding.model)
-        if replica_group.several and replica_group.process != self.processes.index:
-            raise LmsiError(
-                f"process {self.processes.index} has the devices of process "
-                f"{replica_group.process}; number the processes as their machines are, or leave "
-                "that to --coordinator_address=auto"
-            )
-        return replica_group
+        """The processes that this one samples with."""
+        return _replica_group(self._run, self.processes.index)
 
     def engine(self, round_index: int) -> Engine:
         """Returns an engine over the model that a round ended with.
@@ -344,6 +347,30 @@ class Context:
             )
         self.worked |= stage.name in self.stages
         return stage.begin() == "done"
+
+
+def _replica_group(run: Run, process: int) -> ReplicaGroup:
+    """Returns the processes that a process samples with.
+
+    Raises:
+      LmsiError: `Decoding`'s mesh fits neither one process nor several, or the processes are
+        numbered differently from their devices.
+    """
+    replica_group = local_replica_group(run.decoding.data, run.decoding.model)
+    if replica_group.several and replica_group.process != process:
+        raise LmsiError(
+            f"process {process} has the devices of process {replica_group.process}; number the "
+            "processes as their machines are, or leave that to --coordinator_address=auto"
+        )
+    return replica_group
+
+
+def _decoder_fingerprint(digest: str, model: ModelConfig) -> str:
+    """Returns the fingerprint of weights, and of the settings that shape what they say."""
+    shape = {
+        name: value for name, value in dataclasses.asdict(model).items() if name not in _SILENT
+    }
+    return hashlib.sha256(json.dumps([digest, shape], sort_keys=True).encode()).hexdigest()
 
 
 Samples = dict[str, list[Sample]]

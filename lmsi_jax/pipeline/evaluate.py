@@ -55,6 +55,7 @@ class EvaluateStep(Step):
         ),
     )
     inputs = ("model", "questions")
+    writes_prompts = True
 
     def derived(self, round: Round) -> dict[str, Any]:
         return scorer_record(round) | custom_code(round, "read", "equal", "prompt")
@@ -63,6 +64,7 @@ class EvaluateStep(Step):
         asked = list(_asked(round))
         jobs = [
             make_job(
+                round.context.prompts,
                 test_job_name(task, style),
                 questions,
                 round.context.exemplars(task),

@@ -51,6 +51,7 @@ class MixStep(Step):
         Fields(part="training.preference", names=("threshold",), when=_pairs_votes),
     )
     inputs = ("vote", "filter_scores")
+    writes_prompts = True
 
     def derived(self, round: Round) -> dict[str, Any]:
         # With SPIN it reads the model's own samples itself.
@@ -79,7 +80,11 @@ def _shards(round: Round, task: str, voted: Sequence[Voted]) -> dict[str, _Rows]
             example
             for question, worked in worked_questions(round, task)
             for example in mixing.human_solution_examples(
-                question, worked, exemplars, round.settings.mixing.formats
+                question,
+                worked,
+                exemplars,
+                round.settings.mixing.formats,
+                round.context.prompts,
             )
         ]
     return shards
@@ -90,13 +95,16 @@ def _pairs(
 ) -> list[ExamplePair]:
     """Returns a task's pairs: of its votes, or of human solutions and the model's own samples."""
     formats, preference = round.settings.mixing.formats, round.settings.training.preference
+    writer = round.context.prompts
     assert preference is not None
     if preference.form == "scpo":
         threshold = preference.threshold
         return [
             pair
             for one in voted
-            for pair in pairing.vote_pairs(*one, exemplars, formats=formats, threshold=threshold)
+            for pair in pairing.vote_pairs(
+                *one, exemplars, formats=formats, threshold=threshold, writer=writer
+            )
         ]
     given, pairs = read_given(round, task), []
     for question, worked in worked_questions(round, task):
@@ -105,7 +113,7 @@ def _pairs(
         concludes = round.settings.voting.conclusions
         read = round.reader.read if concludes else read_answers
         (reading,) = read(question, [sample])
-        pairs += pairing.given_pairs(question, worked, sample, reading, exemplars, formats)
+        pairs += pairing.given_pairs(question, worked, sample, reading, exemplars, formats, writer)
     return pairs
 
 
@@ -129,6 +137,7 @@ def _self_generated(
             keep=settings.keep,
             merge_equal=settings.merge_equal,
             normalise=settings.normalise,
+            writer=round.context.prompts,
         )
     ]
 

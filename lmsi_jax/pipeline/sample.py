@@ -41,8 +41,8 @@ from lmsi_jax.pipeline.context import (
 )
 from lmsi_jax.pipeline.questions import worked_questions
 from lmsi_jax.pipeline.step import DECODING, Fields, Step, custom_code
-from lmsi_jax.prompts import PromptStyle, available_style, build_prompt
-from lmsi_jax.records import Exemplar, Question, Sample
+from lmsi_jax.prompts import PromptStyle, PromptWriter, available_style
+from lmsi_jax.records import Exemplar, Question, Sample, Text
 from lmsi_jax.rollout.requests import IsSettled, OnChunk, Request, Rollout, Stats
 from lmsi_jax.runtime.processes import Agreement, synchronize
 from lmsi_jax.runtime.progress import Progress
@@ -68,8 +68,8 @@ class Job:
     """
 
     name: str
-    prefix: str
-    questions: Mapping[str, str]
+    prefix: Text
+    questions: Mapping[str, Text]
     sampling: Sampling
     numbers: tuple[int, ...] | None = None
 
@@ -96,6 +96,7 @@ class Shard:
 
 
 def make_job(
+    writer: PromptWriter,
     name: str,
     questions: Sequence[Question],
     exemplars: Sequence[Exemplar],
@@ -106,6 +107,7 @@ def make_job(
     """Returns the job of one task's questions under one prompt style.
 
     Args:
+      writer: asks the questions.
       name: begins the names of its shards.
       questions: the task's questions.
       exemplars: the few-shot examples of the task prompt.
@@ -117,7 +119,7 @@ def make_job(
       LmsiError: the prompt of a user's task fails, or does not share its first part.
     """
     style = available_style(prompt_style, exemplars)
-    prompts = {q.uid: build_prompt(q, exemplars, style) for q in questions}
+    prompts = {q.uid: writer.prompt(q, exemplars, style) for q in questions}
     prefix = next(iter(prompts.values()))[0] if prompts else ""
     if other := next((uid for uid, (first, _) in prompts.items() if first != prefix), None):
         raise LmsiError(
@@ -371,6 +373,7 @@ class SampleStep(Step):
         Fields(part="mixing", names=("human_examples",), when=_plays),
     )
     inputs = ("model", "questions", "generate", "prompts")
+    writes_prompts = True
 
     def derived(self, round: Round) -> dict[str, Any]:
         counts_votes = round.settings.sampling.adaptive_consistency is not None
@@ -396,7 +399,14 @@ class SampleStep(Step):
                 round.settings.sampling, num_samples=1, adaptive_consistency=None
             )
             jobs += [
-                make_job(f"human-{task}", rows, round.context.exemplars(task), "cot", single)
+                make_job(
+                    round.context.prompts,
+                    f"human-{task}",
+                    rows,
+                    round.context.exemplars(task),
+                    "cot",
+                    single,
+                )
                 for task, rows in given.items()
             ]
         draw_samples(
@@ -412,11 +422,13 @@ class SampleStep(Step):
 def _jobs(round: Round, task: str, rows: list[Question]) -> list[Job]:
     """Returns one job with the task's exemplars, or one for each generated prompt."""
     sampling, prompts = round.settings.sampling, round.few_shots(task)
+    writer = round.context.prompts
     if not prompts:
-        return [make_job(task, rows, round.context.exemplars(task), "cot", sampling)]
+        return [make_job(writer, task, rows, round.context.exemplars(task), "cot", sampling)]
     by_uid = {row.uid: row for row in rows}
     return [
         make_job(
+            writer,
             prompt_job_name(task, group.prompt, group.standing_in),
             [by_uid[uid] for uid in group.uids],
             prompts[group.prompt].exemplars,

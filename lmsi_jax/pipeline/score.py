@@ -27,14 +27,14 @@ from lmsi_jax.config.row_filters import (
 )
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models import sharding
-from lmsi_jax.models.tokenizers import Tokenizer, encode_first
+from lmsi_jax.models.tokenizers import Tokenizer, encode_text
 from lmsi_jax.pipeline import scorers
 from lmsi_jax.pipeline.context import Round, Voted, read_samples
 from lmsi_jax.pipeline.questions import worked_questions
 from lmsi_jax.pipeline.sample import Job, draw_samples
 from lmsi_jax.pipeline.step import DECODING, Fields, Step, settings_record
-from lmsi_jax.prompts import available_style, build_prompt, question_prompt, solution
-from lmsi_jax.records import Exemplar, Question
+from lmsi_jax.prompts import PLAIN, PromptWriter, available_style, solution
+from lmsi_jax.records import Exemplar, Question, Text
 from lmsi_jax.runtime.progress import Progress
 from lmsi_jax.runtime.store import ShardStore, Stage, shard_names
 from lmsi_jax.selection.filters import rating_prompt, read_rating
@@ -112,7 +112,9 @@ def score_losses(round: Round, rows: Mapping[str, Sequence[Row]], needs: frozens
         """Loads the base model; returns the function that computes a shard's losses."""
         settings, context = round.settings, round.context
         scorer = scoring.TargetScorer.of(settings.model, context.params(0), settings.training)
-        return functools.partial(_losses, context.tokenizer, scorer, LOGPROBS in needs)
+        return functools.partial(
+            _losses, context.tokenizer, context.prompts, scorer, LOGPROBS in needs
+        )
 
     names, solved = [name for name, _ in shards], [some for _, some in shards]
     label = f"round {round.index}: scoring samples"
@@ -168,6 +170,7 @@ def _of_row(
 
 def _losses(
     tokenizer: Tokenizer,
+    writer: PromptWriter,
     scorer: scoring.TargetScorer,
     logprobs: bool,
     solved: Sequence[_Solved],
@@ -176,8 +179,8 @@ def _losses(
     rows, places = [], []
     for at, one in enumerate(solved):
         for name in one.losses:
-            prompt = _prompt(name, one.question, one.exemplars)
-            rows.append(tokenize_solution(tokenizer, *prompt, one.text))
+            prompt = _prompt(writer, name, one.question, one.exemplars)
+            rows.append(tokenize_solution(tokenizer, *prompt, one.text, writer))
             places.append((at, name))
     records: list[dict[str, Any]] = [dict(one.identity) for one in solved]
     for (at, name), losses in zip(places, scorer.losses(rows), strict=True):
@@ -189,21 +192,30 @@ def _losses(
     return records
 
 
-def _prompt(name: str, question: Question, exemplars: Sequence[Exemplar]) -> tuple[str, str]:
+def _prompt(
+    writer: PromptWriter, name: str, question: Question, exemplars: Sequence[Exemplar]
+) -> tuple[Text, Text]:
     """Returns (prefix, inputs) before a solution; see `selection.rows`."""
     if name == LOSS:
-        return build_prompt(question, exemplars, available_style("cot", exemplars))
-    return "", question_prompt(question.text) if name == QUESTION_LOSS else "A:"
+        return writer.prompt(question, exemplars, available_style("cot", exemplars))
+    if name == QUESTION_LOSS:
+        return "", writer.request(question.text)
+    return "", writer.no_question()
 
 
-def tokenize_solution(tokenizer: Tokenizer, prefix: str, inputs: str, text: str) -> packing.Row:
+def tokenize_solution(
+    tokenizer: Tokenizer, prefix: Text, inputs: Text, text: str, writer: PromptWriter = PLAIN
+) -> packing.Row:
     """Returns a prompt and a solution, of which the solution's tokens alone have weight.
 
     Texts are encoded one by one, as training and decoding do; no end of sequence follows.
     """
-    before = encode_first(tokenizer, prefix) if prefix else []
-    after = tokenizer.encode(inputs) if prefix else encode_first(tokenizer, inputs)
-    return packing.weighted_row(before, after, tokenizer.encode(f" {text}"), 1.0)
+    return packing.weighted_row(
+        encode_text(tokenizer, prefix),
+        encode_text(tokenizer, inputs, prefix),
+        encode_text(tokenizer, writer.target(text, ended=False), inputs),
+        1.0,
+    )
 
 
 _RATE = Sampling(num_samples=1, temperature=0.0, max_new_tokens=8)
@@ -250,6 +262,7 @@ class FilterScoresStep(Step):
         ),
     )
     inputs = ("vote", "model", "base")
+    writes_prompts = True
 
     def applies(self, round: Round) -> bool:
         return bool(_needs(round))
@@ -374,7 +387,7 @@ def _rate(round: Round, by_task: _ByTask) -> None:
     for task, rows in by_task.items():
         texts = {
             f"{row.sample.uid}/{row.sample.sample_index}": rating_prompt(
-                row.question.text, row.solution
+                row.question.text, row.solution, round.context.prompts
             )
             for row in rows
         }

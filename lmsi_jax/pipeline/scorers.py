@@ -20,18 +20,21 @@ import inspect
 import json
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from etils import epath
 
-from lmsi_jax.config import ModelConfig, Training
+from lmsi_jax.config import Chat, ModelConfig, Training
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.records import Question, Sample
+from lmsi_jax.interop.chat_prompts import ChatPrompts, chat_record, open_writer
+from lmsi_jax.interop.chat_template import ChatTemplate
+from lmsi_jax.prompts import PLAIN, PromptWriter
+from lmsi_jax.records import Question, Sample, Text
 from lmsi_jax.runtime.files import read_json
 from lmsi_jax.selection.rows import ScoringFunction
 
 if TYPE_CHECKING:
-    from lmsi_jax.models.tokenizers import Tokenizer
+    from lmsi_jax.models.tokenizers import FileTokenizer, Tokenizer
     from lmsi_jax.training.scoring import TargetScorer
 
 
@@ -111,7 +114,8 @@ def _number(name: str, score: Any, sample: Sample) -> float:
 
 
 _MODEL = "model.json"
-_PROMPT = "{question}\n\nSolution: {solution}\n\nIs this solution correct (Yes or No)?\nA:"
+_ANSWER = "\nA:"
+_PROMPT = "{question}\n\nSolution: {solution}\n\nIs this solution correct (Yes or No)?" + _ANSWER
 _SHAPE = Training(microbatches=1, sequences_per_prefix=4, sequence_length=1024, max_prefix_length=0)
 
 
@@ -124,9 +128,12 @@ class Verifier:
 
     Args:
       folder: a model imported by `lmsi import-hf`.
-      prompt: the question to the model, with the placeholders {question} and {solution}.
+      prompt: the question to the model, with the placeholders {question} and {solution}. In a chat
+        template "\\nA:" at its end is left out.
       answer: the answer whose probability is the score.
       shape: rows, length and mesh of the batches, on the devices of this process.
+      chat: use of the model's chat template; "auto" uses it if the folder has one, without
+        thoughts; None never does.
     """
 
     def __init__(
@@ -135,11 +142,13 @@ class Verifier:
         prompt: str = _PROMPT,
         answer: str = "Yes",
         shape: Training = _SHAPE,
+        chat: Chat | None | Literal["auto"] = "auto",
     ):
         self.folder = epath.Path(folder)
         self.prompt = prompt
         self.answer = answer
         self.shape = shape
+        self._chat = chat
 
     def __call__(self, question: Question, sample: Sample) -> float:
         """Returns the probability of the answer."""
@@ -153,12 +162,15 @@ class Verifier:
         """
         from lmsi_jax.pipeline.score import tokenize_solution
 
-        scorer, tokenizer = self._loaded
+        scorer, tokenizer, writer = self._loaded
         texts = [
             self.prompt.format(question=question.text, solution=sample.text.strip())
             for question, sample in pairs
         ]
-        rows = [tokenize_solution(tokenizer, "", text, self.answer) for text in texts]
+        prompts: list[Text] = [*texts]
+        if writer is not PLAIN:
+            prompts = [writer.request(text.removesuffix(_ANSWER)) for text in texts]
+        rows = [tokenize_solution(tokenizer, "", prompt, self.answer, writer) for prompt in prompts]
         probabilities = []
         for row, losses in zip(rows, scorer.losses(rows), strict=True):
             if losses is None:
@@ -180,10 +192,13 @@ class Verifier:
         shapes = parameter_shapes(self._config)
         weights = checkpoints.stored_digest(checkpoints.find(self.folder), shapes)
         tokenizer = open_tokenizer(str(self.folder / "tokenizer"))
-        parts = (
+        parts: tuple[object, ...] = (
             *(weights, tokenizer.fingerprint, self.prompt, self.answer),
             self.shape.sequence_length,
         )
+        writer = self._writer(tokenizer)
+        if isinstance(writer, ChatPrompts):
+            parts = (*parts, chat_record(writer.chat, tokenizer.path))
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
@@ -196,7 +211,7 @@ class Verifier:
         return ModelConfig.from_json(read_json(self.folder / _MODEL))
 
     @functools.cached_property
-    def _loaded(self) -> "tuple[TargetScorer, Tokenizer]":
+    def _loaded(self) -> "tuple[TargetScorer, Tokenizer, PromptWriter]":
         from lmsi_jax.models import sharding
         from lmsi_jax.models.tokenizers import open_tokenizer
         from lmsi_jax.models.transformer import parameter_shapes
@@ -216,4 +231,12 @@ class Verifier:
             sharding.param_shardings(config, mesh),
         )
         tokenizer = open_tokenizer(str(self.folder / "tokenizer"))
-        return TargetScorer.of(config, params, self.shape), tokenizer
+        return TargetScorer.of(config, params, self.shape), tokenizer, self._writer(tokenizer)
+
+    def _writer(self, tokenizer: "FileTokenizer") -> PromptWriter:
+        if self._chat == "auto":
+            template = ChatTemplate.from_folder(self.folder / "tokenizer")
+            if template is None:
+                return PLAIN
+            return open_writer(Chat(thinking=False if template.can_think else None), tokenizer)
+        return PLAIN if self._chat is None else open_writer(self._chat, tokenizer)

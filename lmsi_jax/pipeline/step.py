@@ -91,11 +91,13 @@ class Step:
       name: of its stage, its folder, and the command that runs it.
       settings: fields that shape its output.
       inputs: the stages, "model", "base" and "questions" whose fingerprints shape it too.
+      writes_prompts: its output depends on how questions are asked, `Run.chat`.
     """
 
     name: ClassVar[str]
     settings: ClassVar[tuple[Fields, ...]] = ()
     inputs: ClassVar[tuple[str, ...]] = ()
+    writes_prompts: ClassVar[bool] = False
 
     def applies(self, round: Round) -> bool:
         """Returns True if the configuration asks for this step."""
@@ -118,6 +120,8 @@ class Step:
         for fields in self.settings:
             for name, values in fields.read(round).items():
                 record[name] = {**record.get(name, {}), **values}
+        if self.writes_prompts:
+            record |= round.context.prompts_record
         return record | self.derived(round)
 
     def execute(self, round: Round, fingerprints: Mapping[str, str]) -> str:

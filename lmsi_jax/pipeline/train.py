@@ -10,12 +10,14 @@ import contextlib
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from lmsi_jax.config import Lora, Training
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.interop.hf_export import export_model
 from lmsi_jax.models import sharding
 from lmsi_jax.models.params import Params
 from lmsi_jax.pipeline.context import Round
@@ -204,10 +206,31 @@ def _write_adapters(round: Round, lora: Lora, directory: epath.Path) -> None:
     exported = export_adapters(directory, folder, state)
     if lora.peft:
         adapters = checkpoints.load_params(exported, state["adapters"])
-        # With start_from = "last" the adapters of round 2 belong on the model of round 1.
-        start = round.context.round(round.start).folder("train") if round.start else None
-        base = round.settings.init_checkpoint if start is None else os.fspath(start)
-        write_peft(lora, adapters, folder / "peft", base)
+        write_peft(lora, adapters, folder / "peft", _peft_base(round))
+
+
+def _peft_base(round: Round) -> str:
+    """Returns the model that a round's adapters belong on, exported once for all its rounds.
+
+    It is the one that training started from, as a folder that PEFT opens, `round_N/hf`. A model
+    that no Hugging Face architecture computes, or without a checkpoint of its own on this machine,
+    is named by its checkpoint.
+    """
+    context, settings = round.context, round.settings
+    # With start_from = "last" the adapters of round 2 belong on the model of round 1.
+    start = context.round(round.start)
+    ours = os.fspath(start.folder("train")) if round.start else settings.init_checkpoint
+    checkpoint = context.checkpoint(round.start)
+    if checkpoint is None:
+        return ours
+    out = Path(start.folder("hf"))
+    try:
+        if not out.exists():
+            export_model(checkpoint, settings.model, context.tokenizer_path, out)
+    except LmsiError as error:
+        print(f"adapters name {ours} as their model, which PEFT cannot open: {error}")
+        return ours
+    return str(out.resolve())
 
 
 def _examples(round: Round) -> tuple[Examples, list[Example]]:

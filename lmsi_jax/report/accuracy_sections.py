@@ -6,29 +6,27 @@ from collections.abc import Iterator, Sequence
 from lmsi_jax.evaluation.accuracy import accuracy_by_confidence, expected_calibration_error
 from lmsi_jax.report import charts
 from lmsi_jax.report.comparison import (
+    DASH,
     DOMAIN_NAMES,
     PROMPT_STYLE_NAMES,
     Accuracy,
     Change,
     Comparison,
+    change_interval,
     compare_domain,
     compare_task,
-    evaluated_rounds,
-    round_name,
-    tasks_of,
-    votes_of,
-)
-from lmsi_jax.report.formats import (
-    DASH,
-    change_interval,
     count_of,
     decimal,
+    evaluated_rounds,
     format_count,
     p_value,
     percent,
     percent_of,
     points,
+    round_name,
     share_interval,
+    tasks_of,
+    votes_of,
 )
 from lmsi_jax.report.html import (
     Html,

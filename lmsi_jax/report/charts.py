@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from lmsi_jax.evaluation.accuracy import Bin
 from lmsi_jax.evaluation.statistics import wilson
-from lmsi_jax.report.formats import decimal, format_count, percent
+from lmsi_jax.report.comparison import decimal, format_count, percent
 from lmsi_jax.report.html import Html, element
 
 WIDTH = 420

@@ -4,7 +4,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-from lmsi_jax.report.formats import format_count, percent_of
+from lmsi_jax.report.comparison import format_count, percent_of
 
 # HTML forbids most control characters; models write them now and then.
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")

@@ -4,8 +4,7 @@ import importlib.resources
 from collections.abc import Callable
 
 from lmsi_jax.report import accuracy_sections, training_sections, vote_sections
-from lmsi_jax.report.comparison import evaluated_rounds, headline_words
-from lmsi_jax.report.formats import count_of, format_count
+from lmsi_jax.report.comparison import count_of, evaluated_rounds, format_count, headline_words
 from lmsi_jax.report.html import Html, element, join_html, table
 from lmsi_jax.report.summary import Summary
 

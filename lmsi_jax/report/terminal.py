@@ -11,26 +11,24 @@ from rich.console import Console
 from rich.text import Text
 
 from lmsi_jax.report.comparison import (
+    DASH,
     DOMAIN_NAMES,
     SHORT_PROMPT_STYLE_NAMES,
     Accuracy,
     Change,
     Comparison,
+    change_interval,
     compare_domain,
     compare_task,
-    evaluated_rounds,
-    headline_words,
-    tasks_of,
-)
-from lmsi_jax.report.formats import (
-    DASH,
-    change_interval,
     count_of,
+    evaluated_rounds,
     format_count,
+    headline_words,
     p_value,
     percent,
     points,
     share_interval,
+    tasks_of,
 )
 from lmsi_jax.report.summary import DOMAINS, Summary
 from lmsi_jax.report.training_sections import collapse_table

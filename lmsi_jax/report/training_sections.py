@@ -9,12 +9,17 @@ from typing import Literal
 from lmsi_jax.evaluation.collapse import EASY
 from lmsi_jax.report import charts
 from lmsi_jax.report.comparison import (
+    DASH,
     DOMAIN_NAMES,
     SHORT_PROMPT_STYLE_NAMES,
     compare_domain,
+    decimal,
+    duration,
+    format_count,
+    percent,
+    percent_of,
     round_name,
 )
-from lmsi_jax.report.formats import DASH, decimal, duration, format_count, percent, percent_of
 from lmsi_jax.report.html import (
     Html,
     count_with_share,

@@ -9,16 +9,17 @@ from lmsi_jax.answers import key
 from lmsi_jax.evaluation.statistics import Difference, paired_difference
 from lmsi_jax.records import FORMATS, KINDS
 from lmsi_jax.report import charts
-from lmsi_jax.report.comparison import evaluated_rounds, round_name
-from lmsi_jax.report.formats import (
+from lmsi_jax.report.comparison import (
     DASH,
     change_interval,
     count_of,
     decimal,
+    evaluated_rounds,
     format_count,
     percent,
     percent_of,
     points,
+    round_name,
     share_interval,
 )
 from lmsi_jax.report.html import (

@@ -29,18 +29,19 @@ from lmsi_jax.config import Decoding, ModelConfig, Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.attention import Cache
 from lmsi_jax.models.params import Params
-from lmsi_jax.models.tokenizers import Tokenizer, encode_first
-from lmsi_jax.records import Sample
-from lmsi_jax.rollout.chunks import (
+from lmsi_jax.models.tokenizers import Tokenizer, encode_text
+from lmsi_jax.records import Sample, Text
+from lmsi_jax.rollout.decode_step import ChunkInputs, Program, decode_chunk
+from lmsi_jax.rollout.device_caches import (
     Chunk,
+    DeviceCaches,
+    DeviceModel,
     EncodedQuestion,
     NoiseSource,
     join_groups,
     page_table,
     slot_arrays,
 )
-from lmsi_jax.rollout.decode_step import ChunkInputs, Program, decode_chunk
-from lmsi_jax.rollout.device_caches import DeviceCaches, DeviceModel
 from lmsi_jax.rollout.requests import IsSettled, OnChunk, Request, Response, Rollout, Stats
 from lmsi_jax.rollout.scheduler import (
     Running,
@@ -65,7 +66,7 @@ class _Group:
       questions: in the order of the requests.
     """
 
-    prefix: str
+    prefix: Text
     prefix_tokens: list[int]
     sampling: Sampling
     questions: list[EncodedQuestion]
@@ -102,7 +103,7 @@ class Engine(Rollout):
         self.decoding = decoding or Decoding()
         self._model = DeviceModel(config, params, self.decoding)
         self._checksum = 0
-        self._prompt: tuple[str, Cache | None] | None = None
+        self._prompt: tuple[Text, Cache | None] | None = None
         self._known_stops: dict[tuple[str, ...], Stops] = {}
 
     @property
@@ -123,8 +124,9 @@ class Engine(Rollout):
         """
         lengths = [0] * len(requests)
         for group in self._groups(requests):
-            start = 0 if group.prefix else len(self.tokenizer.start_ids)
             for question in group.questions:
+                plain = isinstance(question.request.text, str) and not group.prefix
+                start = len(self.tokenizer.start_ids) if plain else 0
                 lengths[question.number] = len(question.tokens) - start
         return lengths
 
@@ -169,18 +171,17 @@ class Engine(Rollout):
 
     def _groups(self, requests: Sequence[Request]) -> list[_Group]:
         """Groups and tokenizes the requests, and checks that they fit the model's context."""
-        members: dict[tuple[str, Sampling], list[int]] = {}
+        members: dict[tuple[Text, Sampling], list[int]] = {}
         for number, request in enumerate(requests):
             count = len(request.indices)
             sampling = dataclasses.replace(request.sampling, num_samples=count)
             members.setdefault((request.prefix, sampling), []).append(number)
         groups = []
         for (prefix, sampling), numbers in members.items():
-            prefix_tokens = encode_first(self.tokenizer, prefix) if prefix else []
-            start = () if prefix else self.tokenizer.start_ids
+            prefix_tokens = encode_text(self.tokenizer, prefix)
             questions = []
             for number in numbers:
-                tokens = [*start, *self.tokenizer.encode(requests[number].text)]
+                tokens = encode_text(self.tokenizer, requests[number].text, prefix)
                 questions.append(EncodedQuestion(number, requests[number], tokens))
             lengths = {question.request.uid: len(question.tokens) for question in questions}
             check_fit(lengths, len(prefix_tokens), sampling.max_new_tokens, self.config.max_length)

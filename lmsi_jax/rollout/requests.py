@@ -10,7 +10,7 @@ devices of this process; another engine is one class:
         def generate(self, requests, *, seed, round_index, is_settled=None, on_chunk=None):
             stats = Stats()
             for number, request in enumerate(requests):
-                prompt = request.prefix + request.text
+                prompt = plain_text(request.prefix) + plain_text(request.text)
                 replies = self.client.complete(prompt, n=len(request.indices), seed=...)
                 numbered = zip(request.indices, replies)
                 samples = tuple(to_sample(request, k, reply) for k, reply in numbered)
@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from lmsi_jax.config import Sampling
-from lmsi_jax.records import Sample
+from lmsi_jax.records import Sample, Text
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -58,9 +58,9 @@ class Request:
     """
 
     uid: str
-    text: str
+    text: Text
     sampling: Sampling
-    prefix: str = ""
+    prefix: Text = ""
     sample_indices: tuple[int, ...] | None = None
     limits: tuple[int, ...] | None = None
 

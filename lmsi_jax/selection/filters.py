@@ -40,8 +40,8 @@ from lmsi_jax.config import (
 )
 from lmsi_jax.config.row_filters import ALONE_LOSS, LOSS, QUESTION_LOSS, RATING
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.prompts import SEPARATOR, question_prompt
-from lmsi_jax.records import Vote
+from lmsi_jax.prompts import PLAIN, PromptWriter
+from lmsi_jax.records import Text, Vote
 from lmsi_jax.selection.rows import (
     KEPT,
     Facts,
@@ -265,9 +265,9 @@ _RATING = re.compile(r"[^\d\n-]{0,30}(\d{1,3}(?:\.\d+)?)(?![\d,])")
 _MOST = 10.0
 
 
-def rating_prompt(question: str, solution: str) -> str:
-    """Returns a document whose continuation is a rating of the solution."""
-    return f"{question_prompt(question)} {solution}{SEPARATOR}{question_prompt(_ASK)} The rating is"
+def rating_prompt(question: str, solution: str, writer: PromptWriter = PLAIN) -> Text:
+    """Returns a prompt whose continuation is a rating of the solution."""
+    return writer.judgement(question, solution, _ASK, "The rating is")
 
 
 def read_rating(text: str) -> float | None:

@@ -27,8 +27,8 @@ from lmsi_jax.models.sharding import (
     use_devices,
 )
 from lmsi_jax.models.transformer import parameter_shapes
-from lmsi_jax.rollout.chunks import NoiseSource, join_groups, page_table, slot_arrays
 from lmsi_jax.rollout.decode_step import ChunkInputs, Program, PromptCaches, decode_chunk
+from lmsi_jax.rollout.device_caches import NoiseSource, join_groups, page_table, slot_arrays
 from lmsi_jax.rollout.kv_pages import Pool
 from lmsi_jax.rollout.scheduler import plan, prompt_bucket, question_bucket
 from lmsi_jax.tools.aot_costs import (

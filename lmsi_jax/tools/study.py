@@ -18,8 +18,14 @@ from typing import Any
 from lmsi_jax.config import Run, Study
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.report.charts import Bar, Group, Line, grouped_bars, legend, line_chart
-from lmsi_jax.report.comparison import PROMPT_STYLE_NAMES
-from lmsi_jax.report.formats import DASH, count_of, duration, format_count, points
+from lmsi_jax.report.comparison import (
+    DASH,
+    PROMPT_STYLE_NAMES,
+    count_of,
+    duration,
+    format_count,
+    points,
+)
 from lmsi_jax.report.html import Html, element, figure, note, panels, table
 from lmsi_jax.report.page import render_document
 from lmsi_jax.report.summary import PromptStyle

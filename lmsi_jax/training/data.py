@@ -10,6 +10,7 @@ in no batch yet. A resumed run need not pack again what it has trained on; a str
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
@@ -18,7 +19,7 @@ import numpy as np
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import SEPARATOR
-from lmsi_jax.records import FORMATS, Example, ExamplePair
+from lmsi_jax.records import FORMATS, Example, ExamplePair, Text
 from lmsi_jax.training.packing import (
     Batch,
     DistillationRow,
@@ -167,13 +168,15 @@ def _columns(
         "example": list(range(first, first + len(examples))),
     }
     # The separator ends a solution in the base model's documents; learning it ends the sample.
+    # Texts with control tokens end in one.
     for e in examples:
         if isinstance(e, Example):
-            texts = {"targets": e.targets}
+            texts: dict[str, Text] = {"targets": e.targets}
         else:
             texts = {"targets": e.chosen, "rejected": e.rejected}
         for name, text in texts.items():
-            columns.setdefault(name, []).append(text + SEPARATOR)
+            ended = text + SEPARATOR if isinstance(text, str) else text
+            columns.setdefault(name, []).append(ended)
     return columns
 
 
@@ -225,13 +228,22 @@ def _add_task(name: str, columns: _Columns, vocabulary: Any) -> Any:
     import seqio
     import tensorflow as tf
 
+    from lmsi_jax.interop.seqio_vocabularies import to_columns
+
+    names = [column for column in _TEXTS if column in columns]
+    strings, structured = to_columns([text for column in names for text in columns[column]])
+    count = len(columns["inputs"])
+    texts = {
+        column: strings[number * count : (number + 1) * count]
+        for number, column in enumerate(names)
+    }
+
     def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
         del split, shuffle_files, seed  # one split, already in memory; SeqIO shuffles it
-        return tf.data.Dataset.from_tensor_slices(columns)
+        return tf.data.Dataset.from_tensor_slices(columns | texts)
 
     if name in seqio.TaskRegistry.names():
         seqio.TaskRegistry.remove(name)
-    count = len(columns["inputs"])
     text = seqio.Feature(vocabulary=vocabulary, add_eos=False)
     number = seqio.PassThroughVocabulary(size=0)
     integer = seqio.Feature(number, add_eos=False, dtype=tf.int32, rank=0)
@@ -240,9 +252,9 @@ def _add_task(name: str, columns: _Columns, vocabulary: Any) -> Any:
         source=seqio.FunctionDataSource(
             dataset, splits=["train"], num_input_examples={"train": count}
         ),
-        preprocessors=[_tokenize],
+        preprocessors=[functools.partial(_tokenize, structured=structured)],
         output_features={
-            **{column: text for column in _TEXTS if column in columns},
+            **dict.fromkeys(names, text),
             "weight": seqio.Feature(number, add_eos=False, dtype=tf.float32, rank=0),
             "group": integer,
             "example": integer,
@@ -253,17 +265,16 @@ def _add_task(name: str, columns: _Columns, vocabulary: Any) -> Any:
     )
 
 
-def _tokenize(dataset: Any, output_features: Mapping[str, Any]) -> Any:
+def _tokenize(dataset: Any, output_features: Mapping[str, Any], structured: bool) -> Any:
     import tensorflow as tf
 
-    from lmsi_jax.interop.seqio_vocabularies import encode_prompt
+    from lmsi_jax.interop.seqio_vocabularies import encode_parts
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
-        vocabulary = output_features["targets"].vocabulary
-        prefix, inputs = encode_prompt(vocabulary, row["prefix"], row["inputs"])
-        learnt = [name for name in ("targets", "rejected") if name in row]
-        texts: dict[str, Any] = {name: vocabulary.encode_tf(row[name]) for name in learnt}
-        texts |= {"prefix": prefix, "inputs": inputs}
+        names = [name for name in _TEXTS if name in row]
+        parts = [row[name] for name in names]
+        ids = encode_parts(output_features["targets"].vocabulary, parts, structured)
+        texts = dict(zip(names, ids, strict=True))
         return {**row, **texts, "weight": tf.cast(row["weight"], tf.float32)}
 
     return dataset.map(encode, num_parallel_calls=tf.data.AUTOTUNE)

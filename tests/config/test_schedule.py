@@ -15,7 +15,7 @@ from lmsi_jax.config import (
     Run,
     Training,
 )
-from lmsi_jax.config.schedule import SCHEDULABLE, scheduled_values
+from lmsi_jax.config.run import SCHEDULABLE, scheduled_values
 from lmsi_jax.errors import LmsiError
 
 MODEL = ModelConfig(

@@ -10,7 +10,8 @@ pytest.importorskip("jinja2", reason="needs the extra [hf]")
 import chat_templates as forms
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.interop.chat_template import ChatTemplate, Control, Part, Turn, encode_parts
+from lmsi_jax.interop.chat_template import ChatTemplate, Part, Turn, to_text
+from lmsi_jax.models.tokenizers import encode_text, open_tokenizer
 
 ASKED = "Ann has 3 pens\nand 12 cups. How many?"
 # What a text may hold to be taken for more than a text.
@@ -193,21 +194,30 @@ def test_one_of_several_named_templates_is_the_default(tmp_path):
     assert ChatTemplate.from_folder(tmp_path).render(turns(("user", "a"))).text == "y"
 
 
-def test_control_tokens_are_encoded_in_the_templates_parts_alone():
-    controls = {"<|a|>": Control(1, strips_right=True), "<|a|>b": Control(2)}
+def test_control_tokens_are_encoded_in_the_templates_parts_alone(tmp_path):
     parts = [Part("<|a|>\n", None, False), Part(" <|a|> ", 0, True), Part("x<|a|>b", None, True)]
+    text = to_text(parts, ["<|a|>", "<|a|>b"])
+    assert text == ("", "<|a|>", "\n <|a|> x", "<|a|>b", "")
+    folder = write_tokenizer(tmp_path, ("<|a|>", "<|a|>b"), "<|a|>b", rstrip=["<|a|>"])
+    ours = open_tokenizer(folder)
+    first, second = (ours.controls[token].id for token in ("<|a|>", "<|a|>b"))
+    assert encode_text(ours, text) == [first, *ours.encode("<|a|> x"), second]
+    for cut in range(1, 4, 2):  # the parts of it, each behind the one before
+        left, right = (*text[:cut], *text[cut : cut + 1], ""), text[cut + 1 :]
+        assert [*encode_text(ours, left), *encode_text(ours, right, left)] == encode_text(
+            ours, text
+        )
 
-    def letters(text):
-        return [ord(letter) for letter in text]
 
-    assert encode_parts(parts, letters, controls) == [1, *letters("<|a|> x"), 2]
+def test_a_control_token_of_another_tokenizer_is_named(tmp_path):
+    ours = open_tokenizer(write_tokenizer(tmp_path, ("<|a|>",), "<|a|>"))
+    with pytest.raises(LmsiError, match=r"'<\|im_end\|>', which the tokenizer .* does not have"):
+        encode_text(ours, ("a", "<|im_end|>", ""))
 
 
-def their_tokenizer(name):
-    """Returns transformers' tokenizer with a template, and the arguments of `encode_parts`."""
-    transformers = pytest.importorskip("transformers", reason="needs transformers")
+def write_tokenizer(folder, controls, end, start=None, rstrip=()):
+    """Writes a byte-level tokenizer with control tokens; returns its folder."""
     tokenizers = pytest.importorskip("tokenizers", reason="needs the extra [hf]")
-    source, start, end, controls, _ = forms.FORMS[name]
     made = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=None))
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()
@@ -219,25 +229,36 @@ def their_tokenizer(name):
     made.train_from_iterator([ASKED, *HOSTILE, "The answer is 15.\n user\n\n"] * 5, trainer)
     made.add_special_tokens(
         [
-            # Phi-3's tokens swallow the white space behind them.
-            tokenizers.AddedToken(token, special=True, rstrip=name == "phi3")
+            tokenizers.AddedToken(token, special=True, rstrip=token in rstrip)
             for token in dict.fromkeys(filter(None, (start, end, *controls)))
         ]
     )
-    added = made.get_added_tokens_decoder().items()
-    table = {token.content: Control(i, token.lstrip, token.rstrip) for i, token in added}
-    plain = tokenizers.Tokenizer.from_str(made.to_str())
-    plain.encode_special_tokens = True
+    made.save(str(folder / "tokenizer.json"))
+    settings = {"eos_token": end} | ({"bos_token": start} if start else {})
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def their_tokenizer(name, folder):
+    """Returns transformers' tokenizer with a template, and ours of the same folder."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    source, start, end, controls, _ = forms.FORMS[name]
+    # Phi-3's tokens swallow the white space behind them.
+    strips = (end, *controls) if name == "phi3" else ()
+    write_tokenizer(folder, controls, end, start, strips)
     tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token=start, eos_token=end, chat_template=source
+        tokenizer_file=str(folder / "tokenizer.json"),
+        bos_token=start,
+        eos_token=end,
+        chat_template=source,
     )
-    return tokenizer, lambda text: plain.encode(text).ids, table
+    return tokenizer, open_tokenizer(folder)
 
 
 @pytest.mark.parametrize("prompt", [False, True])
 @pytest.mark.parametrize("name", forms.FORMS)
-def test_texts_and_ids_are_those_of_transformers(name, prompt):
-    tokenizer, encode, table = their_tokenizer(name)
+def test_texts_and_ids_are_those_of_transformers(name, prompt, tmp_path):
+    tokenizer, ours = their_tokenizer(name, tmp_path)
     made = template(name)
     for conversation in conversations(name):
         messages = [{"role": turn.role, "content": turn.text} for turn in conversation]
@@ -247,14 +268,14 @@ def test_texts_and_ids_are_those_of_transformers(name, prompt):
         found = made.render(conversation, add_generation_prompt=prompt)
         assert found.exact
         assert found.text == wanted
-        if any(token in turn.text for token in table for turn in conversation):
+        if any(token in turn.text for token in ours.controls for turn in conversation):
             continue  # transformers takes them for control tokens
         ids = tokenizer(wanted, add_special_tokens=False).input_ids
-        assert encode_parts(found.parts, encode, table) == ids
+        assert encode_text(ours, to_text(found.parts, ours.controls)) == ids
 
 
-def test_thinking_and_tags_are_those_of_transformers():
-    tokenizer, *_ = their_tokenizer("chatml")
+def test_thinking_and_tags_are_those_of_transformers(tmp_path):
+    tokenizer, _ = their_tokenizer("chatml", tmp_path)
     messages = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b", "reasoning_content": "\nc"},

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from lmsi_jax.cli.main import main
+from lmsi_jax.config import gin_loader
+from lmsi_jax.config.configurables import load_run, load_run_of
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.hf_families import tensors
 from lmsi_jax.interop.hf_weights import import_model
 from lmsi_jax.models.tokenizers import open_tokenizer
+from lmsi_jax.prompts import STOP_STRINGS
 from lmsi_jax.training.streaming import Saved
 
 pytest.importorskip("tokenizers", reason="needs the extra [hf]")
@@ -49,10 +52,23 @@ def test_the_command_imports_a_file_and_the_gin_file_names_it(tmp_path, capsys):
     assert dtypes == {"bfloat16"}
 
 
-def test_a_file_with_a_chat_template_gets_the_advice_on_stop_strings(tmp_path, capsys):
-    files.write(tmp_path / "m.gguf", "qwen2", template=TEMPLATE)
+@pytest.mark.parametrize("template", [TEMPLATE, None])
+def test_a_file_with_a_chat_template_is_prompted_in_it_and_the_import_says_so(
+    tmp_path, capsys, template
+):
+    files.write(tmp_path / "m.gguf", "qwen2", **({"template": template} if template else {}))
     main(["import-hf", str(tmp_path / "m.gguf"), str(tmp_path / "out")])
-    assert "--gin.Sampling.stop=" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert ("prompts: in its chat template" in printed) == bool(template)
+    assert ("--gin_file=prompting/base.gin" in printed) == bool(template)
+    run = load_run_of(tmp_path / "out")
+    assert (run.chat is None) == (template is None)
+    assert run.sampling.stop == (() if template else STOP_STRINGS)
+    assert run.mixing.end == ("blank_line" if template else "end_token")
+    model = str(tmp_path / "out" / "model.gin")
+    gin_loader.load("quickstart", gin_loader.GinArgs(files=(model, "prompting/base.gin")))
+    run = load_run()
+    assert (run.chat, run.sampling.stop, run.mixing.end) == (None, STOP_STRINGS, "end_token")
 
 
 def test_a_folder_with_one_split_model_is_imported(tmp_path):

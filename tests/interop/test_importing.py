@@ -345,14 +345,17 @@ def test_bfloat16_is_kept_or_cast_and_read_as_float32(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("chat", ["no", "in the settings", "in a file"])
-def test_the_stop_strings_of_instruct_models_are_named_at_import(source, capsys, chat):
+def test_the_import_says_how_a_model_is_prompted_and_how_to_change_it(source, capsys, chat):
     if chat == "in the settings":
         _change(source, "tokenizer_config.json", chat_template="{{ messages }}")
     elif chat == "in a file":
         (source / "chat_template.jinja").write_text("{{ messages }}")
     assert main(["import-hf", str(source), str(source.parent / "out")]) == 0
-    flag = r"""--gin.Sampling.stop="('\nQ:', '\nPremise:')" """.strip()
-    assert (flag in capsys.readouterr().out) == (chat != "no")
+    printed, gin = capsys.readouterr().out, (source.parent / "out" / "model.gin").read_text()
+    instruct = "a turn ends with <|endoftext|>; --gin_file=prompting/base.gin after model.gin"
+    assert (instruct in printed) == (chat != "no")
+    assert ("it has no chat template" in printed) == (chat == "no")
+    assert f"include 'prompting/{'base' if chat == 'no' else 'instruct'}.gin'" in gin
 
 
 def test_an_imported_model_judges_samples_as_transformers_computes_it(tmp_path):

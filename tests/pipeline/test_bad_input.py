@@ -34,7 +34,6 @@ from lmsi_jax.cli.main import main
         ({"Questions.train_count": 0}, "Questions.train_count = 0; use 1 or more"),
         ({"Questions.test_count": 0}, "Questions.test_count = 0; use 1 or more"),
         ({"Questions.train": ()}, "there are no questions"),
-        ({"Questions.test": ()}, "there are no questions"),
         ({"Questions.train": ("aqua",)}, "data_dir"),
         ({"Run.init_checkpoint": "/nowhere"}, "no checkpoint in /nowhere"),
         ({"Run.tokenizer": "/nowhere.model"}, "/nowhere.model is not a readable SentencePiece"),

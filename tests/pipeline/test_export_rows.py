@@ -6,7 +6,7 @@ import pytest
 
 from lmsi_jax.cli.main import main
 from lmsi_jax.models.tokenizers import open_tokenizer
-from lmsi_jax.pipeline.export_rows import export_rows
+from lmsi_jax.pipeline.exchange import export_rows
 from lmsi_jax.records import Example
 from lmsi_jax.runtime.store import ShardStore
 from lmsi_jax.training.data import in_order

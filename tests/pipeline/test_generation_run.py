@@ -338,7 +338,7 @@ def test_a_model_whose_zero_shot_answers_are_unusable_is_named(
     [
         ({"Augmentation.prompts": 1}, "Augmentation.prompts = 1"),
         ({"Augmentation.use": "both"}, "'both'; choose from beside, instead"),
-        ({"Augmentation.temperature": 0.0}, "above 0, so that questions differ"),
+        ({"Augmentation.temperature": 0.0}, "use 1e-30 or more, so that questions differ"),
         ({"Augmentation.min_confidence": 1.5}, "use a share, 0 to 1"),
         ({"Augmentation.shots": 0}, "Augmentation.shots = 0; use 1 or more"),
         ({"Sampling.adaptive_consistency": 0.95}, "with Augmentation.prompts set it to None"),

@@ -2,11 +2,14 @@
 
 import copy
 import dataclasses
+import os
+import pathlib
 
 import pytest
 
 from lmsi_jax.config import (
     Augmentation,
+    Chat,
     Distillation,
     DistributionShift,
     ExternalScore,
@@ -32,6 +35,7 @@ from lmsi_jax.pipeline.train import TeacherScoresStep
 from lmsi_jax.training import checkpoints
 
 _SAMPLE = "generate prompts sample filter_scores eval0 eval1"  # whatever samples
+_ASKED = f"{_SAMPLE} mix"  # whatever has prompts
 _SCORED = "filter_scores teacher_scores train"
 # Written by hand: the stages that a field makes stale where all of them run.
 TABLE = {
@@ -43,6 +47,9 @@ TABLE = {
         "questions_per_shard": _SAMPLE,
         "start_from": "teacher_scores train",
     },
+    "Chat": dict.fromkeys(
+        ("exemplars", "system", "system_turn", "thinking", "template", "date"), _ASKED
+    ),
     "Questions": {
         **dict.fromkeys(
             (
@@ -83,7 +90,7 @@ TABLE = {
         "conclusions": "sample vote eval0 eval1",
     },
     "Mixing": {
-        **dict.fromkeys(("formats", "merge_equal", "cap", "normalise"), "mix"),
+        **dict.fromkeys(("formats", "end", "merge_equal", "cap", "normalise"), "mix"),
         **dict.fromkeys(
             ("keep", "min_confidence", "human_examples", "selection"), "filter_scores mix"
         ),
@@ -182,8 +189,14 @@ VALUES = {
     "Questions.test": ("travel",),
     "DistributionShift.validation": "confident",
     "Augmentation.prompts": 3,
+    "Mixing.end": "end_token",
+    "Chat.exemplars": "one_turn",
+    "Chat.thinking": True,
+    "Chat.date": "2025-02-03",
 }
 
+_TEMPLATE = pathlib.Path(__file__).parent / "chat_template.jinja"
+VALUES["Chat.template"] = os.path.relpath(_TEMPLATE)  # the same file
 _MODEL = ModelConfig(vocab_size=8, num_layers=1, embed_dim=4, num_heads=1, head_dim=2, mlp_dim=4)
 _PLAIN = {
     "output_dir": "unused",
@@ -212,6 +225,12 @@ BASES = {
         distillation=Distillation(teacher_dir="elsewhere"),
     ),
     "plain": Run(**_PLAIN, augmentation=Augmentation(prompts=2)),
+    "chat": Run(
+        **_PLAIN,
+        chat=Chat(template=str(_TEMPLATE)),
+        augmentation=Augmentation(questions=4),
+        mixing=Mixing(selection=(SelfRating(share=0.7),)),
+    ),
     "scpo": Run(**_PLAIN, training=Training(preference=Preference())),
     "spin": Run(
         **_PLAIN,
@@ -238,6 +257,12 @@ _PAIRS = {
 OVERRIDES = {
     "full": {"Augmentation.prompts": "prompts"},
     "plain": PLAIN,
+    "chat": {
+        **{name: PLAIN[name] for name in PLAIN if name.startswith("Voting.")},
+        "Augmentation.prompts": "prompts",
+        "Mixing.human_examples": "mix",
+        "Mixing.selection": "mix",
+    },
     "scpo": {
         **_PAIRS,
         "Augmentation.prompts": "prompts",
@@ -252,6 +277,9 @@ OVERRIDES = {
         "Preference.threshold": "train",
     },
 }
+
+
+_ELSEWHERE = ("chat", "lora", "preference", "pretraining", "distillation")
 
 
 def _other(name, value):
@@ -277,7 +305,7 @@ def _fields(value, path=()):
             yield path, name, field.name
             for place, one in enumerate(inner):
                 yield from _fields(one, (*path, field.name, place))
-        elif inner is None and field.name in ("lora", "preference", "pretraining", "distillation"):
+        elif inner is None and field.name in _ELSEWHERE:
             pass  # another base has it
         else:
             yield path, name, field.name

@@ -32,11 +32,11 @@ def _texts(folder):
 
 def test_a_text_is_parsed_once_and_a_shard_read_once_a_stage(words, tmp_path, monkeypatch):
     parsed, reads, stages = [], collections.Counter(), ["report"]
-    read_answer, read, execute = answers.read, ShardStore._bytes, Step.execute
+    find_answer, read, execute = answers.find, ShardStore._bytes, Step.execute
 
     def counted_answer(text, *args, **options):
         parsed.append(text)
-        return read_answer(text, *args, **options)
+        return find_answer(text, *args, **options)
 
     def counted_read(store, name):
         data = read(store, name)
@@ -51,7 +51,7 @@ def test_a_text_is_parsed_once_and_a_shard_read_once_a_stage(words, tmp_path, mo
         finally:
             stages.pop()
 
-    monkeypatch.setattr(answers, "read", counted_answer)
+    monkeypatch.setattr(answers, "find", counted_answer)
     monkeypatch.setattr(ShardStore, "_bytes", counted_read)
     monkeypatch.setattr(Step, "execute", counted_execute)
     assert main([*words("run", tmp_path, CHANGES), FILTERS]) == 0

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.report import comparison, formats, page, training_sections, vote_sections
+from lmsi_jax.report import comparison, page, training_sections, vote_sections
 from lmsi_jax.report import html as html_module
 from lmsi_jax.report.summary import ShownQuestion, Summary
 
@@ -123,7 +123,7 @@ def test_the_headline_is_that_of_independent_sums(summary):
         f"Chain-of-thought accuracy on in-domain tasks rose from {before:.1f} % to {after:.1f} %"
     )
     assert basis.startswith(f"+{after - before:.1f} points [95\N{NO-BREAK SPACE}%: ")
-    assert f"p {'= ' if p >= 1e-4 else ''}{formats.p_value(p)}." in basis
+    assert f"p {'= ' if p >= 1e-4 else ''}{comparison.p_value(p)}." in basis
     assert f"Mean over {len(tasks)} tasks, {len(pairs):,} test questions" in basis
     assert basis.replace("\N{NO-BREAK SPACE}", " ") in text_of(render(summary))
 
@@ -138,11 +138,11 @@ def test_a_task_row_holds_its_accuracies_and_its_p_value(summary):
     for cell, share, correct in zip(cells[2:4], shares, (before, after), strict=True):
         interval = scipy.stats.binomtest(sum(correct), len(correct)).proportion_ci(method="wilson")
         assert cell == f"{share:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
-    assert cells[4].startswith(formats.points((shares[1] - shares[0]) / 100))
+    assert cells[4].startswith(comparison.points((shares[1] - shares[0]) / 100))
     pairs = list(zip(before, after, strict=True))
     changed = pairs.count((0, 1)), pairs.count((1, 0))
     p = scipy.stats.binomtest(changed[0], sum(changed)).pvalue
-    assert cells[6] == formats.p_value(p)
+    assert cells[6] == comparison.p_value(p)
 
 
 def test_all_rounds_have_their_column(three_rounds):

@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lmsi_jax.report import comparison
-from lmsi_jax.report.comparison import headline_words
-from lmsi_jax.report.formats import points
+from lmsi_jax.report.comparison import headline_words, points
 from lmsi_jax.report.summary import Summary
 from lmsi_jax.report.terminal import (
     Column,

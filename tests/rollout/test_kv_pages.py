@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmsi_jax.models.attention import MASKED, Part, merge
-from lmsi_jax.rollout.chunks import page_table
+from lmsi_jax.rollout.device_caches import page_table
 from lmsi_jax.rollout.kv_pages import (
     PageTable,
     Pool,

@@ -13,11 +13,13 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.seqio_vocabularies import (
     Pieces,
     Tokens,
+    encode_parts,
     encode_prompt,
     open_t5x_vocabulary,
     open_vocabulary,
+    to_columns,
 )
-from lmsi_jax.models.tokenizers import open_tokenizer
+from lmsi_jax.models.tokenizers import encode_text, open_tokenizer
 
 REAL = DATA / "sentencepiece"
 MODELS = ("sentencepiece.model", "google_sentencepiece_test_model.model")
@@ -115,3 +117,18 @@ def test_a_vocabulary_may_be_as_large_as_the_models_table_and_no_smaller(folder)
     assert Tokens(tokenizer, size=400).decode([399, *tokenizer.encode("a"), 399]) == "a"
     with pytest.raises(LmsiError, match="more than the 300 of the model"):
         Tokens(tokenizer, size=300)
+
+
+def test_parts_with_control_tokens_have_the_ids_of_the_engine(folder):
+    tokenizer = open_tokenizer(folder)
+    end = next(iter(tokenizer.controls))
+    parts = (("ab\n", end, ""), ("c </s>", end, "x"), (" y", end, ""))
+    columns, structured = to_columns(parts)
+    assert structured and to_columns(["a", "b"]) == (["a", "b"], False)
+    for vocabulary in (open_vocabulary(folder), open_t5x_vocabulary(folder)):
+        tensors = [tf.constant(column) for column in columns]
+        found = [ids.numpy() - vocabulary.shift for ids in encode_parts(vocabulary, tensors, True)]
+        before = ("", parts[0], parts[1])
+        wanted = [encode_text(tokenizer, *both) for both in zip(parts, before, strict=True)]
+        assert [ids.tolist() for ids in found] == wanted
+        assert sum(ids.count(tokenizer.controls[end].id) for ids in wanted) == 3

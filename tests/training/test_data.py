@@ -182,3 +182,43 @@ def test_rows_of_a_tokenizer_json_begin_with_the_models_start(tmp_path, kind):
         inputs = made.encode(example.inputs) if first else encode_first(made, example.inputs)
         assert [*row.prefix] == first
         assert row.tokens == inputs + made.encode(example.targets + SEPARATOR)
+
+
+LLAMA2_LIKE = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_rows_of_a_tokenizer_that_adds_a_space_are_read_as_their_text(tmp_path, ended):
+    """A text that such a tokenizer encodes apart begins with a space; a row has one before none."""
+    from lmsi_jax.models.tokenizers import encode_parts, open_tokenizer
+
+    sentencepiece = pytest.importorskip("sentencepiece")
+    texts = [e.prefix + e.inputs + e.targets for e in SOURCES["self_generated"]]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts * 9),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=330,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        model_type="bpe",
+        minloglevel=2,
+        **LLAMA2_LIKE,
+    )
+    path = str(tmp_path / "tokenizer.model")
+    made = open_tokenizer(path)
+    assert made.decode([*made.encode("A:"), *made.encode(" w")]) == "A:  w"
+    rows = [
+        dataclasses.replace(e, targets=(e.targets, "</s>", "") if ended else e.targets)
+        for e in SOURCES["self_generated"]
+    ]
+    stream = Examples({"self_generated": rows}, {"self_generated": 1.0}, path, seed=3)
+    found = {row.example: row for row in stream.in_order()}
+    assert len(found) == len(rows)
+    for number, example in enumerate(rows):
+        row = found[number]
+        learnt = example.targets if ended else example.targets + SEPARATOR
+        parts = (example.prefix, example.inputs, learnt)
+        assert [*row.prefix, *row.tokens] == encode_parts(made, parts)
+        text = example.prefix + example.inputs + (example.targets[0] if ended else learnt)
+        assert made.decode([*row.prefix, *row.tokens]) == text
+        assert (row.tokens[-1] == made.eos_id) == ended
