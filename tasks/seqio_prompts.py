@@ -101,7 +101,7 @@ def _writer(run_dir: epath.Path, tokenizer: str) -> PromptWriter:
     """Returns what wrote the prompts of a run, as its evaluation or its sampling recorded it."""
     for stage in ("round_0/eval", "round_1/sample"):
         record = run_dir / stage / "config.json"
-        chat = read_json(record)["config"].get("Chat") if record.exists() else None
+        chat = read_record(record)["config"].get("Chat") if record.exists() else None
         if chat:
             fields = {field.name: chat[field.name] for field in dataclasses.fields(Chat)}
             return open_writer(Chat(**fields), open_tokenizer(tokenizer_path(tokenizer)))
