@@ -11,7 +11,8 @@ samples = lmsi_jax.sample(model, questions, shots, sampling=Sampling(num_samples
 votes = lmsi_jax.vote(questions, samples)
 rows = lmsi_jax.select(questions, samples, votes, [MinConfidence(confidence=0.4)])
 training = Training(steps=40, optimizer=Optimizer(learning_rate=5e-4))
-better = lmsi_jax.train(model, lmsi_jax.mix(rows, shots), "runs/example", training)
+examples = lmsi_jax.mix(rows, shots, prompts=model.prompts)
+better = lmsi_jax.train(model, examples, "runs/example", training)
 test = task.questions("test", "hard", count=100, seed=0)
 for name, one in {"before": model, "after": better}.items():
     print(name, lmsi_jax.evaluate(one, test, shots).accuracy)
