@@ -32,6 +32,14 @@ _LONG = "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)"
 _LOOP = "\n    while True: time.sleep(0.01)"
 
 
+@pytest.fixture(autouse=True)
+def _interrupts():
+    """A shell starts its background jobs with SIGINT ignored, and the suite may be one of them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def start(tmp_path):
     """Starts the command with given work in a stage; returns the process once that has begun."""
