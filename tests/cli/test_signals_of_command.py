@@ -78,7 +78,9 @@ _GOES_ON = "the same command continues where it stopped\n"
 def test_a_signal_ends_the_command_in_one_line(start, number, code, line):
     process = start(_LOOP)
     process.send_signal(number)
-    assert process.communicate(timeout=60)[1] == line and process.returncode == code
+    # A busy machine takes over two seconds, and then another line says what is being finished.
+    error = process.communicate(timeout=60)[1]
+    assert error.endswith(line) and "Traceback" not in error and process.returncode == code
 
 
 def test_a_library_that_fails_because_of_the_signal_is_not_blamed(start):
@@ -109,7 +111,9 @@ def test_threads_that_fail_at_the_end_are_silent(start):
 """
     process = start(work)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == f"\ninterrupted; {_GOES_ON}"
+    error = process.communicate(timeout=60)[1]
+    assert error.endswith(f"\ninterrupted; {_GOES_ON}")
+    assert "Traceback" not in error and "futures" not in error
 
 
 def test_work_that_no_signal_reaches_is_named_and_a_second_interrupt_ends_it(start):
@@ -138,7 +142,9 @@ def test_a_launcher_that_passes_the_signal_on_sends_no_second_one(start):
     )
     for _ in range(3):
         process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == f"\ninterrupted; {_GOES_ON}"
+    error = process.communicate(timeout=60)[1]
+    assert error.endswith(f"\ninterrupted; {_GOES_ON}")
+    assert "Traceback" not in error and "futures" not in error
     assert process.returncode == 130
 
 
