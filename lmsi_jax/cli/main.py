@@ -59,6 +59,7 @@ def _main(words: list[str], as_command: bool) -> int:
     with contextlib.ExitStack() as at_exit:  # runs after the message is out
         try:
             _execute(words, as_command=as_command, at_exit=at_exit)
+            sys.stdout.flush()
         except LmsiError as error:
             _print_error(error)
             if isinstance(error, TryAgain):
@@ -66,6 +67,13 @@ def _main(words: list[str], as_command: bool) -> int:
 
                 processes.abandon(error.exit_code)
             return error.exit_code
+        except OSError as error:
+            from lmsi_jax.runtime.files import cannot, is_of_disk
+
+            if not is_of_disk(error):
+                raise
+            _print_error(cannot("write", error.filename or "the output", error))
+            return LmsiError.exit_code
         except KeyboardInterrupt:
             print("\ninterrupted; the same command continues where it stopped", file=sys.stderr)
             return _SIGNALLED[0]

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from etils import epath
 
+from lmsi_jax.errors import LmsiError
 from lmsi_jax.pipeline.context import Round
 from lmsi_jax.runtime import user_code
 from lmsi_jax.runtime.store import ShardStore, Stage
@@ -84,6 +85,10 @@ DECODING = (Fields(part="", names=("seed", "questions_per_shard")), Fields(part=
 """Settings of every step that samples: they determine its noise, its shards and its numerics."""
 
 
+_TRAINS = ("train", "pretrain", "distill", "filter_scores", "teacher_scores")
+"""Steps that compute with `Training`'s layout; the others that compute decode."""
+
+
 class Step:
     """Base of all steps. A step is a value without state; what it works on is its round.
 
@@ -145,10 +150,26 @@ class Step:
         stage = round.context.stage(folder, self.name, self.identity(round), inputs)
         self.prepare(folder)
         if not round.context.done(stage):
-            self.run(round, stage)
+            try:
+                self.run(round, stage)
+            except (MemoryError, RuntimeError) as error:  # JAX's errors are RuntimeErrors
+                if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+                    raise
+                raise LmsiError(self._memory_advice(error, folder)) from error
             stage.finish(self.outputs(stage))
         round.release()
         return stage.fingerprint
+
+    def _memory_advice(self, error: Exception, folder: epath.Path) -> str:
+        reason = (str(error).strip() or "the host's").splitlines()[0][:150]
+        knobs = (
+            "lower Training.sequences_per_prefix (raise Training.microbatches by as much), set "
+            "Training.compute_dtype = 'bfloat16' or Lora, or spread the model with Training.model"
+            if self.name in _TRAINS
+            else "lower Decoding.slots or Decoding.pool_bytes, set Decoding.dtype = 'bfloat16', or "
+            "spread the model with Decoding.model"
+        )
+        return f"{folder}: the memory does not suffice ({reason}); {knobs}"
 
     def folder(self, round: Round) -> epath.Path:
         """Returns the stage's folder."""

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import uuid
@@ -154,6 +155,34 @@ def cannot(verb: str, path: epath.PathLike, error: OSError) -> LmsiError:
     elif error.errno in _CLOSED:
         remedy = "make it writable, or choose another output_dir"
     return LmsiError(f"cannot {verb} {os.fspath(path)}: {error.strerror or error}; {remedy}")
+
+
+@contextlib.contextmanager
+def system_errors(folder: epath.PathLike) -> Iterator[None]:
+    """Turns errors of the system while libraries write into a folder into LmsiErrors.
+
+    TensorStore's are ValueErrors with the error's number in their text, TensorFlow's have its
+    words.
+    """
+    try:
+        yield
+    except LmsiError:
+        raise
+    except OSError as error:
+        raise cannot("write", folder, error) from error
+    except Exception as error:
+        text = str(error)
+        number = re.search(r"os_error_code='(\d+)'", text)
+        known = (code for code in sorted(_FULL | _CLOSED) if os.strerror(code) in text)
+        code = int(number[1]) if number else next(known, None)
+        if code is None:
+            raise
+        raise cannot("write", folder, OSError(code, os.strerror(code))) from error
+
+
+def is_of_disk(error: OSError) -> bool:
+    """Returns True if an error is of a disk that is full, or a place that cannot be written."""
+    return error.errno in _FULL | _CLOSED
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:

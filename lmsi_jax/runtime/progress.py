@@ -361,6 +361,8 @@ def quiet_libraries() -> None:
 
     # Orbax and SeqIO warn of what is intended here: no metadata above an item, tasks in memory.
     logging.set_verbosity(logging.ERROR)
+    # Orbax logs the traceback of a failed save once for each of its threads, and raises it besides.
+    logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
     if hasattr(os, "fork"):
         _filter_descriptor()
 

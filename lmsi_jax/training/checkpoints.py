@@ -25,7 +25,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.params import Params
-from lmsi_jax.runtime.files import cannot, read_record
+from lmsi_jax.runtime.files import cannot, read_record, system_errors
 
 UNFINISHED = ".orbax-checkpoint-tmp"
 LAYOUT = "a folder checkpoint_N with an Orbax item 'state' that holds a tree 'target'"
@@ -460,9 +460,10 @@ class Checkpoints:
         if mode not in ("min", "max"):
             raise LmsiError(f"the best checkpoint is by 'min' or 'max', not by {mode!r}")
         self.directory = epath.Path(directory).resolve()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        if not together or jax.process_index() == 0:
-            _sweep(self.directory)
+        with system_errors(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if not together or jax.process_index() == 0:
+                _sweep(self.directory)
         self._together = together
         options = ocp.CheckpointManagerOptions(
             step_prefix=PREFIX,
@@ -502,6 +503,9 @@ class Checkpoints:
           optimizer_state: the Optax state.
           data_state: JSON values, see the method `data_state`.
           metrics: for `keep_best`.
+
+        Raises:
+          LmsiError: the disk is full, or the folder cannot be written.
         """
         if step in self._manager.all_steps():
             return
@@ -515,11 +519,13 @@ class Checkpoints:
         if data_state is not None:
             items[DATA_STATE] = ocp.args.JsonSave(dict(data_state))
         known = None if metrics is None else {k: float(v) for k, v in metrics.items()}
-        self._manager.save(step, args=ocp.args.Composite(**items), metrics=known)
+        with system_errors(self.directory):
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=known)
 
     def wait(self) -> None:
-        """Waits until the saves in the background are complete; raises their failures."""
-        self._manager.wait_until_finished()
+        """Waits until the saves in the background are complete; raises their failures as `save`."""
+        with system_errors(self.directory):
+            self._manager.wait_until_finished()
 
     def restore(
         self, step: int, params: Params | None, optimizer_state: Any, shardings: Any = None
@@ -558,8 +564,9 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Waits for the saves in the background."""
-        self._manager.close()
+        """Waits for the saves in the background; raises their failures as `save`."""
+        with system_errors(self.directory):
+            self._manager.close()
 
     def _folder(self, step: int) -> epath.Path:
         folder = self.directory / f"{PREFIX}_{step}"

@@ -177,27 +177,33 @@ class _Writers:
     def __init__(self, directory: epath.Path, first: int):
         from clu import metric_writers  # imports TensorFlow: some seconds
 
-        self._events = metric_writers.SummaryWriter(str(directory / "tensorboard"))
+        self._directory = directory
+        with files.system_errors(directory):
+            self._events = metric_writers.SummaryWriter(str(directory / "tensorboard"))
         self._metrics = _JsonLines(directory / METRICS, first)
         self._speed = _JsonLines(directory / SPEED, first)
 
     def metrics(self, step: int, line: Mapping[str, float]) -> None:
         """Writes the values that a resumed run repeats byte by byte."""
         scalars = {name: value for name, value in line.items() if name != "step"}
-        for writer in (self._metrics, self._events):
-            writer.write_scalars(step, scalars)
+        with files.system_errors(self._directory):
+            for writer in (self._metrics, self._events):
+                writer.write_scalars(step, scalars)
 
     def speed(self, step: int, line: Mapping[str, float]) -> None:
         """Writes the values that depend on the clock."""
-        for writer in (self._speed, self._events):
-            writer.write_scalars(step, line)
+        with files.system_errors(self._directory):
+            for writer in (self._speed, self._events):
+                writer.write_scalars(step, line)
 
     def flush(self) -> None:
-        for writer in (self._metrics, self._speed, self._events):
-            writer.flush()
+        with files.system_errors(self._directory):
+            for writer in (self._metrics, self._speed, self._events):
+                writer.flush()
 
     def close(self) -> None:
-        self._events.close()
+        with files.system_errors(self._directory):
+            self._events.close()
 
 
 class _Silent:

@@ -270,8 +270,6 @@ def test_quiet_defaults_never_override_the_users(stages, config, monkeypatch):
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
     monkeypatch.delenv("GRPC_VERBOSITY", raising=False)
     main.main(["run", config])
-    import os
-
     assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == "0"
     assert os.environ["GRPC_VERBOSITY"] == "ERROR"
 
@@ -363,3 +361,13 @@ def test_without_a_folder_to_write_programs_are_compiled_anew(tmp_path, monkeypa
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     main.keep_programs()
     assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
+def test_an_output_that_takes_no_more_is_told_in_a_line():
+    words = [sys.executable, "-m", "lmsi_jax.cli.main", "run", "quickstart", "--dry_run"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert "lmsi: error: cannot write the output: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 3

@@ -3,9 +3,11 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 from micro_run import ROOT, contents, shard_rows, snapshot
 
@@ -242,3 +244,23 @@ def test_rates_without_strong_examples_name_the_parameter(copy, lmsi):
         shutil.rmtree(copy / "round_1" / stage)
     code, _, error = lmsi("train", copy, {"Training.human_rate": 0.5})
     assert code == 2 and "set Mixing.human_examples above 0, or Training.human_rate to 0" in error
+
+
+@pytest.mark.parametrize(
+    ("command", "knob"), [("train", "Training.sequences_per_prefix"), ("sample", "Decoding.slots")]
+)
+@pytest.mark.parametrize(
+    "error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: allocating 9 bytes")]
+)
+def test_memory_that_does_not_suffice_names_the_setting(
+    copy, lmsi, monkeypatch, command, knob, error
+):
+    shutil.rmtree(copy / "round_1" / command)
+
+    def fail(*_args, **_named):
+        raise error
+
+    work = {"train": "train.train", "sample": "sample.draw_samples"}[command]
+    monkeypatch.setattr(f"lmsi_jax.pipeline.{work}", fail)
+    code, _, text = lmsi(command, copy)
+    assert code == 2 and f"round_1/{command}: the memory does not suffice" in text and knob in text

@@ -17,6 +17,7 @@ from lmsi_jax.runtime.files import (
     read_data,
     read_json,
     read_record,
+    system_errors,
     write_record,
 )
 
@@ -141,3 +142,32 @@ def test_two_commands_do_not_work_in_one_folder(tmp_path):
         (folder / "file").touch()
     with exclusive(folder), exclusive("gs://bucket/run"):
         assert (folder / "file").exists()
+
+
+class _OpError(Exception):
+    """As TensorFlow's, which are no OSErrors."""
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ValueError("RESOURCE_EXHAUSTED: Failed to write [os_error_code='28']"), "No space left"),
+        (
+            ValueError("PERMISSION_DENIED: open() [os_error_code='13']"),
+            "Permission denied; make it",
+        ),
+        (_OpError("/r/events.v2; No space left on device\n\tFailed to flush"), "No space left"),
+        (OSError(30, "Read-only file system"), "Read-only file system; make it writable"),
+        (OSError(122, "Disk quota exceeded"), "Disk quota exceeded; make room on the disk"),
+    ],
+)
+def test_errors_of_a_disk_are_told_whoever_raises_them(error, reason):
+    with pytest.raises(LmsiError, match=f"cannot write /r: {reason}"), system_errors("/r"):
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), KeyError(28), LmsiError("no room left")])
+def test_other_errors_stay_what_they_are(error):
+    with pytest.raises(type(error)) as raised, system_errors("/r"):
+        raise error
+    assert raised.value is error

@@ -2,12 +2,15 @@
 
 import dataclasses
 import re
+import resource
+from contextlib import suppress
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
 from lmsi_jax.config import Optimizer
 from lmsi_jax.errors import LmsiError
@@ -292,3 +295,28 @@ def test_weights_that_are_no_numbers_are_named_with_their_checkpoint(tmp_path, v
     params["layer_0"]["up"] = params["layer_0"]["up"].at[1, 0].set(value)
     with pytest.raises(LmsiError, match="checkpoint_7 has NaN or infinite numbers in layer_0.up;"):
         checkpoints.check_finite(tmp_path / "checkpoint_7", params)
+
+
+@pytest.fixture
+def small_files():
+    """Files of 64 KiB at most, as on a disk that is nearly full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_disk_without_room_is_told_in_a_line_and_earlier_checkpoints_stay(
+    tmp_path, small_files, background
+):
+    saved = Checkpoints(tmp_path, keep=None, background=background)
+    saved.save(1, {"embedding": jnp.ones((8, 8))})
+    saved.wait()
+    noise = jax.random.normal(jax.random.key(0), (256, 1024))  # no compression makes it small
+    with pytest.raises(LmsiError, match=f"cannot write {tmp_path}: File too large; make room on"):
+        saved.save(2, {"embedding": noise})
+        saved.wait()
+    with suppress(LmsiError):
+        saved.close()
+    assert list(checkpoints.steps(epath.Path(tmp_path))) == [1]
