@@ -14,6 +14,7 @@ on, even the last message of a process that dies. Python's own stderr bypasses i
 
 import collections
 import contextlib
+import logging as standard_logging
 import os
 import re
 import signal
@@ -363,6 +364,15 @@ def quiet_libraries() -> None:
     logging.set_verbosity(logging.ERROR)
     # Orbax logs the traceback of a failed save once for each of its threads, and raises it besides.
     logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
+    standard_logging.getLogger("asyncio").setLevel(standard_logging.CRITICAL)
+    before = sys.unraisablehook
+
+    def report(unraisable: "sys.UnraisableHookArgs") -> None:
+        # TensorStore's other writes tell a loop that has ended with the first failed one.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = report
     if hasattr(os, "fork"):
         _filter_descriptor()
 

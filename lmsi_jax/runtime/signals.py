@@ -17,7 +17,9 @@ keep that thread for half a minute, so a thread of its own, which the operating 
 wakes, says what is waited for and, at a second Ctrl-C, ends the process.
 """
 
+import _thread
 import contextlib
+import math
 import os
 import select
 import signal
@@ -40,23 +42,28 @@ _TERMINATING = (signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 1.5  # seconds until a line says what is waited for
 # A launcher may pass on the signal that the terminal sent to the whole group already.
 _SAME = 0.25  # seconds
-# A closing session sends several signals, which must not interrupt the answer to the first.
-_ANSWERING = 5.0
+# A closing session sends several signals, which must not interrupt the answer to the first. After
+# this time a signal is raised again: libraries swallow exceptions within their callbacks.
+_ANSWERING = 5.0  # seconds
+
+
+class _Raise:
+    """A handler that raises an exception, unless it has done so just now."""
+
+    def __init__(self, error: type[BaseException]):
+        self._error, self._raised = error, -math.inf
+
+    def __call__(self, _signal: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._raised >= _ANSWERING:
+            self._raised = now
+            raise self._error
 
 
 @contextlib.contextmanager
 def signals_as_exceptions() -> Iterator[None]:
     """Raises `Terminated` at a SIGTERM inside the block, as Ctrl-C raises its exception."""
-
-    answered = -_ANSWERING
-
-    def leave(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal answered
-        if time.monotonic() - answered > _ANSWERING:
-            answered = time.monotonic()
-            raise Terminated
-
-    with _handler_installed(leave):
+    with _handler_installed(_Raise(Terminated)):
         yield
 
 
@@ -95,23 +102,16 @@ def deferred_signals(deadline: float | None = None) -> Iterator[Callable[[], boo
 def watched_signals() -> Iterator[None]:
     """Ends the block at the first signal, and the process at a second Ctrl-C, even after the block.
 
-    Meanwhile it says what is waited for. Only for a process that exits soon after the block.
+    Meanwhile it says what is waited for, and repeats the signal as long as the block goes on. Only
+    for a process that exits soon after the block.
 
     Raises:
       Terminated, KeyboardInterrupt: at the signal.
     """
     watcher = _Watcher()
-    interrupted = False
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal interrupted
-        if not interrupted:  # at the second the watcher ends the process
-            interrupted = True
-            raise KeyboardInterrupt
-
     before = signal.getsignal(signal.SIGINT)
     if before != signal.SIG_IGN:  # as in the background of a shell
-        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGINT, _Raise(KeyboardInterrupt))
     try:
         with signals_as_exceptions():
             yield
@@ -124,6 +124,7 @@ def watched_signals() -> Iterator[None]:
             raise
         raise watcher.cause() from None
     finally:
+        watcher.left.set()
         if watcher.cause is None:
             watcher.close()
             signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
@@ -134,19 +135,33 @@ class _Watcher:
 
     Attributes:
       cause: the exception of the first signal; None before any.
+      left: set once the block has been left.
     """
 
     def __init__(self) -> None:
         self.cause: type[BaseException] | None = None
+        self.left = threading.Event()
+        self._interrupts = self._repeated = 0
         self._reading, self._writing = os.pipe()
         for end in (self._reading, self._writing):
             os.set_blocking(end, False)
         self._lock = threading.Lock()
+        self._unraisable = unraisable = sys.unraisablehook
+
+        def report(lost: "sys.UnraisableHookArgs") -> None:
+            """Leaves out the signal's exception in a library's callback: it is raised again."""
+            if self.cause is None and not isinstance(
+                lost.exc_value, KeyboardInterrupt | Terminated
+            ):
+                unraisable(lost)
+
+        sys.unraisablehook = report
         self._since = 0.0
         self._before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
     def close(self) -> None:
+        sys.unraisablehook = self._unraisable
         signal.set_wakeup_fd(self._before)
         os.close(self._writing)  # the thread ends, and closes the other end
 
@@ -169,24 +184,34 @@ class _Watcher:
     def _arrived(self, number: int) -> None:
         if number not in (signal.SIGINT, *_TERMINATING):
             return
+        if self._repeated:  # by itself, see `_repeat`
+            self._repeated -= 1
+            return
         now = time.monotonic()
+        self._interrupts += number == signal.SIGINT
         if self.cause is None:
             self.cause = KeyboardInterrupt if number == signal.SIGINT else Terminated
             self._since = now
-            # Threads fail now because the main thread leaves.
-            threading.excepthook = lambda _: None
-            sys.unraisablehook = lambda _: None
-            timer = threading.Timer(_PATIENCE, self._explain, (number,))
-            timer.daemon = True
-            timer.start()
+            threading.excepthook = lambda _: None  # threads fail now because this one leaves
+            threading.Thread(target=self._wait, args=(number,), daemon=True).start()
         elif number == signal.SIGINT and now - self._since > _SAME:
-            _write("interrupted; the same command continues where it stopped")
-            os._exit(128 + signal.SIGINT)
+            self._end_now()
 
-    def _explain(self, number: int) -> None:
+    def _wait(self, number: int) -> None:
+        """Says what the block waits for, and repeats the signal until it is left."""
+        time.sleep(_PATIENCE)
+        if self._interrupts > 1:  # the thread that reads them may have been kept from it
+            self._end_now()
         name = "interrupted" if number == signal.SIGINT else "terminated"
         work = progress.current_work() or "the work at hand"
         _write(f"{name}: waiting for {work}; Ctrl-C ends it at once, what is finished is kept")
+        while not self.left.wait(_ANSWERING):
+            self._repeated += 1
+            _thread.interrupt_main(signal.Signals(number))
+
+    def _end_now(self) -> None:
+        _write("interrupted; the same command continues where it stopped")
+        os._exit(128 + signal.SIGINT)
 
 
 def _exit_now(deadline: float) -> None:

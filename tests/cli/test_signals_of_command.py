@@ -148,6 +148,45 @@ def test_a_launcher_that_passes_the_signal_on_sends_no_second_one(start):
     assert process.returncode == 130
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_a_library_swallows_is_raised_again(start, number, code):
+    process = start(
+        "\n    try:\n        while True: time.sleep(0.01)"
+        "\n    except BaseException: pass\n    while True: time.sleep(0.01)"
+    )
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert "waiting for the work at hand" in error and error.endswith(_GOES_ON)
+    assert process.returncode == code and "Traceback" not in error
+
+
+def test_a_signal_within_a_callback_is_raised_again_without_a_traceback(start):
+    """Python can only print what a destructor raises."""
+    work = """
+    class Kept:
+        def __del__(self):
+            while True: time.sleep(0.01)
+    Kept()
+    while True: time.sleep(0.01)
+"""
+    process = start(work)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert error.endswith(f"\ninterrupted; {_GOES_ON}") and process.returncode == 130
+    assert "Traceback" not in error and "ignored" not in error
+
+
+def test_two_interrupts_in_quick_succession_end_the_command_too(start):
+    """They may have waited for a library that keeps the interpreter's lock."""
+    work = "\n    try:\n        while True: time.sleep(0.01)"
+    process = start(f"{work}\n    finally:\n        {_LONG}")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)  # so that the system keeps both
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1].endswith(_GOES_ON)
+    assert process.returncode == 130
+
+
 def test_nohup_and_background_are_respected(start):
     process = start("\n    time.sleep(1.0)", before=["nohup"])
     process.send_signal(signal.SIGHUP)

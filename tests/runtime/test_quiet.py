@@ -45,3 +45,21 @@ def test_our_warnings_and_tracebacks_are_seen_and_absls_are_not():
 def test_the_last_words_of_a_dying_process_are_seen():
     returned, text = _stderr("os.write(2, b'F0000 check failed\\n')\nos.abort()\n")
     assert returned == -signal.SIGABRT and "check failed" in text
+
+
+def test_a_checkpoint_that_a_full_disk_stops_is_told_once(tmp_path):
+    """Its threads and loops would each write a traceback of their own."""
+    code = (
+        "import resource\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
+        "import jax\n"
+        "from lmsi_jax.errors import LmsiError\n"
+        "from lmsi_jax.training.checkpoints import Checkpoints\n"
+        f"saved = Checkpoints({str(tmp_path)!r}, background=True)\n"
+        "noise = {f'a{i}': jax.random.normal(jax.random.key(i), (256, 256)) for i in range(9)}\n"
+        "try:\n    saved.save(1, noise)\n    saved.wait()\n"
+        "except LmsiError as error:\n    print(error, file=sys.stderr)\n"
+    )
+    returned, text = _stderr(code)
+    assert returned == 0
+    assert text.count("\n") == 1 and "File too large; make room on the disk" in text
