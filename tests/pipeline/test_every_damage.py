@@ -93,6 +93,7 @@ def _check(finished, other, lmsi, caplog, case, folder):
     rng = random.Random(str(case))
     for command in ("report", "run"):
         copy = folder / command
+        shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(finished, copy)
         if not _damage(copy, other, name, how, rng):
             continue
@@ -112,7 +113,6 @@ def _check(finished, other, lmsi, caplog, case, folder):
         else:
             assert contents(copy) == contents(finished), (case, command, said)
             assert pathlib.Path(name).name.partition(".")[0] in said, (case, command, said)
-        shutil.rmtree(copy)
 
 
 @pytest.mark.parametrize("number", range(40))
