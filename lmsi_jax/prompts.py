@@ -176,10 +176,10 @@ class PromptWriter(Protocol):
         """
 
     def no_question(self) -> Text:
-        """Returns the prompt that asks nothing; a loss behind it is that of an answer alone."""
+        """Returns the prompt that asks nothing; a loss after it is that of an answer alone."""
 
     def target(self, solution: str, ended: bool = True) -> Text:
-        """Returns a solution as a model writes it behind a prompt.
+        """Returns a solution as a model writes it after a prompt.
 
         Args:
           solution: its text.
@@ -230,7 +230,7 @@ class PlainPrompts:
         return "A:"
 
     def target(self, solution: str, ended: bool = True) -> Text:
-        """Returns the solution behind a space, with `end` if it has one."""
+        """Returns the solution after a space, with `end` if it has one."""
         return (f" {solution}", self.end, "") if ended and self.end else f" {solution}"
 
     def judgement(self, question: str, solution: str, ask: str, opening: str) -> Text:
@@ -242,7 +242,7 @@ class PlainPrompts:
         return question_list(texts, opening)
 
     def request(self, text: str) -> Text:
-        """Returns the text, which an answer follows behind "A:"."""
+        """Returns the text, which an answer follows after "A:"."""
         return question_prompt(text)
 
 

@@ -281,7 +281,7 @@ class ExamplePair(_Record):
 
 
 def join_texts(*texts: Text) -> Text:
-    """Returns texts as one, of which the parts are read one behind the other."""
+    """Returns texts as one, of which the parts are read one after the other."""
     joined: list[str] = [""]
     for text in texts:
         first, *rest = (text,) if isinstance(text, str) else text

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import io
 import itertools
-import json
 import os
 import random
 import urllib.error
@@ -23,10 +22,8 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Exemplar, Kind, Question
 from lmsi_jax.runtime.files import check_regular, parse_json, read_data
 from lmsi_jax.tasks import exemplars
+from lmsi_jax.tasks.table_files import Row, json_lines, json_rows
 from lmsi_jax.tasks.task import Domain, Level, Split, too_few
-
-Row = tuple[str, dict[str, Any]]
-"""The place of a row, such as "train.jsonl, line 3", and the row."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -299,7 +296,7 @@ def _read_rows(path: Any, task: str, origin: str) -> Iterator[Row]:
     elif text.lstrip()[:1] == "[" or (name.endswith(".json") and "\n{" not in text.strip()):
         yield from _whole(text, path, task, origin)
     else:
-        yield from _lines(text, path, task, origin)
+        yield from json_lines(path, text, task, f"correct or remove it ({origin})")
 
 
 def _whole(text: str, path: Any, task: str, origin: str) -> Iterator[Row]:
@@ -312,31 +309,7 @@ def _whole(text: str, path: Any, task: str, origin: str) -> Iterator[Row]:
             content = [content]
     except ValueError as error:  # names line and column
         raise LmsiError(f"{task}: {path} is not JSON ({error}); copy it anew: {origin}") from error
-    for number, row in enumerate(content, 1):
-        if not isinstance(row, dict):
-            raise LmsiError(
-                f"{task}: {path}, row {number} is not a JSON object but {str(row)[:40]!r}; correct "
-                f"or remove it ({origin})"
-            )
-        yield f"{path}, row {number}", row
-
-
-def _lines(text: str, path: Any, task: str, origin: str) -> Iterator[Row]:
-    # Not splitlines(): JSON strings may hold line separators other than "\n".
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row, cause = parse_json(line), ""
-            except json.JSONDecodeError as error:
-                row, cause = None, f" ({error.msg}, column {error.colno})"
-            except ValueError as error:
-                row, cause = None, f" ({error})"
-            if not isinstance(row, dict):
-                raise LmsiError(
-                    f"{task}: {path}, line {number} is not one JSON object{cause}; correct or "
-                    f"remove it ({origin})"
-                )
-            yield f"{path}, line {number}", row
+    yield from json_rows(path, content, task, f"correct or remove it ({origin})")
 
 
 def _from_tfds(name: str, task: str, origin: str) -> Iterator[Row]:

@@ -329,6 +329,6 @@ def _input_lengths(texts: Texts, tokenizer: str) -> list[int]:
 
 @functools.cache
 def _counter(path: str) -> Callable[[Text, Text], int]:
-    """Returns a function that counts the tokens of a text behind another, once for each."""
+    """Returns a function that counts the tokens of a text after another, once for each."""
     tokenizer = open_tokenizer(path)
     return functools.cache(lambda text, before: len(encode_text(tokenizer, text, before)))

@@ -26,6 +26,7 @@ Row = tuple[str, Mapping[str, Any]]
 """The place of a row, and its columns."""
 _SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
 _JSON = (".jsonl", ".ndjson", ".json")
+_REMEDY = "correct or remove it"
 
 
 def read_rows(paths: Sequence[str], split: Split, task: str) -> Iterator[Row]:
@@ -133,7 +134,7 @@ def _json(path: epath.Path, text: str, task: str) -> Iterator[Row]:
     except json.JSONDecodeError as error:
         # Several lines are several values; a list or an object over several lines is one.
         if "Extra data" in error.msg or not text.lstrip().startswith("["):
-            yield from _json_lines(path, text, task)
+            yield from json_lines(path, text, task)
             return
         raise LmsiError(
             f"{task}: {path}, line {error.lineno}, column {error.colno} is not JSON ({error.msg})"
@@ -141,18 +142,38 @@ def _json(path: epath.Path, text: str, task: str) -> Iterator[Row]:
     except ValueError as error:
         if text.lstrip().startswith("["):
             raise LmsiError(f"{task}: {path} cannot be read: {error}") from None
-        yield from _json_lines(path, text, task)
+        yield from json_lines(path, text, task)
         return
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         content = content["data"]
-    for number, row in enumerate(content if isinstance(content, list) else [content], 1):
-        place = f"{path}, row {number}" if isinstance(content, list) else f"{path}, line 1"
+    if isinstance(content, dict):
+        yield f"{path}, line 1", content
+    else:
+        yield from json_rows(path, content if isinstance(content, list) else [content], task)
+
+
+def json_rows(
+    path: epath.PathLike, content: Sequence[Any], task: str, remedy: str = _REMEDY
+) -> Iterator[Row]:
+    """Yields the objects of a JSON list with their places.
+
+    Raises:
+      LmsiError: one is no object.
+    """
+    for number, row in enumerate(content, 1):
         if not isinstance(row, dict):
-            raise LmsiError(f"{task}: {place} is no JSON object but {str(row)[:40]!r}")
-        yield place, row
+            raise LmsiError(
+                f"{task}: {path}, row {number} is not a JSON object but {str(row)[:40]!r}; {remedy}"
+            )
+        yield f"{path}, row {number}", row
 
 
-def _json_lines(path: epath.Path, text: str, task: str) -> Iterator[Row]:
+def json_lines(path: epath.PathLike, text: str, task: str, remedy: str = _REMEDY) -> Iterator[Row]:
+    """Yields the objects of JSON Lines with their places.
+
+    Raises:
+      LmsiError: a line is not one object.
+    """
     # Not splitlines(): JSON strings may hold line separators other than "\n".
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -165,7 +186,7 @@ def _json_lines(path: epath.Path, text: str, task: str) -> Iterator[Row]:
             row, cause = None, f" ({error})"
         if not isinstance(row, dict):
             raise LmsiError(
-                f"{task}: {path}, line {number} is not one JSON object{cause}; correct or remove it"
+                f"{task}: {path}, line {number} is not one JSON object{cause}; {remedy}"
             )
         yield f"{path}, line {number}", row
 

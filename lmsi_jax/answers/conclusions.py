@@ -116,7 +116,7 @@ def conclusion(
     | kind        | read                                                                          |
     |-------------|-------------------------------------------------------------------------------|
     | all but span| a text of one line and at most 40 characters that begins with an answer       |
-    |             | (yes_no, nli: "Yes" and "No" need a mark behind them, as below), or a last or |
+    |             | (yes_no, nli: "Yes" and "No" need a mark after them, as below), or a last or |
     |             | first paragraph that is nothing but an answer                                 |
     | number      | of a closed last sentence: what follows its last "="; without one, its only   |
     |             | number, or of several the one that the solution's last "=" gave, or what a    |

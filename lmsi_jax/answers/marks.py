@@ -443,7 +443,7 @@ _THOUGHT = re.compile(
 
 
 def first_solution(text: str) -> Solution:
-    """Return the first solution of a text: behind its thoughts, before the next question."""
+    """Return the first solution of a text: after its thoughts, before the next question."""
     lowered = text.lower()
     if len(lowered) != len(text):
         lowered = _lower(text)
@@ -493,7 +493,7 @@ def _without_thoughts(text: str, lowered: str) -> tuple[str, int, int, bool]:
 
 
 def _behind_role(text: str, begin: int) -> int:
-    """Return where the text begins behind the tokens of a chat template that open it."""
+    """Return where the text begins after the tokens of a chat template that open it."""
     while True:
         blank = begin + len(text[begin : begin + 40]) - len(text[begin : begin + 40].lstrip())
         token = _TOKEN.match(text, blank)
@@ -558,14 +558,14 @@ _ABBREVIATIONS = _words(
     "approx mr mrs ms dr st vs rs jr sr mt prof gen col jan feb mar apr jun jul aug sep sept "
     "oct nov dec inc ltd co corp lt sgt capt rev hon gov sen rep ft"
 )
-# Words that open a sentence, also behind an initial: "Malcolm X. He was a minister."
+# Words that open a sentence, also after an initial: "Malcolm X. He was a minister."
 _OPENERS = _words(
     "he she it they the this that these those his her its their we i you in on at an so but "
     "and however there therefore thus because since after before as for when while both "
     "according note then also if from with by during here although though who which what let "
     "to hence answer question not no yes my our explanation reason based now all one"
 )
-# A single letter behind these is no initial: "Vitamin C. Carrots have it."
+# A single letter after these is no initial: "Vitamin C. Carrots have it."
 _LETTERED = _words(
     "vitamin group war malcolm class type plan part section team grade hepatitis appendix "
     "figure table option point model route division series chapter choice answer league block "

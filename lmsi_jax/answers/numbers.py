@@ -30,7 +30,7 @@ _NUMBER = re.compile(
     rf"(?:(?P<part>(?<=[0-9])(?:-| and | )(?={_DIGITS} ?/))?(?P<top>(?<=[ -]){_DIGITS})?"
     rf" ?/ ?(?P<bottom>-?{_DIGITS}))?"
 )
-# The forms that most answers have: digits, money, one plain unit behind them.
+# The forms that most answers have: digits, money, one plain unit after them.
 _SIMPLE = re.compile(
     r"(-?)\$?(-?)([0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,20})(\.[0-9]{1,20})?"
     r"(?: ([a-z]{3,20}))?\.?"
@@ -73,7 +73,7 @@ _BOUND_BEHIND = re.compile(
     r"\s?\+|[^0-9.,;:]{0,24}?\s(?:or|and)\s(?:more|less|fewer|greater|higher|lower|above|below|over"
     r"|under|up|so\son)\b|\s(?:at\s(?:least|most)|minimum|maximum)\b"
 )
-# A remark behind the number may have other numbers: "18, since 2 * 9 = 18".
+# A remark after the number may have other numbers: "18, since 2 * 9 = 18".
 _REMARK = re.compile(
     r"[;:(\n]|\s-\s|,?\s(?:which|because|since|so|as|if|given|but|not|rather|instead|although"
     r"|though|while|whereas|therefore|thus|hence|assuming|i\.e|e\.g)\b"
@@ -263,7 +263,7 @@ def _key_behind_numbers(text: str) -> str | None:
 
 
 def _equation_key(text: str) -> str | None:
-    """Return the key of what the last "=" gives, without a reason or a check behind it."""
+    """Return the key of what the last "=" gives, without a reason or a check after it."""
     reason = _REASON.search(text)
     head = text[: reason.start()] if reason else text
     if _SUCH_THAT.match(text):
@@ -361,7 +361,7 @@ def _lead_allows(lead: str, number: re.Match[str], rest: str) -> bool:
 
 
 def _rest_allows(rest: str, has_lead: bool) -> bool:
-    """Return whether the words behind a number leave it the one that is meant."""
+    """Return whether the words after a number leave it the one that is meant."""
     if not rest:
         return True
     if _MALFORMED.match(rest) or _TERM.match(rest) or _CALCULATED.match(rest):
@@ -381,7 +381,7 @@ def _first_clause(rest: str) -> str:
 
 
 def _second_quantity(clause: str) -> bool:
-    """Return whether a phrase behind a number has another: "h 30 min", "cm x 4 cm", "of the 20"."""
+    """Return whether a phrase after a number has another: "h 30 min", "cm x 4 cm", "of the 20"."""
     if goes_on := _CLAUSE.search(clause):
         clause = clause[: goes_on.start()]
     digit = next((i for i, c in enumerate(clause) if c.isdigit()), None)
@@ -418,7 +418,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 
 def _scale(rest: str, money: bool) -> tuple[int, str]:
-    """Return what a number is multiplied by, and the text behind that: "5 hundred thousand"."""
+    """Return what a number is multiplied by, and the text after that: "5 hundred thousand"."""
     scale = 1
     if money and (short := _MONEY_SCALE.match(rest)):
         return _MONEY_SCALES[short[1]], rest[short.end() :]
@@ -509,7 +509,7 @@ def _whole_and_part(words: list[str]) -> tuple[Fraction, list[str]] | None:
         return None
     if rest and rest[0] in _FRACTION_WORDS:
         value, rest = value / _FRACTION_WORDS[rest[0]], rest[1:]
-    # Another number in the same phrase: "three cats and four dogs"; behind a comma, a remark.
+    # Another number in the same phrase: "three cats and four dogs"; after a comma, a remark.
     phrase = rest[: rest.index(",")] if "," in rest and rest.index(",") < 3 else rest
     if rest[:1] == [","] and rest[1:2] and (rest[1] in _SMALL or rest[1] == "and"):
         return None

@@ -105,7 +105,7 @@ _POSSIBLE = re.compile(r"[(\[]([A-Za-z])[)\]]|(?<![\w'â€™\\])([A-HJ-Z])(?![\w'â€
 def choice_key(answer: str, options: tuple[str, ...] = ()) -> str | None:
     """Return the letter of the option that an answer names; None without one or with several.
 
-    With options, an answer that is one option's text or number names it too, and a letter behind
+    With options, an answer that is one option's text or number names it too, and a letter after
     the last option names nothing.
     """
     letters = _named_letters(answer) or _letter_with_text(answer, options)
@@ -143,7 +143,7 @@ def _letter_with_text(answer: str, options: tuple[str, ...]) -> set[str]:
 
 
 def _letters(written: str) -> set[str]:
-    """Return the letters that plain text names, alone or with an option's text behind them."""
+    """Return the letters that plain text names, alone or with an option's text after them."""
     name = _NAME.match(written)
     if (
         name

@@ -6,11 +6,11 @@ candidate is a *value* if its text has a key; an *attempt* if it has none but tr
 onions and 8 potatoes", "A or B"); else a remark ("the answer is reasonable"), which counts for
 nothing. The rule that chooses, the first line that gives a value:
 
-1. FINAL and SENTENCE: the first value. It ends the solution with its paragraph, so text behind it
+1. FINAL and SENTENCE: the first value. It ends the solution with its paragraph, so text after it
    changes nothing. Inside that paragraph a FINAL mark beats sentences, and two FINAL values that
-   differ are no answer. Behind the paragraph of an attempt, sentences no longer count. A JSON
+   differ are no answer. After the paragraph of an attempt, sentences no longer count. A JSON
    answer field beats the sentences inside its object.
-2. BOX against LABEL: the last value in a box if it stands behind the first value of a label, else
+2. BOX against LABEL: the last value in a box if it comes after the first value of a label, else
    that value; of boxes alone the last.
 3. STEP: the last value.
 4. CONDITIONAL: the value that all of them give.
@@ -205,7 +205,7 @@ def _answer(
         return None
 
 
-# -- What stands behind a mark.
+# -- The text after a mark.
 
 # A JSON field's value, with the object's end.
 _FIELD = re.compile(
@@ -221,7 +221,7 @@ _CLOSERS = frozenset((" ", "\n", "\\", "$", "*", "<", "`"))
 _CLOSING = re.compile(r"\s{0,2}(?:\\\]|\$\$)|\\\)|\*\*|</answer>|```")
 _CLOSING_TAG = re.compile(r"</(?:final[_ ])?answer>|\[/answer\]", re.IGNORECASE)
 _TWO_WORDS = re.compile(r"[A-Za-z'’]{1,20},? [A-Za-z'’]{1,20}\b")
-# Behind a mark of these languages points part thousands and a comma begins a fraction: respuesta,
+# After a mark of these languages points part thousands and a comma begins a fraction: respuesta,
 # Antwort, ответ (a Cyrillic letter), đáp án, by their first letters.
 _DECIMAL_COMMA = frozenset("ra\u043eđ")
 _POINTS = re.compile(r"(?<![0-9.,])([1-9][0-9]{0,2}(?:\.[0-9]{3}){1,6})(?![0-9.])")
@@ -360,7 +360,7 @@ class _Reader:
     def _label(
         self, weak: Sequence[Mark], attempts: list[Candidate], introductions: list[Candidate]
     ) -> Candidate | None:
-        """Return the first value behind a label; attempts end the labels with their paragraph."""
+        """Return the first value after a label; attempts end the labels with their paragraph."""
         stop = _paragraph_end(self.solution, attempts[0].end) if attempts else self.solution.stop
         labels = (mark for mark in weak if mark.strength == LABEL)
         for mark in itertools.islice(labels, MOST_READ):
@@ -390,7 +390,7 @@ class _Reader:
         return None
 
     def _solved(self, label: Candidate) -> Candidate | None:
-        """Return what a paragraph concludes with that is a solution behind a label, not an answer.
+        """Return what a paragraph concludes with that is a solution after a label, not an answer.
 
         "A: Janet has 16 eggs. She eats 3. So she sells 16 - 3 = 13." does not answer 16.
         """
@@ -440,7 +440,7 @@ class _Reader:
         return candidate
 
     def _candidate(self, mark: Mark) -> Candidate | None:
-        """Return the answer behind a mark; None without one, and for a question."""
+        """Return the answer after a mark; None without one, and for a question."""
         name, place, start, strength = mark
         text, kind, stop = self.solution.text, self.kind, self.solution.stop
         if start > stop:

@@ -128,7 +128,7 @@ def read_template(chat: Chat, tokenizer_path: epath.PathLike) -> ChatTemplate:
 
 
 def turn_end(template: ChatTemplate, tokenizer: FileTokenizer) -> str:
-    """Returns the control token that a template writes behind the assistant's text.
+    """Returns the control token that a template writes after the assistant's text.
 
     It is the tokenizer's own end if the template writes none.
     """
@@ -250,7 +250,7 @@ class ChatPrompts:
         return self.request("")
 
     def target(self, solution: str, ended: bool = True) -> Text:
-        """Returns the assistant's turn behind a prompt, with the token that ends it.
+        """Returns the assistant's turn after a prompt, with the token that ends it.
 
         Thoughts in <think> tags are handed to the template as such. If it does not write them as
         the model did, the text is taken as it is.

@@ -89,7 +89,7 @@ class ChatTemplate:
       source: the Jinja program.
       tokens: variables of the program: "bos_token", "eos_token".
       ends: control tokens that end a turn, as text; the assistant's turn includes the first that
-        the template writes behind its text.
+        the template writes after its text.
       origin: the file, for errors.
       today: the date for templates that write it; None: the day of rendering. Give it to ask the
         same on another day.

@@ -240,18 +240,6 @@ class GgufModel:
         """
         return tokenizer_files(self._name, self.metadata)
 
-    def read(self, name: str, dtype: np.dtype, transposed: bool) -> np.ndarray:
-        """Returns a tensor in a type, with its two axes exchanged if `transposed`.
-
-        Peak memory is the result and a slice of 64 MiB.
-        """
-        values = np.empty(self.shapes[name], dtype, order="F" if transposed else "C")
-        begin = 0
-        for rows in self.slices(name):
-            values[begin : begin + len(rows)] = rows
-            begin += len(rows)
-        return values.T if transposed else values
-
     def slices(self, name: str) -> Iterator[np.ndarray]:
         """Yields a tensor's rows in float32, 64 MiB at a time."""
         source = self._sources[name]

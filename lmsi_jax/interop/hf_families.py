@@ -213,7 +213,7 @@ REASONS = {
         _ENCODER: ("t5", "mt5", "t5gemma", "bart"),
         "its attention is sharpened with the position": ("ministral3",),
         "its rotary positions pair neighbouring dimensions": ("glm", "glm4", "helium"),
-        "it normalises queries and keys behind the rotary positions": ("hunyuan_v1_dense",),
+        "it normalises queries and keys after the rotary positions": ("hunyuan_v1_dense",),
     }.items()
     for name in names
 }

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -48,6 +48,37 @@ class _Place(NamedTuple):
     stored: str
     whole: str
     first: int
+
+
+class SlicedTensors(Protocol):
+    """Tensors of a file or a folder, read a few rows at a time.
+
+    Attributes:
+      shapes: of each tensor, by name.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+
+    def slices(self, name: str) -> Iterator[np.ndarray]:
+        """Yields a tensor's rows, at most 64 MiB at a time."""
+
+
+def read_tensor(
+    source: SlicedTensors, name: str, dtype: np.dtype, transposed: bool = False
+) -> np.ndarray:
+    """Returns a tensor in a type, with its two axes exchanged if `transposed`.
+
+    Peak memory is the result and a slice of 64 MiB.
+
+    Raises:
+      LmsiError: the file was changed or cannot be read.
+    """
+    array = np.empty(source.shapes[name], dtype, order="F" if transposed else "C")
+    begin = 0
+    for rows in source.slices(name):
+        array[begin : begin + len(rows)] = rows
+        begin += len(rows)
+    return array.T if transposed else array
 
 
 class Shards:
@@ -124,21 +155,6 @@ class Shards:
             self._places[part] = _Place(stored, name, begin)
             self.shapes[part], self.dtypes[part] = (rows, *shape[1:]), dtype
             begin += rows
-
-    def read(self, name: str, dtype: np.dtype, transposed: bool) -> np.ndarray:
-        """Returns a tensor in a type, with its two axes exchanged if `transposed`.
-
-        Peak memory is the result and 64 MiB.
-
-        Raises:
-          LmsiError: the file was changed or cannot be read.
-        """
-        array = np.empty(self.shapes[name], dtype, order="F" if transposed else "C")
-        begin = 0
-        for rows in self.slices(name):
-            array[begin : begin + len(rows)] = rows
-            begin += len(rows)
-        return array.T if transposed else array
 
     def slices(self, name: str) -> Iterator[np.ndarray]:
         """Yields a tensor's rows as they are stored, or merged in float32, 64 MiB at a time.
@@ -317,7 +333,7 @@ class Adapters:
         module = name.removesuffix(".weight")
         if module not in self._modules or module == name:
             return None
-        a, b = (self.tensors.read(module + half, DTYPES["F32"], False) for half in _HALVES)
+        a, b = (read_tensor(self.tensors, module + half, DTYPES["F32"]) for half in _HALVES)
         alpha = self._config.get("lora_alpha", 8)
         for pattern, value in (self._config.get("alpha_pattern") or {}).items():
             if re.fullmatch(rf"(.*\.)?({pattern})", module):

@@ -48,6 +48,7 @@ from lmsi_jax.interop.hf_shards import (
     cast,
     is_adapter_folder,
     read_adapter_config,
+    read_tensor,
 )
 from lmsi_jax.models.tokenizers import (
     SENTENCEPIECE,
@@ -127,7 +128,7 @@ def import_model(
         own_end = open_tokenizer(folder / "tokenizer").eos_id
         if listed and own_end not in listed:
             note(
-                f"a text also ends at {own_end}, the tokenizer's eos_token; transformers goes on "
+                f"a text also ends at {own_end}, the tokenizer's eos_token; transformers continues "
                 f"there, for generation_config.json lists {sorted(listed)}"
             )
         streaming.save(folder, 0, _tree(source, shards, expected, dtype))
@@ -382,7 +383,7 @@ def _read_finite(
     Raises:
       LmsiError: one is NaN or infinite.
     """
-    values = shards.read(tensor.name, dtype, tensor.transposed)
+    values = read_tensor(shards, tensor.name, dtype, tensor.transposed)
     rows = max(1, SLICE_BYTES // max(1, values.nbytes // len(values)))
     for begin in range(0, len(values), rows):
         if not np.isfinite(values[begin : begin + rows]).all():
@@ -415,50 +416,39 @@ def _import_tokenizer(
       LmsiError: there are no such files, or they belong to another model.
     """
     try:
-        _copy_tokenizer(source, shards, folder, config, ends, note)
+        folder.mkdir()
+        if isinstance(shards, GgufModel):
+            for name, text in shards.tokenizer_files().items():
+                (folder / name).write_text(text, encoding="utf-8")
+        else:
+            for name in TOKENIZER_FILES:
+                if (source / name).exists():
+                    shutil.copyfile(source / name, folder / name)
+            if not any((folder / name).exists() for name in (TOKENIZER_JSON, SENTENCEPIECE)):
+                write_bpe_tokenizer(folder)
+        if not any((folder / name).exists() for name in (TOKENIZER_JSON, SENTENCEPIECE)):
+            raise LmsiError(
+                f"{source} has no {TOKENIZER_JSON} and no {SENTENCEPIECE}, nor vocab.json with "
+                "merges.txt; put the model's tokenizer there"
+            )
+        settings = folder / "generation_config.json"
+        if ends is not None and not settings.exists():
+            write_json(settings, {"eos_token_id": ends})
+        if dropped := _drop_tokens_beyond(folder / TOKENIZER_JSON, config.vocab_size):
+            note(
+                f"left out of the tokenizer, the model has no row for them: {', '.join(dropped)} "
+                "(control tokens that no text contains)"
+            )
+        ids = open_tokenizer(str(folder)).vocab_size
+        if ids > config.vocab_size:
+            gguf = isinstance(shards, GgufModel)
+            rows = "token_embd.weight's number of rows" if gguf else "config.json's vocab_size"
+            raise LmsiError(
+                f"the tokenizer of {source} has {ids} ids, {rows} is "
+                f"{config.vocab_size}; take the tokenizer that belongs to the checkpoint"
+            )
     except LmsiError as error:  # about the copy, which is not there any more
         raise LmsiError(str(error).replace(str(folder), str(source))) from None
-
-
-def _copy_tokenizer(
-    source: Path,
-    shards: Shards | GgufModel,
-    folder: Path,
-    config: ModelConfig,
-    ends: int | list[int] | None,
-    note: Note,
-) -> None:
-    folder.mkdir()
-    if isinstance(shards, GgufModel):
-        for name, text in shards.tokenizer_files().items():
-            (folder / name).write_text(text, encoding="utf-8")
-    else:
-        for name in TOKENIZER_FILES:
-            if (source / name).exists():
-                shutil.copyfile(source / name, folder / name)
-        if not any((folder / name).exists() for name in (TOKENIZER_JSON, SENTENCEPIECE)):
-            write_bpe_tokenizer(folder)
-    if not any((folder / name).exists() for name in (TOKENIZER_JSON, SENTENCEPIECE)):
-        raise LmsiError(
-            f"{source} has no {TOKENIZER_JSON} and no {SENTENCEPIECE}, nor vocab.json with "
-            "merges.txt; put the model's tokenizer there"
-        )
-    settings = folder / "generation_config.json"
-    if ends is not None and not settings.exists():
-        write_json(settings, {"eos_token_id": ends})
-    if dropped := _drop_tokens_beyond(folder / TOKENIZER_JSON, config.vocab_size):
-        note(
-            f"left out of the tokenizer, the model has no row for them: {', '.join(dropped)} "
-            "(control tokens that no text contains)"
-        )
-    ids = open_tokenizer(str(folder)).vocab_size
-    if ids > config.vocab_size:
-        gguf = isinstance(shards, GgufModel)
-        rows = "token_embd.weight's number of rows" if gguf else "config.json's vocab_size"
-        raise LmsiError(
-            f"the tokenizer of {source} has {ids} ids, {rows} is "
-            f"{config.vocab_size}; take the tokenizer that belongs to the checkpoint"
-        )
 
 
 # The class in tokenizer_config.json, without its ending -> how it cuts texts into words.

@@ -76,7 +76,7 @@ class ForeignRow:
 
 @dataclasses.dataclass(kw_only=True)
 class SampleFile:
-    """What files of samples hold.
+    """The contents of files of samples, as far as they are read.
 
     Attributes:
       rows: the lines with samples, in their order.

@@ -4,7 +4,7 @@ A string never yields a control token: "</s>" in a question is five characters, 
 tokens arise from the odd places of a `records.Text` alone.
 
 A prompt is several texts, each encoded apart so that the first can be shared. `encode_text` encodes
-one behind another: the tokens that a model expects before a prompt (Gemma's and Llama's <bos>) come
+one after another: the tokens that a model expects before a prompt (Gemma's and Llama's <bos>) come
 before the first, and the space that Llama 2's tokenizer puts before every text it is given does not
 come between two of them.
 
@@ -68,7 +68,7 @@ class Control(NamedTuple):
     Attributes:
       id: its number.
       strips_left: it swallows white space before it (`lstrip` of the library tokenizers).
-      strips_right: it swallows white space behind it (`rstrip`).
+      strips_right: it swallows white space after it (`rstrip`).
     """
 
     id: int
@@ -111,12 +111,12 @@ class FileTokenizer(Tokenizer, Protocol):
 
     @property
     def joins(self) -> bool:
-        """True if the ids of two texts, one behind the other, are read as one text."""
+        """True if the ids of two texts, one after the other, are read as one text."""
 
     def encode_next(self, text: str, before: str) -> list[int]:
         """Returns the ids of a text that follows another; see `_Parts`."""
 
-    def encode_behind_control(self, text: str) -> list[int]:
+    def encode_after_control(self, text: str) -> list[int]:
         """Returns the ids of a text that follows a control token."""
 
 
@@ -171,7 +171,7 @@ def encode_text(tokenizer: Tokenizer, text: Text, before: Text = "") -> list[int
         if parts is not None and tail:
             ids += parts.encode_next(piece, tail)
         elif parts is not None and last is not None:
-            ids += parts.encode_behind_control(piece)
+            ids += parts.encode_after_control(piece)
         else:
             ids += tokenizer.encode(piece)
         tail = piece
@@ -179,7 +179,7 @@ def encode_text(tokenizer: Tokenizer, text: Text, before: Text = "") -> list[int
 
 
 def encode_parts(tokenizer: Tokenizer, texts: Sequence[Text]) -> list[int]:
-    """Returns the ids of the parts of a row, each encoded apart, one behind the other."""
+    """Returns the ids of the parts of a row, each encoded apart, one after the other."""
     ids: list[int] = []
     before: Text = ""
     for text in texts:
@@ -251,7 +251,7 @@ def _control(tokenizer: Tokenizer, controls: Mapping[str, Control], text: str) -
     return controls[text]
 
 
-# Each stays apart from most texts behind it; of two, one does.
+# Each stays apart from most texts after it; of two, one does.
 _ANCHORS = ("\n", "a", "1", ".", "=")
 _LAST_WORD = re.compile(r"\S+\s*\Z")
 _JOINTS = [(a, b) for a in ("a", "A:", "7.\n\n") for b in ("b", " b", "Q:", "\n", "7", " The 7.")]
@@ -261,7 +261,7 @@ class _Parts:
     """Encodes a text that follows another, also where a tokenizer changes the ends of a text.
 
     Llama 2's puts a space before every text, SentencePiece's default strips spaces on both sides
-    as well. There a text is encoded behind the last word of the one before it, or behind a letter,
+    as well. There a text is encoded after the last word of the one before it, or after a letter,
     whose ids are cut off again.
     """
 
@@ -280,7 +280,7 @@ class _Parts:
 
     @functools.cached_property
     def joins(self) -> bool:
-        """True if the ids of two texts, one behind the other, are read as one text."""
+        """True if the ids of two texts, one after the other, are read as one text."""
         return all(
             self.decode([*self.encode(a), *self.encode(b)]) == self.decode(self.encode(a + b))
             for a, b in _JOINTS
@@ -302,13 +302,13 @@ class _Parts:
                 return whole[len(head) :]
         return self.encode(text)
 
-    def encode_behind_control(self, text: str) -> list[int]:
+    def encode_after_control(self, text: str) -> list[int]:
         """Returns the ids of a text that follows a control token, as in the model's chats."""
-        return self.encode(text) if self._begins_behind_control else self.encode_next(text, "")
+        return self.encode(text) if self._begins_after_control else self.encode_next(text, "")
 
     @property
-    def _begins_behind_control(self) -> bool:
-        """True if a text behind a control token is encoded as if it began there."""
+    def _begins_after_control(self) -> bool:
+        """True if a text after a control token is encoded as if it began there."""
         return True
 
     @functools.cached_property
@@ -569,7 +569,7 @@ class TokenizerJson(_Parts):
         return {text: one for text, one in (ends | controls).items() if text}
 
     @functools.cached_property
-    def _begins_behind_control(self) -> bool:
+    def _begins_after_control(self) -> bool:
         text, control = next(iter(self.controls.items()))
         self._tokenizer.encode_special_tokens = False
         ids = self._tokenizer.encode(f"{text}a", add_special_tokens=False).ids

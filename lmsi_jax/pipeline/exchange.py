@@ -1,4 +1,4 @@
-"""Importing: samples that another engine drew become a round's finished sampling.
+"""Samples that another engine drew become a round's finished sampling; rows go to other trainers.
 
 A row is matched to a question of the run by its uid (`uid#3` is sample 3 of it), by the exact text
 of the question, or by a prompt that ends with the question. Texts are cut at `Sampling.stop`, as

@@ -104,7 +104,7 @@ class Stops:
     def _trigger_ids(self) -> list[int]:
         last = {stop[-1] for stop in self._strings} | {_REPLACEMENT}
         ids = range(self._tokenizer.vocab_size)
-        # Behind another token: some tokenizers drop a space that begins a text.
+        # After another token: some tokenizers drop a space that begins a text.
         before = self._tokenizer.encode("a")[-1:]
         skip = len(self._tokenizer.decode(before))
         texts = (self._tokenizer.decode([*before, i])[skip:] for i in ids)

@@ -2,7 +2,7 @@
 
 Texts of models, questions, file names and errors may hold control sequences, which clear a screen,
 write into the clipboard, or hide what comes after them. A guarded stream drops all but colours,
-writes characters that its encoding lacks as escapes, and goes on in silence once nobody reads it
+writes characters that its encoding lacks as escapes, and continues in silence once nobody reads it
 any more (`lmsi run quickstart | head`, a closed terminal): the work is not the output.
 """
 

@@ -196,7 +196,7 @@ def write_json(path: epath.PathLike, value: Any) -> None:
     except ValueError as error:
         raise LmsiError(
             f"{os.fspath(path)} would have a number that is NaN or infinite ({error}); the model "
-            "or the scorer behind it is damaged: name another"
+            "or the scorer used is damaged: name another"
         ) from error
     write_bytes(path, data)
 

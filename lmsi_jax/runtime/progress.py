@@ -247,7 +247,7 @@ class SlowWork:
                 self._shown[key] = now
 
     def latest(self) -> str:
-        """Returns the work that began last and goes on, or ""."""
+        """Returns the work that began last and continues, or ""."""
         works = [*self._begun.values()]  # without the lock, which a stopped thread may hold
         return works[-1][0] if works else ""
 
@@ -306,7 +306,7 @@ def doing(what: str) -> Iterator[None]:
 
 
 def current_work() -> str:
-    """Returns the name of the work that goes on, such as "compiling decoding, program 2", or ""."""
+    """Returns the name of the work in progress, such as "compiling decoding, program 2", or ""."""
     slow = _slow_work.latest() if _slow_work is not None else ""
     return slow or (_stages[-1].description if _stages else "")
 
@@ -383,11 +383,8 @@ def _filter_descriptor() -> None:
     sys.stderr.flush()
     if os.fork() == 0:
         try:
-            for name in (
-                signal.SIGINT,
-                signal.SIGTERM,
-                signal.SIGHUP,
-            ):  # sent to the whole process group
+            # These are sent to the whole process group.
+            for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(name, signal.SIG_IGN)
             for descriptor in (0, 1, writing):
                 os.close(descriptor)

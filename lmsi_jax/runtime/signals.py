@@ -102,7 +102,7 @@ def deferred_signals(deadline: float | None = None) -> Iterator[Callable[[], boo
 def watched_signals() -> Iterator[None]:
     """Ends the block at the first signal, and the process at a second Ctrl-C, even after the block.
 
-    Meanwhile it says what is waited for, and repeats the signal as long as the block goes on. Only
+    Meanwhile it says what is waited for, and repeats the signal as long as the block runs. Only
     for a process that exits soon after the block.
 
     Raises:

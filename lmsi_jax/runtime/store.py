@@ -107,7 +107,7 @@ class ShardStore:
             where = f" (question {row['uid']!r})" if "uid" in row else ""
             raise LmsiError(
                 f"{os.fspath(self.path(shard_name))}: row {number}{where} has a number that is NaN "
-                "or infinite, so the model or the scorer behind it is damaged; name another"
+                "or infinite, so the model or the scorer used is damaged; name another"
             ) from None
 
     def names(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 from lmsi_jax.cli.main import main
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.interop.hf_shards import Adapters, Shards
+from lmsi_jax.interop.hf_shards import Adapters, Shards, read_tensor
 from lmsi_jax.interop.hf_weights import import_model
 from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.training.checkpoints import load_params
@@ -91,7 +91,9 @@ def test_adapters_of_fused_projections_are_merged_before_these_are_cut(tmp_path)
     params = load_params(tmp_path / "out", parameter_shapes(config))
     a, b = pairs["model.layers.0.self_attn.qkv_proj"]
     stored = Shards(tmp_path / "base")
-    whole = stored.read("model.layers.0.self_attn.qkv_proj.weight", _F32, False) + 2.0 * b @ a
+    whole = (
+        read_tensor(stored, "model.layers.0.self_attn.qkv_proj.weight", _F32, False) + 2.0 * b @ a
+    )
     for name, begin, end in (("query", 0, 32), ("key", 32, 48), ("value", 48, 64)):
         np.testing.assert_allclose(params["layer_0"][name], whole[begin:end].T, atol=1e-5)
 

@@ -10,7 +10,7 @@ from lmsi_jax.interop import gguf_file
 from lmsi_jax.interop.gguf_file import GgufModel, is_gguf
 from lmsi_jax.interop.hf_config import model_config
 from lmsi_jax.interop.hf_families import tensors as parameters
-from lmsi_jax.interop.hf_shards import DTYPES
+from lmsi_jax.interop.hf_shards import DTYPES, read_tensor
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3")
 F32 = np.dtype(np.float32)
@@ -32,11 +32,11 @@ def test_tensors_are_those_of_the_hugging_face_model(file, arch, small_slices, m
     assert found.names == sorted(values)
     assert set(found.dtypes.values()) == {"F32"}
     for name, value in values.items():
-        np.testing.assert_allclose(found.read(name, F32, False), value, atol=3e-7, rtol=0)
+        np.testing.assert_allclose(read_tensor(found, name, F32, False), value, atol=3e-7, rtol=0)
         assert found.shapes[name] == value.shape
         if value.ndim > 1:
-            turned = found.read(name, F32, True)
-            np.testing.assert_array_equal(turned, found.read(name, F32, False).T)
+            turned = read_tensor(found, name, F32, True)
+            np.testing.assert_array_equal(turned, read_tensor(found, name, F32, False).T)
             assert turned.flags.c_contiguous
     wanted = {tensor.name: tensor.shape for tensor in parameters(model_config(found.config))}
     assert wanted == found.shapes
@@ -49,7 +49,7 @@ def test_a_type_that_all_matrices_have_is_kept(file, kind):
     found = GgufModel(file)
     assert set(found.dtypes.values()) == {kind}
     for name, value in values.items():
-        kept = found.read(name, DTYPES[kind], False)
+        kept = read_tensor(found, name, DTYPES[kind], False)
         np.testing.assert_array_equal(kept, value.astype(DTYPES[kind]))
 
 
@@ -65,7 +65,7 @@ def test_quantised_matrices_are_read_in_float32(file, kind):
         if name.endswith("_proj.weight"):
             wanted = gguf.quants.dequantize(gguf.quants.quantize(value, type_), type_)
             assert 0 < np.abs(wanted - value).max() < 0.5
-        np.testing.assert_array_equal(found.read(name, F32, False), wanted)
+        np.testing.assert_array_equal(read_tensor(found, name, F32, False), wanted)
 
 
 @pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
@@ -80,7 +80,7 @@ def test_k_quants_are_read_slice_by_slice(file, kind, monkeypatch):
     extra = {files.gguf_name("qwen3", name): (data, type_)}
     files.write(file, "qwen3", values, extra=extra)
     np.testing.assert_array_equal(
-        GgufModel(file).read(name, F32, False), gguf.quants.dequantize(data, type_)
+        read_tensor(GgufModel(file), name, F32, False), gguf.quants.dequantize(data, type_)
     )
 
 
@@ -103,7 +103,7 @@ def test_a_split_model_is_read_from_any_of_its_files(tmp_path):
     for part in (parts[0], parts[2]):
         found = GgufModel(part)
         for name, value in values.items():
-            np.testing.assert_array_equal(found.read(name, F32, False), value)
+            np.testing.assert_array_equal(read_tensor(found, name, F32, False), value)
         assert "tokenizer.json" in found.tokenizer_files()
 
 

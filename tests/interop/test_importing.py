@@ -18,7 +18,7 @@ from lmsi_jax.cli.subcommands import parse_size
 from lmsi_jax.config import ModelConfig, Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.hf_export import export_model
-from lmsi_jax.interop.hf_shards import Shards, write_shards
+from lmsi_jax.interop.hf_shards import Shards, read_tensor, write_shards
 from lmsi_jax.interop.hf_weights import import_model
 from lmsi_jax.models.tokenizers import encode_first, open_tokenizer
 from lmsi_jax.models.transformer import parameter_shapes
@@ -133,7 +133,9 @@ def test_one_line_names_the_keys_that_are_ignored(source, capsys):
 
 def test_nan_in_a_safetensors_file_is_refused(source):
     shards = Shards(source)
-    values = {name: shards.read(name, np.dtype(np.float32), False).copy() for name in shards.names}
+    values = {
+        name: read_tensor(shards, name, np.dtype(np.float32), False).copy() for name in shards.names
+    }
     values["model.layers.1.mlp.up_proj.weight"][3, 5] = np.nan
     for file in source.glob("model*.safetensors*"):
         file.unlink()
@@ -243,7 +245,7 @@ def test_without_the_hub_s_library_its_name_is_told(tmp_path, monkeypatch):
             [340, 9],
             "eos_token_id [7] does not end a text: generation_config.json lists [9, 340]",
         ),
-        (9, [9], "a text also ends at 340, the tokenizer's eos_token; transformers goes on"),
+        (9, [9], "a text also ends at 340, the tokenizer's eos_token; transformers continues"),
         (340, [340, 9], None),
     ],
 )

@@ -6,6 +6,8 @@ import pytest
 from micro_run import shard_rows
 
 from lmsi_jax.records import Example, Sample, Vote
+from lmsi_jax.runtime.files import file_sha256, write_record
+from lmsi_jax.runtime.store import read_finished
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +80,12 @@ def test_the_report_shows_what_was_run_not_what_is_asked_now(copy, lmsi):
 
 
 def test_a_held_out_loss_that_was_measured_between_two_lines_of_metrics_is_reported(copy, lmsi):
-    with (copy / "round_1" / "train" / "metrics.jsonl").open("a") as file:
+    train = copy / "round_1" / "train"
+    with (train / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "validation_loss": 2.5}\n')
+    record = read_finished(train)
+    record["outputs"]["metrics.jsonl"] = file_sha256(train / "metrics.jsonl")
+    write_record(train / "stage.json", record)
     assert lmsi("report", copy)[0] == 0
     (row,) = json.loads((copy / "report.json").read_text())["rounds"]
     assert row["train"][-1] == {"step": 5, "validation_loss": 2.5}

@@ -319,7 +319,7 @@ def test_exemplars_come_from_a_file_or_are_packaged_ones(tmp_path):
         ("a.jsonl", '{"question": ""}\n', "line 1, column 'question' has no question"),
         ("a.jsonl", '{"question": [1]}\n', "column 'question' has '[1]', which is no text"),
         ("a.jsonl", '{"question": "x"}\n{"question":\n', "line 2 is not one JSON object (Expect"),
-        ("a.jsonl", '[{"question": "x"}, 7]', "row 2 is no JSON object but '7'"),
+        ("a.jsonl", '[{"question": "x"}, 7]', "row 2 is not a JSON object but '7'"),
         ("a.json", '[{"question": "x",}]', "line 1, column 19 is not JSON"),
         ("a.jsonl", '{"question": "\\ud800"}', "line 1, column 'question' has half a character"),
         ("a.jsonl", '{"question": "x", "answer": "?"}', "has '?', which is no answer of the kind"),
