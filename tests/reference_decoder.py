@@ -82,16 +82,16 @@ def _attention(config, w, layer, normed):
     k = [[_rotate(h, t, turns, sharp) for h in heads("key", x, "key_norm")]
          for t, x in enumerate(normed)]  # fmt: skip
     v = [heads("value", x) for x in normed]
+    q, k, v = np.array(q), np.array(k), np.array(v)  # [T, heads, K], [T, groups, K] twice
     outputs = []
     for t in range(len(normed)):
-        seen = [s for s in range(t + 1) if t - s < (window or len(normed))]
+        first = max(0, t + 1 - (window or len(normed)))
         mixed = []
         for head in range(config.num_heads):
-            scores = np.array([q[t][head] @ k[s][head // per] for s in seen]) / scale
-            scores = _cap(scores, config.attention_softcap)
+            seen_k, seen_v = k[first : t + 1, head // per], v[first : t + 1, head // per]
+            scores = _cap(seen_k @ q[t, head] / scale, config.attention_softcap)
             weights = np.exp(scores - scores.max())
-            weights /= weights.sum()
-            mixed.append(sum(a * v[s][head // per] for s, a in zip(seen, weights, strict=True)))
+            mixed.append(weights / weights.sum() @ seen_v)
         outputs.append(_times(w, "attention_out", np.concatenate(mixed)))
     return outputs
 

@@ -169,8 +169,8 @@ def accumulate_gradients(objective: Objective, trained: Params, batch: Any) -> t
         return jax.tree.map(jnp.add, total, gradient(trained, microbatch)), None
 
     first = jax.tree.map(lambda array: array[0], batch)
-    shapes = jax.eval_shape(gradient, trained, first)
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
+    _, sums_shape = jax.eval_shape(objective, trained, first)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), (trained, sums_shape))
     (grads, sums), _ = jax.lax.scan(add, zeros, batch)
     return sums, grads
 
