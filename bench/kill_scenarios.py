@@ -40,7 +40,7 @@ _SETTINGS = {
     "Run.questions_per_shard": 2,
     "Decoding.slots": 8,
     "Decoding.adaptive_batch": False,
-    "Questions.train": ("purchases", "compare"),
+    "Questions.train": ("purchases", "legs"),
     "Questions.test": ("purchases",),
     "Questions.level": "easy",
     "Questions.train_count": 4,
@@ -51,7 +51,7 @@ _SETTINGS = {
     "Evaluation.prompt_styles": ("cot", "self_consistency"),
     "Evaluation.num_samples": 4,
     "Evaluation.temperature_after": 0.7,
-    "Training.steps": 4,
+    "Training.steps": 3,
     "Training.microbatches": 1,
     "Training.sequences_per_prefix": 2,
     "Training.sequence_length": 128,
@@ -119,8 +119,7 @@ def _run(command: str = "run", **changes: Any) -> Callable[[pathlib.Path, pathli
         if command == "study":
             settings = {"Study.output_dir": str(out)}
         config = ready / ("study.gin" if command == "study" else "run.gin")
-        model = f"--gin_file={ready / 'base' / 'out' / 'model.gin'}"
-        return [command, str(config), model, *_flags(settings)]
+        return [command, str(config), *_flags(settings)]
 
     return words
 
@@ -165,7 +164,8 @@ def write_inputs(folder: pathlib.Path) -> None:
     (hub / "tokenizer.model").write_bytes(tokenizer)
     (hub / "config.json").write_text(json.dumps(_SHAPE), encoding="utf-8")
     save_file(_tensors(tokenizer), hub / "model.safetensors")
-    lines = [f"{name} = {value!r}" for name, value in _SETTINGS.items()]
+    lines = [f"include {str(folder / 'base' / 'out' / 'model.gin')!r}"]
+    lines += [f"{name} = {value!r}" for name, value in _SETTINGS.items()]
     lines += [f"Run.{_FIELDS.get(part, part.lower())} = @{part}()" for part in _PARTS]
     lines.append("Training.optimizer = @Optimizer()")
     text = "\n".join(lines) + "\n"
@@ -240,6 +240,9 @@ def _tensors(tokenizer: bytes) -> dict[str, np.ndarray]:
     }
 
 
+_UNREAD = ("checkpoint_", "tensorboard")  # folders; each start adds an event file
+
+
 def digests(folder: pathlib.Path) -> dict[str, str]:
     """Returns a SHA-256 of each file below a folder, without what may depend on kills.
 
@@ -253,7 +256,7 @@ def digests(folder: pathlib.Path) -> dict[str, str]:
         if path.is_dir():
             if path.name.startswith("checkpoint_") and (path / "state").is_dir():
                 found[name] = _checkpoint_digest(path)
-        elif not any(part.startswith("checkpoint_") for part in parts):
+        elif not any(part.startswith(_UNREAD) for part in parts):
             found[name] = hashlib.sha256(_timeless(path)).hexdigest()
     return found
 
@@ -275,15 +278,21 @@ def _checkpoint_digest(folder: pathlib.Path) -> str:
     return total.hexdigest()
 
 
-_TIMES = ("seconds", "minutes", "record_sha256")
+_TIMES = ("created", "seconds", "minutes", "tokens_per_second", "record_sha256")
+_SPEED = ("speed.jsonl", "report.html", "study.html")
 
 
 def _timeless(path: pathlib.Path) -> bytes:
-    """Returns a file's bytes, a JSON object's without times."""
+    """Returns a file's bytes, JSON without times; nothing of files of which times are a part."""
+    if path.name in _SPEED:
+        return b""
     data = path.read_bytes()
     if path.suffix != ".json":
         return data
-    value = json.loads(data)
+    return json.dumps(_without_times(json.loads(data)), sort_keys=True).encode()
+
+
+def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
-        value = {name: entry for name, entry in value.items() if name not in _TIMES}
-    return json.dumps(value, sort_keys=True).encode()
+        return {name: _without_times(one) for name, one in value.items() if name not in _TIMES}
+    return [_without_times(one) for one in value] if isinstance(value, list) else value

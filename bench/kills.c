@@ -31,7 +31,7 @@ static atomic_int begun;
 static void note(const char *format, ...) {
   char line[PATH_MAX + 100];
   struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
   int size = snprintf(line, sizeof line, "%ld ", now.tv_sec * 1000 + now.tv_nsec / 1000000);
   va_list rest;
   va_start(rest, format);
@@ -40,7 +40,7 @@ static void note(const char *format, ...) {
   syscall(SYS_write, record, line, size);
 }
 
-/* kind < 0: none; milliseconds < 0: none, otherwise counted from the first operation. */
+/* kind < 0: none; milliseconds < 0: none, otherwise processor time from the first operation on. */
 void kills_arm(const char *below, const char *file, int kind, long number, int moment,
                long milliseconds) {
   snprintf(folder, sizeof folder, "%s/", below);
@@ -54,7 +54,7 @@ static void begin(void) {
   struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGKILL};
   struct itimerspec after = {.it_value = {delay / 1000, delay % 1000 * 1000000 + 1}};
   timer_t timer;
-  if (timer_create(CLOCK_MONOTONIC, &event, &timer) || timer_settime(timer, 0, &after, NULL))
+  if (timer_create(CLOCK_PROCESS_CPUTIME_ID, &event, &timer) || timer_settime(timer, 0, &after, NULL))
     note("no timer\n");
 }
 

@@ -59,6 +59,7 @@ _SCRATCH = "LMSI_KILLS_SCRATCH"  # names a temporary folder then
 _AGAIN, _MOST = 0.6, 6  # the probability of a further kill, and the largest number of a case
 _GRACE = 15.0  # seconds that the others have to leave once one process is killed
 _HANGS = 900.0
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 _THERE = "is there already"  # said of an output that a killed command had completed
 
 
@@ -67,8 +68,9 @@ class Kill(NamedTuple):
 
     Attributes:
       kind: of `KINDS`.
-      number: of the operation of this kind below the folder, from 1; for a time, milliseconds after
-        the first operation.
+      number: of the operation of this kind below the folder, from 1; for a time, milliseconds of
+        the process's own time, which other work on the machine does not change, from the first
+        operation on.
       moment: "before", "half of" or "after" the operation.
       victim: the index of the process.
       all: the other processes are killed at once too; otherwise they have time to leave.
@@ -82,7 +84,8 @@ class Kill(NamedTuple):
 
 
 class Profile(NamedTuple):
-    """What a process does if it is not killed: its operations by kind, and its milliseconds."""
+    """What a process does if it is not killed: its operations by kind, and its milliseconds
+    of processor time from the first to the last of them."""
 
     counts: dict[str, int]
     milliseconds: int
@@ -162,6 +165,7 @@ def fork(function: Callable[[], int | None], output: pathlib.Path) -> int:
     code = 1
     try:
         os.setsid()
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
         null = os.open(os.devnull, os.O_RDONLY)
         file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         for source, target in ((null, 0), (file, 1), (file, 2)):
@@ -298,7 +302,10 @@ class Work(NamedTuple):
         record = self.folder / f"{name}.json"
         if not record.exists():
             profiles, left = [], {}
-            for count in sorted({1, scenario.processes}, reverse=True):
+            # The first start compiles, so another one has the times of the later ones.
+            for count in (scenario.processes, scenario.processes, 1)[
+                -2 - (scenario.processes > 1) :
+            ]:
                 shutil.rmtree(out, ignore_errors=True)
                 out.mkdir(parents=True)
                 logs = self.folder / "logs" / f"{name}-undisturbed-{count}"
@@ -312,7 +319,8 @@ class Work(NamedTuple):
                         + "\n".join(_last_lines(logs))
                     )
                 logged = [(logs / f"{index}.log").read_text() for index in range(count)]
-                profiles = profiles or [read_log(text)[0] for text in logged]
+                if count == scenario.processes:
+                    profiles = [read_log(text)[0] for text in logged]
                 left = self.digests(out, logs)
             record.write_text(json.dumps([left, profiles]), encoding="utf-8")
         left, profiles = json.loads(record.read_text(encoding="utf-8"))
@@ -340,9 +348,9 @@ def run_case(work: Work, name: str, seed: int, number: int) -> dict[str, Any]:
       "failed", with `why`; `remarks`, lines of repeats that speak of damage, which a kill is not.
     """
     scenario = SCENARIOS[name]
-    reference, profiles = work.undisturbed(name, scenario, work.folder / "case")
+    reference, profiles = work.undisturbed(name, scenario, work.folder / f"case-{name}")
     draw = random.Random(f"{seed}/{name}/{number}")
-    out = work.folder / "case"
+    out = work.folder / f"case-{name}"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     result: dict[str, Any] = {"case": number, "kills": [], "kinds": [], "starts": 0, "remarks": []}
@@ -359,7 +367,7 @@ def run_case(work: Work, name: str, seed: int, number: int) -> dict[str, Any]:
         result["remarks"] += [
             line for text in said.values() for line in text.splitlines() if _DAMAGE.search(line)
         ]
-        if kill and codes[kill.victim] == -signal.SIGKILL:
+        if kill and codes[kill.victim] == -signal.SIGKILL and not reason:
             profile, last = read_log((logs / f"{kill.victim}.log").read_text())
             before.append((kill.victim, profile))
             result["kinds"].append(kill.kind)
@@ -415,7 +423,7 @@ def summarize(cases: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]
 def campaign(work: Work, name: str, options: argparse.Namespace, kills: int) -> dict[str, Any]:
     """Runs cases of a scenario until they have had so many kills, or its time is over."""
     work.prepare(SCENARIOS[name].needs)
-    work.undisturbed(name, SCENARIOS[name], work.folder / "case")
+    work.undisturbed(name, SCENARIOS[name], work.folder / f"case-{name}")
     cases: list[dict[str, Any]] = []
     begin = time.monotonic()
     numbers = iter(options.cases or range(options.first, sys.maxsize))
