@@ -73,19 +73,23 @@ class Kill(NamedTuple):
         operation on.
       moment: "before", "half of" or "after" the operation.
       victim: the index of the process.
-      all: the other processes are killed at once too; otherwise they have time to leave.
+      everyone: the other processes are killed at once too; otherwise they have time to leave.
     """
 
     kind: str
     number: int
     moment: str = "before"
     victim: int = 0
-    all: bool = True
+    everyone: bool = True
 
 
 class Profile(NamedTuple):
-    """What a process does if it is not killed: its operations by kind, and its milliseconds
-    of processor time from the first to the last of them."""
+    """What a process does if it is not killed.
+
+    Attributes:
+      counts: its file operations by kind.
+      milliseconds: of processor time from the first to the last of them.
+    """
 
     counts: dict[str, int]
     milliseconds: int
@@ -129,7 +133,7 @@ def draw_kill(
     if kind == "time":
         passed = sum(one.milliseconds for one in past)
         longest = max(profile.milliseconds - passed, profile.milliseconds // 10, 1)
-        return Kill(kind, draw.randrange(longest), victim=victim, all=everyone)
+        return Kill(kind, draw.randrange(longest), victim=victim, everyone=everyone)
     number = draw.randint(1, max(left[kind], 3))
     moments = _MOMENTS if kind == "write" else ("before", "after")
     return Kill(kind, number, draw.choice(moments), victim, everyone)
@@ -260,7 +264,7 @@ def _wait(children: list[int], kill: Kill | None) -> tuple[list[int], str]:
         if len(codes) == len(children):
             return [codes[child] for child in children], reason
         if kill and codes.get(children[kill.victim]) == -signal.SIGKILL:
-            end = min(end, time.monotonic() + (0.0 if kill.all else _GRACE))
+            end = min(end, time.monotonic() + (0.0 if kill.everyone else _GRACE))
         if time.monotonic() >= end:
             reason = "" if kill and children[kill.victim] in codes else "it hangs"
             for child in set(children) - set(codes):
@@ -271,19 +275,15 @@ def _wait(children: list[int], kill: Kill | None) -> tuple[list[int], str]:
 # --- cases ----------------------------------------------------------------------------------------
 
 
-class Work(NamedTuple):
-    """The folder of a campaign, and what undisturbed commands leave and do.
+class Work:
+    """What undisturbed commands leave and do.
 
-    Attributes:
-      folder: of everything.
-      ready: what is prepared.
+    Args:
+      folder: of everything; a campaign in the same folder goes on with what is prepared there.
     """
 
-    folder: pathlib.Path
-
-    @property
-    def ready(self) -> pathlib.Path:
-        return self.folder / "ready"
+    def __init__(self, folder: pathlib.Path):
+        self.folder, self.ready = folder, folder / "ready"
 
     def prepare(self, names: Iterable[str]) -> None:
         """Makes what scenarios read; what is there stays."""
@@ -302,10 +302,9 @@ class Work(NamedTuple):
         record = self.folder / f"{name}.json"
         if not record.exists():
             profiles, left = [], {}
-            # The first start compiles, so another one has the times of the later ones.
-            for count in (scenario.processes, scenario.processes, 1)[
-                -2 - (scenario.processes > 1) :
-            ]:
+            # The first start compiles, so the second one has the times of later ones.
+            several = [scenario.processes] if scenario.processes > 1 else []
+            for count in (*several, *several, 1) if several else (1, 1):
                 shutil.rmtree(out, ignore_errors=True)
                 out.mkdir(parents=True)
                 logs = self.folder / "logs" / f"{name}-undisturbed-{count}"
@@ -374,7 +373,7 @@ def run_case(work: Work, name: str, seed: int, number: int) -> dict[str, Any]:
             where = f"after {kill.number / 1000:.2f} s, {last}" if kill.kind == "time" else last
             result["kills"].append(where.replace(f"{out}/", ""))
             if scenario.processes > 1:
-                who = "all" if kill.all else f"process {kill.victim}, the others {codes}"
+                who = "all" if kill.everyone else f"process {kill.victim}, the others {codes}"
                 result["kills"][-1] += f" ({who})"
             continue
         there = codes == [2] and any(_THERE in " ".join(text.split()) for text in said.values())

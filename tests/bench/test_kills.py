@@ -39,7 +39,7 @@ def test_every_kind_process_and_moment_is_drawn_and_each_within_what_happens():
     assert "half of" not in {one.moment for one in drawn if one.kind != "write"}
     times = [one.number for one in drawn if one.kind == "time" and not one.victim]
     assert 0 <= min(times) < 50 and 950 < max(times) < 1000
-    assert {one.all for one in drawn} == {True, False}
+    assert {one.everyone for one in drawn} == {True, False}
 
 
 def test_after_a_kill_the_next_one_is_drawn_from_what_is_left():
