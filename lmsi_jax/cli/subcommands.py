@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lmsi_jax.errors import DoesNotFit, LmsiError
 from lmsi_jax.prompts import PROMPT_STYLES
@@ -328,11 +328,22 @@ def _compile_ahead(args: argparse.Namespace, load: Load) -> None:
         )
     os.environ.update(_NO_TPU)  # before JAX is imported
     from lmsi_jax.runtime.files import write_json
+    from lmsi_jax.runtime.progress import slow_work_reported
+    from lmsi_jax.runtime.signals import interruptible
     from lmsi_jax.tools import aot_report
     from lmsi_jax.tools.aot_report import Lengths
 
+    run = load(())
     lengths = Lengths(prompt=args.prompt_tokens, question=args.question_tokens)
-    figures = aot_report.check(load(()), args.topology, what, lengths, args.occupancy, print)
+
+    def say(text: str) -> None:
+        print(text, flush=True)  # a program takes minutes, also when this goes to a file
+
+    def check() -> dict[str, Any]:
+        return aot_report.check(run, args.topology, what, lengths, args.occupancy, say)
+
+    with slow_work_reported():
+        figures = interruptible(check)
     if args.json:
         write_json(args.json, figures)
     refused = aot_report.refused_programs(figures)
