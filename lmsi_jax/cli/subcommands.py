@@ -137,6 +137,7 @@ def _export_hf(args: argparse.Namespace, load: Load) -> None:
     from lmsi_jax.config.configurables import load_run_of
     from lmsi_jax.interop.hf_export import export_model
     from lmsi_jax.pipeline.context import Context
+    from lmsi_jax.runtime.files import check_regular
     from lmsi_jax.training import checkpoints
 
     checkpoints.find(args.checkpoint)  # a missing checkpoint is a clearer error than its settings
@@ -151,6 +152,7 @@ def _export_hf(args: argparse.Namespace, load: Load) -> None:
     )
     print(f"{config.model.parameter_count:,} parameters in {args.out}")
     if config.chat is not None and config.chat.template:
+        check_regular(config.chat.template)
         shutil.copyfile(config.chat.template, args.out / "chat_template.jinja")
     trained = config.questions is not None  # a run's, not an import's
     if trained and config.chat is None and config.mixing.end == "blank_line":
@@ -276,7 +278,7 @@ def _init(args: argparse.Namespace, load: Load) -> None:
 # --- aot ------------------------------------------------------------------------------------------
 
 _PROGRAMS = ("train", "sample")
-# Keeps libtpu from looking for a TPU, asking a metadata server, or minding a second process.
+# Most keep libtpu from looking for a TPU, asking a metadata server, or minding a second process.
 _NO_TPU = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -285,6 +287,8 @@ _NO_TPU = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
     "TPU_MIN_LOG_LEVEL": "3",
+    # JAX can write programs for chips that are not here to its cache, but not read them.
+    "JAX_COMPILATION_CACHE_DIR": "",
 }
 
 
