@@ -61,6 +61,7 @@ from lmsi_jax.runtime.files import (
     new_folder,
     parse_json,
     read_bytes,
+    system_errors,
     write_json,
 )
 from lmsi_jax.training import streaming
@@ -137,7 +138,8 @@ def import_model(
                 f"a text also ends at {own_end}, the tokenizer's eos_token; transformers continues "
                 f"there, for generation_config.json lists {sorted(listed)}"
             )
-        streaming.save(folder, 0, _tree(source, shards, expected, dtype))
+        with system_errors(out):
+            streaming.save(folder, 0, _tree(source, shards, expected, dtype))
         prompting = choose_prompting(folder / "tokenizer", note)
         (folder / "model.gin").write_text(gin_text(config, source, out, prompting))
         write_json(folder / "model.json", dataclasses.asdict(config))
