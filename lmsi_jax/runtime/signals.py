@@ -18,6 +18,7 @@ wakes, says what is waited for and, at a second Ctrl-C, ends the process.
 """
 
 import _thread
+import concurrent.futures
 import contextlib
 import math
 import os
@@ -28,6 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TypeVar
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.runtime import progress
@@ -37,6 +39,7 @@ class Terminated(BaseException):
     """SIGTERM arrived. Not an `Exception`, so that no handler of those catches it."""
 
 
+_Value = TypeVar("_Value")
 _Handler = Callable[[int, FrameType | None], None]
 _TERMINATING = (signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 1.5  # seconds until a line says what is waited for
@@ -96,6 +99,27 @@ def deferred_signals(deadline: float | None = None) -> Iterator[Callable[[], boo
         timer.cancel()
     if received.is_set():
         raise Terminated
+
+
+def interruptible(work: Callable[[], _Value]) -> _Value:
+    """Does work in a thread of its own, so that a signal ends the wait for it at once.
+
+    Only for work that leaves nothing behind, in a process that then exits without an orderly end
+    of its threads, as `lmsi` does: the thread goes on until then.
+
+    Returns:
+      What `work` returns; what it raises is raised here.
+    """
+    outcome: concurrent.futures.Future[_Value] = concurrent.futures.Future()
+
+    def do() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=do, name="interruptible work", daemon=True).start()
+    return outcome.result()
 
 
 @contextlib.contextmanager
