@@ -179,13 +179,23 @@ class _Watcher:
             ):
                 unraisable(lost)
 
+        self._thread_failed = thread_failed = threading.excepthook
+
+        def report_thread(failed: "threading.ExceptHookArgs") -> None:
+            """Leaves out threads that fail because the main one leaves."""
+            with contextlib.suppress(OSError):
+                self.look()  # the main thread may have heard of the signal first
+            if self.cause is None:
+                thread_failed(failed)
+
         sys.unraisablehook = report
+        threading.excepthook = report_thread
         self._since = 0.0
         self._before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
     def close(self) -> None:
-        sys.unraisablehook = self._unraisable
+        sys.unraisablehook, threading.excepthook = self._unraisable, self._thread_failed
         signal.set_wakeup_fd(self._before)
         os.close(self._writing)  # the thread ends, and closes the other end
 
@@ -216,7 +226,6 @@ class _Watcher:
         if self.cause is None:
             self.cause = KeyboardInterrupt if number == signal.SIGINT else Terminated
             self._since = now
-            threading.excepthook = lambda _: None  # threads fail now because this one leaves
             threading.Thread(target=self._wait, args=(number,), daemon=True).start()
         elif number == signal.SIGINT and now - self._since > _SAME:
             self._end_now()
