@@ -257,7 +257,7 @@ def digests(folder: pathlib.Path) -> dict[str, str]:
             if path.name.startswith("checkpoint_") and (path / "state").is_dir():
                 found[name] = _checkpoint_digest(path)
         elif not any(part.startswith(_UNREAD) for part in parts):
-            found[name] = hashlib.sha256(_timeless(path)).hexdigest()
+            found[name] = hashlib.sha256(_comparable_bytes(path)).hexdigest()
     return found
 
 
@@ -278,21 +278,25 @@ def _checkpoint_digest(folder: pathlib.Path) -> str:
     return total.hexdigest()
 
 
-_TIMES = ("created", "seconds", "minutes", "tokens_per_second", "record_sha256")
+# Times, and the command, which has the port of the leading process.
+_UNCOMPARED = (
+    *("created", "seconds", "minutes", "tokens_per_second", "record_sha256"),
+    "command",
+)
 _SPEED = ("speed.jsonl", "report.html", "study.html")
 
 
-def _timeless(path: pathlib.Path) -> bytes:
-    """Returns a file's bytes, JSON without times; nothing of files of which times are a part."""
+def _comparable_bytes(path: pathlib.Path) -> bytes:
+    """Returns a file's bytes, JSON without times and commands; nothing of files that show times."""
     if path.name in _SPEED:
         return b""
     data = path.read_bytes()
     if path.suffix != ".json":
         return data
-    return json.dumps(_without_times(json.loads(data)), sort_keys=True).encode()
+    return json.dumps(_comparable(json.loads(data)), sort_keys=True).encode()
 
 
-def _without_times(value: Any) -> Any:
+def _comparable(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _without_times(one) for name, one in value.items() if name not in _TIMES}
-    return [_without_times(one) for one in value] if isinstance(value, list) else value
+        return {name: _comparable(one) for name, one in value.items() if name not in _UNCOMPARED}
+    return [_comparable(one) for one in value] if isinstance(value, list) else value

@@ -61,12 +61,16 @@ def test_files_that_differ_are_missing_or_left_over_are_told_apart():
     ]
 
 
-def test_digests_leave_out_times_alone(tmp_path):
+def test_digests_leave_out_times_and_the_command_alone(tmp_path):
     def written(folder, seconds, value):
         (folder / "tensorboard").mkdir(parents=True)
         (folder / "tensorboard" / f"events.{seconds}").write_text("event")
         (folder / "speed.jsonl").write_text(str(seconds))
-        record = {"seconds": seconds, "rounds": [{"minutes": seconds, "value": value}]}
+        record = {
+            "seconds": seconds,
+            "command": f"port {seconds}",
+            "rounds": [{"minutes": seconds, "value": value}],
+        }
         (folder / "stage.json").write_text(json.dumps(record))
         (folder / "rows.jsonl").write_text(json.dumps({"seconds": 1}))
         return digests(folder)
