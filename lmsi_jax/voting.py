@@ -325,7 +325,7 @@ def vote(
         indices = [sample.sample_index for sample in samples]
         by_place = dict(zip(indices, readings, strict=True))
         readings = [by_place[sample.sample_index] for sample in ordered]
-    keys = tuple([reading.key for reading in readings])
+    keys, surfaces, ends, marked = zip(*readings, strict=True) if readings else ((), (), (), ())
     sums = _sums(keys, weighed)
     by_index = (
         {} if scores is None else {p.sample_index: r for p, r in zip(samples, scores, strict=True)}
@@ -347,9 +347,9 @@ def vote(
         tied=tied,
         entropy=entropy(sums.values()),
         weights=weighed,
-        surfaces=tuple([reading.surface for reading in readings]),
-        ends=tuple([reading.end for reading in readings]),
-        marked=tuple([reading.marked for reading in readings]),
+        surfaces=surfaces,
+        ends=ends,
+        marked=marked,
     )
 
 
@@ -424,9 +424,9 @@ def entropy(counts: Iterable[float]) -> float:
     counts = [n for n in counts if n > 0]
     if len(counts) < 2:
         return 0.0
-    total = math.fsum(counts)
+    total, log = math.fsum(counts), math.log
     shares = [n / total for n in counts]
-    return math.fsum([-share * math.log(share) for share in shares if share > 0]) + 0.0
+    return math.fsum([-share * log(share) for share in shares if share > 0]) + 0.0
 
 
 def winner_of_first(vote: Vote, samples: Iterable[Sample], count: int) -> str | None:

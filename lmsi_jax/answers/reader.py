@@ -257,8 +257,18 @@ _METHOD = re.compile(
 )
 
 
+# "... The answer is $18.\n" and '..., "answer": "18"\n}\n```', up to the text's end.
+_PLAIN_VALUE = r"-?\$?[0-9](?:[0-9,]{0,20}[0-9])?(?:\.[0-9]{1,9})?%?|\([a-z]\)|yes|no"
+_USUAL_END = re.compile(
+    rf"answer(?: is (?P<sentence>{_PLAIN_VALUE})\."
+    rf"|\": \"(?P<field>{_PLAIN_VALUE})\"(?:\s{{0,4}}\}}(?:\s{{0,4}}```)?)?)(?=\s{{0,8}}\Z)"
+)
+
+
 class _Reader:
     """The candidates of one text, read as far as the rule asks for them."""
+
+    __slots__ = ("candidates", "kind", "options", "solution", "text")
 
     def __init__(
         self, text: str, kind: Kind, options: Sequence[str], candidates: list[Candidate]
@@ -269,6 +279,8 @@ class _Reader:
 
     def choose(self, finished: bool) -> Candidate | None:
         """Return the final answer by the rule at the top of this module."""
+        if value := self._only():
+            return value
         solution, kind = self.solution, self.kind
         attempts: list[Candidate] = []
         strong = marks.strong_marks(solution, kind)
@@ -285,6 +297,36 @@ class _Reader:
         if attempts:
             return attempts[0]
         return self._conclusion(finished, introductions)
+
+    def _only(self) -> Candidate | None:
+        """Return the answer of a text with one mark, if its usual end gives a plain value.
+
+        The rule chooses this candidate too, as line 1 has no other; most texts end so, and this is
+        three times as fast.
+        """
+        text, lowered, begin, stop, _ = self.solution
+        place = lowered.find("answer", begin, stop)
+        if place <= begin or "#" in lowered or self.kind == "list":
+            return None
+        match = _USUAL_END.match(lowered, place, stop)
+        if match is None:
+            return None
+        if match.lastgroup == "sentence":
+            name, strength = "answer is", SENTENCE
+            if not lowered.endswith(marks.OPENED, begin, place):
+                return None
+        else:
+            name, strength = "answer field", FINAL
+            if lowered[place - 1] != '"':
+                return None
+        start, end = match.span(match.lastgroup)
+        answer = text[start:end]
+        answer_key = key(answer, self.kind, self.options)
+        if answer_key is None:
+            return None
+        candidate = Candidate(name, strength, place, answer, answer_key, match.end(), True)
+        self.candidates.append(candidate)
+        return candidate
 
     def read_all(self) -> None:
         """Read also the candidates that the rule did not need."""
@@ -442,10 +484,12 @@ class _Reader:
     def _candidate(self, mark: Mark) -> Candidate | None:
         """Return the answer after a mark; None without one, and for a question."""
         name, place, start, strength = mark
-        text, kind, stop = self.solution.text, self.kind, self.solution.stop
+        text, _, _, stop, _ = self.solution
+        kind = self.kind
         if start > stop:
             return None
-        window = text[start : start + MAX_ANSWER if start + MAX_ANSWER < stop else stop]
+        limit = start + MAX_ANSWER
+        window = text[start : limit if limit < stop else stop]
         if name == "answer field":
             field = _FIELD.match(window)
             if field is None:
@@ -480,7 +524,7 @@ class _Reader:
             and not _METHOD.match(answer)
         )
         end += start
-        if text[end : end + 1] in _CLOSERS and (closing := _CLOSING.match(text, end, stop)):
+        if end < stop and text[end] in _CLOSERS and (closing := _CLOSING.match(text, end, stop)):
             end = closing.end()  # so that kept text is whole
         candidate = Candidate(name, strength, place, answer, found_key, end, attempts)
         self.candidates.append(candidate)
@@ -555,6 +599,8 @@ def _line_start(text: str, start: int) -> int:
 
 # -- What may be taught.
 
+# Words without marks, ends of sentences and typesetting.
+_PLAIN_WORDS = re.compile(r"[-(]?\$?-?[0-9A-Za-z][0-9A-Za-z ,$%()/'-]*")
 _CLAUSE = re.compile(
     r"[,;(]?\s(?:since|because|as|which|where|so|in total)\b|\$?[,;:]\s|\s[-=]\s|[$}]"
 )
@@ -575,7 +621,7 @@ def _surface(answer: str, kind: Kind, found_key: str, options: tuple[str, ...]) 
         if (
             len(words) < MAX_ANSWER
             and clean(words)
-            and path_key(f" The answer is {words}.", kind, options) == found_key
+            and _key_of_sentence(words, kind, options) == found_key
         ):
             return words
     if kind == "choice":
@@ -583,6 +629,20 @@ def _surface(answer: str, kind: Kind, found_key: str, options: tuple[str, ...]) 
     if kind == "number":
         return _decimal(found_key)
     return "it is not possible to tell" if kind == "nli" and found_key == "unknown" else found_key
+
+
+def _key_of_sentence(words: str, kind: Kind, options: tuple[str, ...]) -> str | None:
+    """Return the key of " The answer is WORDS."; of most words by the words alone."""
+    if (
+        _PLAIN_WORDS.fullmatch(words)
+        and kind != "list"
+        and "answer" not in words.lower()
+        and sentence_length(words + ".", kind)[0] == len(words)
+        and (kind in ("yes_no", "nli") or not _REMARK.match(words))
+        and (words_key := key(words, kind, options)) is not None
+    ):
+        return words_key
+    return path_key(f" The answer is {words}.", kind, options)
 
 
 def _shorter_and_shorter(answer: str) -> Iterator[str]:
