@@ -92,13 +92,13 @@ def _read(question: Question, text: str, options: Sequence[str], finished: bool)
         if rules is not None and rules.read is not None:
             return _custom_reading(question, text, options, rules.read(text, question))
         found = answers.find(text, question.kind, options, finished=finished)
-        key = found.key if found else None
-        if found is None or key is None:
+        if found is None or found.key is None:
             return NO_ANSWER
-        surface = answers.surface(found.answer, question.kind, key, options)
+        answer, key, end, marked = found
+        surface = answers.surface(answer, question.kind, found.key, options)
         if rules is not None and rules.equal is not None:
             key = _one_line(surface)
-        return Reading(key, surface, found.end, found.marked)
+        return Reading(key, surface, end, marked)
     except Exception as error:  # noqa: BLE001
         if rules is None or rules.read is None or _is_news(rules.read, error):
             _LOG.exception("a sample could not be read and does not vote: %r", text[:200])
@@ -467,9 +467,9 @@ def _checked(
             raise ValueError(
                 f"sample {sample.sample_index} of question {sample.uid!r} has no log-probability"
             )
-    indices = [sample.sample_index for sample in ordered]
-    if len(set(indices)) < len(indices):
-        twice = next(i for i, count in collections.Counter(indices).items() if count > 1)
+    if len({sample.sample_index for sample in ordered}) < len(ordered):
+        indices = collections.Counter([sample.sample_index for sample in ordered])
+        twice = next(i for i, count in indices.items() if count > 1)
         raise ValueError(f"question {question.uid!r} has sample {twice} twice")
     if weights is None:
         return ordered, None

@@ -121,9 +121,10 @@ _CONDITION = re.compile(
     r"\s{0,4}(?:but |and |so |or |now )?(?:if|unless|when|assuming|supposing|otherwise)\b"
 )
 # The answer sentences of MGSM's exemplars (Shi et al. 2022, arXiv 2210.03057) and the labels of
-# these languages, read if there is no English sentence.
+# these languages, read if there is no English sentence. A word's letter of the highest code,
+# which English seldom has, is looked for before the word: that is many times faster.
 _FOREIGN = tuple(
-    (word, re.compile(re.escape(word) + rest + _GAP))
+    (max(word), word, re.compile(re.escape(word) + rest + _GAP))
     for word, rest in (
         ("respuesta", r"(?: (?:final|correcta))?(?: es\b|\s?:)"),
         ("réponse", r"(?: finale| correcte)?(?: est\b|\s?:)"),
@@ -211,8 +212,8 @@ def foreign_marks(solution: Solution) -> list[Mark]:
         return []
     marks = [
         Mark("foreign", match.start(), match.end(), SENTENCE)
-        for word, pattern in _FOREIGN
-        if word in lowered
+        for letter, word, pattern in _FOREIGN
+        if letter in lowered and word in lowered
         for match in pattern.finditer(lowered, solution.begin, solution.stop)
     ]
     return sorted(marks, key=by_place)
