@@ -424,9 +424,9 @@ def entropy(counts: Iterable[float]) -> float:
     counts = [n for n in counts if n > 0]
     if len(counts) < 2:
         return 0.0
-    total, log = math.fsum(counts), math.log
+    total = math.fsum(counts)
     shares = [n / total for n in counts]
-    return math.fsum([-share * log(share) for share in shares if share > 0]) + 0.0
+    return math.fsum([-share * math.log(share) for share in shares if share > 0]) + 0.0
 
 
 def winner_of_first(vote: Vote, samples: Iterable[Sample], count: int) -> str | None:
@@ -467,9 +467,9 @@ def _checked(
             raise ValueError(
                 f"sample {sample.sample_index} of question {sample.uid!r} has no log-probability"
             )
-    if len({sample.sample_index for sample in ordered}) < len(ordered):
-        indices = collections.Counter([sample.sample_index for sample in ordered])
-        twice = next(i for i, count in indices.items() if count > 1)
+    indices = [sample.sample_index for sample in ordered]
+    if len(set(indices)) < len(indices):
+        twice = next(i for i, count in collections.Counter(indices).items() if count > 1)
         raise ValueError(f"question {question.uid!r} has sample {twice} twice")
     if weights is None:
         return ordered, None

@@ -236,7 +236,7 @@ def _usual_answer(solution: Solution, kind: Kind, options: Sequence[str]) -> Can
     else:
         name, strength = "answer is", SENTENCE
         opened = lowered.endswith(marks.OPENED, begin, place)
-    start, end = match.span(match.lastgroup)
+    start, end = match.span(match.lastgroup or 0)
     answer_key = key(answer := text[start:end], kind, options) if opened else None
     if answer_key is None:
         return None
