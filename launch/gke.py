@@ -4,8 +4,8 @@
       --accelerator=tpu-v5-lite-podslice --topology=4x4 --capacity=spot \\
       -- run CONFIG --gin.Run.output_dir=gs://BUCKET/runs/gemma
 
-The cluster has JobSet's controller and a node pool of this topology; kubectl knows the cluster.
-With --xpk the run is given to XPK, which writes a JobSet of its own.
+The cluster has JobSet's controller, 0.10 or newer, and a node pool of this topology; kubectl knows
+the cluster. With --xpk the run is given to XPK, which writes a JobSet of its own.
 
   kubectl get jobset gemma                                             its state
   kubectl logs --selector=jobset.sigs.k8s.io/jobset-name=gemma --prefix --follow
@@ -24,7 +24,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from launch import arguments  # noqa: E402
 from launch.commands import Command, script, shown  # noqa: E402
-from launch.jobset import CAPACITIES, FAMILIES, Job, Slice, manifest  # noqa: E402
+from launch.jobset import CAPACITIES, Job, manifest  # noqa: E402
+from launch.slices import FAMILIES, Slice  # noqa: E402
 from lmsi_jax.errors import LmsiError  # noqa: E402
 
 
@@ -118,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--image", required=True, help="see launch/Dockerfile")
     add("--accelerator", choices=FAMILIES, default="tpu-v5-lite-podslice", help="(%(default)s)")
     add("--topology", required=True, help="as 4x4 for a v5e of 16 chips")
-    add("--chips_per_host", type=int, default=4, help="of each machine (%(default)s)")
+    add("--chips_per_host", type=int, default=4, help="of a machine: 4, 1 or 8 (%(default)s)")
     add("--capacity", choices=CAPACITIES, default="on_demand", help="(%(default)s)")
     add("--kubernetes_service_account", help="it must see the output_dir")
     add("--bucket", help="shown as a folder by Cloud Storage FUSE; gs:// needs no folder")
@@ -126,7 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--max_restarts", type=int, default=10, help="besides those after preemptions (%(default)s)"
     )
-    add("--grace_seconds", type=int, default=120, help="SIGTERM to SIGKILL (%(default)s)")
+    add(
+        "--grace_seconds",
+        type=int,
+        default=120,
+        help="SIGTERM to SIGKILL (%(default)s; spot has 15)",
+    )
     add("--xpk", action="store_true", help="by XPK in place of kubectl")
     add("--cluster", help="XPK's")
     add("--project", help="XPK's")

@@ -6,10 +6,9 @@ headless service gives each pod the name JOBSET-slice-0-INDEX.JOBSET; pod 0 is t
 """
 
 import dataclasses
-import math
-import re
 from typing import Any
 
+from launch.slices import Slice
 from lmsi_jax.errors import LmsiError
 
 CAPACITIES = {
@@ -21,78 +20,13 @@ _JOB = "slice"
 _CONTAINER = "lmsi"
 _PORT = 8476  # JAX's own choice on Cloud TPU
 _TERMINATED = 143  # exit code of lmsi after SIGTERM to any of its processes
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Family:
-    """The names of a kind of TPUs in GKE and XPK.
-
-    Attributes:
-      dimensions: number of dimensions of a topology.
-      xpk_type: XPK's name, before the size.
-      cores: TensorCores of a chip, if the size counts them.
-    """
-
-    dimensions: int
-    xpk_type: str
-    cores: int = 1
-
-
-FAMILIES = {
-    "tpu-v4-podslice": Family(dimensions=3, xpk_type="v4", cores=2),
-    "tpu-v5-lite-podslice": Family(dimensions=2, xpk_type="v5litepod"),
-    "tpu-v5p-slice": Family(dimensions=3, xpk_type="v5p", cores=2),
-    "tpu-v6e-slice": Family(dimensions=2, xpk_type="v6e"),
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Slice:
-    """A TPU slice.
-
-    Attributes:
-      accelerator: a key of `FAMILIES`.
-      topology: chips in each dimension, for example 4x4.
-      chips_per_host: chips of each machine.
-
-    Raises:
-      LmsiError: there is no such slice.
-    """
-
-    accelerator: str
-    topology: str
-    chips_per_host: int = 4
-
-    def __post_init__(self) -> None:
-        family = FAMILIES[self.accelerator]
-        shape = "AxBxC"[: 2 * family.dimensions - 1]
-        if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", self.topology, re.ASCII) or (
-            len(self.topology.split("x")) != family.dimensions
-        ):
-            raise LmsiError(
-                f"--topology={self.topology}: write chips as {shape} for {self.accelerator}"
-            )
-        if self.chips_per_host < 1 or self.chips % self.chips_per_host:
-            raise LmsiError(
-                f"--chips_per_host={self.chips_per_host}: the {self.chips} chips of "
-                f"{self.topology} are no multiple of it; 4 are usual, one machine may have 1 or 8"
-            )
-
-    @property
-    def chips(self) -> int:
-        """Number of chips."""
-        return math.prod(map(int, self.topology.split("x")))
-
-    @property
-    def hosts(self) -> int:
-        """Number of machines."""
-        return self.chips // self.chips_per_host
-
-    @property
-    def xpk_type(self) -> str:
-        """XPK's --tpu-type."""
-        family = FAMILIES[self.accelerator]
-        return f"{family.xpk_type}-{self.chips * family.cores}"
+# Of a machine's vCPUs and memory; the rest is for GKE's own pods and for Cloud Storage FUSE's.
+_REQUESTED = 0.8
+# As Kubernetes words it: Container NAME for pod NAMESPACE/NAME failed with exit code CODE matching
+# FailJob rule at index INDEX (pkg/controller/job/pod_failure_policy.go).
+_MISTAKE_MESSAGE = (
+    f"^Container {_CONTAINER} for pod .* failed with exit code {LmsiError.exit_code} matching "
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,8 +61,14 @@ def manifest(job: Job) -> dict[str, Any]:
     """Returns the JobSet of a run.
 
     The failure of a pod ends its Job, and JobSet restarts all pods: a run continues with all of its
-    processes or not at all. A disruption (a preemption, a drained node), or the SIGTERM that comes
-    with it, does not count as a restart.
+    processes or not at all. A mistake of the user, which another attempt would not cure, ends the
+    JobSet at once. A disruption (a preemption, a drained node), or the SIGTERM that comes with it,
+    does not count as a restart.
+
+    A Job that one of its podFailurePolicy's rules has ended has the reason PodFailurePolicy,
+    whichever rule it was; its message tells them apart. Patterns for messages came with JobSet 0.10
+    (https://github.com/kubernetes-sigs/jobset/tree/main/keps/262-ConfigurableFailurePolicy), and
+    kubectl refuses the manifest as unknown to an older one.
     """
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -145,12 +85,18 @@ def manifest(job: Job) -> dict[str, Any]:
             "network": {"enableDNSHostnames": True, "subdomain": job.name},
             "failurePolicy": {
                 "maxRestarts": job.max_restarts,
-                "rules": [
+                "rules": [  # the first that fits
+                    {
+                        "name": "mistake",
+                        "action": "FailJobSet",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                        "onJobFailureMessagePatterns": [_MISTAKE_MESSAGE],
+                    },
                     {
                         "name": "disrupted",
                         "action": "RestartJobSetAndIgnoreMaxRestarts",
                         "onJobFailureReasons": ["PodFailurePolicy"],
-                    }
+                    },
                 ],
             },
             "replicatedJobs": [{"name": _JOB, "replicas": 1, "template": {"spec": _job(job)}}],
@@ -159,7 +105,8 @@ def manifest(job: Job) -> dict[str, Any]:
 
 
 def _job(job: Job) -> dict[str, Any]:
-    terminated = {"containerName": _CONTAINER, "operator": "In", "values": [_TERMINATED]}
+    codes = [LmsiError.exit_code, _TERMINATED]
+    ended = {"containerName": _CONTAINER, "operator": "In", "values": codes}
     disrupted = [{"type": "DisruptionTarget", "status": "True"}]
     pod: dict[str, Any] = {"spec": _pod(job)}
     if job.bucket is not None:
@@ -172,7 +119,7 @@ def _job(job: Job) -> dict[str, Any]:
         "podFailurePolicy": {
             "rules": [
                 {"action": "FailJob", "onPodConditions": disrupted},
-                {"action": "FailJob", "onExitCodes": terminated},
+                {"action": "FailJob", "onExitCodes": ended},
             ]
         },
         "template": pod,
@@ -219,7 +166,11 @@ def _container(job: Job) -> dict[str, Any]:
         "args": [*(word.replace("$", "$$") for word in job.words), *flags],
         "ports": [{"containerPort": _PORT}],
         "resources": {
-            "requests": {"google.com/tpu": job.slice.chips_per_host},
+            "requests": {
+                "google.com/tpu": job.slice.chips_per_host,
+                "cpu": str(int(_REQUESTED * job.slice.machine.cpus)),
+                "memory": f"{int(_REQUESTED * job.slice.machine.memory)}G",
+            },
             "limits": {"google.com/tpu": job.slice.chips_per_host},
         },
     }

@@ -27,6 +27,7 @@ from launch import arguments  # noqa: E402
 from launch.commands import Command, script, shown  # noqa: E402
 from launch.keeper import Supervisor  # noqa: E402
 from launch.pod import CAPACITIES, Pod, runtime_of  # noqa: E402
+from launch.slices import check_accelerator_type  # noqa: E402
 from lmsi_jax.errors import LmsiError  # noqa: E402
 
 _SUBCOMMANDS = ("up", "run", "status", "logs", "stop", "down")
@@ -121,6 +122,7 @@ def _check(options: argparse.Namespace) -> None:
         return
     if options.accelerator_type is None or options.package is None:
         raise LmsiError(f"{options.subcommand} needs --accelerator_type=... and --package=...")
+    check_accelerator_type(options.accelerator_type)
     _check_package(options.package)
     if options.subcommand == "run":
         arguments.check_words(options.words)
@@ -155,7 +157,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--python", default="3.12", help="Python's version on the workers (%(default)s)")
     add("--max_restarts", type=int, default=10, help="attempts within an hour (%(default)s)")
-    add("--stop_seconds", type=int, default=120, help="SIGTERM to SIGKILL (%(default)s)")
+    add(
+        "--stop_seconds",
+        type=int,
+        default=120,
+        help="SIGTERM to SIGKILL (%(default)s; spot has 30)",
+    )
     add("--poll_seconds", type=float, default=60.0, help="between two looks (%(default)s)")
     add("--create_flag", action="append", default=[], help="a further flag of gcloud's create")
     add("--ssh_flag", action="append", default=[], help="a further flag of gcloud's ssh and scp")

@@ -19,7 +19,13 @@ from etils import epath
 
 from lmsi_jax.config.value_checks import HUB
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.runtime.files import check_regular, parse_json, read_data
+from lmsi_jax.runtime.files import (
+    check_expanded,
+    check_regular,
+    expanded_limit,
+    parse_json,
+    read_data,
+)
 from lmsi_jax.tasks.task import Split
 
 Row = tuple[str, Mapping[str, Any]]
@@ -242,12 +248,40 @@ def _parquet(path: epath.Path, data: bytes, task: str) -> Iterator[Row]:
             f"{task}: reading {path} needs pyarrow: pip install pyarrow, or save it as JSON Lines"
         ) from None
     try:
-        batches = parquet.ParquetFile(io.BytesIO(data)).iter_batches()
-        rows = (row for batch in batches for row in batch.to_pylist())
+        file = parquet.ParquetFile(io.BytesIO(data))
+        rows = (row for batch in _parquet_batches(path, file) for row in batch.to_pylist())
         for number, row in enumerate(rows, 1):
             yield f"{path}, row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
         raise LmsiError(f"{task}: {path} is no Parquet file ({error}); copy it anew") from None
+
+
+_EMPTY = 4  # bytes of an empty cell, as of JSON's null
+
+
+def _parquet_batches(path: epath.Path, file: Any) -> Iterator[Any]:
+    """Yields the batches of a Parquet file, whose whole content has at most 1 GiB.
+
+    Pages are compressed, and one value of a page's dictionary may stand for any number of rows. So
+    a batch has so few rows that it fits even if each holds the largest value that there may be.
+    """
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    cells = sum(column.num_values for column in columns)
+    check_expanded(path, sum(column.total_uncompressed_size for column in columns))
+    check_expanded(path, _EMPTY * cells)
+    largest = sum(
+        max(
+            (column.total_uncompressed_size for column in columns if column.path_in_schema == name),
+            default=0,
+        )
+        for name in {column.path_in_schema for column in columns if column.has_dictionary_page}
+    )
+    size = 0
+    for batch in file.iter_batches(max(1, min(1024, expanded_limit() // max(1, largest)))):
+        size += batch.nbytes + _EMPTY * batch.num_rows * batch.num_columns
+        check_expanded(path, size)
+        yield batch
 
 
 def _datasets(path: str, task: str) -> Any:

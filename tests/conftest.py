@@ -1,8 +1,10 @@
 """A micro model and a tokenizer that tests share; nothing here needs a network."""
 
+import ctypes
 import io
 import os
 import pathlib
+import sys
 
 import hypothesis
 import jax
@@ -44,6 +46,7 @@ def pytest_configure(config):
     """
     if "XLA_FLAGS" not in os.environ and jaxlib.__version__.startswith("0.10."):
         os.environ["XLA_FLAGS"] = " ".join(f"--{k}={v}" for k, v in _FAST_COMPILATION.items())
+    os.fsync = lambda fd: None  # no test pulls the plug, and each call waits for the disk
     if (cache := getattr(config, "cache", None)) is None:
         return
     settings = {
@@ -54,6 +57,35 @@ def pytest_configure(config):
     for name, value in settings.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)  # for subprocesses
+
+
+class _Header(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _Capabilities(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable"))
+
+
+@pytest.fixture
+def ordinary_user():
+    """Makes the permissions of files count for this thread, as they do not for root (capset(2))."""
+    if os.geteuid() != 0:
+        yield
+        return
+    if not sys.platform.startswith("linux"):
+        pytest.skip("root writes into read-only folders too")
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, capabilities = _Header(0x20080522, 0), (_Capabilities * 2)()  # version 3, this thread
+    assert libc.capget(ctypes.byref(header), capabilities) == 0
+    before = capabilities[0].effective
+    capabilities[0].effective &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    assert libc.capset(ctypes.byref(header), capabilities) == 0
+    try:
+        yield
+    finally:
+        capabilities[0].effective = before
+        assert libc.capset(ctypes.byref(header), capabilities) == 0
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -45,8 +45,8 @@ def test_every_page_is_in_the_site_s_navigation():
 def test_the_python_example_runs_on_fewer_questions(tmp_path, monkeypatch, capsys):
     code, votes = re.findall(r"```python\n(.*?)```", README, re.S)
     smaller = {
-        "count=200": "count=6",
-        "count=100": "count=4",
+        "count=200": "count=3",
+        "count=100": "count=2",
         "num_samples=16": "num_samples=4",
         "steps=40": "steps=2, sequence_length=192, sequences_per_prefix=2, microbatches=1",
     }

@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lmsi_jax.errors import DoesNotFit, LmsiError
 from lmsi_jax.prompts import PROMPT_STYLES
@@ -137,6 +137,7 @@ def _export_hf(args: argparse.Namespace, load: Load) -> None:
     from lmsi_jax.config.configurables import load_run_of
     from lmsi_jax.interop.hf_export import export_model
     from lmsi_jax.pipeline.context import Context
+    from lmsi_jax.runtime.files import check_regular
     from lmsi_jax.training import checkpoints
 
     checkpoints.find(args.checkpoint)  # a missing checkpoint is a clearer error than its settings
@@ -151,6 +152,7 @@ def _export_hf(args: argparse.Namespace, load: Load) -> None:
     )
     print(f"{config.model.parameter_count:,} parameters in {args.out}")
     if config.chat is not None and config.chat.template:
+        check_regular(config.chat.template)
         shutil.copyfile(config.chat.template, args.out / "chat_template.jinja")
     trained = config.questions is not None  # a run's, not an import's
     if trained and config.chat is None and config.mixing.end == "blank_line":
@@ -276,7 +278,7 @@ def _init(args: argparse.Namespace, load: Load) -> None:
 # --- aot ------------------------------------------------------------------------------------------
 
 _PROGRAMS = ("train", "sample")
-# Keeps libtpu from looking for a TPU, asking a metadata server, or minding a second process.
+# Most keep libtpu from looking for a TPU, asking a metadata server, or minding a second process.
 _NO_TPU = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -285,6 +287,8 @@ _NO_TPU = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
     "TPU_MIN_LOG_LEVEL": "3",
+    # JAX can write programs for chips that are not here to its cache, but not read them.
+    "JAX_COMPILATION_CACHE_DIR": "",
 }
 
 
@@ -328,11 +332,22 @@ def _compile_ahead(args: argparse.Namespace, load: Load) -> None:
         )
     os.environ.update(_NO_TPU)  # before JAX is imported
     from lmsi_jax.runtime.files import write_json
+    from lmsi_jax.runtime.progress import slow_work_reported
+    from lmsi_jax.runtime.signals import interruptible
     from lmsi_jax.tools import aot_report
     from lmsi_jax.tools.aot_report import Lengths
 
+    run = load(())
     lengths = Lengths(prompt=args.prompt_tokens, question=args.question_tokens)
-    figures = aot_report.check(load(()), args.topology, what, lengths, args.occupancy, print)
+
+    def say(text: str) -> None:
+        print(text, flush=True)  # a program takes minutes, also when this goes to a file
+
+    def check() -> dict[str, Any]:
+        return aot_report.check(run, args.topology, what, lengths, args.occupancy, say)
+
+    with slow_work_reported():
+        figures = interruptible(check)
     if args.json:
         write_json(args.json, figures)
     refused = aot_report.refused_programs(figures)

@@ -37,7 +37,7 @@ from lmsi_jax.prompts import (
     solution,
 )
 from lmsi_jax.records import Exemplar, Question, Text, join_texts, plain_text
-from lmsi_jax.runtime.files import read_json, write_json
+from lmsi_jax.runtime.files import read_bytes, read_json, write_json
 
 # Small models asked to end with "The answer is ..." begin with it, so only direct answers say so.
 _DIRECT = 'Reply with "The answer is ..." alone, without any reasoning.'
@@ -118,7 +118,7 @@ def read_template(chat: Chat, tokenizer_path: epath.PathLike) -> ChatTemplate:
         if not file.exists():
             raise LmsiError(f"there is no file {file}; set Chat.template to a chat template")
         _, tokens = read_tokens(folder)
-        template = ChatTemplate(file.read_text(), tokens, origin=str(file), today=today)
+        template = ChatTemplate(read_bytes(file).decode(), tokens, origin=str(file), today=today)
     if template is None:
         raise LmsiError(
             f"{folder} has no chat template; set Chat.template to a file with one, or Run.chat to "

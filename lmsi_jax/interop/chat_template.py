@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple
 from etils import epath
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.runtime.files import read_json
+from lmsi_jax.runtime.files import read_bytes, read_json
 
 TEMPLATE_FILE = "chat_template.jinja"
 _MARKS = "lmsi_generation_marks"  # in a template's context: numbers around {% generation %}
@@ -134,7 +134,7 @@ class ChatTemplate:
             source = {one["name"]: one["template"] for one in source}.get("default")
         if (epath.Path(folder) / TEMPLATE_FILE).exists():
             origin = epath.Path(folder) / TEMPLATE_FILE
-            source = origin.read_text()
+            source = read_bytes(origin).decode()
         return None if not source else cls(source, tokens, ends, str(origin), today)
 
     def ends_of_turn(self, ends: Collection[str]) -> "ChatTemplate":

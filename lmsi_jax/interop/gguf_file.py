@@ -23,6 +23,7 @@ import numpy as np
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.gguf_metadata import architecture, config_json, tokenizer_files
+from lmsi_jax.runtime.files import check_regular
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
@@ -80,6 +81,7 @@ def read_header(path: Path) -> Header:
       LmsiError: the file cannot be read, is no GGUF file, is truncated, or has another byte order
         or version.
     """
+    check_regular(path)
     try:
         with path.open("rb") as file:
             return _Parser(path, file, path.stat().st_size).header()

@@ -34,7 +34,7 @@ from lmsi_jax.interop.hf_families import (
 from lmsi_jax.interop.hf_shards import Dtype, Make, Part, cast, write_shards
 from lmsi_jax.interop.hf_weights import TOKENIZER_FILES
 from lmsi_jax.models.tokenizers import FileTokenizer, open_tokenizer
-from lmsi_jax.runtime.files import new_folder, write_json
+from lmsi_jax.runtime.files import new_folder, read_bytes, write_json
 from lmsi_jax.training.streaming import Saved
 
 
@@ -152,9 +152,9 @@ def _export_tokenizer(tokenizer: FileTokenizer, folder: Path, config: ModelConfi
     file = epath.Path(tokenizer.path)
     for name in TOKENIZER_FILES:
         if (file.parent / name).exists():
-            (folder / name).write_bytes((file.parent / name).read_bytes())
+            (folder / name).write_bytes(read_bytes(file.parent / name))
     if not (folder / file.name).exists():
-        (folder / file.name).write_bytes(file.read_bytes())
+        (folder / file.name).write_bytes(read_bytes(file))
     settings = folder / "generation_config.json"
     if not settings.exists():
         write_json(settings, {k: v for k, v in _ids(tokenizer).items() if v is not None})

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.runtime.files import read_json, write_json
+from lmsi_jax.runtime.files import check_regular, read_json, write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {
@@ -209,6 +209,7 @@ class Shards:
                 "checkout"
             ) from None
         path = self._folder / name
+        check_regular(path)
         inside = sorted(tensor for tensor, file in self._files.items() if file == name and tensor)
         holds = f" (it holds {inside[0]!r} and {len(inside) - 1} more)" if inside else ""
         try:

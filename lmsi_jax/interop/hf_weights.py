@@ -56,7 +56,14 @@ from lmsi_jax.models.tokenizers import (
     open_tokenizer,
     read_settings,
 )
-from lmsi_jax.runtime.files import new_folder, write_json
+from lmsi_jax.runtime.files import (
+    check_regular,
+    new_folder,
+    parse_json,
+    read_bytes,
+    system_errors,
+    write_json,
+)
 from lmsi_jax.training import streaming
 
 # Files that transformers reads with a tokenizer; generation_config.json has the end of texts.
@@ -131,7 +138,8 @@ def import_model(
                 f"a text also ends at {own_end}, the tokenizer's eos_token; transformers continues "
                 f"there, for generation_config.json lists {sorted(listed)}"
             )
-        streaming.save(folder, 0, _tree(source, shards, expected, dtype))
+        with system_errors(out):
+            streaming.save(folder, 0, _tree(source, shards, expected, dtype))
         prompting = choose_prompting(folder / "tokenizer", note)
         (folder / "model.gin").write_text(gin_text(config, source, out, prompting))
         write_json(folder / "model.json", dataclasses.asdict(config))
@@ -225,8 +233,8 @@ def _read_config(source: Path, note: Note) -> tuple[dict[str, Any], ModelConfig]
     if not file.exists():
         raise LmsiError(f"{source} has no config.json; name the folder of a downloaded model")
     try:
-        raw = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        raw = parse_json(read_bytes(file))
+    except (OSError, ValueError) as error:
         raise LmsiError(f"{file} cannot be read: {error}; download it again") from None
     if not isinstance(raw, dict):
         raise LmsiError(f"{file} is no object; download it again")
@@ -423,6 +431,7 @@ def _import_tokenizer(
         else:
             for name in TOKENIZER_FILES:
                 if (source / name).exists():
+                    check_regular(source / name)
                     shutil.copyfile(source / name, folder / name)
             if not any((folder / name).exists() for name in (TOKENIZER_JSON, SENTENCEPIECE)):
                 write_bpe_tokenizer(folder)

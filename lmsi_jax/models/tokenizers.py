@@ -27,7 +27,7 @@ from etils import epath
 from lmsi_jax.config import ModelConfig
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.records import Text, join_texts
-from lmsi_jax.runtime.files import check_regular, file_sha256
+from lmsi_jax.runtime.files import check_regular, file_sha256, parse_json, read_bytes
 
 TOKENIZER_JSON, SENTENCEPIECE = "tokenizer.json", "tokenizer.model"
 _SETTINGS = (
@@ -365,8 +365,8 @@ def read_settings(file: epath.Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        settings = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        settings = parse_json(read_bytes(file))
+    except (OSError, ValueError) as error:
         raise LmsiError(f"{file} cannot be read: {error}; download it again") from None
     if not isinstance(settings, dict):
         raise LmsiError(f"{file} is no object; download it again")
@@ -398,7 +398,7 @@ class SentencePiece(_Parts):
 
         self.path = path
         try:
-            proto = epath.Path(path).read_bytes()
+            proto = read_bytes(path)
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
         except (OSError, RuntimeError) as error:
             raise LmsiError(f"{path} is not a readable SentencePiece model: {error}") from error
@@ -614,7 +614,7 @@ class TokenizerJson(_Parts):
 
 def _read(path: str) -> bytes:
     try:
-        return epath.Path(path).read_bytes()
+        return read_bytes(path)
     except OSError as error:
         raise LmsiError(f"{path} is not a readable tokenizer.json: {error}") from error
 

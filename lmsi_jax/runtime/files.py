@@ -268,10 +268,24 @@ _DOCUMENT_BYTES = 128 << 20
 _GZIP = b"\x1f\x8b"  # the first bytes of such a file
 
 
+def read_bytes(path: epath.PathLike) -> bytes:
+    """Reads a whole file of a user's in bounded memory; reading a named pipe may wait forever.
+
+    Raises:
+      LmsiError: it is no regular file, or has more than 1 GiB.
+      OSError: it cannot be read.
+    """
+    path = epath.Path(path)
+    check_regular(path)
+    if path.stat().length > _DATA_BYTES:
+        raise _too_large(path, "has")
+    return path.read_bytes()
+
+
 def read_data(path: epath.PathLike, *, compressed: bool = False) -> bytes:
     """Reads a whole file of data, decompressed if it is gzip, in bounded memory.
 
-    A small gzip file may expand to any size, and reading a named pipe may wait forever.
+    A small gzip file may expand to any size.
 
     Args:
       path: the file, local or on a bucket.
@@ -282,17 +296,29 @@ def read_data(path: epath.PathLike, *, compressed: bool = False) -> bytes:
       OSError, EOFError, zlib.error: it cannot be read, or is no whole gzip file.
     """
     path = epath.Path(path)
-    check_regular(path)
-    if path.stat().length > _DATA_BYTES:
-        raise _too_large(path, "has")
-    data = path.read_bytes()
+    data = read_bytes(path)
     if not (compressed or data.startswith(_GZIP)):
         return data
     with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
         content = file.read(_DATA_BYTES + 1)
-    if len(content) > _DATA_BYTES:
-        raise _too_large(path, "expands to")
+    check_expanded(path, len(content))
     return content
+
+
+def check_expanded(path: epath.PathLike, size: int) -> None:
+    """Raises LmsiError if the content of a compressed file has more than 1 GiB.
+
+    Args:
+      path: the file.
+      size: bytes of the content, as far as it is known.
+    """
+    if size > _DATA_BYTES:
+        raise _too_large(epath.Path(path), "expands to")
+
+
+def expanded_limit() -> int:
+    """Returns the largest size of a content in bytes."""
+    return _DATA_BYTES
 
 
 def _too_large(path: epath.Path, has: str) -> LmsiError:
@@ -301,7 +327,7 @@ def _too_large(path: epath.Path, has: str) -> LmsiError:
     )
 
 
-def check_regular(path: epath.Path) -> None:
+def check_regular(path: epath.PathLike) -> None:
     """Raises LmsiError if a local path is a pipe, a socket or a device."""
     local = pathlib.Path(path)  # epath takes a pipe for a file
     if "://" in os.fspath(path) or not local.exists() or local.is_file() or local.is_dir():
@@ -326,8 +352,13 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def file_sha256(path: epath.PathLike) -> str:
-    """Returns the hexadecimal sha256 of a file's bytes."""
+    """Returns the hexadecimal sha256 of a file's bytes.
+
+    Raises:
+      LmsiError: it is no regular file.
+    """
     digest = hashlib.sha256()
+    check_regular(epath.Path(path))
     with epath.Path(path).open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

@@ -18,6 +18,7 @@ wakes, says what is waited for and, at a second Ctrl-C, ends the process.
 """
 
 import _thread
+import concurrent.futures
 import contextlib
 import math
 import os
@@ -28,6 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import TypeVar
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.runtime import progress
@@ -37,6 +39,7 @@ class Terminated(BaseException):
     """SIGTERM arrived. Not an `Exception`, so that no handler of those catches it."""
 
 
+_Value = TypeVar("_Value")
 _Handler = Callable[[int, FrameType | None], None]
 _TERMINATING = (signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 1.5  # seconds until a line says what is waited for
@@ -98,6 +101,27 @@ def deferred_signals(deadline: float | None = None) -> Iterator[Callable[[], boo
         raise Terminated
 
 
+def interruptible(work: Callable[[], _Value]) -> _Value:
+    """Does work in a thread of its own, so that a signal ends the wait for it at once.
+
+    Only for work that leaves nothing behind, in a process that then exits without an orderly end
+    of its threads, as `lmsi` does: the thread goes on until then.
+
+    Returns:
+      What `work` returns; what it raises is raised here.
+    """
+    outcome: concurrent.futures.Future[_Value] = concurrent.futures.Future()
+
+    def do() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=do, name="interruptible work", daemon=True).start()
+    return outcome.result()
+
+
 @contextlib.contextmanager
 def watched_signals() -> Iterator[None]:
     """Ends the block at the first signal, and the process at a second Ctrl-C, even after the block.
@@ -155,13 +179,23 @@ class _Watcher:
             ):
                 unraisable(lost)
 
+        self._thread_failed = thread_failed = threading.excepthook
+
+        def report_thread(failed: "threading.ExceptHookArgs") -> None:
+            """Leaves out threads that fail because the main one leaves."""
+            with contextlib.suppress(OSError):
+                self.look()  # the main thread may have heard of the signal first
+            if self.cause is None:
+                thread_failed(failed)
+
         sys.unraisablehook = report
+        threading.excepthook = report_thread
         self._since = 0.0
         self._before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
     def close(self) -> None:
-        sys.unraisablehook = self._unraisable
+        sys.unraisablehook, threading.excepthook = self._unraisable, self._thread_failed
         signal.set_wakeup_fd(self._before)
         os.close(self._writing)  # the thread ends, and closes the other end
 
@@ -192,7 +226,6 @@ class _Watcher:
         if self.cause is None:
             self.cause = KeyboardInterrupt if number == signal.SIGINT else Terminated
             self._since = now
-            threading.excepthook = lambda _: None  # threads fail now because this one leaves
             threading.Thread(target=self._wait, args=(number,), daemon=True).start()
         elif number == signal.SIGINT and now - self._since > _SAME:
             self._end_now()

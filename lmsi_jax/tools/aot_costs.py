@@ -5,23 +5,26 @@
 once. Here each computation counts as often as it runs: the body of a loop for every known
 iteration, and each branch of a conditional once, as if all were taken.
 
-`CHIPS` has the published figures of Cloud TPU's chips; `compile_program` compiles a traced program
-for their slices, which need not exist here.
+`CHIPS` has the published figures of Cloud TPU's chips and `slice_shapes` the slices that Google
+offers; `compile_program` compiles a traced program for them, which need not exist here. JAX is
+imported by what compiles, so that launchers can look up the tables without it.
 """
 
 import collections
 import dataclasses
 import importlib.util
+import itertools
 import math
 import re
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
-
-import jax
-from jax.experimental import topologies
+from typing import TYPE_CHECKING, Any
 
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.runtime.progress import doing
+
+if TYPE_CHECKING:
+    import jax
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "f16": 2, "bf16": 2}
 _BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8}
@@ -390,6 +393,7 @@ class Chip:
       clock: Hz, for XLA's estimates in cycles: of v4 from Jouppi et al. 2023, table 4; of the
         others the peak over the FLOPs of their matrix units per cycle.
       per_host: chips of each machine in a slice of several machines.
+      most: chips of the largest slice.
       source: the page with the figures.
     """
 
@@ -399,6 +403,7 @@ class Chip:
     links: float
     clock: float
     per_host: int
+    most: int
     source: str
 
 
@@ -406,34 +411,80 @@ _DOCS = "https://cloud.google.com/tpu/docs/"
 CHIPS = {
     "v4": Chip(
         memory=int(30.75 * 2**30), flops=275e12, bandwidth=1200e9, links=300e9, clock=1.05e9,
-        per_host=4, source=_DOCS + "v4",
+        per_host=4, most=4096, source=_DOCS + "v4",
     ),
     "v5e": Chip(
         memory=int(15.75 * 2**30), flops=197e12, bandwidth=819e9, links=200e9, clock=1.5e9,
-        per_host=4, source=_DOCS + "v5e",
+        per_host=4, most=256, source=_DOCS + "v5e",
     ),
     "v5p": Chip(
         memory=int(95.74 * 2**30), flops=459e12, bandwidth=2765e9, links=600e9, clock=1.75e9,
-        per_host=4, source=_DOCS + "v5p",
+        per_host=4, most=6144, source=_DOCS + "v5p",
     ),
     "v6e": Chip(
         memory=int(31.25 * 2**30), flops=918e12, bandwidth=1638e9, links=400e9, clock=1.75e9,
-        per_host=4, source=_DOCS + "v6e",
+        per_host=4, most=256, source=_DOCS + "v6e",
     ),
 }  # fmt: skip
+
+
+_PLANES = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_BELOW_A_CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
+
+
+def slice_shapes(kind: str) -> tuple[str, ...]:
+    """Returns the shapes of the slices that Google offers of a kind of chips, the smallest first.
+
+    Of v5e and v6e they are listed on the kind's page (`Chip.source`). Those of v4 and v5p are parts
+    of a cube of 4x4x4 chips or boxes of whole cubes, AxBxC with A <= B <= C, up to `Chip.most`
+    chips (https://cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus).
+
+    Args:
+      kind: a key of `CHIPS`.
+    """
+    if kind in ("v5e", "v6e"):
+        return _PLANES
+    cubes = CHIPS[kind].most // 64
+    boxes = [
+        (a, b, c)
+        for a, b in itertools.combinations_with_replacement(range(1, cubes + 1), 2)
+        for c in range(b, cubes // (a * b) + 1)
+    ]
+    boxes.sort(key=lambda box: (math.prod(box), box[2]))
+    return (*_BELOW_A_CUBE, *("x".join(str(4 * side) for side in box) for box in boxes))
+
+
+def offered_shapes(kind: str) -> str:
+    """Returns a kind's `slice_shapes` in words; the boxes of whole cubes by their rule."""
+    shapes = slice_shapes(kind)
+    if len(shapes) == len(_PLANES):
+        return ", ".join(shapes)
+    return (
+        f"{', '.join(_BELOW_A_CUBE)}, 4x4x4, 4x4x8, ..., all AxBxC of multiples of 4 with "
+        f"A <= B <= C and at most {CHIPS[kind].most:,} chips"
+    )
 
 
 def chip_of(topology: str) -> Chip:
     """Returns the chip of a topology such as "v5p:8x8x8".
 
     Raises:
-      LmsiError: the topology is malformed, or its chip is not in `CHIPS`.
+      LmsiError: the topology is malformed, or Google offers no such slice.
     """
-    return CHIPS[_parse_topology(topology)[0]]
+    kind, shape = _parse_topology(topology)
+    if "x".join(map(str, shape)) not in slice_shapes(kind):
+        raise LmsiError(
+            f"--topology={topology}: there is no such slice; {kind} has {offered_shapes(kind)}"
+        )
+    return CHIPS[kind]
 
 
 def chips_in(topology: str) -> int:
-    """Returns the number of chips of a topology; raises as `chip_of`."""
+    """Returns the number of chips of a topology.
+
+    Raises:
+      LmsiError: it is malformed, or its chip is not in `CHIPS`.
+    """
     return math.prod(_parse_topology(topology)[1])
 
 
@@ -470,7 +521,7 @@ def _parse_topology(topology: str) -> tuple[str, tuple[int, ...]]:
     return match[1], tuple(int(size) for size in match[2].split("x"))
 
 
-def devices_of(topology: str) -> list[jax.Device]:
+def devices_of(topology: str) -> "list[jax.Device]":
     """Returns placeholders for the chips of a topology, as compilation targets.
 
     Raises:
@@ -482,6 +533,8 @@ def devices_of(topology: str) -> list[jax.Device]:
             "compiling for TPUs needs their compiler, libtpu: pip install -e '.[tpu]' in the "
             "checkout (no TPU is needed)"
         )
+    from jax.experimental import topologies
+
     options: dict[str, Any] = {"chip_config_name": "megacore"} if kind == "v4" else {}
     if math.prod(shape) < CHIPS[kind].per_host:
         options["chips_per_host_bounds"] = [*shape, 1, 1][:3]
@@ -541,7 +594,7 @@ class Compiled:
         return sum(traffic.bytes for traffic in self.collectives.values())
 
 
-def compile_program(lowered: jax.stages.Lowered, chips: int, chip: Chip) -> Compiled:
+def compile_program(lowered: "jax.stages.Lowered", chips: int, chip: Chip) -> Compiled:
     """Compiles a traced program; one that does not fit into memory is a result too.
 
     Args:
@@ -549,6 +602,8 @@ def compile_program(lowered: jax.stages.Lowered, chips: int, chip: Chip) -> Comp
       chips: number of devices that it was traced for.
       chip: the kind of these devices.
     """
+    import jax
+
     start = time.monotonic()
     try:
         program = lowered.compile()
@@ -565,7 +620,8 @@ def compile_program(lowered: jax.stages.Lowered, chips: int, chip: Chip) -> Comp
     memory: Any = program.memory_analysis()
     estimate = program.cost_analysis()
     optimal = (estimate or {}).get("optimal_seconds", -1.0)
-    costs = read_program(program.as_text() or "")
+    with doing("reading the compiled program"):
+        costs = read_program(program.as_text() or "")
     return Compiled(
         chips=chips,
         fits=True,

@@ -8,7 +8,11 @@ lower it, the least time at the chips' published rates, and questions an hour.
 """
 
 import dataclasses
+import importlib.metadata
+import json
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,6 +35,7 @@ from lmsi_jax.rollout.decode_step import ChunkInputs, Program, PromptCaches, dec
 from lmsi_jax.rollout.device_caches import NoiseSource, join_groups, page_table, slot_arrays
 from lmsi_jax.rollout.kv_pages import Pool
 from lmsi_jax.rollout.scheduler import plan, prompt_bucket, question_bucket
+from lmsi_jax.runtime.progress import doing
 from lmsi_jax.tools.aot_costs import (
     Chip,
     Compiled,
@@ -403,17 +408,52 @@ def check(
     figures: dict[str, Any] = {"run": run.name, "topology": topology, "chips": chips}
     figures["chip"] = dataclasses.asdict(chip)
     figures["parameters"] = run.model.parameter_count
+    figures["versions"] = versions()
     if "train" in what:
         size = run.training.data * run.training.model
-        lowered = train_program(run.model, run.training, devices_of(slice_of(topology, size)))
+        with doing(f"tracing a training step for {size} chips"):
+            lowered = train_program(run.model, run.training, devices_of(slice_of(topology, size)))
         figures["train"] = _training(run, chip, compile_program(lowered, size, chip), say)
     if "sample" in what:
         size = run.decoding.data * run.decoding.model
-        devices = devices_of(slice_of(topology, size))
-        lowered = sample_program(run.model, run.decoding, run.sampling, lengths, devices)
+        with doing(f"tracing a chunk of decoding for {size} chips"):
+            devices = devices_of(slice_of(topology, size))
+            lowered = sample_program(run.model, run.decoding, run.sampling, lengths, devices)
         program = compile_program(lowered, size, chip)
         figures["sample"] = _sampling(run, chip, chips, program, lengths, occupancy, say)
     return figures
+
+
+_COMPILERS = ("jax", "jaxlib", "libtpu")
+
+
+def versions() -> dict[str, str | None]:
+    """Returns what the figures depend on besides the configuration, by name.
+
+    They are the versions of JAX, jaxlib and libtpu (those that are installed), and "commit", that
+    of lmsi_jax: None if neither a checkout nor pip's note of an installation from git tells it.
+    """
+    installed = {entry.name: entry.version for entry in importlib.metadata.distributions()}
+    known = {name: installed[name] for name in _COMPILERS if name in installed}
+    return {**known, "commit": _commit()}
+
+
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        note = importlib.metadata.distribution("lmsi_jax").read_text("direct_url.json")
+        commit = json.loads(note or "{}").get("vcs_info", {}).get("commit_id")
+        return str(commit) if commit else None
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True)
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "lmsi_jax", "tasks")
+        return (git("rev-parse", "HEAD") or "unknown") + (" with changes" if changed else "")
+    except FileNotFoundError:  # no git here
+        return None
 
 
 def refused_programs(figures: Mapping[str, Any]) -> list[str]:

@@ -210,4 +210,6 @@ def test_an_interrupt_while_the_command_starts_has_no_traceback(tmp_path):
         time.sleep(delay)
         process.send_signal(signal.SIGINT)
         error = process.communicate(timeout=60)[1]
-        assert "Traceback" not in error and process.returncode in (130, 2)
+        # Python restores the system's handler once nothing but its own end is left to do.
+        ends = (130, 2, -signal.SIGINT) if error.startswith("lmsi: error: ") else (130, 2)
+        assert "Traceback" not in error and process.returncode in ends

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 
 import pytest
@@ -15,7 +16,7 @@ from lmsi_jax.interop.hf_config import ignored_keys, model_config
 from lmsi_jax.interop.hf_export import hf_config
 from lmsi_jax.interop.hf_families import COMMON, FAMILIES, unwrapped
 from lmsi_jax.interop.hf_shards import Shards
-from lmsi_jax.interop.hf_weights import gin_text
+from lmsi_jax.interop.hf_weights import gin_text, import_model
 
 _LLAMA = {
     **{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"},
@@ -380,6 +381,12 @@ def test_a_model_that_no_architecture_computes_is_not_exported(changes, match):
     )  # fmt: skip
     with pytest.raises(LmsiError, match=match):
         hf_config(dataclasses.replace(config, **changes))
+
+
+def test_a_pipe_in_place_of_config_json_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(LmsiError, match="config.json is no regular file"):
+        import_model(tmp_path, tmp_path / "out")
 
 
 def test_without_the_extra_its_name_is_told(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """GGUF files through `lmsi import-hf`: parameters, tokenizer and what is refused."""
 
 import json
+import resource
 
 import gguf_files as files
 import numpy as np
@@ -14,6 +15,7 @@ from lmsi_jax.interop.hf_families import tensors
 from lmsi_jax.interop.hf_weights import import_model
 from lmsi_jax.models.tokenizers import open_tokenizer
 from lmsi_jax.prompts import STOP_STRINGS
+from lmsi_jax.training import streaming
 from lmsi_jax.training.streaming import Saved
 
 pytest.importorskip("tokenizers", reason="needs the extra [hf]")
@@ -130,6 +132,32 @@ def test_values_that_are_no_finite_numbers_are_refused(tmp_path, name, value):
     values[name].flat[-1] = value
     files.write(tmp_path / "m.gguf", "llama", values)
     _refused(tmp_path / "m.gguf", f"{name} has NaN or infinite values in float32")
+
+
+def test_a_full_disk_takes_two_lines_and_loses_nothing(tmp_path, monkeypatch, capsys):
+    """The system refuses the files of the checkpoint, which TensorStore writes, beyond a size."""
+    files.write(tmp_path / "m.gguf", "qwen2")
+    save = streaming.save
+
+    def save_on_a_full_disk(*args):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
+        try:
+            save(*args)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(streaming, "save", save_on_a_full_disk)
+    words = ["import-hf", str(tmp_path / "m.gguf"), str(tmp_path / "out")]
+    assert main(words) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert error == (
+        f"lmsi: error: cannot write {tmp_path / 'out'}: File too large; make room on the disk, "
+        "then repeat the command to resume"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+    monkeypatch.setattr(streaming, "save", save)
+    assert main(words) == 0
 
 
 def test_a_type_too_narrow_for_the_values_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """What can be wrong with a model's folder, and how much memory a conversion takes."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -77,6 +78,23 @@ def test_an_index_that_points_out_of_its_folder_is_refused(source):
     index = {"weight_map": {"model.norm.weight": "../secret.safetensors"}}
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
     _refused(source, "places 'model.norm.weight' outside of its folder")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "model.safetensors.index.json", "model.safetensors", "tokenizer.json"),
+        *("generation_config.json", "tokenizer_config.json", "chat_template.jinja"),
+        "model-00001-of",
+    ],
+)
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(source, name):
+    file = next(iter(sorted(source.glob(f"{name}*.safetensors"))), source / name)
+    if name == "model.safetensors":
+        file = source / name
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+    _refused(source, f"{file.name} is no regular file; name a file with this content")
 
 
 def test_a_pickle_is_never_read(source):

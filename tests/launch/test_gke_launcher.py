@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch import gke
-from launch.jobset import FAMILIES, Job, Slice, manifest
-from lmsi_jax.errors import LmsiError
+from launch.jobset import Job, manifest
+from launch.slices import FAMILIES, Slice
+from lmsi_jax.errors import LmsiError, TryAgain
 
 _SLICE = Slice(accelerator="tpu-v5-lite-podslice", topology="4x4")
 _NAMES = ["--name=gemma", "--image=eu.gcr.io/p/lmsi_jax:1", "--topology=4x4"]
@@ -38,6 +39,16 @@ kubectl apply --filename=- <<'LMSI_END'
     "failurePolicy": {
       "maxRestarts": 10,
       "rules": [
+        {
+          "name": "mistake",
+          "action": "FailJobSet",
+          "onJobFailureReasons": [
+            "PodFailurePolicy"
+          ],
+          "onJobFailureMessagePatterns": [
+            "^Container lmsi for pod .* failed with exit code 2 matching "
+          ]
+        },
         {
           "name": "disrupted",
           "action": "RestartJobSetAndIgnoreMaxRestarts",
@@ -74,6 +85,7 @@ kubectl apply --filename=- <<'LMSI_END'
                     "containerName": "lmsi",
                     "operator": "In",
                     "values": [
+                      2,
                       143
                     ]
                   }
@@ -125,7 +137,9 @@ kubectl apply --filename=- <<'LMSI_END'
                     ],
                     "resources": {
                       "requests": {
-                        "google.com/tpu": 4
+                        "google.com/tpu": 4,
+                        "cpu": "89",
+                        "memory": "153G"
                       },
                       "limits": {
                         "google.com/tpu": 4
@@ -206,6 +220,7 @@ _SCHEMA = {
         "name": (str, True),
         "action": (str, True),
         "onJobFailureReasons": ([str], False),
+        "onJobFailureMessagePatterns": ([str], False),
     },
     "ReplicatedJob": {"name": (str, True), "replicas": (int, False), "template": ("Jobs", True)},
     "Jobs": {"metadata": ("Meta", False), "spec": ("JobSpec", False)},
@@ -306,6 +321,56 @@ def test_a_bucket_is_shown_as_a_folder():
     assert spec["spec"]["nodeSelector"]["cloud.google.com/gke-preemptible"] == "true"
 
 
+def _action(job, exit_code=None, condition=None):
+    """The action of JobSet's controller on a pod's end, by the rules of both controllers.
+
+    Kubernetes' Job: the first rule that fits ends the Job with the reason PodFailurePolicy and a
+    message of this form; backoffLimit 0 ends it otherwise. JobSet: the first rule whose reasons and
+    patterns (RE2, not anchored) fit, RestartJobSet without one.
+    """
+    spec = manifest(job)["spec"]
+    reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
+    pod = "default/a-slice-0-1-x7k2p"
+    rules = spec["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
+    for index, rule in enumerate(rules):
+        codes = rule.get("onExitCodes", {}).get("values", [])
+        conditions = [one["type"] for one in rule.get("onPodConditions", [])]
+        if condition in conditions:
+            message = f"Pod {pod} has condition {condition} matching FailJob rule at index {index}"
+        elif exit_code in codes:
+            message = (
+                f"Container {rule['onExitCodes']['containerName']} for pod {pod} failed with exit "
+                f"code {exit_code} matching FailJob rule at index {index}"
+            )
+        else:
+            continue
+        reason = "PodFailurePolicy"
+        break
+    for rule in spec["failurePolicy"]["rules"]:
+        patterns = rule.get("onJobFailureMessagePatterns", [""])
+        if reason in rule["onJobFailureReasons"] and any(re.search(p, message) for p in patterns):
+            return rule["action"]
+    return "RestartJobSet"
+
+
+@pytest.mark.parametrize(
+    ("end", "action"),
+    [
+        ({"exit_code": LmsiError.exit_code}, "FailJobSet"),  # a typo is not tried ten times
+        ({"exit_code": 143}, "RestartJobSetAndIgnoreMaxRestarts"),
+        ({"condition": "DisruptionTarget"}, "RestartJobSetAndIgnoreMaxRestarts"),
+        # A preempted pod may end with any code: its condition comes first.
+        ({"condition": "DisruptionTarget", "exit_code": 2}, "RestartJobSetAndIgnoreMaxRestarts"),
+        ({"exit_code": TryAgain.exit_code}, "RestartJobSet"),
+        ({"exit_code": 134}, "RestartJobSet"),
+        ({"exit_code": 1}, "RestartJobSet"),
+        ({"exit_code": 137}, "RestartJobSet"),
+    ],
+)
+def test_a_mistake_ends_the_jobset_and_a_preemption_costs_no_restart(end, action):
+    assert _action(_job(), **end) == action
+
+
 def _expanded(text, variables):
     """Kubernetes' $(NAME): "$$" stands for "$", an unknown name stays as it is."""
     found, rest = "", text
@@ -363,6 +428,38 @@ def test_a_topology_that_cannot_be_is_refused(accelerator, topology):
         Slice(accelerator=accelerator, topology=topology)
 
 
+@pytest.mark.parametrize(
+    "topology", ["3x3x3", "4x4x6", "8x4x4", "2x2x8", "1x1x1", "16x16x28", "4x4x388"]
+)
+def test_a_box_that_is_not_of_whole_cubes_is_refused_with_the_rule(topology):
+    with pytest.raises(LmsiError, match="no such slice; .* 2x4x4, 4x4x4, .* at most 6,144 chips"):
+        Slice(accelerator="tpu-v5p-slice", topology=topology)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "topology", "chips_per_host", "cpus", "memory"),
+    [  # vCPUs and GB of the machine, from Google's tables
+        ("tpu-v4-podslice", "2x2x1", 4, 240, 407),
+        ("tpu-v5-lite-podslice", "1x1", 1, 24, 48),
+        ("tpu-v5-lite-podslice", "2x4", 8, 224, 384),
+        ("tpu-v5p-slice", "16x16x24", 4, 208, 448),
+        ("tpu-v6e-slice", "16x16", 4, 180, 720),
+    ],
+)
+def test_a_pod_requests_most_of_its_machine_and_leaves_room_for_the_cluster_s_own(
+    accelerator, topology, chips_per_host, cpus, memory
+):
+    chosen = Slice(accelerator=accelerator, topology=topology, chips_per_host=chips_per_host)
+    spec = manifest(_job(slice=chosen))["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    requests = container["resources"]["requests"]
+    assert requests["google.com/tpu"] == chips_per_host
+    # GKE keeps up to a quarter of the first GB and a tenth or less of the rest, and some CPUs.
+    assert 0.75 * cpus < int(requests["cpu"]) < cpus - 2
+    assert 0.75 * memory < int(requests["memory"].removesuffix("G")) < 0.85 * memory
+    assert container["resources"]["limits"] == {"google.com/tpu": chips_per_host}
+
+
 @pytest.mark.parametrize("accelerator", ["tpu-v5-lite-podslice", "tpu-v5p-slice"])
 def test_the_dimensions_are_the_accelerators(accelerator):
     wrong = {"tpu-v5-lite-podslice": "2x2x2", "tpu-v5p-slice": "4x4"}[accelerator]
@@ -377,7 +474,11 @@ def test_the_dimensions_are_the_accelerators(accelerator):
         (["--image=a b"], "--image='a b': it is an image"),
         (["--kubernetes_service_account=a;b"], "--kubernetes_service_account='a;b'"),
         (["--bucket=gs://b"], "a bucket's name, without gs://"),
-        (["--chips_per_host=3"], "the 16 chips of 4x4 are no multiple of it"),
+        (["--chips_per_host=3"], "--chips_per_host=3: the machines of 4x4 have 4$"),
+        (["--chips_per_host=8"], "--chips_per_host=8: the machines of 4x4 have 4$"),
+        (["--topology=2x4", "--chips_per_host=1"], "the machines of 2x4 have 4 or 8$"),
+        (["--topology=1x1"], "--chips_per_host=4: the machines of 1x1 have 1$"),
+        (["--topology=4x16"], "no such slice; tpu-v5-lite-podslice has 1x1, 2x2, 2x4, .*16x16$"),
         (["--max_restarts=-1"], "are at least 0"),
         (["--xpk"], "--xpk needs --cluster"),
         (["--xpk", *_CLUSTER, "--bucket=b-1"], "storage and capacity are the cluster's"),

@@ -269,6 +269,8 @@ def test_the_state_is_that_of_the_resource_of_this_name():
         (["--create_flag=x"], "'x' is no flag of gcloud's"),
         (["--create_flag=--"], "is no flag of gcloud's"),
         (["--ssh_flag=-x"], "'-x' is no flag of gcloud's"),
+        (["--accelerator_type=v5litepod-24"], "no such slice, but v5litepod-1, .*v5litepod-256"),
+        (["--accelerator_type=v5p-24"], "no such slice, but v5p-8, v5p-16, .* v5p-12288 "),
         (["--accelerator_type=v99-8"], "which TPU software\\? Add --runtime_version"),
         (["--max_restarts=0"], "are at least 1"),
         (["--poll_seconds=-1"], "is at least 0"),

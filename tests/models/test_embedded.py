@@ -64,6 +64,7 @@ def test_every_task_s_text_survives_its_tokenizer(tokenizer):
         assert tokenizer.decode(tokenizer.encode(question.text)) == question.text
 
 
+@pytest.mark.slow
 def test_it_reasons_when_the_exemplars_do_and_answers_at_once_when_they_do_not(
     config, params, tokenizer
 ):

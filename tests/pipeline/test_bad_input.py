@@ -173,3 +173,23 @@ def test_a_place_that_cannot_be_written_is_named(lmsi, tmp_path):
     (tmp_path / "file").write_text("in the way")
     code, _, error = lmsi("run", tmp_path / "file" / "run")
     assert code == 2 and "choose another output_dir" in error
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_an_output_dir_that_an_ordinary_user_cannot_write_takes_one_line(
+    words, tmp_path, capsys, ordinary_user, there
+):
+    folder = tmp_path / "closed"
+    (folder / "run").mkdir(parents=True) if there else folder.mkdir()
+    for path in (folder / "run", folder)[1 - there :]:
+        path.chmod(0o500)
+    capsys.readouterr()
+    assert main(words("run", folder / "run")) == 2
+    error = capsys.readouterr().err.partition("lmsi: error: ")[2]
+    assert " ".join(error.split()).startswith(f"cannot {'write' if there else 'open'} {folder}/run")
+    assert " ".join(error.split()).endswith(
+        "Permission denied; make it writable, or choose another output_dir"
+    )
+    assert [path.name for path in folder.rglob("*")] == ["run"] * there
+    for path in (folder, *folder.iterdir()):
+        path.chmod(0o700)

@@ -294,8 +294,7 @@ def test_a_disk_that_refuses_is_named_and_nothing_is_lost(
     assert _bytes(tmp_path) == whole
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes into read-only folders too")
-def test_a_read_only_folder_is_named(tmp_path):
+def test_a_read_only_folder_is_named(tmp_path, ordinary_user):
     tmp_path.chmod(0o500)
     with pytest.raises(LmsiError, match="make it writable"):
         _make(tmp_path)

@@ -12,8 +12,10 @@ from lmsi_jax.errors import Damaged, LmsiError
 from lmsi_jax.runtime import files
 from lmsi_jax.runtime.files import (
     exclusive,
+    file_sha256,
     new_folder,
     parse_json,
+    read_bytes,
     read_data,
     read_json,
     read_record,
@@ -86,7 +88,7 @@ def test_a_file_that_expands_without_end_is_refused_in_bounded_memory(tmp_path, 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
-    for read in (read_data, read_json):
+    for read in (read_data, read_json, read_bytes, file_sha256):
         with pytest.raises(LmsiError, match=r"pipe.json is no regular file; name a file"):
             read(tmp_path / "pipe.json")
     with pytest.raises(FileNotFoundError):

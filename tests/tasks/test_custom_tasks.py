@@ -473,6 +473,48 @@ def test_values_that_are_nested_without_end_are_named(tmp_path, text, place):
     assert place in error and "nested too deeply" in error
 
 
+@pytest.mark.parametrize(
+    "column",
+    [
+        ["x" * (1 << 17)] * 200,  # one value of the page's dictionary, 200 times
+        ["x" * (1 << 20), "y" * (1 << 20)],  # pages that shrink a thousand times
+        [None] * 300_000,
+    ],
+    ids=["dictionary", "pages", "nothing"],
+)
+def test_a_parquet_file_that_expands_without_end_is_refused_in_bounded_memory(
+    tmp_path, monkeypatch, column
+):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = pyarrow.table({"question": pyarrow.array(column, pyarrow.string())})
+    parquet.write_table(rows, tmp_path / "a.parquet", compression="zstd")
+    assert (tmp_path / "a.parquet").stat().st_size < 1 << 16
+    monkeypatch.setattr(files, "_DATA_BYTES", 1 << 20)
+    before = pyarrow.default_memory_pool()
+    pool = pyarrow.proxy_memory_pool(before)
+    pyarrow.set_memory_pool(pool)
+    try:
+        assert "a.parquet expands to more than 1 MiB; split" in _error(
+            _task(tmp_path / "a.parquet")
+        )
+    finally:
+        pyarrow.set_memory_pool(before)
+    assert pool.max_memory() < 6 << 20
+
+
+def test_a_parquet_file_of_a_large_dictionary_is_read_in_small_batches(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    monkeypatch.setattr(files, "_DATA_BYTES", 1 << 16)
+    rows = [{"question": f"{n % 7} {'x' * 99}?", "answer": n} for n in range(300)]
+    _write(tmp_path / "a.parquet", rows)
+    assert [
+        row["answer"]
+        for _, row in table_files.read_rows([str(tmp_path / "a.parquet")], "train", "t")
+    ] == [row["answer"] for row in rows]
+
+
 def test_what_expands_without_end_and_documents_without_end_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_DATA_BYTES", 1 << 20)
     monkeypatch.setattr(files, "_DOCUMENT_BYTES", 1 << 10)

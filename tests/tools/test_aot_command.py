@@ -1,19 +1,26 @@
 """`lmsi aot` on a real compiler for TPUs, where libtpu is installed; its messages everywhere."""
 
+import importlib.metadata
 import importlib.util
 import json
 import os
 import pathlib
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
 from lmsi_jax.cli.main import main
 from lmsi_jax.config import Decoding, ModelConfig, Optimizer, Training
 from lmsi_jax.errors import DoesNotFit, LmsiError
+from lmsi_jax.runtime import progress
+from lmsi_jax.runtime.progress import doing
+from lmsi_jax.runtime.signals import signals_as_exceptions
 from lmsi_jax.tools import aot_report
-from lmsi_jax.tools.aot_costs import CHIPS, _refusal, chip_of, chips_in, slice_of
+from lmsi_jax.tools.aot_costs import CHIPS, _refusal, chip_of, chips_in, slice_of, slice_shapes
 from lmsi_jax.tools.aot_report import for_sampling, for_training
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -94,6 +101,7 @@ def test_a_micro_run_is_compiled_for_four_chips(tmp_path):
     assert largest < 2 * 32 * vocab * 4
     assert found["sample"]["rate"]["questions_per_hour"] > 0
     assert "fits" in done.stdout
+    assert set(found["versions"]) == {"jax", "jaxlib", "libtpu", "commit"}
 
 
 def test_without_libtpu_the_message_names_what_to_install(tmp_path):
@@ -106,6 +114,35 @@ def test_without_libtpu_the_message_names_what_to_install(tmp_path):
 def test_a_topology_that_does_not_exist_is_refused_with_an_example(topology):
     with pytest.raises(LmsiError, match="v5e:4x4"):
         chip_of(topology)
+
+
+@pytest.mark.parametrize(
+    ("topology", "offered"),
+    [
+        ("v5e:3x5", "v5e has 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16$"),
+        ("v5p:4x4x6", "v5p has 2x2x1, .* at most 6,144 chips$"),
+        ("v4:8x16x64", "v4 has 2x2x1, .* at most 4,096 chips$"),
+        ("v6e:2x2x1", "v6e has 1x1, "),
+    ],
+)
+def test_a_slice_that_is_not_offered_is_refused_with_those_that_are(topology, offered):
+    with pytest.raises(LmsiError, match=f"there is no such slice; {offered}"):
+        chip_of(topology)
+
+
+def test_the_offered_slices_are_those_of_google_s_tables():
+    """The tables list every shape below a cube, and most (not all) boxes of cubes."""
+    listed = {  # of cloud.google.com/tpu/docs/v4 and v5p
+        "v4": "2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x12 8x8x16 4x16x16 8x16x16",
+        "v5p": "2x2x1 2x2x2 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16 16x16x24",
+    }
+    for kind, shapes in listed.items():
+        offered = slice_shapes(kind)
+        assert set(shapes.split()) <= set(offered)
+        chips = [chips_in(f"{kind}:{shape}") for shape in offered]
+        assert chips == sorted(chips)
+        assert chips[-1] == CHIPS[kind].most
+        assert not {number for number in chips if number > 32 and number % 64}
 
 
 def test_chips_are_counted_from_the_shape():
@@ -144,6 +181,63 @@ def test_a_program_that_does_not_fit_ends_the_command_with_its_own_code(monkeypa
         figures["sample"] = other
         assert main(words) == DoesNotFit.exit_code == 3
         assert json.loads((tmp_path / "found.json").read_text())["sample"] == other
+
+
+def test_a_signal_does_not_wait_for_the_compiler(monkeypatch, tmp_path, capsys):
+    begun, ended = threading.Event(), threading.Event()
+
+    def check(*_args):
+        begun.set()
+        ended.wait(60)  # as a compiler does that holds its thread for minutes
+        return {}
+
+    monkeypatch.setattr(aot_report, "check", check)
+    config = tmp_path / "micro.gin"
+    config.write_text(_GIN)
+
+    def terminate():
+        begun.wait(60)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=terminate, daemon=True).start()
+    with signals_as_exceptions():  # as the command does
+        assert main(["aot", str(config), "--topology=v5e:2x2"]) == 143
+    assert not ended.is_set()
+    ended.set()
+    assert "terminated" in capsys.readouterr().err
+
+
+def test_the_command_says_what_takes_long(monkeypatch, tmp_path):
+    lines, said = [], threading.Event()
+
+    class Said(progress.SlowWork):
+        def __init__(self):
+            super().__init__(after=0.0, clock=lambda: 0.0)
+
+        def _print(self, line):
+            lines.append(line)
+            said.set()
+
+    def check(*_args):
+        with doing("tracing a training step"):
+            said.wait(60)
+        return {"chip": {"memory": 100}}
+
+    monkeypatch.setattr(progress, "SlowWork", Said)
+    monkeypatch.setattr(aot_report, "check", check)
+    config = tmp_path / "micro.gin"
+    config.write_text(_GIN)
+    assert main(["aot", str(config), "--topology=v5e:2x2"]) == 0
+    assert lines == ["tracing a training step ...", "tracing a training step in 0:00"]
+
+
+def test_the_figures_name_the_compilers_and_the_commit():
+    found = aot_report.versions()
+    assert found["jax"] == importlib.metadata.version("jax")
+    root = pathlib.Path(aot_report.__file__).resolve().parents[2]
+    if (root / ".git").exists() and shutil.which("git"):
+        head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True)
+        assert found["commit"].split()[0] == head.stdout.decode().strip()
 
 
 def test_clocks_are_the_published_peak_over_what_the_matrix_units_multiply():

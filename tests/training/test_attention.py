@@ -64,7 +64,7 @@ _SIZES = st.lists(st.integers(1, LENGTH), min_size=1, max_size=4).filter(
 )
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(
     config=_configs(),
     prefix_length=st.integers(0, PREFIX),
