@@ -164,7 +164,7 @@ def explain(
     A row has the candidate's mark, strength, place, answer as written, key ("-" without one) and
     verdict: "chosen", "value", "attempt" or "remark".
     """
-    reader = _Reader(text, kind, options, [])
+    reader = _Reader(marks.first_solution(text), kind, options, [])
     chosen = reader.choose(finished)
     reader.read_all()
     rows: list[tuple[str, ...]] = [("mark", "strength", "place", "answer", "key", "verdict")]
@@ -204,7 +204,7 @@ def _answer(
         if usual := _usual_answer(solution, kind, options):
             candidates.append(usual)
             return usual
-        return _Reader(text, kind, options, candidates, solution).choose(finished)
+        return _Reader(solution, kind, options, candidates).choose(finished)
     except Exception:  # noqa: BLE001
         _LOG.exception("a text could not be read and has no answer: %r", text[:200])
         return None
@@ -296,20 +296,12 @@ _METHOD = re.compile(
 
 
 class _Reader:
-    """The candidates of one text, read as far as the rule asks for them."""
-
-    __slots__ = ("candidates", "kind", "options", "solution", "text")
+    """The candidates of one solution, read as far as the rule asks for them."""
 
     def __init__(
-        self,
-        text: str,
-        kind: Kind,
-        options: Sequence[str],
-        candidates: list[Candidate],
-        solution: Solution | None = None,
+        self, solution: Solution, kind: Kind, options: Sequence[str], candidates: list[Candidate]
     ) -> None:
-        self.text, self.kind, self.options = text, kind, options
-        self.solution = marks.first_solution(text) if solution is None else solution
+        self.solution, self.kind, self.options = solution, kind, options
         self.candidates = candidates
 
     def choose(self, finished: bool) -> Candidate | None:
@@ -452,7 +444,7 @@ class _Reader:
         stop = solution.stop
         if attempt and (attempt.strength == BOX or attempt.mark == "####"):
             stop = _paragraph_end(solution, attempt.end)
-        if not solution.concludes or (not finished and stop == len(self.text)):
+        if not solution.concludes or (not finished and stop == len(solution.text)):
             return attempt
         drawn = attempt is not None and self.kind != "number"
         stop = self._before_remark(stop)

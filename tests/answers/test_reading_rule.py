@@ -171,7 +171,7 @@ options = st.sampled_from([(), ("red", "9", "gold and iron"), ("a", "E. coli", "
 def test_no_text_raises_in_any_reader(text, kind, options):
     parts = [canonical._KEYS[kind](text), canonical.may_answer(text, kind, options)]
     candidates = []
-    unguarded = reader._Reader(text, kind, options, candidates)
+    unguarded = reader._Reader(reader.marks.first_solution(text), kind, options, candidates)
     unguarded.choose(finished=True)
     unguarded.read_all()
     assert parts and all(len(row.text) <= answers.MAX_ANSWER for row in candidates)
@@ -190,7 +190,9 @@ USUAL += ['```json\n{{\n  "answer": "{}"\n}}\n```\n', "<think>x</think>\n\nThe a
 def _by_the_rule(text, kind, options):
     """The choice of the rule, and the candidates that it read."""
     candidates = []
-    return reader._Reader(text, kind, options, candidates).choose(finished=True), tuple(candidates)
+    return reader._Reader(reader.marks.first_solution(text), kind, options, candidates).choose(
+        finished=True
+    ), tuple(candidates)
 
 
 @pytest.mark.parametrize("form", USUAL)
