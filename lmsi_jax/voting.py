@@ -508,16 +508,14 @@ def _winner(
     if len(leaders) == 1:
         return leaders[0], ()
     leaders.sort()
-    samples_of: dict[str | None, list[Sample]] = collections.defaultdict(list)
+    logprobs: dict[str | None, list[float]] = collections.defaultdict(list)
+    best: dict[str | None, float] = {}
     for sample, key in zip(samples, keys, strict=True):
-        samples_of[key].append(sample)
+        logprobs[key].append(sample.logprob)
+        if scores:
+            score = scores.get(sample.sample_index, 0.0)
+            best[key] = max(best.get(key, score), score)
     # A tie goes to the answer with the best score, then to the one with the likelier samples.
-    mass = {
-        leader: (
-            max([scores.get(sample.sample_index, 0.0) for sample in samples_of[leader]]),
-            math.fsum([sample.logprob for sample in samples_of[leader]]),
-        )
-        for leader in leaders
-    }
+    mass = {leader: (best.get(leader, 0.0), math.fsum(logprobs[leader])) for leader in leaders}
     # max takes the first of equals, and leaders are sorted: the smaller key.
     return max(leaders, key=mass.__getitem__), tuple(leaders)
