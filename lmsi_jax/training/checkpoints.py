@@ -465,6 +465,7 @@ class Checkpoints:
             if not together or jax.process_index() == 0:
                 _sweep(self.directory)
         self._together = together
+        self._newest = None if keep_best else keep
         options = ocp.CheckpointManagerOptions(
             step_prefix=PREFIX,
             preservation_policy=_kept(keep, keep_best, best, mode),
@@ -521,6 +522,17 @@ class Checkpoints:
         known = None if metrics is None else {k: float(v) for k, v in metrics.items()}
         with system_errors(self.directory):
             self._manager.save(step, args=ocp.args.Composite(**items), metrics=known)
+
+    def prune(self) -> None:
+        """Removes the checkpoints that a save would remove, unless the best ones are kept too.
+
+        A process that was killed after its last save may have removed them in part.
+        """
+        if self._newest is None:
+            return
+        with system_errors(self.directory):
+            for step in self.steps[: -self._newest]:
+                self._manager.delete(step)
 
     def wait(self) -> None:
         """Waits until the saves in the background are complete; raises their failures as `save`."""

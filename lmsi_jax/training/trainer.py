@@ -141,6 +141,7 @@ def train(
         stack.enter_context(contextlib.closing(checkpoints))
         stack.enter_context(bar)
         if restored.step == training.steps:
+            checkpoints.prune()
             return merge_trained(training, params, state)
         log = _open_log(
             config, training, restored, epath.Path(directory) if leads else None, groups, name

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import resource
+import shutil
 from contextlib import suppress
 
 import jax
@@ -147,6 +148,24 @@ def test_the_best_are_kept_beside_the_newest(tmp_path, mode, best):
     made.save(6, _TREE)  # without a metric: never the best
     made.close()
     assert Checkpoints(tmp_path, keep=1, keep_best=1, mode=mode).steps == [best, 6]
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [4]), (2, [3, 4]), (None, [1, 2, 3, 4])])
+def test_a_checkpoint_whose_removal_was_cut_off_is_removed_by_the_next_process(
+    tmp_path, keep, left
+):
+    made = Checkpoints(tmp_path, keep=None)
+    for step in range(1, 5):
+        made.save(step, _TREE)
+    made.close()
+    if keep is not None:
+        (tmp_path / "checkpoint_2" / "_CHECKPOINT_METADATA").unlink()
+        shutil.rmtree(tmp_path / "checkpoint_2" / "state")
+    taken_up = Checkpoints(tmp_path, keep)
+    assert taken_up.steps == [1, 2, 3, 4]
+    taken_up.prune()
+    assert taken_up.steps == left == sorted(checkpoints.steps(epath.Path(tmp_path)))
+    taken_up.close()
 
 
 def test_what_is_saved_in_the_background_is_what_was_there_when_saving_began(tmp_path):
