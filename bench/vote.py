@@ -1,10 +1,11 @@
 """Measures the throughput of answer reading and voting on one core: python -m bench.vote
 
 Extract + key + vote over synthetic texts, and over real chain-of-thought texts where they are there
-(`--data=DIR`, see `bench.real_outputs`); every text is read anew, only keys of equal answers are
-looked up. Beside it, where they are installed (`pip install lm_eval math-verify`):
-lm-evaluation-harness's own GSM8K filters (strict and flexible, regex and take_first), which extract
-a string without a canonical key or a vote, and math-verify's parse.
+(`--data=DIR`, see `bench.real_outputs`). Every text is read anew; only keys and surfaces of equal
+answers are looked up, and in a "first pass" none is known before, as if all texts were new. Beside
+it, where they are installed (`pip install lm_eval math-verify`): lm-evaluation-harness's own GSM8K
+filters (strict and flexible, regex and take_first), which extract a string without a canonical key
+or a vote, and math-verify's parse.
 Prints one JSON object: samples a second of processor time, the best of a few passes, and how many
 answers were found.
 """
@@ -16,6 +17,7 @@ import os
 import pathlib
 import platform
 import random
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -86,14 +88,26 @@ def synthetic(questions: int, samples: int) -> list[tuple[Question, list[Sample]
     return made
 
 
-def rate(work: Callable[[], int], samples: int, passes: int) -> dict[str, float]:
+def rate(
+    work: Callable[[], int], samples: int, passes: int, before: Callable[[], None] | None = None
+) -> dict[str, float]:
     """Returns samples a second in the best pass, and the share of answers found."""
     best, found = float("inf"), 0
     for _ in range(passes):
+        if before is not None:
+            before()
         begin = time.process_time()  # of this process alone, whatever else the machine does
         found = work()
         best = min(best, time.process_time() - begin)
     return {"samples_per_second": round(samples / best), "found": round(found / samples, 4)}
+
+
+def forget_answers() -> None:
+    """Empties all that the reader looks up: keys, surfaces, options."""
+    for name in [name for name in sys.modules if name.startswith("lmsi_jax.answers.")]:
+        for value in vars(sys.modules[name]).values():
+            if hasattr(value, "cache_clear"):
+                value.cache_clear()
 
 
 def measure(rows: Sequence[tuple[Question, list[Sample]]], passes: int) -> dict[str, Any]:
@@ -117,6 +131,7 @@ def measure(rows: Sequence[tuple[Question, list[Sample]]], passes: int) -> dict[
         "characters_per_sample": round(sum(map(len, texts)) / n),
         "lmsi_jax extract + key": rate(read, n, passes),
         "lmsi_jax extract + key + vote": rate(vote, n, passes),
+        "lmsi_jax extract + key + vote, first pass": rate(vote, n, passes, forget_answers),
     }
     if kind == "number":
         result |= {name: rate(work, n, passes) for name, work in _lm_eval(texts).items()}

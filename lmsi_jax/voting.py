@@ -92,13 +92,13 @@ def _read(question: Question, text: str, options: Sequence[str], finished: bool)
         if rules is not None and rules.read is not None:
             return _custom_reading(question, text, options, rules.read(text, question))
         found = answers.find(text, question.kind, options, finished=finished)
-        key = found.key if found else None
-        if found is None or key is None:
+        if found is None or found.key is None:
             return NO_ANSWER
-        surface = answers.surface(found.answer, question.kind, key, options)
+        answer, key, end, marked = found
+        surface = answers.surface(answer, question.kind, found.key, options)
         if rules is not None and rules.equal is not None:
             key = _one_line(surface)
-        return Reading(key, surface, found.end, found.marked)
+        return Reading(key, surface, end, marked)
     except Exception as error:  # noqa: BLE001
         if rules is None or rules.read is None or _is_news(rules.read, error):
             _LOG.exception("a sample could not be read and does not vote: %r", text[:200])
@@ -325,7 +325,7 @@ def vote(
         indices = [sample.sample_index for sample in samples]
         by_place = dict(zip(indices, readings, strict=True))
         readings = [by_place[sample.sample_index] for sample in ordered]
-    keys = tuple([reading.key for reading in readings])
+    keys, surfaces, ends, marked = zip(*readings, strict=True) if readings else ((), (), (), ())
     sums = _sums(keys, weighed)
     by_index = (
         {} if scores is None else {p.sample_index: r for p, r in zip(samples, scores, strict=True)}
@@ -347,9 +347,9 @@ def vote(
         tied=tied,
         entropy=entropy(sums.values()),
         weights=weighed,
-        surfaces=tuple([reading.surface for reading in readings]),
-        ends=tuple([reading.end for reading in readings]),
-        marked=tuple([reading.marked for reading in readings]),
+        surfaces=surfaces,
+        ends=ends,
+        marked=marked,
     )
 
 
@@ -508,16 +508,14 @@ def _winner(
     if len(leaders) == 1:
         return leaders[0], ()
     leaders.sort()
-    samples_of: dict[str | None, list[Sample]] = collections.defaultdict(list)
+    logprobs: dict[str | None, list[float]] = collections.defaultdict(list)
+    best: dict[str | None, float] = {}
     for sample, key in zip(samples, keys, strict=True):
-        samples_of[key].append(sample)
+        logprobs[key].append(sample.logprob)
+        if scores:
+            score = scores.get(sample.sample_index, 0.0)
+            best[key] = max(best.get(key, score), score)
     # A tie goes to the answer with the best score, then to the one with the likelier samples.
-    mass = {
-        leader: (
-            max([scores.get(sample.sample_index, 0.0) for sample in samples_of[leader]]),
-            math.fsum([sample.logprob for sample in samples_of[leader]]),
-        )
-        for leader in leaders
-    }
+    mass = {leader: (best.get(leader, 0.0), math.fsum(logprobs[leader])) for leader in leaders}
     # max takes the first of equals, and leaders are sorted: the smaller key.
     return max(leaders, key=mass.__getitem__), tuple(leaders)

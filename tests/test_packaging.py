@@ -68,6 +68,15 @@ def test_the_readme_marks_its_test_command_for_ci():
     assert "pytest" in match[1].splitlines()[-1], "the command must end with pytest's closing line"
 
 
+def test_errors_name_extras_that_exist_and_install_without_a_checkout():
+    sources = [*(ROOT / "lmsi_jax").rglob("*.py"), *(ROOT / "tasks").rglob("*.py")]
+    texts = {path.name: path.read_text(encoding="utf-8") for path in sources}
+    named = set(re.findall(r"'lmsi_jax\[(\w+)\]'", " ".join(texts.values())))
+    extras = re.findall(r'^        "(\w+)": [\[H]', (ROOT / "setup.py").read_text("utf-8"), re.M)
+    assert named >= {"gguf", "hf", "t5x", "tpu"} and named <= set(extras)
+    assert [name for name, text in texts.items() if "pip install -e" in text] == []
+
+
 def test_slow_tests_are_left_out_by_default():
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     assert "not slow" in options["addopts"]

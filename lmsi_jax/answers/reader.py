@@ -164,7 +164,7 @@ def explain(
     A row has the candidate's mark, strength, place, answer as written, key ("-" without one) and
     verdict: "chosen", "value", "attempt" or "remark".
     """
-    reader = _Reader(text, kind, options, [])
+    reader = _Reader(marks.first_solution(text), kind, options, [])
     chosen = reader.choose(finished)
     reader.read_all()
     rows: list[tuple[str, ...]] = [("mark", "strength", "place", "answer", "key", "verdict")]
@@ -197,12 +197,50 @@ def _answer(
     """
     if kind not in KINDS:
         raise ValueError(f"unknown answer kind {kind!r}; the kinds are {', '.join(KINDS)}")
+    if candidates is None:
+        candidates = []
     try:
-        reader = _Reader(text, kind, options, [] if candidates is None else candidates)
-        return reader.choose(finished)
+        solution = marks.first_solution(text)
+        if usual := _usual_answer(solution, kind, options):
+            candidates.append(usual)
+            return usual
+        return _Reader(solution, kind, options, candidates).choose(finished)
     except Exception:  # noqa: BLE001
         _LOG.exception("a text could not be read and has no answer: %r", text[:200])
         return None
+
+
+# "... The answer is $18.\n" and '..., "answer": "18"\n}\n```', up to the text's end.
+_PLAIN_VALUE = r"-?\$?[0-9](?:[0-9,]{0,20}[0-9])?(?:\.[0-9]{1,9})?%?|\([a-z]\)|yes|no"
+_USUAL_END = re.compile(
+    rf"answer(?: is (?P<sentence>{_PLAIN_VALUE})\."
+    rf"|\": \"(?P<field>{_PLAIN_VALUE})\"(?:\s{{0,4}}\}}(?:\s{{0,4}}```)?)?)(?=\s{{0,8}}\Z)"
+)
+
+
+def _usual_answer(solution: Solution, kind: Kind, options: Sequence[str]) -> Candidate | None:
+    """Return the answer of a solution that has only one mark of line 1, at its plain end.
+
+    It is what the rule chooses, as there is nothing to choose from, in half the time. Most texts
+    end so.
+    """
+    text, lowered, begin, stop, _ = solution
+    place = lowered.find("answer", begin, stop)
+    if place <= begin or "#" in lowered or kind == "list":
+        return None
+    match = _USUAL_END.match(lowered, place, stop)
+    if match is None:
+        return None
+    if match.lastgroup == "field":
+        name, strength, opened = "answer field", FINAL, lowered[place - 1] == '"'
+    else:
+        name, strength = "answer is", SENTENCE
+        opened = lowered.endswith(marks.OPENED, begin, place)
+    start, end = match.span(match.lastgroup or 0)
+    answer_key = key(answer := text[start:end], kind, options) if opened else None
+    if answer_key is None:
+        return None
+    return Candidate(name, strength, place, answer, answer_key, match.end(), True)
 
 
 # -- The text after a mark.
@@ -258,13 +296,12 @@ _METHOD = re.compile(
 
 
 class _Reader:
-    """The candidates of one text, read as far as the rule asks for them."""
+    """The candidates of one solution, read as far as the rule asks for them."""
 
     def __init__(
-        self, text: str, kind: Kind, options: Sequence[str], candidates: list[Candidate]
+        self, solution: Solution, kind: Kind, options: Sequence[str], candidates: list[Candidate]
     ) -> None:
-        self.text, self.kind, self.options = text, kind, options
-        self.solution = marks.first_solution(text)
+        self.solution, self.kind, self.options = solution, kind, options
         self.candidates = candidates
 
     def choose(self, finished: bool) -> Candidate | None:
@@ -407,7 +444,7 @@ class _Reader:
         stop = solution.stop
         if attempt and (attempt.strength == BOX or attempt.mark == "####"):
             stop = _paragraph_end(solution, attempt.end)
-        if not solution.concludes or (not finished and stop == len(self.text)):
+        if not solution.concludes or (not finished and stop == len(solution.text)):
             return attempt
         drawn = attempt is not None and self.kind != "number"
         stop = self._before_remark(stop)
@@ -442,10 +479,12 @@ class _Reader:
     def _candidate(self, mark: Mark) -> Candidate | None:
         """Return the answer after a mark; None without one, and for a question."""
         name, place, start, strength = mark
-        text, kind, stop = self.solution.text, self.kind, self.solution.stop
+        text, _, _, stop, _ = self.solution
+        kind = self.kind
         if start > stop:
             return None
-        window = text[start : start + MAX_ANSWER if start + MAX_ANSWER < stop else stop]
+        limit = start + MAX_ANSWER
+        window = text[start : limit if limit < stop else stop]
         if name == "answer field":
             field = _FIELD.match(window)
             if field is None:
@@ -480,7 +519,7 @@ class _Reader:
             and not _METHOD.match(answer)
         )
         end += start
-        if text[end : end + 1] in _CLOSERS and (closing := _CLOSING.match(text, end, stop)):
+        if end < stop and text[end] in _CLOSERS and (closing := _CLOSING.match(text, end, stop)):
             end = closing.end()  # so that kept text is whole
         candidate = Candidate(name, strength, place, answer, found_key, end, attempts)
         self.candidates.append(candidate)
@@ -555,6 +594,8 @@ def _line_start(text: str, start: int) -> int:
 
 # -- What may be taught.
 
+# Words without marks, ends of sentences and typesetting.
+_PLAIN_WORDS = re.compile(r"[-(]?\$?-?[0-9A-Za-z][0-9A-Za-z ,$%()/'-]*")
 _CLAUSE = re.compile(
     r"[,;(]?\s(?:since|because|as|which|where|so|in total)\b|\$?[,;:]\s|\s[-=]\s|[$}]"
 )
@@ -575,7 +616,7 @@ def _surface(answer: str, kind: Kind, found_key: str, options: tuple[str, ...]) 
         if (
             len(words) < MAX_ANSWER
             and clean(words)
-            and path_key(f" The answer is {words}.", kind, options) == found_key
+            and _key_of_sentence(words, kind, options) == found_key
         ):
             return words
     if kind == "choice":
@@ -583,6 +624,20 @@ def _surface(answer: str, kind: Kind, found_key: str, options: tuple[str, ...]) 
     if kind == "number":
         return _decimal(found_key)
     return "it is not possible to tell" if kind == "nli" and found_key == "unknown" else found_key
+
+
+def _key_of_sentence(words: str, kind: Kind, options: tuple[str, ...]) -> str | None:
+    """Return the key of " The answer is WORDS."; of most words by the words alone."""
+    if (
+        _PLAIN_WORDS.fullmatch(words)
+        and kind != "list"
+        and "answer" not in words.lower()
+        and sentence_length(words + ".", kind)[0] == len(words)
+        and (kind in ("yes_no", "nli") or not _REMARK.match(words))
+        and (words_key := key(words, kind, options)) is not None
+    ):
+        return words_key
+    return path_key(f" The answer is {words}.", kind, options)
 
 
 def _shorter_and_shorter(answer: str) -> Iterator[str]:

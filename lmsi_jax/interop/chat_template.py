@@ -437,9 +437,7 @@ def _compiled(source: str, origin: str, today: datetime.date | None) -> tuple[An
         import jinja2.meta
         import jinja2.sandbox
     except ImportError:
-        raise LmsiError(
-            f"{origin} is rendered by jinja2; pip install -e '.[hf]' in the checkout"
-        ) from None
+        raise LmsiError(f"{origin} is rendered by jinja2: pip install 'lmsi_jax[hf]'") from None
 
     class Generation(jinja2.ext.Extension):
         """The tags around the assistant's words."""

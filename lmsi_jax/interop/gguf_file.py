@@ -362,7 +362,7 @@ def _library(path: Path) -> Any:
         import gguf.quants
     except ImportError:
         raise LmsiError(
-            f"{path} is read by the package gguf; pip install -e '.[gguf]' in the checkout"
+            f"{path} is read by the package gguf: pip install 'lmsi_jax[gguf]'"
         ) from None
     return gguf
 

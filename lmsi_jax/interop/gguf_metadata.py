@@ -402,7 +402,9 @@ def tokenizer_files(file: str, metadata: Mapping[str, Any]) -> dict[str, str]:
     }
     settings = {
         **{"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False},
-        **{"add_bos_token": starts, **{f"{name}_token": token for name, token in named.items()}},
+        # If it is false it is left out: llama.cpp's converter would write its key a second time.
+        **({"add_bos_token": True} if starts else {}),
+        **{f"{name}_token": token for name, token in named.items()},
     }
     files = {
         "tokenizer.json": json.dumps(spec, ensure_ascii=False),

@@ -205,8 +205,7 @@ class Shards:
             from safetensors import SafetensorError, safe_open
         except ImportError:
             raise LmsiError(
-                "safetensors files need the library of that name; pip install -e '.[hf]' in the "
-                "checkout"
+                "safetensors files need the library of that name: pip install 'lmsi_jax[hf]'"
             ) from None
         path = self._folder / name
         check_regular(path)

@@ -207,7 +207,7 @@ def missing() -> str | None:
     """Installs the substitutes; returns the reason why T5X cannot be imported, or None."""
     for name in ("t5x", "tensorboard"):  # T5X needs tensorboard and does not declare it
         if importlib.util.find_spec(name) is None:
-            return f"{name} is not installed; pip install -e '.[t5x]' in the checkout"
+            return f"{name} is not installed: pip install 'lmsi_jax[t5x]'"
     install()
     return None
 

@@ -624,7 +624,7 @@ def _parsed(path: str, data: bytes) -> Any:
         import tokenizers
     except ImportError:
         raise LmsiError(
-            f"{path} needs the library tokenizers; pip install -e '.[hf]' in the checkout"
+            f"{path} needs the library tokenizers: pip install 'lmsi_jax[hf]'"
         ) from None
     try:
         return tokenizers.Tokenizer.from_str(data.decode())

@@ -49,6 +49,8 @@ def _replace(path: epath.Path, data: bytes) -> None:
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}"
     try:
         with open(temporary, "wb") as file:
+            with contextlib.suppress(OSError):  # of a file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # see remove_abandoned_files
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -98,9 +100,23 @@ def _remove_abandoned(out: pathlib.Path) -> None:
                     shutil.rmtree(folder)
 
 
+def remove_abandoned_files(folder: epath.PathLike) -> None:
+    """Removes unfinished files that killed processes left in a local folder itself."""
+    if "://" in os.fspath(folder):
+        return
+    for path in pathlib.Path(folder).glob(f".*{TEMPORARY}"):
+        with contextlib.suppress(OSError):  # another process may have finished it
+            if path.is_file():
+                with _lock(path) as acquired:
+                    if acquired:
+                        path.unlink()
+
+
 @contextlib.contextmanager
 def exclusive(folder: epath.PathLike) -> Iterator[None]:
     """Keeps other processes that do the same out of a local folder, which is created if needed.
+
+    Unfinished files of killed processes are removed from it and from the folders in it.
 
     Raises:
       LmsiError: another process works in it.
@@ -124,6 +140,8 @@ def exclusive(folder: epath.PathLike) -> Iterator[None]:
                     f"another lmsi command works in {os.fspath(folder)}; wait until it has ended, "
                     "or choose another output_dir"
                 ) from None
+        for part in (path, *(child for child in path.iterdir() if child.is_dir())):
+            remove_abandoned_files(part)
         yield
     finally:
         os.close(handle)

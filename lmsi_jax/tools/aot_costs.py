@@ -530,8 +530,8 @@ def devices_of(topology: str) -> "list[jax.Device]":
     kind, shape = _parse_topology(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise LmsiError(
-            "compiling for TPUs needs their compiler, libtpu: pip install -e '.[tpu]' in the "
-            "checkout (no TPU is needed)"
+            "compiling for TPUs needs their compiler, libtpu: pip install "
+            "'lmsi_jax[tpu]' (no TPU is needed)"
         )
     from jax.experimental import topologies
 

@@ -29,7 +29,7 @@ from lmsi_jax.report.comparison import (
 from lmsi_jax.report.html import Html, element, figure, note, panels, table
 from lmsi_jax.report.page import render_document
 from lmsi_jax.report.summary import PromptStyle
-from lmsi_jax.runtime.files import read_record, write_bytes, write_record
+from lmsi_jax.runtime.files import read_record, remove_abandoned_files, write_bytes, write_record
 from lmsi_jax.tools import study_results
 from lmsi_jax.tools.study_results import Unit
 
@@ -59,6 +59,7 @@ def run_study(study: Study, load: Load, execute: Execute, say: Callable[[str], N
       execute: executes it; finished stages are checked and not repeated.
       say: prints a line.
     """
+    remove_abandoned_files(study.folder)
     remaining = [unit for unit in study_results.units(study) if not unit.finished]
     say(plan(study))
     actual, expected = 0.0, 0.0  # seconds of the runs so far

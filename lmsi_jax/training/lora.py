@@ -156,9 +156,7 @@ _MODULES = {
 def check_installed() -> None:
     """Raises LmsiError if safetensors is missing."""
     if importlib.util.find_spec("safetensors") is None:
-        raise LmsiError(
-            "Lora.peft needs safetensors; pip install -e '.[hf]' in the checkout, or set it False"
-        )
+        raise LmsiError("Lora.peft needs safetensors: pip install 'lmsi_jax[hf]', or set it False")
 
 
 def peft_tensors(adapters: Params) -> dict[str, np.ndarray]:

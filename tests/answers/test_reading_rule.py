@@ -171,7 +171,7 @@ options = st.sampled_from([(), ("red", "9", "gold and iron"), ("a", "E. coli", "
 def test_no_text_raises_in_any_reader(text, kind, options):
     parts = [canonical._KEYS[kind](text), canonical.may_answer(text, kind, options)]
     candidates = []
-    unguarded = reader._Reader(text, kind, options, candidates)
+    unguarded = reader._Reader(reader.marks.first_solution(text), kind, options, candidates)
     unguarded.choose(finished=True)
     unguarded.read_all()
     assert parts and all(len(row.text) <= answers.MAX_ANSWER for row in candidates)
@@ -181,6 +181,46 @@ def test_no_text_raises_in_any_reader(text, kind, options):
 def test_a_key_is_its_own_key(text, kind, options):
     key = answers.key(text, kind, options)
     assert key is None or answers.key(key, kind, options) == key
+
+
+USUAL = ["The answer is {}.", "\nSo the answer is {}. \n", '{{"reasoning": "", "answer": "{}"}}']
+USUAL += ['```json\n{{\n  "answer": "{}"\n}}\n```\n', "<think>x</think>\n\nThe answer is {}."]
+
+
+def _by_the_rule(text, kind, options):
+    """The choice of the rule, and the candidates that it read."""
+    candidates = []
+    return reader._Reader(reader.marks.first_solution(text), kind, options, candidates).choose(
+        finished=True
+    ), tuple(candidates)
+
+
+@pytest.mark.parametrize("form", USUAL)
+@pytest.mark.parametrize("value", ["18", "-$1,234.50", "5%", "(b)", "yes", "No"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "list"])
+def test_a_usual_end_is_read_without_the_rule_as_the_rule_reads_it(form, value, kind):
+    text = "We reason. " + form.format(value)
+    at_once = reader._usual_answer(reader.marks.first_solution(text), kind, ())
+    assert (at_once is None) == (answers.key(value, kind) is None)
+    assert at_once is None or _by_the_rule(text, kind, ()) == (at_once, (at_once,))
+
+
+usual = st.tuples(st.sampled_from(USUAL), st.sampled_from(_PIECES)).map(lambda t: t[0].format(t[1]))
+
+
+@given(st.lists(texts | usual, max_size=3).map(". ".join), st.sampled_from(KINDS), options)
+def test_whatever_is_before_a_usual_end_the_rule_agrees(text, kind, options):
+    reading = answers.read(text, kind, options)
+    assert (reading.chosen, reading.candidates) == _by_the_rule(text, kind, options)
+
+
+@given(texts.map(str.strip), st.sampled_from(KINDS), options)
+def test_the_key_of_taught_words_is_that_of_their_sentence(words, kind, options):
+    sentence = f" The answer is {words}."
+    if words:
+        assert reader._key_of_sentence(words, kind, options) == answers.path_key(
+            sentence, kind, options
+        )
 
 
 def test_a_defect_of_a_reader_costs_one_text(monkeypatch, caplog):

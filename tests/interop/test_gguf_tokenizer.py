@@ -216,6 +216,9 @@ def test_prompts_start_as_the_file_or_its_kind_says(tmp_path, keys, starts):
     found = opened(tmp_path, vocabulary | keys)
     begin = [original.token_to_id("<|begin|>")] if starts else []
     assert encode_first(found, "a") == [*begin, *found.encode("a")]
+    # llama.cpp's converter writes its key twice if a config without a start has it.
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert settings.get("add_bos_token") == (starts or None)
 
 
 def test_texts_end_at_all_tokens_that_end_a_turn(tmp_path):

@@ -1,5 +1,6 @@
 """New folders appear whole or not at all, and killed processes' are cleared away."""
 
+import fcntl
 import gzip
 import os
 import subprocess
@@ -144,6 +145,36 @@ def test_two_commands_do_not_work_in_one_folder(tmp_path):
         (folder / "file").touch()
     with exclusive(folder), exclusive("gs://bucket/run"):
         assert (folder / "file").exists()
+
+
+def test_unfinished_files_of_killed_processes_are_removed_and_those_of_live_ones_are_not(tmp_path):
+    for folder in (tmp_path, tmp_path / "round_1", tmp_path / "round_1" / "vote"):
+        folder.mkdir(exist_ok=True)
+        (folder / ".report.json.1234.tmp").write_text("half")
+    (tmp_path / ".out.1234.tmp").mkdir()
+    kept = {tmp_path / name for name in (".eval.json.5.tmp", ".hidden", "a.tmp")}
+    for path in kept:
+        path.write_text("whole")
+    with (tmp_path / ".eval.json.5.tmp").open() as alive, exclusive(tmp_path / "none"):
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        with exclusive(tmp_path):
+            left = {path for path in tmp_path.rglob("*") if path.is_file()}
+    # A stage's folder is cleared when the stage is finished.
+    assert left == kept | {tmp_path / "round_1" / "vote" / ".report.json.1234.tmp"}
+    assert (tmp_path / ".out.1234.tmp").is_dir()  # `new_folder` removes those
+
+
+def test_a_file_is_locked_while_it_is_written(tmp_path, monkeypatch):
+    (tmp_path / "a").write_text("old")
+    fsync = os.fsync
+
+    def swept(handle):
+        files.remove_abandoned_files(tmp_path)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", swept)
+    files.write_bytes(tmp_path / "a", b"new")
+    assert _names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "new"
 
 
 class _OpError(Exception):

@@ -73,7 +73,7 @@ def _lmsi(tmp_path, *arguments, without=()):
     )
 
 
-@pytest.mark.skipif(not _HAS_LIBTPU, reason="libtpu is not installed (pip install -e '.[tpu]')")
+@pytest.mark.skipif(not _HAS_LIBTPU, reason="libtpu is not installed (pip install 'lmsi_jax[tpu]')")
 @pytest.mark.slow
 def test_a_micro_run_is_compiled_for_four_chips(tmp_path):
     """Bytes of arguments a chip, counted by hand; what must be gathered and added up is."""
@@ -107,7 +107,7 @@ def test_a_micro_run_is_compiled_for_four_chips(tmp_path):
 def test_without_libtpu_the_message_names_what_to_install(tmp_path):
     done = _lmsi(tmp_path, "--topology=v5e:2x2", without=["libtpu"])
     assert done.returncode == 2
-    assert "pip install -e '.[tpu]'" in " ".join(done.stderr.split())
+    assert "pip install 'lmsi_jax[tpu]'" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize("topology", ["v5e", "v3:4x4", "v5p:8xx8", "v5e:4"])
