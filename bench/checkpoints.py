@@ -103,7 +103,7 @@ def theirs(
         }
         lines.append(json.dumps(prompt))
     done = subprocess.run(
-        ["node", str(PEER), str(flags.gguf)],
+        ["node", str(PEER), str(flags.gguf), str(flags.peer_threads)],
         input="\n".join(lines),
         env={**os.environ, "NODE_PATH": str(flags.peer.resolve())},
         stdout=subprocess.PIPE,
@@ -118,7 +118,12 @@ def theirs(
         seconds += row["seconds"]
         samples.append(
             Sample(
-                uid=question.uid, sample_index=0, text=row["text"], tokens=0, logprob=0.0, end=end
+                uid=question.uid,
+                sample_index=0,
+                text=row["text"],
+                tokens=row["tokens"],
+                logprob=0.0,
+                end=end,
             )
         )
     return samples, seconds
@@ -156,11 +161,12 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
             "import": imported(flags.gguf, pathlib.Path(place) / "model"),
         }
         loaded = lmsi_jax.load(pathlib.Path(place) / "model")
-        report["sets"] = {
-            f"{name}, {asked}": answered(loaded, name, asked, data, flags)
-            for name in flags.sets.split(",")
-            for asked in flags.styles.split(",")
-        }
+        report["sets"] = {}
+        for name in flags.sets.split(","):
+            for asked in flags.styles.split(","):
+                row = answered(loaded, name, asked, data, flags)
+                print(f"{name}, {asked}: {json.dumps(row)}", file=sys.stderr, flush=True)
+                report["sets"][f"{name}, {asked}"] = row
     return report
 
 
@@ -175,6 +181,9 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--peer", type=pathlib.Path, help="folder with node-llama-cpp")
+    parser.add_argument(
+        "--peer_threads", type=int, default=0, help="its threads; 0: one for each core"
+    )
     add_flag(parser)
     print(json.dumps(measure(parser.parse_args()), indent=1))
 

@@ -1,9 +1,9 @@
 // Greedy completions by llama.cpp of the prompts on standard input, one JSON object a line:
 //   {"prompt": "...", "stops": ["\n\n"], "tokens": 256, "special": true}
-// Prints {"text", "reason", "seconds"} for each. `npm install node-llama-cpp` brings llama.cpp
-// compiled; NODE_PATH or the working folder says where it is.
+// Prints {"text", "tokens", "reason", "seconds"} for each. `npm install node-llama-cpp` brings
+// llama.cpp compiled; NODE_PATH or the working folder says where it is.
 //
-//   node bench/peers/llama_texts.mjs model.gguf < prompts.jsonl
+//   node bench/peers/llama_texts.mjs model.gguf [threads] < prompts.jsonl
 
 import readline from "node:readline";
 import path from "node:path";
@@ -15,7 +15,10 @@ const {getLlama, LlamaCompletion} = await import(pathToFileURL(require.resolve("
 
 const llama = await getLlama({gpu: false, build: "never", logLevel: "error"});
 const model = await llama.loadModel({modelPath: process.argv[2]});
-const context = await model.createContext({contextSize: 4096});
+const context = await model.createContext({
+    contextSize: 4096,
+    threads: Number(process.argv[3] ?? 0),  // 0: one for each core
+});
 const completion = new LlamaCompletion({contextSequence: context.getSequence()});
 
 for await (const line of readline.createInterface({input: process.stdin})) {
@@ -30,6 +33,7 @@ for await (const line of readline.createInterface({input: process.stdin})) {
     });
     console.log(JSON.stringify({
         text: result.response,
+        tokens: model.tokenize(result.response).length,
         reason: result.metadata.stopReason,
         seconds: (performance.now() - begin) / 1e3,
     }));

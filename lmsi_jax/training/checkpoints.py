@@ -11,7 +11,9 @@ complete (on gs:// it adds commit_success.txt instead), so a process may die at 
 whole, in part, or straight onto a mesh, and explain what is wrong with a folder.
 """
 
+import contextlib
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -413,7 +415,8 @@ def open_checkpoint(
         raise LmsiError(f"{folder} is no checkpoint of this layout: {describe_folder(folder)}")
     readers = taking_part or members(together=False)
     handler = ocp.Checkpointer(state_handler(readers), multiprocessing_options=processes(readers))
-    metadata = read_or_explain(folder, lambda: handler.metadata(item).item_metadata.tree)
+    with _quiet_about_the_root():
+        metadata = read_or_explain(folder, lambda: handler.metadata(item).item_metadata.tree)
     if not isinstance(metadata, dict) or "target" not in metadata:
         names = sorted(metadata) if isinstance(metadata, dict) else type(metadata).__name__
         raise LmsiError(
@@ -421,6 +424,21 @@ def open_checkpoint(
             "name a checkpoint of lmsi or T5X"
         )
     return handler, metadata
+
+
+@contextlib.contextmanager
+def _quiet_about_the_root() -> Iterator[None]:
+    """Drops Orbax's warning that `state`, an item, has no metadata of a whole checkpoint."""
+
+    def is_another(record: logging.LogRecord) -> bool:
+        return "Metadata file does not exist" not in record.getMessage()
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(is_another)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_another)
 
 
 def read_or_explain(folder: epath.Path, reading: Callable[[], Any]) -> Any:

@@ -392,5 +392,5 @@ def test_a_pipe_in_place_of_config_json_is_refused_and_not_waited_for(tmp_path):
 def test_without_the_extra_its_name_is_told(tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(LmsiError, match=r"pip install -e '\.\[hf\]'"):
+    with pytest.raises(LmsiError, match=r"pip install 'lmsi_jax\[hf\]'"):
         Shards(tmp_path)

@@ -44,6 +44,11 @@ def test_the_layout_is_t5xs(saved):
     assert "embedding" in tree["target"] and "query" in tree["target"]["layer_0"]
 
 
+def test_reading_says_nothing(saved, micro_config, caplog):
+    checkpoints.load_params(saved[0], parameter_shapes(micro_config))
+    assert [record.getMessage() for record in caplog.records] == []
+
+
 def test_parameters_come_back_bit_by_bit(saved, micro_config, micro_params):
     shapes = parameter_shapes(micro_config)
     for path in (saved[0], saved[0] / "checkpoint_4"):

@@ -79,5 +79,5 @@ def test_peft_loads_and_merges_them_to_the_same_matrices(
 
 def test_without_safetensors_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(exported.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(LmsiError, match=r"pip install -e '\.\[hf\]'"):
+    with pytest.raises(LmsiError, match=r"pip install 'lmsi_jax\[hf\]'"):
         exported.check_installed()
