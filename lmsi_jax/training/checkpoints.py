@@ -487,6 +487,9 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             step_prefix=PREFIX,
             preservation_policy=_kept(keep, keep_best, best, mode),
+            # The policy ranks; without this function Orbax would not store the metrics, and a run
+            # that is taken up would not know which of its checkpoints was best.
+            best_fn=(lambda metrics: metrics[best]) if keep_best else None,
             enable_async_checkpointing=background,
             create=False,
             multiprocessing_options=processes(members(together)),

@@ -155,6 +155,15 @@ def test_the_best_are_kept_beside_the_newest(tmp_path, mode, best):
     assert Checkpoints(tmp_path, keep=1, keep_best=1, mode=mode).steps == [best, 6]
 
 
+@pytest.mark.parametrize(("mode", "best"), [("min", 2), ("max", 4)])
+def test_the_best_are_known_to_a_run_that_is_taken_up_after_each_checkpoint(tmp_path, mode, best):
+    for step, loss in enumerate([5.0, 1.0, 3.0, 9.0, 4.0, None], start=1):
+        made = Checkpoints(tmp_path, keep=1, keep_best=1, mode=mode)
+        made.save(step, _TREE, metrics=None if loss is None else {"loss": loss})
+        made.close()
+    assert Checkpoints(tmp_path, keep=1, keep_best=1, mode=mode).steps == [best, 6]
+
+
 @pytest.mark.parametrize(("keep", "left"), [(1, [4]), (2, [3, 4]), (None, [1, 2, 3, 4])])
 def test_a_checkpoint_whose_removal_was_cut_off_is_removed_by_the_next_process(
     tmp_path, keep, left
