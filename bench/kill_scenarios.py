@@ -1,7 +1,6 @@
 """Prepares what `bench.kills` kills: a micro model that answers by construction, and commands."""
 
 import hashlib
-import io
 import json
 import pathlib
 from collections.abc import Callable
@@ -160,7 +159,9 @@ def write_inputs(folder: pathlib.Path) -> None:
 
     hub = folder / "hub"
     hub.mkdir(parents=True)
-    tokenizer = _train_tokenizer()
+    from lmsi_jax.pipeline.pretrain import train_pieces  # imports JAX
+
+    tokenizer = train_pieces(_LINES * 20, _VOCABULARY, ["\n", _SAYS[1]])
     (hub / "tokenizer.model").write_bytes(tokenizer)
     (hub / "config.json").write_text(json.dumps(_SHAPE), encoding="utf-8")
     save_file(_tensors(tokenizer), hub / "model.safetensors")
@@ -171,30 +172,6 @@ def write_inputs(folder: pathlib.Path) -> None:
     text = "\n".join(lines) + "\n"
     (folder / "run.gin").write_text(text, encoding="utf-8")
     (folder / "study.gin").write_text(text + _STUDY, encoding="utf-8")
-
-
-def _train_tokenizer() -> bytes:
-    import sentencepiece
-
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(_LINES * 20),
-        model_writer=model,
-        vocab_size=_VOCABULARY,
-        model_type="bpe",
-        split_digits=True,
-        byte_fallback=True,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        user_defined_symbols=["\n", _SAYS[1]],
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        minloglevel=2,
-    )
-    return model.getvalue()
 
 
 def _tensors(tokenizer: bytes) -> dict[str, np.ndarray]:

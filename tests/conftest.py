@@ -1,7 +1,6 @@
 """A micro model and a tokenizer that tests share; nothing here needs a network."""
 
 import ctypes
-import io
 import os
 import pathlib
 import sys
@@ -127,28 +126,10 @@ def bucket(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def tokenizer_path(tmp_path_factory):
     """A SentencePiece model with bytes as fallback, trained on four lines."""
-    import sentencepiece
+    from lmsi_jax.pipeline.pretrain import train_pieces
 
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(_LINES * 20),
-        model_writer=model,
-        vocab_size=320,
-        model_type="bpe",
-        split_digits=True,
-        byte_fallback=True,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        user_defined_symbols=["\n"],
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=False,
-        minloglevel=2,
-    )
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    path.write_bytes(model.getvalue())
+    path.write_bytes(train_pieces(_LINES * 20, 320, ["\n"]))
     return str(path)
 
 

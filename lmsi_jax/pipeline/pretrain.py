@@ -8,7 +8,7 @@ import functools
 import io
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from etils import epath
 
@@ -112,38 +112,17 @@ def stream(config: Pretraining, shares: dict[str, float], seed: int) -> Iterator
 
 
 def train_tokenizer(config: Pretraining, vocab_size: int) -> bytes:
-    """Trains a SentencePiece model on documents: digits apart, newlines kept, bytes as fallback.
+    """Trains a SentencePiece model on documents.
 
     Raises:
       LmsiError: the documents have more characters, or fewer words, than the vocabulary needs.
     """
-    import sentencepiece
-
     shares = {name: _VOCABULARY_SHARES.get(name, 1.0) for name, _ in config.shares}
     texts = itertools.islice(stream(config, shares, config.seed + 7), config.vocab_documents)
     lines = (line for doc in texts for q, a in doc for line in (q + a).split("\n") if line)
-    model = io.BytesIO()
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type="bpe",
-            split_digits=True,
-            byte_fallback=True,
-            pad_id=0,
-            eos_id=1,
-            unk_id=2,
-            bos_id=-1,
-            # " 7" is one piece, so that a number costs one token per digit.
-            user_defined_symbols=["\n", *(f"\u2581{digit}" for digit in range(10))],
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            character_coverage=1.0,
-            num_threads=1,
-            minloglevel=2,
-        )
+        # " 7" is one piece, so that a number costs one token per digit.
+        return train_pieces(lines, vocab_size, ["\n", *(f"\u2581{digit}" for digit in range(10))])
     except RuntimeError as error:  # how SentencePiece says that a setting does not fit the text
         reason = str(error).rpartition("] ")[2]
         raise LmsiError(
@@ -151,6 +130,41 @@ def train_tokenizer(config: Pretraining, vocab_size: int) -> bytes:
             f"{config.vocab_documents} documents (SentencePiece: {reason}); change "
             "ModelConfig.vocab_size or Pretraining.vocab_documents"
         ) from error
+
+
+def train_pieces(lines: Iterable[str], vocab_size: int, symbols: Sequence[str]) -> bytes:
+    """Trains a SentencePiece model on lines: digits apart, spaces kept, bytes as fallback.
+
+    Args:
+      lines: texts without line feeds.
+      vocab_size: number of pieces; the first three are padding, end and unknown.
+      symbols: pieces whatever the lines have.
+
+    Raises:
+      RuntimeError: the lines have more characters, or fewer words, than the vocabulary needs.
+    """
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        vocab_size=vocab_size,
+        model_type="bpe",
+        split_digits=True,
+        byte_fallback=True,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        user_defined_symbols=[*symbols],
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        character_coverage=1.0,
+        num_threads=1,
+        minloglevel=2,
+    )
     return model.getvalue()
 
 
