@@ -1,14 +1,16 @@
 """Measures if a round stopped halfway: python -m bench.along runs/quickstart 0.75 1 1.5 2
 
 Answers the test questions greedily with base + a * (trained - base), for each a: 0 is the base, 1
-the round's model, and beyond 1 the weights go on in the same direction. Prints for each a the
-accuracy of the trained tasks and their share of careful samples (`bench/care.py`), in percent. A
-round that ends where the accuracy still rises steeply with a turns small differences of training,
-such as the last bits of another machine, into points.
+the round's model, and beyond 1 the weights continue in the same direction. Prints a JSON object
+for each a: the percentage of each trained task's questions that are answered right, and of careful
+samples (`bench/care.py`). A round that ends where the accuracy still rises steeply with a turns
+small differences of training, such as the last bits of another machine, into points.
 """
 
 import dataclasses
+import json
 import pathlib
+import statistics
 import sys
 
 import jax
@@ -36,7 +38,6 @@ def main() -> None:
     """Prints a line for each position."""
     base = lmsi_jax.load("embedded")
     trained = lmsi_jax.load(pathlib.Path(sys.argv[1]) / "round_1" / "train")
-    print(f"| a | {' | '.join(f'{name}, right | careful' for name in TASKS)} | mean right |")
     for position in map(float, sys.argv[2:]):
 
         def between(start: jax.Array, end: jax.Array, position: float = position) -> jax.Array:
@@ -44,10 +45,14 @@ def main() -> None:
 
         params = jax.tree.map(between, base.params, trained.params)
         model = dataclasses.replace(base, params=params)
-        figures = [task_figures(model, name) for name in TASKS]
-        cells = [f"{right:.1f} | {careful}" for right, careful in figures]
-        mean = sum(right for right, _ in figures) / len(figures)
-        print(f"| {position:g} | {' | '.join(cells)} | {mean:.1f} |", flush=True)
+        figures = {name: task_figures(model, name) for name in TASKS}
+        row = {
+            "a": position,
+            "right": {name: right for name, (right, _) in figures.items()},
+            "careful": {name: careful for name, (_, careful) in figures.items()},
+            "mean_right": statistics.fmean(right for right, _ in figures.values()),
+        }
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ _LINES = (
 # What the model writes after "A:"; of the digits it draws one.
 _SAYS = (":", "▁The▁answer▁is▁", "12347", ".", "\n", "\n")
 _VOCABULARY = 340
-_SHAPE = {
+_SHAPE: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
     "vocab_size": _VOCABULARY,
@@ -157,10 +157,10 @@ def write_inputs(folder: pathlib.Path) -> None:
     """Writes the micro model as a Hugging Face folder, and the configurations of its run."""
     from safetensors.numpy import save_file
 
+    from lmsi_jax.pipeline.pretrain import train_pieces
+
     hub = folder / "hub"
     hub.mkdir(parents=True)
-    from lmsi_jax.pipeline.pretrain import train_pieces  # imports JAX
-
     tokenizer = train_pieces(_LINES * 20, _VOCABULARY, ["\n", _SAYS[1]])
     (hub / "tokenizer.model").write_bytes(tokenizer)
     (hub / "config.json").write_text(json.dumps(_SHAPE), encoding="utf-8")
