@@ -73,7 +73,7 @@ def ordinary_user():
         yield
         return
     if not sys.platform.startswith("linux"):
-        pytest.skip("root writes into read-only folders too")
+        pytest.skip("root gives up its rights over files on Linux alone")
     libc = ctypes.CDLL(None, use_errno=True)
     header, capabilities = _Header(0x20080522, 0), (_Capabilities * 2)()  # version 3, this thread
     assert libc.capget(ctypes.byref(header), capabilities) == 0
@@ -89,8 +89,8 @@ def ordinary_user():
 
 @pytest.fixture(scope="module", autouse=True)
 def _forgotten_programs():
-    """Lets a module's compiled programs go: a process may map 65,530 areas of memory on Linux, a
-    program takes several, and XLA crashes without one."""
+    """Lets compiled programs go before they are too many: a process may map 65,530 areas of memory on
+    Linux, a program takes several, and XLA crashes without one."""
     yield
     areas = pathlib.Path("/proc/self/maps")
     if not areas.exists() or areas.read_bytes().count(b"\n") > 20_000:
