@@ -89,8 +89,8 @@ def ordinary_user():
 
 @pytest.fixture(scope="module", autouse=True)
 def _forgotten_programs():
-    """Lets compiled programs go before they are too many: a process may map 65,530 areas of memory on
-    Linux, a program takes several, and XLA crashes without one."""
+    """Lets compiled programs go before they are too many: a process may map 65,530 areas of memory
+    on Linux, a program takes several, and XLA crashes without one."""
     yield
     areas = pathlib.Path("/proc/self/maps")
     if not areas.exists() or areas.read_bytes().count(b"\n") > 20_000:

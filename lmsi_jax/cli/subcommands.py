@@ -550,14 +550,14 @@ def _table(rows: list[tuple[str, ...]]) -> list[str]:
 
 COMMANDS: dict[str, Command] = {
     "init": Command(
-        "write a folder with a run on questions of your own, to be edited",
+        "write a folder with a run on questions of your own",
         "riddles",
         "",
         _add_init_arguments,
         _init,
     ),
     "import-hf": Command(
-        "convert a Hugging Face model or GGUF file to a checkpoint and model.gin",
+        "convert a Hugging Face model or GGUF file to a checkpoint",
         "downloads/Qwen2.5-1.5B models/qwen",
         "",
         _add_import_arguments,
@@ -599,7 +599,7 @@ COMMANDS: dict[str, Command] = {
         _study,
     ),
     "path": Command(
-        "print the path of the embedded model or of a packaged configuration",
+        "print the path of the embedded model or a configuration",
         "embedded",
         "",
         _add_path_arguments,

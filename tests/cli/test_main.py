@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -99,6 +100,20 @@ def test_help_shows_an_example_and_the_gin_flags(capsys, words):
     assert exit_.value.code == 0
     text = capsys.readouterr().out
     assert "example:\n  lmsi " in text and "--gin.NAME=VALUE" in text
+
+
+def test_help_fits_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main.main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    commands = [line.split()[0] for line in lines if re.match(r"  [a-z-]+ {2,}\S", line)]
+    assert len(commands) > 10
+    for command in commands:
+        with pytest.raises(SystemExit):
+            main.main([command, "--help"])
+        lines += capsys.readouterr().out.splitlines()
+    assert [line for line in lines if len(line) > 80] == []
 
 
 def test_no_command_shows_the_help(capsys):
