@@ -6,8 +6,7 @@ import shlex
 
 import pytest
 
-from lmsi_jax.cli.parser import STAGE_COMMANDS, make_parser
-from lmsi_jax.cli.subcommands import COMMANDS
+from lmsi_jax.cli.parser import COMMANDS, STAGE_COMMANDS, make_parser
 from lmsi_jax.config import configurables, gin_loader
 from lmsi_jax.errors import LmsiError
 
