@@ -4,7 +4,7 @@ import dataclasses
 import re
 from typing import Annotated, Literal
 
-from lmsi_jax.config.row_filters import HUMAN_LOSSES, Cap, Filter, MinConfidence
+from lmsi_jax.config.row_filters import HUMAN_LOSSES, Cap, ExternalScore, Filter, MinConfidence
 from lmsi_jax.config.training_config import Training
 from lmsi_jax.config.value_checks import (
     CWD_PATH,
@@ -17,6 +17,7 @@ from lmsi_jax.config.value_checks import (
     fraction,
     refuse,
     temperatures,
+    without_folder,
 )
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import PROMPT_STYLES
@@ -222,6 +223,12 @@ class Mixing:
                     f"{name}.validation = 'human' needs human solutions: set Mixing.human_examples "
                     f"(50 to 100 are enough), or {name}.validation = 'confident'"
                 )
+        asked = {rule.scorer for rule in self.selection if isinstance(rule, ExternalScore)}
+        if len({without_folder(name) for name in asked}) < len(asked):
+            raise LmsiError(
+                f"the scorers {', '.join(sorted(asked))} have one name in different folders, and "
+                "their scores would be taken for each other's; rename a module"
+            )
 
     @property
     def filters(self) -> tuple[Filter, ...]:
