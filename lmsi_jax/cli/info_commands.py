@@ -488,7 +488,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "completion": Command(
         "print the completion script of a shell: bash, zsh or fish",
-        "bash > ~/.local/share/bash-completion/completions/lmsi",
+        "bash",
         "",
         _add_completion_arguments,
         _print_completion,

@@ -364,7 +364,7 @@ _CONFIG_OF_RUN = "config.gin"
 
 def is_run_folder(name: str) -> bool:
     """Returns True if a name is a local run's folder; a packaged name is one only with a "/"."""
-    if "/" not in name and name in packaged_configs():
+    if "/" not in name and name in packaged_configs("runs"):
         return False
     return os.path.isfile(os.path.join(name, _CONFIG_OF_RUN))
 
