@@ -59,6 +59,9 @@ class Loss:
     distillation_weight: Annotated[float, fraction()] = 0.5
     """a: weight of the divergence in "top_k" and "model". A token with no stored probabilities has
     a = 0."""
+    distillation_until: Annotated[int | None, at_least(1, unit="steps")] = None
+    """Steps with the divergence; later ones have a = 0 and do not run the teacher (SALT, Rawat et
+    al. 2024). None: all steps."""
     temperature: Annotated[float, at_least(1e-6)] = 1.0
     """Temperature of teacher and student within the divergence."""
     top_k: Annotated[int, at_least(1, unit="tokens")] = 8
@@ -69,6 +72,11 @@ class Loss:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.distillation_until is not None and self.distillation == "sequence":
+            raise LmsiError(
+                "Loss.distillation_until ends the divergence from a teacher, and 'sequence' has "
+                "none; set Loss.distillation to 'model' or 'top_k'"
+            )
         if self.distillation == "top_k" and self.rest == "bucket" and self.temperature != 1:
             raise LmsiError(
                 f"Loss.temperature = {self.temperature}: how a temperature divides the mass of the "

@@ -15,6 +15,7 @@ from lmsi_jax.config import (
     ExternalScore,
     FileTask,
     Lora,
+    Loss,
     Mixing,
     ModelConfig,
     Preference,
@@ -32,6 +33,7 @@ from lmsi_jax.pipeline.pretrain import PretrainStep
 from lmsi_jax.pipeline.questions import QuestionsStep
 from lmsi_jax.pipeline.rounds import ROUND
 from lmsi_jax.pipeline.train import TeacherScoresStep
+from lmsi_jax.runtime.files import embedded_path
 from lmsi_jax.training import checkpoints
 
 _SAMPLE = "generate prompts sample filter_scores eval0 eval1"  # whatever samples
@@ -129,7 +131,7 @@ TABLE = {
         **dict.fromkeys(
             (
                 *("z_loss", "label_smoothing", "smoothing_constant", "distillation"),
-                *("distillation_weight", "temperature", "rest"),
+                *("distillation_weight", "distillation_until", "temperature", "rest"),
             ),
             "train",
         ),
@@ -150,13 +152,16 @@ TABLE = {
         ),
         "",
     ),
-    "Pretraining": dict.fromkeys(
-        (
-            *("shares", "hard", "most_questions", "question_weight", "vocab_documents"),
-            "seed",
+    "Pretraining": {
+        **dict.fromkeys(
+            (
+                *("shares", "hard", "most_questions", "question_weight", "vocab_documents"),
+                "seed",
+            ),
+            "pretrain",
         ),
-        "pretrain",
-    ),
+        "teacher": "",  # its weights' digest counts
+    },
     # Of the teacher, whose examples' fingerprint is an input.
     "Distillation": dict.fromkeys(("teacher_dir", "round"), ""),
     # Of all stages but pre-training, through the fingerprint of the model.
@@ -193,6 +198,7 @@ VALUES = {
     "Chat.exemplars": "one_turn",
     "Chat.thinking": True,
     "Chat.date": "2025-02-03",
+    "Pretraining.teacher": str(embedded_path("")),  # the same model
 }
 
 _TEMPLATE = pathlib.Path(__file__).parent / "chat_template.jinja"
@@ -221,7 +227,12 @@ BASES = {
             ),
         ),
         training=Training(lora=Lora()),
-        pretraining=Pretraining(training=Training(), shares=(("legs", 1.0),)),
+        pretraining=Pretraining(
+            training=Training(loss=Loss(distillation="model")),
+            shares=(("legs", 1.0),),
+            teacher="embedded",
+            teacher_model=_MODEL,
+        ),
         distillation=Distillation(teacher_dir="elsewhere"),
     ),
     "plain": Run(**_PLAIN, augmentation=Augmentation(prompts=2)),
@@ -339,7 +350,8 @@ def _identities(run):
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_a_field_makes_exactly_its_stages_stale(base):
+def test_a_field_makes_exactly_its_stages_stale(base, monkeypatch):
+    monkeypatch.setattr(checkpoints, "stored_digest", lambda folder, shapes: "same weights")
     run, table = BASES[base], OVERRIDES[base]
     before = _identities(run)
     wrong = {}
