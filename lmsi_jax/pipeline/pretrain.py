@@ -9,7 +9,6 @@ import io
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 from etils import epath
 
@@ -44,13 +43,9 @@ class PretrainStep(Step):
     name = "pretrain"
     settings = (Fields(part="pretraining", without=("teacher",)), Fields(part="model"))
 
-    def derived(self, round: Round) -> dict[str, Any]:
+    def inputs_of(self, round: Round) -> Iterable[str]:
         config = round.settings.pretraining
-        if config is None or config.teacher is None or config.teacher_model is None:
-            return {}
-        shapes = parameter_shapes(config.teacher_model)
-        weights = checkpoints.stored_digest(find_checkpoint(config.teacher), shapes)
-        return {"teacher": {"weights": weights, "tokenizer": round.context.tokenizer.fingerprint}}
+        return ("teacher",) if config is not None and config.teacher is not None else ()
 
     def run(self, round: Round, stage: Stage) -> None:
         settings = round.settings
@@ -112,7 +107,17 @@ def pretrain(context: Context) -> None:
         raise LmsiError(
             "Run.pretraining is not set; bind it to @Pretraining() as pretrain.gin does"
         )
-    PretrainStep().execute(context.round(0), {})
+    PretrainStep().execute(context.round(0), _teacher_fingerprint(context))
+
+
+def _teacher_fingerprint(context: Context) -> dict[str, str]:
+    """Returns the fingerprint of the teacher and its tokenizer, as an input; {} without one."""
+    config = context.round(0).settings.pretraining
+    if config is None or config.teacher is None or config.teacher_model is None:
+        return {}
+    shapes = parameter_shapes(config.teacher_model)
+    weights = checkpoints.stored_digest(find_checkpoint(config.teacher), shapes)
+    return {"teacher": f"{weights[:32]}{context.tokenizer.fingerprint[:32]}"}
 
 
 def _load_teacher(folder: str, model: ModelConfig, training: Training) -> Teacher:
