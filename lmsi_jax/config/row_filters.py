@@ -9,7 +9,15 @@ import dataclasses
 from typing import Annotated, Literal, Protocol
 
 from lmsi_jax.config.sampling import check_scorer
-from lmsi_jax.config.value_checks import above, at_least, check_fields, fraction, positive_fraction
+from lmsi_jax.config.value_checks import (
+    OBJECT,
+    above,
+    at_least,
+    check_fields,
+    fraction,
+    positive_fraction,
+    without_folder,
+)
 
 LOSS = "loss"
 """Mean cross entropy (nats) of the solution's tokens after exemplars and question, base model."""
@@ -122,7 +130,7 @@ class SelfRating:
 class ExternalScore:
     """Keeps the rows with the best external score, such as a reward model's (RM-filter in IWSI)."""
 
-    scorer: str
+    scorer: Annotated[str, OBJECT]
     """Function "module:function" of a `Question` and a `Sample` that returns a number, higher is
     better."""
     share: Annotated[float, positive_fraction()] = 0.8
@@ -135,7 +143,7 @@ class ExternalScore:
     @property
     def needs(self) -> frozenset[str]:
         """Names of the scores that the filter reads."""
-        return frozenset({SCORER + self.scorer})
+        return frozenset({SCORER + without_folder(self.scorer)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ from lmsi_jax.config import (
     ImportanceWeights,
     InstructionFollowing,
     MinConfidence,
+    Mixing,
     SelfRating,
 )
 from lmsi_jax.config.row_filters import FILTERS
@@ -321,6 +322,7 @@ def test_the_rating_prompt_shows_question_and_solution():
         lambda: ImportanceWeights(cap=0.0),
         lambda: ImportanceWeights(surest=0.0),
         lambda: ExternalScore(scorer="no function"),
+        lambda: Mixing(selection=(ExternalScore(scorer="/a/m:f"), ExternalScore(scorer="/b/m:f"))),
         lambda: Cap(num_samples=0),
         lambda: MinConfidence(confidence=2.0),
         lambda: DistinctReasoning(form="words"),
