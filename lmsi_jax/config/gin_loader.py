@@ -279,6 +279,24 @@ def _anchor(places: _Places) -> None:
                 at = (value.config_key, "value")  # a macro, which may be bound in another file
                 value = config._CONFIG[at[0]]["value"]
             config._CONFIG[at[0]][at[1]] = _anchored(value, anchor, places.get(at, os.getcwd()))
+        if wrapped.__name__ == "Run" and "schedule" in bindings:
+            folder = places.get((key, "schedule"), os.getcwd())
+            bindings["schedule"] = _anchored_schedule(bindings["schedule"], folder)
+
+
+def _anchored_schedule(schedule: Any, folder: str) -> Any:
+    """Returns `Run.schedule` with anchored values; one of another form is refused later."""
+    from gin import config
+
+    anchored = []
+    for entry in schedule if isinstance(schedule, tuple | list) else ():
+        if isinstance(entry, tuple | list) and len(entry) == 2 and isinstance(entry[0], str):
+            part, _, field = entry[0].partition(".")
+            match = config._REGISTRY.get_match(part)
+            if match and (anchor := field_anchors(match.wrapped).get(field)):
+                entry = (entry[0], _anchored(entry[1], anchor, folder))
+        anchored.append(entry)
+    return type(schedule)(anchored) if anchored else schedule
 
 
 def _anchored(value: Any, anchor: Anchor, folder: str) -> Any:

@@ -10,12 +10,14 @@ from typing import Annotated, Literal, Protocol
 
 from lmsi_jax.config.sampling import check_scorer
 from lmsi_jax.config.value_checks import (
+    OBJECT,
     SEED,
     above,
     at_least,
     check_fields,
     fraction,
     positive_fraction,
+    without_folder,
 )
 from lmsi_jax.errors import LmsiError
 
@@ -150,7 +152,7 @@ class SelfRating:
 class ExternalScore:
     """Keeps the rows with the best external score, such as a reward model's (RM-filter in IWSI)."""
 
-    scorer: str
+    scorer: Annotated[str, OBJECT]
     """Function "module:function" of a `Question` and a `Sample` that returns a number, higher is
     better."""
     share: Annotated[float, positive_fraction()] = 0.8
@@ -163,7 +165,7 @@ class ExternalScore:
     @property
     def needs(self) -> frozenset[str]:
         """Names of the scores that the filter reads."""
-        return frozenset({SCORER + self.scorer})
+        return frozenset({SCORER + without_folder(self.scorer)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

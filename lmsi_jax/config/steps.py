@@ -4,9 +4,11 @@ import dataclasses
 import re
 from typing import Annotated, Literal
 
+from lmsi_jax.config.model_config import ModelConfig
 from lmsi_jax.config.row_filters import (
     HUMAN_LOSSES,
     Cap,
+    ExternalScore,
     Filter,
     MinConfidence,
     judges_all_answers,
@@ -23,6 +25,7 @@ from lmsi_jax.config.value_checks import (
     fraction,
     refuse,
     temperatures,
+    without_folder,
 )
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import PROMPT_STYLES
@@ -234,6 +237,12 @@ class Mixing:
                     f"{name}.validation = 'human' needs human solutions: set Mixing.human_examples "
                     f"(50 to 100 are enough), or {name}.validation = 'confident'"
                 )
+        asked = {rule.scorer for rule in self.selection if isinstance(rule, ExternalScore)}
+        if len({without_folder(name) for name in asked}) < len(asked):
+            raise LmsiError(
+                f"the scorers {', '.join(sorted(asked))} have one name in different folders, and "
+                "their scores would be taken for each other's; rename a module"
+            )
 
     @property
     def filters(self) -> tuple[Filter, ...]:
@@ -359,6 +368,11 @@ class Pretraining:
     """Loss weight of question tokens; answer tokens weigh 1."""
     vocab_documents: Annotated[int, at_least(1, unit="documents")] = 20_000
     """Documents that the tokenizer is trained on."""
+    teacher: Annotated[str | None, CWD_PATH] = None
+    """Checkpoint folder of a finished model that teaches this one, or "embedded" (SALT): set
+    Loss.distillation = 'model'. The tokenizer is then `Run.tokenizer`, which both have."""
+    teacher_model: ModelConfig | None = None
+    """Shape of the teacher."""
     seed: Annotated[int, SEED] = 0
     """Fixes the initial weights and the documents."""
 
@@ -367,6 +381,13 @@ class Pretraining:
         shares = [share for _, share in self.shares]
         if not (all(share >= 0 for share in shares) and sum(shares) > 0):
             refuse(self, "shares", "(task, share) pairs of 0 or more, one of them above 0")
+        form = self.training.loss.distillation
+        parts = (self.teacher is not None, self.teacher_model is not None, form == "model")
+        if form == "top_k" or any(parts) and not all(parts):
+            raise LmsiError(
+                "pre-training with a teacher needs all three: Pretraining.teacher, its shape in "
+                "Pretraining.teacher_model, and Loss.distillation = 'model'; set them, or none"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

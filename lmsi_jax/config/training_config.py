@@ -62,6 +62,9 @@ class Loss:
     distillation_weight: Annotated[float, fraction()] = 0.5
     """a: weight of the divergence in "top_k" and "model". A token with no stored probabilities has
     a = 0."""
+    distillation_until: Annotated[int | None, at_least(1, unit="steps")] = None
+    """Steps with the divergence; later ones have a = 0 and do not run the teacher (SALT, Rawat et
+    al. 2024). None: all steps."""
     temperature: Annotated[float, at_least(1e-6)] = 1.0
     """Temperature of teacher and student within the divergence."""
     top_k: Annotated[int, at_least(1, unit="tokens")] = 8
@@ -84,6 +87,11 @@ class Loss:
             raise LmsiError(
                 f"Loss.negatives = {self.negatives!r} learns from the model's own samples; set "
                 "Loss.distillation = 'sequence', or Loss.negatives = 'refuse'"
+            )
+        if self.distillation_until is not None and self.distillation == "sequence":
+            raise LmsiError(
+                "Loss.distillation_until ends the divergence from a teacher, and 'sequence' has "
+                "none; set Loss.distillation to 'model' or 'top_k'"
             )
         if self.distillation == "top_k" and self.rest == "bucket" and self.temperature != 1:
             raise LmsiError(

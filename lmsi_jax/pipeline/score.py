@@ -27,7 +27,9 @@ from lmsi_jax.config.row_filters import (
     QUESTION_LOSS,
     RATING,
     SCORER,
+    ExternalScore,
 )
+from lmsi_jax.config.value_checks import without_folder
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models import sharding
 from lmsi_jax.models.tokenizers import Tokenizer, encode_text
@@ -284,7 +286,7 @@ class FilterScoresStep(Step):
             "before": [settings_record(one) for one in _score_free_filters(round)],
         }
         if names := _scorers(round):
-            record["scorers"] = {name: scorers.fingerprint(name) for name in names}
+            record["scorers"] = scorers.fingerprints(names)
         return record
 
     def run(self, round: Round, stage: Stage) -> None:
@@ -362,7 +364,8 @@ def _stored(store: ShardStore, task: str, needs: frozenset[str]) -> Iterator[dic
 
 def _scorers(round: Round) -> list[str]:
     """Returns the scorers that a round's filters ask."""
-    return sorted(name.removeprefix(SCORER) for name in _needs(round) if name.startswith(SCORER))
+    filters = round.settings.mixing.filters
+    return sorted({rule.scorer for rule in filters if isinstance(rule, ExternalScore)})
 
 
 def _score_free_filters(round: Round) -> list[Any]:
@@ -449,5 +452,5 @@ def _scorer_scores(names: Sequence[str], rows: Sequence[Row]) -> list[dict[str, 
     samples = [(row.question, row.sample) for row in rows]
     for name in names:
         for record, score in zip(records, scorers.apply_scorer(name, samples), strict=True):
-            record[SCORER + name] = score
+            record[SCORER + without_folder(name)] = score
     return records

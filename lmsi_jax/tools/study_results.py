@@ -138,14 +138,14 @@ class Evaluated:
     Attributes:
       trained: the tasks that it trains on.
       parameters: number of parameters of its model.
-      gold: True if gold labels chose training rows (`GoldLabels`).
       scores: the rows of scores.json by round; 0 is the base.
+      gold: True if gold labels chose training rows (`GoldLabels`).
     """
 
     trained: tuple[str, ...]
     parameters: int
-    gold: bool
     scores: dict[int, list[dict[str, Any]]]
+    gold: bool = False
 
     @property
     def last(self) -> int:

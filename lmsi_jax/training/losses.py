@@ -118,6 +118,8 @@ def stored(batch: dict[str, Any]) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 Arrays = dict[str, jax.Array]
+TAUGHT = "taught"
+"""Name of the flag of a batch whose loss has the divergence from the teacher."""
 
 
 class Sums(NamedTuple):
@@ -177,8 +179,7 @@ def token_losses(
     if loss.label_smoothing:
         total = _smoothed(loss, logits, log_z, entropy)
     if loss.distillation != "sequence" and loss.distillation_weight:
-        from_teacher, share = _teacher_divergence(config, batch, loss, teacher, logits)
-        total = (1 - share) * total + share * from_teacher
+        total = _taught(config, batch, loss, teacher, logits, total)
     if loss.z_loss:
         total += loss.z_loss * log_z**2
     ahead = ((0, 0), (1, 0))
@@ -210,6 +211,44 @@ def _smoothed(loss: Loss, logits: jax.Array, log_z: jax.Array, entropy: jax.Arra
     if loss.smoothing_constant:
         smoothed += on * np.log(on) + (size - 1) * off * np.log(off)
     return smoothed
+
+
+def _taught(
+    config: ModelConfig,
+    batch: Arrays,
+    loss: Loss,
+    teacher: Teacher | None,
+    logits: jax.Array,
+    total: jax.Array,
+) -> jax.Array:
+    """Returns the loss with the divergence's share, [B, T - 1]; without it after the last step."""
+
+    def learn(total: jax.Array, logits: jax.Array) -> jax.Array:
+        from_teacher, share = _teacher_divergence(config, batch, loss, teacher, logits)
+        return (1 - share) * total + share * from_teacher
+
+    if loss.distillation_until is None:
+        return learn(total, logits)
+    if TAUGHT not in batch:
+        raise LmsiError(
+            "Loss.distillation_until counts the steps of this package's trainer; leave it None in "
+            "another one"
+        )
+    # One program for both phases; in the second one the teacher is not run.
+    return jax.lax.cond(batch[TAUGHT], learn, lambda total, _: total, total, logits)
+
+
+def taught(loss: Loss, step: int, microbatches: int) -> dict[str, np.ndarray]:
+    """Returns what a step's batch says of the teacher: {"taught": [M]}, or {} if it never ends.
+
+    Args:
+      loss: the loss.
+      step: the step, 1, 2, ...
+      microbatches: M.
+    """
+    if loss.distillation_until is None:
+        return {}
+    return {TAUGHT: np.full(microbatches, step <= loss.distillation_until)}
 
 
 def _teacher_divergence(

@@ -165,13 +165,14 @@ def train(
                     "sequences_per_prefix"
                 )
             _check_batch(batch, groups, training, f"{name}, step {step}")
+            flags = losses.taught(training.loss, step, training.microbatches)
             params, state, metrics = train_step(
                 config,
                 training,
                 len(groups),
                 params,
                 state,
-                sharding.shard_batch(mesh, batch),
+                sharding.shard_batch(mesh, {**batch, **flags}),
                 teacher,
             )
             # Asked once: the answer decides whether to save and to leave below.

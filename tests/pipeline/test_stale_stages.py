@@ -15,6 +15,7 @@ from lmsi_jax.config import (
     ExternalScore,
     FileTask,
     Lora,
+    Loss,
     Mixing,
     ModelConfig,
     Preference,
@@ -130,7 +131,7 @@ TABLE = {
         **dict.fromkeys(
             (
                 *("z_loss", "label_smoothing", "smoothing_constant", "distillation"),
-                *("distillation_weight", "temperature", "rest"),
+                *("distillation_weight", "distillation_until", "temperature", "rest"),
                 *("negatives", "least_probability"),
             ),
             "train",
@@ -152,13 +153,16 @@ TABLE = {
         ),
         "",
     ),
-    "Pretraining": dict.fromkeys(
-        (
-            *("shares", "hard", "most_questions", "question_weight", "vocab_documents"),
-            "seed",
+    "Pretraining": {
+        **dict.fromkeys(
+            (
+                *("shares", "hard", "most_questions", "question_weight", "vocab_documents"),
+                "seed",
+            ),
+            "pretrain",
         ),
-        "pretrain",
-    ),
+        "teacher": "",  # through its fingerprint
+    },
     # Of the teacher, whose examples' fingerprint is an input.
     "Distillation": dict.fromkeys(("teacher_dir", "round"), ""),
     # Of all stages but pre-training, through the fingerprint of the model.
@@ -223,7 +227,12 @@ BASES = {
             ),
         ),
         training=Training(lora=Lora()),
-        pretraining=Pretraining(training=Training(), shares=(("legs", 1.0),)),
+        pretraining=Pretraining(
+            training=Training(loss=Loss(distillation="model")),
+            shares=(("legs", 1.0),),
+            teacher="embedded",
+            teacher_model=_MODEL,
+        ),
         distillation=Distillation(teacher_dir="elsewhere"),
     ),
     "plain": Run(**_PLAIN, augmentation=Augmentation(prompts=2)),

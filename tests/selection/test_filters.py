@@ -23,6 +23,7 @@ from lmsi_jax.config import (
     ImportanceWeights,
     InstructionFollowing,
     MinConfidence,
+    Mixing,
     SelfRating,
 )
 from lmsi_jax.config.row_filters import FILTERS
@@ -322,6 +323,7 @@ def test_the_rating_prompt_shows_question_and_solution():
         lambda: ImportanceWeights(cap=0.0),
         lambda: ImportanceWeights(surest=0.0),
         lambda: ExternalScore(scorer="no function"),
+        lambda: Mixing(selection=(ExternalScore(scorer="/a/m:f"), ExternalScore(scorer="/b/m:f"))),
         lambda: Cap(num_samples=0),
         lambda: MinConfidence(confidence=2.0),
         lambda: DistinctReasoning(form="words"),

@@ -12,7 +12,7 @@ from step_losses import loss_and_gradient, step_losses
 from lmsi_jax.config import Loss
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.transformer import init_params
-from lmsi_jax.training.losses import Teacher, negative_losses, token_logits
+from lmsi_jax.training.losses import Teacher, negative_losses, taught, token_logits
 from lmsi_jax.training.packing import (
     DistillationRow,
     Shape,
@@ -181,6 +181,21 @@ def test_a_teacher_in_memory(micro_config, micro_params, teacher, temperature):
     _assert_agrees(micro_config, micro_params, loss, rows, _packed(rows), token_loss, teacher)
 
 
+def test_the_teacher_is_left_after_some_steps(micro_config, micro_params, teacher):
+    always = Loss(distillation="model", distillation_weight=0.7)
+    some = dataclasses.replace(always, distillation_until=3)
+    batch = _packed(_rows())
+    count = len(batch["prefix"])
+    for step, wanted, model in ((3, always, teacher), (4, Loss(), None)):
+        given = batch | taught(some, step, count)
+        found = step_losses(micro_config, micro_params, given, 2, some, teacher)
+        expected = step_losses(micro_config, micro_params, batch, 2, wanted, model)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    with pytest.raises(LmsiError, match="leave it None"):
+        step_losses(micro_config, micro_params, batch, 2, some, teacher)
+
+
 @pytest.mark.parametrize(("rest", "temperature"), [("bucket", 1.0), ("drop", 1.0), ("drop", 2.0)])
 def test_a_teachers_stored_tokens(micro_config, micro_params, teacher, rest, temperature):
     """One row has none: it keeps its cross entropy."""
@@ -282,6 +297,7 @@ def test_the_three_values_are_those_of_the_step(micro_config, micro_params):
         ({"distillation_weight": 1.5}, "Loss.distillation_weight"),
         ({"temperature": 0.0}, "Loss.temperature"),
         ({"distillation": "top_k", "temperature": 2.0}, "Loss.rest = 'drop'"),
+        ({"distillation_until": 5}, "set Loss.distillation to 'model' or 'top_k'"),
         ({"top_k": 0}, "Loss.top_k"),
     ],
 )
