@@ -317,7 +317,7 @@ SCHEDULABLE: dict[str, tuple[str, ...]] = {
     "Sampling": ("num_samples", "temperature"),
     "Augmentation": ("min_confidence",),
     "Mixing": ("min_confidence", "cap"),
-    "Preference": ("threshold",),
+    "Preference": ("threshold", "beta"),
     "Training": ("steps", "human_rate"),
     "Optimizer": ("learning_rate",),
 }

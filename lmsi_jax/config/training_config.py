@@ -110,9 +110,10 @@ class Loss:
 class Optimizer:
     """Optimizer and learning-rate schedule."""
 
-    name: Literal["adamw", "adafactor", "muon"] = "adamw"
-    """Update rule. "muon" (Jordan et al. 2024) uses orthogonalized momentum for the layers'
-    matrices and AdamW with Nesterov momentum for all other parameters."""
+    name: Literal["adamw", "adafactor", "rmsprop", "muon"] = "adamw"
+    """Update rule. "rmsprop" is that of SPIN's recipe. "muon" (Jordan et al. 2024) uses
+    orthogonalized momentum for the layers' matrices and AdamW with Nesterov momentum for all other
+    parameters."""
     learning_rate: Annotated[float, at_least(0)] = 5e-5
     """Peak rate. The LMSI paper uses 5e-5 for PaLM-540B."""
     warmup_steps: Annotated[int, at_least(0, unit="steps")] = 0
@@ -122,16 +123,21 @@ class Optimizer:
     decay_share: Annotated[float, positive_fraction("1 for all steps")] = 1.0
     """Share of the steps, at the end, over which "linear" decays; "cosine" uses all."""
     weight_decay: Annotated[float, at_least(0)] = 0.0
-    """Decoupled weight decay; not available with Adafactor."""
+    """Decoupled weight decay; not available with "adafactor" and "rmsprop"."""
     max_grad_norm: Annotated[float, at_least(0, note="off")] = 1.0
     """Gradients with a larger global norm are scaled down to it."""
     b2: Annotated[float, below_one()] = 0.99
-    """AdamW's decay of the second moment."""
+    """Decay of the second moment of "adamw", "rmsprop" and "muon"."""
     muon_learning_rate: Annotated[float, at_least(0)] = 0.02
     """With "muon": peak rate of the layers' matrices; `learning_rate` is then that of the rest."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.weight_decay and self.name in ("adafactor", "rmsprop"):
+            raise LmsiError(
+                f"Optimizer.weight_decay = {self.weight_decay} has no effect with {self.name!r}; "
+                "set it to 0, or use 'adamw'"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,6 +157,9 @@ class Preference:
     threshold: Annotated[float, fraction()] = 0.5
     """With "scpo": smallest share of a question's samples that a chosen answer needs. The paper
     calls it tau; half of the samples is our choice."""
+    last_pairs: bool = True
+    """With "spin": from round 2 on, also train on the pairs that the round before made, as the
+    paper's experiments do."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -32,6 +32,13 @@ def _has_pairs(round: Round) -> bool:
     return round.settings.training.preference is not None
 
 
+def _repeats_last_pairs(round: Round) -> bool:
+    preference = round.settings.training.preference
+    if preference is None or preference.form != "spin" or round.index < 2:
+        return False
+    return preference.last_pairs
+
+
 def _pairs_votes(round: Round) -> bool:
     preference = round.settings.training.preference
     return preference is not None and preference.form == "scpo"
@@ -51,6 +58,7 @@ class MixStep(Step):
         Fields(part="augmentation", names=("min_confidence",), when=has_new_questions),
         Fields(part="training.preference", names=("form",), when=_has_pairs),
         Fields(part="training.preference", names=("threshold",), when=_pairs_votes),
+        Fields(part="training.preference", names=("last_pairs",), when=_repeats_last_pairs),
     )
     inputs = ("vote", "filter_scores")
     writes_prompts = True
@@ -72,7 +80,11 @@ def _shards(round: Round, task: str, voted: Sequence[Voted]) -> dict[str, _Rows]
     """Returns a task's rows by source, and the funnel of its filters."""
     exemplars = round.context.exemplars(task)
     if _has_pairs(round):
-        return {"pairs": _pairs(round, task, voted, exemplars)}
+        made: dict[str, _Rows] = {"pairs": _pairs(round, task, voted, exemplars)}
+        if _repeats_last_pairs(round):
+            last = round.context.round(round.index - 1).store("mix")
+            made["last_pairs"] = [*map(ExamplePair.from_json, last.read(f"pairs-{task}"))]
+        return made
     rows, facts = read_scored_rows(round, task, voted)
     selection = select(rows, round.settings.mixing.filters, facts)
     shards: dict[str, _Rows] = {
@@ -175,11 +187,11 @@ def read_examples(round: Round) -> dict[str, list[Example]]:
 
 
 def read_pairs(round: Round) -> list[ExamplePair]:
-    """Reads a round's pairs; none if it has examples."""
+    """Reads the pairs that a round trains on; none if it has examples."""
     store = round.store("mix")
 
     def read() -> list[ExamplePair]:
-        names = [name for name in store.names() if name.startswith("pairs-")]
+        names = [name for name in store.names() if name.startswith(("pairs-", "last_pairs-"))]
         return [ExamplePair.from_json(row) for name in names for row in store.read(name)]
 
     return round.once("pairs", read)

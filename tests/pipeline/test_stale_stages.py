@@ -264,6 +264,7 @@ _PAIRS = {
     "Loss.top_k": "train",
     "Preference.beta": "train",
     "Preference.likelihood": "train",
+    "Preference.last_pairs": "train",  # and, of SPIN's second round, mix
 }
 OVERRIDES = {
     "full": {"Augmentation.prompts": "prompts"},
