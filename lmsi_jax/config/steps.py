@@ -5,7 +5,14 @@ import re
 from typing import Annotated, Literal
 
 from lmsi_jax.config.model_config import ModelConfig
-from lmsi_jax.config.row_filters import HUMAN_LOSSES, Cap, ExternalScore, Filter, MinConfidence
+from lmsi_jax.config.row_filters import (
+    HUMAN_LOSSES,
+    Cap,
+    ExternalScore,
+    Filter,
+    MinConfidence,
+    judges_all_answers,
+)
 from lmsi_jax.config.training_config import Training
 from lmsi_jax.config.value_checks import (
     CWD_PATH,
@@ -191,9 +198,10 @@ class Mixing:
 
     formats: tuple[Format, ...] = FORMATS
     """Formats to write each sample in; the paper mixes all four."""
-    keep: Literal["majority", "parsed"] = "majority"
-    """Samples to learn: those that agree with the "majority", or all "parsed" ones (a control
-    without a vote)."""
+    keep: Literal["majority", "parsed", "all"] = "majority"
+    """Samples to learn, or for filters to choose from: those that agree with the "majority", all
+    "parsed" ones, or "all" (SSD, 2604.01193: no vote at all) but those that the token limit cut
+    before an answer. Samples without an answer make no direct examples."""
     end: Literal["blank_line", "end_token"] = "blank_line"
     """End of each target, unless `Run.chat` is set: the "blank_line" between the items of a
     document, or the model's "end_token", so that an exported model ends by itself elsewhere."""
@@ -218,6 +226,11 @@ class Mixing:
             if form not in FORMATS:
                 raise LmsiError(f"Mixing.formats has {form!r}; choose from {', '.join(FORMATS)}")
         for rule in self.selection:
+            if self.keep == "majority" and judges_all_answers(rule):
+                raise LmsiError(
+                    f"{type(rule).__name__} judges all answers to a question; set Mixing.keep = "
+                    "'parsed'"
+                )
             if HUMAN_LOSSES in rule.needs and not self.human_examples:
                 name = type(rule).__name__
                 raise LmsiError(

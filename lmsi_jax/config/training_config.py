@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from lmsi_jax.config.model_config import MATRICES
 from lmsi_jax.config.value_checks import (
     SEED,
+    Range,
     above,
     at_least,
     below_one,
@@ -15,6 +16,8 @@ from lmsi_jax.config.value_checks import (
     refuse,
 )
 from lmsi_jax.errors import LmsiError
+
+_PROBABILITY = Range(lambda value: 0 < value < 1, "a probability above 0 and below 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,8 +73,21 @@ class Loss:
     """With "top_k": treat the tokens that are not stored as one "bucket", or "drop" them and
     rescale both distributions to the stored ones."""
 
+    negatives: Literal["refuse", "unlikelihood", "advantage"] = "refuse"
+    """Loss of a row with a negative weight, times its size, in place of the rest: "unlikelihood" is
+    -log(1 - q(y)) (Welleck et al. 2020); "advantage" is log q(y), as for an advantage of -1, no
+    lower than log(`least_probability`) and without a gradient there. "refuse" takes no such rows.
+    """
+    least_probability: Annotated[float, _PROBABILITY] = 0.01
+    """With "advantage": tokens that are less probable than this are punished no more."""
+
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.negatives != "refuse" and self.distillation != "sequence":
+            raise LmsiError(
+                f"Loss.negatives = {self.negatives!r} learns from the model's own samples; set "
+                "Loss.distillation = 'sequence', or Loss.negatives = 'refuse'"
+            )
         if self.distillation_until is not None and self.distillation == "sequence":
             raise LmsiError(
                 "Loss.distillation_until ends the divergence from a teacher, and 'sequence' has "
@@ -86,7 +102,7 @@ class Loss:
     @property
     def plain(self) -> bool:
         """If the loss is plain cross entropy."""
-        smooth = self.z_loss or self.label_smoothing
+        smooth = self.z_loss or self.label_smoothing or self.negatives != "refuse"
         return not smooth and (self.distillation == "sequence" or not self.distillation_weight)
 
 

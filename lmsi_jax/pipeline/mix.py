@@ -4,7 +4,8 @@ In the few-shot formats a sample follows the generated prompt that it was drawn 
 With `Training.preference` pairs take the examples' place.
 
 The stage records what each filter kept. The report selects again to count right and wrong rows with
-the answers of training questions, which this stage does not have.
+the answers of training questions, which this stage does not have; only the filter `GoldLabels`, an
+upper bound, is given them.
 """
 
 import dataclasses
@@ -13,10 +14,11 @@ from typing import Any
 
 from lmsi_jax import mixing, pairing
 from lmsi_jax.augmentation import FewShot, prompt_of
+from lmsi_jax.config.row_filters import BASE_SHARES
 from lmsi_jax.pipeline.context import Round, Voted
 from lmsi_jax.pipeline.questions import train_answers, worked_questions
 from lmsi_jax.pipeline.sample import read_given
-from lmsi_jax.pipeline.score import has_new_questions, read_scored_rows
+from lmsi_jax.pipeline.score import all_needs, has_new_questions, read_scored_rows
 from lmsi_jax.pipeline.step import Fields, Step, custom_code
 from lmsi_jax.records import Example, ExamplePair, Exemplar
 from lmsi_jax.runtime.store import ShardStore
@@ -63,7 +65,10 @@ class MixStep(Step):
 
     def derived(self, round: Round) -> dict[str, Any]:
         # With SPIN it reads the model's own samples itself.
-        return custom_code(round, "prompt", *(("read", "equal") if _has_pairs(round) else ()))
+        code = custom_code(round, "prompt", *(("read", "equal") if _has_pairs(round) else ()))
+        if BASE_SHARES in all_needs(round) and round.index > 1:
+            code["base_vote"] = round.context.round(1).stage_fingerprint("vote")
+        return code
 
     def write(self, round: Round, store: ShardStore) -> None:
         for task, voted in round.voted().items():
@@ -225,7 +230,11 @@ def _vote(voted: Sequence[Voted], rows: Sequence[Row], answers: Answers) -> Filt
     """Returns the step from all samples to those that training may learn."""
     samples = sum(len(rows) for _, rows, _ in voted)
     parsed = sum(vote.parsed for _, _, vote in voted)
-    dropped = {"another answer": parsed - len(rows), "no answer": samples - parsed}
+    answered = sum(row.key is not None for row in rows)
+    dropped = {
+        "another answer": parsed - answered,
+        "no answer": samples - parsed - (len(rows) - answered),
+    }
     right, wrong = right_and_wrong(rows, answers)
     return FilterCounts(
         filter="Vote",

@@ -25,9 +25,10 @@ from lmsi_jax.config import (
     Sampling,
     SelfRating,
     Training,
+    VoteShares,
     Voting,
 )
-from lmsi_jax.pipeline.context import Context
+from lmsi_jax.pipeline.context import Context, Round
 from lmsi_jax.pipeline.evaluate import EvaluateStep
 from lmsi_jax.pipeline.pretrain import PretrainStep
 from lmsi_jax.pipeline.questions import QuestionsStep
@@ -131,6 +132,7 @@ TABLE = {
             (
                 *("z_loss", "label_smoothing", "smoothing_constant", "distillation"),
                 *("distillation_weight", "distillation_until", "temperature", "rest"),
+                *("negatives", "least_probability"),
             ),
             "train",
         ),
@@ -395,6 +397,18 @@ def test_each_stage_reads_what_it_says():
         "train": ("mix", "model", "teacher"),
         "eval": ("model", "questions"),
     }
+
+
+def test_weights_by_the_bases_vote_are_stale_once_that_is_cast_anew(monkeypatch):
+    mixing = Mixing(keep="parsed", selection=(VoteShares(),))
+    later = Context(Run(**_PLAIN, mixing=mixing), frozenset()).round(2)
+    (step,) = [one for one in ROUND if one.name == "mix"]
+    before = step.identity(later)
+    monkeypatch.setattr(Round, "stage_fingerprint", lambda self, stage: f"{self.index} {stage}")
+    assert step.identity(later) == {**before, "base_vote": "1 vote"} != before
+    unweighted = dataclasses.replace(mixing, selection=(VoteShares(question_weight=False),))
+    without = Context(Run(**_PLAIN, mixing=unweighted), frozenset()).round(2)
+    assert "base_vote" not in step.identity(without)
 
 
 def test_every_field_of_a_model_that_changes_what_it_says_is_in_its_fingerprint(
