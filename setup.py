@@ -43,6 +43,7 @@ setup(
             "models/embedded/**/.*",  # "**" leaves out what checkpoints call ".zarray"
             "py.typed",
             "report/*.css",
+            "report/*.js",
         ],
         "lmsi_jax.gin_configs": ["**/*.gin", "*.gin"],
         "lmsi_jax.tasks": ["exemplars/*.txt", "starter/*"],

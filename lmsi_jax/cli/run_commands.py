@@ -1,4 +1,4 @@
-"""Define the commands on finished and unfinished runs: list them, free what nothing needs.
+"""Define the commands on runs: list and compare them, free what nothing needs.
 
 This module is imported for `lmsi --help`, so whatever is heavy is imported when a command runs.
 """
@@ -13,6 +13,7 @@ from lmsi_jax.cli.subcommands import Command, Load
 from lmsi_jax.errors import LmsiError
 
 if TYPE_CHECKING:
+    from lmsi_jax.report.run_comparison import ComparedRun
     from lmsi_jax.runtime.run_folders import RunState
 
 # --- runs -----------------------------------------------------------------------------------------
@@ -135,9 +136,92 @@ def _clean(args: argparse.Namespace, load: Load) -> None:
     print(f"{total} freed; the run's last model, samples, votes and report remain")
 
 
+# --- compare --------------------------------------------------------------------------------------
+
+
+def _add_compare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs",
+        metavar="RUN",
+        nargs="+",
+        type=Path,
+        help="folders of two or more runs; all are compared with the first",
+    )
+    parser.add_argument("--html", metavar="FILE", type=Path, help="also write the page FILE")
+
+
+def _compare(args: argparse.Namespace, load: Load) -> None:
+    from lmsi_jax.report.run_comparison import print_comparison, render_comparison, short_names
+    from lmsi_jax.report.terminal import open_console
+    from lmsi_jax.runtime.files import write_bytes
+
+    if len(args.runs) < 2:
+        raise LmsiError("lmsi compare takes two or more runs; `lmsi report RUN` shows a single one")
+    names = short_names([str(folder) for folder in args.runs])
+    runs = [_read_run(folder, name) for folder, name in zip(args.runs, names, strict=True)]
+    print_comparison(runs, open_console())
+    if args.html:
+        write_bytes(args.html, render_comparison(runs).encode())
+        print(f"page: {args.html}")
+
+
+def _read_run(folder: Path, name: str) -> "ComparedRun":
+    """Reads the report of a run and its test questions' uids.
+
+    Raises:
+      LmsiError: it has no report.
+    """
+    from lmsi_jax.report.run_comparison import ComparedRun
+    from lmsi_jax.report.summary import Summary
+    from lmsi_jax.runtime.files import read_json
+    from lmsi_jax.runtime.store import ShardStore
+
+    if not (folder / "report.json").is_file():
+        raise LmsiError(f"{folder} has no report.json; run `lmsi report` on that run first")
+    summary = Summary.from_json(read_json(folder / "report.json"))
+    last = max((row.round for row in summary.evals), default=0)
+    store = ShardStore(folder / f"round_{last}" / "eval")
+    known = store.names()
+    uids = {
+        (row.task, row.prompt_style): [vote["uid"] for vote in store.read(shard)]
+        for row in summary.evals
+        if row.round == last and (shard := f"votes-{row.task}-{row.prompt_style}") in known
+    }
+    return ComparedRun(name, summary, uids)
+
+
+# --- browse ---------------------------------------------------------------------------------------
+
+
+def _add_no_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command has its configuration alone."""
+    del parser
+
+
+def _browse(args: argparse.Namespace, load: Load) -> None:
+    from lmsi_jax.pipeline.context import Context
+    from lmsi_jax.pipeline.summarize import browse
+
+    browse(Context(load(()), frozenset()))
+
+
 COMMANDS: dict[str, Command] = {
     "runs": Command(
         "list runs: rounds, accuracy, state, size, age", "runs", "", _add_runs_arguments, _list_runs
+    ),
+    "compare": Command(
+        "compare runs: accuracies with paired tests, settings, costs",
+        "runs/first runs/second --html=compare.html",
+        "",
+        _add_compare_arguments,
+        _compare,
+    ),
+    "browse": Command(
+        "write pages to browse and search all samples of a run",
+        "runs/quickstart",
+        "runs",
+        _add_no_arguments,
+        _browse,
     ),
     "clean": Command(
         "free checkpoints of a run that nothing needs any more",

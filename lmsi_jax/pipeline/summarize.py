@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import datetime
 import importlib.metadata
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from lmsi_jax.config.row_filters import GOLD
@@ -16,9 +17,12 @@ from lmsi_jax.pipeline.evaluate import collapse_alarms, read_collapse_metrics, r
 from lmsi_jax.pipeline.mix import labelled_funnel, read_examples, read_pairs
 from lmsi_jax.pipeline.score import all_needs
 from lmsi_jax.records import FORMATS, Example, ExamplePair, Question, Sample, Vote
+from lmsi_jax.report.browser import PAGE as BROWSER_PAGE
+from lmsi_jax.report.browser import Answered, Browsed, write_browser
 from lmsi_jax.report.comparison import accuracy_rows
 from lmsi_jax.report.page import render
 from lmsi_jax.report.summary import (
+    PROMPT_STYLES,
     AdaptiveConsistency,
     AdaptiveConsistencySet,
     CollapseRow,
@@ -43,7 +47,7 @@ from lmsi_jax.report.terminal import (
     print_evaluation,
     print_summary,
 )
-from lmsi_jax.runtime.files import read_record, write_bytes, write_json
+from lmsi_jax.runtime.files import read_record, remove, write_bytes, write_json
 from lmsi_jax.runtime.store import check_output, check_shards, read_config_text
 from lmsi_jax.training.metrics import METRICS, read_metrics
 from lmsi_jax.voting import right_keys
@@ -56,7 +60,7 @@ _STAGES = (
 )
 """The stages whose time is reported."""
 _SHOWN_PER_TASK = 2
-_SHOWN_TEXTS = 8
+_SHOWN_TEXTS, _SHOWN_DISSENTING = 8, 3
 _USUAL_THRESHOLD = 0.95
 """The threshold that is replayed if sampling had none (Aggarwal et al. 2023)."""
 
@@ -360,6 +364,11 @@ def _shown_question(question: Question, vote: Vote, samples: Sequence[Sample]) -
     counts = collections.Counter(sample.text for sample in samples)
     first = {sample.text: sample.sample_index for sample in reversed(samples)}
     order = sorted(counts, key=lambda text: (-counts[text], first[text]))
+    # Some that dissent are always among those shown, if there are any.
+    agreeing = [text for text in order if first[text] in vote.kept]
+    dissenting = [text for text in order if first[text] not in vote.kept]
+    room = max(_SHOWN_TEXTS - len(dissenting), _SHOWN_TEXTS - _SHOWN_DISSENTING)
+    shown = [*agreeing[:room], *dissenting][:_SHOWN_TEXTS]
     # A vote's keys are in the order of the samples' indices, which may have gaps.
     indices = sorted(sample.sample_index for sample in samples)
     keys = dict(zip(indices, vote.keys, strict=True))
@@ -376,6 +385,85 @@ def _shown_question(question: Question, vote: Vote, samples: Sequence[Sample]) -
             ShownSample(
                 text=text, key=keys[first[text]], kept=first[text] in vote.kept, count=counts[text]
             )
-            for text in order[:_SHOWN_TEXTS]
+            for text in sorted(shown, key=order.index)
         ),
     )
+
+
+# --- the sample browser ---------------------------------------------------------------------------
+
+BROWSER = "browse"
+"""The folder of the browser's files in a run's."""
+
+
+def browse(context: Context) -> None:
+    """Writes the browser of all samples, and prints where it is.
+
+    Raises:
+      NotReady: nothing has been sampled yet.
+    """
+    folder = context.output / BROWSER
+
+    def write(name: str, data: bytes) -> None:
+        write_bytes(folder / name, data)
+
+    samples, files = write_browser(context.round(0).settings.name, _browsed(context), write)
+    if not samples:
+        raise NotReady(f"{context.output} holds no samples; run `lmsi run` first")
+    for path in folder.iterdir():  # of an earlier, larger one
+        number = re.fullmatch(r"samples-(\d+)\.js", path.name)
+        if number and int(number[1]) >= files:
+            remove(path)
+    print(f"{samples:,} samples: {folder / BROWSER_PAGE}")
+
+
+def _browsed(context: Context) -> Iterator[Browsed]:
+    """Yields the test questions by task and prompt style, then the training questions by task."""
+    rounds = [context.round(index) for index in range(context.round(0).settings.rounds + 1)]
+    evaluated = [round for round in rounds if round.finished("eval")]
+    voted = [round for round in rounds[1:] if round.finished("vote")]
+    for task, questions in context.load_questions("test").items() if evaluated else ():
+        for style in PROMPT_STYLES:
+            found = [
+                (round.index, round.test_votes(task, style), round.test_samples(task, style))
+                for round in evaluated
+            ]
+            yield from _with_answers("test", questions, style, found)
+            for round in evaluated:
+                round.release()
+    for task in dict.fromkeys(context.questions.train) if voted else ():
+        by_uid: dict[str, Question] = {}
+        found = []
+        for round in voted:
+            by_uid |= {question.uid: question for question in round.questions[task]}
+            votes = {vote.uid: vote for vote in round.votes()[task]}
+            found.append((round.index, votes, round.samples(task)))
+        yield from _with_answers("train", [*by_uid.values()], "", found)
+        for round in voted:
+            round.release()
+
+
+def _with_answers(
+    split: str,
+    questions: Sequence[Question],
+    style: str,
+    found: Sequence[tuple[int, Mapping[str, Vote], Mapping[str, Sequence[Sample]]]],
+) -> Iterator[Browsed]:
+    for question in questions:
+        keys = right_keys(question) if question.gold is not None else None
+        answers = []
+        for number, votes, samples in found:
+            if (vote := votes.get(question.uid)) is not None:
+                right = None if keys is None else [key in keys for key in vote.keys]
+                sure = None if keys is None or vote.winner is None else vote.winner in keys
+                answers.append(Answered(number, vote, samples[question.uid], right, sure))
+        if answers:
+            yield Browsed(
+                split=split,
+                uid=question.uid,
+                task=question.task,
+                text=question.text,
+                gold=question.gold,
+                prompt_style=style,
+                answers=answers,
+            )

@@ -143,9 +143,10 @@ def _comparison_table(
         bodies.append(element("tbody", element("tr", top), *rows))
     cells = [element("th", name, scope="col", cls=side) for name, side in head]
     words = [caption, _INTERVALS, _TESTS if len(rounds) > 1 else ""]
-    style = "stacked" if len(rounds) > 2 else None if len(rounds) > 1 else "slim"
+    style = "cards stacked" if len(rounds) > 2 else "cards" if len(rounds) > 1 else "slim"
     top = element("thead", element("tr", *cells))
-    return scrolling_table(top, bodies, " ".join(filter(None, words)), style)
+    title = "Accuracy by prompt style, of the base and after each round"
+    return scrolling_table(top, bodies, " ".join(filter(None, words)), style, title=title)
 
 
 def _comparison_row(
@@ -156,10 +157,13 @@ def _comparison_row(
     of_tasks = f" ({compared} of {tasks} tasks)" if compared < tasks else ""
     cells = [
         element("th", PROMPT_STYLE_NAMES[comparison.prompt_style], scope="row", cls="text"),
-        element("td", "/".join(map(format_count, sizes)), of_tasks, cls="num quiet"),
+        element(
+            "td", "/".join(map(format_count, sizes)), of_tasks, cls="num quiet", data_label="n"
+        ),
     ]
     for number in rounds:
-        cells.append(element("td", _accuracy(comparison.by_round.get(number)), cls="num"))
+        accuracy = _accuracy(comparison.by_round.get(number))
+        cells.append(element("td", accuracy, cls="num", data_label=round_name(number)))
     if len(rounds) > 1:
         cells += _change_cells(comparison.change, scale)
     return element("tr", *cells)
@@ -174,17 +178,18 @@ def _accuracy(accuracy: Accuracy | None) -> Html:
 
 def _change_cells(change: Change | None, scale: tuple[float, float]) -> Iterator[Html]:
     if change is None:
-        yield element("td", DASH, cls="num quiet")
-        yield from (element("td", cls="mid"), element("td", DASH, cls="num quiet"))
-        yield element("td", "not comparable", cls="text quiet")
+        yield element("td", DASH, cls="num quiet", data_label="Change")
+        yield from (element("td", cls="mid"), element("td", DASH, cls="num quiet", data_label="p"))
+        yield element("td", "not comparable", cls="text quiet", data_label="Verdict")
         return
     interval = change_interval(change.low, change.high)
     kind, verdict = _VERDICTS[change.verdict]
     mark = charts.change_mark(change.difference, change.low, change.high, scale, kind)
-    yield element("td", number_with_interval(points(change.difference), interval), cls="num")
+    difference = number_with_interval(points(change.difference), interval)
+    yield element("td", difference, cls="num", data_label="Change")
     yield element("td", mark, cls="mid")
-    yield element("td", p_value(change.p), cls="num")
-    yield element("td", verdict, cls=f"text verdict {kind}")
+    yield element("td", p_value(change.p), cls="num", data_label="p")
+    yield element("td", verdict, cls=f"text verdict {kind}", data_label="Verdict")
 
 
 def _bars(summary: Summary, prompt_style: PromptStyle, rounds: Sequence[int]) -> Html:

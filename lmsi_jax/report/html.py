@@ -8,7 +8,7 @@ from lmsi_jax.report.comparison import format_count, percent_of
 
 # HTML forbids most control characters; models write them now and then.
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-_VOID = frozenset({"meta", "br", "line", "rect", "circle", "path", "polyline"})
+_VOID = frozenset({"meta", "br", "input", "line", "rect", "circle", "path", "polyline"})
 
 
 class Html(str):
@@ -30,7 +30,7 @@ def element(tag: str, *children: object, **attributes: object) -> Html:
     """
     written = "".join(_attribute(name, value) for name, value in attributes.items())
     if tag in _VOID:
-        return Html(f"<{tag}{written}>" if tag in ("meta", "br") else f"<{tag}{written}/>")
+        return Html(f"<{tag}{written}>" if tag in ("meta", "br", "input") else f"<{tag}{written}/>")
     return Html(f"<{tag}{written}>{join_html(children)}</{tag}>")
 
 
@@ -51,6 +51,7 @@ def table(
     rows: Iterable[Sequence[object]],
     caption: object = "",
     text_columns: int = 1,
+    title: str = "",
 ) -> Html:
     """Returns a table that scrolls sideways by itself if the page is too narrow.
 
@@ -59,6 +60,7 @@ def table(
       rows: cells in the order of `head`; the first one is the row's header.
       caption: the explanation below the table.
       text_columns: number of leading columns that hold text; the others hold numbers.
+      title: the table's name for screen readers; by default its columns' names.
     """
     sides = ["text" if i < text_columns else "num" for i in range(len(head))]
     top = [element("th", c, scope="col", cls=s) for c, s in zip(head, sides, strict=True)]
@@ -70,21 +72,32 @@ def table(
         )
         for row in rows
     ]
+    title = title or f"Table: {', '.join(str(name) for name in head if name)}"
     return scrolling_table(
-        element("thead", element("tr", *top)), [element("tbody", *body)], caption
+        element("thead", element("tr", *top)), [element("tbody", *body)], caption, title=title
     )
 
 
 def scrolling_table(
-    head: Html, bodies: Sequence[Html], caption: object = "", style: str | None = None
+    head: Html,
+    bodies: Sequence[Html],
+    caption: object = "",
+    style: str | None = None,
+    *,
+    title: str,
 ) -> Html:
     """Returns a table of ready parts in a frame that a keyboard can scroll.
 
-    Style "stacked" puts intervals below their numbers, so that many columns fit; "slim" keeps few
-    columns close together.
+    Args:
+      head: the table's head.
+      bodies: its bodies.
+      caption: the explanation below the table.
+      style: "stacked" puts intervals below their numbers, so that many columns fit; "slim" keeps
+        few columns close together.
+      title: the table's caption for screen readers, and the name of its frame.
     """
-    inner = element("table", head, *bodies, cls=style)
-    frame = element("div", inner, cls="scroll", tabindex=0, role="group", aria_label="Table")
+    inner = element("table", element("caption", title, cls="hidden"), head, *bodies, cls=style)
+    frame = element("div", inner, cls="scroll", tabindex=0, role="group", aria_label=title)
     return element("figure", frame, element("figcaption", caption) if caption else "", cls="wide")
 
 
@@ -102,6 +115,11 @@ def panels(figures: Iterable[Html]) -> Html:
 def note(text: str) -> Html:
     """Returns a paragraph of explanation."""
     return element("p", text, cls="note")
+
+
+def note_with_link(before: str, words: str, href: str, after: str) -> Html:
+    """Returns a paragraph of explanation with a link to a file beside the page."""
+    return element("p", before, element("a", words, href=href), after, cls="note")
 
 
 def number_with_interval(number: str, interval: str) -> Html:

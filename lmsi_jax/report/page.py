@@ -23,7 +23,10 @@ def render(summary: Summary) -> str:
     sections = [(name, title, section(summary)) for name, title, section in _SECTIONS]
     sections = [row for row in sections if row[2]]
     links = [element("a", title, href=f"#{name}") for name, title, _ in sections]
-    main = [element("section", element("h2", t), content, id=n) for n, t, content in sections]
+    main = [
+        element("section", element("h2", element("a", t, href=f"#{n}")), content, id=n)
+        for n, t, content in sections
+    ]
     body = element(
         "body",
         _header(summary),
@@ -33,13 +36,19 @@ def render(summary: Summary) -> str:
     return render_document(f"{summary.name}: LMSI report", body)
 
 
-def render_document(title: str, body: Html) -> str:
-    """Returns a whole page in the report's style, which needs no other file."""
+def render_document(title: str, body: Html, policy: str = _POLICY) -> str:
+    """Returns a whole page in the report's style.
+
+    Args:
+      title: the window's title.
+      body: the element `body`.
+      policy: the content security policy; by default the page needs and loads no other file.
+    """
     style = importlib.resources.files("lmsi_jax.report").joinpath("page.css")
     head = element(
         "head",
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("title", title),

@@ -30,6 +30,7 @@ from lmsi_jax.report.html import (
     figure,
     join_html,
     note,
+    note_with_link,
     number_with_interval,
     panels,
     scrolling_table,
@@ -386,7 +387,12 @@ def adaptive_consistency(summary: Summary) -> Html:
         [
             *(element("p", sentence) for sentence in sentences),
             note(_rule_in_words(rule)),
-            scrolling_table(element("thead", element("tr", *head)), bodies, caption),
+            scrolling_table(
+                element("thead", element("tr", *head)),
+                bodies,
+                caption,
+                title="Adaptive consistency by task",
+            ),
         ]
     )
 
@@ -466,9 +472,19 @@ def examples(summary: Summary) -> Html:
         "The vote sees no label; the gold answer is shown here to judge it. Equal samples are "
         "shown once with their number. Kept samples agree with the vote."
     )
+    evaluated = max((row.round for row in summary.evals), default=0)
+    chosen = note_with_link(
+        f"These are {count_of(len(summary.examples), 'question')} of "
+        f"{format_count(sum(task.test_questions for task in summary.tasks))}, the first ones of "
+        f"each task, answered by {'the base model' if not evaluated else f'round {evaluated}'}. "
+        "All questions and samples of all models, with filters and search, are in the ",
+        "sample browser",
+        "browse/index.html",
+        ", which `lmsi browse RUN` writes.",
+    )
     kinds = {task.name: task.kind for task in summary.tasks}
     shown = (_example(question, kinds.get(question.task, "")) for question in summary.examples)
-    return join_html([note(about), *shown])
+    return join_html([note(about), chosen, *shown])
 
 
 def outcome(question: ShownQuestion, kind: str) -> str:
@@ -505,7 +521,9 @@ def _example(shown: ShownQuestion, kind: str) -> Html:
     ]
     terms = [part for name, value in facts for part in (element("dt", name), element("dd", value))]
     body = element("div", element("pre", shown.question), element("dl", *terms), cls="split")
-    return element("details", head, body, *_samples(shown.samples), cls="example")
+    left = shown.total - sum(sample.count for sample in shown.samples)
+    more = [note(f"{count_of(left, 'more sample')} not shown.")] if left and shown.samples else []
+    return element("details", head, body, *_samples(shown.samples), *more, cls="example")
 
 
 def _samples(samples: Sequence[ShownSample]) -> Iterator[Html]:

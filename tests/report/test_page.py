@@ -93,7 +93,8 @@ def test_the_page_loads_nothing_and_runs_nothing(three_rounds):
     reader = read(page)
     assert not re.search(r"https?://|url\(|@import|<script|<link|<img|<iframe", page)
     assert {name for _, name, _ in reader.attributes}.isdisjoint({"src", "srcset", "data"})
-    assert all(v.startswith("#") for _, name, v in reader.attributes if name == "href")
+    hrefs = {v for _, name, v in reader.attributes if name == "href"}
+    assert {v for v in hrefs if not v.startswith("#")} == {"browse/index.html"}  # beside the page
     assert not [name for _, name, _ in reader.attributes if name.startswith("on")]
     policies = [v for tag, name, v in reader.attributes if tag == "meta" and name == "content"]
     assert policies[0].startswith("default-src 'none'")
@@ -102,7 +103,9 @@ def test_the_page_loads_nothing_and_runs_nothing(three_rounds):
 def test_links_of_the_contents_lead_to_sections(three_rounds):
     attributes = read(render(three_rounds)).attributes
     ids = [v for _, name, v in attributes if name == "id"]
-    assert [v[1:] for _, name, v in attributes if name == "href"] == ids
+    hrefs = [v[1:] for _, name, v in attributes if name == "href" and v.startswith("#")]
+    assert hrefs[: len(ids)] == ids  # the contents, then each heading's link to itself
+    assert hrefs[len(ids) :] == ids
     assert len(set(ids)) == len(ids)
 
 
@@ -580,3 +583,44 @@ def test_the_filters_of_a_round_are_shown_and_escaped(summary):
     summary["rounds"][0]["funnel"] = [{**step, "right": 120, "wrong": 40}]
     (row,) = [r for r in read(render(summary)).rows if "Distribution<Shift>" in r[0]]
     assert row[3] == "120 75.0\xa0%"
+
+
+def test_every_table_has_a_caption_and_its_frame_the_same_name(three_rounds):
+    page = render(three_rounds)
+    tables = page.count("<table")
+    captions = re.findall(r'<caption class="hidden">(.*?)</caption>', page)
+    frames = re.findall(r'class="scroll" tabindex="0" role="group" aria-label="(.*?)"', page)
+    assert len(captions) == len(frames) == tables > 5
+    assert captions == frames and "Table" not in captions
+
+
+def test_every_figure_of_a_result_names_its_column_on_a_narrow_screen(summary):
+    page = render(summary)
+    cards = re.findall(r'<table class="cards">(.*?)</table>', page)
+    cells = re.findall(r"<td([^>]*)>", "".join(cards))
+    assert len(cells) > 20
+    assert all("data-label" in cell or 'class="mid"' in cell for cell in cells)
+
+
+def test_samples_that_are_not_shown_are_counted(summary):
+    shown = summary["examples"][0]
+    shown["total"] += 5
+    assert "5 more samples not shown." in render(summary)
+
+
+def _luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_bars_and_lines_contrast_with_the_paper_by_3_to_1(summary):
+    """WCAG 2.2, 1.4.11; both colour schemes."""
+    schemes = re.findall(r":root \{(.*?)\}", render(summary), re.DOTALL)[:2]
+    for scheme in schemes:
+        colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", scheme))
+        paper = _luminance(colours["paper"])
+        for name in ("base", "last", "up", "down", "flat", *(f"h{i}" for i in range(6))):
+            other = _luminance(colours[name])
+            ratio = (max(paper, other) + 0.05) / (min(paper, other) + 0.05)
+            assert ratio >= 3, (name, ratio)
