@@ -5,6 +5,7 @@ import json
 import pytest
 from micro_run import shard_rows
 
+from lmsi_jax.cli.main import main
 from lmsi_jax.records import Example, Sample, Vote
 from lmsi_jax.runtime.files import file_sha256, write_record
 from lmsi_jax.runtime.store import read_finished
@@ -90,3 +91,33 @@ def test_a_held_out_loss_that_was_measured_between_two_lines_of_metrics_is_repor
     (row,) = json.loads((copy / "report.json").read_text())["rounds"]
     assert row["train"][-1] == {"step": 5, "validation_loss": 2.5}
     assert row["tokens_per_second"]["train"] > 0
+
+
+def test_the_browser_has_every_sample_of_the_run(copy, capsys):
+    assert main(["browse", str(copy)]) == 0
+    drawn = sum(
+        len(shard_rows(copy / f"round_{number}" / stage, Sample))
+        for number, stage in ((0, "eval"), (1, "eval"), (1, "sample"))
+    )
+    said = capsys.readouterr().out
+    assert said.startswith(f"{drawn} samples: ") and "browse/index.html" in said
+    index = json.loads((copy / "browse" / "questions.js").read_text()[len("lmsi.start(") : -3])
+    assert index["samples"] == drawn
+    both = [row for row in index["items"] if row[1] == "test"]
+    assert both and all([answer[0] for answer in row[5]] == [0, 1] for row in both)
+    trained = [row for row in index["items"] if row[1] == "train"]
+    assert len(trained) == 8 and all(answer[2] is None for row in trained for answer in row[5])
+    (copy / "browse" / "samples-00007.js").touch()  # of an earlier, larger one
+    assert main(["browse", str(copy)]) == 0
+    assert not (copy / "browse" / "samples-00007.js").exists()
+
+
+def test_a_run_is_compared_with_itself_without_any_difference(finished, copy, capsys, tmp_path):
+    page = tmp_path / "compare.html"
+    assert main(["compare", str(finished), str(copy), f"--html={page}"]) == 0
+    out = capsys.readouterr().out
+    assert "All settings are the same." in out and "purchases" in out
+    assert "unclear" in page.read_text() and "▲" not in page.read_text().partition("Settings")[0]
+    assert main(["compare", str(copy)]) == 2
+    assert main(["compare", str(copy), str(tmp_path)]) == 2
+    assert "has no report.json" in " ".join(capsys.readouterr().err.split())
