@@ -106,7 +106,9 @@ def test_a_letter_after_the_last_option_stays_unread():
 
 def test_a_sample_is_learnt_after_the_order_in_which_it_was_asked():
     question = _question()
-    samples, vote = _cast(question, ["The answer is (b).", "The answer is (a).", "The answer is (c)."])
+    samples, vote = _cast(
+        question, ["The answer is (b).", "The answer is (a).", "The answer is (c)."]
+    )
     assert vote.winner == "b" and vote.kept == (0, 1)
     rows = [
         dataclasses.replace(row, question=voting.as_asked(row.question, row.sample, ROTATING))
