@@ -182,7 +182,7 @@ def _read_run(folder: Path, name: str) -> "ComparedRun":
     last = max((row.round for row in summary.evals), default=0)
     store = ShardStore(folder / f"round_{last}" / "eval")
     known = store.names()
-    uids = {
+    uids: dict[tuple[str, str], list[str]] = {
         (row.task, row.prompt_style): [vote["uid"] for vote in store.read(shard)]
         for row in summary.evals
         if row.round == last and (shard := f"votes-{row.task}-{row.prompt_style}") in known

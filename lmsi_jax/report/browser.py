@@ -97,7 +97,7 @@ def write_browser(
         if key not in questions:
             questions[key] = len(question_rows)
             question_rows.append([item.uid, item.task, item.text, item.gold])
-        texts = [[answer.round, _texts(answer)] for answer in item.answers]
+        texts: list[list[Any]] = [[answer.round, _texts(answer)] for answer in item.answers]
         rows.append(
             [questions[key], item.split, item.prompt_style, shards, len(shard)]
             + [[_answer_row(answer) for answer in item.answers]]
