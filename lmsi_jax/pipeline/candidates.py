@@ -65,6 +65,11 @@ def export_candidates(
     Raises:
       LmsiError: the run lacks samples for this, or the folder exists.
     """
+    if run.voting.rotate_options:
+        raise LmsiError(
+            "with Voting.rotate_options samples name letters of rotated options, and the candidates "
+            "of one question must mean the same ones; sample without it"
+        )
     context = Context(run, frozenset())
     base, now = context.round(0), context.round(round_index)
     tasks: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {}

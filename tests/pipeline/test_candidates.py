@@ -96,6 +96,7 @@ def test_a_corrector_learns_them_as_an_ordinary_run(sampled, gin_file, tmp_path)
         (["--candidates=9"], "raise Evaluation.num_samples, or show fewer"),
         (["--candidates=0"], "use 1 or more"),
         (["--round=3"], "round 3"),
+        (["--gin.Voting.rotate_options=True"], "sample without it"),
     ],
 )
 def test_what_is_missing_is_named(sampled, tmp_path, capsys, flags, message, finished, gin_file):
