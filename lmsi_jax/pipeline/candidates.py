@@ -67,11 +67,16 @@ def export_candidates(
     """
     if run.voting.rotate_options:
         raise LmsiError(
-            "with Voting.rotate_options samples name letters of rotated options, and the candidates "
-            "of one question must mean the same ones; sample without it"
+            "with Voting.rotate_options samples name letters of rotated options, and those of one "
+            "question's candidates must mean the same options; sample without it"
         )
     context = Context(run, frozenset())
     base, now = context.round(0), context.round(round_index)
+    if not now.finished("vote"):
+        raise LmsiError(
+            f"the votes of round {round_index} are not cast in {context.output}; finish its run, "
+            "or name another round"
+        )
     tasks: dict[str, tuple[str, list[dict[str, Any]], list[dict[str, Any]]]] = {}
     for task in dict.fromkeys(context.questions.train):
         questions, votes = now.questions[task], now.votes()[task]

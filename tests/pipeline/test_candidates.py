@@ -95,7 +95,7 @@ def test_a_corrector_learns_them_as_an_ordinary_run(sampled, gin_file, tmp_path)
         (["--gin.Sampling.greedy=False"], "sample with Sampling.greedy = True"),
         (["--candidates=9"], "raise Evaluation.num_samples, or show fewer"),
         (["--candidates=0"], "use 1 or more"),
-        (["--round=3"], "round 3"),
+        (["--round=3"], "round 3 are not cast"),
         (["--gin.Voting.rotate_options=True"], "sample without it"),
     ],
 )
