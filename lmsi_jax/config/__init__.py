@@ -37,6 +37,7 @@ from lmsi_jax.config.steps import (
     Pretraining,
     Questions,
 )
+from lmsi_jax.config.tracking import JsonLines, MLflow, TensorBoard, Tracker, Trackio, WandB
 from lmsi_jax.config.training_config import Lora, Loss, Optimizer, Preference, Training
 
 __all__ = [
@@ -58,11 +59,13 @@ __all__ = [
     "Truncation",
     "ImportanceWeights",
     "InstructionFollowing",
+    "JsonLines",
     "LinearScaling",
     "Llama3Scaling",
     "LongRopeScaling",
     "Lora",
     "Loss",
+    "MLflow",
     "MinConfidence",
     "Mixing",
     "ModelConfig",
@@ -76,8 +79,12 @@ __all__ = [
     "Schedule",
     "SelfRating",
     "Study",
+    "TensorBoard",
+    "Tracker",
+    "Trackio",
     "Training",
     "Variant",
     "Voting",
+    "WandB",
     "YarnScaling",
 ]

@@ -65,6 +65,7 @@ class PretrainStep(Step):
         config = settings.pretraining
         assert config is not None
         config.training.check_nothing_held_out("pre-training")
+        tracking = round.context.tracking
         params = train(
             settings.model,
             config.training,
@@ -72,6 +73,7 @@ class PretrainStep(Step):
             rows(settings, SentencePiece(str(directory / _TOKENIZER))),
             directory,
             name="pre-training",
+            track=tracking.of_training(round, self.name) if tracking else None,
         )
         final = checkpoints.Checkpoints(
             directory / _FINAL, together=make_training_mesh(config.training).is_multiprocess
