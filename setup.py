@@ -77,6 +77,7 @@ setup(
         "gguf": [*HF, "gguf>=0.19"],
         "parquet": ["pyarrow>=15"],
         "trackers": ["mlflow>=3.1", "trackio>=0.20", "wandb>=0.19"],
+        "eval": ["lm_eval>=0.4.9"],
         "docs": ["mkdocs-material>=9.5"],
         "dev": [
             "build>=1.2",
