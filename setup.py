@@ -1,21 +1,13 @@
-"""The package lmsi_jax, its console command `lmsi` and its extras."""
+"""The package lmsi_jax, its console command `lmsi` and its extras.
+
+setuptools-scm takes the version from the last tag, with the settings of pyproject.toml.
+"""
 
 import pathlib
-import re
 
 from setuptools import find_packages, setup
 
 ROOT = pathlib.Path(__file__).resolve().parent
-
-
-def version() -> str:
-    """Returns `__version__` as text: a build must not run the package's code."""
-    text = (ROOT / "lmsi_jax" / "__init__.py").read_text(encoding="utf-8")
-    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
-    if match is None:
-        raise RuntimeError('lmsi_jax/__init__.py has no line `__version__ = "..."`')
-    return match.group(1)
-
 
 HF = [
     "huggingface_hub>=0.24",
@@ -27,7 +19,6 @@ HF = [
 
 setup(
     name="lmsi_jax",
-    version=version(),
     description="Language models improve their own reasoning without labels (LMSI), in JAX",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -78,19 +69,23 @@ setup(
         "parquet": ["pyarrow>=15"],
         "trackers": ["mlflow>=3.1", "trackio>=0.20", "wandb>=0.19"],
         "eval": ["lm_eval>=0.4.9"],
-        "docs": ["mkdocs-material>=9.5"],
+        # Everything optional but what needs hardware, GitHub or a developer.
+        "all": ["lmsi_jax[data,eval,gguf,hf,parquet,trackers]"],
+        "docs": ["mkdocs-jupyter>=0.25", "mkdocs-material>=9.5"],
         "dev": [
             "build>=1.2",
             "gguf>=0.19",
             "hypothesis>=6.100",
+            "ipykernel>=6.29",
             "jinja2>=3.1",
             "mypy>=1.11",
-            "pyarrow>=15",
+            "nbclient>=0.10",
             "pyarrow>=15",
             "pytest>=8.2",
             "pytest-xdist>=3.6",
             "ruff>=0.8",
             "setuptools>=77",
+            "setuptools-scm>=8.1",
         ],
     },
 )

@@ -104,6 +104,7 @@ class Run:
         self._check_preference()
         self._check_human_examples()
         self._check_negatives()
+        self._check_rotations()
         check_schedule(self)
 
     def in_round(self, index: int) -> "Run":
@@ -119,6 +120,25 @@ class Run:
         evaluated = "eval" in stages and not sampled  # a run goes on without test questions
         if (sampled and not train) or (evaluated and not test) or not (train or test):
             raise LmsiError("there are no questions: set Questions.train and Questions.test")
+
+    def _check_rotations(self) -> None:
+        if not self.voting.rotate_options:
+            return
+        several = "Voting.rotate_options asks a question's samples in several prompts"
+        if self.augmentation.prompts:
+            raise LmsiError(
+                f"{several}, and so does Augmentation.prompts; set one of them to False and 0"
+            )
+        if self.sampling.adaptive_consistency is not None:
+            raise LmsiError(
+                f"{several}, and Sampling.adaptive_consistency judges samples of one; set it to "
+                "None, or Voting.rotate_options to False"
+            )
+        if self.training.preference is not None:
+            raise LmsiError(
+                f"{several}, and both members of a pair follow one; set Voting.rotate_options to "
+                "False, or bind Training.preference to None"
+            )
 
     def _check_negatives(self) -> None:
         rule = next(filter(punishes, self.mixing.selection), None)

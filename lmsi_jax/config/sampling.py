@@ -171,6 +171,11 @@ class Voting:
     """Let a sample that marks no answer vote for its conclusion (`answers.conclusions`). A capable
     model's conclusions are as good as its marked answers, a small model's are worse (figures are in
     docs/answers.md). The paper reads marked answers alone."""
+    rotate_options: bool = False
+    """Ask sample k of a question with options in their k-th rotation, and map its letter back, so
+    that a liking for a place gives no option more votes; in self-consistency of the test questions
+    too. A sample is learnt in the order in which it was asked. Options that name others keep their
+    order."""
     ties: Literal["logprob", "scorer"] = "logprob"
     """Tie break: the answer with the larger summed "logprob" of its samples, or with the better
     best "scorer" number and then the larger log-probability."""

@@ -92,6 +92,14 @@ DECODING = (Fields(part="", names=("seed", "questions_per_shard")), Fields(part=
 """Settings of every step that samples: they determine its noise, its shards and its numerics."""
 
 
+ROTATIONS = Fields(
+    part="voting",
+    names=("rotate_options",),
+    when=lambda round: round.settings.voting.rotate_options,
+)
+"""Settings of every step that asks questions for their vote, or reads the answers."""
+
+
 _TRAINS = ("train", "pretrain", "distill", "filter_scores", "teacher_scores")
 """Steps that compute with `Training`'s layout; the others that compute decode."""
 

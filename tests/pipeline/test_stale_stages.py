@@ -89,7 +89,7 @@ TABLE = {
     ),
     "Voting": {
         **dict.fromkeys(("weights", "temperature", "ties", "scorer"), "vote eval0 eval1"),
-        "conclusions": "sample vote eval0 eval1",
+        **dict.fromkeys(("conclusions", "rotate_options"), "sample vote eval0 eval1"),
     },
     "Mixing": {
         **dict.fromkeys(("formats", "end", "merge_equal", "cap", "normalise"), "mix"),
