@@ -42,7 +42,7 @@ _SCORED = "filter_scores teacher_scores train"
 # Written by hand: the stages that a field makes stale where all of them run.
 TABLE = {
     "Run": {
-        **dict.fromkeys(("output_dir", "name", "rounds", "schedule", "reuse"), ""),
+        **dict.fromkeys(("output_dir", "name", "rounds", "schedule", "reuse", "trackers"), ""),
         # Through the fingerprint of the model, which is an input of the stages.
         **dict.fromkeys(("init_checkpoint", "tokenizer"), ""),
         "seed": f"{_SAMPLE} train",
@@ -153,6 +153,7 @@ TABLE = {
         ),
         "",
     ),
+    "TensorBoard": {"folder": ""},
     "Pretraining": {
         **dict.fromkeys(
             (
