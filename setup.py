@@ -41,7 +41,6 @@ setup(
     entry_points={"console_scripts": ["lmsi = lmsi_jax.cli:run_command"]},
     install_requires=[
         "absl-py>=2.1",
-        "clu>=0.0.12",
         "etils[epath]>=1.9.4",
         "flax>=0.11",
         "gin-config>=0.5",
@@ -55,7 +54,7 @@ setup(
         "scipy>=1.14",
         "sentencepiece>=0.2",
         "seqio>=0.0.20",
-        "tensorboard>=2.18",  # CLU's metric writers import it without declaring it
+        "tensorboard>=2.18",  # its event files, without TensorFlow
         "tensorflow>=2.18",
         "tensorflow-datasets>=4.9.7",
     ],
@@ -68,8 +67,10 @@ setup(
         "data": ["datasets>=2.19", "pyarrow>=15"],
         "gguf": [*HF, "gguf>=0.19"],
         "parquet": ["pyarrow>=15"],
+        "trackers": ["mlflow>=3.1", "trackio>=0.20", "wandb>=0.19"],
+        "eval": ["lm_eval>=0.4.9"],
         # Everything optional but what needs hardware, GitHub or a developer.
-        "all": ["lmsi_jax[data,gguf,hf,parquet]"],
+        "all": ["lmsi_jax[data,eval,gguf,hf,parquet,trackers]"],
         "docs": ["mkdocs-jupyter>=0.25", "mkdocs-material>=9.5"],
         "dev": [
             "build>=1.2",
