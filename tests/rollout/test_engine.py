@@ -14,7 +14,7 @@ from sample_all import sample_all
 from lmsi_jax.config import Decoding, Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.transformer import fresh_params
-from lmsi_jax.rollout import device_caches
+from lmsi_jax.rollout import fewer_slots
 from lmsi_jax.rollout.decode_step import decode_chunk, prefill_questions
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.rollout.requests import Request
@@ -135,7 +135,7 @@ def test_samples_of_other_layouts_have_the_same_noise(
 
 
 def test_fewer_slots_at_the_end_change_no_byte(micro_config, micro_params, tokenizer, monkeypatch):
-    monkeypatch.setattr(device_caches, "PATIENCE", 0)
+    monkeypatch.setattr(fewer_slots, "PATIENCE", 0)
     sampling = Sampling(num_samples=16, temperature=1.0, max_new_tokens=12, stop=("e",))
     found = []
     for adaptive_batch in (True, False):
@@ -157,8 +157,8 @@ def test_a_program_of_fewer_slots_that_gives_other_bits_is_not_used(
         micro_config, micro_params, tokenizer, dataclasses.replace(layout, adaptive_batch=False)
     )
     engine = Engine(micro_config, micro_params, tokenizer, layout)
-    monkeypatch.setattr(device_caches, "PATIENCE", 0)
-    monkeypatch.setattr(device_caches, "chunks_agree", lambda *_: False)
+    monkeypatch.setattr(fewer_slots, "PATIENCE", 0)
+    monkeypatch.setattr(fewer_slots, "chunks_agree", lambda *_: False)
     seen = []
     assert _run(engine, MANY, sampling, on_chunk=seen.append) == _run(whole, MANY, sampling)
     assert False in engine._model.programs.verified.values() and seen[-1].slot_steps % 256 == 0
@@ -170,12 +170,12 @@ def test_a_program_of_fewer_slots_is_compiled_once_it_is_worth_it():
 
     def decode(slots):
         decoded.append(slots)
-        return device_caches.Chunk([np.zeros((5, 2), int)], [np.zeros((5, 2))], 2 * slots)
+        return fewer_slots.Chunk([np.zeros((5, 2), int)], [np.zeros((5, 2))], 2 * slots)
 
-    cache = device_caches.ProgramCache()
-    for _ in range(device_caches.PATIENCE + 3):
+    cache = fewer_slots.ProgramCache()
+    for _ in range(fewer_slots.PATIENCE + 3):
         cache.decode([8, 16], 5, lambda slots: slots, decode)
-    assert decoded == [16] * device_caches.PATIENCE + [16, 8] + [8, 8]
+    assert decoded == [16] * fewer_slots.PATIENCE + [16, 8] + [8, 8]
     assert cache.verified == {8: True}
 
 
