@@ -293,19 +293,21 @@ def _prefill_layer(
     before: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Runs the layer at a place of the cycle; returns its output, keys and values [B, G, L, K]."""
-    softcap, stored = config.attention_softcap, []
+    softcap = config.attention_softcap
+    keys, values = jnp.zeros(()), jnp.zeros(())
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        nonlocal keys, values
         window = config.window(layer)
-        stored.extend((k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)))
-        parts = [head_attention(q, *stored, causal, softcap)]
+        keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        parts = [head_attention(q, keys, values, causal, softcap)]
         if before is not None:
             first_visible = positions - window + 1 if window else None
             parts.append(attend_before(before, q, first_visible, softcap))
         return merge(parts)
 
     x = block(config, p, place, x, angles, attend)
-    return x, *stored
+    return x, keys, values
 
 
 def _causal_bias(length: int, window: int) -> jax.Array:

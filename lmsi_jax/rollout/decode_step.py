@@ -65,6 +65,7 @@ from lmsi_jax.rollout.task_prompts import (
     PromptBlocks,
     attend_prompts,
     layer_blocks,
+    store_block,
 )
 
 
@@ -198,7 +199,7 @@ def prefill_prompt(
     ) -> PromptBlocks:
         gathered = all_gather(config, mesh, weights)
         new = _prefill(config, gathered, blocks, table, batch)
-        return _store(blocks, PromptBlocks(new.keys, new.values), batch.prompt_slots)
+        return store_block(blocks, new, batch.prompt_slots)
 
     specs = (_weight_specs(config, mesh), REPLICATED, REPLICATED, REPLICATED)
     stored = map_over_data(mesh, prefill_group, specs, REPLICATED)(weights, blocks, table, batch)
@@ -338,7 +339,7 @@ def move_pages(
 
 def program_count() -> int:
     """Returns how many programs of this module the process has compiled, or read from a cache."""
-    programs = (prefill_prompt, prefill_questions, decode_chunk, move_pages)
+    programs: tuple[Any, ...] = (prefill_prompt, prefill_questions, decode_chunk, move_pages)
     return sum(program._cache_size() for program in programs)
 
 
@@ -432,18 +433,18 @@ def _decode_layer(
     """
     slots, softcap, window = inputs.slots, config.attention_softcap, config.window(place)
     length = slots.length + step
-    entries = [keys, values]
+
+    def add(entries: jax.Array, entry: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(entries, entry.astype(entries.dtype), step, 2)
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         """Stores k and v [W, G, K]; attends q [W, H, K] to everything up to them."""
+        nonlocal keys, values
+        keys, values = add(keys, k), add(values, v)
         first_visible = slots.before + length - window + 1 if window else None
-        for i, entry in enumerate((k, v)):
-            entries[i] = jax.lax.dynamic_update_index_in_dim(
-                entries[i], entry.astype(entries[i].dtype), step, 2
-            )
         parts = [
             page_attention(q, caches.pages, 0, inputs.table, length, window, softcap),
-            _chunk_attention(q, *entries, step, window, softcap),
+            _chunk_attention(q, keys, values, step, window, softcap),
             _question_attention(q, caches.questions, inputs, first_visible, softcap),
         ]
         if caches.shared is not None:
@@ -453,7 +454,7 @@ def _decode_layer(
         return merge(parts)
 
     x = block(config, p, place, x, angles, attend)
-    return x, *entries
+    return x, keys, values
 
 
 def _chunk_attention(

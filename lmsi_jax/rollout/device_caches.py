@@ -139,15 +139,14 @@ class DevicePrompts:
         size, config = pool_size(prompts), self._model.config
         if size <= self.size:
             return
-        shape = (size, config.num_kv_heads, PLACES, config.head_dim)
-        where, kind = blocks_sharding(self._model.mesh, shape[1]), self._model.decoding.dtype
-        self._residency, self.blocks = Residency(size), None  # frees the old one first
-        self.blocks = PromptBlocks(
-            *(
-                [jnp.zeros(shape, kind, device=where) for _ in range(config.num_layers)]
-                for _ in range(2)
-            )
-        )
+        where = blocks_sharding(self._model.mesh, config.num_kv_heads)
+
+        def zeros(*block: int) -> list[jax.Array]:
+            shape, kind = (size, config.num_kv_heads, *block), self._model.decoding.dtype
+            return [jnp.zeros(shape, kind, device=where) for _ in range(config.num_layers)]
+
+        self._residency, self.blocks = Residency(size), None  # frees the old ones first
+        self.blocks = PromptBlocks(zeros(PLACES, config.head_dim), zeros(config.head_dim, PLACES))
 
     def admit(self, prompt: TaskPrompt) -> bool:
         """Adds a user of a prompt, and computes it if need be; False if there is no room now."""
@@ -221,8 +220,9 @@ class DeviceCaches:
         self.questions = []
         for size in self._parts:
             shape = (plan.prompt_slots, config.num_kv_heads, size, config.head_dim)
-            arrays = ([model.zeros(shape) for _ in range(config.num_layers)] for _ in range(2))
-            self.questions.append(Cache(*arrays, model.zeros((plan.prompt_slots,), "int32")))
+            keys, values = ([model.zeros(shape) for _ in range(config.num_layers)] for _ in "kv")
+            lengths = model.zeros((plan.prompt_slots,), "int32")
+            self.questions.append(Cache(keys, values, lengths))
         entry = 2 * config.num_kv_heads * config.head_dim * config.num_layers
         segment = entry * plan.page * plan.slots * jnp.dtype(model.decoding.dtype).itemsize
         # At least half of what full samples need: the pool grows, and compiles, once at most.

@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmsi_jax.config import ModelConfig
-from lmsi_jax.models.attention import LayerCache, Part, cache_attention
 from lmsi_jax.models.params import Params, apply_matrix, wide_matmul
-from lmsi_jax.rollout.task_prompts import PLACES
+from lmsi_jax.rollout.task_prompts import PLACES, BlockTable, LayerBlocks, attend_prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +67,9 @@ def rows_agree(config: ModelConfig, weights: Params, few: int, many: int) -> boo
         return False
     size = (1, config.num_kv_heads, PLACES, config.head_dim)
     keys, values = (jnp.asarray(draw.standard_normal(size), table.dtype) for _ in range(2))
-    attend = functools.partial(_attend, LayerCache(keys, values, jnp.array([PLACES])))
+    start, count = np.zeros(1, np.int32), np.int32(1)
+    one = BlockTable(start, start, start, start + PLACES, count)  # type: ignore[arg-type]
+    attend = functools.partial(_attend, keys, values.swapaxes(-1, -2), one)
     return agrees(attend, config.num_heads, config.head_dim, kind=table.dtype)
 
 
@@ -83,9 +84,10 @@ def _score(table: jax.Array, x: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _attend(cache: LayerCache, q: jax.Array) -> jax.Array:
-    part: Part = cache_attention(q[None], cache)
-    return jnp.concatenate([part.total[0][..., None], part.values[0]], axis=-1)
+def _attend(keys: jax.Array, values: jax.Array, table: BlockTable, q: jax.Array) -> jax.Array:
+    blocks = LayerBlocks(keys, values, table, jnp.zeros(q.shape[0], jnp.int32))
+    part = attend_prompts(blocks, q[:, None], None, 0.0)
+    return jnp.concatenate([part.total[..., None], part.values], axis=-1)
 
 
 PATIENCE = 16

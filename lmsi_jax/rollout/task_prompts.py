@@ -21,7 +21,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmsi_jax.models.attention import MASKED, LayerCache, Part, cache_attention, join
+from lmsi_jax.models.attention import (
+    MASKED,
+    Cache,
+    Part,
+    group_bias,
+    group_heads,
+    join,
+    ungroup_heads,
+)
+from lmsi_jax.models.params import soft_cap, wide_matmul
 from lmsi_jax.records import Text
 
 PLACES = 128
@@ -36,14 +45,16 @@ class PromptBlocks:
 
     Attributes:
       keys: per layer [N, G, n, K].
-      values: the same.
+      values: per layer [N, G, K, n].
     """
 
     keys: list[jax.Array]
     values: list[jax.Array]
 
 
-class BlockTable(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BlockTable:
     """Blocks in use, those of a prompt in the order of their positions.
 
     Attributes:
@@ -66,7 +77,7 @@ class LayerBlocks(NamedTuple):
 
     Attributes:
       keys: [N, G, n, K].
-      values: the same.
+      values: [N, G, K, n].
       table: the blocks in use.
       prompt: [B] of the sequences that attend; -1: none.
     """
@@ -102,35 +113,69 @@ def attend_prompts(
       top and total [B, n, H], values [B, n, H, K].
     """
     batch, n, heads, width = q.shape
-    rows = q.reshape(1, batch * n, heads, width)
-    prompt = jnp.repeat(blocks.prompt, n)
-    first = None if first_visible is None else first_visible.reshape(1, -1)
-    arguments = (blocks._replace(prompt=prompt), rows, first)
+    groups = blocks.keys.shape[1]
+    rows = group_heads(q.reshape(1, batch * n, heads, width), groups)
+    prompt = _of_rows(jnp.repeat(blocks.prompt, n), heads // groups)
+    first = None
+    if first_visible is not None:
+        first = _of_rows(first_visible.reshape(-1), heads // groups)
     part = jax.lax.platform_dependent(
-        *arguments,
+        *(blocks._replace(prompt=prompt), rows, first),
         cuda=functools.partial(_attend_at_once, softcap),
         default=functools.partial(_attend_in_turn, softcap),
     )
-    return Part(*(a.reshape(batch, n, *a.shape[1:]) for a in part))
+    return Part(
+        *(ungroup_heads(a, heads).reshape(batch, n, heads, *a.shape[rows.ndim - 1 :]) for a in part)
+    )
+
+
+def _of_rows(numbers: jax.Array, per: int) -> jax.Array:
+    """Gives numbers [W] the axes of the rows of `group_heads`: [1, 1, W * per]."""
+    return group_bias(numbers[None, :, None], per)[..., 0]
+
+
+def _attend(
+    softcap: float,
+    keys: jax.Array,
+    values: jax.Array,
+    stored: jax.Array,
+    q: jax.Array,
+    first_visible: jax.Array | None,
+) -> Part:
+    """Attends blocks [B, G, n, K] (values [B, G, K, n]) of `stored` [B] positions.
+
+    The values are stored so that a row of either product has the same bits whatever the number of
+    rows, see `params.transpose_weights`.
+    """
+    entry = jnp.arange(keys.shape[2])
+    outer = (-1, *[1] * (q.ndim - 1))
+    visible = entry < stored.reshape(outer)
+    if first_visible is not None:
+        visible &= entry >= first_visible[..., None]
+    logits = soft_cap(wide_matmul(q, keys, transposed=True), softcap)
+    logits = jnp.where(visible, logits, MASKED)
+    top = logits.max(-1)
+    weights = jnp.exp(logits - top[..., None])
+    values = wide_matmul(weights.astype(values.dtype), values, transposed=True)
+    return Part(top, weights.sum(-1), values)
 
 
 def _attend_in_turn(
     softcap: float, blocks: LayerBlocks, q: jax.Array, first_visible: jax.Array | None
 ) -> Part:
-    """Goes through the blocks in use; q [1, W, H, K] -> [W, H, ...]."""
-    table, shape = blocks.table, q.shape[1:]
+    """Goes through the blocks in use; queries and results as of `group_heads`."""
+    table = blocks.table
 
     def attend_block(i: jax.Array, whole: Part) -> Part:
+        block, stored = table.block[i], table.stored[i][None]
         keys, values = (
-            jax.lax.dynamic_index_in_dim(a, table.block[i]) for a in (blocks.keys, blocks.values)
+            jax.lax.dynamic_index_in_dim(a, block) for a in (blocks.keys, blocks.values)
         )
         first = None if first_visible is None else first_visible - table.first[i]
-        part = cache_attention(q, LayerCache(keys, values, table.stored[i][None]), first, softcap)
-        own = blocks.prompt == table.prompt[i]
-        return _where(own, join(whole, Part(*(a[0] for a in part))), whole)
+        part = _attend(softcap, keys, values, stored, q, first)
+        return _where(blocks.prompt == table.prompt[i], join(whole, part), whole)
 
-    nothing = Part(jnp.full(shape[:2], MASKED), jnp.zeros(shape[:2]), jnp.zeros(shape))
-    return jax.lax.fori_loop(0, table.count, attend_block, nothing)
+    return jax.lax.fori_loop(0, table.count, attend_block, _nothing(q))
 
 
 def _attend_at_once(
@@ -138,29 +183,47 @@ def _attend_at_once(
 ) -> Part:
     """Does the same for a GPU, whose loop would wait for the host: all blocks in one product."""
     table, size = blocks.table, blocks.keys.shape[0]
-    of_block = jnp.zeros(size, jnp.int32)  # the place in the table of each block in use
     real = jnp.arange(size) < table.count
-    of_block = of_block.at[jnp.where(real, table.block, size)].set(jnp.arange(size), mode="drop")
-    first = None if first_visible is None else first_visible - table.first[of_block][:, None]
-    cache = LayerCache(blocks.keys, blocks.values, table.stored[of_block])
-    parts = cache_attention(jnp.broadcast_to(q, (size, *q.shape[1:])), cache, first, softcap)
-    whole = Part(*(jnp.zeros_like(a[0]) for a in parts))._replace(
-        top=jnp.full_like(parts.top[0], MASKED)
-    )
+    place = jnp.zeros(size, jnp.int32)  # in the table, of each block in use
+    place = place.at[jnp.where(real, table.block, size)].set(jnp.arange(size), mode="drop")
+    first = None
+    if first_visible is not None:
+        first = first_visible - table.first[place].reshape(-1, *[1] * (first_visible.ndim - 1))
+    queries = jnp.broadcast_to(q, (size, *q.shape[1:]))
+    parts = _attend(softcap, blocks.keys, blocks.values, table.stored[place], queries, first)
+    whole = _nothing(q)
     for i in range(size):
         own = (blocks.prompt == table.prompt[i]) & real[i]
-        part = Part(*(a[table.block[i]] for a in parts))
+        part = Part(*(a[table.block[i]][None] for a in parts))
         whole = _where(own, join(whole, part), whole)
     return whole
 
 
+def _nothing(q: jax.Array) -> Part:
+    rows = q.shape[:-1]
+    return Part(jnp.full(rows, MASKED), jnp.zeros(rows), jnp.zeros(q.shape))
+
+
 def _where(rows: jax.Array, one: Part, other: Part) -> Part:
-    """Returns the rows [W] of one part, and the rest of the other."""
+    """Returns these rows of one part, and the rest of the other."""
+    values = jnp.where(rows[..., None], one.values, other.values)
     return Part(
-        *(
-            jnp.where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b)
-            for a, b in zip(one, other, strict=True)
-        )
+        jnp.where(rows, one.top, other.top), jnp.where(rows, one.total, other.total), values
+    )
+
+
+def store_block(blocks: PromptBlocks, new: Cache, number: jax.Array) -> PromptBlocks:
+    """Returns the blocks with a new one, the cache of one sequence of n tokens, at a number [1]."""
+
+    def store(old: jax.Array, fresh: jax.Array) -> jax.Array:
+        return old.at[number].set(fresh.astype(old.dtype))
+
+    return PromptBlocks(
+        [store(*pair) for pair in zip(blocks.keys, new.keys, strict=True)],
+        [
+            store(old, fresh.swapaxes(-1, -2))
+            for old, fresh in zip(blocks.values, new.values, strict=True)
+        ],
     )
 
 
@@ -267,4 +330,5 @@ class Residency:
         ]
         columns = np.zeros((4, self.size), np.int32)
         columns[:, : len(rows)] = np.array(rows, np.int32).reshape(-1, 4).T
-        return BlockTable(*columns, np.int32(len(rows)))  # type: ignore[arg-type]
+        block, number, first, stored = columns
+        return BlockTable(block, number, first, stored, np.int32(len(rows)))  # type: ignore[arg-type]

@@ -186,12 +186,13 @@ def _prompt(
     """Returns the shape of the task prompt's blocks, with heads split over "model" if possible."""
     if not lengths.prompt:
         return None
-    layer: Any = jax.ShapeDtypeStruct(
-        (_prompt_blocks(lengths), config.num_kv_heads, PLACES, config.head_dim),
-        kind,
-        sharding=blocks_sharding(decode_mesh, config.num_kv_heads),
-    )
-    return PromptBlocks([layer] * config.num_layers, [layer] * config.num_layers)
+
+    def layers(*block: int) -> list[Any]:
+        shape = (_prompt_blocks(lengths), config.num_kv_heads, *block)
+        where = blocks_sharding(decode_mesh, config.num_kv_heads)
+        return [jax.ShapeDtypeStruct(shape, kind, sharding=where)] * config.num_layers
+
+    return PromptBlocks(layers(PLACES, config.head_dim), layers(config.head_dim, PLACES))
 
 
 def _idle_inputs(

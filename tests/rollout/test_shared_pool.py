@@ -82,7 +82,7 @@ def test_a_prompt_waits_for_room_and_stays_until_it_is_needed():
     assert residency.number(three) not in (residency.number(two), -1)
     table = residency.table()
     assert table.count == 3
-    rows = np.stack(table[:4])[:, :3].T.tolist()
+    rows = np.stack([table.block, table.prompt, table.first, table.stored])[:, :3].T.tolist()
     number = residency.number(three)
     assert rows == [[3, 1, 0, 10], [0, number, 0, PLACES], [1, number, PLACES, 1]]
     assert residency.table(three, 1).count == 1
