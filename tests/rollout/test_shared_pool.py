@@ -10,6 +10,7 @@ from lmsi_jax.models.transformer import fresh_params
 from lmsi_jax.rollout.decode_step import decode_chunk
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.rollout.requests import Request
+from lmsi_jax.rollout.scheduler import question_bucket
 from lmsi_jax.rollout.task_prompts import PLACES, Residency, TaskPrompt, pool_size
 
 GREEDY = Sampling(num_samples=1, temperature=0.0, max_new_tokens=12, stop=())
@@ -54,8 +55,11 @@ def test_styles_and_lengths_share_a_program_and_keep_the_slots_busy(windowed, to
     engine = Engine(*windowed, tokenizer, Decoding(slots=5, chunk=2, page=4, prefill_tokens=64))
     before = decode_chunk._cache_size()
     together, stats = _run(engine, requests)
-    assert decode_chunk._cache_size() - before == 1
     assert stats.utilisation > 0.8
+    assert decode_chunk._cache_size() - before == 1
+    lengths = {question_bucket(n - 1) for n in engine.prompt_lengths(requests)}
+    assert stats.programs == 1 + 1 + len(lengths)  # decoding, task prompts, questions
+    assert _run(engine, requests[::-1])[1].programs == 0
     for uid in ("few/0", "few/3", "zero/5", "direct/2"):
         alone = Engine(*windowed, tokenizer, engine.decoding)
         own = [request for request in requests if request.uid == uid]
