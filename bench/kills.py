@@ -17,6 +17,7 @@ Needs a C compiler, Linux and the extra [hf]. Prints JSON; exit code 1 if any ca
 import argparse
 import atexit
 import ctypes
+import fcntl
 import importlib
 import json
 import os
@@ -188,6 +189,17 @@ def fork(function: Callable[[], int | None], output: pathlib.Path) -> int:
         os._exit(code)
 
 
+def process_flags(count: int) -> list[list[str]]:
+    """Returns the flags of each of several processes that carry out a command together."""
+    if count == 1:
+        return [[]]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    common = [f"--coordinator_address={address}", f"--process_count={count}"]
+    return [[*common, f"--process_index={index}"] for index in range(count)]
+
+
 def start(
     scenario: Scenario,
     ready: pathlib.Path,
@@ -208,20 +220,7 @@ def start(
       Exit codes by process, negative for signals, and a reason if a process hung.
     """
     logs.mkdir(parents=True)
-    words = scenario.words(ready, out)
-    flags: list[list[str]] = [[]]
-    if scenario.processes > 1:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            address = f"localhost:{free.getsockname()[1]}"
-        flags = [
-            [
-                f"--coordinator_address={address}",
-                f"--process_count={scenario.processes}",
-                f"--process_index={index}",
-            ]
-            for index in range(scenario.processes)
-        ]
+    words, flags = scenario.words(ready, out), process_flags(scenario.processes)
 
     def command(index: int) -> Callable[[], int]:
         def run() -> int:
@@ -440,8 +439,26 @@ def campaign(work: Work, name: str, options: argparse.Namespace, kills: int) -> 
 # --- the command ----------------------------------------------------------------------------------
 
 
-def load_library(scratch: pathlib.Path) -> None:
-    """Starts this process anew with the library that kills, compiled into a folder."""
+def lock(scratch: pathlib.Path) -> str:
+    """Keeps a folder for this process and what it becomes by exec; returns "" or who has it."""
+    file = os.open(scratch / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(file, 20).decode() or "unknown"
+        os.close(file)
+        return (
+            f"{scratch} is in use by another campaign (process {owner}); wait for its end, or give "
+            "--scratch another folder"
+        )
+    os.truncate(file, 0)
+    os.write(file, str(os.getpid()).encode())
+    os.set_inheritable(file, True)  # the lock lasts until the last process that has it ends
+    return ""
+
+
+def load_library(scratch: pathlib.Path, module: str = "bench.kills") -> None:
+    """Starts a module's program anew with the library that kills, compiled into a folder."""
     if _LIBRARY in os.environ:
         return
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
@@ -459,7 +476,27 @@ def load_library(scratch: pathlib.Path) -> None:
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "bench.kills", *sys.argv[1:]])
+    os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
+
+
+def open_scratch(parser: argparse.ArgumentParser, given: pathlib.Path | None, module: str) -> Work:
+    """Locks the campaign's folder, loads the library and imports what commands need.
+
+    Args:
+      parser: says that another campaign has the folder, and exits with code 2.
+      given: the folder; None takes a temporary one.
+      module: the program, which this process starts anew.
+    """
+    name = given or os.environ.get(_SCRATCH)
+    scratch = pathlib.Path(name or tempfile.mkdtemp(prefix="lmsi_kills_")).resolve()
+    os.environ[_SCRATCH] = str(scratch)
+    scratch.mkdir(parents=True, exist_ok=True)
+    if _LIBRARY not in os.environ and (problem := lock(scratch)):
+        parser.error(problem)
+    load_library(scratch, module)
+    for heavy in _HEAVY:
+        importlib.import_module(heavy)
+    return Work(scratch)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -489,27 +526,21 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the campaign and prints it."""
-    options = make_parser().parse_args(argv)
+    parser = make_parser()
+    options = parser.parse_args(argv)
     names = list(SCENARIOS) if options.scenarios == "all" else options.scenarios.split(",")
     if unknown := sorted(set(names) - set(SCENARIOS)):
         raise SystemExit(
             f"no such scenario: {', '.join(unknown)}; there are {', '.join(SCENARIOS)}"
         )
-    given = options.scratch or os.environ.get(_SCRATCH)
-    scratch = pathlib.Path(given or tempfile.mkdtemp(prefix="lmsi_kills_"))
-    os.environ[_SCRATCH] = str(scratch)
-    scratch.mkdir(parents=True, exist_ok=True)
-    load_library(scratch.resolve())
-    for module in _HEAVY:
-        importlib.import_module(module)
-    work = Work(scratch.resolve())
+    work = open_scratch(parser, options.scratch, "bench.kills")
     try:
         results = {
             name: campaign(work, name, options, -(-options.kills // len(names))) for name in names
         }
     finally:
         if options.scratch is None:
-            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(work.folder, ignore_errors=True)
     print(json.dumps({"seed": options.seed, "scenarios": results}, indent=1))
     return int(any(one["wrong"] for one in results.values()))
 

@@ -49,42 +49,43 @@ def examples(
       own: the exemplars, by sample index, of samples that were drawn with others; they are shown
         in the sample's prompt.
       formats: which formats to write, in this order; without exemplars the zero-shot ones.
-      keep: with "majority" the direct formats have the winner's most frequent form; with "parsed",
-        a control which shows what the vote adds, each sample has its own answer.
+      keep: with "majority" the direct formats have the winner's most frequent form; otherwise each
+        sample has its own answer, and those without one have no direct row.
       merge_equal: equal rows become one row that weighs as much as they do together.
       normalise: "sample" gives each sample weight 1 in each format, as the paper does; "question"
         scales each question's rows of a format to the sum 1.
       writer: how a question is asked and a solution written.
 
     Returns:
-      The examples by format, then by sample index; none without rows.
+      The examples by format, then by sample index; none without rows. Rows with a factor below 0
+      are written in the formats that show their reasoning alone: a punished direct answer would
+      punish the words of the answer sentence.
     """
     if not rows:
         return []
-    surfaces = [row.answer for row, _ in rows]
-    direct = surfaces
+    answers = [row.answer for row, _ in rows]
     if keep == "majority":  # the most frequent form; of equals the alphabetically first
-        counts = collections.Counter(surfaces)
-        form = min(counts, key=lambda surface: (-counts[surface], surface))
-        direct = [form] * len(rows)
-    targets = {
-        False: [row.solution for row, _ in rows],
-        True: [prompts.answer_sentence(surface) for surface in direct],
-    }
+        counts = collections.Counter(answer for answer in answers if answer is not None)
+        answers = [min(counts, key=lambda form: (-counts[form], form), default=None)] * len(rows)
     shown = [(own or {}).get(row.sample.sample_index, exemplars) for row, _ in rows]
     unit = 1 / len(rows) if normalise == "question" else 1.0
-    factors = [factor for _, factor in rows]
     examples: list[Example] = []
     for name in prompts.available_formats(formats, shown[0]):
         prompt_style = prompts.PROMPT_STYLE_OF_FORMAT[name]
-        learnt = zip(
-            _prompts(question, shown, prompt_style, writer),
-            targets[prompts.is_direct(prompt_style)],
-            strict=True,
-        )
+        learnt: list[Learnt] = []
+        factors = []
+        written = _prompts(question, shown, prompt_style, writer)
+        for prompt, answer, (row, factor) in zip(written, answers, rows, strict=True):
+            if not prompts.is_direct(prompt_style):
+                learnt.append((prompt, row.solution))
+            elif answer is not None and factor > 0:
+                learnt.append((prompt, prompts.answer_sentence(answer)))
+            else:
+                continue
+            factors.append(factor)
         examples += [
             _example(question, prompt, name, "self_generated", writer.target(target), weight * unit)
-            for (prompt, target), weight in _weighed(list(learnt), factors, merge_equal)
+            for (prompt, target), weight in _weighed(learnt, factors, merge_equal)
         ]
     return examples
 
@@ -125,7 +126,7 @@ def _weighed(
     merged: dict[Learnt, float] = {}
     for row, factor in zip(learnt, factors, strict=True):
         merged[row] = merged.get(row, 0.0) + factor
-    return list(merged.items())
+    return [(row, weight) for row, weight in merged.items() if weight]
 
 
 def _prompts(

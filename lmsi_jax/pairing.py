@@ -96,7 +96,7 @@ def vote_pairs(
     if indices is None:
         return []
     rows = voted_rows(question, samples, vote, "parsed")
-    learnt = {row.sample.sample_index: (row.solution, row.answer) for row in rows}
+    learnt = {row.sample.sample_index: (row.solution, row.answer or "") for row in rows}
     chosen, rejected = learnt[indices.chosen], learnt[indices.rejected]
     return _pairs(question, exemplars, formats, chosen, rejected, indices.weight, writer)
 

@@ -248,7 +248,8 @@ class Example(_Record):
     """One training row. The model reads `prefix + inputs` and learns `targets`.
 
     `prefix` is the few-shot part that rows of one task share ("" for zero-shot formats), kept apart
-    so that packing can share its computation. `weight` multiplies the loss of the target tokens.
+    so that packing can share its computation. `weight` multiplies the loss of the target tokens;
+    below 0 they are punished (`Loss.negatives`).
     Targets that are a string end in a blank line, which is not written here; others have their end.
     """
 

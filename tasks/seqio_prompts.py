@@ -53,6 +53,11 @@ def examples(
         if rate > 0:
             shards = [name for name in store.names() if name.startswith(f"{source}-")]
             rows = [Example.from_json(row) for name in shards for row in store.read(name)]
+            if any(row.weight < 0 for row in rows):
+                raise LmsiError(
+                    f"{store.directory} has rows to punish, which T5X's loss cannot; take the "
+                    "penalty out of Mixing.selection and repeat `lmsi mix`"
+                )
             if not rows:
                 raise LmsiError(
                     f"{store.directory} holds no {source} examples; finish `lmsi mix`, or change "

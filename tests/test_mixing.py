@@ -70,6 +70,24 @@ def test_without_the_vote_every_parsed_sample_stays_with_its_own_answer():
     assert dict(rows["few_shot_direct"]) == answers
 
 
+def test_without_any_vote_samples_without_an_answer_are_learnt_as_reasoning():
+    rows = by_format(written(keep="all", normalise="sample"))
+    assert (UNPARSED, 1.0) in rows["few_shot_cot"] and len(rows["few_shot_cot"]) == 5
+    assert sum(weight for _, weight in rows["zero_shot_direct"]) == 5.0
+    assert {target for target, _ in rows["zero_shot_direct"]} == {
+        " The answer is 9.",
+        " The answer is 8.",
+        " The answer is $9.",
+    }
+
+
+def test_punished_samples_are_written_where_their_reasoning_is_shown_alone():
+    weights = {0: 1.0, 1: -0.5, 2: 1.0}
+    rows = by_format(written(keep="parsed", normalise="sample", weights=weights))
+    assert rows["few_shot_cot"] == [(A, 1.0), (WRONG, -0.5), (B, 1.0)]
+    assert rows["few_shot_direct"] == [(" The answer is 9.", 1.0), (" The answer is $9.", 1.0)]
+
+
 def test_prompts_of_the_formats():
     for example in written():
         prompt_style = prompts.PROMPT_STYLE_OF_FORMAT[example.format]
@@ -208,7 +226,7 @@ def test_strong_examples_come_from_the_given_solution():
 
 
 def test_mistakes_are_named():
-    for switches in ({"formats": ("cot",)}, {"cap": 0}, {"normalise": "none"}, {"keep": "all"}):
+    for switches in ({"formats": ("cot",)}, {"cap": 0}, {"normalise": "none"}, {"keep": "none"}):
         with pytest.raises(LmsiError):
             Mixing(**switches)
     vote = voting.vote(QUESTION, PATHS)

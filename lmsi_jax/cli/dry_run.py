@@ -117,6 +117,9 @@ def _places(run: Run, stages: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     if "pretrain" not in stages:
         yield "Run.init_checkpoint", run.init_checkpoint
         yield "Run.tokenizer", run.tokenizer
+    elif run.pretraining is not None and run.pretraining.teacher is not None:
+        yield "Pretraining.teacher", run.pretraining.teacher
+        yield "Run.tokenizer", run.tokenizer
     if run.questions is not None:
         if run.questions.data_dir is not None:
             yield "Questions.data_dir", os.path.expanduser(run.questions.data_dir)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from lmsi_jax.config.gin_errors import renamed
 from lmsi_jax.config.model_config import ModelConfig
+from lmsi_jax.config.row_filters import punishes
 from lmsi_jax.config.sampling import Chat, Decoding, Sampling, Voting
 from lmsi_jax.config.steps import (
     Augmentation,
@@ -22,6 +23,7 @@ from lmsi_jax.config.training_config import Training
 from lmsi_jax.config.value_checks import CWD_PATH, SEED, at_least, check_fields, fits, remedy
 from lmsi_jax.errors import LmsiError
 
+_REASONING = ("few_shot_cot", "zero_shot_cot")
 Schedule = tuple[tuple[str, tuple[Any, ...]], ...]
 """(parameter, its values by round) pairs."""
 
@@ -93,6 +95,7 @@ class Run:
             raise LmsiError("Run.reuse copies between local folders; set it to ()")
         self._check_preference()
         self._check_human_examples()
+        self._check_negatives()
         check_schedule(self)
 
     def in_round(self, index: int) -> "Run":
@@ -108,6 +111,23 @@ class Run:
         evaluated = "eval" in stages and not sampled  # a run goes on without test questions
         if (sampled and not train) or (evaluated and not test) or not (train or test):
             raise LmsiError("there are no questions: set Questions.train and Questions.test")
+
+    def _check_negatives(self) -> None:
+        rule = next(filter(punishes, self.mixing.selection), None)
+        if rule is None:
+            return
+        name, penalty = type(rule).__name__, getattr(rule, "penalty", 0.0)
+        if self.training.loss.negatives == "refuse":
+            raise LmsiError(
+                f"{name}.penalty = {penalty} punishes rows; set Training.loss = @Loss() and "
+                f"Loss.negatives = 'unlikelihood' or 'advantage', or {name}.penalty = 0"
+            )
+        if not any(form in _REASONING for form in self.mixing.formats):
+            raise LmsiError(
+                f"{name} punishes reasoning, which Mixing.formats = {self.mixing.formats} do not "
+                "show; add 'few_shot_cot' or 'zero_shot_cot'"
+            )
+        self.training.check_nothing_held_out(f"punishing rows ({name})")
 
     def _check_human_examples(self) -> None:
         training = self.training
@@ -238,6 +258,9 @@ class Study:
     """Paper of the figures in `Variant.paper`."""
     reference: str = ""
     """Variant that the others are compared with; "" for none."""
+    upper_bound: str = ""
+    """Variant that learns with gold labels (`GoldLabels`): the table says which share of its gain
+    each other variant reaches; "" for none."""
     against: Literal["before", "after"] = "after"
     """Compare with the reference "after" its rounds or "before" them."""
     measure: Measure = "accuracy"
@@ -260,10 +283,11 @@ class Study:
             raise LmsiError(f"Study.seeds = {self.seeds}; name one or more different seeds")
         if len(set(names)) < len(names) or not any(variant.shown for variant in self.variants):
             raise LmsiError("Study.variants needs different names, and at least one that is shown")
-        if self.reference and self.reference not in names:
-            raise LmsiError(
-                f"Study.reference = {self.reference!r} is none of its variants: {', '.join(names)}"
-            )
+        for field in ("reference", "upper_bound"):
+            if (name := getattr(self, field)) and name not in names:
+                raise LmsiError(
+                    f"Study.{field} = {name!r} is none of its variants: {', '.join(names)}"
+                )
         measured = ("mix",) if self.measure == "shift" else ("run", "distill")
         for variant in self.variants:
             if variant.shown and variant.command not in measured:
@@ -293,7 +317,7 @@ SCHEDULABLE: dict[str, tuple[str, ...]] = {
     "Sampling": ("num_samples", "temperature"),
     "Augmentation": ("min_confidence",),
     "Mixing": ("min_confidence", "cap"),
-    "Preference": ("threshold",),
+    "Preference": ("threshold", "beta"),
     "Training": ("steps", "human_rate"),
     "Optimizer": ("learning_rate",),
 }

@@ -5,6 +5,7 @@ import datetime
 from typing import Annotated, Literal
 
 from lmsi_jax.config.value_checks import (
+    OBJECT,
     Range,
     at_least,
     check_fields,
@@ -12,6 +13,7 @@ from lmsi_jax.config.value_checks import (
     positive_fraction,
     refuse,
     temperatures,
+    without_folder,
 )
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import STOP_STRINGS
@@ -173,9 +175,9 @@ class Voting:
     ties: Literal["logprob", "scorer"] = "logprob"
     """Tie break: the answer with the larger summed "logprob" of its samples, or with the better
     best "scorer" number and then the larger log-probability."""
-    scorer: str | None = None
+    scorer: Annotated[str | None, OBJECT] = None
     """Function "module:function" of a `Question` and a `Sample` that returns a number, higher is
-    better."""
+    better. The module is beside the gin file, or installed."""
 
     @property
     def uses_scorer(self) -> bool:
@@ -192,6 +194,6 @@ class Voting:
 
 def check_scorer(parameter: str, scorer: str) -> None:
     """Raises LmsiError if a name is not "module:function"."""
-    module, _, function = scorer.partition(":")
+    module, _, function = without_folder(scorer).partition(":")
     if not (module and function.isidentifier()):
         raise LmsiError(f"{parameter} = {scorer!r}; write 'module:function'")

@@ -4,7 +4,15 @@ import dataclasses
 import re
 from typing import Annotated, Literal
 
-from lmsi_jax.config.row_filters import HUMAN_LOSSES, Cap, Filter, MinConfidence
+from lmsi_jax.config.model_config import ModelConfig
+from lmsi_jax.config.row_filters import (
+    HUMAN_LOSSES,
+    Cap,
+    ExternalScore,
+    Filter,
+    MinConfidence,
+    judges_all_answers,
+)
 from lmsi_jax.config.training_config import Training
 from lmsi_jax.config.value_checks import (
     CWD_PATH,
@@ -17,6 +25,7 @@ from lmsi_jax.config.value_checks import (
     fraction,
     refuse,
     temperatures,
+    without_folder,
 )
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.prompts import PROMPT_STYLES
@@ -189,9 +198,10 @@ class Mixing:
 
     formats: tuple[Format, ...] = FORMATS
     """Formats to write each sample in; the paper mixes all four."""
-    keep: Literal["majority", "parsed"] = "majority"
-    """Samples to learn: those that agree with the "majority", or all "parsed" ones (a control
-    without a vote)."""
+    keep: Literal["majority", "parsed", "all"] = "majority"
+    """Samples to learn, or for filters to choose from: those that agree with the "majority", all
+    "parsed" ones, or "all" (SSD, 2604.01193: no vote at all) but those that the token limit cut
+    before an answer. Samples without an answer make no direct examples."""
     end: Literal["blank_line", "end_token"] = "blank_line"
     """End of each target, unless `Run.chat` is set: the "blank_line" between the items of a
     document, or the model's "end_token", so that an exported model ends by itself elsewhere."""
@@ -216,12 +226,23 @@ class Mixing:
             if form not in FORMATS:
                 raise LmsiError(f"Mixing.formats has {form!r}; choose from {', '.join(FORMATS)}")
         for rule in self.selection:
+            if self.keep == "majority" and judges_all_answers(rule):
+                raise LmsiError(
+                    f"{type(rule).__name__} judges all answers to a question; set Mixing.keep = "
+                    "'parsed'"
+                )
             if HUMAN_LOSSES in rule.needs and not self.human_examples:
                 name = type(rule).__name__
                 raise LmsiError(
                     f"{name}.validation = 'human' needs human solutions: set Mixing.human_examples "
                     f"(50 to 100 are enough), or {name}.validation = 'confident'"
                 )
+        asked = {rule.scorer for rule in self.selection if isinstance(rule, ExternalScore)}
+        if len({without_folder(name) for name in asked}) < len(asked):
+            raise LmsiError(
+                f"the scorers {', '.join(sorted(asked))} have one name in different folders, and "
+                "their scores would be taken for each other's; rename a module"
+            )
 
     @property
     def filters(self) -> tuple[Filter, ...]:
@@ -347,6 +368,11 @@ class Pretraining:
     """Loss weight of question tokens; answer tokens weigh 1."""
     vocab_documents: Annotated[int, at_least(1, unit="documents")] = 20_000
     """Documents that the tokenizer is trained on."""
+    teacher: Annotated[str | None, CWD_PATH] = None
+    """Checkpoint folder of a finished model that teaches this one, or "embedded" (SALT): set
+    Loss.distillation = 'model'. The tokenizer is then `Run.tokenizer`, which both have."""
+    teacher_model: ModelConfig | None = None
+    """Shape of the teacher."""
     seed: Annotated[int, SEED] = 0
     """Fixes the initial weights and the documents."""
 
@@ -355,6 +381,13 @@ class Pretraining:
         shares = [share for _, share in self.shares]
         if not (all(share >= 0 for share in shares) and sum(shares) > 0):
             refuse(self, "shares", "(task, share) pairs of 0 or more, one of them above 0")
+        form = self.training.loss.distillation
+        parts = (self.teacher is not None, self.teacher_model is not None, form == "model")
+        if form == "top_k" or any(parts) and not all(parts):
+            raise LmsiError(
+                "pre-training with a teacher needs all three: Pretraining.teacher, its shape in "
+                "Pretraining.teacher_model, and Loss.distillation = 'model'; set them, or none"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from lmsi_jax.config.model_config import MATRICES
 from lmsi_jax.config.value_checks import (
     SEED,
+    Range,
     above,
     at_least,
     below_one,
@@ -15,6 +16,8 @@ from lmsi_jax.config.value_checks import (
     refuse,
 )
 from lmsi_jax.errors import LmsiError
+
+_PROBABILITY = Range(lambda value: 0 < value < 1, "a probability above 0 and below 1")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,9 @@ class Loss:
     distillation_weight: Annotated[float, fraction()] = 0.5
     """a: weight of the divergence in "top_k" and "model". A token with no stored probabilities has
     a = 0."""
+    distillation_until: Annotated[int | None, at_least(1, unit="steps")] = None
+    """Steps with the divergence; later ones have a = 0 and do not run the teacher (SALT, Rawat et
+    al. 2024). None: all steps."""
     temperature: Annotated[float, at_least(1e-6)] = 1.0
     """Temperature of teacher and student within the divergence."""
     top_k: Annotated[int, at_least(1, unit="tokens")] = 8
@@ -67,8 +73,26 @@ class Loss:
     """With "top_k": treat the tokens that are not stored as one "bucket", or "drop" them and
     rescale both distributions to the stored ones."""
 
+    negatives: Literal["refuse", "unlikelihood", "advantage"] = "refuse"
+    """Loss of a row with a negative weight, times its size, in place of the rest: "unlikelihood" is
+    -log(1 - q(y)) (Welleck et al. 2020); "advantage" is log q(y), as for an advantage of -1, no
+    lower than log(`least_probability`) and without a gradient there. "refuse" takes no such rows.
+    """
+    least_probability: Annotated[float, _PROBABILITY] = 0.01
+    """With "advantage": tokens that are less probable than this are punished no more."""
+
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.negatives != "refuse" and self.distillation != "sequence":
+            raise LmsiError(
+                f"Loss.negatives = {self.negatives!r} learns from the model's own samples; set "
+                "Loss.distillation = 'sequence', or Loss.negatives = 'refuse'"
+            )
+        if self.distillation_until is not None and self.distillation == "sequence":
+            raise LmsiError(
+                "Loss.distillation_until ends the divergence from a teacher, and 'sequence' has "
+                "none; set Loss.distillation to 'model' or 'top_k'"
+            )
         if self.distillation == "top_k" and self.rest == "bucket" and self.temperature != 1:
             raise LmsiError(
                 f"Loss.temperature = {self.temperature}: how a temperature divides the mass of the "
@@ -78,7 +102,7 @@ class Loss:
     @property
     def plain(self) -> bool:
         """If the loss is plain cross entropy."""
-        smooth = self.z_loss or self.label_smoothing
+        smooth = self.z_loss or self.label_smoothing or self.negatives != "refuse"
         return not smooth and (self.distillation == "sequence" or not self.distillation_weight)
 
 
@@ -86,9 +110,10 @@ class Loss:
 class Optimizer:
     """Optimizer and learning-rate schedule."""
 
-    name: Literal["adamw", "adafactor", "muon"] = "adamw"
-    """Update rule. "muon" (Jordan et al. 2024) uses orthogonalized momentum for the layers'
-    matrices and AdamW with Nesterov momentum for all other parameters."""
+    name: Literal["adamw", "adafactor", "rmsprop", "muon"] = "adamw"
+    """Update rule. "rmsprop" is that of SPIN's recipe. "muon" (Jordan et al. 2024) uses
+    orthogonalized momentum for the layers' matrices and AdamW with Nesterov momentum for all other
+    parameters."""
     learning_rate: Annotated[float, at_least(0)] = 5e-5
     """Peak rate. The LMSI paper uses 5e-5 for PaLM-540B."""
     warmup_steps: Annotated[int, at_least(0, unit="steps")] = 0
@@ -98,16 +123,21 @@ class Optimizer:
     decay_share: Annotated[float, positive_fraction("1 for all steps")] = 1.0
     """Share of the steps, at the end, over which "linear" decays; "cosine" uses all."""
     weight_decay: Annotated[float, at_least(0)] = 0.0
-    """Decoupled weight decay; not available with Adafactor."""
+    """Decoupled weight decay; not available with "adafactor" and "rmsprop"."""
     max_grad_norm: Annotated[float, at_least(0, note="off")] = 1.0
     """Gradients with a larger global norm are scaled down to it."""
     b2: Annotated[float, below_one()] = 0.99
-    """AdamW's decay of the second moment."""
+    """Decay of the second moment of "adamw", "rmsprop" and "muon"."""
     muon_learning_rate: Annotated[float, at_least(0)] = 0.02
     """With "muon": peak rate of the layers' matrices; `learning_rate` is then that of the rest."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.weight_decay and self.name in ("adafactor", "rmsprop"):
+            raise LmsiError(
+                f"Optimizer.weight_decay = {self.weight_decay} has no effect with {self.name!r}; "
+                "set it to 0, or use 'adamw'"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,6 +157,9 @@ class Preference:
     threshold: Annotated[float, fraction()] = 0.5
     """With "scpo": smallest share of a question's samples that a chosen answer needs. The paper
     calls it tau; half of the samples is our choice."""
+    last_pairs: bool = True
+    """With "spin": from round 2 on, also train on the pairs that the round before made, as the
+    paper's experiments do."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -102,6 +102,13 @@ class Anchor:
 
 
 PATH, OBJECT, CWD_PATH = Anchor("path"), Anchor("object"), Anchor("cwd_path")
+
+
+def without_folder(name: str) -> str:
+    """Returns "module:object" of "/folder/module:object", as records have it: folders move."""
+    return name.rpartition("/")[2]
+
+
 HUB = "hub:"
 """Prefix of a name that is a data set on the Hugging Face hub and no path."""
 

@@ -148,7 +148,7 @@ def _training_share(
     if examples is None:
         return None, None, None
     uids = {vote.uid for vote in votes}
-    rows = [row for row in examples if row.uid in uids]
+    rows = [row for row in examples if row.uid in uids and row.weight > 0]
     total = math.fsum(row.weight for row in rows)
     easy_weight = math.fsum(row.weight for row in rows if row.uid in easy)
     kept = len({row.uid for row in rows}) / max(1, len(votes))

@@ -1,7 +1,7 @@
 """Intervals and paired tests for accuracies. Accuracies are shares in [0, 1]."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -177,6 +177,69 @@ def bootstrap(
     tail = (1 - level) / 2
     low, high = np.quantile(array[drawn].mean(axis=1), (tail, 1 - tail))
     return float(low), float(high)
+
+
+class GainShare(NamedTuple):
+    """The share of a bound's gain that a model reaches, with its 95 % interval."""
+
+    share: float
+    low: float
+    high: float
+
+
+Outcomes = Mapping[str, Sequence[int]]
+"""By task: 1 or 0 for each question."""
+
+
+def gain_share(
+    before: Sequence[Outcomes],
+    after: Sequence[Outcomes],
+    bound: Sequence[Outcomes],
+    seed: int = 0,
+    resamples: int = 2000,
+) -> GainShare | None:
+    """Returns (after - before) / (bound - before), means over tasks and then over seeds.
+
+    The interval is a paired percentile bootstrap: each resample draws questions with replacement
+    within each task and seed, the same for all three models. The variance of seeds beside that of
+    their questions is not in it.
+
+    Args:
+      before, after, bound: for each seed, the outcomes of three models on the same questions.
+      seed: of the resamples.
+      resamples: number of resamples.
+
+    Returns:
+      None if the bound's gain is not clearly above 0: its 2.5 % quantile is not. The quotient would
+      have no bounded interval.
+
+    Raises:
+      ValueError: no seeds, or other tasks or questions in one of the models.
+    """
+    if not before or not len(before) == len(after) == len(bound):
+        raise ValueError(f"{len(before)}, {len(after)} and {len(bound)} seeds are not triples")
+    import numpy as np
+
+    draw = np.random.default_rng(seed)
+    gains = np.zeros((2, resamples))  # of `after` and of `bound`, in each resample
+    means = np.zeros(2)
+    for triple in zip(before, after, bound, strict=True):
+        tasks = triple[0].keys()
+        if any(one.keys() != tasks for one in triple):
+            raise ValueError("the models were measured on other tasks")
+        for task in tasks:
+            base, *others = (np.asarray(one[task], float) for one in triple)
+            if not len(base) or any(len(one) != len(base) for one in others):
+                raise ValueError(f"the models were measured on other questions of {task!r}")
+            drawn = draw.integers(0, len(base), (resamples, len(base)))
+            for i, one in enumerate(others):
+                means[i] += (one - base).mean() / (len(tasks) * len(before))
+                gains[i] += (one - base)[drawn].mean(axis=1) / (len(tasks) * len(before))
+    if means[1] <= 0 or np.quantile(gains[1], 0.025) <= 0:
+        return None
+    quotients = gains[0] / np.maximum(gains[1], 1e-12)
+    low, high = np.quantile(quotients, (0.025, 0.975))
+    return GainShare(float(means[0] / means[1]), float(low), float(high))
 
 
 def _table(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int, int, int]:

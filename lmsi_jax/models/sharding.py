@@ -451,14 +451,14 @@ def shard_params(config: ModelConfig, mesh: DeviceMesh, params: Params) -> Param
 
 
 def shard_batch(mesh: DeviceMesh, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Places a step's batch: rows over "data", prefixes on every device.
+    """Places a step's batch: rows [M, B, ...] over "data", all else on every device.
 
     All processes read the same stream, and each contributes the rows of its own devices.
     """
     if mesh.mesh is None:
         return dict(batch)
     rows = PartitionSpec(None, "data")
-    specs = {name: REPLICATED if name.startswith("prefix") else rows for name in batch}
+    specs = {name: rows if array.ndim > 2 else REPLICATED for name, array in batch.items()}
     return device_put_tree(batch, named_shardings(mesh.mesh, specs))
 
 

@@ -80,7 +80,7 @@ def _stage_fingerprint(directory: epath.Path) -> str:
     return str(read_finished(directory)["fingerprint"]) if record.exists() else ""
 
 
-def _checkpoint(name: epath.PathLike) -> epath.Path:
+def find_checkpoint(name: epath.PathLike) -> epath.Path:
     """Returns the `checkpoint_N` folder that a configuration names."""
     return checkpoints.find(embedded_path("") if name == "embedded" else name)
 
@@ -166,7 +166,7 @@ class Context:
     @functools.cached_property
     def base_folder(self) -> epath.Path:
         """The base model's `checkpoint_N` folder."""
-        return _checkpoint(self._run.init_checkpoint)
+        return find_checkpoint(self._run.init_checkpoint)
 
     @functools.cached_property
     def base_fingerprint(self) -> str:
@@ -201,8 +201,8 @@ class Context:
             return self.base_folder
         compared = self._run.evaluation.checkpoints  # one for each "round"
         if compared:
-            return _checkpoint(compared[round_index])
-        return _checkpoint(self.round(round_index).folder("train"))
+            return find_checkpoint(compared[round_index])
+        return find_checkpoint(self.round(round_index).folder("train"))
 
     @functools.cached_property
     def shapes(self) -> Any:

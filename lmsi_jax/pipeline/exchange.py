@@ -406,7 +406,7 @@ def _list(places: Sequence[str]) -> str:
 
 RowFormat = Literal["prompt-completion", "messages", "parquet"]
 ROW_FORMATS: tuple[RowFormat, ...] = get_args(RowFormat)
-_SOURCES = ("self_generated", "human", "pairs")
+_SOURCES = ("self_generated", "human", "pairs", "last_pairs")
 
 
 def export_rows(
@@ -468,7 +468,7 @@ def _rows(store: ShardStore, row_format: RowFormat) -> Iterator[dict[str, Any]]:
                 continue
             for stored in store.read(name):
                 row: Example | ExamplePair
-                if source == "pairs":
+                if source in ("pairs", "last_pairs"):
                     row = ExamplePair.from_json(stored)
                     learnt: dict[str, Text] = {"chosen": row.chosen, "rejected": row.rejected}
                 else:

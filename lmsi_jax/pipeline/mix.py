@@ -4,7 +4,8 @@ In the few-shot formats a sample follows the generated prompt that it was drawn 
 With `Training.preference` pairs take the examples' place.
 
 The stage records what each filter kept. The report selects again to count right and wrong rows with
-the answers of training questions, which this stage does not have.
+the answers of training questions, which this stage does not have; only the filter `GoldLabels`, an
+upper bound, is given them.
 """
 
 import dataclasses
@@ -13,10 +14,11 @@ from typing import Any
 
 from lmsi_jax import mixing, pairing
 from lmsi_jax.augmentation import FewShot, prompt_of
+from lmsi_jax.config.row_filters import BASE_SHARES
 from lmsi_jax.pipeline.context import Round, Voted
 from lmsi_jax.pipeline.questions import train_answers, worked_questions
 from lmsi_jax.pipeline.sample import read_given
-from lmsi_jax.pipeline.score import has_new_questions, read_scored_rows
+from lmsi_jax.pipeline.score import all_needs, has_new_questions, read_scored_rows
 from lmsi_jax.pipeline.step import Fields, Step, custom_code
 from lmsi_jax.records import Example, ExamplePair, Exemplar
 from lmsi_jax.runtime.store import ShardStore
@@ -28,6 +30,13 @@ _Rows = Sequence[Example | ExamplePair | FilterCounts]
 
 def _has_pairs(round: Round) -> bool:
     return round.settings.training.preference is not None
+
+
+def _repeats_last_pairs(round: Round) -> bool:
+    preference = round.settings.training.preference
+    if preference is None or preference.form != "spin" or round.index < 2:
+        return False
+    return preference.last_pairs
 
 
 def _pairs_votes(round: Round) -> bool:
@@ -49,13 +58,17 @@ class MixStep(Step):
         Fields(part="augmentation", names=("min_confidence",), when=has_new_questions),
         Fields(part="training.preference", names=("form",), when=_has_pairs),
         Fields(part="training.preference", names=("threshold",), when=_pairs_votes),
+        Fields(part="training.preference", names=("last_pairs",), when=_repeats_last_pairs),
     )
     inputs = ("vote", "filter_scores")
     writes_prompts = True
 
     def derived(self, round: Round) -> dict[str, Any]:
         # With SPIN it reads the model's own samples itself.
-        return custom_code(round, "prompt", *(("read", "equal") if _has_pairs(round) else ()))
+        code = custom_code(round, "prompt", *(("read", "equal") if _has_pairs(round) else ()))
+        if BASE_SHARES in all_needs(round) and round.index > 1:
+            code["base_vote"] = round.context.round(1).stage_fingerprint("vote")
+        return code
 
     def write(self, round: Round, store: ShardStore) -> None:
         for task, voted in round.voted().items():
@@ -67,7 +80,11 @@ def _shards(round: Round, task: str, voted: Sequence[Voted]) -> dict[str, _Rows]
     """Returns a task's rows by source, and the funnel of its filters."""
     exemplars = round.context.exemplars(task)
     if _has_pairs(round):
-        return {"pairs": _pairs(round, task, voted, exemplars)}
+        made: dict[str, _Rows] = {"pairs": _pairs(round, task, voted, exemplars)}
+        if _repeats_last_pairs(round):
+            last = round.context.round(round.index - 1).store("mix")
+            made["last_pairs"] = [*map(ExamplePair.from_json, last.read(f"pairs-{task}"))]
+        return made
     rows, facts = read_scored_rows(round, task, voted)
     selection = select(rows, round.settings.mixing.filters, facts)
     shards: dict[str, _Rows] = {
@@ -170,11 +187,11 @@ def read_examples(round: Round) -> dict[str, list[Example]]:
 
 
 def read_pairs(round: Round) -> list[ExamplePair]:
-    """Reads a round's pairs; none if it has examples."""
+    """Reads the pairs that a round trains on; none if it has examples."""
     store = round.store("mix")
 
     def read() -> list[ExamplePair]:
-        names = [name for name in store.names() if name.startswith("pairs-")]
+        names = [name for name in store.names() if name.startswith(("pairs-", "last_pairs-"))]
         return [ExamplePair.from_json(row) for name in names for row in store.read(name)]
 
     return round.once("pairs", read)
@@ -213,7 +230,11 @@ def _vote(voted: Sequence[Voted], rows: Sequence[Row], answers: Answers) -> Filt
     """Returns the step from all samples to those that training may learn."""
     samples = sum(len(rows) for _, rows, _ in voted)
     parsed = sum(vote.parsed for _, _, vote in voted)
-    dropped = {"another answer": parsed - len(rows), "no answer": samples - parsed}
+    answered = sum(row.key is not None for row in rows)
+    dropped = {
+        "another answer": parsed - answered,
+        "no answer": samples - parsed - (len(rows) - answered),
+    }
     right, wrong = right_and_wrong(rows, answers)
     return FilterCounts(
         filter="Vote",

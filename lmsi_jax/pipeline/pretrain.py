@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from etils import epath
 
-from lmsi_jax.config import Pretraining, Run
+from lmsi_jax.config import ModelConfig, Pretraining, Run, Training
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.sharding import make_training_mesh
+from lmsi_jax.models.sharding import make_training_mesh, param_shardings
 from lmsi_jax.models.tokenizers import SentencePiece
-from lmsi_jax.models.transformer import fresh_params
-from lmsi_jax.pipeline.context import Context, Round
+from lmsi_jax.models.transformer import fresh_params, parameter_shapes
+from lmsi_jax.pipeline.context import Context, Round, find_checkpoint
 from lmsi_jax.pipeline.step import Fields, Step
 from lmsi_jax.prompts import SEPARATOR, STEP_BY_STEP
 from lmsi_jax.records import Exemplar
@@ -25,6 +25,7 @@ from lmsi_jax.runtime.files import write_bytes
 from lmsi_jax.runtime.store import Stage
 from lmsi_jax.tasks.task import Task
 from lmsi_jax.training import checkpoints
+from lmsi_jax.training.losses import Teacher
 from lmsi_jax.training.metrics import records
 from lmsi_jax.training.packing import Row
 from lmsi_jax.training.trainer import drop_unrecorded, train
@@ -40,7 +41,11 @@ class PretrainStep(Step):
     """Trains the tokenizer and the base model into `output_dir`, or continues."""
 
     name = "pretrain"
-    settings = (Fields(part="pretraining"), Fields(part="model"))
+    settings = (Fields(part="pretraining", without=("teacher",)), Fields(part="model"))
+
+    def inputs_of(self, round: Round) -> Iterable[str]:
+        config = round.settings.pretraining
+        return ("teacher",) if config is not None and config.teacher is not None else ()
 
     def run(self, round: Round, stage: Stage) -> None:
         settings = round.settings
@@ -48,7 +53,7 @@ class PretrainStep(Step):
         drop_unrecorded(stage.directory)
         path = stage.directory / _TOKENIZER
         if not path.exists():
-            write_bytes(path, train_tokenizer(settings.pretraining, settings.model.vocab_size))
+            write_bytes(path, _tokenizer(round, settings.pretraining))
         with self.together(round):
             self.share(round)
         round.context.write_digest(stage.directory, stage.directory / _FINAL)
@@ -65,6 +70,9 @@ class PretrainStep(Step):
         config = settings.pretraining
         assert config is not None
         config.training.check_nothing_held_out("pre-training")
+        teacher = None
+        if config.teacher is not None and config.teacher_model is not None:
+            teacher = _load_teacher(config.teacher, config.teacher_model, config.training)
         params = train(
             settings.model,
             config.training,
@@ -72,6 +80,7 @@ class PretrainStep(Step):
             rows(settings, SentencePiece(str(directory / _TOKENIZER))),
             directory,
             name="pre-training",
+            teacher=teacher,
         )
         final = checkpoints.Checkpoints(
             directory / _FINAL, together=make_training_mesh(config.training).is_multiprocess
@@ -98,7 +107,40 @@ def pretrain(context: Context) -> None:
         raise LmsiError(
             "Run.pretraining is not set; bind it to @Pretraining() as pretrain.gin does"
         )
-    PretrainStep().execute(context.round(0), {})
+    PretrainStep().execute(context.round(0), _teacher_fingerprint(context))
+
+
+def _teacher_fingerprint(context: Context) -> dict[str, str]:
+    """Returns the fingerprint of the teacher and its tokenizer, as an input; {} without one."""
+    config = context.round(0).settings.pretraining
+    if config is None or config.teacher is None or config.teacher_model is None:
+        return {}
+    shapes = parameter_shapes(config.teacher_model)
+    weights = checkpoints.stored_digest(find_checkpoint(config.teacher), shapes)
+    return {"teacher": f"{weights[:32]}{context.tokenizer.fingerprint[:32]}"}
+
+
+def _load_teacher(folder: str, model: ModelConfig, training: Training) -> Teacher:
+    placement = param_shardings(model, make_training_mesh(training))
+    checkpoint, shapes = find_checkpoint(folder), parameter_shapes(model)
+    return Teacher(config=model, params=checkpoints.load_params(checkpoint, shapes, placement))
+
+
+def _tokenizer(round: Round, config: Pretraining) -> bytes:
+    """Returns the SentencePiece model: the teacher's, or a new one.
+
+    Raises:
+      LmsiError: the teacher's is of another kind, or as `train_tokenizer`.
+    """
+    if config.teacher is None:
+        return train_tokenizer(config, round.settings.model.vocab_size)
+    path = epath.Path(round.context.tokenizer_path)
+    if not isinstance(round.context.tokenizer, SentencePiece) or path.is_dir():
+        raise LmsiError(
+            f"pre-training with a teacher reads a SentencePiece model file, and {path} is none; "
+            "name the teacher's in Run.tokenizer"
+        )
+    return path.read_bytes()
 
 
 def stream(config: Pretraining, shares: dict[str, float], seed: int) -> Iterator[Document]:

@@ -1,7 +1,8 @@
 """Questions: tasks -> records. Labels stay with the test split; exemplars are stored separately.
 
-No stage that makes training rows knows the answers of training questions. Reports and studies ask
-the tasks for them anew, and match them to the rows by uid after all filters have judged.
+No stage that makes training rows knows the answers of training questions, unless the run is an
+upper bound by choice (`GoldLabels`). Reports and studies ask the tasks for them anew, and match
+them to the rows by uid after all filters have judged.
 """
 
 import itertools

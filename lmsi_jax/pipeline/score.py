@@ -19,18 +19,23 @@ from lmsi_jax.augmentation import FewShot, prompt_of
 from lmsi_jax.config import Sampling
 from lmsi_jax.config.row_filters import (
     ALONE_LOSS,
+    BASE_SHARES,
+    FACTS,
+    GOLD,
     HUMAN_LOSSES,
     LOSS,
     QUESTION_LOSS,
     RATING,
     SCORER,
+    ExternalScore,
 )
+from lmsi_jax.config.value_checks import without_folder
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models import sharding
 from lmsi_jax.models.tokenizers import Tokenizer, encode_text
 from lmsi_jax.pipeline import scorers
 from lmsi_jax.pipeline.context import Round, Voted, read_samples
-from lmsi_jax.pipeline.questions import worked_questions
+from lmsi_jax.pipeline.questions import train_answers, worked_questions
 from lmsi_jax.pipeline.sample import Job, draw_samples
 from lmsi_jax.pipeline.step import DECODING, Fields, Step, settings_record
 from lmsi_jax.prompts import PLAIN, PromptWriter, available_style, solution
@@ -221,10 +226,15 @@ def tokenize_solution(
 _RATE = Sampling(num_samples=1, temperature=0.0, max_new_tokens=8)
 
 
-def _needs(round: Round) -> frozenset[str]:
-    """Returns all scores that a round's filters read."""
+def all_needs(round: Round) -> frozenset[str]:
+    """Returns all scores and facts that a round's filters read."""
     none = frozenset[str]()
     return none.union(*(one.needs for one in round.settings.mixing.selection))
+
+
+def _needs(round: Round) -> frozenset[str]:
+    """Returns all scores that a round's filters read."""
+    return all_needs(round) - FACTS
 
 
 def has_new_questions(round: Round) -> bool:
@@ -276,7 +286,7 @@ class FilterScoresStep(Step):
             "before": [settings_record(one) for one in _score_free_filters(round)],
         }
         if names := _scorers(round):
-            record["scorers"] = {name: scorers.fingerprint(name) for name in names}
+            record["scorers"] = scorers.fingerprints(names)
         return record
 
     def run(self, round: Round, stage: Stage) -> None:
@@ -311,10 +321,26 @@ def read_scored_rows(round: Round, task: str, voted: Sequence[Voted]) -> tuple[l
         scores.setdefault(name, {}).update(record)
     first = _first(rows, prompts)
     rows = [_with(row, scores.get(first[_scored_as(row, prompts)].name, {})) for row in rows]
-    if HUMAN_LOSSES not in needs:
-        return rows, Facts()
-    human_losses = [row[LOSS] for row in store.read(f"human-{task}") if LOSS in row]
-    return rows, Facts(human_losses=tuple(human_losses))
+    facts = _known_facts(round, task, voted)
+    if HUMAN_LOSSES in needs:
+        human_losses = [row[LOSS] for row in store.read(f"human-{task}") if LOSS in row]
+        facts = dataclasses.replace(facts, human_losses=tuple(human_losses))
+    return rows, facts
+
+
+def _known_facts(round: Round, task: str, voted: Sequence[Voted]) -> Facts:
+    """Returns the facts that need no model, as far as a filter reads them."""
+    needs = all_needs(round)
+    base_shares: dict[str, float] = {}
+    if BASE_SHARES in needs:
+        # The first round samples the base model.
+        votes = round.context.round(1).votes().get(task, [])
+        base_shares = {vote.uid: vote.confidence for vote in votes}
+    return Facts(
+        base_shares=base_shares,
+        right=train_answers(round.context.questions, task) if GOLD in needs else {},
+        voted_rows=sum(len(vote.kept) for _, _, vote in voted),
+    )
 
 
 def _with(row: Row, stored: dict[str, Any]) -> Row:
@@ -338,13 +364,14 @@ def _stored(store: ShardStore, task: str, needs: frozenset[str]) -> Iterator[dic
 
 def _scorers(round: Round) -> list[str]:
     """Returns the scorers that a round's filters ask."""
-    return sorted(name.removeprefix(SCORER) for name in _needs(round) if name.startswith(SCORER))
+    filters = round.settings.mixing.filters
+    return sorted({rule.scorer for rule in filters if isinstance(rule, ExternalScore)})
 
 
 def _score_free_filters(round: Round) -> list[Any]:
     """Returns the filters before the first one that reads a score."""
     filters = round.settings.mixing.filters
-    return list(itertools.takewhile(lambda one: not one.needs, filters))
+    return list(itertools.takewhile(lambda one: not one.needs - FACTS, filters))
 
 
 def _rows(round: Round, voted: Sequence[Voted]) -> list[Row]:
@@ -373,7 +400,7 @@ def _rows_to_score(round: Round) -> dict[str, list[Row]]:
     different = {}
     for task, voted in round.voted().items():
         rows, prompts = _rows(round, voted), round.few_shots(task)
-        kept = select(rows, _score_free_filters(round)).rows
+        kept = select(rows, _score_free_filters(round), _known_facts(round, task, voted)).rows
         names = {_scored_as(row, prompts) for row in kept}
         different[task] = [row for name, row in _first(rows, prompts).items() if name in names]
     return different
@@ -425,5 +452,5 @@ def _scorer_scores(names: Sequence[str], rows: Sequence[Row]) -> list[dict[str, 
     samples = [(row.question, row.sample) for row in rows]
     for name in names:
         for record, score in zip(records, scorers.apply_scorer(name, samples), strict=True):
-            record[SCORER + name] = score
+            record[SCORER + without_folder(name)] = score
     return records

@@ -1,11 +1,13 @@
 """Scorers: functions of a question and a sample, which a configuration names as "module:function".
 
+The module is beside the gin file, or installed (`runtime.user_code`).
+
 A scorer with a method `many` is given several samples at once, which suits a model; one with an
 attribute `fingerprint` states itself what its scores depend on.
 
 `Verifier` makes a scorer of a model: it asks the model whether a sample is correct.
 
-    # my_rankers.py
+    # my_rankers.py, in the current folder
     from lmsi_jax.pipeline.scorers import Verifier
     judge = Verifier("models/qwen")
 
@@ -15,21 +17,21 @@ attribute `fingerprint` states itself what its scores depend on.
 
 import functools
 import hashlib
-import importlib
-import inspect
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from etils import epath
 
 from lmsi_jax.config import Chat, ModelConfig, Training
+from lmsi_jax.config.value_checks import without_folder
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.interop.chat_prompts import ChatPrompts, chat_record, open_writer
 from lmsi_jax.interop.chat_template import ChatTemplate
 from lmsi_jax.prompts import PLAIN, PromptWriter
 from lmsi_jax.records import Question, Sample, Text
+from lmsi_jax.runtime import user_code
 from lmsi_jax.runtime.files import read_json
 from lmsi_jax.selection.rows import ScoringFunction
 
@@ -38,49 +40,26 @@ if TYPE_CHECKING:
     from lmsi_jax.training.scoring import TargetScorer
 
 
-@functools.cache
 def load(name: str) -> ScoringFunction:
-    """Imports a scorer once.
+    """Returns a scorer.
 
     Raises:
-      LmsiError: there is no such module or function; errors inside the module keep their traceback.
+      LmsiError: there is no such module or function, importing the module fails, or the function
+        does not take a question and a sample.
     """
-    module, _, function = name.partition(":")
-    try:
-        scorer = getattr(importlib.import_module(module), function, None)
-    except ModuleNotFoundError as error:
-        if not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module exists, but one of its own imports does not
-        raise LmsiError(
-            f"there is no module {error.name!r} for the scorer {name!r}; install it, or put its "
-            "folder into PYTHONPATH"
-        ) from error
-    if not callable(scorer):
-        raise LmsiError(
-            f"the module {module} has no function {function!r} for the scorer {name!r}; name one "
-            "that takes a Question and a Sample"
-        )
-    return cast(ScoringFunction, scorer)
+    return cast(ScoringFunction, user_code.load_function(name, _SETTING, 2))
 
 
-def fingerprint(name: str) -> str:
-    """Returns a digest of everything that a scorer's scores depend on, for a stage's record.
+def fingerprints(names: Iterable[str]) -> dict[str, str]:
+    """Returns a digest of everything that each scorer's scores depend on, for a stage's record.
 
-    It is the scorer's attribute `fingerprint`, or else the source of its function or class, so that
-    the scores of a changed scorer are computed again.
+    It is the scorer's attribute `fingerprint`, or else one of its module's code, so that the scores
+    of a changed scorer are computed again. Its name there has no folder, which may move.
 
     Raises:
       LmsiError: there is no such scorer.
     """
-    scorer = load(name)
-    declared = getattr(scorer, "fingerprint", None)
-    if declared is not None:
-        return str(declared)
-    code = scorer if inspect.isroutine(scorer) or inspect.isclass(scorer) else type(scorer)
-    try:
-        return hashlib.sha256(inspect.getsource(code).encode()).hexdigest()
-    except (OSError, TypeError):  # defined without a file, or compiled
-        return name
+    return {without_folder(name): user_code.fingerprint(name, _SETTING) for name in names}
 
 
 def apply_scorer(name: str, pairs: Sequence[tuple[Question, Sample]]) -> list[float]:
@@ -113,6 +92,7 @@ def _number(name: str, score: Any, sample: Sample) -> float:
     return number
 
 
+_SETTING = "scorer"
 _MODEL = "model.json"
 _ANSWER = "\nA:"
 _PROMPT = "{question}\n\nSolution: {solution}\n\nIs this solution correct (Yes or No)?" + _ANSWER

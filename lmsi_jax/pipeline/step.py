@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from etils import epath
 
+from lmsi_jax.config.value_checks import OBJECT, field_anchors, without_folder
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.pipeline.context import Round
 from lmsi_jax.runtime import user_code
@@ -46,22 +47,28 @@ class Fields:
         if unknown := {*self.names, *self.without} - fields:
             raise ValueError(f"{type(value).__name__} has no fields {sorted(unknown)}")
         chosen = (set(self.names) or fields) - set(self.without)
-        record = {name: _plain(getattr(value, name)) for name in sorted(chosen)}
-        return {type(value).__name__: record}
+        plain = _plain(value)
+        return {type(value).__name__: {name: plain[name] for name in sorted(chosen)}}
 
 
 def _plain(value: Any) -> Any:
-    """Returns a setting as JSON values; filters, which come in any order, keep their names."""
+    """Returns settings as JSON values: the fields of a class, without folders of users' code."""
     if isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
         return [settings_record(one) for one in value]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return value
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    anchors = field_anchors(type(value))
+    record = {}
+    for field in dataclasses.fields(value):
+        plain = _plain(getattr(value, field.name))
+        code = isinstance(plain, str) and anchors.get(field.name) == OBJECT
+        record[field.name] = without_folder(plain) if code else plain
+    return record
 
 
 def settings_record(value: Any) -> dict[str, Any]:
     """Returns a configuration dataclass as {"Class": {field: value}} for a stage's record."""
-    return {type(value).__name__: dataclasses.asdict(value)}
+    return {type(value).__name__: _plain(value)}
 
 
 def custom_code(round: Round, *parts: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
 
+from lmsi_jax.config.row_filters import GOLD
 from lmsi_jax.evaluation.accuracy import Replay, replay
 from lmsi_jax.evaluation.collapse import distinct_kept
 from lmsi_jax.pipeline.augment import read_counts
@@ -13,6 +14,7 @@ from lmsi_jax.pipeline.context import Context, NotReady, Round, import_record
 from lmsi_jax.pipeline.distill import RESULT
 from lmsi_jax.pipeline.evaluate import collapse_alarms, read_collapse_metrics, read_scores
 from lmsi_jax.pipeline.mix import labelled_funnel, read_examples, read_pairs
+from lmsi_jax.pipeline.score import all_needs
 from lmsi_jax.records import FORMATS, Example, ExamplePair, Question, Sample, Vote
 from lmsi_jax.report.comparison import accuracy_rows
 from lmsi_jax.report.page import render
@@ -242,6 +244,7 @@ def _round(round: Round) -> RoundSummary:
         train=tuple(metrics),
         values={name: repr(value) for name, value in round.scheduled.items()},
         alarms=tuple(words for _, words in collapse_alarms(round.context, round.index)),
+        gold=GOLD in all_needs(round),
     )
 
 
@@ -258,7 +261,7 @@ def _task_votes(votes: Sequence[Vote], samples: Mapping[str, Sequence[Sample]]) 
 def _rows_by_format(rows: Sequence[Example | ExamplePair]) -> dict[str, FormatRows]:
     weights: dict[str, list[float]] = {name: [] for name in FORMATS}
     for row in rows:
-        weights[row.format].append(row.weight)
+        weights[row.format].append(abs(row.weight))
     return {name: FormatRows(rows=len(w), weight=sum(w)) for name, w in weights.items()}
 
 

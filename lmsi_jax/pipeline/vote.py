@@ -13,13 +13,9 @@ from lmsi_jax.runtime.store import ShardStore
 
 VOTING = (
     Fields(part="voting", without=("ties", "scorer")),
-    Fields(
-        part="voting",
-        names=("ties", "scorer"),
-        when=lambda round: round.settings.voting.uses_scorer,
-    ),
+    Fields(part="voting", names=("ties",), when=lambda round: round.settings.voting.uses_scorer),
 )
-"""Settings of every step that votes."""
+"""Settings of every step that votes; `scorer_record` has the scorer."""
 
 
 def scorer_record(round: Round) -> dict[str, Any]:
@@ -27,7 +23,7 @@ def scorer_record(round: Round) -> dict[str, Any]:
     rule = round.settings.voting
     if not rule.uses_scorer or rule.scorer is None:
         return {}
-    return {"scorers": {rule.scorer: scorers.fingerprint(rule.scorer)}}
+    return {"scorers": scorers.fingerprints([rule.scorer])}
 
 
 class VoteStep(Step):

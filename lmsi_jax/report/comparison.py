@@ -212,6 +212,18 @@ def headline_words(summary: Summary) -> tuple[str, str]:
     return words, basis
 
 
+def upper_bound_words(summary: Summary) -> str:
+    """Returns the warning that gold labels chose training rows; "" if they did in no round."""
+    names = [str(row.round) for row in summary.rounds if row.gold]
+    if not names:
+        return ""
+    rounds = f"round{'s' if len(names) > 1 else ''} {', '.join(names)}"
+    return (
+        f"Upper bound: gold labels chose the training rows of {rounds} (GoldLabels). This is no "
+        "self-improvement."
+    )
+
+
 def votes_of(summary: Summary, domain: Domain, number: int) -> tuple[list[float], list[bool], int]:
     """Returns one round's votes on a domain: confidences, whether right, samples per question."""
     confidences: list[float] = []

@@ -4,7 +4,13 @@ import importlib.resources
 from collections.abc import Callable
 
 from lmsi_jax.report import accuracy_sections, training_sections, vote_sections
-from lmsi_jax.report.comparison import count_of, evaluated_rounds, format_count, headline_words
+from lmsi_jax.report.comparison import (
+    count_of,
+    evaluated_rounds,
+    format_count,
+    headline_words,
+    upper_bound_words,
+)
 from lmsi_jax.report.html import Html, element, join_html, table
 from lmsi_jax.report.summary import Summary
 
@@ -44,6 +50,7 @@ def render_document(title: str, body: Html) -> str:
 
 def _header(summary: Summary) -> Html:
     words, basis = headline_words(summary)
+    bound = upper_bound_words(summary)
     model = summary.model
     facts = [
         ("Model", f"{model.name}, {format_count(model.parameters)} parameters"),
@@ -58,6 +65,7 @@ def _header(summary: Summary) -> Html:
         element("p", f"Self-improvement report: {summary.name}", cls="kicker"),
         element("h1", words.replace("-", "\N{NON-BREAKING HYPHEN}")),
         element("p", basis, cls="basis"),
+        element("p", element("strong", bound), cls="basis") if bound else "",
         training_sections.alarms(summary),
         element("dl", *cells, cls="facts"),
     )
@@ -79,7 +87,8 @@ def _trained_on(summary: Summary) -> str:
             "another run's samples" if max(evaluated_rounds(summary), default=0) else "nothing yet"
         )
     human = sum(row.sources.human for row in rounds)
-    labels = f"and {count_of(human, 'human row')}" if human else "without labels"
+    labels = "with gold labels" if any(row.gold for row in rounds) else "without labels"
+    labels = f"and {count_of(human, 'human row')}" if human else labels
     return f"{count_of(rounds[-1].questions, 'question')} {labels}"
 
 

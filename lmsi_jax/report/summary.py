@@ -185,6 +185,8 @@ class Round:
     """The parameters that `Run.schedule` set for this round."""
     alarms: tuple[str, ...]
     """Warnings of the stop rules and the collapse monitor."""
+    gold: bool = False
+    """True if gold labels chose its training rows (`GoldLabels`): an upper bound."""
 
     def __post_init__(self) -> None:
         """Checks the round's number and the training metrics.

@@ -29,6 +29,7 @@ from lmsi_jax.report.comparison import (
     points,
     share_interval,
     tasks_of,
+    upper_bound_words,
 )
 from lmsi_jax.report.summary import DOMAINS, Summary
 from lmsi_jax.report.training_sections import collapse_table
@@ -73,6 +74,8 @@ def print_summary(summary: Summary, console: Console) -> None:
     words, basis = headline_words(summary)
     _print_words(console, words, "bold")
     _print_words(console, basis)
+    if bound := upper_bound_words(summary):
+        _print_words(console, bound, "yellow")
     for row in summary.rounds:
         for alarm in row.alarms:
             _print_words(console, f"Alarm in round {row.round}: {alarm}", "yellow")

@@ -43,6 +43,7 @@ from lmsi_jax.report.summary import (
     ShownQuestion,
     ShownSample,
     Summary,
+    TaskFilterCounts,
 )
 
 FORMAT_NAMES = {
@@ -175,6 +176,7 @@ def _filters(rounds: Sequence[Round]) -> Html:
     if not steps:
         return Html("")
     labelled = any(step.right + step.wrong for _, step in steps)
+    punished = any(step.punished for _, step in steps)
     rows = [
         [
             f"{step.filter}, {step.task}",
@@ -184,6 +186,7 @@ def _filters(rounds: Sequence[Round]) -> Html:
                 step.kept / step.rows if step.rows else 0.0, count_with_share(step.kept, step.rows)
             ),
             *([count_with_share(step.right, step.right + step.wrong)] if labelled else []),
+            *([_punished(step, labelled)] if punished else []),
             format_count(step.questions),
             decimal(step.weight, 1),
             element("span", _reasons(step.dropped), cls="words"),
@@ -191,6 +194,7 @@ def _filters(rounds: Sequence[Round]) -> Html:
         for row, step in steps
     ]
     head = ["Filter, task", "Selected in", "Samples in", "Kept", *(["Right"] if labelled else [])]
+    head += ["To punish"] if punished else []
     head += ["Questions", "Weight", "Why dropped"]
     caption = (
         "The vote, then the filters in order. Questions: those that still have samples. Weight: "
@@ -201,7 +205,15 @@ def _filters(rounds: Sequence[Round]) -> Html:
             " Right: of the kept samples, by the questions’ answers, which were looked up for this "
             "table alone."
         )
+    if punished:
+        caption += " To punish: kept samples with a negative weight; they do not count in Right."
     return _table_by_round(head, rows, rounds, caption)
+
+
+def _punished(step: TaskFilterCounts, labelled: bool) -> str:
+    """The number of punished samples, and how many of them are right if that is known."""
+    right = f", {format_count(step.punished_right)} of them right" if labelled else ""
+    return f"{format_count(step.punished)}{right}" if step.punished else DASH
 
 
 def _reasons(dropped: Mapping[str, int]) -> str:

@@ -35,7 +35,7 @@ class Row:
       vote: the vote on it.
       sample: what the model wrote.
       solution: the part that is learnt, up to and with its answer.
-      answer: the answer as the sample writes it.
+      answer: the answer as the sample writes it; None if nothing was read of it.
       key: its canonical form.
       scores: by name; a score that could not be had is absent.
       logprobs: of the solution's tokens under the base model, nats; () if no filter needs them,
@@ -46,8 +46,8 @@ class Row:
     vote: Vote
     sample: Sample
     solution: str
-    answer: str
-    key: str
+    answer: str | None
+    key: str | None
     scores: Mapping[str, float] = dataclasses.field(default_factory=dict)
     logprobs: tuple[float, ...] = ()
 
@@ -67,9 +67,15 @@ class Facts:
 
     Attributes:
       human_losses: `LOSS` of human solutions of this task.
+      base_shares: by question, the share of the frozen base's vote; empty unless a filter needs it.
+      right: by question, the keys that count as right; empty unless a filter needs labels.
+      voted_rows: rows of the task that agree with their vote; None if that is not known.
     """
 
     human_losses: tuple[float, ...] = ()
+    base_shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    right: "Answers" = dataclasses.field(default_factory=dict)
+    voted_rows: int | None = None
 
 
 NOTHING = Facts()
@@ -79,7 +85,8 @@ class Verdict(NamedTuple):
     """A filter's verdict on a row.
 
     Attributes:
-      weight: factor of the row's loss weight; 0 drops the row.
+      weight: factor of the row's loss weight; 0 drops the row, below 0 it is punished in place of
+        learnt (`Loss.negatives`).
       reason: why it is dropped, a few words.
     """
 
@@ -128,9 +135,11 @@ class FilterCounts:
       rows: that came in.
       kept: that went on.
       questions: that still have some.
-      weight: sum of the weights that went on.
+      weight: sum of the weights that went on, without their signs.
       dropped: rows by reason.
-      right, wrong: rows that went on, by their answer, if the right ones are known.
+      right, wrong: rows that went on to be learnt, by their answer, if the right ones are known.
+      punished: rows that went on with a weight below 0.
+      punished_right: those of them whose answer is right, if that is known.
     """
 
     filter: str
@@ -141,6 +150,8 @@ class FilterCounts:
     dropped: dict[str, int]
     right: int
     wrong: int
+    punished: int = 0
+    punished_right: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Returns a dictionary of plain JSON values."""
@@ -153,7 +164,7 @@ class Selection:
 
     Attributes:
       rows: in the order in which they came.
-      weights: of each, above 0.
+      weights: of each: above 0 to learn it, below 0 to punish it.
       steps: one for each filter.
     """
 
@@ -183,28 +194,37 @@ def select(
     steps = []
     for one in filters:
         verdicts = judge(one, kept, facts)
-        dropped = collections.Counter(v.reason for v in verdicts if not v.weight > 0)
+        dropped = collections.Counter(v.reason for v in verdicts if not _matters(v.weight))
         came = len(kept)
         passed = [
             (row, weight * verdict.weight)
             for row, weight, verdict in zip(kept, weights, verdicts, strict=True)
-            if verdict.weight > 0
+            if _matters(verdict.weight)
         ]
         kept, weights = [row for row, _ in passed], [weight for _, weight in passed]
-        right, wrong = right_and_wrong(kept, answers)
+        learnt = [row for row, weight in passed if weight > 0]
+        punished = [row for row, weight in passed if weight < 0]
+        right, wrong = right_and_wrong(learnt, answers)
         steps.append(
             FilterCounts(
                 filter=type(one).__name__,
                 rows=came,
                 kept=len(kept),
                 questions=len({row.question.uid for row in kept}),
-                weight=math.fsum(weights),
+                weight=math.fsum(map(abs, weights)),
                 dropped=dict(sorted(dropped.items())),
                 right=right,
                 wrong=wrong,
+                punished=len(punished),
+                punished_right=right_and_wrong(punished, answers)[0],
             )
         )
     return Selection(rows=tuple(kept), weights=tuple(weights), steps=tuple(steps))
+
+
+def _matters(weight: float) -> bool:
+    """Returns False for 0 and for what is no number."""
+    return weight > 0 or weight < 0
 
 
 def right_and_wrong(rows: Sequence[Row], answers: Answers) -> tuple[int, int]:
@@ -213,7 +233,7 @@ def right_and_wrong(rows: Sequence[Row], answers: Answers) -> tuple[int, int]:
     return sum(known), len(known) - sum(known)
 
 
-Keep = Literal["majority", "parsed"]
+Keep = Literal["majority", "parsed", "all"]
 
 
 def solution_text(text: str, surface: str, end: int, marked: bool) -> str:
@@ -237,7 +257,8 @@ def voted_rows(
       question: what was asked.
       samples: its samples, in any order.
       vote: the vote over these samples.
-      keep: the samples that agree with the "majority"; or every "parsed" one, which voted at all.
+      keep: the samples that agree with the "majority"; or every "parsed" one, which voted at all;
+        or "all", with the whole text of those without an answer that no limit cut.
 
     Raises:
       ValueError: the vote is of another question, or over another number of samples.
@@ -252,21 +273,30 @@ def voted_rows(
         raise ValueError(
             f"{vote.uid!r}: a vote over {vote.total} samples, {len(ordered)} are given"
         )
-    if vote.winner is None:
+    if vote.winner is None and keep != "all":
         return []
     kept = set(vote.kept)
+    rows = []
     readings = zip(ordered, vote.keys, vote.surfaces, vote.ends, vote.marked, strict=True)
-    return [
-        Row(
-            question=question,
-            vote=vote,
-            sample=sample,
-            solution=solution_text(sample.text, surface, end, marked),
-            answer=surface,
-            key=key,
+    for sample, key, surface, end, marked in readings:
+        if key is None or surface is None:
+            # A text that the token limit cut would teach to stop in the middle.
+            if keep != "all" or not sample.finished or not sample.text.strip():
+                continue
+            key = surface = None
+            solution = sample.text.strip()
+        elif keep == "majority" and sample.sample_index not in kept:
+            continue
+        else:
+            solution = solution_text(sample.text, surface, end, marked)
+        rows.append(
+            Row(
+                question=question,
+                vote=vote,
+                sample=sample,
+                solution=solution,
+                answer=surface,
+                key=key,
+            )
         )
-        for sample, key, surface, end, marked in readings
-        if key is not None
-        and surface is not None
-        and (keep == "parsed" or sample.sample_index in kept)
-    ]
+    return rows

@@ -132,6 +132,7 @@ def write_result(study: Study, load: Load) -> None:
         "source": study.source,
         "measure": study.measure,
         "reference": titles.get(study.reference, ""),
+        "upper_bound": titles.get(study.upper_bound, ""),
         "against": study.against,
         "seeds": seeds,
         "planned": list(study.seeds),
@@ -245,6 +246,13 @@ def explanation(result: Result) -> str:
         seeds_used += f" of {planned}, the others are not finished"
     sentences = [seeds_used, _ONE_SEED if len(seeds) == 1 else _INTERVALS]
     sentences.append(_MEANING[result["measure"]])
+    if any(row.get("gold") for row in result["rows"]):
+        sentences.append("An upper bound has seen the labels of its training questions")
+    if bound := result.get("upper_bound"):
+        sentences.append(
+            f"Share of {bound}’s gain: paired bootstrap over questions; a dash if that gain is not "
+            "clearly above 0"
+        )
     if stopped := [row for row in result["rows"] if row.get("stopped")]:
         names = sorted({f"{row['label']}, round {row['round']}" for row in stopped})
         sentences.append(
@@ -264,6 +272,7 @@ def _accuracy_table(result: Result) -> tuple[list[str], list[list[str]]]:
     measure, rows = result["measure"], result["rows"]
     compared = any(row["against"] for row in rows)
     papers = any(row["paper"] for row in rows)
+    bound = result.get("upper_bound")
     head = ["variant", "prompt style", "tasks"]
     extra = {"rounds": "round", "sizes": "parameters"}.get(measure)
     head[1:1] = [extra] if extra else []
@@ -271,17 +280,20 @@ def _accuracy_table(result: Result) -> tuple[list[str], list[list[str]]]:
     if compared:
         when = " before its rounds" if result["against"] == "before" else ""
         head.append(f"against {result['reference']}{when}")
+    head += [f"share of {bound}’s gain"] if bound else []
     head += ["paper"] if papers else []
     table_rows = []
     for row in rows:
         domain = _DOMAINS.get(row["domain"], row["domain"])
-        cells = [row["label"], _style_name(row), domain]
+        label = row["label"] + (" (upper bound)" if row.get("gold") else "")
+        cells = [label, _style_name(row), domain]
         if extra:
             number = str(row["round"]) if measure == "rounds" else format_count(row["parameters"])
             cells.insert(1, number)
         cells += [_share(row["before"][0]), _share(row["after"][0]), _change(row["change"])]
         cells.append(", ".join(map(points, row["change"]["seeds"] if row["change"] else [])))
         cells += [_change(row["against"])] if compared else []
+        cells += [_reached(row.get("reached"))] if bound else []
         cells += [row["paper"] or DASH] if papers else []
         table_rows.append(cells)
     return head, table_rows
@@ -334,6 +346,14 @@ def _change(row: Row | None) -> str:
     if row is None:
         return DASH
     return f"{points(row['difference'])} ({points(row['low'])} to {points(row['high'])})"
+
+
+def _reached(values: Sequence[float] | None) -> str:
+    """[0.82, 0.6, 1.1] -> "82 % (60 to 110)"."""
+    if values is None:
+        return DASH
+    mean, low, high = (f"{100 * value:.0f}".replace("-", "\N{MINUS SIGN}") for value in values)
+    return f"{mean} % ({low} to {high})"
 
 
 _TABLES: dict[str, Callable[[Result], tuple[list[str], list[list[str]]]]] = {

@@ -14,6 +14,7 @@ seed; intervals are those of `evaluation.statistics.over_seeds`.
 import collections
 import dataclasses
 import itertools
+import json
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 
 from lmsi_jax.config import DistributionShift, ModelConfig, Run, Study, Variant
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.evaluation.statistics import Z_95, macro_variance, over_seeds
+from lmsi_jax.evaluation.statistics import Z_95, gain_share, macro_variance, over_seeds
 from lmsi_jax.pipeline.context import Context
 from lmsi_jax.pipeline.evaluate import read_scores
 from lmsi_jax.pipeline.questions import train_answers
@@ -138,11 +139,13 @@ class Evaluated:
       trained: the tasks that it trains on.
       parameters: number of parameters of its model.
       scores: the rows of scores.json by round; 0 is the base.
+      gold: True if gold labels chose training rows (`GoldLabels`).
     """
 
     trained: tuple[str, ...]
     parameters: int
     scores: dict[int, list[dict[str, Any]]]
+    gold: bool = False
 
     @property
     def last(self) -> int:
@@ -193,6 +196,10 @@ def read(folder: str) -> Evaluated:
     return Evaluated(
         trained=tuple(questions["train"]),
         parameters=model.parameter_count,
+        gold=any(
+            "GoldLabels" in json.dumps(read_record(path)["config"].get("Mixing", {}))
+            for path in root.glob("round_*/mix/stage.json")
+        ),
         scores={number: read_scores(root, number) for number in sorted(paths)},
     )
 
@@ -227,18 +234,25 @@ def accuracy_rows(study: Study, seeds: Sequence[int]) -> list[Row]:
     runs = {
         variant.name: [read(unit_of(study, variant, seed).folder) for seed in seeds]
         for variant in study.variants
-        if variant.shown or variant.name == study.reference
+        if variant.shown or variant.name in (study.reference, study.upper_bound)
     }
     table: list[Row] = []
     for variant in study.variants:
         if variant.shown:
-            others = None if variant.name == study.reference else runs.get(study.reference)
-            table += _variant_rows(study, variant, runs[variant.name], others)
+            others, bound = (
+                None if variant.name == name else runs.get(name)
+                for name in (study.reference, study.upper_bound)
+            )
+            table += _variant_rows(study, variant, runs[variant.name], others, bound)
     return table
 
 
 def _variant_rows(
-    study: Study, variant: Variant, runs: list[Evaluated], reference: list[Evaluated] | None
+    study: Study,
+    variant: Variant,
+    runs: list[Evaluated],
+    reference: list[Evaluated] | None,
+    bound: list[Evaluated] | None,
 ) -> Iterator[Row]:
     last = max(run.last for run in runs)
     paper = dict(variant.paper)
@@ -254,6 +268,10 @@ def _variant_rows(
                     compared = number if study.against == "after" else 0
                     others = [run.outcomes(compared, prompt_style, domain) for run in reference]
                     against = change(others, after)
+                reached = None
+                if bound is not None and prompt_style in bound[0].prompt_styles:
+                    best = [run.outcomes(number, prompt_style, domain) for run in bound]
+                    reached = _gain_share(before, after, best)
                 yield {
                     "variant": variant.name,
                     "label": variant.title,
@@ -267,6 +285,8 @@ def _variant_rows(
                     "after": _accuracy(after),
                     "change": change(before, after),
                     "against": against,
+                    "reached": reached,
+                    "gold": any(run.gold for run in runs),
                 }
 
 
@@ -289,6 +309,17 @@ def change(before: Sequence[Outcomes], after: Sequence[Outcomes]) -> Row | None:
     values = [macro(tasks) for tasks in paired]
     mean = over_seeds(values, [macro_variance([*tasks.values()]) for tasks in paired])
     return {**mean._asdict(), "seeds": values}
+
+
+def _gain_share(
+    before: Sequence[Outcomes], after: Sequence[Outcomes], bound: Sequence[Outcomes]
+) -> list[float] | None:
+    """Returns the share of the bound's gain and its interval; None if that gain is not clear."""
+    try:
+        reached = gain_share(before, after, bound)
+    except ValueError:  # measured on other questions
+        return None
+    return list(reached) if reached else None
 
 
 def _accuracy(outcomes: Sequence[Outcomes]) -> list[float]:

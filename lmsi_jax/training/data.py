@@ -203,7 +203,7 @@ def _by_task(
 
 def _mean_weight(tasks: Sequence[tuple[str, Sequence[Any], float]]) -> float:
     """Returns the expected weight of a drawn row, of (task, examples, share); 1 if all are 0."""
-    means = [share * math.fsum(e.weight for e in own) / len(own) for _, own, share in tasks]
+    means = [share * math.fsum(abs(e.weight) for e in own) / len(own) for _, own, share in tasks]
     return math.fsum(means) or 1.0
 
 

@@ -5,6 +5,9 @@ optional label smoothing, z-loss, and divergence from a teacher (Hinton et al. 2
 either its most probable tokens, stored with the data, or a model in memory. Learning from a
 teacher's text alone, as LMSI's own distillation does, needs neither.
 
+Rows with a negative weight are punished: a bounded loss of theirs takes the cross entropy's place,
+and counts with the size of the weight (`Loss.negatives`).
+
 Pairs: SPIN (Chen et al. 2024) and ScPO (Prasad et al. 2024). A pair is a chosen and a rejected
 continuation of one prompt, packed as one row of two sequences (`packing.PairRow`). The reference is
 the model that training starts from; its log-probabilities are computed once, and come with the
@@ -115,6 +118,8 @@ def stored(batch: dict[str, Any]) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 Arrays = dict[str, jax.Array]
+TAUGHT = "taught"
+"""Name of the flag of a batch whose loss has the divergence from the teacher."""
 
 
 class Sums(NamedTuple):
@@ -125,12 +130,15 @@ class Sums(NamedTuple):
       cross_entropy: the reported loss.
       by_group: cross entropy by group, [groups].
       weights: by group, [groups].
+      punished: weights of the tokens to punish, as positive numbers; None without `Loss.negatives`.
+        They count in `total` alone.
     """
 
     total: jax.Array
     cross_entropy: jax.Array
     by_group: jax.Array
     weights: jax.Array
+    punished: jax.Array | None = None
 
 
 def token_logits(config: ModelConfig, params: Params, batch: Arrays) -> jax.Array:
@@ -171,8 +179,7 @@ def token_losses(
     if loss.label_smoothing:
         total = _smoothed(loss, logits, log_z, entropy)
     if loss.distillation != "sequence" and loss.distillation_weight:
-        from_teacher, share = _teacher_divergence(config, batch, loss, teacher, logits)
-        total = (1 - share) * total + share * from_teacher
+        total = _taught(config, batch, loss, teacher, logits, total)
     if loss.z_loss:
         total += loss.z_loss * log_z**2
     ahead = ((0, 0), (1, 0))
@@ -206,6 +213,44 @@ def _smoothed(loss: Loss, logits: jax.Array, log_z: jax.Array, entropy: jax.Arra
     return smoothed
 
 
+def _taught(
+    config: ModelConfig,
+    batch: Arrays,
+    loss: Loss,
+    teacher: Teacher | None,
+    logits: jax.Array,
+    total: jax.Array,
+) -> jax.Array:
+    """Returns the loss with the divergence's share, [B, T - 1]; without it after the last step."""
+
+    def learn(total: jax.Array, logits: jax.Array) -> jax.Array:
+        from_teacher, share = _teacher_divergence(config, batch, loss, teacher, logits)
+        return (1 - share) * total + share * from_teacher
+
+    if loss.distillation_until is None:
+        return learn(total, logits)
+    if TAUGHT not in batch:
+        raise LmsiError(
+            "Loss.distillation_until counts the steps of this package's trainer; leave it None in "
+            "another one"
+        )
+    # One program for both phases; in the second one the teacher is not run.
+    return jax.lax.cond(batch[TAUGHT], learn, lambda total, _: total, total, logits)
+
+
+def taught(loss: Loss, step: int, microbatches: int) -> dict[str, np.ndarray]:
+    """Returns what a step's batch says of the teacher: {"taught": [M]}, or {} if it never ends.
+
+    Args:
+      loss: the loss.
+      step: the step, 1, 2, ...
+      microbatches: M.
+    """
+    if loss.distillation_until is None:
+        return {}
+    return {TAUGHT: np.full(microbatches, step <= loss.distillation_until)}
+
+
 def _teacher_divergence(
     config: ModelConfig, batch: Arrays, loss: Loss, teacher: Teacher | None, logits: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -222,6 +267,26 @@ def _teacher_divergence(
     return divergence(theirs, logits, loss.temperature), share
 
 
+# -log(1 - q) of a token that is certain is bounded by this: -log(1 - exp(-1e-6)).
+_LEAST_ENTROPY = 1e-6
+
+
+def negative_losses(entropies: jax.Array, loss: Loss) -> jax.Array:
+    """Returns the loss of tokens y that are punished, bounded from both sides.
+
+    Args:
+      entropies: -log q(y), in nats.
+      loss: its `negatives` and `least_probability`.
+
+    Returns:
+      "unlikelihood": -log(1 - q(y)), from 0 to 13.8; its derivative by y's logit is q(y).
+      "advantage": max(log q(y), log(least_probability)); its derivative is 1 - q(y), or 0.
+    """
+    if loss.negatives == "unlikelihood":
+        return -jnp.log(-jnp.expm1(-jnp.maximum(entropies, _LEAST_ENTROPY)))
+    return jnp.maximum(-entropies, np.log(loss.least_probability))
+
+
 def weighted_sums(
     config: ModelConfig,
     params: Params,
@@ -232,21 +297,38 @@ def weighted_sums(
 ) -> tuple[jax.Array, Sums]:
     """Returns a microbatch's sum of weight * optimised loss, and its sums for metrics."""
     optimised, entropies = token_losses(config, params, batch, loss, teacher)
-    total, entropy = (optimised * batch["weights"], entropies * batch["weights"])
+    learnt, punished = batch["weights"], None
+    total = optimised * learnt
+    if loss.negatives != "refuse":
+        punishment = jnp.maximum(-learnt, 0.0)
+        learnt = jnp.maximum(learnt, 0.0)
+        total = optimised * learnt + negative_losses(entropies, loss) * punishment
+        punished = punishment.sum()
+    entropy = entropies * learnt
     member = jax.nn.one_hot(batch["groups"], groups)
     by_group = jnp.einsum("bt,btg->g", entropy, member)
-    weights = jnp.einsum("bt,btg->g", batch["weights"], member)
-    return total.sum(), Sums(total.sum(), entropy.sum(), by_group, weights)
+    weights = jnp.einsum("bt,btg->g", learnt, member)
+    return total.sum(), Sums(total.sum(), entropy.sum(), by_group, weights, punished)
 
 
 def normalize_sums(sums: Sums, gradient: Params) -> tuple[Sums, Params]:
-    """Divides a step's sums and gradient by its target weight; a group without weight gets NaN."""
-    weight = sums.weights.sum()
-    weight = jnp.where(weight > 0, weight, 1.0)
+    """Divides a step's sums and gradient by its target weight; a group without weight gets NaN.
+
+    The optimised loss and the gradient are divided by the size of all weights, of tokens to learn
+    and to punish.
+    """
+    learnt = every = sums.weights.sum()
+    if sums.punished is not None:
+        every = learnt + sums.punished
+    learnt, every = (jnp.where(weight > 0, weight, 1.0) for weight in (learnt, every))
     means = Sums(
-        sums.total / weight, sums.cross_entropy / weight, sums.by_group / sums.weights, sums.weights
+        sums.total / every,
+        sums.cross_entropy / learnt,
+        sums.by_group / sums.weights,
+        sums.weights,
+        sums.punished,
     )
-    return means, jax.tree.map(lambda g: g / weight, gradient)
+    return means, jax.tree.map(lambda g: g / every, gradient)
 
 
 class Members(NamedTuple):

@@ -261,8 +261,8 @@ def _read(path: epath.Path, number: int, text: bytes) -> Line:
 
 
 def group_weights(batch: Batch, groups: int) -> list[float]:
-    """Returns the sum of the loss weights of each group's tokens, counted on the host."""
-    member, weights = np.ravel(batch["groups"]), np.ravel(batch["weights"])
+    """Returns the sum of the loss weights of each group's tokens to learn, counted on the host."""
+    member, weights = np.ravel(batch["groups"]), np.maximum(np.ravel(batch["weights"]), 0.0)
     return np.bincount(member, weights.astype(np.float64), groups).tolist()
 
 

@@ -34,6 +34,8 @@ def transformation(optimizer: Optimizer, steps: int) -> optax.GradientTransforma
         core = optax.adamw(rate, b1=0.9, b2=optimizer.b2, weight_decay=optimizer.weight_decay)
     elif optimizer.name == "adafactor":
         core = optax.adafactor(rate, multiply_by_parameter_scale=True)
+    elif optimizer.name == "rmsprop":  # PyTorch's, with epsilon outside of the root
+        core = optax.rmsprop(rate, decay=optimizer.b2, eps_in_sqrt=False)
     else:
         core = contrib.muon(
             _schedule(optimizer, optimizer.muon_learning_rate, steps),

@@ -164,14 +164,15 @@ def train(
                     f"{training.microbatches} microbatches, so lower Training.microbatches or "
                     "sequences_per_prefix"
                 )
-            _check_batch(batch, groups, f"{name}, step {step}")
+            _check_batch(batch, groups, training, f"{name}, step {step}")
+            flags = losses.taught(training.loss, step, training.microbatches)
             params, state, metrics = train_step(
                 config,
                 training,
                 len(groups),
                 params,
                 state,
-                sharding.shard_batch(mesh, batch),
+                sharding.shard_batch(mesh, {**batch, **flags}),
                 teacher,
             )
             # Asked once: the answer decides whether to save and to leave below.
@@ -202,12 +203,15 @@ def train(
         return merge_trained(training, params, state)
 
 
-def _check_batch(batch: packing.Batch, groups: Sequence[str], place: str) -> None:
+def _check_batch(
+    batch: packing.Batch, groups: Sequence[str], training: Training, place: str
+) -> None:
     """Checks on the host what would make a step's loss wrong in silence.
 
     Raises:
       LmsiError: a row's group is none of `groups`, and its weight would be in the sum of the losses
-        but not in that of the weights; or nothing has a weight, and the loss would be 0.
+        but not in that of the weights; nothing has a weight, and the loss would be 0; or a weight
+        is negative, and the loss of tokens to learn would be maximised without a bound.
     """
     highest = int(batch["groups"].max())
     if highest >= len(groups):
@@ -215,6 +219,11 @@ def _check_batch(batch: packing.Batch, groups: Sequence[str], place: str) -> Non
             f"{place}: a row is of group {highest}, and `groups` names {len(groups)} "
             f"({', '.join(groups)}), counted from 0; pass the groups of the rows, as in "
             "groups=examples.groups"
+        )
+    if training.loss.negatives == "refuse" and (batch["weights"] < 0).any():
+        raise LmsiError(
+            f"{place}: a row has a negative weight, to be punished; set Loss.negatives to "
+            "'unlikelihood' or 'advantage', or take what gives it out of Mixing.selection"
         )
     if not batch["weights"].any():
         raise LmsiError(

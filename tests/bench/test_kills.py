@@ -1,5 +1,6 @@
 """The kill campaign: what it draws, counts and compares, and two real kills."""
 
+import fcntl
 import json
 import pathlib
 import random
@@ -92,6 +93,20 @@ def test_what_went_wrong_is_kept_in_full_and_the_rest_is_counted():
     assert (summary["equal"], summary["different"], summary["failed"]) == (1, 0, 1)
     assert summary["starts"] == 5 and summary["seconds_per_kill"] == 4.0
     assert summary["wrong"] == [wrong] and summary["remarks"] == ["x"]
+
+
+def test_two_campaigns_do_not_share_a_folder(tmp_path, capsys):
+    with open(tmp_path / "lock", "w") as mine:
+        fcntl.flock(mine, fcntl.LOCK_EX)
+        mine.write("123")
+        mine.flush()
+        with pytest.raises(SystemExit) as left:
+            kills.main(["--kills=1", f"--scratch={tmp_path}"])
+    assert left.value.code == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert f"{tmp_path} is in use by another campaign (process 123); wait" in error
+    assert [file.name for file in tmp_path.iterdir()] == ["lock"]
+    assert kills.lock(tmp_path) == ""  # its owner is gone
 
 
 @pytest.mark.slow

@@ -180,7 +180,7 @@ def test_packaged_names_are_found_and_a_misspelt_one_meets_the_nearest(tmp_path,
     text = _error(config="quikstart")
     assert text == (
         "there is no configuration 'quikstart'; did you mean quickstart? Packaged: quickstart; "
-        "or give the path of a .gin file"
+        "or give the path of a .gin file or the folder of a run"
     )
     assert "there is no configuration 'zzz'. Packaged: quickstart; " in _error(config="zzz")
 
@@ -453,6 +453,26 @@ def test_paths_and_code_are_relative_to_the_gin_file_that_names_them(tmp_path, m
     )
     assert task.exemplars == f"{top}/mine.txt"
     assert (task.test, task.prompt) == (f"{here}/t.csv", f"{here}/my_task:p")
+
+
+def test_scorers_are_relative_to_the_gin_file_in_schedules_too(tmp_path, monkeypatch):
+    from lmsi_jax.config.configurables import load_run
+
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "judge.py").write_text("")
+    (tmp_path / "base" / "run.gin").write_text(
+        f"{_RUN}Questions.tasks = ()\nQuestions.train = ('purchases',)\n"
+        "Voting.scorer = 'judge:vote'\nVoting.ties = 'scorer'\n"
+        "Mixing.selection = (@ExternalScore(),)\nExternalScore.scorer = 'operator:eq'\n"
+        "Run.rounds = 2\nRun.voting = @Voting()\nRun.mixing = @Mixing()\n"
+        "Run.schedule = (('ExternalScore.scorer', ('judge:one', 'operator:ne')),)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    gin_loader.load(str(tmp_path / "base" / "run.gin"), gin_loader.parse([])[0])
+    run = load_run()
+    assert run.voting.scorer == f"{tmp_path}/base/judge:vote"
+    scorers = [run.in_round(index).mixing.selection[0].scorer for index in (1, 2)]
+    assert scorers == [f"{tmp_path}/base/judge:one", "operator:ne"]
 
 
 def test_the_operative_configuration_has_them_whole(tmp_path, monkeypatch):

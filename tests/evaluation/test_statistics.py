@@ -145,3 +145,51 @@ def test_the_variance_of_a_mean_over_tasks_is_that_of_independent_means():
     assert statistics.macro_variance([task.tolist() for task in tasks]) == pytest.approx(wanted)
     with pytest.raises(ValueError):
         statistics.macro_variance([[1.0], []])
+
+
+def _three_models(rng, gains, sizes=((40, 60), (40, 60))):
+    """Outcomes of a base and of models that are better by these chances, by seed and task."""
+    base = [{f"t{i}": (rng.random(n) < 0.4).astype(int) for i, n in enumerate(s)} for s in sizes]
+    better = [
+        [{t: np.maximum(o, rng.random(len(o)) < gain) for t, o in seed.items()} for seed in base]
+        for gain in gains
+    ]
+    return base, *better
+
+
+def test_the_share_of_a_gain_is_a_quotient_of_macro_means_with_a_paired_bootstrap():
+    rng = np.random.default_rng(1)
+    base, model, bound = _three_models(rng, (0.3, 0.5))
+    found = statistics.gain_share(base, model, bound)
+
+    def macro(models, chosen):
+        return np.mean(
+            [np.mean([o[t][i[t]].mean() for t in o]) for o, i in zip(models, chosen, strict=True)]
+        )
+
+    every = [{t: np.arange(len(o)) for t, o in seed.items()} for seed in base]
+    plain = [macro(one, every) for one in (base, model, bound)]
+    assert found.share == pytest.approx((plain[1] - plain[0]) / (plain[2] - plain[0]), rel=1e-12)
+    quotients = []
+    for _ in range(800):  # an independent bootstrap, one resample at a time
+        drawn = [{t: rng.integers(0, len(i), len(i)) for t, i in seed.items()} for seed in every]
+        b, m, g = (macro(one, drawn) for one in (base, model, bound))
+        quotients.append((m - b) / (g - b))
+    low, high = np.quantile(quotients, (0.025, 0.975))
+    assert found.low == pytest.approx(low, abs=0.05) and found.high == pytest.approx(high, abs=0.05)
+
+
+def test_the_bound_reaches_all_of_its_gain_and_the_base_none():
+    base, bound = _three_models(np.random.default_rng(2), (0.4,))
+    assert statistics.gain_share(base, bound, bound) == pytest.approx((1, 1, 1))
+    assert statistics.gain_share(base, base, bound) == pytest.approx((0, 0, 0))
+
+
+def test_a_gain_that_is_not_clear_has_no_shares():
+    base, model, bound = _three_models(np.random.default_rng(3), (0.3, 0.01), ((20,),))
+    assert statistics.gain_share(base, model, bound) is None
+    assert statistics.gain_share(base, model, base) is None
+    with pytest.raises(ValueError, match="other questions of 't0'"):
+        statistics.gain_share(base, model, [{"t0": [1]}])
+    with pytest.raises(ValueError, match="are not triples"):
+        statistics.gain_share(base, model, [])

@@ -153,6 +153,17 @@ def test_a_second_rounds_pairs_are_compared_with_the_first_rounds_model_killed_o
         assert first["margin"] == pytest.approx(0, abs=1e-3)
         assert last["margin"] > first["margin"]
     assert _references(tmp_path / "whole", 1) != _references(tmp_path / "whole", 2)
+    stores = [ShardStore(tmp_path / "whole" / f"round_{index}" / "mix") for index in (1, 2)]
+    made = [name for name in stores[0].names() if name.startswith("pairs-")]
+    repeated = [name for name in stores[1].names() if name.startswith("last_pairs-")]
+    if settings is SPIN:  # it trains on the last round's pairs again
+        assert [f"last_{name}" for name in made] == repeated and made
+        assert all(stores[1].read(f"last_{name}") == stores[0].read(name) for name in made)
+        lines = [len(_references(tmp_path / "whole", index)) for index in (1, 2)]
+        own = sum(len(stores[1].read(name)) for name in stores[1].names() if "last" not in name)
+        assert lines[1] == own + lines[0] if own else lines[0]
+    else:
+        assert repeated == []
     killed_after(words("run", tmp_path / "killed", changes), "pipeline.train", "write_missing", 2)
     assert not (tmp_path / "killed" / "round_2" / "train" / "stage.json").exists()
     assert main(words("run", tmp_path / "killed", changes)) == 0

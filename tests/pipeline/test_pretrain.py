@@ -1,15 +1,20 @@
 """`lmsi pretrain` from documents to a model to start from; killed; on two processes."""
 
+import contextlib
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from micro_run import contents, killed_after, snapshot
 from several import together
 
+import lmsi_jax
 from lmsi_jax.cli.main import main
 from lmsi_jax.models.tokenizers import SentencePiece
+from lmsi_jax.training.checkpoints import Checkpoints
+from lmsi_jax.training.trainer import train_step
 
 _RECIPE = """
 include 'runs/pretrain.gin'
@@ -114,6 +119,64 @@ def test_killed_between_its_checkpoints_it_goes_on_to_the_same_bytes(
     assert not (output / "round_0" / "pretrain" / "stage.json").exists()
     assert main(words(output)) == 0
     assert contents(output) == contents(pretrained)
+
+
+@pytest.fixture(scope="module")
+def taught(pretrained, tmp_path_factory):
+    """Arguments of a pre-training that the finished one teaches for three steps, but its folder."""
+    folder = pretrained / "round_0" / "pretrain"
+    file = tmp_path_factory.mktemp("taught") / "taught.gin"
+    file.write_text(
+        _RECIPE
+        + f"""
+Run.tokenizer = '{folder}/tokenizer.model'
+Pretraining.teacher = '{folder}/params'
+Pretraining.teacher_model = @teacher/ModelConfig()
+teacher/ModelConfig.embed_dim = 24
+ModelConfig.embed_dim = 32
+pretrain/Training.loss = @Loss()
+Loss.distillation = 'model'
+Loss.distillation_until = 3
+"""
+    )
+    return ["pretrain", str(file)]
+
+
+def test_a_smaller_model_teaches_its_first_steps_in_one_program(taught, pretrained, tmp_path):
+    before = train_step._cache_size()
+    assert main([*taught, f"--gin.Run.output_dir='{tmp_path}/run'"]) == 0
+    assert train_step._cache_size() == before + 1
+    folder = tmp_path / "run" / "round_0" / "pretrain"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    apart = [abs(line["optimised"] / line["loss"] - 1) > 1e-6 for line in lines]
+    assert apart == [True] * 3 + [False] * 5
+    theirs = pretrained / "round_0" / "pretrain" / "tokenizer.model"
+    assert (folder / "tokenizer.model").read_bytes() == theirs.read_bytes()
+
+
+def test_another_teacher_makes_it_stale_and_another_folder_does_not(
+    taught, pretrained, tmp_path, capsys
+):
+    words = [*taught, f"--gin.Run.output_dir='{tmp_path}/run'", "--gin.pretrain/Training.steps=1"]
+    moved, other = tmp_path / "moved", tmp_path / "other"
+    shutil.copytree(pretrained / "round_0" / "pretrain" / "params", moved)
+    model = lmsi_jax.load(pretrained / "round_0" / "pretrain" / "params")
+    with contextlib.closing(Checkpoints(other)) as saved:
+        saved.save(1, jax.tree.map(lambda leaf: 2 * leaf, model.params))
+    assert main([*words, f"--gin.Pretraining.teacher='{moved}'"]) == 0
+    shutil.rmtree(moved)
+    assert main(words) == 0
+    assert main([*words, f"--gin.Pretraining.teacher='{other}'"]) == 2
+    assert "teacher was" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.slow
+def test_killed_after_its_teacher_has_left_it_goes_on_to_the_same_bytes(taught, tmp_path):
+    whole, cut = (f"--gin.Run.output_dir='{tmp_path}/{name}'" for name in ("whole", "cut"))
+    assert main([*taught, whole]) == 0
+    killed_after([*taught, cut], "training.checkpoints", "Checkpoints.save", 2)
+    assert main([*taught, cut]) == 0
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -1,10 +1,8 @@
 """`lmsi run` with filters: what they leave, what training gets of it, and resuming."""
 
 import dataclasses
-import importlib
 import itertools
 import json
-import linecache
 import math
 import shutil
 import sys
@@ -360,7 +358,6 @@ def rankers_here(tmp_path, monkeypatch):
     (tmp_path / "micro_scorers.py").write_text(RANKER)
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("micro_scorers", None)
-    scorers.load.cache_clear()
 
 
 def test_a_second_rounds_ranker_is_asked_and_one_for_many_samples_gets_a_shard_at_once(
@@ -396,7 +393,7 @@ def test_a_second_rounds_ranker_is_asked_and_one_for_many_samples_gets_a_shard_a
         ({"Mixing.selection": "(@ExternalScore(),)", "ExternalScore.scorer": "micro_scorers:few"},
          "`many` must give one for each"),
         ({"Mixing.selection": "(@ExternalScore(),)", "ExternalScore.scorer": "micro_scorers:none"},
-         "has no function 'none'"),
+         "has no 'none'; it has"),
         ({"Voting.weights": "scorer", "Voting.scorer": "micro_scorers:negative"},
          "gives -2.5 to a sample of"),
         ({"Voting.weights": "scorer", "Voting.scorer": ":f"}, "Voting.scorer = ':f'; write"),
@@ -449,22 +446,22 @@ def test_ranks_are_shared_by_processes_and_asked_for_once(
     assert store.names() == names and len(asked) == len(names) + 1
 
 
-def test_scores_of_another_ranker_are_not_taken_for_its_own(
+def test_a_changed_ranker_is_refused_and_one_that_has_moved_is_not(
     gin_file, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.syspath_prepend(str(tmp_path))
     run = tmp_path / "run"
     changes = {"Mixing.selection": "(@ExternalScore(),)", "ExternalScore.scorer": "micro_other:f"}
-    (tmp_path / "micro_other.py").write_text("def f(question, sample):\n    return 1.0\n")
-    for command in ("sample", "vote"):
-        assert main(_words(gin_file, command, run, changes)) == 0
     codes = []
-    for line in ("return 1.0", "return 1.0", "return 2.0 + sample.sample_index"):
-        (tmp_path / "micro_other.py").write_text(f"def f(question, sample):\n    {line}\n")
-        sys.modules.pop("micro_other", None)
-        importlib.invalidate_caches()
-        linecache.clearcache()
-        scorers.load.cache_clear()
+    for folder, line in (
+        ("here", "return 1.0"),
+        ("there", "return 1.0"),
+        ("there", "return 2.0 + sample.sample_index"),
+    ):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "micro_other.py").write_text(f"def f(question, sample):\n    {line}\n")
+        monkeypatch.chdir(tmp_path / folder)
+        for command in () if codes else ("sample", "vote"):
+            assert main(_words(gin_file, command, run, changes)) == 0
         codes.append(main(_words(gin_file, "mix", run, changes)))
     assert codes == [0, 0, 2]
     error = " ".join(capsys.readouterr().err.split())

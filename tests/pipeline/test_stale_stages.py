@@ -15,6 +15,7 @@ from lmsi_jax.config import (
     ExternalScore,
     FileTask,
     Lora,
+    Loss,
     Mixing,
     ModelConfig,
     Preference,
@@ -24,9 +25,10 @@ from lmsi_jax.config import (
     Sampling,
     SelfRating,
     Training,
+    VoteShares,
     Voting,
 )
-from lmsi_jax.pipeline.context import Context
+from lmsi_jax.pipeline.context import Context, Round
 from lmsi_jax.pipeline.evaluate import EvaluateStep
 from lmsi_jax.pipeline.pretrain import PretrainStep
 from lmsi_jax.pipeline.questions import QuestionsStep
@@ -129,7 +131,8 @@ TABLE = {
         **dict.fromkeys(
             (
                 *("z_loss", "label_smoothing", "smoothing_constant", "distillation"),
-                *("distillation_weight", "temperature", "rest"),
+                *("distillation_weight", "distillation_until", "temperature", "rest"),
+                *("negatives", "least_probability"),
             ),
             "train",
         ),
@@ -150,13 +153,16 @@ TABLE = {
         ),
         "",
     ),
-    "Pretraining": dict.fromkeys(
-        (
-            *("shares", "hard", "most_questions", "question_weight", "vocab_documents"),
-            "seed",
+    "Pretraining": {
+        **dict.fromkeys(
+            (
+                *("shares", "hard", "most_questions", "question_weight", "vocab_documents"),
+                "seed",
+            ),
+            "pretrain",
         ),
-        "pretrain",
-    ),
+        "teacher": "",  # through its fingerprint
+    },
     # Of the teacher, whose examples' fingerprint is an input.
     "Distillation": dict.fromkeys(("teacher_dir", "round"), ""),
     # Of all stages but pre-training, through the fingerprint of the model.
@@ -221,7 +227,12 @@ BASES = {
             ),
         ),
         training=Training(lora=Lora()),
-        pretraining=Pretraining(training=Training(), shares=(("legs", 1.0),)),
+        pretraining=Pretraining(
+            training=Training(loss=Loss(distillation="model")),
+            shares=(("legs", 1.0),),
+            teacher="embedded",
+            teacher_model=_MODEL,
+        ),
         distillation=Distillation(teacher_dir="elsewhere"),
     ),
     "plain": Run(**_PLAIN, augmentation=Augmentation(prompts=2)),
@@ -253,6 +264,7 @@ _PAIRS = {
     "Loss.top_k": "train",
     "Preference.beta": "train",
     "Preference.likelihood": "train",
+    "Preference.last_pairs": "train",  # and, of SPIN's second round, mix
 }
 OVERRIDES = {
     "full": {"Augmentation.prompts": "prompts"},
@@ -385,6 +397,18 @@ def test_each_stage_reads_what_it_says():
         "train": ("mix", "model", "teacher"),
         "eval": ("model", "questions"),
     }
+
+
+def test_weights_by_the_bases_vote_are_stale_once_that_is_cast_anew(monkeypatch):
+    mixing = Mixing(keep="parsed", selection=(VoteShares(),))
+    later = Context(Run(**_PLAIN, mixing=mixing), frozenset()).round(2)
+    (step,) = [one for one in ROUND if one.name == "mix"]
+    before = step.identity(later)
+    monkeypatch.setattr(Round, "stage_fingerprint", lambda self, stage: f"{self.index} {stage}")
+    assert step.identity(later) == {**before, "base_vote": "1 vote"} != before
+    unweighted = dataclasses.replace(mixing, selection=(VoteShares(question_weight=False),))
+    without = Context(Run(**_PLAIN, mixing=unweighted), frozenset()).round(2)
+    assert "base_vote" not in step.identity(without)
 
 
 def test_every_field_of_a_model_that_changes_what_it_says_is_in_its_fingerprint(

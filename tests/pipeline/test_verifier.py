@@ -11,7 +11,6 @@ from lmsi_jax.cli.main import main
 from lmsi_jax.config import Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.tokenizers import SentencePiece
-from lmsi_jax.pipeline import scorers
 from lmsi_jax.pipeline.scorers import Verifier
 from lmsi_jax.records import Question, Sample
 from lmsi_jax.runtime.files import write_json
@@ -69,7 +68,6 @@ def test_it_filters_the_samples_of_a_run(imported, gin_file, tmp_path, monkeypat
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("micro_judge", None)
-    scorers.load.cache_clear()
     run = tmp_path / "run"
     words = [
         *(

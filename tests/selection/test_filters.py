@@ -1,5 +1,6 @@
 """Every filter against brute force; shares are exact; the order of the rows never matters."""
 
+import dataclasses
 import math
 import pathlib
 import random
@@ -22,6 +23,7 @@ from lmsi_jax.config import (
     ImportanceWeights,
     InstructionFollowing,
     MinConfidence,
+    Mixing,
     SelfRating,
 )
 from lmsi_jax.config.row_filters import FILTERS
@@ -321,6 +323,7 @@ def test_the_rating_prompt_shows_question_and_solution():
         lambda: ImportanceWeights(cap=0.0),
         lambda: ImportanceWeights(surest=0.0),
         lambda: ExternalScore(scorer="no function"),
+        lambda: Mixing(selection=(ExternalScore(scorer="/a/m:f"), ExternalScore(scorer="/b/m:f"))),
         lambda: Cap(num_samples=0),
         lambda: MinConfidence(confidence=2.0),
         lambda: DistinctReasoning(form="words"),
@@ -352,4 +355,4 @@ def test_a_filter_of_the_package_is_exported_judges_and_is_documented(cls):
     page = (pathlib.Path(__file__).parents[2] / "docs" / "selection.md").read_text(encoding="utf-8")
     assert getattr(config, cls.__name__) is cls and cls.__name__ in config.__all__
     assert judge.dispatch(cls) is not judge.dispatch(object)
-    assert f"| `{cls.__name__}." in page
+    assert f"| `{cls.__name__}{'.' if dataclasses.fields(cls) else '()'}" in page

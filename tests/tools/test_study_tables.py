@@ -3,16 +3,19 @@
 import dataclasses
 import itertools
 import json
+import pathlib
 
 import numpy as np
 import pytest
 
 from lmsi_jax.config import Study, Variant
+from lmsi_jax.errors import LmsiError
 from lmsi_jax.runtime.files import write_record
 from lmsi_jax.tools import study_results
 from lmsi_jax.tools.study import head_and_rows, render
 
 _CONFIG = {"vocab_size": 32, "num_layers": 1, "embed_dim": 8, "num_heads": 2, "num_kv_heads": 1}
+TRAINED = ("legs", "choices")
 _CONFIG |= {"head_dim": 4, "mlp_dim": 16, "max_length": 64}
 
 
@@ -196,6 +199,39 @@ def test_every_row_falls_into_exactly_one_of_the_papers_bins():
     assert counts == [1, 2, 1, 1, 2]
     assert study_results.right_share([rows], 1.0, 1.1)["right"][0] == 1.0
     assert study_results.right_share([rows[:1]], 1.5, 2.0)["right"] is None
+
+
+def test_the_table_marks_the_upper_bound_and_says_what_share_of_its_gain_others_reach(drawn):
+    study, scores = drawn
+    study = dataclasses.replace(study, measure="accuracy", upper_bound="b", reference="")
+    for seed in study.seeds:
+        place = pathlib.Path(study.folder) / "b" / f"seed{seed}" / "round_1" / "mix"
+        place.mkdir()
+        chosen = {"selection": [{"GoldLabels": {}}, {"VoteSized": {"seed": 0}}]}
+        write_record(place / "stage.json", {"config": {"Mixing": chosen}})
+    rows = study_results.accuracy_rows(study, study.seeds)
+    result = {"measure": "accuracy", "rows": rows, "against": "after", "reference": ""}
+    result |= {"name": "s", "question": "?", "source": "", "upper_bound": "b", "minutes": 1.0}
+    result |= {"seeds": list(study.seeds), "planned": list(study.seeds)}
+    head, cells = head_and_rows(result)
+    at = head.index("share of b’s gain")
+    names = [row[0] for row in cells]
+    assert names == ["a", "a", "b (upper bound)", "b (upper bound)"]
+
+    def mean(name, last):
+        """Mean accuracy on the trained tasks; run "b" of seed 2 ended after round 1."""
+        runs = [scores[name, seed] for seed in study.seeds]
+        rounds = [max(run) if last else 0 for run in runs]
+        found = [run[n][t, "cot"] for run, n in zip(runs, rounds, strict=True) for t in TRAINED]
+        return np.mean([np.mean(outcomes) for outcomes in found])
+
+    reached = (mean("a", True) - mean("a", False)) / (mean("b", True) - mean("a", False))
+    assert cells[0][at].startswith(f"{100 * reached:.0f} % (")
+    assert cells[2][at].startswith("100 % (") or cells[2][at] == "–"
+    page = render(result)
+    assert "An upper bound has seen the labels" in page and "paired bootstrap" in page
+    with pytest.raises(LmsiError, match="Study.upper_bound = 'c' is none of its variants: a, b"):
+        dataclasses.replace(study, upper_bound="c")
 
 
 @pytest.mark.parametrize("measure", ["accuracy", "rounds", "sizes", "samples", "shift"])

@@ -12,7 +12,7 @@ from step_losses import loss_and_gradient, step_losses
 from lmsi_jax.config import Loss
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.transformer import init_params
-from lmsi_jax.training.losses import Teacher, token_logits
+from lmsi_jax.training.losses import Teacher, negative_losses, taught, token_logits
 from lmsi_jax.training.packing import (
     DistillationRow,
     Shape,
@@ -91,6 +91,78 @@ def test_smoothing_and_z_loss(micro_config, micro_params, loss):
     assert (means.total == means.cross_entropy) == loss.plain
 
 
+def _punishment(loss, q):
+    """A punished token's loss and its derivative by the token's own logit, float64."""
+    if loss.negatives == "unlikelihood":
+        return -np.log(1 - q), q
+    low = q < loss.least_probability
+    return np.log(np.where(low, loss.least_probability, q)), np.where(low, 0.0, 1 - q)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        Loss(negatives="unlikelihood"),
+        Loss(negatives="advantage"),
+        Loss(negatives="advantage", least_probability=0.3),
+    ],
+)
+def test_the_loss_of_a_punished_token_is_bounded_and_so_is_its_gradient(loss):
+    q = np.array([1e-9, 1e-4, 0.0099, 0.0101, 0.2999, 0.3001, 0.5, 0.9, 0.999])
+    others = 1.0  # scores (z, 0): q = exp(z) / (exp(z) + 1)
+
+    def of_logit(z):
+        return negative_losses(jnp.logaddexp(z, jnp.log(others)) - z, loss)
+
+    logits = jnp.asarray(np.log(q) - np.log1p(-q), jnp.float32)
+    values, slopes = _punishment(loss, q)
+    np.testing.assert_allclose(of_logit(logits), values, rtol=2e-4, atol=1e-7)
+    np.testing.assert_allclose(jax.vmap(jax.grad(of_logit))(logits), slopes, rtol=2e-3, atol=1e-6)
+    certain = negative_losses(jnp.zeros(()), loss)
+    assert np.isfinite(certain) and certain < 14
+    assert np.isfinite(negative_losses(jnp.asarray(200.0), loss))
+
+
+def test_punished_rows_count_with_the_size_of_their_weight(micro_config, micro_params):
+    loss = Loss(negatives="unlikelihood")
+    signs = [1, -1, 1, -1, -1]
+    rows = [
+        dataclasses.replace(row, weights=[sign * w for w in row.weights])
+        for row, sign in zip(_rows(), signs, strict=True)
+    ]
+
+    def sums(params):
+        """(optimised, cross entropy of the learnt, and the weights of both), float64."""
+        found = np.zeros(4)
+        for row in rows:
+            for _, w, scores, y in reference.targets(micro_config, params, row):
+                entropy = reference.cross_entropy(scores, y)
+                punishment, _ = _punishment(loss, np.exp(-entropy))
+                found += [
+                    w * entropy if w > 0 else -w * punishment,
+                    max(w, 0) * entropy,
+                    abs(w),
+                    max(w, 0),
+                ]
+        return found
+
+    means, gradient = step_losses(micro_config, micro_params, _packed(rows), 2, loss)
+    total, entropy, every, learnt = sums(micro_params)
+    assert learnt < every
+    assert float(means.total) == pytest.approx(total / every, rel=1e-5)
+    assert float(means.cross_entropy) == pytest.approx(entropy / learnt, rel=1e-5)
+    direction = reference.random_direction(micro_params)
+
+    def value(params):
+        total, _, every, _ = sums(params)
+        return total / every
+
+    size = reference.dot(gradient, gradient) ** 0.5
+    assert reference.dot(gradient, direction) == pytest.approx(
+        reference.slope(value, micro_params, direction), abs=2e-4 * size, rel=1e-4
+    )
+
+
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_a_teacher_in_memory(micro_config, micro_params, teacher, temperature):
     loss = Loss(distillation="model", distillation_weight=0.7, temperature=temperature, z_loss=0.01)
@@ -107,6 +179,21 @@ def test_a_teacher_in_memory(micro_config, micro_params, teacher, temperature):
         return 0.3 * entropy + 0.7 * apart + reference.z_term(scores, 0.01)
 
     _assert_agrees(micro_config, micro_params, loss, rows, _packed(rows), token_loss, teacher)
+
+
+def test_the_teacher_is_left_after_some_steps(micro_config, micro_params, teacher):
+    always = Loss(distillation="model", distillation_weight=0.7)
+    some = dataclasses.replace(always, distillation_until=3)
+    batch = _packed(_rows())
+    count = len(batch["prefix"])
+    for step, wanted, model in ((3, always, teacher), (4, Loss(), None)):
+        given = batch | taught(some, step, count)
+        found = step_losses(micro_config, micro_params, given, 2, some, teacher)
+        expected = step_losses(micro_config, micro_params, batch, 2, wanted, model)
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    with pytest.raises(LmsiError, match="leave it None"):
+        step_losses(micro_config, micro_params, batch, 2, some, teacher)
 
 
 @pytest.mark.parametrize(("rest", "temperature"), [("bucket", 1.0), ("drop", 1.0), ("drop", 2.0)])
@@ -210,6 +297,7 @@ def test_the_three_values_are_those_of_the_step(micro_config, micro_params):
         ({"distillation_weight": 1.5}, "Loss.distillation_weight"),
         ({"temperature": 0.0}, "Loss.temperature"),
         ({"distillation": "top_k", "temperature": 2.0}, "Loss.rest = 'drop'"),
+        ({"distillation_until": 5}, "set Loss.distillation to 'model' or 'top_k'"),
         ({"top_k": 0}, "Loss.top_k"),
     ],
 )

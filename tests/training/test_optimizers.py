@@ -78,6 +78,25 @@ def test_adamw_is_the_papers(decay):
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_rmsprop_is_pytorchs():
+    """v = a v + (1 - a) g^2; w = w - rate g / (sqrt(v) + epsilon), in float64."""
+    params, gradients = _problem(shape=(3, 4))
+    optimizer = Optimizer(name="rmsprop", learning_rate=0.01, max_grad_norm=0.0)
+    got = _run(transformation(optimizer, STEPS), params, gradients)["w"]
+    w, second = np.asarray(params["w"], np.float64), np.zeros((3, 4))
+    for gradient in gradients:
+        g = np.asarray(gradient["w"], np.float64)
+        second = 0.99 * second + 0.01 * g * g
+        w = w - 0.01 * g / (np.sqrt(second) + 1e-8)
+    np.testing.assert_allclose(got, w, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "rmsprop"])
+def test_a_weight_decay_without_effect_is_refused(name):
+    with pytest.raises(LmsiError, match="has no effect"):
+        Optimizer(name=name, weight_decay=0.1)
+
+
 def test_adafactor_is_optaxs_with_factored_moments():
     params, gradients = _problem()
     optimizer = Optimizer(name="adafactor", learning_rate=0.01, max_grad_norm=0.0)
@@ -140,7 +159,7 @@ def test_the_global_norm_is_clipped():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "sgd"}, "'adamw', 'adafactor' or 'muon'"),
+        ({"name": "sgd"}, "'adamw', 'adafactor', 'rmsprop' or 'muon'"),
         ({"decay": "step"}, "'constant', 'linear' or 'cosine'"),
         ({"learning_rate": -1e-3}, "0 or more"),
         ({"learning_rate": float("nan")}, "0 or more"),
