@@ -183,8 +183,8 @@ def keep_programs() -> None:
 
     They are in the user's cache folder, apart for each kind of processor: the program of another
     one may have instructions that this one lacks. JAX_COMPILATION_CACHE_DIR names another folder,
-    or none if it is empty. A folder that cannot be written is left out. Programs that compile within
-    a second are kept too, which JAX would not do: a command has a hundred of them.
+    or none if it is empty. A folder that cannot be written is left out. Programs that compile in
+    less than a second are kept too, unlike JAX does: a command has a hundred of them.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     processor = platform.machine()

@@ -261,11 +261,12 @@ class DecodeLoop:
             assert pair is not None, "a question waits"
             question, prompt_slot = pair
             admitted[number].append((self._questions[question], prompt_slot))
-        assert any(admitted) or any(s.active for s in self._schedulers) or not self._waiting
         self._caches.prefill(admitted)
         for scheduler in self._schedulers:
             scheduler.start()
-        return any(scheduler.active for scheduler in self._schedulers)
+        active = any(scheduler.active for scheduler in self._schedulers)
+        assert active or not self._waiting, "any prompt has room once no other is in use"
+        return active
 
     def decode(self) -> Chunk:
         """Decodes one chunk for all active samples."""
