@@ -238,6 +238,58 @@ def _export_rows(args: argparse.Namespace, load: Load) -> None:
     print(f"{count:,} rows in {path}")
 
 
+# --- push -----------------------------------------------------------------------------------------
+
+
+def _add_push_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="folder of a run with a report")
+    parser.add_argument("repo", metavar="REPO", help="repository on the hub, owner/name")
+    parser.add_argument(
+        "--dataset", action="store_true", help="publish the training rows, not the model"
+    )
+    parser.add_argument("--round", metavar="N", type=int, help="round (default: the last one)")
+    parser.add_argument(
+        "--export", metavar="DIR", type=Path, help="folder of `lmsi export-hf` (default: made now)"
+    )
+    parser.add_argument("--license", default="", help="licence of the card, such as apache-2.0")
+    parser.add_argument("--base_model", default="", help="base model on the hub, owner/name")
+    parser.add_argument("--language", default="", help="languages of the card, such as en,de")
+    parser.add_argument("--tags", default="", help="further tags of the card, A,B")
+    parser.add_argument(
+        "--public", action="store_true", help="create a public repository (default: private)"
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the files and the card; send nothing"
+    )
+    add_allow_imports(parser)
+
+
+def _push(args: argparse.Namespace, load: Load) -> None:
+    from lmsi_jax.integrations import hub
+
+    labels = hub.Labels(
+        license=args.license,
+        base_model=args.base_model,
+        language=tuple(filter(None, args.language.split(","))),
+        tags=tuple(filter(None, args.tags.split(","))),
+    )
+    if args.dataset:
+        upload = hub.dataset_upload(
+            args.run, args.repo, labels, round_index=args.round, private=not args.public
+        )
+    else:
+        upload = hub.model_upload(
+            args.run,
+            args.repo,
+            labels,
+            export=args.export,
+            round_index=args.round,
+            private=not args.public,
+            allow_imports=args.allow_imports,
+        )
+    hub.push(upload, dry_run=args.dry_run)
+
+
 # --- init -----------------------------------------------------------------------------------------
 
 
@@ -583,6 +635,13 @@ COMMANDS: dict[str, Command] = {
         "",
         _add_export_rows_arguments,
         _export_rows,
+    ),
+    "push": Command(
+        "publish a run's model or training rows on the Hugging Face hub",
+        "runs/quickstart me/my-model --license=apache-2.0 --dry_run",
+        "",
+        _add_push_arguments,
+        _push,
     ),
     "aot": Command(
         "compile a run ahead for a TPU topology: memory, FLOPs, time",
