@@ -17,6 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = (
     {"errors", "records"},
     {"prompts", "answers", "voting", "augmentation", "selection", "mixing", "pairing"}
+    | {"correction"}
     | {"config", "evaluation"},
     {"runtime", "report"},
     {"models"},

@@ -238,56 +238,63 @@ def _export_rows(args: argparse.Namespace, load: Load) -> None:
     print(f"{count:,} rows in {path}")
 
 
-# --- push -----------------------------------------------------------------------------------------
+# --- export-candidates ----------------------------------------------------------------------------
 
 
-def _add_push_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="folder of a run with a report")
-    parser.add_argument("repo", metavar="REPO", help="repository on the hub, owner/name")
+def _add_export_candidates_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", metavar="OUT", help="folder to create")
     parser.add_argument(
-        "--dataset", action="store_true", help="publish the training rows, not the model"
-    )
-    parser.add_argument("--round", metavar="N", type=int, help="round (default: the last one)")
-    parser.add_argument(
-        "--export", metavar="DIR", type=Path, help="folder of `lmsi export-hf` (default: made now)"
-    )
-    parser.add_argument("--license", default="", help="licence of the card, such as apache-2.0")
-    parser.add_argument("--base_model", default="", help="base model on the hub, owner/name")
-    parser.add_argument("--language", default="", help="languages of the card, such as en,de")
-    parser.add_argument("--tags", default="", help="further tags of the card, A,B")
-    parser.add_argument(
-        "--public", action="store_true", help="create a public repository (default: private)"
+        "--round", metavar="N", type=int, default=1, help="round of the samples (default: 1)"
     )
     parser.add_argument(
-        "--dry_run", action="store_true", help="print the files and the card; send nothing"
+        "--candidates",
+        metavar="K",
+        type=int,
+        default=4,
+        help="random samples shown beside the greedy one (default: 4)",
     )
-    add_allow_imports(parser)
-
-
-def _push(args: argparse.Namespace, load: Load) -> None:
-    from lmsi_jax.integrations import hub
-
-    labels = hub.Labels(
-        license=args.license,
-        base_model=args.base_model,
-        language=tuple(filter(None, args.language.split(","))),
-        tags=tuple(filter(None, args.tags.split(","))),
+    parser.add_argument(
+        "--rows", metavar="N", type=int, default=4, help="rows of a question, at most (default: 4)"
     )
-    if args.dataset:
-        upload = hub.dataset_upload(
-            args.run, args.repo, labels, round_index=args.round, private=not args.public
-        )
-    else:
-        upload = hub.model_upload(
-            args.run,
-            args.repo,
-            labels,
-            export=args.export,
-            round_index=args.round,
-            private=not args.public,
-            allow_imports=args.allow_imports,
-        )
-    hub.push(upload, dry_run=args.dry_run)
+    parser.add_argument(
+        "--target",
+        choices=("majority", "given"),
+        default="majority",
+        help="what is learnt: samples of the majority, or given solutions (default: majority)",
+    )
+    parser.add_argument(
+        "--shows",
+        choices=("both", "question", "candidates"),
+        default="both",
+        help="what the corrector reads (default: both)",
+    )
+    parser.add_argument(
+        "--longest",
+        metavar="N",
+        type=int,
+        default=80,
+        help="words of a candidate; of a longer one the middle is left out (default: 80)",
+    )
+
+
+def _export_candidates(args: argparse.Namespace, load: Load) -> None:
+    from lmsi_jax.pipeline.candidates import export_candidates
+
+    for name in ("candidates", "rows", "longest"):
+        if getattr(args, name) < 1:
+            raise LmsiError(f"--{name}={getattr(args, name)}: use 1 or more")
+    written = export_candidates(
+        load(()),
+        args.out,
+        round_index=args.round,
+        count=args.candidates,
+        rows=args.rows,
+        target=args.target,
+        shows=args.shows,
+        longest=args.longest,
+    )
+    print(f"{args.out}: {written.train:,} rows to learn, {written.test:,} test questions")
+    print(f"next: lmsi run CONFIG --gin_file={written.config} --gin.Run.output_dir=FOLDER")
 
 
 # --- init -----------------------------------------------------------------------------------------
@@ -636,12 +643,12 @@ COMMANDS: dict[str, Command] = {
         _add_export_rows_arguments,
         _export_rows,
     ),
-    "push": Command(
-        "publish a run's model or training rows on the Hugging Face hub",
-        "runs/quickstart me/my-model --license=apache-2.0 --dry_run",
-        "",
-        _add_push_arguments,
-        _push,
+    "export-candidates": Command(
+        "write a run's questions with candidates, for a corrector",
+        "quickstart corrector",
+        "runs",
+        _add_export_candidates_arguments,
+        _export_candidates,
     ),
     "aot": Command(
         "compile a run ahead for a TPU topology: memory, FLOPs, time",

@@ -75,7 +75,7 @@ TABLE = {
         "shots": "prompts",
     },
     "Sampling": {
-        **dict.fromkeys(("num_samples", "temperature", "token_logprobs"), "sample"),
+        **dict.fromkeys(("num_samples", "temperature", "token_logprobs", "greedy"), "sample"),
         **dict.fromkeys(("adaptive_consistency", "adaptive_consistency_every"), "sample"),
         **dict.fromkeys(("top_k", "top_p", "min_p"), "sample eval0 eval1"),
         **dict.fromkeys(("max_new_tokens", "stop"), "prompts sample eval0 eval1"),
