@@ -267,12 +267,18 @@ class Evaluation:
     """The same for a fine-tuned model; the paper uses 1.2."""
     vote_count: Annotated[int | None, at_least(1, unit="questions")] = None
     """Test questions per task for self-consistency; None for all."""
+    probe_shares: tuple[float, ...] = (0.6,)
+    """For `lmsi probe` alone: shares of a test question's words that the model is shown and
+    continues, such as (0.8, 0.6, 0.4)."""
     checkpoints: Annotated[tuple[str, ...], CWD_PATH] = ()
     """For `lmsi eval` alone: checkpoint folders to compare, the first one is "before"; () evaluates
     the run's own models."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        shares = self.probe_shares
+        if not shares or len(set(shares)) < len(shares) or not all(0 < one < 1 for one in shares):
+            refuse(self, "probe_shares", "different shares between 0 and 1, as in (0.6,)")
         known = (*PROMPT_STYLES, "self_consistency")
         for name in self.prompt_styles:
             if name not in known:

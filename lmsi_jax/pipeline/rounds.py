@@ -58,7 +58,8 @@ def execute(
 
     Args:
       run: the configuration.
-      stages: of `parser.STAGES`; or ("pretrain",); with "distill" the run is a student's.
+      stages: of `parser.STAGES`; or ("pretrain",) or ("probe",); with "distill" the run is a
+        student's.
       command: the command line, for the manifest and the report.
       config_text: the operative gin configuration.
       steps: from one model to the next.
@@ -78,6 +79,10 @@ def execute(
         shared: dict[str, Step] = {step.name: step for step in (*steps, EvaluateStep())}
         shared["train"] = TrainStep(teacher_loader(context))
         for order in context.processes.orders():
+            if order["stage"] == "probe":
+                from lmsi_jax.pipeline.probe import ProbeStep
+
+                shared["probe"] = ProbeStep()
             if order["stage"] == "pretrain":
                 from lmsi_jax.pipeline.pretrain import PretrainStep
 
@@ -105,6 +110,13 @@ def _lead(
 
         pretrain(context)
         describe({})
+        return
+    if stages == ("probe",):
+        from lmsi_jax.pipeline.probe import probe
+
+        hashes = probe(context)
+        if not (context.output / "config.gin").exists():
+            describe(hashes)
         return
     if "distill" in stages:
         _distill(context, describe)

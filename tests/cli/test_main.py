@@ -146,6 +146,7 @@ def test_version(capsys):
         ("train", ("teacher_scores", "train")),
         ("eval", ("eval",)),
         ("report", ("report",)),
+        ("probe", ("probe",)),
         ("distill", ("mix", "teacher_scores", "train", "eval", "distill")),
         ("pretrain", ("pretrain",)),
     ],

@@ -143,6 +143,7 @@ TABLE = {
         **dict.fromkeys(("prompt_styles", "num_samples", "vote_count"), "eval0 eval1"),
         "temperature": "eval0",
         "temperature_after": "eval1",
+        "probe_shares": "",  # of `lmsi probe` alone, see test_probe.py
         "checkpoints": "",  # through the fingerprint of the model
     },
     "CollapseMonitor": dict.fromkeys(
