@@ -10,7 +10,7 @@ from lmsi_jax.config import gin_errors, gin_loader
 from lmsi_jax.errors import LmsiError
 
 STAGES = (
-    *("generate", "prompts", "sample", "vote", "filter_scores"),
+    *("generate", "prompts", "paraphrase", "sample", "vote", "filter_scores"),
     *("mix", "teacher_scores", "train", "eval", "report"),
 )
 """All stages of a round, in order."""
@@ -36,7 +36,7 @@ STAGE_COMMANDS: dict[str, StageCommand] = {
         ("prompts",), "build few-shot prompts from zero-shot answers, if configured", "generated"
     ),
     "sample": StageCommand(
-        ("sample",),
+        ("paraphrase", "sample"),
         "draw chain-of-thought samples for the questions",
         "quickstart --gin.Sampling.num_samples=8",
     ),

@@ -177,6 +177,13 @@ class Augmentation:
     """Sampling temperature of the new questions."""
     max_new_tokens: Annotated[int, at_least(1, unit="tokens")] = 128
     """A new question is cut here, and dropped."""
+    paraphrase: Literal["none", "harmonic", "cross"] = "none"
+    """Label of a question from two phrasings: the model paraphrases each train question, and both
+    are sampled and voted on. "harmonic" takes the answer with the largest harmonic mean of its
+    shares (Self-Harmony), "cross" the paraphrase's vote (Co-rewarding); the samples of the question
+    as it was asked are learnt. Without a usable paraphrase its own vote stays."""
+    paraphrase_tries: Annotated[int, at_least(1, unit="texts")] = 4
+    """Paraphrases sampled for each question; the first usable one is taken."""
     prompts: Annotated[int, at_least(0, unit="prompts", note="the task's own exemplars")] = 0
     """Few-shot prompts of each task, built from the model's own zero-shot answers; a question's
     samples are spread over them. 2 or more; the paper uses 20."""

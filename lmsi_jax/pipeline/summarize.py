@@ -56,7 +56,7 @@ from lmsi_jax.voting import right_keys
 _EVALUATION = "eval.json"
 _PACKAGES = ("lmsi_jax", "jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "numpy")
 _STAGES = (
-    *("generate", "prompts", "sample", "vote", "filter_scores"),
+    *("generate", "prompts", "paraphrase", "sample", "vote", "filter_scores"),
     *("mix", "teacher_scores", "train", "eval"),
 )
 """The stages whose time is reported."""

@@ -134,13 +134,13 @@ def test_version(capsys):
         (
             "run",
             (
-                *("generate", "prompts", "sample", "vote", "filter_scores"),
+                *("generate", "prompts", "paraphrase", "sample", "vote", "filter_scores"),
                 *("mix", "teacher_scores", "train", "eval", "report"),
             ),
         ),
         ("generate", ("generate",)),
         ("prompts", ("prompts",)),
-        ("sample", ("sample",)),
+        ("sample", ("paraphrase", "sample")),
         ("vote", ("vote",)),
         ("mix", ("filter_scores", "mix")),
         ("train", ("teacher_scores", "train")),
