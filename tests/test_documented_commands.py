@@ -57,7 +57,7 @@ def test_the_command_line_accepts_the_command(document, words):
 def test_the_command_line_accepts_the_commands_within_sentences():
     """Those with a space after the command's name: others only name it."""
     seen = 0
-    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         text = re.sub(r"^```.*?^```", "", file.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
         for command in re.findall(r"`lmsi ([\w-]+\s[^`]+)`", text):
             words = shlex.split(command)

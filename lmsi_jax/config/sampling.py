@@ -78,6 +78,9 @@ class Sampling:
     (docs/models.md)."""
     token_logprobs: bool = False
     """Store the log-probability of each token of a sample."""
+    greedy: bool = False
+    """Also draw one greedy sample of each question, beside those that vote: a corrector's
+    candidates have it (`lmsi export-candidates`)."""
     adaptive_consistency: Annotated[float | None, _STOPPING_PROBABILITY] = None
     """Stop sampling a question once its leading answer will stay ahead with this probability
     (adaptive consistency, Aggarwal et al. 2023, who use 0.95; `voting.samples_needed`); None

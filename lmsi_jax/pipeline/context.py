@@ -13,7 +13,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from etils import epath
 
@@ -40,6 +40,9 @@ from lmsi_jax.runtime.progress import doing
 from lmsi_jax.runtime.store import ShardStore, Stage, read_finished, read_identity, shard_names
 from lmsi_jax.training import checkpoints
 from lmsi_jax.voting import AnswerReader
+
+if TYPE_CHECKING:
+    from lmsi_jax.pipeline.track import RunTracking
 
 IMPORTED = "Imported"
 """The entry of a sample stage's settings that says which samples of elsewhere it holds."""
@@ -113,6 +116,8 @@ class Context:
         self.worked = False
         self.output = epath.Path(run.output_dir)
         self.processes = Processes()
+        self.tracking: RunTracking | None = None
+        """Of the leading process, while it runs stages."""
         self.scorer_scores: dict[tuple[str, str, int, str], float] = {}
         """Scores of the vote's scorer, which may be a large model and is asked once a sample."""
         self._rounds: dict[int, Round] = {}

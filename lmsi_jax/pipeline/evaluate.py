@@ -32,7 +32,7 @@ from lmsi_jax.runtime.store import ShardStore, check_output
 _LOG = logging.getLogger(__name__)
 _SCORES = "scores.json"
 # Accuracy is of the vote on all samples; the report says what adaptive consistency would do to it.
-_NEVER: dict[str, Any] = {"adaptive_consistency": None, "token_logprobs": False}
+_NEVER: dict[str, Any] = {"adaptive_consistency": None, "token_logprobs": False, "greedy": False}
 
 
 class EvaluateStep(Step):
@@ -52,7 +52,7 @@ class EvaluateStep(Step):
         Fields(
             part="sampling",
             without=(  # evaluation sets these itself
-                *("num_samples", "temperature", "token_logprobs"),
+                *("num_samples", "temperature", "token_logprobs", "greedy"),
                 *("adaptive_consistency", "adaptive_consistency_every"),
             ),
         ),
