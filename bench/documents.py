@@ -90,6 +90,8 @@ SKIPPED = (
     Skipped(r"-m bench\.documents", "itself"),
     Skipped(r"^python -m build |^PACKAGE=", "build, from [dev]", "build"),
     Skipped(r"\.parquet", "pyarrow", "pyarrow"),
+    Skipped(r"@WandB|^(wandb|mlflow) ", "the services' packages, from [trackers]", "wandb"),
+    Skipped(r"^lmsi push |^hf auth", "an account on the Hugging Face hub"),
     Skipped(r"pytest|^\.ci/", "the test suite, or this check itself"),
 )
 _INSTALLS = re.compile(r"pip install|-m venv")

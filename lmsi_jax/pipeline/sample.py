@@ -391,6 +391,8 @@ class Meter:
             notes.append(f"{self._stats.samples / self._bar.seconds:,.1f} samples/s")
         if self._stats.slot_steps:
             notes.append(f"slots {100 * self._stats.utilisation:.0f} % busy")
+        if self._stats.programs:
+            notes.append(f"{self._stats.programs} programs")
         if self._answers:
             notes.append(f"parsed {100 * self._parsed / self._answers:.0f} %")
         return ", ".join(notes)
