@@ -15,21 +15,24 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from bench import driver  # noqa: E402
-from bench.workloads import WORKLOADS, roofline  # noqa: E402
+from bench.workloads import WORKLOADS, best_roofline  # noqa: E402
 
 
 def _roofline(workload: str, machine: dict) -> dict[str, float]:
-    given = WORKLOADS[workload]
-    return roofline(
-        given, machine["matmul_flops_per_s"][given.model.dtype], machine["read_bytes_per_s"]
-    )
+    rates, bandwidth = machine["matmul_flops_per_s"], machine["read_bytes_per_s"]
+    return best_roofline(WORKLOADS[workload], rates, bandwidth)
 
 
 BENCH = driver.Bench(
     systems={
         driver.OURS: ("lmsi",),
+        "lmsi_bfloat16": ("lmsi", "--dtype=bfloat16"),
         "llama_cpp": ("llama_cpp",),
+        "llama_cpp_f16": ("llama_cpp", "--weights=F16"),
+        "llama_cpp_q8_0": ("llama_cpp", "--weights=Q8_0"),
+        "llama_cpp_q4_0": ("llama_cpp", "--weights=Q4_0"),
         "t5x_loop": ("t5x_loop",),
+        "hf_shared_bfloat16": ("hf_shared", "--tuned", "--dtype=bfloat16"),
         "hf_shared_tuned": ("hf_shared", "--tuned"),
         "hf_tuned": ("hf", "--tuned"),
         "hf_shared": ("hf_shared",),

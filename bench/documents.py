@@ -83,12 +83,16 @@ SKIPPED = (
     Skipped(r"host0:", "four machines; see tests/pipeline/test_several_processes.py"),
     Skipped(r"^python -m lmsi_jax\.interop\.t5x ", "T5X", "t5x"),
     Skipped(r"t5x_samples|t5x_eval", "T5X", "t5x"),
-    Skipped(r"SmolLM2-135M-Instruct", "a download", "LMSI_WEIGHTS/SmolLM2-135M-Instruct.Q4_1.gguf"),
+    Skipped(
+        r"SmolLM2-135M-Instruct\.Q4_1", "a download", "LMSI_WEIGHTS/SmolLM2-135M-Instruct.Q4_1.gguf"
+    ),
     Skipped(r"peers/|git clone|--peers?=|^python bench/(decode|train)\.py", "the peer systems"),
     Skipped(r"-m bench\.(kills|signals) --\w+=(200|60)", "hours; the pieces are run"),
     Skipped(r"-m bench\.documents", "itself"),
     Skipped(r"^python -m build |^PACKAGE=", "build, from [dev]", "build"),
     Skipped(r"\.parquet", "pyarrow", "pyarrow"),
+    Skipped(r"@WandB|^(wandb|mlflow) ", "the services' packages, from [trackers]", "wandb"),
+    Skipped(r"^lmsi push |^hf auth", "an account on the Hugging Face hub"),
     Skipped(r"pytest|^\.ci/", "the test suite, or this check itself"),
 )
 _INSTALLS = re.compile(r"pip install|-m venv")
@@ -146,7 +150,7 @@ def commands() -> list[Command]:
         for number, line in enumerate(lines, start):
             first = first if text else number
             text += line + "\n"
-            if line.endswith("\\"):
+            if line.endswith("\\") or _is_here_document_open(text):
                 continue
             command, text = text.strip(), ""
             if re.match(r"(export )?\w+=\S*$|export ", command) and "$(" not in command:
@@ -156,9 +160,15 @@ def commands() -> list[Command]:
     return found
 
 
+def _is_here_document_open(text: str) -> bool:
+    end = re.search(r"<<'(\w+)'", text)
+    return end is not None and not text.endswith(f"\n{end[1]}\n")
+
+
 def _blocks() -> Iterator[tuple[str, int, list[str]]]:
     """Yields (document, number of the first line, lines)."""
-    others = sorted(f"docs/{file.name}" for file in (ROOT / "docs").glob("*.md"))
+    pages = (ROOT / "docs").rglob("*.md")
+    others = sorted(file.relative_to(ROOT).as_posix() for file in pages)
     names = [*_FIRST, *(name for name in others if name not in _FIRST)]
     for name in (*names, "bench/README.md", "CONTRIBUTING.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
@@ -206,6 +216,7 @@ def shorter(text: str) -> str:
 def stated_files(text: str) -> list[str]:
     """Returns patterns of the files that a command says it writes, by its own words."""
     found = []
+    text = text.partition(" <<'")[0]  # the command before a here document
     for part in re.split("&&", text.replace("\\\n", " ")):
         words = shlex.split(part, comments=True)
         found += re.findall(r"--(?:json|out)=(\S+)| > (\S+)", part.partition(" #")[0])

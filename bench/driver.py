@@ -86,16 +86,22 @@ def parsed(stdout: str, stderr: str, returncode: int) -> dict:
 
 
 def compare(results: list[dict], limit: dict[str, float]) -> list[dict]:
-    """Adds the ratio of each measured system to the roofline, and our ratio to the system."""
+    """Adds the ratio of each measured system to the roofline, and that of our fastest to it."""
     rate = {r["system"]: r["tokens_per_s"] for r in results if "tokens_per_s" in r}
+    ours = max((value for name, value in rate.items() if is_ours(name)), default=None)
     for result in results:
         system_rate = rate.get(result["system"])
         if system_rate is None:
             continue
         result["ratio_to_roofline"] = round(system_rate / limit["tokens_per_s"], 4)
-        if OURS in rate:
-            result["ours_to_this"] = round(rate[OURS] / system_rate, 3)
+        if ours is not None:
+            result["ours_to_this"] = round(ours / system_rate, 3)
     return results
+
+
+def is_ours(system: str) -> bool:
+    """Returns True if a system is this package, in any format."""
+    return system.partition("_")[0] == OURS
 
 
 def measure_machine() -> dict:
@@ -109,8 +115,13 @@ def measure_machine() -> dict:
 
 
 def _names(given: str, known: Sequence[str], what: str) -> list[str]:
-    """Parses comma-separated names, in the order of `known`; "all" means every one."""
-    chosen = known if given == "all" else [name for name in given.split(",") if name]
+    """Parses comma-separated names, in the order of `known`.
+
+    "all" means every one, and "D" all of "D-8x1", "D-8x16", ...
+    """
+    chosen: list[str] = [*known] if given == "all" else []
+    for name in filter(None, given.split(",")) if given != "all" else ():
+        chosen += [one for one in known if one.startswith(f"{name}-")] or [name]
     unknown = sorted(set(chosen) - set(known))
     if unknown:
         raise SystemExit(f"no such {what}: {', '.join(unknown)}; there are {', '.join(known)}")

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from bench.workloads import LLAMA_1B, MODEL, Model
+from bench.workloads import LLAMA_1B, MODEL, QWEN25_05B, SMOLLM2_135M, Model
 
 # AdamW with decoupled weight decay, constant rate, no clipping; the same for every system.
 LEARNING_RATE = 1e-3
@@ -45,6 +45,8 @@ STEPS = {
     for steps in (
         Steps(name="train"),
         Steps(name="train_1b", model=LLAMA_1B, length=1024),
+        Steps(name="train_d", model=SMOLLM2_135M),
+        Steps(name="train_e", model=QWEN25_05B),
         # Not a measurement: seconds instead of minutes, to see that a system runs.
         Steps(name="smoke", model=_SMALL, rows=4, length=32),
     )

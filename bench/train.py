@@ -47,14 +47,17 @@ def check(workload: str, results: list[dict]) -> None:
 
 
 def _roofline(steps: Steps, machine: dict) -> dict[str, float]:
-    return roofline(steps, machine["matmul_flops_per_s"][steps.model.dtype])
+    rates = machine["matmul_flops_per_s"]
+    return roofline(steps, max(rates["float32"], rates["bfloat16"]))
 
 
 BENCH = driver.Bench(
     systems={
         driver.OURS: ("lmsi_train",),
         "lmsi_tuned": ("lmsi_train", "--tuned"),
+        "lmsi_bfloat16": ("lmsi_train", "--tuned", "--dtype=bfloat16"),
         "hf_tuned": ("hf_train", "--tuned"),
+        "hf_bfloat16": ("hf_train", "--tuned", "--dtype=bfloat16"),
         "hf": ("hf_train",),
         "t5x": ("t5x_train",),
         "t5x_whole": ("t5x_train", "--microbatches=1"),

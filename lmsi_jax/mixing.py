@@ -42,7 +42,7 @@ def examples(
     """Writes a question's voted samples as self-generated training examples.
 
     Args:
-      question: what was asked.
+      question: what was asked; each row has it as its sample was asked (`Voting.rotate_options`).
       rows: its samples that are learnt, by index, and factors of their weights, after `normalise`:
         what the filters of `lmsi_jax.selection` keep of `voted_rows`.
       exemplars: the task's few-shot exemplars.
@@ -65,8 +65,11 @@ def examples(
         return []
     answers = [row.answer for row, _ in rows]
     if keep == "majority":  # the most frequent form; of equals the alphabetically first
-        counts = collections.Counter(answer for answer in answers if answer is not None)
-        answers = [min(counts, key=lambda form: (-counts[form], form), default=None)] * len(rows)
+        forms = collections.Counter((row.question.text, row.answer) for row, _ in rows)
+        best: dict[str, str | None] = {}
+        for (text, answer), _ in sorted(forms.items(), key=lambda one: (-one[1], one[0][1] or "")):
+            best.setdefault(text, answer)
+        answers = [best[row.question.text] for row, _ in rows]
     shown = [(own or {}).get(row.sample.sample_index, exemplars) for row, _ in rows]
     unit = 1 / len(rows) if normalise == "question" else 1.0
     examples: list[Example] = []
@@ -74,7 +77,8 @@ def examples(
         prompt_style = prompts.PROMPT_STYLE_OF_FORMAT[name]
         learnt: list[Learnt] = []
         factors = []
-        written = _prompts(question, shown, prompt_style, writer)
+        asked = [row.question for row, _ in rows]
+        written = _prompts(asked, shown, prompt_style, writer)
         for prompt, answer, (row, factor) in zip(written, answers, rows, strict=True):
             if not prompts.is_direct(prompt_style):
                 learnt.append((prompt, row.solution))
@@ -130,17 +134,18 @@ def _weighed(
 
 
 def _prompts(
-    question: Question,
+    asked: Sequence[Question],
     shown: Sequence[Sequence[Exemplar]],
     prompt_style: prompts.PromptStyle,
     writer: PromptWriter,
 ) -> list[Prompt]:
-    """Returns the prompt for each list of exemplars; a list that repeats is written once."""
-    distinct = {id(exemplars): exemplars for exemplars in shown}
-    by_id = {
-        key: writer.prompt(question, exemplars, prompt_style) for key, exemplars in distinct.items()
-    }
-    return [by_id[id(exemplars)] for exemplars in shown]
+    """Returns the prompt of each question after its exemplars; one that repeats is written once."""
+    written: dict[tuple[str, int], Prompt] = {}
+    for question, exemplars in zip(asked, shown, strict=True):
+        key = question.text, id(exemplars)
+        if key not in written:
+            written[key] = writer.prompt(question, exemplars, prompt_style)
+    return [written[q.text, id(exemplars)] for q, exemplars in zip(asked, shown, strict=True)]
 
 
 def _example(

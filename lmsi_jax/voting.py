@@ -44,14 +44,20 @@ class AnswerReader:
 
     Args:
       conclusions: see `Voting.conclusions`.
+      rotate_options: see `Voting.rotate_options`; keys are then of the question's own order,
+        surfaces of the order in which the sample was asked.
     """
 
-    def __init__(self, conclusions: bool = True):
+    def __init__(self, conclusions: bool = True, rotate_options: bool = False):
         self._conclusions = conclusions
+        self._rotates = rotate_options
         self._readings: dict[tuple[str, bool], dict[str, Reading]] = {}
 
     def read(self, question: Question, samples: Iterable[Sample]) -> list[Reading]:
         """Returns the reading of each of a question's samples, in their order."""
+        count = answers.rotations(question) if self._rotates else 1
+        if count > 1:
+            return [self._read_rotated(question, sample, count) for sample in samples]
         options = answers.options_of(question)
         cut = self._readings.setdefault((question.uid, False), {})
         whole = self._readings.setdefault((question.uid, True), {}) if self._conclusions else cut
@@ -67,9 +73,30 @@ class AnswerReader:
             return _with_equal_keys(readings, question.rules.equal)
         return readings
 
+    def _read_rotated(self, question: Question, sample: Sample, count: int) -> Reading:
+        """Returns the reading of a sample of one of the question's rotations."""
+        by = sample.sample_index % count
+        asked = answers.rotate(question, by)
+        known = self._readings.setdefault((f"{question.uid}/{by}", self._concludes(sample)), {})
+        if sample.text not in known:
+            options = answers.options_of(asked)
+            known[sample.text] = _read(asked, sample.text, options, self._concludes(sample))
+        reading = known[sample.text]
+        if reading.key is None:
+            return reading
+        return reading._replace(key=answers.unrotated_letter(reading.key, by, count))
+
+    def _concludes(self, sample: Sample) -> bool:
+        return self._conclusions and sample.concluded
+
     def clear(self) -> None:
         """Forgets all texts."""
         self._readings.clear()
+
+
+def as_asked(question: Question, sample: Sample, voting: Voting) -> Question:
+    """Returns a question as the model was asked for a sample: with its options rotated, or not."""
+    return answers.rotate(question, sample.sample_index) if voting.rotate_options else question
 
 
 def read_answers(

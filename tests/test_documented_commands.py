@@ -7,8 +7,7 @@ import shlex
 import pytest
 
 from bench import documents
-from lmsi_jax.cli.parser import STAGE_COMMANDS, make_parser
-from lmsi_jax.cli.subcommands import COMMANDS
+from lmsi_jax.cli.parser import COMMANDS, STAGE_COMMANDS, make_parser
 from lmsi_jax.config import configurables, gin_loader
 from lmsi_jax.errors import LmsiError
 
@@ -58,7 +57,7 @@ def test_the_command_line_accepts_the_command(document, words):
 def test_the_command_line_accepts_the_commands_within_sentences():
     """Those with a space after the command's name: others only name it."""
     seen = 0
-    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         text = re.sub(r"^```.*?^```", "", file.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
         for command in re.findall(r"`lmsi ([\w-]+\s[^`]+)`", text):
             words = shlex.split(command)

@@ -11,7 +11,7 @@ from typing import Any
 
 from bench import tuning
 from bench.peers.llama_of_hf import Decode, ready, sample
-from bench.peers.measure import Ready, main, parser
+from bench.peers.measure import Ready, add_dtype, main, parser
 from bench.workloads import Workload
 
 
@@ -50,4 +50,6 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
 
 
 if __name__ == "__main__":
-    main("hf_shared", prepare, tuning.add_flags(parser(f"{__doc__}\n{tuning.EXPLAINED}")))
+    main(
+        "hf_shared", prepare, add_dtype(tuning.add_flags(parser(f"{__doc__}\n{tuning.EXPLAINED}")))
+    )

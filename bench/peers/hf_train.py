@@ -13,6 +13,7 @@ from bench import steps as adamw
 from bench import tuning
 from bench.peers.llama_of_hf import PACKAGES, device, load
 from bench.peers.llama_weights import draw
+from bench.peers.measure import add_dtype
 from bench.peers.measure_steps import Ready, main, microbatches, parser
 from bench.steps import Steps
 from bench.workloads import Model
@@ -46,7 +47,8 @@ def prepare(steps: Steps, options: argparse.Namespace) -> Ready:
     llama = load(dataclasses.replace(steps.model, dtype="float32"), steps.length).train()
     import torch
 
-    narrow = torch.autocast(device(), torch.bfloat16, enabled=steps.model.dtype == "bfloat16")
+    dtype = options.dtype or steps.model.dtype
+    narrow = torch.autocast(device(), torch.bfloat16, enabled=dtype == "bfloat16")
 
     _set_weights(llama, steps.model)
     optimizer = torch.optim.AdamW(
@@ -74,12 +76,16 @@ def prepare(steps: Steps, options: argparse.Namespace) -> Ready:
 
     return Ready(
         step=step,
-        same_weights=True,
+        same_weights=dtype == steps.model.dtype,  # others round otherwise
         packages=PACKAGES,
         settings=tuning.settings(options)
-        | {"microbatches": parts, "threads": torch.get_num_threads()},
+        | {"microbatches": parts, "threads": torch.get_num_threads(), "dtype": dtype},
     )
 
 
 if __name__ == "__main__":
-    main("hf", prepare, tuning.add_flags(parser(f"{__doc__}\n{tuning.EXPLAINED}", microbatches=1)))
+    main(
+        "hf",
+        prepare,
+        add_dtype(tuning.add_flags(parser(f"{__doc__}\n{tuning.EXPLAINED}", microbatches=1))),
+    )

@@ -3,7 +3,10 @@
 The shared prompt is evaluated once, each question once after it; a unified cache lets all samples
 refer to their cells (llama_memory_seq_cp copies none). Each step evaluates one token of every
 unfinished sample; a finished one leaves the batch and frees its cells. Tokens are drawn with
-NumPy from the full distribution by the inverse cumulative distribution.
+NumPy from the full distribution by the inverse cumulative distribution; at temperature 0 the most
+probable one is taken.
+
+--weights chooses the type of the random matrices, --gguf a file of the same shape.
 """
 
 import argparse
@@ -14,9 +17,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from bench.machine import cores
-from bench.peers.llama_gguf import write
-from bench.peers.measure import Ready, groups, main, parser, require, require_shape
-from bench.workloads import MODEL, Workload, prompts
+from bench.peers.llama_gguf import WEIGHTS, write
+from bench.peers.measure import Ready, Skipped, groups, main, parser, require
+from bench.workloads import Workload, prompts
 
 
 class Context:
@@ -42,6 +45,9 @@ class Context:
         if not self._model or not self._context:
             raise RuntimeError("llama.cpp could not load the model; its reason stands above")
         self._memory = llama_cpp.llama_get_memory(self._context)
+        self.vocabulary = llama_cpp.llama_vocab_n_tokens(
+            llama_cpp.llama_model_get_vocab(self._model)
+        )
         self._batch = llama_cpp.llama_batch_init(batch, 0, 1)
 
     def evaluate(
@@ -63,9 +69,9 @@ class Context:
         if status:
             raise RuntimeError(f"llama_decode answered {status}")
         if not outputs:
-            return np.empty((0, MODEL.vocabulary), np.float32)
+            return np.empty((0, self.vocabulary), np.float32)
         logits = self._llama.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(logits, (n, MODEL.vocabulary))
+        return np.ctypeslib.as_array(logits, (n, self.vocabulary))
 
     def copy(self, source: int, target: int) -> None:
         """Lets a sequence refer to all cells of another."""
@@ -78,12 +84,14 @@ class Context:
 
 def draw(logits: np.ndarray, temperature: float, rng: np.random.Generator) -> np.ndarray:
     """Draws a token for each row of logits [n, V]."""
+    if not temperature:
+        return logits.argmax(axis=1)
     scaled = logits * np.float32(1 / temperature)
     scaled -= scaled.max(axis=1, keepdims=True)
     np.exp(scaled, out=scaled)
     upto = np.cumsum(scaled, axis=1)
     target = rng.random(len(upto), np.float32) * upto[:, -1]
-    return np.minimum((upto <= target[:, None]).sum(axis=1), MODEL.vocabulary - 1)
+    return np.minimum((upto <= target[:, None]).sum(axis=1), logits.shape[1] - 1)
 
 
 def _prefill(context: Context, ids: np.ndarray, start: int, sequence: int) -> None:
@@ -138,7 +146,6 @@ def _decode(
 def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
     """Writes the model to a temporary file and loads it."""
     require("llama_cpp", "gguf", remedy="pip install llama-cpp-python gguf")
-    require_shape(workload, MODEL)
     # Attention looks at every cell in use, other questions' too, but a larger batch multiplies
     # faster: of 1, 2 and 4 questions at a time, 2 were the fastest on A.
     parts = groups(workload, options.group or 2)
@@ -146,10 +153,14 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
     most = max(sum(workload.of_question(q)) for q in range(workload.questions))
     positions = workload.shared + len(parts[0]) * (workload.question + most)
     batch = max(workload.shared, workload.question, slots)
+    cache = options.cache or ("f32" if options.weights == "F32" and not options.gguf else "f16")
     with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "model.gguf"
-        write(path, workload.prompt + workload.max_new)
-        context = Context(path, positions + 256, batch, slots + 1, options.cache)
+        path = options.gguf or pathlib.Path(folder) / "model.gguf"
+        if not options.gguf:
+            write(path, workload.model, workload.prompt + workload.max_new, options.weights)
+        context = Context(path, positions + 256, batch, slots + 1, cache)
+        if context.vocabulary != workload.model.vocabulary:
+            raise Skipped(f"{path} has {context.vocabulary} ids, not those of {workload.name}")
         rows = prompts(workload)
         # The file is mapped; reading it once here keeps it when the folder goes.
         _decode(context, workload, rows[:1], [range(1)], 0)
@@ -157,11 +168,18 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
         run=lambda seed: _decode(context, workload, rows, parts, seed),
         packages=("llama-cpp-python", "gguf", "numpy"),
         notes=["the prefix is shared and ended samples leave the batch"],
-        settings={"questions_at_once": len(parts[0]), "threads": cores(), "cache": options.cache},
+        settings={
+            "questions_at_once": len(parts[0]),
+            "threads": cores(),
+            "cache": cache,
+            "weights": options.gguf.name if options.gguf else options.weights,
+        },
     )
 
 
 if __name__ == "__main__":
     flags = parser(__doc__)
-    flags.add_argument("--cache", choices=("f32", "f16"), default="f32", help="its number type")
+    flags.add_argument("--cache", choices=("f32", "f16"), help="its number type; by --weights")
+    flags.add_argument("--weights", choices=WEIGHTS, default="F32", help="type of the matrices")
+    flags.add_argument("--gguf", type=pathlib.Path, help="a file to take in place of random ones")
     main("llama_cpp", prepare, flags)

@@ -1,6 +1,7 @@
 """Builds the benchmark's model as a `LlamaForCausalLM`, with the parts shared by its uses."""
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,10 +72,11 @@ def sample(
     most = max(lengths)
     made = model.generate(
         ids,
-        do_sample=True,
-        temperature=workload.temperature,
-        top_k=0,
-        top_p=1.0,
+        **(
+            {"do_sample": True, "temperature": workload.temperature, "top_k": 0, "top_p": 1.0}
+            if workload.temperature
+            else {"do_sample": False}
+        ),
         max_new_tokens=most,
         stopping_criteria=[] if len(set(lengths)) == 1 else [_ending(ids.shape[1], lengths)],
         **more,
@@ -98,7 +100,8 @@ def ready(
         decodes a group of questions.
       note: what a reader must know about the figures.
     """
-    model = load(workload.model, workload.prompt + workload.max_new)
+    shape = dataclasses.replace(workload.model, dtype=options.dtype or workload.model.dtype)
+    model = load(shape, workload.prompt + workload.max_new)
     import torch
 
     ids = torch.from_numpy(prompts(workload)).long().to(device())
@@ -125,5 +128,5 @@ def ready(
         packages=PACKAGES,
         notes=[note],
         settings=tuning.settings(options)
-        | {"questions_at_once": len(parts[0]), "device": device()},
+        | {"questions_at_once": len(parts[0]), "device": device(), "dtype": shape.dtype},
     )

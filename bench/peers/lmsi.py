@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 
-from bench.peers.measure import Ready, main, parser
+from bench.peers.measure import Ready, add_dtype, main, parser
 from bench.workloads import Model, Workload, prompts
 from lmsi_jax.config import Decoding, ModelConfig, Sampling
 from lmsi_jax.models.transformer import fresh_params
@@ -22,7 +22,7 @@ _LAYOUT = {
 }
 
 
-_LAYOUT_FLAGS = {"slots": int, "chunk": int, "page": int, "prefill_tokens": int, "dtype": str}
+_LAYOUT_FLAGS = {"slots": int, "chunk": int, "page": int, "prefill_tokens": int}
 
 
 class Numbers:
@@ -54,6 +54,7 @@ def config_of(model: Model, max_length: int) -> ModelConfig:
         num_kv_heads=model.kv_heads,
         head_dim=model.head_dim,
         mlp_dim=model.mlp,
+        block=model.block,
         max_length=max_length,
     )
 
@@ -81,7 +82,7 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
         )
         for i, text in enumerate(texts)
     ]
-    given = {name: getattr(options, name) for name in _LAYOUT_FLAGS}
+    given = {name: getattr(options, name) for name in (*_LAYOUT_FLAGS, "dtype")}
     layout = dataclasses.replace(
         _LAYOUT.get(workload.name, Decoding()),
         **{name: value for name, value in given.items() if value is not None},
@@ -100,12 +101,12 @@ def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
         run=run,
         packages=("lmsi_jax", "jax", "jaxlib"),
         notes=[],
-        settings={name: getattr(layout, name) for name in _LAYOUT_FLAGS},
+        settings={name: getattr(layout, name) for name in (*_LAYOUT_FLAGS, "dtype")},
     )
 
 
 if __name__ == "__main__":
-    flags = parser(__doc__)
+    flags = add_dtype(parser(__doc__))
     for name, kind in _LAYOUT_FLAGS.items():
         flags.add_argument(f"--{name}", type=kind, help=f"Decoding.{name}; by workload")
     main("lmsi", prepare, flags)

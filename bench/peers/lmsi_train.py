@@ -12,6 +12,7 @@ import numpy as np
 from bench import steps as adamw
 from bench import tuning
 from bench.peers.lmsi import config_of
+from bench.peers.measure import add_dtype
 from bench.peers.measure_steps import Ready, main, microbatches, parser
 from bench.steps import Steps
 from lmsi_jax.config import Optimizer, Training
@@ -50,7 +51,7 @@ def training(steps: Steps, options: argparse.Namespace) -> Training:
         sequences_per_prefix=steps.rows // parts,
         sequence_length=steps.length,
         max_prefix_length=0,
-        compute_dtype=steps.model.dtype,
+        compute_dtype=options.dtype or steps.model.dtype,
     )
 
 
@@ -72,12 +73,15 @@ def prepare(steps: Steps, options: argparse.Namespace) -> Ready:
         step=step,
         same_weights=False,
         packages=("lmsi_jax", "jax", "jaxlib"),
-        notes=["attention and MLP of a layer are parallel, so losses are not those of a Llama"],
-        settings=tuning.settings(options) | {"microbatches": settings.microbatches},
+        notes=[f"the block is {steps.model.block}, and the weights are our own"],
+        settings=tuning.settings(options)
+        | {"microbatches": settings.microbatches, "dtype": settings.compute_dtype},
     )
 
 
 if __name__ == "__main__":
     main(
-        "lmsi", prepare, tuning.add_flags(parser(f"{__doc__}\n{tuning.EXPLAINED}", microbatches=16))
+        "lmsi",
+        prepare,
+        add_dtype(tuning.add_flags(parser(f"{__doc__}\n{tuning.EXPLAINED}", microbatches=16))),
     )

@@ -117,6 +117,16 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return flags
 
 
+def add_dtype(flags: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds the flag of a system's number type."""
+    flags.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of weights and caches, or of a training step's products; by workload",
+    )
+    return flags
+
+
 def main(system: str, prepare: Prepare, flags: argparse.ArgumentParser) -> None:
     """Measures one system on one decode workload; prints one JSON object as the last line."""
     options = flags.parse_args()

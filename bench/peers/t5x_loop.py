@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.peers.lmsi import config_of
-from bench.peers.measure import Ready, groups, main, parser, require, require_shape
-from bench.workloads import MODEL, Workload, prompts
+from bench.peers.measure import Ready, groups, main, parser, require
+from bench.workloads import Workload, prompts
 from lmsi_jax.interop import t5x as lmsi_t5x
 
 _REMEDY = "install T5X from its GitHub repository (bench/README.md)"
@@ -24,7 +24,7 @@ _MASKED = -1e9
 
 def _decode_fn(model: Any, workload: Workload) -> Callable[..., jax.Array]:
     """Jits decoding of a group: (params, prompts, lengths, key) -> [questions, samples, tokens]."""
-    end = MODEL.vocabulary if workload.even else 1
+    end = workload.model.vocabulary if workload.even else 1
 
     def decode(params: Any, rows: jax.Array, lengths: jax.Array, key: jax.Array) -> jax.Array:
         def force(logits: jax.Array, state: Any) -> jax.Array:
@@ -66,16 +66,15 @@ def _check(decodes: np.ndarray, lengths: np.ndarray) -> None:
 def prepare(workload: Workload, options: argparse.Namespace) -> Ready:
     """Builds T5X's model."""
     require("t5x", "tensorboard", remedy=_REMEDY)
-    require_shape(workload, MODEL)
     lmsi_t5x.install()
     import seqio
     from t5x import models
 
     from lmsi_jax.interop.t5x import T5XDecoder
 
-    vocabulary = seqio.PassThroughVocabulary(MODEL.vocabulary)
+    vocabulary = seqio.PassThroughVocabulary(workload.model.vocabulary)
     model = models.DecoderOnlyModel(
-        T5XDecoder(config_of(MODEL, workload.prompt + workload.max_new)),
+        T5XDecoder(config_of(workload.model, workload.prompt + workload.max_new)),
         vocabulary,
         optimizer_def=None,
     )

@@ -19,7 +19,13 @@ times, and an answer is cut to `MAX_ANSWER` characters before it is looked at cl
 
 from lmsi_jax.answers.canonical import MAX_ANSWER, key
 from lmsi_jax.answers.numbers import MAX_DIGITS
-from lmsi_jax.answers.options import options_in, options_of
+from lmsi_jax.answers.options import (
+    options_in,
+    options_of,
+    rotate,
+    rotations,
+    unrotated_letter,
+)
 from lmsi_jax.answers.reader import (
     Candidate,
     Found,
@@ -46,5 +52,8 @@ __all__ = [
     "options_of",
     "path_key",
     "read",
+    "rotate",
+    "rotations",
     "surface",
+    "unrotated_letter",
 ]

@@ -1,5 +1,6 @@
 """Multiple choice: the options of a question, and the key of an answer that names one of them."""
 
+import dataclasses
 import functools
 import re
 import string
@@ -13,6 +14,7 @@ from lmsi_jax.records import Question
 LETTERS = string.ascii_lowercase
 MAX_QUESTION = 20_000
 _MAX_OPTION = 300
+_AROUND = " \t\n,;'\"[]"
 # "(a) foo (b) bar", "A) foo B) bar", "A. foo" on lines of their own, ['A)5', 'B)6'].
 _STYLES = (
     re.compile(r"\(([A-Za-z])\)"),
@@ -26,12 +28,17 @@ def options_of(question: Question) -> tuple[str, ...]:
     return options_in(question.text) if question.kind == "choice" else ()
 
 
-@functools.lru_cache(maxsize=1 << 12)
 def options_in(text: str) -> tuple[str, ...]:
     """Return the texts of the last list (a), (b), ... in a question; () without one.
 
     Where an option names others ("both (a) and (b)"), the list is the one whose options have texts.
     """
+    return tuple(text[begin:end] for begin, end in _option_spans(text))
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def _option_spans(text: str) -> tuple[tuple[int, int], ...]:
+    """Return begin and end of the texts that `options_in` returns."""
     for style in _STYLES:
         marks = list(style.finditer(text[:MAX_QUESTION]))
         for first in reversed([i for i, mark in enumerate(marks) if mark[1] in "aA"]):
@@ -39,13 +46,67 @@ def options_in(text: str) -> tuple[str, ...]:
             if len(run) < 2:
                 continue
             ends = [mark.start() for mark in run[1:]] + [_end(text, run[-1])]
-            texts = tuple(
-                text[mark.end() : end].strip(" \t\n,;'\"[]")
-                for mark, end in zip(run, ends, strict=True)
+            spans = tuple(
+                _stripped(text, mark.end(), end) for mark, end in zip(run, ends, strict=True)
             )
+            texts = [text[begin:end] for begin, end in spans]
             if not any(option in ("", "and", "or", "&") for option in texts) or first == 0:
-                return texts
+                return spans
     return ()
+
+
+def _stripped(text: str, begin: int, end: int) -> tuple[int, int]:
+    """Return a span without the spaces and marks at its ends."""
+    option = text[begin:end].lstrip(_AROUND)
+    begin = end - len(option)
+    return begin, begin + len(option.rstrip(_AROUND))
+
+
+# Options that name others, or their places, mean something else in another order.
+_NAMES_OTHERS = re.compile(
+    r"[(\[][A-Za-z][)\]]|\b(?:above|below|both|neither|former|latter|preceding|following)\b"
+    r"|\b[A-H] (?:and|or|&) [A-H]\b",
+    re.IGNORECASE,
+)
+
+
+def rotations(question: Question) -> int:
+    """Return how many orders of its options a question can be asked in, 1 if only in its own.
+
+    That is the number of options, unless one names others ("both (a) and (b)", "none of the
+    above"), or a user's equality compares the answers, which need not be letters then.
+    """
+    if question.rules is not None and question.rules.equal is not None:
+        return 1
+    options = options_of(question)
+    if len(options) < 2 or any(not option or _NAMES_OTHERS.search(option) for option in options):
+        return 1
+    return len(options)
+
+
+def rotate(question: Question, by: int) -> Question:
+    """Return a question whose place i shows option i + `by`, counted round; without its answer.
+
+    Places after the last option begin again at the first. A question with one rotation, and every
+    one after a whole turn, is returned as it is.
+    """
+    count = rotations(question)
+    if by % count == 0:
+        return question
+    spans = _option_spans(question.text)
+    parts, at = [], 0
+    for place, (begin, end) in enumerate(spans):
+        shown = spans[(place + by) % count]
+        parts += [question.text[at:begin], question.text[slice(*shown)]]
+        at = end
+    text = "".join(parts) + question.text[at:]
+    return dataclasses.replace(question, text=text, gold=None, also=())
+
+
+def unrotated_letter(letter: str, by: int, count: int) -> str:
+    """Return the letter, in the question's own order, of what `rotate` shows at `letter`."""
+    place = LETTERS.find(letter)
+    return LETTERS[(place + by) % count] if 0 <= place < count else letter
 
 
 def _run(marks: list[re.Match[str]]) -> list[re.Match[str]]:

@@ -18,8 +18,14 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from lmsi_jax.cli.parser import STAGE_COMMANDS, check_config, check_processes, make_parser
-from lmsi_jax.cli.subcommands import COMMANDS, Command, Load
+from lmsi_jax.cli.parser import (
+    COMMANDS,
+    STAGE_COMMANDS,
+    check_config,
+    check_processes,
+    make_parser,
+)
+from lmsi_jax.cli.subcommands import Command, Load
 from lmsi_jax.config import gin_errors, gin_loader
 from lmsi_jax.errors import LmsiError, TryAgain
 from lmsi_jax.runtime import console
@@ -163,9 +169,9 @@ def _configured(config: str | None, gin_args: gin_loader.GinArgs) -> Iterator[Lo
 def _run_other(command: Command, args: argparse.Namespace, gin_args: gin_loader.GinArgs) -> None:
     """Runs a command that is no stage of a run."""
     if command.configs:
-        config = args.config and gin_loader.find_config(
-            args.config, gin_args.search_paths, command.configs
-        )
+        config = args.config
+        if config and not (command.configs == "runs" and gin_loader.is_run_folder(config)):
+            config = gin_loader.find_config(config, gin_args.search_paths, command.configs)
         with _configured(config, gin_args) as load:
             command.run(args, load)
         return

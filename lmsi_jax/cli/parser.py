@@ -4,7 +4,8 @@ import argparse
 from typing import NamedTuple, NoReturn
 
 from lmsi_jax import __version__
-from lmsi_jax.cli.subcommands import COMMANDS, add_allow_imports
+from lmsi_jax.cli import info_commands, run_commands, subcommands
+from lmsi_jax.cli.subcommands import Command, add_allow_imports
 from lmsi_jax.config import gin_errors, gin_loader
 from lmsi_jax.errors import LmsiError
 
@@ -55,6 +56,13 @@ STAGE_COMMANDS: dict[str, StageCommand] = {
     ),
     "pretrain": StageCommand(("pretrain",), "train a base model from scratch", "pretrain"),
 }
+
+COMMANDS: dict[str, Command] = {
+    **run_commands.COMMANDS,
+    **subcommands.COMMANDS,
+    **info_commands.COMMANDS,
+}
+"""All other commands by name."""
 
 _GIN_HELP = """\
 gin flags, as in T5X:
@@ -130,9 +138,16 @@ def _groups() -> dict[str, dict[str, str]]:
     """Returns the help's list of commands, by heading."""
     stages = {name: command.help for name, command in STAGE_COMMANDS.items()}
     others = {name: stages.pop(name) for name in ("distill", "pretrain")}
-    others |= {name: command.help for name, command in COMMANDS.items()}
-    loop = {"run": stages.pop("run")}
-    return {"the loop": loop, "its stages, in order": stages, "other commands": others}
+    runs = {name: COMMANDS[name].help for name in run_commands.COMMANDS}
+    info = {name: COMMANDS[name].help for name in info_commands.COMMANDS}
+    others |= {name: one.help for name, one in COMMANDS.items() if name not in {**runs, **info}}
+    return {
+        "the loop": {"run": stages.pop("run")},
+        "its stages, in order": stages,
+        "runs that are there": runs,
+        "other commands": others,
+        "help": info,
+    }
 
 
 def _add_stage_command(
@@ -163,7 +178,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         "config",
         metavar="CONFIG",
         nargs="?",
-        help="name of a packaged configuration, or path of a .gin file",
+        help="name of a packaged configuration, path of a .gin file, or folder of a run",
     )
     add_allow_imports(parser)
 
@@ -187,7 +202,10 @@ def check_config(args: argparse.Namespace, gin_args: gin_loader.GinArgs, kind: s
         gin_loader.find_config(args.config, gin_args.search_paths, kind)
     elif not (gin_args.files or gin_args.bindings):
         names = ", ".join(gin_loader.packaged_configs(kind)) or "none packaged"
-        raise LmsiError(f"which configuration? lmsi {args.command} NAME ({names}) or --gin_file=F")
+        raise LmsiError(
+            f"which configuration? lmsi {args.command} NAME ({names}) or --gin_file=F; lmsi "
+            "configs says what each is for"
+        )
 
 
 def check_processes(args: argparse.Namespace) -> None:

@@ -145,7 +145,8 @@ def load(config: str | None, args: GinArgs) -> None:
     The classes that they configure must be registered before (`lmsi_jax.config.configurables`).
 
     Args:
-      config: a packaged name or a path, read before `args.files`.
+      config: a packaged name, a path or a run's folder, read before `args.files`; a run's folder
+        also sets `Run.output_dir`, which flags may set anew.
       args: from `parse`.
     Raises:
       LmsiError: a file, configurable, parameter, macro or value is wrong or missing.
@@ -153,6 +154,9 @@ def load(config: str | None, args: GinArgs) -> None:
     import gin
 
     files = [find_config(file, args.search_paths) for file in ([config] if config else [])]
+    if config and is_run_folder(config):
+        out = Binding(name="Run.output_dir", value=repr(config))
+        args = dataclasses.replace(args, bindings=(out, *args.bindings))
     # A path in an installed package is left to gin.
     files += [f if package_file(f) else find_config(f, args.search_paths) for f in args.files]
     folders = [*args.search_paths, *map(os.path.dirname, files)]
@@ -331,14 +335,16 @@ def packaged_configs(kind: str = "runs") -> tuple[str, ...]:
 def find_config(name: str, search_paths: Sequence[str] = (), kind: str = "runs") -> str:
     """Returns the gin file of a configuration's name or path.
 
-    A path to a file comes first, then `NAME.gin` and `KIND/NAME.gin` in the search paths and in the
-    packaged `gin_configs`.
+    A path to a file or a run's folder comes first, then `NAME.gin` and `KIND/NAME.gin` in the
+    search paths and in the packaged `gin_configs`.
 
     Raises:
       LmsiError: there is none; the message lists the packaged names, the nearest one first.
     """
     if name.endswith(".gin") and ("://" in name or os.path.isfile(name)):
         return name
+    if kind == "runs" and is_run_folder(name):
+        return f"{name.rstrip('/')}/{_CONFIG_OF_RUN}"
     file = name if name.endswith(".gin") else f"{name}.gin"
     roots = [*map(pathlib.Path, search_paths), *_packaged_roots()]
     for path in (root / folder / file for root in roots for folder in ("", kind)):
@@ -349,7 +355,18 @@ def find_config(name: str, search_paths: Sequence[str] = (), kind: str = "runs")
     raise LmsiError(
         f"there is no configuration {name!r}{near} "
         f"Packaged: {', '.join(names) or 'none'}; or give the path of a .gin file"
+        + (" or the folder of a run" if kind == "runs" else "")
     )
+
+
+_CONFIG_OF_RUN = "config.gin"
+
+
+def is_run_folder(name: str) -> bool:
+    """Returns True if a name is a local run's folder; a packaged name is one only with a "/"."""
+    if "/" not in name and name in packaged_configs("runs"):
+        return False
+    return os.path.isfile(os.path.join(name, _CONFIG_OF_RUN))
 
 
 def package_file(path: str) -> str | None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from lmsi_jax import config
 from lmsi_jax.config.row_filters import FILTERS
+from lmsi_jax.config.tracking import TRACKERS
 from lmsi_jax.config.value_checks import field_ranges
 
 _WIDTH = 100
@@ -49,6 +50,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
         *(config.Optimizer, config.Loss, config.Lora, config.Preference),
     ),
     "Evaluation": (config.Evaluation, config.CollapseMonitor),
+    "Trackers": TRACKERS,
     "Other commands": (config.Pretraining, config.Distillation, config.Study, config.Variant),
 }
 """The classes of the page, by heading."""
@@ -83,23 +85,52 @@ def page() -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
+class Entry(typing.NamedTuple):
+    """The documentation of a setting."""
+
+    name: str
+    """Of the field."""
+    type: str
+    """Its type and range, in words."""
+    default: str
+    """"default 0.7", or "required"."""
+    text: str
+    """Its documentation, on one line."""
+
+
+def field_entries(cls: type, markdown: bool = False) -> list[Entry]:
+    """Returns the documentation of each field of a dataclass that a person sets.
+
+    Args:
+      cls: the dataclass.
+      markdown: with code marks and links.
+    """
+    docs, ranges = field_docs(cls), field_ranges(cls)
+    hints = typing.get_type_hints(cls)
+    entries = []
+    for field in dataclasses.fields(cls):
+        if not field.init:
+            continue
+        hint, allowed = hints[field.name], ranges.get(field.name)
+        facts, default = _type_name(hint), _default(field)
+        if allowed is not None and typing.get_origin(hint) is not typing.Literal:
+            words = re.sub("^a (number|share),? ", "", allowed.words)
+            facts += f", {words} {allowed.unit}".rstrip()
+        if not markdown:
+            facts = re.sub(r"\[(\w+)\]\(#\w+\)", r"\1", facts).replace("`", "")
+            default = default.replace("`", "").replace("*", "")
+        entries.append(Entry(field.name, facts, default, docs[field.name]))
+    return entries
+
+
 def _class_section(cls: type) -> str:
     paragraphs = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
     lines = [f"### {cls.__name__}", ""]
     for paragraph in paragraphs:
         lines += [_wrapped(" ".join(paragraph.split())), ""]
-    docs, ranges = field_docs(cls), field_ranges(cls)
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        if not field.init:
-            continue
-        hint, allowed = hints[field.name], ranges.get(field.name)
-        facts = _type_name(hint)
-        if allowed is not None and typing.get_origin(hint) is not typing.Literal:
-            words = re.sub("^a (number|share),? ", "", allowed.words)
-            facts += f", {words} {allowed.unit}".rstrip()
-        head = f"**`{cls.__name__}.{field.name}`** ({facts}; {_default(field)})"
-        lines.append(_wrapped(f"{head}: {docs[field.name]}", "- ", "  "))
+    for entry in field_entries(cls, markdown=True):
+        head = f"**`{cls.__name__}.{entry.name}`** ({entry.type}; {entry.default})"
+        lines.append(_wrapped(f"{head}: {entry.text}", "- ", "  "))
     return "\n".join(lines) + "\n"
 
 
@@ -109,6 +140,9 @@ def _default(field: "dataclasses.Field[Any]") -> str:
     value = field.default
     if dataclasses.is_dataclass(value):
         return f"default `@{type(value).__name__}()`"
+    if isinstance(value, tuple) and value and all(map(dataclasses.is_dataclass, value)):
+        items = "".join(f"@{type(one).__name__}(), " for one in value)
+        return f"default `({items.strip()})`"
     return f"default `{_literal(value)}`"
 
 

@@ -78,6 +78,9 @@ class Sampling:
     (docs/models.md)."""
     token_logprobs: bool = False
     """Store the log-probability of each token of a sample."""
+    greedy: bool = False
+    """Also draw one greedy sample of each question, beside those that vote: a corrector's
+    candidates have it (`lmsi export-candidates`)."""
     adaptive_consistency: Annotated[float | None, _STOPPING_PROBABILITY] = None
     """Stop sampling a question once its leading answer will stay ahead with this probability
     (adaptive consistency, Aggarwal et al. 2023, who use 0.95; `voting.samples_needed`); None
@@ -171,6 +174,11 @@ class Voting:
     """Let a sample that marks no answer vote for its conclusion (`answers.conclusions`). A capable
     model's conclusions are as good as its marked answers, a small model's are worse (figures are in
     docs/answers.md). The paper reads marked answers alone."""
+    rotate_options: bool = False
+    """Ask sample k of a question with options in their k-th rotation, and map its letter back, so
+    that a liking for a place gives no option more votes; in self-consistency of the test questions
+    too. A sample is learnt in the order in which it was asked. Options that name others keep their
+    order."""
     ties: Literal["logprob", "scorer"] = "logprob"
     """Tie break: the answer with the larger summed "logprob" of its samples, or with the better
     best "scorer" number and then the larger log-probability."""

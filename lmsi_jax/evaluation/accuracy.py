@@ -70,6 +70,10 @@ class TaskScore:
       mean_tokens: tokens per sample.
       curve: majority@k and pass@k of self-consistency, for k = 1, 2, 4, ... and all samples.
       f1: DROP's F1 per question, in question order; () for other tasks.
+      right_share: share of the samples that are right, per question.
+      tokens: tokens of a sample, mean over the samples, per question.
+      parsed_share, marked_share, finished_share: of the samples with an answer, that mark it, and
+        that no token limit cut, per question.
     """
 
     task: str
@@ -84,6 +88,11 @@ class TaskScore:
     mean_tokens: float
     curve: tuple[Point, ...] = ()
     f1: tuple[float, ...] = ()
+    right_share: tuple[float, ...] = ()
+    tokens: tuple[float, ...] = ()
+    parsed_share: tuple[float, ...] = ()
+    marked_share: tuple[float, ...] = ()
+    finished_share: tuple[float, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -158,6 +167,21 @@ def score_votes(
         )
         if all(question.spans for question in questions)
         else (),
+        right_share=_shares(
+            [sum(key in keys for key in vote.keys) for vote, keys in zip(votes, gold, strict=True)],
+            votes,
+        ),
+        tokens=_shares([sum(one.tokens for one in drawn) for drawn in by_question], votes),
+        parsed_share=_shares([vote.parsed for vote in votes], votes),
+        marked_share=_shares([sum(vote.marked) for vote in votes], votes),
+        finished_share=_shares([sum(one.finished for one in rows) for rows in by_question], votes),
+    )
+
+
+def _shares(counts: Sequence[int], votes: Sequence[Vote]) -> tuple[float, ...]:
+    """Returns each question's count over its number of samples."""
+    return tuple(
+        round(count / max(1, vote.total), 4) for count, vote in zip(counts, votes, strict=True)
     )
 
 

@@ -13,7 +13,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from etils import epath
 
@@ -40,6 +40,9 @@ from lmsi_jax.runtime.progress import doing
 from lmsi_jax.runtime.store import ShardStore, Stage, read_finished, read_identity, shard_names
 from lmsi_jax.training import checkpoints
 from lmsi_jax.voting import AnswerReader
+
+if TYPE_CHECKING:
+    from lmsi_jax.pipeline.track import RunTracking
 
 IMPORTED = "Imported"
 """The entry of a sample stage's settings that says which samples of elsewhere it holds."""
@@ -113,6 +116,8 @@ class Context:
         self.worked = False
         self.output = epath.Path(run.output_dir)
         self.processes = Processes()
+        self.tracking: RunTracking | None = None
+        """Of the leading process, while it runs stages."""
         self.scorer_scores: dict[tuple[str, str, int, str], float] = {}
         """Scores of the vote's scorer, which may be a large model and is asked once a sample."""
         self._rounds: dict[int, Round] = {}
@@ -401,7 +406,8 @@ class Round:
         base = run.schedule and not index
         self.settings = dataclasses.replace(run, schedule=()) if base else run.in_round(index)
         self.scheduled = scheduled_values(run, index) if index else {}
-        self.reader = AnswerReader(self.settings.voting.conclusions)
+        voting = self.settings.voting
+        self.reader = AnswerReader(voting.conclusions, voting.rotate_options)
         self._read: dict[Any, Any] = {}
 
     def once(self, name: Any, read: Callable[[], _Value]) -> _Value:
@@ -576,16 +582,27 @@ def test_job_name(task: str, prompt_style: str) -> str:
     return f"{task}-{prompt_style}"
 
 
+def rotation_job_name(name: str, by: int, count: int) -> str:
+    """Returns the name of the part of a job that asks questions of `count` options rotated."""
+    return f"{name}-rotation{by:02d}of{count:02d}"
+
+
 def read_samples(store: ShardStore, name: str) -> Samples:
-    """Reads a job's shards; samples by question uid, in index order; {} if there are none.
+    """Reads a job's shards, and those of its rotations; samples by question uid, in index order.
+
+    There are none of a job without shards: {}.
 
     Raises:
       LmsiError: a shard is damaged, or missing beside others.
     """
-    shape = re.compile(rf"{re.escape(name)}-\d{{5}}-of-(\d{{5}})")
-    counts = {int(match[1]) for shard in store.names() if (match := shape.fullmatch(shard))}
+    shape = re.compile(rf"({re.escape(name)}(?:-rotation\d\dof\d\d)?)-\d{{5}}-of-(\d{{5}})")
+    jobs = {match.groups() for shard in store.names() if (match := shape.fullmatch(shard))}
     samples: Samples = {}
-    for number in (number for count in counts for number in shard_names(count)):
-        for row in store.read(f"{name}-{number}"):
-            samples.setdefault(row["uid"], []).append(Sample.from_json(row))
+    for job, count in sorted(jobs):
+        for number in shard_names(int(count)):
+            for row in store.read(f"{job}-{number}"):
+                samples.setdefault(row["uid"], []).append(Sample.from_json(row))
+    if len({job for job, _ in jobs}) > 1:
+        for rows in samples.values():
+            rows.sort(key=lambda row: row.sample_index)
     return samples

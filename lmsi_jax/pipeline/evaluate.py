@@ -21,7 +21,7 @@ from lmsi_jax.evaluation.accuracy import score_votes
 from lmsi_jax.evaluation.collapse import Alarm, CollapseMetrics, LabelledMetrics, alarms, measure
 from lmsi_jax.pipeline.context import Context, Round, Samples, read_samples, test_job_name
 from lmsi_jax.pipeline.mix import read_examples, read_pairs
-from lmsi_jax.pipeline.sample import draw_samples, make_job
+from lmsi_jax.pipeline.sample import draw_samples, make_jobs
 from lmsi_jax.pipeline.step import DECODING, Fields, Step, custom_code
 from lmsi_jax.pipeline.vote import VOTING, cast_vote, scorer_record
 from lmsi_jax.prompts import PromptStyle, new_tokens
@@ -32,7 +32,7 @@ from lmsi_jax.runtime.store import ShardStore, check_output
 _LOG = logging.getLogger(__name__)
 _SCORES = "scores.json"
 # Accuracy is of the vote on all samples; the report says what adaptive consistency would do to it.
-_NEVER: dict[str, Any] = {"adaptive_consistency": None, "token_logprobs": False}
+_NEVER: dict[str, Any] = {"adaptive_consistency": None, "token_logprobs": False, "greedy": False}
 
 
 class EvaluateStep(Step):
@@ -49,7 +49,7 @@ class EvaluateStep(Step):
         Fields(
             part="sampling",
             without=(  # evaluation sets these itself
-                *("num_samples", "temperature", "token_logprobs"),
+                *("num_samples", "temperature", "token_logprobs", "greedy"),
                 *("adaptive_consistency", "adaptive_consistency_every"),
             ),
         ),
@@ -63,15 +63,16 @@ class EvaluateStep(Step):
     def share(self, round: Round) -> None:
         asked = list(_asked(round))
         jobs = [
-            make_job(
-                round.context.prompts,
+            job
+            for task, style, questions in asked
+            for job in make_jobs(
+                round,
                 test_job_name(task, style),
                 questions,
                 round.context.exemplars(task),
                 "cot" if style == "self_consistency" else cast(PromptStyle, style),
                 _sampling(round, style),
             )
-            for task, style, questions in asked
         ]
         label = f"round {round.index}" if round.index else "base model"
         draw_samples(

@@ -137,6 +137,11 @@ def _check_settings(settings: Run) -> None:
             "samples of generated prompts belong each to its prompt, which a file does not name; "
             "set Augmentation.prompts to 0"
         )
+    if settings.voting.rotate_options:
+        raise LmsiError(
+            "samples of elsewhere were asked with their options in one order; set "
+            "Voting.rotate_options to False"
+        )
     preference = settings.training.preference
     if preference is not None and preference.form == "spin":
         raise LmsiError(

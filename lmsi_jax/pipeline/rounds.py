@@ -14,7 +14,7 @@ wherever it matters and nowhere else.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from lmsi_jax.config import Run
 from lmsi_jax.config.run import comparison_run
@@ -29,6 +29,7 @@ from lmsi_jax.pipeline.sample import SampleStep
 from lmsi_jax.pipeline.score import FilterScoresStep
 from lmsi_jax.pipeline.step import Step
 from lmsi_jax.pipeline.summarize import report, report_evaluation
+from lmsi_jax.pipeline.track import RunTracking
 from lmsi_jax.pipeline.train import TrainStep
 from lmsi_jax.pipeline.vote import VoteStep
 from lmsi_jax.runtime.files import exclusive, write_bytes
@@ -72,7 +73,7 @@ def execute(
         if context.processes.index == 0:
             # A report may be asked for while the run goes on.
             alone = contextlib.nullcontext() if stages == ("report",) else exclusive(context.output)
-            with slow_work_reported(), alone:
+            with slow_work_reported(), alone, _tracked(context, stages):
                 _lead(run, context, stages, command, config_text, steps)
             return
         shared: dict[str, Step] = {step.name: step for step in (*steps, EvaluateStep())}
@@ -85,6 +86,21 @@ def execute(
             round = context.round(order["round"])
             shared[order["stage"]].share(round)
             round.release()
+
+
+@contextlib.contextmanager
+def _tracked(context: Context, stages: tuple[str, ...]) -> Iterator[None]:
+    """Has the stages of the block measured for the run's trackers."""
+    if stages == ("report",):
+        yield
+        return
+    context.tracking = RunTracking(context)
+    try:
+        yield
+    except BaseException:
+        context.tracking.close(failed=True)
+        raise
+    context.tracking.close()
 
 
 def _lead(

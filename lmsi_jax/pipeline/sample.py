@@ -15,7 +15,9 @@ The engine is any `rollout.requests.Rollout`.
 
 A task's shards are called by its name; with generated prompts there is a job for each of them,
 `TASK-prompt003`, and `TASK-prompt003-standing-in` for the questions that the prompt before shows.
-`human-TASK` has the model's own sample on each question with a human solution, if pairs need it.
+With rotated options there is a job for each rotation and number of options, `TASK-rotation01of04`.
+`human-TASK` has the model's own sample on each question with a human solution, if pairs need it,
+and `greedy-TASK` its greedy sample on each question, with `Sampling.greedy`.
 """
 
 import dataclasses
@@ -27,6 +29,7 @@ from typing import Any
 
 from etils import epath
 
+from lmsi_jax import answers
 from lmsi_jax.augmentation import groups
 from lmsi_jax.config import Sampling
 from lmsi_jax.errors import LmsiError
@@ -38,9 +41,10 @@ from lmsi_jax.pipeline.context import (
     import_record,
     prompt_job_name,
     read_samples,
+    rotation_job_name,
 )
 from lmsi_jax.pipeline.questions import worked_questions
-from lmsi_jax.pipeline.step import DECODING, Fields, Step, custom_code
+from lmsi_jax.pipeline.step import DECODING, ROTATIONS, Fields, Step, custom_code
 from lmsi_jax.prompts import PromptStyle, PromptWriter, available_style
 from lmsi_jax.records import Exemplar, Question, Sample, Text
 from lmsi_jax.rollout.requests import IsSettled, OnChunk, Request, Rollout, Stats
@@ -50,6 +54,8 @@ from lmsi_jax.runtime.signals import Terminated, deferred_signals
 from lmsi_jax.runtime.store import ShardStore, Stage, shard_names
 from lmsi_jax.voting import AnswerReader, is_settled
 
+GREEDY = "greedy"
+"""Begins the names of the shards of `Sampling.greedy`, GREEDY-TASK."""
 # Neighbours in a shard are of similar length, and then in the order of their uids.
 _LENGTH_BUCKET = 16
 
@@ -128,6 +134,43 @@ def make_job(
         )
     texts = {uid: text for uid, (_, text) in prompts.items()}
     return Job(name=name, prefix=prefix, questions=texts, sampling=sampling, numbers=numbers)
+
+
+def make_jobs(
+    round: Round,
+    name: str,
+    questions: Sequence[Question],
+    exemplars: Sequence[Exemplar],
+    prompt_style: PromptStyle,
+    sampling: Sampling,
+) -> list[Job]:
+    """Returns a job as `make_job` does, in parts if `Voting.rotate_options` divides it.
+
+    Sample k of a question with n rotations is drawn in rotation k modulo n.
+    """
+    writer = round.context.prompts
+    by_count: dict[int, list[Question]] = {}
+    for question in questions:
+        count = answers.rotations(question) if round.settings.voting.rotate_options else 1
+        by_count.setdefault(count, []).append(question)
+    jobs = []
+    for count, rows in sorted(by_count.items()):
+        if count == 1:
+            jobs.append(make_job(writer, name, rows, exemplars, prompt_style, sampling))
+            continue
+        for by in range(min(count, sampling.num_samples)):
+            jobs.append(
+                make_job(
+                    writer,
+                    rotation_job_name(name, by, count),
+                    [answers.rotate(row, by) for row in rows],
+                    exemplars,
+                    prompt_style,
+                    sampling,
+                    tuple(range(by, sampling.num_samples, count)),
+                )
+            )
+    return jobs or [make_job(writer, name, questions, exemplars, prompt_style, sampling)]
 
 
 def draw_samples(
@@ -371,6 +414,7 @@ class SampleStep(Step):
             when=lambda round: round.settings.sampling.adaptive_consistency is not None,
         ),
         Fields(part="mixing", names=("human_examples",), when=_plays),
+        ROTATIONS,
     )
     inputs = ("model", "questions", "generate", "prompts")
     writes_prompts = True
@@ -395,19 +439,11 @@ class SampleStep(Step):
         if _plays(round):
             given = {task: [row for row, _ in worked_questions(round, task)] for task in by_task}
             asked += [question for rows in given.values() for question in rows]
-            single = dataclasses.replace(
-                round.settings.sampling, num_samples=1, adaptive_consistency=None
-            )
+            jobs += [_single(round, f"human-{task}", task, rows) for task, rows in given.items()]
+        if round.settings.sampling.greedy:
             jobs += [
-                make_job(
-                    round.context.prompts,
-                    f"human-{task}",
-                    rows,
-                    round.context.exemplars(task),
-                    "cot",
-                    single,
-                )
-                for task, rows in given.items()
+                _single(round, f"{GREEDY}-{task}", task, rows, temperature=0.0)
+                for task, rows in by_task.items()
             ]
         draw_samples(
             round,
@@ -419,12 +455,25 @@ class SampleStep(Step):
         )
 
 
+def _single(
+    round: Round, name: str, task: str, rows: list[Question], temperature: float | None = None
+) -> Job:
+    """Returns the job of one sample of each question; None: at the configured temperature."""
+    sampling = dataclasses.replace(
+        round.settings.sampling, num_samples=1, adaptive_consistency=None, greedy=False
+    )
+    if temperature is not None:
+        sampling = dataclasses.replace(sampling, temperature=temperature)
+    exemplars = round.context.exemplars(task)
+    return make_job(round.context.prompts, name, rows, exemplars, "cot", sampling)
+
+
 def _jobs(round: Round, task: str, rows: list[Question]) -> list[Job]:
     """Returns one job with the task's exemplars, or one for each generated prompt."""
     sampling, prompts = round.settings.sampling, round.few_shots(task)
     writer = round.context.prompts
     if not prompts:
-        return [make_job(writer, task, rows, round.context.exemplars(task), "cot", sampling)]
+        return make_jobs(round, task, rows, round.context.exemplars(task), "cot", sampling)
     by_uid = {row.uid: row for row in rows}
     return [
         make_job(

@@ -51,6 +51,7 @@ from lmsi_jax.selection.rows import (
     voted_rows,
 )
 from lmsi_jax.training import packing, scoring
+from lmsi_jax.voting import as_asked
 
 ROWS = 256  # a shard's rows are packed together, so their number enters the bits of the sums
 _Row = TypeVar("_Row")
@@ -375,16 +376,24 @@ def _score_free_filters(round: Round) -> list[Any]:
 
 
 def _rows(round: Round, voted: Sequence[Voted]) -> list[Row]:
-    return [row for one in voted for row in voted_rows(*one, round.settings.mixing.keep)]
+    settings = round.settings
+    rows = [row for one in voted for row in voted_rows(*one, settings.mixing.keep)]
+    if not settings.voting.rotate_options:
+        return rows
+    return [
+        dataclasses.replace(row, question=as_asked(row.question, row.sample, settings.voting))
+        for row in rows
+    ]
 
 
-_Name = tuple[str, str, int]
+_Name = tuple[str, str, str, int]
 
 
 def _scored_as(row: Row, prompts: Sequence[FewShot]) -> _Name:
     """Returns what rows that are scored once have in common: question, solution, prompt."""
-    uid = row.question.uid
-    return uid, row.solution, prompt_of(uid, row.sample.sample_index, prompts) if prompts else 0
+    uid, text = row.question.uid, row.question.text
+    number = prompt_of(uid, row.sample.sample_index, prompts) if prompts else 0
+    return uid, text, row.solution, number
 
 
 def _first(rows: Sequence[Row], prompts: Sequence[FewShot]) -> dict[_Name, Row]:

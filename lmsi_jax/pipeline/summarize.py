@@ -5,9 +5,11 @@ import dataclasses
 import datetime
 import importlib.metadata
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 from lmsi_jax.config.row_filters import GOLD
 from lmsi_jax.evaluation.accuracy import Replay, replay
+from lmsi_jax.evaluation.changes import position_counts
 from lmsi_jax.evaluation.collapse import distinct_kept
 from lmsi_jax.pipeline.augment import read_counts
 from lmsi_jax.pipeline.context import Context, NotReady, Round, import_record
@@ -27,6 +29,7 @@ from lmsi_jax.report.summary import (
     Model,
     NewPrompts,
     NewQuestions,
+    PositionRow,
     ShownQuestion,
     ShownSample,
     Sources,
@@ -111,6 +114,7 @@ def summarize(context: Context, command: str, config_text: str) -> Summary:
     evals: list[Evaluation] = []
     summaries: list[RoundSummary] = []
     collapse: list[CollapseRow] = []
+    places: list[PositionRow] = []
     test_sets: list[AdaptiveConsistencySet] = []
     train_sets: list[AdaptiveConsistencySet] = []
     examples: list[ShownQuestion] = []
@@ -122,11 +126,13 @@ def summarize(context: Context, command: str, config_text: str) -> Summary:
                 for row in read_scores(round.context.output, round.index)
             ]
             test_sets += _test_sets(round, rule)
+            places += _positions(round, "test")
             if round is evaluated[-1]:
                 examples += _examples(round)
         if round in voted:
             summaries.append(_round(round))
             train_sets += _train_sets(round, _rule(round))
+            places += _positions(round, "train")
         if round in evaluated or round in voted:
             collapse += [
                 CollapseRow(round=round.index, source=source, **vars(stored.metrics))
@@ -149,6 +155,7 @@ def summarize(context: Context, command: str, config_text: str) -> Summary:
         tasks=_tasks(context),
         evals=tuple(evals),
         rounds=tuple(summaries),
+        positions=tuple(places),
         collapse=tuple(collapse),
         adaptive_consistency=AdaptiveConsistency(
             threshold=rule.threshold,
@@ -344,6 +351,27 @@ def _train_sets(round: Round, rule: _Rule) -> Iterator[AdaptiveConsistencySet]:
         yield AdaptiveConsistencySet(
             source="train", round=round.index, task=task, samples=rule.samples, **vars(replayed)
         )
+
+
+def _positions(round: Round, source: Literal["train", "test"]) -> Iterator[PositionRow]:
+    """Yields the places of the options that a task's samples named, for tasks that have some."""
+    by_task = round.questions if source == "train" else round.context.load_questions("test")
+    for task, questions in by_task.items():
+        if source == "train":
+            votes = {vote.uid: vote for vote in round.votes()[task]}
+            samples = round.samples(task)
+        else:
+            votes = round.test_votes(task, "self_consistency")
+            samples = round.test_samples(task, "self_consistency")
+        asked = [question for question in questions if question.uid in votes]
+        counts = position_counts(
+            asked,
+            [votes[question.uid] for question in asked],
+            [sorted(s.sample_index for s in samples[question.uid]) for question in asked],
+            round.settings.voting.rotate_options,
+        )
+        if counts is not None:
+            yield PositionRow(source=source, round=round.index, task=task, **vars(counts))
 
 
 def _examples(round: Round) -> Iterator[ShownQuestion]:

@@ -26,6 +26,7 @@ from lmsi_jax.pipeline.score import ROWS, write_missing
 from lmsi_jax.pipeline.step import Fields, Step
 from lmsi_jax.records import Example
 from lmsi_jax.runtime.files import remove
+from lmsi_jax.runtime.run_folders import FREED
 from lmsi_jax.runtime.store import ShardStore, Stage, shard_names
 from lmsi_jax.training import checkpoints, scoring
 from lmsi_jax.training.data import Examples, RowReader, in_order
@@ -129,13 +130,17 @@ class TrainStep(Step):
         self._load_teacher = load_teacher
 
     def prepare(self, folder: epath.Path) -> None:
-        if not checkpoints.has_checkpoint(folder):
+        freed = (folder / FREED).exists()  # on purpose, since nothing needs it any more
+        if not (freed or checkpoints.has_checkpoint(folder)):
             remove(folder / "stage.json")  # its checksums do not cover checkpoints, see `outputs`
 
     def run(self, round: Round, stage: Stage) -> None:
         training, context = round.settings.training, round.context
         round.reader.clear()
         drop_unrecorded(stage.directory)
+        if (stage.directory / FREED).exists():  # its checkpoint has no state to continue from
+            checkpoints.drop(stage.directory)
+            remove(stage.directory / FREED)
         if training.lora is not None and training.lora.peft:
             check_installed()  # before the training
         examples = _examples(round)
@@ -196,6 +201,7 @@ class TrainStep(Step):
             name=f"round {round.index}: training",
             teacher=teacher,
             held_out=fitting_rows(validation_rows, training) if held_out else (),
+            track=context.tracking.of_training(round, self.name) if context.tracking else None,
         )
 
 

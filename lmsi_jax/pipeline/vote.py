@@ -7,12 +7,13 @@ from lmsi_jax import voting
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.pipeline import scorers
 from lmsi_jax.pipeline.context import Round
-from lmsi_jax.pipeline.step import Fields, Step, custom_code
+from lmsi_jax.pipeline.step import ROTATIONS, Fields, Step, custom_code
 from lmsi_jax.records import Question, Sample, Vote
 from lmsi_jax.runtime.store import ShardStore
 
 VOTING = (
-    Fields(part="voting", without=("ties", "scorer")),
+    Fields(part="voting", without=("ties", "scorer", "rotate_options")),
+    ROTATIONS,
     Fields(part="voting", names=("ties",), when=lambda round: round.settings.voting.uses_scorer),
 )
 """Settings of every step that votes; `scorer_record` has the scorer."""
@@ -56,7 +57,8 @@ def cast_vote(round: Round, question: Question, samples: Sequence[Sample]) -> Vo
         names = [(rule.scorer, one.uid, one.sample_index, one.text) for one in samples]
         unscored = [one for one, name in zip(samples, names, strict=True) if name not in known]
         if unscored:
-            given = scorers.apply_scorer(rule.scorer, [(question, one) for one in unscored])
+            asked = [(voting.as_asked(question, one, rule), one) for one in unscored]
+            given = scorers.apply_scorer(rule.scorer, asked)
             for one, score in zip(unscored, given, strict=True):
                 known[rule.scorer, one.uid, one.sample_index, one.text] = score
         scores = [known[name] for name in names]

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from lmsi_jax.evaluation.accuracy import accuracy_by_confidence, expected_calibration_error
+from lmsi_jax.evaluation.changes import calibration_interval
 from lmsi_jax.report import charts
 from lmsi_jax.report.comparison import (
     DASH,
@@ -105,7 +106,9 @@ def confidence(summary: Summary) -> Html:
                 name = round_name(number)
                 series.append((name, accuracy_by_confidence(confidences, right)))
                 votes = f"{count_of(len(right), 'vote')} of {count_of(samples, 'sample')}"
+                low, high = calibration_interval(confidences, right)
                 error = percent(expected_calibration_error(confidences, right))
+                error += f" {share_interval(low, high)}"
                 captions.append(f"{name}: {votes}, error {error}")
         if series:
             name = DOMAIN_NAMES[domain]
@@ -118,7 +121,7 @@ def confidence(summary: Summary) -> Html:
         "grows with its bin’s share of the votes, whiskers are 95 % Wilson intervals, and the rows "
         "below count the votes in each bin. On the dashed line accuracy equals confidence; the "
         "error is the mean distance of the bins from it, weighted by their votes (expected "
-        "calibration error)."
+        "calibration error), [95 % interval, bootstrap over questions]."
     )
     return join_html([note(about), panels(figures)])
 

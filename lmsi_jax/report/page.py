@@ -3,7 +3,7 @@
 import importlib.resources
 from collections.abc import Callable
 
-from lmsi_jax.report import accuracy_sections, training_sections, vote_sections
+from lmsi_jax.report import accuracy_sections, change_sections, training_sections, vote_sections
 from lmsi_jax.report.comparison import (
     count_of,
     evaluated_rounds,
@@ -117,10 +117,12 @@ _SECTIONS: tuple[tuple[str, str, Callable[[Summary], Html]], ...] = (
     ("result", "Result", accuracy_sections.overview),
     ("tasks", "Task by task", accuracy_sections.by_task),
     ("confidence", "Accuracy and confidence", accuracy_sections.confidence),
+    ("changes", "Question by question", change_sections.by_question),
     ("samples", "Accuracy and the number of samples", vote_sections.curves),
     ("rounds", "Round by round", training_sections.by_round),
     ("collapse", "Collapse monitor", training_sections.collapse),
     ("augmentation", "The model’s own questions and prompts", training_sections.augmentation),
+    ("positions", "Places of the named options", change_sections.positions),
     ("votes", "From samples to training rows", vote_sections.training_rows),
     ("adaptive-consistency", "Adaptive consistency", vote_sections.adaptive_consistency),
     ("training", "Training", training_sections.training),

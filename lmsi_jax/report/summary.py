@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn, Self, TypeVar, get_args, get_origin
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation.accuracy import Replay, TaskScore
+from lmsi_jax.evaluation.changes import Positions
 from lmsi_jax.evaluation.collapse import CollapseMetrics
 from lmsi_jax.selection.rows import FilterCounts
 
@@ -210,6 +211,17 @@ class CollapseRow(CollapseMetrics):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PositionRow(Positions):
+    """The places that samples on one task's questions named; at most one for each (source, round,
+    task)."""
+
+    source: Literal["train", "test"]
+    """Train: samples of the model before the round. Test: of the model after it, 0 the base."""
+    round: int
+    task: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptiveConsistencySet(Replay):
     """Adaptive consistency on one task's questions; one set for each (source, round, task)."""
 
@@ -296,6 +308,7 @@ class Summary:
     evals: tuple[Evaluation, ...]
     rounds: tuple[Round, ...]
     collapse: tuple[CollapseRow, ...] = ()
+    positions: tuple[PositionRow, ...] = ()
     adaptive_consistency: AdaptiveConsistency
     examples: tuple[ShownQuestion, ...]
     notes: tuple[str, ...]
@@ -311,6 +324,7 @@ class Summary:
         _check_unique("rounds", [row.round for row in self.rounds])
         _check_unique("evals", [(row.round, row.task, row.prompt_style) for row in self.evals])
         _check_unique("collapse", [(row.source, row.round) for row in self.collapse])
+        _check_unique("positions", [(r.source, r.round, r.task) for r in self.positions])
         _check_unique(
             "adaptive_consistency.sets", [(row.source, row.round, row.task) for row in sets]
         )

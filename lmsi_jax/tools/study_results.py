@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from lmsi_jax.config import DistributionShift, ModelConfig, Run, Study, Variant
 from lmsi_jax.errors import LmsiError
+from lmsi_jax.evaluation.changes import Answered, BaseVotes, describe
 from lmsi_jax.evaluation.statistics import Z_95, gain_share, macro_variance, over_seeds
 from lmsi_jax.pipeline.context import Context
 from lmsi_jax.pipeline.evaluate import read_scores
@@ -286,6 +287,7 @@ def _variant_rows(
                     "change": change(before, after),
                     "against": against,
                     "reached": reached,
+                    "changes": _changes(runs, number, prompt_style, domain),
                     "gold": any(run.gold for run in runs),
                 }
 
@@ -309,6 +311,39 @@ def change(before: Sequence[Outcomes], after: Sequence[Outcomes]) -> Row | None:
     values = [macro(tasks) for tasks in paired]
     mean = over_seeds(values, [macro_variance([*tasks.values()]) for tasks in paired])
     return {**mean._asdict(), "seeds": values}
+
+
+def _changes(runs: Sequence[Evaluated], number: int, style: str, group: str) -> Row | None:
+    """Returns `evaluation.changes.describe` over the questions of all seeds together, as JSON.
+
+    None if a seed's questions differ, before and after.
+    """
+    pairs, votes = [], []
+    for run in runs:
+        after = {row["task"]: row for row in run.rows(number, style)}
+        of_vote = {row["task"]: row for row in run.rows(0, _VOTE)}
+        for row in run.rows(0, style):
+            task = row["task"]
+            if group in (task, "in" if task in run.trained else "out") and task in after:
+                pairs.append((_answered(row), _answered(after[task])))
+                right, sure = (
+                    of_vote.get(task, {}).get(name) for name in ("right_share", "confidence")
+                )
+                votes.append(BaseVotes(right, sure) if right and sure else None)
+    try:
+        return dataclasses.asdict(describe(pairs, votes))
+    except ValueError:
+        return None
+
+
+def _answered(row: Mapping[str, Any]) -> Answered:
+    return Answered(
+        correct=row["correct"],
+        tokens=row.get("tokens", ()),
+        parsed=row.get("parsed_share", ()),
+        marked=row.get("marked_share", ()),
+        finished=row.get("finished_share", ()),
+    )
 
 
 def _gain_share(

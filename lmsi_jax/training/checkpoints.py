@@ -15,7 +15,9 @@ import contextlib
 import hashlib
 import logging
 import os
+import pathlib
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -27,7 +29,8 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.params import Params
-from lmsi_jax.runtime.files import cannot, read_record, system_errors
+from lmsi_jax.runtime.files import TEMPORARY, cannot, read_record, system_errors
+from lmsi_jax.runtime.run_folders import FREED, replace_folder
 
 UNFINISHED = ".orbax-checkpoint-tmp"
 LAYOUT = "a folder checkpoint_N with an Orbax item 'state' that holds a tree 'target'"
@@ -131,6 +134,11 @@ def find(path: epath.PathLike) -> epath.Path:
     if (path / "state").is_dir():
         return path
     folders = steps(path)
+    if not folders and (path / FREED).exists():
+        raise LmsiError(
+            f"the checkpoint in {path} was freed by `lmsi clean`; to train it again, delete "
+            f"{path} and repeat the command that made it"
+        )
     if not folders:
         raise LmsiError(
             f"no checkpoint in {path}; {describe_folder(path)}; name a folder {PREFIX}_N or one "
@@ -156,6 +164,36 @@ def drop(directory: epath.PathLike) -> None:
             folder.rmtree()
         except OSError as error:
             raise cannot("remove", folder, error) from error
+
+
+def drop_optimizer_state(folder: epath.PathLike) -> None:
+    """Rewrites a local checkpoint without its optimizer's state, whole or not at all.
+
+    The host holds all parameters meanwhile.
+
+    Args:
+      folder: a `checkpoint_N` folder.
+
+    Raises:
+      LmsiError: it is no checkpoint of this layout or incomplete, or the disk is full.
+    """
+    path = epath.Path(folder).resolve()
+    handler, metadata = open_checkpoint(path)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata["target"]
+    )
+    handler.close()
+    params = read(path, {"target": shapes}, None)["target"]
+    beside = pathlib.Path(path.parent) / f".{path.name}{TEMPORARY}"
+    shutil.rmtree(beside, ignore_errors=True)
+    made = Checkpoints(beside)
+    made.save(int(path.name.removeprefix(f"{PREFIX}_")), params)
+    made.close()
+    with system_errors(path.parent):
+        if has_data_state(path):
+            shutil.copytree(path / DATA_STATE, beside / path.name / DATA_STATE)
+        replace_folder(beside / path.name, pathlib.Path(path))
+        shutil.rmtree(beside)
 
 
 def has_data_state(folder: epath.Path) -> bool:

@@ -36,3 +36,17 @@ def test_ratios_stand_beside_what_was_measured_and_nothing_else() -> None:
     assert (ours["ratio_to_roofline"], hf["ratio_to_roofline"]) == (0.5, 0.1)
     assert hf["ours_to_this"] == 5.0
     assert set(t5x) == {"system", "skipped"}
+
+
+def test_our_fastest_format_is_compared() -> None:
+    results = [
+        {"system": "lmsi", "tokens_per_s": 20.0},
+        {"system": "lmsi_bfloat16", "tokens_per_s": 40.0},
+        {"system": "hf", "tokens_per_s": 10.0},
+    ]
+    assert driver.compare(results, {"tokens_per_s": 100.0})[2]["ours_to_this"] == 4.0
+
+
+def test_a_letter_names_all_workloads_of_its_shape() -> None:
+    known = ("A", "D-8x1", "D-8x16", "E-8x1")
+    assert driver._names("D,A", known, "workload") == ["A", "D-8x1", "D-8x16"]

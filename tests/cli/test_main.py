@@ -12,8 +12,8 @@ import pytest
 
 import lmsi_jax
 from lmsi_jax.cli import main
-from lmsi_jax.cli.parser import STAGE_COMMANDS
-from lmsi_jax.cli.subcommands import COMMANDS, Command
+from lmsi_jax.cli.parser import COMMANDS, STAGE_COMMANDS
+from lmsi_jax.cli.subcommands import Command
 from lmsi_jax.config import gin_loader
 from lmsi_jax.errors import LmsiError
 

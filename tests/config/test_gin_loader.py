@@ -180,7 +180,7 @@ def test_packaged_names_are_found_and_a_misspelt_one_meets_the_nearest(tmp_path,
     text = _error(config="quikstart")
     assert text == (
         "there is no configuration 'quikstart'; did you mean quickstart? Packaged: quickstart; "
-        "or give the path of a .gin file"
+        "or give the path of a .gin file or the folder of a run"
     )
     assert "there is no configuration 'zzz'. Packaged: quickstart; " in _error(config="zzz")
 

@@ -256,3 +256,46 @@ def test_figures_are_measured_again_where_a_stage_was_done_anew(copy, gin):
     path.write_text(json.dumps(stale))
     assert main(_words("report", gin, copy)) == 0
     assert json.loads(path.read_text()) == before
+
+
+def _size(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.slow
+def test_a_cleaned_run_is_smaller_and_resumes_reports_exports_and_trains_on(
+    two, copy, monkeypatch, capsys
+):
+    assert main(["clean", str(copy), "--dry_run"]) == 0
+    assert "round 2 is trained and evaluated" in capsys.readouterr().out
+    assert _size(copy) == _size(two)
+    assert main(["clean", str(copy), "--yes"]) == 0
+    assert _size(copy) < 0.7 * _size(two)
+    steps = {path.parts[-3] for path in copy.glob("round_*/train/checkpoint_*")}
+    assert steps == {"round_2"}
+    assert main(["clean", str(copy)]) == 0
+    assert "all of its checkpoints are needed" in capsys.readouterr().out
+
+    with monkeypatch.context() as patched:  # by the run's own folder, in place of its gin file
+
+        def never(*_args, **_kwargs):
+            raise AssertionError("nothing should be decoded or trained")
+
+        patched.setattr(Engine, "generate", never)
+        patched.setattr(train, "train", never)
+        assert main(["run", str(copy)]) == 0
+        assert main(["export-rows", str(copy), str(copy / "rows.jsonl")]) == 0
+    assert contents(copy) == contents(two) and (copy / "rows.jsonl").stat().st_size > 0
+    # The last model answers again as before; the freed one says that it was freed.
+    shutil.rmtree(copy / "round_2" / "eval")
+    assert main(["run", str(copy)]) == 0
+    assert contents(copy) == contents(two)
+    shutil.rmtree(copy / "round_1" / "eval")
+    capsys.readouterr()
+    assert main(["run", str(copy)]) == 2
+    assert "was freed by `lmsi clean`" in " ".join(capsys.readouterr().err.split())
+    # Trained again from its rows: the optimizer's state that was freed is not looked for.
+    (copy / "round_2" / "train" / "stage.json").unlink()
+    shutil.rmtree(copy / "round_1" / "train")
+    assert main(["run", str(copy)]) == 0
+    assert contents(copy) == contents(two)

@@ -42,7 +42,7 @@ _SCORED = "filter_scores teacher_scores train"
 # Written by hand: the stages that a field makes stale where all of them run.
 TABLE = {
     "Run": {
-        **dict.fromkeys(("output_dir", "name", "rounds", "schedule", "reuse"), ""),
+        **dict.fromkeys(("output_dir", "name", "rounds", "schedule", "reuse", "trackers"), ""),
         # Through the fingerprint of the model, which is an input of the stages.
         **dict.fromkeys(("init_checkpoint", "tokenizer"), ""),
         "seed": f"{_SAMPLE} train",
@@ -75,7 +75,7 @@ TABLE = {
         "shots": "prompts",
     },
     "Sampling": {
-        **dict.fromkeys(("num_samples", "temperature", "token_logprobs"), "sample"),
+        **dict.fromkeys(("num_samples", "temperature", "token_logprobs", "greedy"), "sample"),
         **dict.fromkeys(("adaptive_consistency", "adaptive_consistency_every"), "sample"),
         **dict.fromkeys(("top_k", "top_p", "min_p"), "sample eval0 eval1"),
         **dict.fromkeys(("max_new_tokens", "stop"), "prompts sample eval0 eval1"),
@@ -89,7 +89,7 @@ TABLE = {
     ),
     "Voting": {
         **dict.fromkeys(("weights", "temperature", "ties", "scorer"), "vote eval0 eval1"),
-        "conclusions": "sample vote eval0 eval1",
+        **dict.fromkeys(("conclusions", "rotate_options"), "sample vote eval0 eval1"),
     },
     "Mixing": {
         **dict.fromkeys(("formats", "end", "merge_equal", "cap", "normalise"), "mix"),
@@ -153,6 +153,7 @@ TABLE = {
         ),
         "",
     ),
+    "TensorBoard": {"folder": ""},
     "Pretraining": {
         **dict.fromkeys(
             (

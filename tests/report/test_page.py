@@ -510,6 +510,78 @@ def test_the_calibration_error_is_below_each_chart_and_in_the_rows(summary):
             assert found == pytest.approx(_calibration_error([row]))
 
 
+def _with_details(summary):
+    """Evaluations with what is known of each question, and options that were named."""
+    for row in summary["evals"]:
+        later, vote = row["round"] > 0, row["prompt_style"] == "self_consistency"
+        n = len(row["correct"])
+        row["right_share"] = [0.0 if not c else 0.5 + s / 2 for c, s in _sure(row)] if vote else []
+        row["tokens"] = [40.0 + i % 3 + 5 * later for i in range(n)]
+        row["parsed_share"] = [float(i % 10 > 0 or later) for i in range(n)]
+        row["marked_share"] = row["finished_share"] = row["parsed_share"]
+    summary["positions"] = [
+        {"source": "test", "round": r, "task": "leg_counting", "shown": [30, 10], "own": [20, 20]}
+        | {"right": [7, 13]}
+        for r in (0, 1)
+    ]
+    return summary
+
+
+def _sure(row):
+    return zip(row["correct"], row["confidence"], strict=True)
+
+
+def test_what_changed_question_by_question_is_counted_from_the_outcomes(summary):
+    parsed = read(render(_with_details(summary)))
+    inside = {task["name"] for task in summary["tasks"] if task["domain"] == "in"}
+    pairs = [
+        (old, new)
+        for task in inside
+        for old, new in zip(
+            *(
+                row["correct"]
+                for number in (0, 1)
+                for row in summary["evals"]
+                if (row["round"], row["task"], row["prompt_style"]) == (number, task, "cot")
+            ),
+            strict=True,
+        )
+    ]
+    wrong = [new for old, new in pairs if not old]
+    lost = sum(not new for old, new in pairs if old)
+    head = "In-domain: Chain of thought"
+    row = next(row for row in parsed.rows if row[0] == head and len(row) == 4)
+    assert row[1] == f"{len(pairs):,}"
+    assert row[2].startswith(f"{sum(wrong):,} of {len(wrong):,}, ")
+    assert row[3].startswith(f"{lost:,} of {len(pairs) - len(wrong):,}, ")
+    by_difficulty = [row for row in parsed.rows if row[0] == head and len(row) == 6]
+    names = [row[1] for row in by_difficulty]
+    assert names[0] == "never right" and "80 % and more" in names
+    assert sum(int(row[2].replace(",", "")) for row in by_difficulty) == 2 * len(pairs)
+    (form,) = [row for row in parsed.rows if row[0] == head and len(row) == 5]
+    assert "→" in form[1] and "+5.0" in form[1] and "90.0 → 100.0, +10.0" in form[2]
+
+
+def test_places_of_options_are_shown_as_asked_and_mapped_back(summary):
+    rows = read(render(_with_details(summary))).rows
+    shown = [row for row in rows if row[0] == "leg_counting, test questions"]
+    assert [row[1:4] for row in shown[:3]] == [
+        ["Base", "as shown", "40"],
+        ["Base", "mapped back", "40"],
+        ["Base", "right options", "20"],
+    ]
+    percents = [cell.replace("\N{NO-BREAK SPACE}", " ") for cell in shown[0][4:]]
+    assert percents == ["75.0 %", "25.0 %"]
+
+
+def test_an_upper_bound_is_not_called_self_improvement(summary):
+    assert "Upper bound" not in text_of(render(summary))
+    summary["rounds"][0]["gold"] = True
+    text = text_of(render(summary))
+    assert "Upper bound: gold labels chose the training rows of round 1" in text
+    assert "with gold labels" in text and "without labels" not in text
+
+
 def test_the_f1_of_drop_is_in_the_table_of_samples_and_in_the_rows(summary):
     assert "F1" not in text_of(render(summary))
     row = summary["evals"][0]

@@ -229,6 +229,7 @@ def test_the_table_marks_the_upper_bound_and_says_what_share_of_its_gain_others_
     assert cells[0][at].startswith(f"{100 * reached:.0f} % (")
     assert cells[2][at].startswith("100 % (") or cells[2][at] == "–"
     page = render(result)
+    assert "Question by question" in page and "wrong to right" in page
     assert "An upper bound has seen the labels" in page and "paired bootstrap" in page
     with pytest.raises(LmsiError, match="Study.upper_bound = 'c' is none of its variants: a, b"):
         dataclasses.replace(study, upper_bound="c")
