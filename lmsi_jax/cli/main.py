@@ -189,7 +189,8 @@ def keep_programs() -> None:
 
     They are in the user's cache folder, apart for each kind of processor: the program of another
     one may have instructions that this one lacks. JAX_COMPILATION_CACHE_DIR names another folder,
-    or none if it is empty. A folder that cannot be written is left out.
+    or none if it is empty. A folder that cannot be written is left out. Programs that compile in
+    less than a second are kept too, unlike JAX does: a command has a hundred of them.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     processor = platform.machine()
@@ -202,6 +203,8 @@ def keep_programs() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     if os.access(folder, os.W_OK):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
 def _connect(args: argparse.Namespace, at_exit: contextlib.ExitStack) -> None:
