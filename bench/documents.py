@@ -28,6 +28,7 @@ import pathlib
 import re
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -91,6 +92,7 @@ SKIPPED = (
     Skipped(r"^python -m build |^PACKAGE=", "build, from [dev]", "build"),
     Skipped(r"\.parquet", "pyarrow", "pyarrow"),
     Skipped(r"@WandB|^(wandb|mlflow) ", "the services' packages, from [trackers]", "wandb"),
+    Skipped(r"lm_eval_model", "lm-evaluation-harness and its data sets"),
     Skipped(r"^lmsi push |^hf auth", "an account on the Hugging Face hub"),
     Skipped(r"pytest|^\.ci/", "the test suite, or this check itself"),
 )
@@ -112,6 +114,7 @@ SMALL = {
     "Questions.train_count": 4,
     "Questions.test_count": 4,
     "Sampling.num_samples": 4,
+    "Evaluation.prompt_styles": "('cot',)",
     "Evaluation.vote_count": 2,
     "Evaluation.num_samples": 4,
     "Training.steps": 2,
@@ -122,12 +125,15 @@ _STAGES = (
     *("run", "generate", "prompts", "sample", "vote", "mix", "train", "eval", "report", "distill"),
     *("pretrain", "import-samples"),
 )
+_FEW = ("quickstart", "generated", "iwsi", "scpo_tiny", "distill_tiny")  # asked on two tasks
 _LMSI = """#!{python}
 import os, sys
 if len(sys.argv) > 1 and sys.argv[1] in {stages}:
     flags = os.environ["LMSI_DOCUMENTS_FLAGS"].split()
     if flags and sys.argv[1] == "pretrain":
         flags.append("--gin.pretrain/Training.steps=2")
+    if flags and len(sys.argv) > 2 and sys.argv[2] in {few}:
+        flags += ["--gin.Questions.%s=('purchases','legs')" % one for one in ("train", "test")]
     sys.argv += flags
 from lmsi_jax.cli import run_command
 sys.exit(run_command())
@@ -270,7 +276,7 @@ def prepare(place: pathlib.Path, small: bool) -> dict[str, str]:
         (data / f"{split}.jsonl").write_text(text, encoding="utf-8")
     bin = place / ".bin"
     bin.mkdir()
-    (bin / "lmsi").write_text(_LMSI.format(python=sys.executable, stages=_STAGES))
+    (bin / "lmsi").write_text(_LMSI.format(python=sys.executable, stages=_STAGES, few=_FEW))
     (bin / "lmsi").chmod(0o755)
     for name in ("python", "python3"):
         # A link would lose the virtual environment of the interpreter.
@@ -354,9 +360,12 @@ def run(
     try:
         said = process.communicate(timeout=seconds)[0]
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
+        os.killpg(process.pid, signal.SIGKILL)
         said = process.communicate()[0]
         return Outcome(command, "failed", f"not finished after {seconds:g} s: {_end(said)}")
+    finally:
+        if process.poll() is None:  # this process is interrupted
+            os.killpg(process.pid, signal.SIGKILL)
     took = time.monotonic() - begin
     why = []
     if process.returncode:

@@ -29,7 +29,12 @@ from lmsi_jax.cli.subcommands import Command, Load
 from lmsi_jax.config import gin_errors, gin_loader
 from lmsi_jax.errors import LmsiError, TryAgain
 from lmsi_jax.runtime import console
-from lmsi_jax.runtime.signals import Terminated, signals_as_exceptions, watched_signals
+from lmsi_jax.runtime.signals import (
+    Terminated,
+    exit_at_signals,
+    signals_as_exceptions,
+    watched_signals,
+)
 
 if TYPE_CHECKING:
     from lmsi_jax.config import Run
@@ -58,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    exit_at_signals(code)
     return code
 
 
