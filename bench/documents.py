@@ -93,6 +93,7 @@ SKIPPED = (
     Skipped(r"^python -m build |^PACKAGE=", "build, from [dev]", "build"),
     Skipped(r"\.parquet", "pyarrow", "pyarrow"),
     Skipped(r"@WandB|^(wandb|mlflow) ", "the services' packages, from [trackers]", "wandb"),
+    Skipped(r"lm_eval_model", "lm-evaluation-harness and its data sets"),
     Skipped(r"^lmsi push |^hf auth", "an account on the Hugging Face hub"),
     Skipped(r"pytest|^\.ci/", "the test suite, or this check itself"),
 )

@@ -135,6 +135,31 @@ def _clean(args: argparse.Namespace, load: Load) -> None:
     print(f"{total} freed; the run's last model, samples, votes and report remain")
 
 
+# --- export-eval ----------------------------------------------------------------------------------
+
+
+def _add_export_eval_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="folder of a run (Run.output_dir)")
+    parser.add_argument("out", metavar="OUT", help="folder to write to")
+    parser.add_argument(
+        "--round",
+        metavar="N",
+        type=int,
+        action="append",
+        help="round, 0 for the base; repeatable (default: all that were evaluated)",
+    )
+    add_allow_imports(parser)
+
+
+def _export_eval(args: argparse.Namespace, load: Load) -> None:
+    from lmsi_jax.integrations.lm_eval_log import export_eval
+
+    rounds = tuple(args.round or ())
+    files = export_eval(args.run, args.out, rounds=rounds, allow_imports=args.allow_imports)
+    for file in files:
+        print(f"results: {file}, samples beside it")
+
+
 # --- push -----------------------------------------------------------------------------------------
 
 
@@ -197,6 +222,13 @@ COMMANDS: dict[str, Command] = {
         "",
         _add_clean_arguments,
         _clean,
+    ),
+    "export-eval": Command(
+        "write a run's evaluation as lm-evaluation-harness logs it",
+        "runs/quickstart harness_logs",
+        "",
+        _add_export_eval_arguments,
+        _export_eval,
     ),
     "push": Command(
         "publish a run's model or training rows on the Hugging Face hub",
