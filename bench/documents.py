@@ -89,6 +89,7 @@ SKIPPED = (
     Skipped(r"peers/|git clone|--peers?=|^python bench/(decode|train)\.py", "the peer systems"),
     Skipped(r"-m bench\.(kills|signals) --\w+=(200|60)", "hours; the pieces are run"),
     Skipped(r"-m bench\.documents", "itself"),
+    Skipped(r"^lmsi study \w+ --table", "hours: a finished study"),
     Skipped(r"^python -m build |^PACKAGE=", "build, from [dev]", "build"),
     Skipped(r"\.parquet", "pyarrow", "pyarrow"),
     Skipped(r"@WandB|^(wandb|mlflow) ", "the services' packages, from [trackers]", "wandb"),
