@@ -250,8 +250,8 @@ def stated_files(text: str) -> list[str]:
 # --- the copy -------------------------------------------------------------------------------------
 
 
-def prepare(place: pathlib.Path, small: bool) -> dict[str, str]:
-    """Copies the repository into a folder, with what readers download; returns the environment."""
+def prepare(place: pathlib.Path) -> None:
+    """Copies the repository into a folder, with what readers download."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -283,11 +283,15 @@ def prepare(place: pathlib.Path, small: bool) -> dict[str, str]:
         # A link would lose the virtual environment of the interpreter.
         (bin / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
         (bin / name).chmod(stat.S_IRWXU)
+
+
+def environment_of(place: pathlib.Path, small: bool) -> dict[str, str]:
+    """Returns the variables of commands in the copy, whose programs come first."""
     further = os.environ.get("PYTHONPATH", "").split(":")
     flags = [f"--gin.{name}={value}" for name, value in SMALL.items()] if small else []
     return {
         **os.environ,
-        "PATH": f"{bin}:{os.environ['PATH']}",
+        "PATH": f"{place / '.bin'}:{os.environ['PATH']}",
         "PYTHONPATH": ":".join([str(place), *(one for one in further if one != str(ROOT))]),
         "LMSI_DOCUMENTS_FLAGS": " ".join(flags),
     }
@@ -422,9 +426,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = place.resolve()
         if not (place / ".bin").exists():
             place.mkdir(parents=True, exist_ok=True)
-            environment = prepare(place, options.small)
-            (place / ".environment.json").write_text(json.dumps(environment))
-        environment = json.loads((place / ".environment.json").read_text())
+            prepare(place)
+        environment = environment_of(place, options.small)
     begin, outcomes, done = time.monotonic(), [], {}
     for command in commands():
         where = f"{command.document}:{command.line}"
