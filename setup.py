@@ -68,9 +68,10 @@ setup(
         "gguf": [*HF, "gguf>=0.19"],
         "parquet": ["pyarrow>=15"],
         "trackers": ["mlflow>=3.1", "trackio>=0.20", "wandb>=0.19"],
+        "hub": ["huggingface_hub>=0.24"],
         "eval": ["lm_eval>=0.4.9"],
         # Everything optional but what needs hardware, GitHub or a developer.
-        "all": ["lmsi_jax[data,eval,gguf,hf,parquet,trackers]"],
+        "all": ["lmsi_jax[data,eval,gguf,hf,hub,parquet,trackers]"],
         "docs": ["mkdocs-jupyter>=0.25", "mkdocs-material>=9.5"],
         "dev": [
             "build>=1.2",

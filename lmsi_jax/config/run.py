@@ -105,6 +105,7 @@ class Run:
         self._check_human_examples()
         self._check_negatives()
         self._check_rotations()
+        self._check_paraphrases()
         check_schedule(self)
 
     def in_round(self, index: int) -> "Run":
@@ -120,6 +121,22 @@ class Run:
         evaluated = "eval" in stages and not sampled  # a run goes on without test questions
         if (sampled and not train) or (evaluated and not test) or not (train or test):
             raise LmsiError("there are no questions: set Questions.train and Questions.test")
+
+    def _check_paraphrases(self) -> None:
+        if self.augmentation.paraphrase == "none":
+            return
+        others = {
+            "Augmentation.prompts": (self.augmentation.prompts, 0),
+            "Voting.rotate_options": (self.voting.rotate_options, False),
+            "Training.preference": (self.training.preference, None),
+        }
+        for name, (value, off) in others.items():
+            if value != off:
+                raise LmsiError(
+                    "Augmentation.paraphrase compares a question's samples with those of one "
+                    f"paraphrase, which {name} does not do; set it to {off}, or "
+                    "Augmentation.paraphrase to 'none'"
+                )
 
     def _check_rotations(self) -> None:
         if not self.voting.rotate_options:

@@ -41,7 +41,10 @@ class EvaluateStep(Step):
     name = "eval"
     settings = (
         # Of the checkpoints that are compared, the model's fingerprint is among the inputs.
-        Fields(part="evaluation", without=("checkpoints", "temperature", "temperature_after")),
+        Fields(
+            part="evaluation",
+            without=("checkpoints", "probe_shares", "temperature", "temperature_after"),
+        ),
         Fields(part="evaluation", names=("temperature",), when=lambda round: round.index == 0),
         Fields(part="evaluation", names=("temperature_after",), when=lambda round: round.index > 0),
         *VOTING,

@@ -3,10 +3,10 @@
     questions -> [generate -> prompts -> sample -> vote -> filter_scores -> mix -> train -> eval] x
                  rounds, after an eval of the base model
 
-`generate` and `prompts` run if `Augmentation` asks for them, `filter_scores` if filters in
-`Mixing.selection` do. With several processes, process 0 leads, and the others share in writing new
-questions, sampling, scoring, evaluating and, if its devices are too few for `Training`'s mesh,
-training.
+`generate`, `prompts`, and `paraphrase` before `sample`, run if `Augmentation` asks for them,
+`filter_scores` if filters in `Mixing.selection` do. With several processes, process 0 leads, and
+the others share in writing new questions, sampling, scoring, evaluating and, if its devices are too
+few for `Training`'s mesh, training.
 
 A stage's identity is its settings and the fingerprints of its inputs, so a change is noticed
 wherever it matters and nowhere else.
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from lmsi_jax.config import Run
 from lmsi_jax.config.run import comparison_run
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.pipeline.augment import GenerateStep, PromptsStep
+from lmsi_jax.pipeline.augment import GenerateStep, ParaphraseStep, PromptsStep
 from lmsi_jax.pipeline.context import Context, NotReady
 from lmsi_jax.pipeline.distill import open_teacher, teacher_loader
 from lmsi_jax.pipeline.evaluate import EvaluateStep, collapse_alarms
@@ -39,6 +39,7 @@ from lmsi_jax.runtime.store import name_altered_description, write_manifest
 ROUND: tuple[Step, ...] = (
     GenerateStep(),
     PromptsStep(),
+    ParaphraseStep(),
     SampleStep(),
     VoteStep(),
     FilterScoresStep(),
@@ -59,7 +60,8 @@ def execute(
 
     Args:
       run: the configuration.
-      stages: of `parser.STAGES`; or ("pretrain",); with "distill" the run is a student's.
+      stages: of `parser.STAGES`; or ("pretrain",) or ("probe",); with "distill" the run is a
+        student's.
       command: the command line, for the manifest and the report.
       config_text: the operative gin configuration.
       steps: from one model to the next.
@@ -79,6 +81,10 @@ def execute(
         shared: dict[str, Step] = {step.name: step for step in (*steps, EvaluateStep())}
         shared["train"] = TrainStep(teacher_loader(context))
         for order in context.processes.orders():
+            if order["stage"] == "probe":
+                from lmsi_jax.pipeline.probe import ProbeStep
+
+                shared["probe"] = ProbeStep()
             if order["stage"] == "pretrain":
                 from lmsi_jax.pipeline.pretrain import PretrainStep
 
@@ -121,6 +127,13 @@ def _lead(
 
         pretrain(context)
         describe({})
+        return
+    if stages == ("probe",):
+        from lmsi_jax.pipeline.probe import probe
+
+        hashes = probe(context)
+        if not (context.output / "config.gin").exists():
+            describe(hashes)
         return
     if "distill" in stages:
         _distill(context, describe)

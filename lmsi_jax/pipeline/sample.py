@@ -15,6 +15,7 @@ The engine is any `rollout.requests.Rollout`.
 
 A task's shards are called by its name; with generated prompts there is a job for each of them,
 `TASK-prompt003`, and `TASK-prompt003-standing-in` for the questions that the prompt before shows.
+`TASK-paraphrase` has the samples of the questions' paraphrases, if the vote has two views.
 With rotated options there is a job for each rotation and number of options, `TASK-rotation01of04`.
 `human-TASK` has the model's own sample on each question with a human solution, if pairs need it,
 and `greedy-TASK` its greedy sample on each question, with `Sampling.greedy`.
@@ -30,7 +31,7 @@ from typing import Any
 from etils import epath
 
 from lmsi_jax import answers
-from lmsi_jax.augmentation import groups
+from lmsi_jax.augmentation import PARAPHRASED, groups
 from lmsi_jax.config import Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.sharding import ReplicaGroup
@@ -390,6 +391,8 @@ class Meter:
             notes.append(f"{self._stats.samples / self._bar.seconds:,.1f} samples/s")
         if self._stats.slot_steps:
             notes.append(f"slots {100 * self._stats.utilisation:.0f} % busy")
+        if self._stats.programs:
+            notes.append(f"{self._stats.programs} programs")
         if self._answers:
             notes.append(f"parsed {100 * self._parsed / self._answers:.0f} %")
         return ", ".join(notes)
@@ -416,7 +419,7 @@ class SampleStep(Step):
         Fields(part="mixing", names=("human_examples",), when=_plays),
         ROTATIONS,
     )
-    inputs = ("model", "questions", "generate", "prompts")
+    inputs = ("model", "questions", "generate", "prompts", "paraphrase")
     writes_prompts = True
 
     def derived(self, round: Round) -> dict[str, Any]:
@@ -436,6 +439,17 @@ class SampleStep(Step):
         by_task = round.questions
         asked = [question for rows in by_task.values() for question in rows]
         jobs = [job for task, rows in by_task.items() for job in _jobs(round, task, rows)]
+        for task in by_task:
+            if others := list(round.paraphrases(task).values()):
+                asked += others
+                jobs += make_jobs(
+                    round,
+                    f"{task}{PARAPHRASED}",
+                    others,
+                    round.context.exemplars(task),
+                    "cot",
+                    round.settings.sampling,
+                )
         if _plays(round):
             given = {task: [row for row, _ in worked_questions(round, task)] for task in by_task}
             asked += [question for rows in given.values() for question in rows]

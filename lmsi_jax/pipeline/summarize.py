@@ -16,6 +16,7 @@ from lmsi_jax.pipeline.context import Context, NotReady, Round, import_record
 from lmsi_jax.pipeline.distill import RESULT
 from lmsi_jax.pipeline.evaluate import collapse_alarms, read_collapse_metrics, read_scores
 from lmsi_jax.pipeline.mix import labelled_funnel, read_examples, read_pairs
+from lmsi_jax.pipeline.probe import read_probe
 from lmsi_jax.pipeline.score import all_needs
 from lmsi_jax.records import FORMATS, Example, ExamplePair, Question, Sample, Vote
 from lmsi_jax.report.comparison import accuracy_rows
@@ -30,6 +31,7 @@ from lmsi_jax.report.summary import (
     NewPrompts,
     NewQuestions,
     PositionRow,
+    ProbedTask,
     ShownQuestion,
     ShownSample,
     Sources,
@@ -54,7 +56,7 @@ from lmsi_jax.voting import right_keys
 _EVALUATION = "eval.json"
 _PACKAGES = ("lmsi_jax", "jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "numpy")
 _STAGES = (
-    *("generate", "prompts", "sample", "vote", "filter_scores"),
+    *("generate", "prompts", "paraphrase", "sample", "vote", "filter_scores"),
     *("mix", "teacher_scores", "train", "eval"),
 )
 """The stages whose time is reported."""
@@ -156,6 +158,9 @@ def summarize(context: Context, command: str, config_text: str) -> Summary:
         evals=tuple(evals),
         rounds=tuple(summaries),
         positions=tuple(places),
+        probe=tuple(
+            decode(ProbedTask, row, "the contamination probe") for row in read_probe(rounds[0])
+        ),
         collapse=tuple(collapse),
         adaptive_consistency=AdaptiveConsistency(
             threshold=rule.threshold,

@@ -210,8 +210,9 @@ def likelihoods(
             for at, places in _places(batch["segments"])
         ]
         count = sum(len(targets[number]) for number, _, _ in found)
-        # Rounded up to a power of two, so that few programs are compiled.
-        index = np.ones((2, 1 << max(4, (count - 1).bit_length())), np.int32)
+        # Rounded up to a power of eight, so that few programs are compiled.
+        most = shape.rows * shape.length
+        index = np.ones((2, min(most, next(8**n for n in range(2, 12) if 8**n >= count))), np.int32)
         index[0] = 0
         ends = np.cumsum([0, *(len(targets[number]) for number, _, _ in found)])
         for (number, at, start), begin, end in zip(found, ends[:-1], ends[1:], strict=True):

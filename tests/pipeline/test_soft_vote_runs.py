@@ -68,6 +68,7 @@ def test_the_report_tells_rows_to_punish_from_rows_to_learn(punished, gin_file):
     (row,) = json.loads((punished / "report.json").read_text())["rounds"]
     steps = [step for step in row["funnel"] if step["filter"] == "Extremes"]
     assert sum(step["punished"] for step in steps) > 0
+    assert sum(step["right"] + step["wrong"] for step in steps) > 0
     for step in steps:
         assert step["right"] + step["wrong"] + step["punished"] == step["kept"]
     assert "To punish" in (punished / "report.html").read_text()
