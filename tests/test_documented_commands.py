@@ -99,7 +99,8 @@ def test_programs_and_flags_of_other_commands_exist():
     for one in DOCUMENTED:
         words = shlex.split(one.text.replace("\\\n", " "), comments=True)
         words = [word.replace("peers/bin/python", "python") for word in words]
-        if words[0] != "python" or words[1:3] in (["-m", "build"], ["-m", "lmsi_jax.interop.t5x"]):
+        of_others = ("build", "lmsi_jax.interop.t5x", "lmsi_jax.integrations.lm_eval_model")
+        if words[0] != "python" or (words[1] == "-m" and words[2] in of_others):  # their flags
             continue
         seen += 1
         name = f"{words[2].replace('.', '/')}.py" if words[1] == "-m" else words[1]
@@ -141,7 +142,7 @@ def test_a_command_passes_if_it_does_what_it_says(tmp_path):
     assert "exit code 1" in _run("false | true", tmp_path).why
     assert _run("echo Traceback '(most recent call last)':", tmp_path).why == "a traceback"
     assert "no c.json" in _run("true --json=c.json", tmp_path).why
-    assert "does not say 'nothing was run'" in _run("true --dry_run", tmp_path).why
+    assert "does not say 'nothing was run|to set'" in _run("true --dry_run", tmp_path).why
 
 
 def test_blocks_of_all_kinds_are_read(tmp_path, monkeypatch):
