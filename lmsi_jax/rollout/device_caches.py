@@ -224,10 +224,11 @@ class DeviceCaches:
             lengths = model.zeros((plan.prompt_slots,), "int32")
             self.questions.append(Cache(keys, values, lengths))
         entry = 2 * config.num_kv_heads * config.head_dim * config.num_layers
-        segment = entry * plan.page * plan.slots * jnp.dtype(model.decoding.dtype).itemsize
+        self._most_segments = -(-depth // plan.segment_depth)
+        segment = entry * plan.page * plan.segment * jnp.dtype(model.decoding.dtype).itemsize
         # At least half of what full samples need: the pool grows, and compiles, once at most.
-        reserved = max(-(-depth // 2), model.decoding.pool_bytes // segment)
-        self.pool = self._segments(min(depth, reserved))
+        reserved = max(-(-self._most_segments // 2), model.decoding.pool_bytes // segment)
+        self.pool = self._segments(min(self._most_segments, reserved))
 
     @property
     def prompts(self) -> PromptCaches:
@@ -292,10 +293,10 @@ class DeviceCaches:
         """
         while any(scheduler.missing_pages() for scheduler in self._schedulers):
             count = self.segments
-            assert count < self._depth, "every sample has all pages that it can need"
-            more = self._segments(min(count, self._depth - count))
+            assert count < self._most_segments, "every sample has all pages that it can need"
+            more = self._segments(min(count, self._most_segments - count))
             self.pool = concatenate_pools(self.pool, more)
-        size = self._plan.slots
+        size = self._plan.segment
         moves: dict[tuple[int, int], list[list[tuple[int, int]]]] = {}
         for number, scheduler in enumerate(self._schedulers):
             for begin, end in scheduler.compact(size):
@@ -307,14 +308,14 @@ class DeviceCaches:
 
     def _segments(self, count: int) -> Pool:
         config, plan = self._model.config, self._plan
-        shape = (plan.slots, config.num_kv_heads, plan.page, config.head_dim)
+        shape = (plan.segment, config.num_kv_heads, plan.page, config.head_dim)
         for scheduler in self._schedulers:
-            scheduler.add_pages(count * plan.slots)
+            scheduler.add_pages(count * plan.segment)
         return empty_segments(config.num_layers, count, lambda: self._model.zeros(shape))
 
     def _move(self, source: int, target: int, groups: list[list[tuple[int, int]]]) -> None:
         """Copies pages between two segments, (from, to) pairs for each device group."""
-        pages = np.zeros((2, len(groups), self._plan.slots), np.int32)
+        pages = np.zeros((2, len(groups), self._plan.segment), np.int32)
         for number, pairs in enumerate(groups):
             for i, pair in enumerate(pairs):
                 pages[:, number, i] = pair
@@ -388,7 +389,7 @@ def page_table(plan: Plan, active: Sequence[Running], pages: int, slots: int, de
     """Returns the arrays of `PageTable`.
 
     Args:
-      plan: the run's sizes; a segment has as many pages as the run has slots.
+      plan: the run's sizes.
       active: the samples, one for each of the first slots.
       pages: number of pages, free or not.
       slots: number of slots (W).
@@ -405,7 +406,7 @@ def page_table(plan: Plan, active: Sequence[Running], pages: int, slots: int, de
             begins = np.arange(len(filled)) * plan.page
             owner[filled], first[filled] = slot, begins
             stored[filled] = np.minimum(plan.page, length - begins)
-    segments = (-1, plan.slots)
+    segments = (-1, plan.segment)
     return {
         "owner": owner.reshape(segments),
         "stored": stored.reshape(segments),

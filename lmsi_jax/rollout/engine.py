@@ -220,8 +220,11 @@ class DecodeLoop:
         self._model, self._noise, self._is_settled = model, noise, is_settled
         self._questions, self._sampling, self._prompts = questions, sampling, prompts
         slots = model.slots_for(sum(len(one.request.indices) for one in questions))
-        self._plan = plan(dataclasses.replace(model.decoding, slots=slots), sampling)
         tokens = max(one.request.sampling.max_new_tokens for one in questions)
+        self._plan = plan(
+            dataclasses.replace(model.decoding, slots=slots),
+            dataclasses.replace(sampling, max_new_tokens=tokens),
+        )
         self._depth = -(-tokens // self._plan.page)  # most pages of a sample
         self._sizes = [size for size in batch_sizes(model.decoding) if size <= slots]
         self._program = Program(model.config, model.mesh, sampling.truncation, self._plan.chunk)

@@ -19,6 +19,7 @@ from lmsi_jax.errors import LmsiError
 
 _SHORTEST = 32  # questions are padded to a power of two of at least this many tokens
 _FIRST_PART = 64  # positions in the first part of a question's cache
+_SEGMENTS = 8  # of a pool, at most: each is compiled on its own in every layer
 _FEWEST_SLOTS = 16  # fewer slots than this are not worth another compiled program
 
 
@@ -69,6 +70,7 @@ class Plan:
       chunk: decode steps between two visits of the host.
       page: positions in a page; a multiple of `chunk`.
       check_every: samples of a question that may start between two calls of `settled`; 0: all.
+      segment_depth: pages of each slot in a segment of the pool.
     """
 
     num_samples: int
@@ -78,6 +80,12 @@ class Plan:
     chunk: int
     page: int
     check_every: int = 0
+    segment_depth: int = 1
+
+    @property
+    def segment(self) -> int:
+        """Pages in a segment."""
+        return self.slots * self.segment_depth
 
 
 def plan(decoding: Decoding, sampling: Sampling) -> Plan:
@@ -98,6 +106,7 @@ def plan(decoding: Decoding, sampling: Sampling) -> Plan:
         chunk=decoding.chunk,
         page=decoding.page,
         check_every=check_every,
+        segment_depth=-(-sampling.max_new_tokens // (decoding.page * _SEGMENTS)),
     )
 
 

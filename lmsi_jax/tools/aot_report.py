@@ -166,7 +166,8 @@ def decode_arguments(
         return Cache(layers, list(layers), counts)
 
     depth = -(-sampling.max_new_tokens // sizes.page)
-    segments = [[cached(sizes.slots, sizes.page)] * depth for _ in range(config.num_layers)]
+    count = -(-depth // sizes.segment_depth)
+    segments = [[cached(sizes.segment, sizes.page)] * count for _ in range(config.num_layers)]
     weights = decoding_shapes(config, parameter_shapes(config), kind, decode_mesh)
     prompts = PromptCaches(
         shared=_prompt(config, lengths, kind, decode_mesh),
@@ -200,7 +201,8 @@ def _idle_inputs(
 ) -> ChunkInputs:
     """Returns the shapes of the arrays that the host sends before a chunk."""
     sizes = plan(decoding, sampling)
-    table = page_table(sizes, [], depth * sizes.slots, sizes.slots, depth)
+    pages = -(-depth // sizes.segment_depth) * sizes.segment
+    table = page_table(sizes, [], pages, sizes.slots, depth)
     slots = slot_arrays(sizes, [], [], sizes.slots, [], lambda prompt: -1)
     tables, states = jax.eval_shape(
         lambda: join_groups([slots] * groups, [table] * groups, NoiseSource(0, 0))

@@ -10,7 +10,7 @@ from lmsi_jax.models.transformer import fresh_params
 from lmsi_jax.rollout.decode_step import decode_chunk
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.rollout.requests import Request
-from lmsi_jax.rollout.scheduler import question_bucket
+from lmsi_jax.rollout.scheduler import plan, question_bucket
 from lmsi_jax.rollout.task_prompts import PLACES, Residency, TaskPrompt, pool_size
 
 GREEDY = Sampling(num_samples=1, temperature=0.0, max_new_tokens=12, stop=())
@@ -64,6 +64,21 @@ def test_styles_and_lengths_share_a_program_and_keep_the_slots_busy(windowed, to
         alone = Engine(*windowed, tokenizer, engine.decoding)
         own = [request for request in requests if request.uid == uid]
         assert _run(alone, own)[0] == {uid: together[uid]}
+
+
+def test_a_pool_of_long_samples_has_few_segments_and_gives_the_same_samples(windowed, tokenizer):
+    """Each segment is compiled anew in every layer, so a segment of long samples is larger."""
+    sampling = dataclasses.replace(GREEDY, max_new_tokens=70)
+    layout = Decoding(slots=3, chunk=2, page=2)
+    assert (plan(layout, sampling).segment_depth, plan(layout, sampling).segment) == (5, 15)
+    requests = [dataclasses.replace(one, sampling=sampling) for one in _requests((2, 2, 0))]
+    together, _ = _run(Engine(*windowed, tokenizer, layout), requests)
+    wide = dataclasses.replace(layout, page=10)  # a segment is one page of each slot
+    assert plan(wide, sampling).segment_depth == 1
+    other, _ = _run(Engine(*windowed, tokenizer, wide), requests)
+    for uid, samples in together.items():
+        assert samples[0].tokens == 70
+        assert samples[0].text == other[uid][0].text
 
 
 def test_a_prompt_waits_for_room_and_stays_until_it_is_needed():
