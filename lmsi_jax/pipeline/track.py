@@ -225,8 +225,7 @@ def _flat(metrics: CollapseMetrics) -> dict[str, float]:
     distinct, scored = values.pop("distinct"), values.pop("scored")
     values |= {f"distinct_{n}": value for n, value in enumerate(distinct, 1)}
     if scored is not None:
-        values |= {f"{name}@m": getattr(scored, name) for name in ("majority", "passed")}
-        values["single"] = scored.single
+        values |= {name: getattr(scored, name) for name in ("majority", "passed", "single")}
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
