@@ -91,7 +91,9 @@ class EvaluateStep(Step):
         scores = []
         for task, style, questions in _asked(round):
             name = test_job_name(task, style)
-            samples = read_samples(store, name)
+            # The collapse monitor reads those of the vote again, at once.
+            kept = style == "self_consistency"
+            samples = round.test_samples(task, style) if kept else read_samples(store, name)
             votes = [cast_vote(round, question, samples[question.uid]) for question in questions]
             store.write(f"votes-{name}", [vote.to_json() for vote in votes])
             temperature = _sampling(round, style).temperature

@@ -79,6 +79,7 @@ def test_no_command_runs_the_modules_that_a_gin_file_imports(tmp_path, monkeypat
     config = str(tmp_path / "run" / "config.gin")
     more = {
         "import-samples": ["samples.jsonl"],
+        "export-candidates": ["out"],
         "aot": ["--topology=v5e:4x4"],
         "export-hf": [str(run), str(tmp_path / "out")],
     }
