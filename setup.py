@@ -1,21 +1,13 @@
-"""The package lmsi_jax, its console command `lmsi` and its extras."""
+"""The package lmsi_jax, its console command `lmsi` and its extras.
+
+setuptools-scm takes the version from the last tag, with the settings of pyproject.toml.
+"""
 
 import pathlib
-import re
 
 from setuptools import find_packages, setup
 
 ROOT = pathlib.Path(__file__).resolve().parent
-
-
-def version() -> str:
-    """Returns `__version__` as text: a build must not run the package's code."""
-    text = (ROOT / "lmsi_jax" / "__init__.py").read_text(encoding="utf-8")
-    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
-    if match is None:
-        raise RuntimeError('lmsi_jax/__init__.py has no line `__version__ = "..."`')
-    return match.group(1)
-
 
 HF = [
     "huggingface_hub>=0.24",
@@ -27,7 +19,6 @@ HF = [
 
 setup(
     name="lmsi_jax",
-    version=version(),
     description="Language models improve their own reasoning without labels (LMSI), in JAX",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -51,7 +42,6 @@ setup(
     entry_points={"console_scripts": ["lmsi = lmsi_jax.cli:run_command"]},
     install_requires=[
         "absl-py>=2.1",
-        "clu>=0.0.12",
         "etils[epath]>=1.9.4",
         "flax>=0.11",
         "gin-config>=0.5",
@@ -65,7 +55,7 @@ setup(
         "scipy>=1.14",
         "sentencepiece>=0.2",
         "seqio>=0.0.20",
-        "tensorboard>=2.18",  # CLU's metric writers import it without declaring it
+        "tensorboard>=2.18",  # its event files, without TensorFlow
         "tensorflow>=2.18",
         "tensorflow-datasets>=4.9.7",
     ],
@@ -78,19 +68,26 @@ setup(
         "data": ["datasets>=2.19", "pyarrow>=15"],
         "gguf": [*HF, "gguf>=0.19"],
         "parquet": ["pyarrow>=15"],
-        "docs": ["mkdocs-material>=9.5"],
+        "trackers": ["mlflow>=3.1", "trackio>=0.20", "wandb>=0.19"],
+        "hub": ["huggingface_hub>=0.24"],
+        "eval": ["lm_eval>=0.4.9"],
+        # Everything optional but what needs hardware, GitHub or a developer.
+        "all": ["lmsi_jax[data,eval,gguf,hf,hub,parquet,trackers]"],
+        "docs": ["mkdocs-jupyter>=0.25", "mkdocs-material>=9.5"],
         "dev": [
             "build>=1.2",
             "gguf>=0.19",
             "hypothesis>=6.100",
+            "ipykernel>=6.29",
             "jinja2>=3.1",
             "mypy>=1.11",
-            "pyarrow>=15",
+            "nbclient>=0.10",
             "pyarrow>=15",
             "pytest>=8.2",
             "pytest-xdist>=3.6",
             "ruff>=0.8",
             "setuptools>=77",
+            "setuptools-scm>=8.1",
         ],
     },
 )

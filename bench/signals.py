@@ -17,8 +17,8 @@ Checked are
     python -m bench.signals --signals=60                       # all scenarios
     python -m bench.signals --scenarios=run --cases=3          # one case again
 
-Needs what `bench.kills` needs and may share its folder. Prints JSON, and a table to stderr; exit
-code 1 if any case failed.
+Needs what `bench.kills` needs and may share its folder. Prints a JSON object for each case, and a
+table to stderr at the end; exit code 1 if any case failed.
 """
 
 import argparse
@@ -49,8 +49,14 @@ _CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 143}
 _OTHERS = (75, 134, 143, 130)
 _SOON = 2.0  # seconds
 _HANGS = 600.0  # seconds
-_COMMAND = "import sys; from lmsi_jax.cli import run_command; sys.exit(run_command())"
+# Afterwards standard error says so: while an interpreter is torn down, the system handles signals.
+_COMMAND = """import sys
+from lmsi_jax.cli import run_command
+code = run_command()
+print("done", file=sys.stderr, flush=True)
+sys.exit(code)"""
 _ANSWER = re.compile(r"^(interrupted|terminated)\b.*", re.M)
+_DONE = "\ndone\n"
 _CRASH = re.compile(
     "Traceback|Segmentation|Fatal Python|core dumped|Exception ignored|terminate called"
 )
@@ -106,14 +112,15 @@ class Started:
         self._logs = [logs / f"{index}.txt" for index in range(scenario.processes)]
         self._codes: dict[int, int] = {}
         self._pids = []
+        self._interpreter = disturbance.phase == "imports"
         flags = process_flags(scenario.processes)
         for index, log in enumerate(self._logs):
             words = [*scenario.words(ready, out), *flags[index]]
-            if disturbance.phase == "imports":
+            if self._interpreter:
                 self._pids.append(_interpreter(words, log))
                 continue
             programs = logs / "programs" if disturbance.phase == "compiling" else None
-            command = functools.partial(_carry_out, words, disturbance.kind, programs)
+            command = functools.partial(_carry_out, words, disturbance.kind, programs, log)
             self._pids.append(fork(command, log))
 
     def said(self) -> str:
@@ -127,6 +134,10 @@ class Started:
         text = pathlib.Path(f"/proc/{self._pids[index]}/stat").read_text()
         fields = text.rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICK
+
+    def begun(self, index: int) -> bool:
+        """Returns true once a fork is through with forking; a new interpreter always is."""
+        return self._interpreter or self._logs[index].with_suffix(".begun").exists()
 
     def code(self, index: int) -> int | None:
         """Returns the exit code of a process, negative for signals; None while it runs."""
@@ -182,8 +193,10 @@ def _default_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _carry_out(words: list[str], kind: str, programs: pathlib.Path | None) -> int:
-    """Does what a command's process does, in a fork."""
+def _carry_out(
+    words: list[str], kind: str, programs: pathlib.Path | None, log: pathlib.Path
+) -> int:
+    """Does what a command's process does, in a fork; a file says that it has begun."""
     import jax
 
     from lmsi_jax.cli.main import main
@@ -203,6 +216,7 @@ def _carry_out(words: list[str], kind: str, programs: pathlib.Path | None) -> in
         os.close(writing)
         sys.stdout = os.fdopen(1, "w", closefd=False)
     sys.argv = ["lmsi", *words]
+    log.with_suffix(".begun").touch()
     return main()
 
 
@@ -236,13 +250,17 @@ def disturb(started: Started, disturbance: Disturbance, moment: float) -> dict[s
       moment: processor time of the process that gets the signal.
 
     Returns:
-      `code` for each process; `reason`, why it hung; `answer`, the line; `seconds` until the line
-      or the end; `second`, seconds from a second Ctrl-C to the end.
+      `code` for each process; `done`, true if the command was through already; `reason`, why it
+      hung; `answer`, the line; `seconds` until the line or the end; `second`, seconds from a second
+      Ctrl-C to the end.
     """
     victim = disturbance.victim
     number = _SENT.get(disturbance.kind, signal.SIGINT)
-    while (at := started.seconds(victim)) < moment:
+    while (at := started.seconds(victim)) < math.inf:
+        if at >= moment and started.begun(victim):
+            break
         time.sleep(0.005)
+    done = _DONE in started.said()
     result: dict[str, Any] = {}
     if at < math.inf:
         targets = range(len(started.codes())) if number == signal.SIGINT else [victim]
@@ -269,6 +287,7 @@ def disturb(started: Started, disturbance: Disturbance, moment: float) -> dict[s
     answer = _ANSWER.search(started.said())
     return result | {
         "reason": reason,
+        "done": done,
         "code": started.codes(),
         "answer": answer[0] if answer else "",
     }
@@ -280,8 +299,11 @@ def problems(disturbance: Disturbance, result: dict[str, Any], said: str) -> lis
     codes, victim = result["code"], disturbance.victim
     expected = {0}
     if disturbance.kind in KINDS[:4] and "seconds" in result:
-        expected.add(_CODES[_SENT.get(disturbance.kind, signal.SIGINT)])
-        if not result["answer"] and codes[victim]:
+        number = _SENT.get(disturbance.kind, signal.SIGINT)
+        expected.add(_CODES[number])
+        if result["done"]:
+            expected.add(-number)
+        if not (result["answer"] or result["done"]) and codes[victim]:
             found.append("it says nothing of the signal")
         if result["seconds"] > _SOON:
             found.append(f"the first line comes after {result['seconds']} s")
@@ -378,7 +400,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the cases and prints them."""
+    """Runs the cases and prints each."""
     parser = make_parser()
     options = parser.parse_args(argv)
     names = list(SCENARIOS) if options.scenarios == "all" else options.scenarios.split(",")
@@ -393,13 +415,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             for number in options.cases or range(options.first, options.first + count):
                 case = run_case(work, name, options.seed, number)
                 results[name].append(case)
+                print(json.dumps({"scenario": name, "seed": options.seed, **case}), flush=True)
                 moment = f"{case['kind']}, {case['phase']}, at {case['at']} s"
                 line = f"{name} {number}: {moment}: ends with {case['code']}"
                 print(line, *case["problems"], sep="\n  ", file=sys.stderr, flush=True)
     finally:
         if options.scratch is None:
             shutil.rmtree(work.folder, ignore_errors=True)
-    print(json.dumps({"seed": options.seed, "scenarios": results}, indent=1))
     print(*table(results), sep="\n", file=sys.stderr)
     return int(any(case["problems"] for cases in results.values() for case in cases))
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
         vote,
     )
 
-__version__ = "0.1.0"
+    __version__: str
+
 __all__ = [
     "Model",
     "engine",
@@ -37,11 +38,23 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a function of `lmsi_jax.api` at its first use."""
+    """Imports a function of `lmsi_jax.api` at its first use; `__version__` is read at its first."""
+    if name == "__version__":
+        return _version()
     if name not in __all__:
         raise AttributeError(f"module 'lmsi_jax' has no attribute {name!r}")
     return getattr(importlib.import_module("lmsi_jax.api"), name)
 
 
+def _version() -> str:
+    """Returns the version of the installed distribution, "0+unknown" of sources on a path alone."""
+    from importlib import metadata  # takes longer than all else here
+
+    try:
+        return metadata.version("lmsi_jax")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), "__version__", *__all__])

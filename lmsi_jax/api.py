@@ -15,6 +15,7 @@ steps, several processes, restarts and a report. Only `load`, `sample`, `engine`
     vote([question], {"q1": ["9 + 9 = 18. The answer is 18.", "Answer: 18"]})["q1"].winner
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -22,7 +23,17 @@ from typing import TYPE_CHECKING
 from etils import epath
 
 from lmsi_jax import mixing, voting
-from lmsi_jax.config import Decoding, FileTask, Filter, ModelConfig, Sampling, Training, Voting
+from lmsi_jax.config import (
+    Decoding,
+    FileTask,
+    Filter,
+    ModelConfig,
+    Sampling,
+    TensorBoard,
+    Tracker,
+    Training,
+    Voting,
+)
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.evaluation import accuracy
 from lmsi_jax.evaluation.accuracy import TaskScore
@@ -286,6 +297,7 @@ def train(
     training: Training = Training(),
     *,
     seed: int = 0,
+    trackers: Sequence[Tracker] = (TensorBoard(),),
 ) -> Model:
     """Fine-tunes a model on examples; an interrupted training resumes from its last checkpoint.
 
@@ -295,20 +307,26 @@ def train(
       directory: gets the checkpoints and the metrics.
       training: steps, optimizer and batch shape.
       seed: the order of the examples.
+      trackers: get the metrics; a resumed training continues their runs.
 
     Returns:
       The model after the last step.
 
     Raises:
-      LmsiError: there are no examples, or the loss is not finite.
+      LmsiError: there are no examples, the loss is not finite, or a tracker is not installed.
     """
+    from lmsi_jax.integrations.trackers import RunInfo, Trackers
     from lmsi_jax.training.data import Examples
     from lmsi_jax.training.trainer import train as run_training
 
     rows = Examples(
         {"self_generated": examples}, {"self_generated": 1.0}, model.tokenizer_path, seed=seed
     )
-    params = run_training(model.config, training, model.params, rows, directory)
+    folder = epath.Path(directory)
+    info = RunInfo(name=folder.name, folder=folder, settings=dataclasses.asdict(training))
+    with contextlib.closing(Trackers(trackers, info)) as opened:
+        track = opened.of_training()
+        params = run_training(model.config, training, model.params, rows, directory, track=track)
     return dataclasses.replace(model, params=params)
 
 

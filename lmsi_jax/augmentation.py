@@ -1,4 +1,4 @@
-"""The model's own few-shot prompts and its own questions (LMSI, section 3.3).
+"""The model's own few-shot prompts, questions (LMSI, section 3.3) and paraphrases.
 
 Prompts: "Let's think step by step." and a greedy answer make a worked question; `shots` of them
 make a prompt. The samples of a question are spread over the prompts: sample k is drawn with prompt
@@ -25,6 +25,7 @@ import re
 from collections.abc import Sequence
 
 from lmsi_jax import prompts
+from lmsi_jax.answers import options_in
 from lmsi_jax.records import Exemplar, Kind, Question, Sample
 from lmsi_jax.voting import Reading
 
@@ -221,6 +222,50 @@ def parse(text: str, finished: bool, shape: Shape, opening: str = "") -> str | N
     """
     item = first_item(f"{opening} {text.lstrip()}" if opening else text, finished)
     return item if item is not None and shape.fits(item) else None
+
+
+PARAPHRASED = "-paraphrase"
+"""Ends the uid of a paraphrase."""
+_PARAPHRASE = (
+    "Rewrite the question below in other words. Keep every number, name and option as it is, and "
+    "do not answer it. Write the new question alone."
+)
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+
+
+def paraphrase_request(text: str) -> str:
+    """Returns the request for a paraphrase of a question."""
+    return f"{_PARAPHRASE}\n\n{text.rstrip()}"
+
+
+def parse_paraphrase(text: str, finished: bool, original: str) -> str | None:
+    """Returns a paraphrase as a question of its own; None if it cannot be asked for the original.
+
+    It has to be another text of similar length, with the same numbers, options and opening word; an
+    opening word that is missing is added.
+
+    Args:
+      text: what the model wrote.
+      finished: True if the model ended it by itself.
+      original: the question's text.
+    """
+    item = first_item(text, finished)
+    if item is None:
+        return None
+    word = _opening(original)
+    if word and not item.startswith(word):
+        item = f"{word} {item}"
+    same_numbers = sorted(_NUMBER.findall(item)) == sorted(_NUMBER.findall(original))
+    same_options = options_in(item) == options_in(original)
+    length = len(original) / 2 <= len(item) <= len(original) * 2
+    other = item.casefold().split() != original.casefold().split()
+    return item if same_numbers and same_options and length and other else None
+
+
+def paraphrased(original: Question, text: str) -> Question:
+    """Returns the record of a paraphrase, which has no label; its uid is the original's, marked."""
+    uid = original.uid + PARAPHRASED
+    return dataclasses.replace(original, uid=uid, text=text, gold=None, also=(), spans=())
 
 
 def question(task: str, kind: Kind, text: str) -> Question:

@@ -6,12 +6,13 @@ Adaptive-Consistency (Aggarwal et al. 2023): how many samples a question needs a
 """
 
 import collections
+import dataclasses
 import logging
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from lmsi_jax import answers
 from lmsi_jax.config import Voting
@@ -434,6 +435,50 @@ def tally(vote: Vote) -> tuple[Mapping[str, float], float]:
     """Returns each answer's votes or weight, and those of all samples, unparsed ones too."""
     total = vote.total if vote.weights is None else math.fsum(vote.weights)
     return _sums(vote.keys, vote.weights), total
+
+
+View = Literal["harmonic", "cross"]
+
+
+def with_second_view(vote: Vote, other: Vote, indices: Sequence[int], rule: View) -> Vote:
+    """Returns a question's vote with the label that two phrasings of it give.
+
+    "harmonic" (Self-Harmony, 2511.01191): the answer with the largest 2 p0 p1 / (p0 + p1) of its
+    shares of both views, of equals the one with the larger share of the first, then the smaller
+    key; the score is the confidence. Without a common answer the vote stays as it is.
+    "cross" (Co-rewarding, 2508.00410): the other view's winner, with its confidence there; samples
+    of this view that disagree are not kept. Without a winner there the vote stays as it is.
+
+    Args:
+      vote: over the samples of the question as it was asked.
+      other: over the samples of its paraphrase.
+      indices: the first view's sample indices, rising.
+      rule: see above.
+    """
+    if rule == "cross":
+        if other.winner is None:
+            return vote
+        winner, confidence, tied = other.winner, other.confidence, other.tied
+    else:
+        (sums, total), (others, other_total) = tally(vote), tally(other)
+        scores = {
+            key: harmonic_mean(value / total, others[key] / other_total)
+            for key, value in sums.items()
+            if key in others and value and others[key]
+        }
+        if not scores:
+            return vote
+        confidence = max(scores.values())
+        best = [key for key, score in scores.items() if score == confidence]
+        winner = min(best, key=lambda key: (-sums[key], key))
+        tied = tuple(sorted(best)) if len(best) > 1 else ()
+    kept = tuple([index for index, key in zip(indices, vote.keys, strict=True) if key == winner])
+    return dataclasses.replace(vote, winner=winner, kept=kept, confidence=confidence, tied=tied)
+
+
+def harmonic_mean(first: float, second: float) -> float:
+    """Returns 2 a b / (a + b); 0.0 if both are 0."""
+    return 2 * first * second / (first + second) if first + second else 0.0
 
 
 def margin(vote: Vote) -> float:

@@ -152,7 +152,12 @@ def _reasoning(row: Mapping[str, Any], column: str) -> str:
         text = _text(row, column)
     except ColumnFault:
         return ""  # as of an answer, rows need not have one
-    return one_line(_ENDING.sub("", text.strip()))
+    return reasoning_of(text)
+
+
+def reasoning_of(solution: str) -> str:
+    """Returns a solution in one line, without the sentence that states its answer."""
+    return one_line(_ENDING.sub("", solution.strip()))
 
 
 # --- options --------------------------------------------------------------------------------------

@@ -17,17 +17,18 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = (
     {"errors", "records"},
     {"prompts", "answers", "voting", "augmentation", "selection", "mixing", "pairing"}
+    | {"correction"}
     | {"config", "evaluation"},
     {"runtime", "report"},
     {"models"},
     {"rollout", "training", "interop"},
     {"tasks", "gin_configs"},
-    {"pipeline", "api"},
+    {"pipeline", "api", "integrations"},
     {"tools"},
     {"cli", "__main__"},
 )
 PURE = {*LAYERS[0], *LAYERS[1]} - {"evaluation"}  # statistics use NumPy and SciPy
-JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "clu"}
+JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 JAX_PACKAGES = {"models", "rollout", "training", "interop", "tools"}
 # The processes of a run are those of jax.distributed; progress reports what JAX compiles; a study
 # clears JAX's caches, and `lmsi doctor` examines the devices.

@@ -15,8 +15,6 @@ import zipfile
 
 import pytest
 
-import lmsi_jax
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -77,6 +75,15 @@ def test_errors_name_extras_that_exist_and_install_without_a_checkout():
     assert [name for name, text in texts.items() if "pip install -e" in text] == []
 
 
+def test_the_extra_all_has_every_one_that_needs_neither_hardware_nor_github():
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    extras = set(re.findall(r'^        "(\w+)": [\[H]', setup.partition("extras_require")[2], re.M))
+    (inside,) = re.findall(r'^        "all": \["lmsi_jax\[([\w,]+)\]"\],$', setup, re.M)
+    assert set(inside.split(",")) == extras - {"all", "dev", "docs", "gpu", "t5x", "tpu"}
+    table = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    assert {extra for extra in extras if f"`{extra}`" not in table} == set()
+
+
 def test_slow_tests_are_left_out_by_default():
     options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
     assert "not slow" in options["addopts"]
@@ -126,12 +133,72 @@ def wheel(tmp_path_factory) -> pathlib.Path:
     return path
 
 
+_SETUP = "setup.py pyproject.toml MANIFEST.in LICENSE README.md .gitattributes .git_archival.txt"
+
+
+@pytest.fixture
+def repository(tmp_path) -> pathlib.Path:
+    """A git repository of one commit that has what a version is made of."""
+    pytest.importorskip("setuptools_scm")
+    place = tmp_path / "repository"
+    place.mkdir()
+    subprocess.run(["cp", "-a", *_SETUP.split(), str(place)], cwd=ROOT, check=True)
+    _git(place, "init", "--quiet")
+    _git(place, "add", "--all")
+    _git(place, "commit", "--quiet", "--message=one")
+    return place
+
+
+def _git(folder: pathlib.Path, *words: str) -> None:
+    who = ["-c", "user.name=Ann", "-c", "user.email=ann@example.org"]
+    subprocess.run(["git", *who, *words], cwd=folder, check=True)
+
+
+def _version_of(folder: pathlib.Path) -> str:
+    """Returns the version that a build of these sources has."""
+    command = [sys.executable, "setup.py", "--quiet", "--version"]
+    done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_the_version_is_the_tag_and_a_development_version_after_it(repository):
+    assert re.fullmatch(r"0\.1\.0\.dev1\+g\w+", _version_of(repository))
+    _git(repository, "tag", "v0.7.2")
+    assert _version_of(repository) == "0.7.2"
+    _git(repository, "commit", "--quiet", "--allow-empty", "--message=two")
+    assert re.fullmatch(r"0\.7\.3\.dev1\+g\w+", _version_of(repository))
+
+
+@pytest.mark.slow
+def test_the_version_survives_an_archive_and_a_source_distribution(repository, tmp_path):
+    _git(repository, "tag", "v0.7.2")
+    _git(repository, "archive", f"--output={tmp_path / 'archive.tar'}", "--prefix=archive/", "HEAD")
+    command = [sys.executable, "setup.py", "--quiet", "sdist", f"--dist-dir={tmp_path}"]
+    subprocess.run(command, cwd=repository, check=True, capture_output=True)
+    for file in ("archive.tar", "lmsi_jax-0.7.2.tar.gz"):
+        subprocess.run(["tar", "-xf", file], cwd=tmp_path, check=True)
+    assert _version_of(tmp_path / "archive") == "0.7.2"
+    assert _version_of(tmp_path / "lmsi_jax-0.7.2") == "0.7.2"
+
+
+@pytest.mark.slow
+def test_sources_without_git_have_the_fallback_version(repository):
+    shutil.rmtree(repository / ".git")
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools_scm"]
+    assert _version_of(repository) == settings["fallback_version"]
+
+
+def _version_in_name(wheel: pathlib.Path) -> str:
+    return wheel.name.split("-")[1]
+
+
 @pytest.mark.slow
 def test_a_wheel_has_one_top_level_name_and_all_files(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split("/")[0] for name in names} == {
         "lmsi_jax",
-        f"lmsi_jax-{lmsi_jax.__version__}.dist-info",
+        f"lmsi_jax-{_version_in_name(wheel)}.dist-info",
     }
     expected = {f"lmsi_jax/{path}" for path in _package_files("tasks", "gin_configs")}
     expected |= _package_files("lmsi_jax")
@@ -215,4 +282,4 @@ def test_an_installation_finds_tasks_and_configurations(request, tmp_path, kind)
         text=True,
         env=_ENVIRONMENT,
     )
-    assert version.stdout == f"lmsi_jax {lmsi_jax.__version__}\n"
+    assert version.stdout == f"lmsi_jax {_version_in_name(request.getfixturevalue('wheel'))}\n"

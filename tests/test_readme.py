@@ -17,7 +17,7 @@ def test_it_is_short_and_narrow():
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs"])
 def test_links_between_the_documents_lead_somewhere(page):
-    files = [ROOT / page] if page.endswith(".md") else sorted((ROOT / page).glob("*.md"))
+    files = [ROOT / page] if page.endswith(".md") else sorted((ROOT / page).rglob("*.md"))
     missing = []
     for file in files:
         for link in re.findall(r"\]\(([^)\s]+)\)", file.read_text(encoding="utf-8")):
@@ -38,8 +38,9 @@ def test_links_between_the_documents_lead_somewhere(page):
 
 def test_every_page_is_in_the_site_s_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    pages = {file.name for file in (ROOT / "docs").glob("*.md")}
-    assert pages == set(re.findall(r"(\w+\.md)$", navigation, re.M))
+    docs = ROOT / "docs"
+    pages = {file.relative_to(docs).as_posix() for file in docs.rglob("*.md")}
+    assert pages == set(re.findall(r"([\w/]+\.md)$", navigation, re.M))
 
 
 def test_the_python_example_runs_on_fewer_questions(tmp_path, monkeypatch, capsys):

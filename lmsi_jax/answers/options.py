@@ -64,7 +64,8 @@ def _stripped(text: str, begin: int, end: int) -> tuple[int, int]:
 
 # Options that name others, or their places, mean something else in another order.
 _NAMES_OTHERS = re.compile(
-    r"[(\[][A-Za-z][)\]]|\b(?:above|below|both|neither|former|latter|preceding|following)\b"
+    r"[(\[][A-Za-z][)\]]|\b(?:above|below|former|latter|preceding|following)\b"
+    r"|\b(?:both|neither|either|none|all|any) of\b"
     r"|\b[A-H] (?:and|or|&) [A-H]\b",
     re.IGNORECASE,
 )

@@ -5,7 +5,6 @@ weights or the devices can tell: whether prompts fit (`lmsi sample` reports it b
 and memory (`lmsi aot`).
 """
 
-import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -13,8 +12,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from lmsi_jax.config import FileTask, Pretraining, Questions, Run
-from lmsi_jax.config.run import comparison_run, scheduled_values
+from lmsi_jax.config import Questions, Run
+from lmsi_jax.config.run import comparison_run, parameters, scheduled_values
 from lmsi_jax.errors import LmsiError
 
 _PLACEHOLDER = "BUCKET"
@@ -60,16 +59,6 @@ def dry_run(run: Run, stages: tuple[str, ...]) -> None:
     print("no mistake found; nothing was run")
 
 
-def parameters(run: Run) -> dict[str, Any]:
-    """Returns every parameter by its gin name, defaults included.
-
-    Parts that hold other parts are not listed themselves, only the parameters within them. Those of
-    `Pretraining` have the prefix "pretraining/", because its classes appear twice, and those of a
-    `FileTask` its name.
-    """
-    return dict(_parameters(run, ""))
-
-
 def check(run: Run, stages: tuple[str, ...]) -> Findings:
     """Checks what can be known before any weights are read."""
     to_set = [
@@ -91,19 +80,6 @@ def check(run: Run, stages: tuple[str, ...]) -> Findings:
         [*missing.values(), *_mistakes(run, stages, check_model)],
         [*unchecked, *_tasks_through_tfds(run)],
     )
-
-
-def _parameters(part: Any, scope: str) -> Iterator[tuple[str, Any]]:
-    inner_scope = "pretraining/" if isinstance(part, Pretraining) else scope
-    scope = f"{part.name}/" if isinstance(part, FileTask) else scope
-    for field in dataclasses.fields(part):
-        value = getattr(part, field.name)
-        items = value if isinstance(value, tuple) and value else (value,)
-        if all(dataclasses.is_dataclass(item) for item in items):
-            for item in items:
-                yield from _parameters(item, inner_scope)
-        else:
-            yield f"{scope}{type(part).__name__}.{field.name}", value
 
 
 def _has_placeholder(value: Any) -> bool:

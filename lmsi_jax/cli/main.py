@@ -29,7 +29,12 @@ from lmsi_jax.cli.subcommands import Command, Load
 from lmsi_jax.config import gin_errors, gin_loader
 from lmsi_jax.errors import LmsiError, TryAgain
 from lmsi_jax.runtime import console
-from lmsi_jax.runtime.signals import Terminated, signals_as_exceptions, watched_signals
+from lmsi_jax.runtime.signals import (
+    Terminated,
+    exit_at_signals,
+    signals_as_exceptions,
+    watched_signals,
+)
 
 if TYPE_CHECKING:
     from lmsi_jax.config import Run
@@ -58,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    exit_at_signals(code)
     return code
 
 
@@ -183,7 +189,8 @@ def keep_programs() -> None:
 
     They are in the user's cache folder, apart for each kind of processor: the program of another
     one may have instructions that this one lacks. JAX_COMPILATION_CACHE_DIR names another folder,
-    or none if it is empty. A folder that cannot be written is left out.
+    or none if it is empty. A folder that cannot be written is left out. Programs that compile in
+    less than a second are kept too, unlike JAX does: a command has a hundred of them.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     processor = platform.machine()
@@ -196,6 +203,8 @@ def keep_programs() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     if os.access(folder, os.W_OK):
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
 def _connect(args: argparse.Namespace, at_exit: contextlib.ExitStack) -> None:

@@ -10,7 +10,7 @@ from lmsi_jax.config import gin_errors, gin_loader
 from lmsi_jax.errors import LmsiError
 
 STAGES = (
-    *("generate", "prompts", "sample", "vote", "filter_scores"),
+    *("generate", "prompts", "paraphrase", "sample", "vote", "filter_scores"),
     *("mix", "teacher_scores", "train", "eval", "report"),
 )
 """All stages of a round, in order."""
@@ -36,7 +36,7 @@ STAGE_COMMANDS: dict[str, StageCommand] = {
         ("prompts",), "build few-shot prompts from zero-shot answers, if configured", "generated"
     ),
     "sample": StageCommand(
-        ("sample",),
+        ("paraphrase", "sample"),
         "draw chain-of-thought samples for the questions",
         "quickstart --gin.Sampling.num_samples=8",
     ),
@@ -49,6 +49,9 @@ STAGE_COMMANDS: dict[str, StageCommand] = {
     ),
     "eval": StageCommand(("eval",), "measure accuracy before and after training", "quickstart"),
     "report": StageCommand(("report",), "print the results and write report.html", "quickstart"),
+    "probe": StageCommand(
+        ("probe",), "test if the base model knows the test questions by heart", "quickstart"
+    ),
     "distill": StageCommand(
         ("mix", "teacher_scores", "train", "eval", "distill"),
         "train a student on the selected samples of a finished run",
@@ -137,7 +140,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _groups() -> dict[str, dict[str, str]]:
     """Returns the help's list of commands, by heading."""
     stages = {name: command.help for name, command in STAGE_COMMANDS.items()}
-    others = {name: stages.pop(name) for name in ("distill", "pretrain")}
+    others = {name: stages.pop(name) for name in ("probe", "distill", "pretrain")}
     runs = {name: COMMANDS[name].help for name in run_commands.COMMANDS}
     info = {name: COMMANDS[name].help for name in info_commands.COMMANDS}
     others |= {name: one.help for name, one in COMMANDS.items() if name not in {**runs, **info}}

@@ -1,4 +1,4 @@
-"""Define the commands on runs: list and compare them, free what nothing needs.
+"""Define the commands on runs: list, compare, browse, free what nothing needs, publish.
 
 This module is imported for `lmsi --help`, so whatever is heavy is imported when a command runs.
 """
@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmsi_jax.cli.subcommands import Command, Load
+from lmsi_jax.cli.subcommands import Command, Load, add_allow_imports
 from lmsi_jax.errors import LmsiError
 
 if TYPE_CHECKING:
@@ -205,6 +205,83 @@ def _browse(args: argparse.Namespace, load: Load) -> None:
     browse(Context(load(()), frozenset()))
 
 
+# --- export-eval ----------------------------------------------------------------------------------
+
+
+def _add_export_eval_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="folder of a run (Run.output_dir)")
+    parser.add_argument("out", metavar="OUT", help="folder to write to")
+    parser.add_argument(
+        "--round",
+        metavar="N",
+        type=int,
+        action="append",
+        help="round, 0 for the base; repeatable (default: all that were evaluated)",
+    )
+    add_allow_imports(parser)
+
+
+def _export_eval(args: argparse.Namespace, load: Load) -> None:
+    from lmsi_jax.integrations.lm_eval_log import export_eval
+
+    rounds = tuple(args.round or ())
+    files = export_eval(args.run, args.out, rounds=rounds, allow_imports=args.allow_imports)
+    for file in files:
+        print(f"results: {file}, samples beside it")
+
+
+# --- push -----------------------------------------------------------------------------------------
+
+
+def _add_push_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="folder of a run with a report")
+    parser.add_argument("repo", metavar="REPO", help="repository on the hub, owner/name")
+    parser.add_argument(
+        "--dataset", action="store_true", help="publish the training rows, not the model"
+    )
+    parser.add_argument("--round", metavar="N", type=int, help="round (default: the last one)")
+    parser.add_argument(
+        "--export", metavar="DIR", type=Path, help="folder of `lmsi export-hf` (default: made now)"
+    )
+    parser.add_argument("--license", default="", help="licence of the card, such as apache-2.0")
+    parser.add_argument("--base_model", default="", help="base model on the hub, owner/name")
+    parser.add_argument("--language", default="", help="languages of the card, such as en,de")
+    parser.add_argument("--tags", default="", help="further tags of the card, A,B")
+    parser.add_argument(
+        "--public", action="store_true", help="create a public repository (default: private)"
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the files and the card; send nothing"
+    )
+    add_allow_imports(parser)
+
+
+def _push(args: argparse.Namespace, load: Load) -> None:
+    from lmsi_jax.integrations import hub
+
+    labels = hub.Labels(
+        license=args.license,
+        base_model=args.base_model,
+        language=tuple(filter(None, args.language.split(","))),
+        tags=tuple(filter(None, args.tags.split(","))),
+    )
+    if args.dataset:
+        upload = hub.dataset_upload(
+            args.run, args.repo, labels, round_index=args.round, private=not args.public
+        )
+    else:
+        upload = hub.model_upload(
+            args.run,
+            args.repo,
+            labels,
+            export=args.export,
+            round_index=args.round,
+            private=not args.public,
+            allow_imports=args.allow_imports,
+        )
+    hub.push(upload, dry_run=args.dry_run)
+
+
 COMMANDS: dict[str, Command] = {
     "runs": Command(
         "list runs: rounds, accuracy, state, size, age", "runs", "", _add_runs_arguments, _list_runs
@@ -229,6 +306,20 @@ COMMANDS: dict[str, Command] = {
         "",
         _add_clean_arguments,
         _clean,
+    ),
+    "export-eval": Command(
+        "write a run's evaluation as lm-evaluation-harness logs it",
+        "runs/quickstart harness_logs",
+        "",
+        _add_export_eval_arguments,
+        _export_eval,
+    ),
+    "push": Command(
+        "publish a run's model or training rows on the Hugging Face hub",
+        "runs/quickstart me/my-model --license=apache-2.0 --dry_run",
+        "",
+        _add_push_arguments,
+        _push,
     ),
 }
 """All commands of this module by name."""

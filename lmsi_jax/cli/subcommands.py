@@ -238,6 +238,65 @@ def _export_rows(args: argparse.Namespace, load: Load) -> None:
     print(f"{count:,} rows in {path}")
 
 
+# --- export-candidates ----------------------------------------------------------------------------
+
+
+def _add_export_candidates_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", metavar="OUT", help="folder to create")
+    parser.add_argument(
+        "--round", metavar="N", type=int, default=1, help="round of the samples (default: 1)"
+    )
+    parser.add_argument(
+        "--candidates",
+        metavar="K",
+        type=int,
+        default=4,
+        help="random samples shown beside the greedy one (default: 4)",
+    )
+    parser.add_argument(
+        "--rows", metavar="N", type=int, default=4, help="rows of a question, at most (default: 4)"
+    )
+    parser.add_argument(
+        "--target",
+        choices=("majority", "given"),
+        default="majority",
+        help="what is learnt: samples of the majority, or given solutions (default: majority)",
+    )
+    parser.add_argument(
+        "--shows",
+        choices=("both", "question", "candidates"),
+        default="both",
+        help="what the corrector reads (default: both)",
+    )
+    parser.add_argument(
+        "--longest",
+        metavar="N",
+        type=int,
+        default=80,
+        help="words of a candidate; of a longer one the middle is left out (default: 80)",
+    )
+
+
+def _export_candidates(args: argparse.Namespace, load: Load) -> None:
+    from lmsi_jax.pipeline.candidates import export_candidates
+
+    for name in ("candidates", "rows", "longest"):
+        if getattr(args, name) < 1:
+            raise LmsiError(f"--{name}={getattr(args, name)}: use 1 or more")
+    written = export_candidates(
+        load(()),
+        args.out,
+        round_index=args.round,
+        count=args.candidates,
+        rows=args.rows,
+        target=args.target,
+        shows=args.shows,
+        longest=args.longest,
+    )
+    print(f"{args.out}: {written.train:,} rows to learn, {written.test:,} test questions")
+    print(f"next: lmsi run CONFIG --gin_file={written.config} --gin.Run.output_dir=FOLDER")
+
+
 # --- init -----------------------------------------------------------------------------------------
 
 
@@ -583,6 +642,13 @@ COMMANDS: dict[str, Command] = {
         "",
         _add_export_rows_arguments,
         _export_rows,
+    ),
+    "export-candidates": Command(
+        "write a run's questions with candidates, for a corrector",
+        "quickstart corrector",
+        "runs",
+        _add_export_candidates_arguments,
+        _export_candidates,
     ),
     "aot": Command(
         "compile a run ahead for a TPU topology: memory, FLOPs, time",

@@ -45,6 +45,7 @@ from lmsi_jax.config.steps import (
     Pretraining,
     Questions,
 )
+from lmsi_jax.config.tracking import JsonLines, MLflow, TensorBoard, Tracker, Trackio, WandB
 from lmsi_jax.config.training_config import Lora, Loss, Optimizer, Preference, Training
 
 __all__ = [
@@ -69,11 +70,13 @@ __all__ = [
     "Truncation",
     "ImportanceWeights",
     "InstructionFollowing",
+    "JsonLines",
     "LinearScaling",
     "Llama3Scaling",
     "LongRopeScaling",
     "Lora",
     "Loss",
+    "MLflow",
     "MinConfidence",
     "Mixing",
     "ModelConfig",
@@ -88,6 +91,9 @@ __all__ = [
     "Schedule",
     "SelfRating",
     "Study",
+    "TensorBoard",
+    "Tracker",
+    "Trackio",
     "SubgroupVotes",
     "Training",
     "Variant",
@@ -95,5 +101,6 @@ __all__ = [
     "VoteShares",
     "VoteSized",
     "Voting",
+    "WandB",
     "YarnScaling",
 ]

@@ -8,6 +8,7 @@ from lmsi_jax import config
 from lmsi_jax.config import gin_errors, gin_loader
 from lmsi_jax.config.row_filters import FILTERS
 from lmsi_jax.config.run import Run, Study
+from lmsi_jax.config.tracking import TRACKERS
 from lmsi_jax.errors import LmsiError
 
 CLASSES: tuple[type, ...] = (
@@ -18,6 +19,7 @@ CLASSES: tuple[type, ...] = (
     *FILTERS,
     *(config.Training, config.Optimizer, config.Lora, config.Loss, config.Preference),
     *(config.Evaluation, config.CollapseMonitor, config.Pretraining, config.Distillation),
+    *TRACKERS,
     *(config.Study, config.Variant),
 )
 """Every class that gin can configure."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from lmsi_jax import config
 from lmsi_jax.config.row_filters import FILTERS
+from lmsi_jax.config.tracking import TRACKERS
 from lmsi_jax.config.value_checks import field_ranges
 
 _WIDTH = 100
@@ -49,6 +50,7 @@ GROUPS: dict[str, tuple[type, ...]] = {
         *(config.Optimizer, config.Loss, config.Lora, config.Preference),
     ),
     "Evaluation": (config.Evaluation, config.CollapseMonitor),
+    "Trackers": TRACKERS,
     "Other commands": (config.Pretraining, config.Distillation, config.Study, config.Variant),
 }
 """The classes of the page, by heading."""
@@ -138,6 +140,9 @@ def _default(field: "dataclasses.Field[Any]") -> str:
     value = field.default
     if dataclasses.is_dataclass(value):
         return f"default `@{type(value).__name__}()`"
+    if isinstance(value, tuple) and value and all(map(dataclasses.is_dataclass, value)):
+        items = "".join(f"@{type(one).__name__}(), " for one in value)
+        return f"default `({items.strip()})`"
     return f"default `{_literal(value)}`"
 
 

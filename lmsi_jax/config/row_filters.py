@@ -106,8 +106,9 @@ class AnswerEntropy:
 class Difficulty:
     """Keeps the hardest rows, one at a time; each choice lowers the rows that resemble it.
 
-    After Self-Filter (Chen et al. 2024, section 3). A chosen row takes penalty * similarity**2 *
-    (its own loss) off each of its nearest neighbours. The time grows with the number of rows that
+    After Self-Filter (Chen et al. 2024, section 3, and its published code). A chosen row takes
+    penalty * similarity**2 * (its difficulty then, its loss less what others took off) off each of
+    its nearest neighbours. The time grows with the number of rows that
     share word pairs, at worst with the square of the number of rows.
     """
 

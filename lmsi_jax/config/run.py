@@ -15,10 +15,12 @@ from lmsi_jax.config.steps import (
     CollapseMonitor,
     Distillation,
     Evaluation,
+    FileTask,
     Mixing,
     Pretraining,
     Questions,
 )
+from lmsi_jax.config.tracking import TensorBoard, Tracker
 from lmsi_jax.config.training_config import Training
 from lmsi_jax.config.value_checks import CWD_PATH, SEED, at_least, check_fields, fits, remedy
 from lmsi_jax.errors import LmsiError
@@ -78,6 +80,9 @@ class Run:
     """A SentencePiece model file, a tokenizer.json, a folder with one of them, or "embedded"."""
     decoding: Decoding = Decoding()
     """Layout of the decode engine."""
+    trackers: tuple[Tracker, ...] = (TensorBoard(),)
+    """Experiment trackers that get the run's metrics, such as (@TensorBoard(), @WandB()); () for
+    none."""
     questions_per_shard: Annotated[int, at_least(1, unit="questions")] = 64
     """Questions in one file of samples. A killed process draws its unfinished files again."""
     reuse: Annotated[tuple[str, ...], CWD_PATH] = ()
@@ -93,10 +98,14 @@ class Run:
             )
         if self.reuse and any("://" in folder for folder in (self.output_dir, *self.reuse)):
             raise LmsiError("Run.reuse copies between local folders; set it to ()")
+        names = [type(tracker).__name__ for tracker in self.trackers]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise LmsiError(f"Run.trackers has {twice} twice; name each tracker once")
         self._check_preference()
         self._check_human_examples()
         self._check_negatives()
         self._check_rotations()
+        self._check_paraphrases()
         check_schedule(self)
 
     def in_round(self, index: int) -> "Run":
@@ -112,6 +121,22 @@ class Run:
         evaluated = "eval" in stages and not sampled  # a run goes on without test questions
         if (sampled and not train) or (evaluated and not test) or not (train or test):
             raise LmsiError("there are no questions: set Questions.train and Questions.test")
+
+    def _check_paraphrases(self) -> None:
+        if self.augmentation.paraphrase == "none":
+            return
+        others = {
+            "Augmentation.prompts": (self.augmentation.prompts, 0),
+            "Voting.rotate_options": (self.voting.rotate_options, False),
+            "Training.preference": (self.training.preference, None),
+        }
+        for name, (value, off) in others.items():
+            if value != off:
+                raise LmsiError(
+                    "Augmentation.paraphrase compares a question's samples with those of one "
+                    f"paraphrase, which {name} does not do; set it to {off}, or "
+                    "Augmentation.paraphrase to 'none'"
+                )
 
     def _check_rotations(self) -> None:
         if not self.voting.rotate_options:
@@ -218,6 +243,29 @@ def comparison_run(run: Run, stages: tuple[str, ...]) -> Run:
             "Evaluation.checkpoints is for `lmsi eval` alone; set it to () for other commands"
         )
     return dataclasses.replace(run, init_checkpoint=first, rounds=max(1, len(others)))
+
+
+def parameters(run: Run) -> dict[str, Any]:
+    """Returns every parameter by its gin name, defaults included.
+
+    Parts that hold other parts are not listed themselves, only the parameters within them. Those of
+    `Pretraining` have the prefix "pretraining/", because its classes appear twice, and those of a
+    `FileTask` its name.
+    """
+    return dict(_parameters(run, ""))
+
+
+def _parameters(part: Any, scope: str) -> Iterator[tuple[str, Any]]:
+    inner_scope = "pretraining/" if isinstance(part, Pretraining) else scope
+    scope = f"{part.name}/" if isinstance(part, FileTask) else scope
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        items = value if isinstance(value, tuple) and value else (value,)
+        if all(dataclasses.is_dataclass(item) for item in items):
+            for item in items:
+                yield from _parameters(item, inner_scope)
+        else:
+            yield f"{scope}{type(part).__name__}.{field.name}", value
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -78,6 +78,9 @@ class Sampling:
     (docs/models.md)."""
     token_logprobs: bool = False
     """Store the log-probability of each token of a sample."""
+    greedy: bool = False
+    """Also draw one greedy sample of each question, beside those that vote: a corrector's
+    candidates have it (`lmsi export-candidates`)."""
     adaptive_consistency: Annotated[float | None, _STOPPING_PROBABILITY] = None
     """Stop sampling a question once its leading answer will stay ahead with this probability
     (adaptive consistency, Aggarwal et al. 2023, who use 0.95; `voting.samples_needed`); None
@@ -130,10 +133,11 @@ class Decoding:
     """Question caches, as a multiple of the number that fills all slots. Samples end at different
     times, so the questions in flight overlap."""
     adaptive_batch: bool = True
-    """Decode a smaller batch when fewer slots are needed, at the end of a task. A smaller program
-    is used only after it has repeated a full chunk bit for bit."""
+    """Decode a smaller batch when there are fewer samples than slots, from the start or at the end.
+    Fewer slots are used only where they are seen to change no bit."""
     pool_bytes: Annotated[int, at_least(0, unit="bytes")] = 256 * 2**20
-    """Memory reserved for KV pages at the start; more is added when samples need it."""
+    """Memory reserved for KV pages at the start, if that is more than half of what samples of full
+    length take; the rest is added when samples need it."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of weights and KV cache."""
     data: Annotated[int, at_least(1, unit="devices")] = 1

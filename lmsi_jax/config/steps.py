@@ -177,6 +177,13 @@ class Augmentation:
     """Sampling temperature of the new questions."""
     max_new_tokens: Annotated[int, at_least(1, unit="tokens")] = 128
     """A new question is cut here, and dropped."""
+    paraphrase: Literal["none", "harmonic", "cross"] = "none"
+    """Label of a question from two phrasings: the model paraphrases each train question, and both
+    are sampled and voted on. "harmonic" takes the answer with the largest harmonic mean of its
+    shares (Self-Harmony), "cross" the paraphrase's vote (Co-rewarding); the samples of the question
+    as it was asked are learnt. Without a usable paraphrase its own vote stays."""
+    paraphrase_tries: Annotated[int, at_least(1, unit="texts")] = 4
+    """Paraphrases sampled for each question; the first usable one is taken."""
     prompts: Annotated[int, at_least(0, unit="prompts", note="the task's own exemplars")] = 0
     """Few-shot prompts of each task, built from the model's own zero-shot answers; a question's
     samples are spread over them. 2 or more; the paper uses 20."""
@@ -267,12 +274,18 @@ class Evaluation:
     """The same for a fine-tuned model; the paper uses 1.2."""
     vote_count: Annotated[int | None, at_least(1, unit="questions")] = None
     """Test questions per task for self-consistency; None for all."""
+    probe_shares: tuple[float, ...] = (0.6,)
+    """For `lmsi probe` alone: shares of a test question's words that the model is shown and
+    continues, such as (0.8, 0.6, 0.4)."""
     checkpoints: Annotated[tuple[str, ...], CWD_PATH] = ()
     """For `lmsi eval` alone: checkpoint folders to compare, the first one is "before"; () evaluates
     the run's own models."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        shares = self.probe_shares
+        if not shares or len(set(shares)) < len(shares) or not all(0 < one < 1 for one in shares):
+            refuse(self, "probe_shares", "different shares between 0 and 1, as in (0.6,)")
         known = (*PROMPT_STYLES, "self_consistency")
         for name in self.prompt_styles:
             if name not in known:

@@ -17,15 +17,15 @@ L cached positions, T tokens of a packed row.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lmsi_jax.config import ModelConfig
 from lmsi_jax.models.params import Params, soft_cap, wide_matmul
-from lmsi_jax.models.transformer import Attend, angles_of, hidden_states
+from lmsi_jax.models.transformer import Angles, Attend, angles_of, block, embed
 
 MASKED = -1e9
 _CPU_BLOCK = 64
@@ -111,6 +111,14 @@ def merge(parts: list[Part]) -> jax.Array:
     totals = [scale * part.total for scale, part in zip(scales, parts, strict=True)]
     values = [scale[..., None] * part.values for scale, part in zip(scales, parts, strict=True)]
     return functools.reduce(jnp.add, values) / functools.reduce(jnp.add, totals)[..., None]
+
+
+def join(one: Part, other: Part) -> Part:
+    """Joins two parts of one shape; one that sees nothing leaves the other's bits as they are."""
+    top = jnp.maximum(one.top, other.top)
+    scales = jnp.exp(one.top - top), jnp.exp(other.top - top)
+    total = scales[0] * one.total + scales[1] * other.total
+    return Part(top, total, scales[0][..., None] * one.values + scales[1][..., None] * other.values)
 
 
 def is_traced_on_mesh() -> bool:
@@ -201,6 +209,11 @@ def cache_attention(
     return Part(*(a.reshape(batch, n, *a.shape[2:]) for a in part))
 
 
+# (a layer's earlier keys, queries [B, n, H, K] scaled, first visible position [B, n] or None, soft
+# cap) -> their part of the attention, [B, n, H, ...]
+AttendBefore = Callable[[Any, jax.Array, jax.Array | None, float], Part]
+
+
 def prefill(
     config: ModelConfig, fused: Params, tokens: jax.Array, lengths: jax.Array, before: Cache | None
 ) -> Cache:
@@ -213,27 +226,88 @@ def prefill(
       lengths: [B] real tokens of each sequence.
       before: the shared sequence that precedes every other one, or None.
     """
+    if before is None:
+        start, layers = jnp.zeros_like(lengths), None
+    else:
+        start = jnp.broadcast_to(before.lengths, lengths.shape)
+        layers = [before.layer(layer) for layer in range(config.num_layers)]
+    return prefill_after(config, fused, tokens, lengths, start, layers, _attend_cache)
+
+
+def _attend_cache(
+    cache: LayerCache, q: jax.Array, first_visible: jax.Array | None, softcap: float
+) -> Part:
+    return cache_attention(q, cache, first_visible, softcap)
+
+
+def prefill_after(
+    config: ModelConfig,
+    fused: Params,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    start: jax.Array,
+    before: Sequence[Any] | None,
+    attend_before: AttendBefore,
+) -> Cache:
+    """Computes the cache of tokens [B, L] that follow cached ones.
+
+    Args:
+      config: the model's shape.
+      fused: parameters from `params.fuse_projections`.
+      tokens: padded on the right.
+      lengths: [B] real tokens of each sequence.
+      start: [B] the position of each sequence's first token.
+      before: per layer what `attend_before` takes first; None if nothing precedes.
+      attend_before: attends the keys that precede; a function of a module, as its identity is a
+        part of what is compiled.
+    """
     length = tokens.shape[1]
-    start = before.lengths[0] if before is not None else 0
-    positions = jnp.broadcast_to(start + jnp.arange(length), tokens.shape)
+    positions = start[:, None] + jnp.arange(length)
+    causal = {window: _causal_bias(length, window)[None] for window in config.windows}
+    angles = angles_of(config, positions)
+    x = embed(config, fused, tokens)
     keys: list[jax.Array] = []
     values: list[jax.Array] = []
-    causal = {window: _causal_bias(length, window)[None] for window in config.windows}
+    for layer in range(config.num_layers):
+        place = layer % config.layer_cycle
+        x, k, v = _prefill_layer(
+            *(config, place, attend_before, fused[f"layer_{layer}"], x, angles),
+            *(causal[config.window(layer)], positions, None if before is None else before[layer]),
+        )
+        keys.append(k)
+        values.append(v)
+    return Cache(keys, values, lengths)
+
+
+# Compiled on its own in name only: layers of one kind are traced once, and XLA inlines the calls.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _prefill_layer(
+    config: ModelConfig,
+    place: int,
+    attend_before: AttendBefore,
+    p: Params,
+    x: jax.Array,
+    angles: tuple[Angles, ...],
+    causal: jax.Array,
+    positions: jax.Array,
+    before: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Runs the layer at a place of the cycle; returns its output, keys and values [B, G, L, K]."""
     softcap = config.attention_softcap
+    keys, values = jnp.zeros(()), jnp.zeros(())
 
     def attend(layer: int, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        """Attends each sequence and `before`; keeps the layer's keys and values."""
+        nonlocal keys, values
         window = config.window(layer)
-        keys.append(k.transpose(0, 2, 1, 3))
-        values.append(v.transpose(0, 2, 1, 3))
-        parts = [head_attention(q, keys[-1], values[-1], causal[window], softcap)]
+        keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        parts = [head_attention(q, keys, values, causal, softcap)]
         if before is not None:
             first_visible = positions - window + 1 if window else None
-            parts.append(cache_attention(q, before.layer(layer), first_visible, softcap))
+            parts.append(attend_before(before, q, first_visible, softcap))
         return merge(parts)
 
-    hidden_states(config, fused, tokens, angles_of(config, positions), attend)
-    return Cache(keys, values, lengths)
+    x = block(config, p, place, x, angles, attend)
+    return x, keys, values
 
 
 def _causal_bias(length: int, window: int) -> jax.Array:

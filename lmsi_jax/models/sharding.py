@@ -592,3 +592,23 @@ def constrain_caches(mesh: DeviceMesh, caches: Any) -> Any:
         return jax.lax.with_sharding_constraint(a, sharding)
 
     return jax.tree.map(constrain, caches)
+
+
+def blocks_sharding(mesh: DeviceMesh, kv_heads: int) -> NamedSharding | None:
+    """Returns the sharding of blocks that all device groups hold, kv heads on axis 1."""
+    if mesh.mesh is None:
+        return None
+    split = kv_heads > 1 and kv_heads % mesh.model == 0
+    sharding: NamedSharding = named_shardings(
+        mesh.mesh, PartitionSpec(None, "model" if split else None)
+    )
+    return sharding
+
+
+def constrain_blocks(mesh: DeviceMesh, blocks: Any) -> Any:
+    """Keeps blocks in their sharding; else each chunk compiles anew."""
+    if mesh.mesh is None:
+        return blocks
+    return jax.tree.map(
+        lambda a: jax.lax.with_sharding_constraint(a, blocks_sharding(mesh, a.shape[1])), blocks
+    )

@@ -2,6 +2,7 @@
 
 round_R/generate/written-TASK-00000-of-00002     what the model wrote after lists of questions
                  questions-TASK, counts-TASK     the new questions, and what became of the rest
+round_R/paraphrase/written-TASK-00000-of-00002, paraphrases-TASK, counts-TASK
 round_R/prompts/zero-shot-TASK-00000-of-00002    greedy zero-shot answers
                 prompts-TASK, counts-TASK        the prompts, and how many answers were usable
 """
@@ -35,7 +36,10 @@ class GenerateStep(Step):
 
     name = "generate"
     settings = (
-        Fields(part="augmentation", without=("min_confidence", "prompts", "shots")),
+        Fields(
+            part="augmentation",
+            without=("min_confidence", "prompts", "shots", "paraphrase", "paraphrase_tries"),
+        ),
         *DECODING,
     )
     inputs = ("model", "questions")
@@ -68,6 +72,64 @@ class GenerateStep(Step):
                 )
             store.write(f"questions-{task}", [row.to_json() for row in new])
             store.write(f"counts-{task}", [counts])
+
+
+class ParaphraseStep(Step):
+    """Has the model paraphrase the round's questions, for a vote on both phrasings."""
+
+    name = "paraphrase"
+    settings = (
+        Fields(part="augmentation", names=("paraphrase_tries", "temperature", "max_new_tokens")),
+        *DECODING,
+    )
+    inputs = ("model", "questions", "generate")
+    writes_prompts = True
+
+    def applies(self, round: Round) -> bool:
+        return round.settings.augmentation.paraphrase != "none"
+
+    def share(self, round: Round) -> None:
+        settings, writer = round.settings.augmentation, round.context.prompts
+        sampling = Sampling(
+            num_samples=settings.paraphrase_tries,
+            temperature=settings.temperature,
+            max_new_tokens=settings.max_new_tokens,
+            stop=QUESTION_STOPS,
+        )
+        jobs = [
+            Job(
+                name=f"written-{task}",
+                prefix="",
+                questions={
+                    row.uid: writer.request(augmentation.paraphrase_request(row.text))
+                    for row in rows
+                },
+                sampling=sampling,
+            )
+            for task, rows in round.questions.items()
+        ]
+        label = f"round {round.index}: paraphrases"
+        folder = round.folder(self.name)
+        draw_samples(round, jobs, {}, folder, model=round.index - 1, label=label)
+
+    def write(self, round: Round, store: ShardStore) -> None:
+        for task, rows in round.questions.items():
+            written = read_samples(store, f"written-{task}")
+            usable = []
+            for question in rows:
+                texts = (
+                    augmentation.parse_paraphrase(sample.text, sample.finished, question.text)
+                    for sample in written[question.uid]
+                )
+                if (text := next(filter(None, texts), None)) is not None:
+                    usable.append(augmentation.paraphrased(question, text))
+            store.write(f"paraphrases-{task}", [question.to_json() for question in usable])
+            store.write(f"counts-{task}", [{"asked": len(rows), "usable": len(usable)}])
+            print(
+                f"round {round.index}: {len(usable)} of {len(rows)} questions of {task} have a "
+                "usable paraphrase",
+                flush=True,
+            )
 
 
 def read_counts(round: Round, stage: Literal["generate", "prompts"]) -> dict[str, Counts]:

@@ -13,11 +13,11 @@ import pathlib
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from etils import epath
 
-from lmsi_jax.augmentation import FewShot
+from lmsi_jax.augmentation import PARAPHRASED, FewShot
 from lmsi_jax.config import ModelConfig, Questions, Run
 from lmsi_jax.config.run import scheduled_values
 from lmsi_jax.errors import LmsiError
@@ -41,13 +41,16 @@ from lmsi_jax.runtime.store import ShardStore, Stage, read_finished, read_identi
 from lmsi_jax.training import checkpoints
 from lmsi_jax.voting import AnswerReader
 
+if TYPE_CHECKING:
+    from lmsi_jax.pipeline.track import RunTracking
+
 IMPORTED = "Imported"
 """The entry of a sample stage's settings that says which samples of elsewhere it holds."""
 _RECORD = "stage.json"
 # Fields of ModelConfig that bound lengths, or say how the same numbers are computed.
 _SILENT = frozenset({"max_length", "remat", "scan_layers", "query_block"})
 # The commands of stages without one of their own.
-_COMMAND = {"filter_scores": "mix", "teacher_scores": "train"}
+_COMMAND = {"paraphrase": "sample", "filter_scores": "mix", "teacher_scores": "train"}
 
 
 def reuse_stage(stage: Stage, output: epath.Path, runs: Sequence[str]) -> None:
@@ -113,6 +116,8 @@ class Context:
         self.worked = False
         self.output = epath.Path(run.output_dir)
         self.processes = Processes()
+        self.tracking: RunTracking | None = None
+        """Of the leading process, while it runs stages."""
         self.scorer_scores: dict[tuple[str, str, int, str], float] = {}
         """Scores of the vote's scorer, which may be a large model and is asked once a sample."""
         self._rounds: dict[int, Round] = {}
@@ -467,6 +472,21 @@ class Round:
             }
 
         return self.once("new questions", read)
+
+    def paraphrases(self, task: str) -> dict[str, Question]:
+        """Reads the paraphrases of a task's questions, by the uid of the original; {} if none."""
+        if self.settings.augmentation.paraphrase == "none":
+            return {}
+
+        def read() -> dict[str, Question]:
+            rules = self.context.rules(task)
+            rows = map(Question.from_json, self.store("paraphrase").read(f"paraphrases-{task}"))
+            return {
+                row.uid.removesuffix(PARAPHRASED): dataclasses.replace(row, rules=rules)
+                for row in rows
+            }
+
+        return self.once(("paraphrases", task), read)
 
     def few_shots(self, task: str) -> tuple[FewShot, ...]:
         """Reads a task's generated prompts; () if the run uses the task's own exemplars."""

@@ -32,7 +32,7 @@ from lmsi_jax.runtime.store import ShardStore, check_output
 _LOG = logging.getLogger(__name__)
 _SCORES = "scores.json"
 # Accuracy is of the vote on all samples; the report says what adaptive consistency would do to it.
-_NEVER: dict[str, Any] = {"adaptive_consistency": None, "token_logprobs": False}
+_NEVER: dict[str, Any] = {"adaptive_consistency": None, "token_logprobs": False, "greedy": False}
 
 
 class EvaluateStep(Step):
@@ -41,7 +41,10 @@ class EvaluateStep(Step):
     name = "eval"
     settings = (
         # Of the checkpoints that are compared, the model's fingerprint is among the inputs.
-        Fields(part="evaluation", without=("checkpoints", "temperature", "temperature_after")),
+        Fields(
+            part="evaluation",
+            without=("checkpoints", "probe_shares", "temperature", "temperature_after"),
+        ),
         Fields(part="evaluation", names=("temperature",), when=lambda round: round.index == 0),
         Fields(part="evaluation", names=("temperature_after",), when=lambda round: round.index > 0),
         *VOTING,
@@ -49,7 +52,7 @@ class EvaluateStep(Step):
         Fields(
             part="sampling",
             without=(  # evaluation sets these itself
-                *("num_samples", "temperature", "token_logprobs"),
+                *("num_samples", "temperature", "token_logprobs", "greedy"),
                 *("adaptive_consistency", "adaptive_consistency_every"),
             ),
         ),
@@ -88,7 +91,9 @@ class EvaluateStep(Step):
         scores = []
         for task, style, questions in _asked(round):
             name = test_job_name(task, style)
-            samples = read_samples(store, name)
+            # The collapse monitor reads those of the vote again, at once.
+            kept = style == "self_consistency"
+            samples = round.test_samples(task, style) if kept else read_samples(store, name)
             votes = [cast_vote(round, question, samples[question.uid]) for question in questions]
             store.write(f"votes-{name}", [vote.to_json() for vote in votes])
             temperature = _sampling(round, style).temperature

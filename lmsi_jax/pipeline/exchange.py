@@ -137,6 +137,10 @@ def _check_settings(settings: Run) -> None:
             "samples of generated prompts belong each to its prompt, which a file does not name; "
             "set Augmentation.prompts to 0"
         )
+    if settings.augmentation.paraphrase != "none":
+        raise LmsiError(
+            "samples of elsewhere have no second view; set Augmentation.paraphrase to 'none'"
+        )
     if settings.voting.rotate_options:
         raise LmsiError(
             "samples of elsewhere were asked with their options in one order; set "

@@ -220,7 +220,8 @@ def labelled_funnel(round: Round) -> list[dict[str, Any]]:
         rows, facts = read_scored_rows(round, task, voted)
         answers = train_answers(round.context.questions, task)
         now = list(select(rows, filters, facts, answers).steps)
-        if [dataclasses.replace(step, right=0, wrong=0) for step in now] != stored.get(task, []):
+        unlabelled = [dataclasses.replace(step, right=0, wrong=0, punished_right=0) for step in now]
+        if unlabelled != stored.get(task, []):
             now = stored.get(task, [])
         steps += [{"task": task, **one.to_json()} for one in (_vote(voted, rows, answers), *now)]
     return steps

@@ -70,6 +70,7 @@ class PretrainStep(Step):
         config = settings.pretraining
         assert config is not None
         config.training.check_nothing_held_out("pre-training")
+        tracking = round.context.tracking
         teacher = None
         if config.teacher is not None and config.teacher_model is not None:
             teacher = _load_teacher(config.teacher, config.teacher_model, config.training)
@@ -80,6 +81,7 @@ class PretrainStep(Step):
             rows(settings, SentencePiece(str(directory / _TOKENIZER))),
             directory,
             name="pre-training",
+            track=tracking.of_training(round, self.name) if tracking else None,
             teacher=teacher,
         )
         final = checkpoints.Checkpoints(

@@ -3,10 +3,10 @@
     questions -> [generate -> prompts -> sample -> vote -> filter_scores -> mix -> train -> eval] x
                  rounds, after an eval of the base model
 
-`generate` and `prompts` run if `Augmentation` asks for them, `filter_scores` if filters in
-`Mixing.selection` do. With several processes, process 0 leads, and the others share in writing new
-questions, sampling, scoring, evaluating and, if its devices are too few for `Training`'s mesh,
-training.
+`generate`, `prompts`, and `paraphrase` before `sample`, run if `Augmentation` asks for them,
+`filter_scores` if filters in `Mixing.selection` do. With several processes, process 0 leads, and
+the others share in writing new questions, sampling, scoring, evaluating and, if its devices are too
+few for `Training`'s mesh, training.
 
 A stage's identity is its settings and the fingerprints of its inputs, so a change is noticed
 wherever it matters and nowhere else.
@@ -14,12 +14,12 @@ wherever it matters and nowhere else.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from lmsi_jax.config import Run
 from lmsi_jax.config.run import comparison_run
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.pipeline.augment import GenerateStep, PromptsStep
+from lmsi_jax.pipeline.augment import GenerateStep, ParaphraseStep, PromptsStep
 from lmsi_jax.pipeline.context import Context, NotReady
 from lmsi_jax.pipeline.distill import open_teacher, teacher_loader
 from lmsi_jax.pipeline.evaluate import EvaluateStep, collapse_alarms
@@ -29,6 +29,7 @@ from lmsi_jax.pipeline.sample import SampleStep
 from lmsi_jax.pipeline.score import FilterScoresStep
 from lmsi_jax.pipeline.step import Step
 from lmsi_jax.pipeline.summarize import report, report_evaluation
+from lmsi_jax.pipeline.track import RunTracking
 from lmsi_jax.pipeline.train import TrainStep
 from lmsi_jax.pipeline.vote import VoteStep
 from lmsi_jax.runtime.files import exclusive, write_bytes
@@ -38,6 +39,7 @@ from lmsi_jax.runtime.store import name_altered_description, write_manifest
 ROUND: tuple[Step, ...] = (
     GenerateStep(),
     PromptsStep(),
+    ParaphraseStep(),
     SampleStep(),
     VoteStep(),
     FilterScoresStep(),
@@ -58,7 +60,8 @@ def execute(
 
     Args:
       run: the configuration.
-      stages: of `parser.STAGES`; or ("pretrain",); with "distill" the run is a student's.
+      stages: of `parser.STAGES`; or ("pretrain",) or ("probe",); with "distill" the run is a
+        student's.
       command: the command line, for the manifest and the report.
       config_text: the operative gin configuration.
       steps: from one model to the next.
@@ -72,12 +75,16 @@ def execute(
         if context.processes.index == 0:
             # A report may be asked for while the run goes on.
             alone = contextlib.nullcontext() if stages == ("report",) else exclusive(context.output)
-            with slow_work_reported(), alone:
+            with slow_work_reported(), alone, _tracked(context, stages):
                 _lead(run, context, stages, command, config_text, steps)
             return
         shared: dict[str, Step] = {step.name: step for step in (*steps, EvaluateStep())}
         shared["train"] = TrainStep(teacher_loader(context))
         for order in context.processes.orders():
+            if order["stage"] == "probe":
+                from lmsi_jax.pipeline.probe import ProbeStep
+
+                shared["probe"] = ProbeStep()
             if order["stage"] == "pretrain":
                 from lmsi_jax.pipeline.pretrain import PretrainStep
 
@@ -85,6 +92,21 @@ def execute(
             round = context.round(order["round"])
             shared[order["stage"]].share(round)
             round.release()
+
+
+@contextlib.contextmanager
+def _tracked(context: Context, stages: tuple[str, ...]) -> Iterator[None]:
+    """Has the stages of the block measured for the run's trackers."""
+    if stages == ("report",):
+        yield
+        return
+    context.tracking = RunTracking(context)
+    try:
+        yield
+    except BaseException:
+        context.tracking.close(failed=True)
+        raise
+    context.tracking.close()
 
 
 def _lead(
@@ -105,6 +127,13 @@ def _lead(
 
         pretrain(context)
         describe({})
+        return
+    if stages == ("probe",):
+        from lmsi_jax.pipeline.probe import probe
+
+        hashes = probe(context)
+        if not (context.output / "config.gin").exists():
+            describe(hashes)
         return
     if "distill" in stages:
         _distill(context, describe)

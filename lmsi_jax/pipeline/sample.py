@@ -15,8 +15,10 @@ The engine is any `rollout.requests.Rollout`.
 
 A task's shards are called by its name; with generated prompts there is a job for each of them,
 `TASK-prompt003`, and `TASK-prompt003-standing-in` for the questions that the prompt before shows.
+`TASK-paraphrase` has the samples of the questions' paraphrases, if the vote has two views.
 With rotated options there is a job for each rotation and number of options, `TASK-rotation01of04`.
-`human-TASK` has the model's own sample on each question with a human solution, if pairs need it.
+`human-TASK` has the model's own sample on each question with a human solution, if pairs need it,
+and `greedy-TASK` its greedy sample on each question, with `Sampling.greedy`.
 """
 
 import dataclasses
@@ -29,7 +31,7 @@ from typing import Any
 from etils import epath
 
 from lmsi_jax import answers
-from lmsi_jax.augmentation import groups
+from lmsi_jax.augmentation import PARAPHRASED, groups
 from lmsi_jax.config import Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.sharding import ReplicaGroup
@@ -53,6 +55,8 @@ from lmsi_jax.runtime.signals import Terminated, deferred_signals
 from lmsi_jax.runtime.store import ShardStore, Stage, shard_names
 from lmsi_jax.voting import AnswerReader, is_settled
 
+GREEDY = "greedy"
+"""Begins the names of the shards of `Sampling.greedy`, GREEDY-TASK."""
 # Neighbours in a shard are of similar length, and then in the order of their uids.
 _LENGTH_BUCKET = 16
 
@@ -387,6 +391,8 @@ class Meter:
             notes.append(f"{self._stats.samples / self._bar.seconds:,.1f} samples/s")
         if self._stats.slot_steps:
             notes.append(f"slots {100 * self._stats.utilisation:.0f} % busy")
+        if self._stats.programs:
+            notes.append(f"{self._stats.programs} programs")
         if self._answers:
             notes.append(f"parsed {100 * self._parsed / self._answers:.0f} %")
         return ", ".join(notes)
@@ -413,7 +419,7 @@ class SampleStep(Step):
         Fields(part="mixing", names=("human_examples",), when=_plays),
         ROTATIONS,
     )
-    inputs = ("model", "questions", "generate", "prompts")
+    inputs = ("model", "questions", "generate", "prompts", "paraphrase")
     writes_prompts = True
 
     def derived(self, round: Round) -> dict[str, Any]:
@@ -433,22 +439,25 @@ class SampleStep(Step):
         by_task = round.questions
         asked = [question for rows in by_task.values() for question in rows]
         jobs = [job for task, rows in by_task.items() for job in _jobs(round, task, rows)]
+        for task in by_task:
+            if others := list(round.paraphrases(task).values()):
+                asked += others
+                jobs += make_jobs(
+                    round,
+                    f"{task}{PARAPHRASED}",
+                    others,
+                    round.context.exemplars(task),
+                    "cot",
+                    round.settings.sampling,
+                )
         if _plays(round):
             given = {task: [row for row, _ in worked_questions(round, task)] for task in by_task}
             asked += [question for rows in given.values() for question in rows]
-            single = dataclasses.replace(
-                round.settings.sampling, num_samples=1, adaptive_consistency=None
-            )
+            jobs += [_single(round, f"human-{task}", task, rows) for task, rows in given.items()]
+        if round.settings.sampling.greedy:
             jobs += [
-                make_job(
-                    round.context.prompts,
-                    f"human-{task}",
-                    rows,
-                    round.context.exemplars(task),
-                    "cot",
-                    single,
-                )
-                for task, rows in given.items()
+                _single(round, f"{GREEDY}-{task}", task, rows, temperature=0.0)
+                for task, rows in by_task.items()
             ]
         draw_samples(
             round,
@@ -458,6 +467,19 @@ class SampleStep(Step):
             model=round.index - 1,
             label=f"round {round.index}: sampling",
         )
+
+
+def _single(
+    round: Round, name: str, task: str, rows: list[Question], temperature: float | None = None
+) -> Job:
+    """Returns the job of one sample of each question; None: at the configured temperature."""
+    sampling = dataclasses.replace(
+        round.settings.sampling, num_samples=1, adaptive_consistency=None, greedy=False
+    )
+    if temperature is not None:
+        sampling = dataclasses.replace(sampling, temperature=temperature)
+    exemplars = round.context.exemplars(task)
+    return make_job(round.context.prompts, name, rows, exemplars, "cot", sampling)
 
 
 def _jobs(round: Round, task: str, rows: list[Question]) -> list[Job]:

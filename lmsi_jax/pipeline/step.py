@@ -164,7 +164,10 @@ class Step:
         folder = self.folder(round)
         stage = round.context.stage(folder, self.name, self.identity(round), inputs)
         self.prepare(folder)
-        if not round.context.done(stage):
+        done, tracking = round.context.done(stage), round.context.tracking
+        if tracking is not None:
+            tracking.begin(round, self.name, stage.fingerprint)
+        if not done:
             try:
                 self.run(round, stage)
             except (MemoryError, RuntimeError) as error:  # JAX's errors are RuntimeErrors
@@ -172,6 +175,8 @@ class Step:
                     raise
                 raise LmsiError(self._memory_advice(error, folder)) from error
             stage.finish(self.outputs(stage))
+        if tracking is not None:
+            tracking.finished(round, self.name)
         round.release()
         return stage.fingerprint
 

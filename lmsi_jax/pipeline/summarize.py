@@ -17,6 +17,7 @@ from lmsi_jax.pipeline.context import Context, NotReady, Round, import_record
 from lmsi_jax.pipeline.distill import RESULT
 from lmsi_jax.pipeline.evaluate import collapse_alarms, read_collapse_metrics, read_scores
 from lmsi_jax.pipeline.mix import labelled_funnel, read_examples, read_pairs
+from lmsi_jax.pipeline.probe import read_probe
 from lmsi_jax.pipeline.score import all_needs
 from lmsi_jax.records import FORMATS, Example, ExamplePair, Question, Sample, Vote
 from lmsi_jax.report.browser import PAGE as BROWSER_PAGE
@@ -34,6 +35,7 @@ from lmsi_jax.report.summary import (
     NewPrompts,
     NewQuestions,
     PositionRow,
+    ProbedTask,
     ShownQuestion,
     ShownSample,
     Sources,
@@ -58,7 +60,7 @@ from lmsi_jax.voting import right_keys
 _EVALUATION = "eval.json"
 _PACKAGES = ("lmsi_jax", "jax", "flax", "optax", "orbax-checkpoint", "seqio", "tensorflow", "numpy")
 _STAGES = (
-    *("generate", "prompts", "sample", "vote", "filter_scores"),
+    *("generate", "prompts", "paraphrase", "sample", "vote", "filter_scores"),
     *("mix", "teacher_scores", "train", "eval"),
 )
 """The stages whose time is reported."""
@@ -160,6 +162,9 @@ def summarize(context: Context, command: str, config_text: str) -> Summary:
         evals=tuple(evals),
         rounds=tuple(summaries),
         positions=tuple(places),
+        probe=tuple(
+            decode(ProbedTask, row, "the contamination probe") for row in read_probe(rounds[0])
+        ),
         collapse=tuple(collapse),
         adaptive_consistency=AdaptiveConsistency(
             threshold=rule.threshold,

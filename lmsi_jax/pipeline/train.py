@@ -201,6 +201,7 @@ class TrainStep(Step):
             name=f"round {round.index}: training",
             teacher=teacher,
             held_out=fitting_rows(validation_rows, training) if held_out else (),
+            track=context.tracking.of_training(round, self.name) if context.tracking else None,
         )
 
 

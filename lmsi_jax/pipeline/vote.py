@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmsi_jax import voting
+from lmsi_jax.augmentation import PARAPHRASED
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.pipeline import scorers
-from lmsi_jax.pipeline.context import Round
+from lmsi_jax.pipeline.context import Round, Samples, read_samples
 from lmsi_jax.pipeline.step import ROTATIONS, Fields, Step, custom_code
 from lmsi_jax.records import Question, Sample, Vote
 from lmsi_jax.runtime.store import ShardStore
@@ -27,12 +28,42 @@ def scorer_record(round: Round) -> dict[str, Any]:
     return {"scorers": scorers.fingerprints([rule.scorer])}
 
 
+def _has_two_views(round: Round) -> bool:
+    return round.settings.augmentation.paraphrase != "none"
+
+
+def _from_two_views(round: Round, task: str, votes: Sequence[Vote], samples: Samples) -> list[Vote]:
+    """Returns the votes with the labels that the questions and their paraphrases give."""
+    rule = round.settings.augmentation.paraphrase
+    assert rule != "none"
+    drawn = read_samples(round.store("sample"), f"{task}{PARAPHRASED}")
+    others = {
+        uid: cast_vote(round, question, drawn[question.uid])
+        for uid, question in round.paraphrases(task).items()
+    }
+    found, moved = [], 0
+    for vote in votes:
+        other = others.get(vote.uid)
+        if other is not None:
+            indices = sorted(sample.sample_index for sample in samples[vote.uid])
+            label = voting.with_second_view(vote, other, indices, rule)
+            moved += label.winner != vote.winner
+            vote = label
+        found.append(vote)
+    print(
+        f"round {round.index}: {len(others)} of {len(votes)} questions of {task} have a second "
+        f"view, which changes {moved} labels",
+        flush=True,
+    )
+    return found
+
+
 class VoteStep(Step):
     """Votes on every question that the round sampled."""
 
     name = "vote"
-    settings = VOTING
-    inputs = ("sample",)
+    settings = (*VOTING, Fields(part="augmentation", names=("paraphrase",), when=_has_two_views))
+    inputs = ("sample", "paraphrase")
 
     def derived(self, round: Round) -> dict[str, Any]:
         return scorer_record(round) | custom_code(round, "read", "equal")
@@ -41,6 +72,8 @@ class VoteStep(Step):
         for task, questions in round.questions.items():
             samples = round.samples(task)
             votes = [cast_vote(round, question, samples[question.uid]) for question in questions]
+            if _has_two_views(round):
+                votes = _from_two_views(round, task, votes, samples)
             store.write(task, [vote.to_json() for vote in votes])
 
 

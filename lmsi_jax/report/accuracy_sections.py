@@ -126,6 +126,35 @@ def confidence(summary: Summary) -> Html:
     return join_html([note(about), panels(figures)])
 
 
+def probe(summary: Summary) -> Html:
+    """Returns the contamination probe; nothing if there was none."""
+    if not summary.probe:
+        return Html("")
+
+    def share(count: float, low: float, high: float, total: int) -> str:
+        return f"{percent(count / total)} {share_interval(low, high)}"
+
+    rows = [
+        (
+            row.task,
+            percent(row.share, 0),
+            format_count(row.questions),
+            share(row.exact[0], row.exact[1], row.exact[2], row.questions),
+            f"{decimal(row.rouge[0])} [{decimal(row.rouge[1])}, {decimal(row.rouge[2])}]",
+            share(row.right[0], row.right[1], row.right[2], row.questions),
+        )
+        for row in summary.probe
+    ]
+    about = (
+        "The base model continues the first words of each test question, greedily and without a "
+        "prompt (2507.10532). A model that saw the questions in pre-training writes their rest "
+        "word by word; one that did not has almost 0. Shares with Wilson intervals, ROUGE-L with a "
+        "bootstrap over questions."
+    )
+    head = ("Task", "Shown", "Questions", "Rest word by word", "ROUGE-L", "Right answer")
+    return join_html([note(about), table(head, rows)])
+
+
 def _comparison_table(
     groups: Sequence[tuple[object, Sequence[Comparison], int]],
     rounds: Sequence[int],

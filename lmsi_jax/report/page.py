@@ -126,6 +126,7 @@ _SECTIONS: tuple[tuple[str, str, Callable[[Summary], Html]], ...] = (
     ("result", "Result", accuracy_sections.overview),
     ("tasks", "Task by task", accuracy_sections.by_task),
     ("confidence", "Accuracy and confidence", accuracy_sections.confidence),
+    ("probe", "Contamination probe", accuracy_sections.probe),
     ("changes", "Question by question", change_sections.by_question),
     ("samples", "Accuracy and the number of samples", vote_sections.curves),
     ("rounds", "Round by round", training_sections.by_round),

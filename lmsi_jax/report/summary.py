@@ -222,6 +222,18 @@ class PositionRow(Positions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ProbedTask:
+    """The contamination probe of one task, as `pipeline.probe.ProbeRow` describes it."""
+
+    task: str
+    share: float
+    questions: int
+    exact: tuple[float, ...]
+    rouge: tuple[float, ...]
+    right: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptiveConsistencySet(Replay):
     """Adaptive consistency on one task's questions; one set for each (source, round, task)."""
 
@@ -309,6 +321,7 @@ class Summary:
     rounds: tuple[Round, ...]
     collapse: tuple[CollapseRow, ...] = ()
     positions: tuple[PositionRow, ...] = ()
+    probe: tuple[ProbedTask, ...] = ()
     adaptive_consistency: AdaptiveConsistency
     examples: tuple[ShownQuestion, ...]
     notes: tuple[str, ...]

@@ -21,6 +21,7 @@ from lmsi_jax.report.comparison import (
     compare_domain,
     compare_task,
     count_of,
+    decimal,
     evaluated_rounds,
     format_count,
     headline_words,
@@ -107,6 +108,35 @@ def print_evaluation(
     console.print()
     _print_accuracies(console, summary, names)
     _print_curves(console, summary, names)
+
+
+def print_probe(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Prints the table of the contamination probe.
+
+    Args:
+      rows: of `pipeline.probe`, as JSON.
+      console: the output.
+    """
+
+    def share(row: Mapping[str, Any], name: str) -> str:
+        count, low, high = row[name]
+        return f"{percent(count / row['questions'])} {share_interval(low, high)}"
+
+    columns = [
+        ("shown", [percent(row["share"], 0) for row in rows], 4),
+        ("questions", [format_count(row["questions"]) for row in rows], 5),
+        ("rest word by word", [share(row, "exact") for row in rows], 1),
+        ("ROUGE-L", [decimal(row["rouge"][0], 2) for row in rows], 3),
+        ("right answer", [share(row, "right") for row in rows], 2),
+    ]
+    note = (
+        "The base model continues the first words of each test question, greedily and without a "
+        "prompt. Rest word by word: it writes the question's other words; right answer: it goes "
+        "on to one. [95 % interval, Wilson's]. A model that never saw the questions has almost 0."
+    )
+    names = [row["task"] for row in rows]
+    cells = [Column(head, [Text(cell) for cell in values], rank) for head, values, rank in columns]
+    print_table(console, "task", names, cells, note)
 
 
 def print_distillation(result: Mapping[str, Any], console: Console) -> None:

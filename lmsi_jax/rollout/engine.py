@@ -5,10 +5,10 @@
     for response in engine.generate(requests, seed=0, round_index=1):
         print(requests[response.number].uid, [sample.text for sample in response.samples])
 
-Requests with one task prompt, one `Sampling` and texts of similar length are decoded together by a
-`DecodeLoop`, which repeats three steps: `admit` questions and samples into free slots, `decode` a
-chunk of steps on the devices, `collect` the samples that ended. The host decides between chunks
-(`scheduler`), the devices compute within them (`decode_step`).
+Requests of one temperature, truncation and number of samples are decoded together, whatever their
+task prompts, lengths and limits, by a `DecodeLoop`. It repeats three steps: `admit` questions and
+samples into free slots, `decode` a chunk of steps on the devices, `collect` the samples that ended.
+The host decides between chunks (`scheduler`), the devices compute within them (`decode_step`).
 
 What a sample says depends on its prompt, its noise and the compiled shapes, and on nothing else:
 not on the order of the requests, the slot, the refills, the process count or a restart.
@@ -16,32 +16,32 @@ not on the order of the requests, the slot, the refills, the process count or a 
 The seam for other engines is `rollout.requests.Rollout`.
 """
 
+import collections
 import dataclasses
 import functools
 import zlib
 from collections.abc import Iterator, Sequence
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from lmsi_jax.config import Decoding, ModelConfig, Sampling
 from lmsi_jax.errors import LmsiError
-from lmsi_jax.models.attention import Cache
 from lmsi_jax.models.params import Params
 from lmsi_jax.models.tokenizers import Tokenizer, encode_text
 from lmsi_jax.records import Sample, Text
-from lmsi_jax.rollout.decode_step import ChunkInputs, Program, decode_chunk
+from lmsi_jax.rollout.decode_step import ChunkInputs, Program, decode_chunk, program_count
 from lmsi_jax.rollout.device_caches import (
-    Chunk,
     DeviceCaches,
     DeviceModel,
+    DevicePrompts,
     EncodedQuestion,
     NoiseSource,
     join_groups,
     page_table,
     slot_arrays,
 )
+from lmsi_jax.rollout.fewer_slots import Chunk
 from lmsi_jax.rollout.requests import IsSettled, OnChunk, Request, Response, Rollout, Stats
 from lmsi_jax.rollout.scheduler import (
     Running,
@@ -52,24 +52,8 @@ from lmsi_jax.rollout.scheduler import (
     question_bucket,
 )
 from lmsi_jax.rollout.stops import Ending, Stops
+from lmsi_jax.rollout.task_prompts import TaskPrompt
 from lmsi_jax.runtime.progress import doing
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Group:
-    """Requests that share a task prompt, their `Sampling` and their number of samples.
-
-    Attributes:
-      prefix: the task prompt, "" for none.
-      prefix_tokens: its tokens.
-      sampling: with `num_samples` as requested.
-      questions: in the order of the requests.
-    """
-
-    prefix: Text
-    prefix_tokens: list[int]
-    sampling: Sampling
-    questions: list[EncodedQuestion]
 
 
 class Engine(Rollout):
@@ -102,8 +86,8 @@ class Engine(Rollout):
         self.config, self.tokenizer = config, tokenizer
         self.decoding = decoding or Decoding()
         self._model = DeviceModel(config, params, self.decoding)
+        self._prompts = DevicePrompts(self._model)
         self._checksum = 0
-        self._prompt: tuple[Text, Cache | None] | None = None
         self._known_stops: dict[tuple[str, ...], Stops] = {}
 
     @property
@@ -122,12 +106,11 @@ class Engine(Rollout):
         Raises:
           LmsiError: a prompt and its new tokens do not fit the model's context.
         """
-        lengths = [0] * len(requests)
-        for group in self._groups(requests):
-            for question in group.questions:
-                plain = isinstance(question.request.text, str) and not group.prefix
-                start = len(self.tokenizer.start_ids) if plain else 0
-                lengths[question.number] = len(question.tokens) - start
+        lengths = []
+        for question in self._encoded(requests):
+            plain = isinstance(question.request.text, str) and not question.prompt.text
+            start = len(self.tokenizer.start_ids) if plain else 0
+            lengths.append(len(question.tokens) - start)
         return lengths
 
     def generate(
@@ -148,52 +131,41 @@ class Engine(Rollout):
           LmsiError: a prompt and its new tokens do not fit the model's context; nothing has been
             sampled then.
         """
-        noise, stats = NoiseSource(seed, round_index), Stats()
-        for group in self._groups(requests):
-            buckets: dict[int, list[EncodedQuestion]] = {}
-            for question in group.questions:
-                bucket = question_bucket(len(question.tokens) - 1)
-                buckets.setdefault(bucket, []).append(question)
-            stops, prompt = self._stops(group.sampling.stop), self._prompt_cache(group)
-            for _, questions in sorted(buckets.items()):
-                same_length = dataclasses.replace(group, questions=questions)
-                loop = DecodeLoop(self._model, same_length, prompt, stops, noise, is_settled)
-                while loop.admit():
-                    chunk = loop.decode()
-                    for array in (*chunk.tokens, *chunk.logprobs):
-                        self._checksum = zlib.crc32(array.tobytes(), self._checksum)
-                    yield from loop.collect(chunk)
-                    # Last: a callback that raises does so after every complete response.
-                    if on_chunk is not None:
-                        on_chunk(stats + loop.stats)
-                stats += loop.stats
-                del loop  # its caches, before the next one's
+        noise, stats, programs = NoiseSource(seed, round_index), Stats(), program_count()
+        together: dict[Sampling, list[EncodedQuestion]] = {}
+        for question in self._encoded(requests):
+            together.setdefault(_shape(question.request), []).append(question)
+        for sampling, questions in together.items():
+            self._prompts.reserve(list(dict.fromkeys(one.prompt for one in questions)))
+            loop = DecodeLoop(self._model, sampling, questions, self._prompts, noise, is_settled)
+            while loop.admit():
+                chunk = loop.decode()
+                for array in (*chunk.tokens, *chunk.logprobs):
+                    self._checksum = zlib.crc32(array.tobytes(), self._checksum)
+                yield from loop.collect(chunk)
+                # Last: a callback that raises does so after every complete response.
+                if on_chunk is not None:
+                    on_chunk(stats + loop.stats + Stats(programs=program_count() - programs))
+            stats += loop.stats
+            del loop  # its caches, before the next one's
 
-    def _groups(self, requests: Sequence[Request]) -> list[_Group]:
-        """Groups and tokenizes the requests, and checks that they fit the model's context."""
-        members: dict[tuple[Text, Sampling], list[int]] = {}
+    def _encoded(self, requests: Sequence[Request]) -> list[EncodedQuestion]:
+        """Tokenizes the requests, and checks that they fit the model's context."""
+        prompts: dict[Text, TaskPrompt] = {}
+        for text in dict.fromkeys(request.prefix for request in requests):
+            prompts[text] = TaskPrompt(text, tuple(encode_text(self.tokenizer, text)))
+        questions = []
         for number, request in enumerate(requests):
-            count = len(request.indices)
-            sampling = dataclasses.replace(request.sampling, num_samples=count)
-            members.setdefault((request.prefix, sampling), []).append(number)
-        groups = []
-        for (prefix, sampling), numbers in members.items():
-            prefix_tokens = encode_text(self.tokenizer, prefix)
-            questions = []
-            for number in numbers:
-                tokens = encode_text(self.tokenizer, requests[number].text, prefix)
-                questions.append(EncodedQuestion(number, requests[number], tokens))
-            lengths = {question.request.uid: len(question.tokens) for question in questions}
-            check_fit(lengths, len(prefix_tokens), sampling.max_new_tokens, self.config.max_length)
-            groups.append(
-                _Group(
-                    prefix=prefix,
-                    prefix_tokens=prefix_tokens,
-                    sampling=sampling,
-                    questions=questions,
-                )
-            )
-        return groups
+            prompt, stops = prompts[request.prefix], self._stops(request.sampling.stop)
+            tokens = encode_text(self.tokenizer, request.text, request.prefix)
+            questions.append(EncodedQuestion(number, request, prompt, tokens, stops))
+        members: dict[tuple[int, int], dict[str, int]] = {}
+        for one in questions:
+            sizes = len(one.prompt.tokens), one.request.sampling.max_new_tokens
+            members.setdefault(sizes, {})[one.request.uid] = len(one.tokens)
+        for (before, new), lengths in members.items():
+            check_fit(lengths, before, new, self.config.max_length)
+        return questions
 
     def _stops(self, strings: tuple[str, ...]) -> Stops:
         """Returns the finder of samples' ends; kept, because it reads the whole vocabulary."""
@@ -202,26 +174,32 @@ class Engine(Rollout):
                 self._known_stops[strings] = Stops(self.tokenizer, strings)
         return self._known_stops[strings]
 
-    def _prompt_cache(self, group: _Group) -> Cache | None:
-        """Returns the task prompt's cache; the last one is kept, for the next run of its task."""
-        if self._prompt is None or self._prompt[0] != group.prefix:
-            tokens = group.prefix_tokens
-            with doing(f"prefill of a task prompt of {len(tokens):,} tokens"):
-                cache = self._model.prefill_prompt(tokens) if tokens else None
-                self._prompt = group.prefix, jax.block_until_ready(cache)
-        return self._prompt[1]
+
+def _shape(request: Request) -> Sampling:
+    """Returns the part of a request's `Sampling` that those decoded with it share."""
+    shared = dataclasses.replace(
+        request.sampling,
+        num_samples=len(request.indices),
+        max_new_tokens=1,
+        stop=(),
+        token_logprobs=False,
+    )
+    if shared.adaptive_consistency is None:
+        return dataclasses.replace(shared, adaptive_consistency_every=1)
+    return shared
 
 
 class DecodeLoop:
-    """One group of questions of similar length on its way through the devices.
+    """Questions that are decoded together, on their way through the devices.
 
-    Each device group has a `Scheduler`, and all take their questions from one queue.
+    Each device group has a `Scheduler`, and all take their questions from one queue: by task
+    prompt, and then by length, so that those in flight together are of similar length.
 
     Args:
       model: the model.
-      group: the questions.
-      prompt: the task prompt's cache, or None.
-      stops: finds the ends of samples.
+      sampling: what the questions share of it.
+      questions: the questions.
+      prompts: their task prompts' caches.
       noise: seed and round.
       is_settled: see `Rollout.generate`.
 
@@ -232,49 +210,66 @@ class DecodeLoop:
     def __init__(
         self,
         model: DeviceModel,
-        group: _Group,
-        prompt: Cache | None,
-        stops: Stops,
+        sampling: Sampling,
+        questions: Sequence[EncodedQuestion],
+        prompts: DevicePrompts,
         noise: NoiseSource,
         is_settled: IsSettled | None,
     ):
         self.stats = Stats()
-        self._model, self._stops, self._noise, self._is_settled = model, stops, noise, is_settled
-        self._questions, self._sampling = group.questions, group.sampling
-        self._plan = plan(model.decoding, group.sampling)
-        self._depth = -(-group.sampling.max_new_tokens // self._plan.page)  # most pages of a sample
-        self._bucket = question_bucket(max(len(q.tokens) for q in group.questions) - 1)
-        self._sizes = batch_sizes(model.decoding)
-        self._program = Program(
-            model.config, model.mesh, self._sampling.truncation, self._plan.chunk
+        self._model, self._noise, self._is_settled = model, noise, is_settled
+        self._questions, self._sampling, self._prompts = questions, sampling, prompts
+        slots = model.slots_for(sum(len(one.request.indices) for one in questions))
+        tokens = max(one.request.sampling.max_new_tokens for one in questions)
+        self._plan = plan(
+            dataclasses.replace(model.decoding, slots=slots),
+            dataclasses.replace(sampling, max_new_tokens=tokens),
         )
-        waiting = iter(range(len(self._questions)))
+        self._depth = -(-tokens // self._plan.page)  # most pages of a sample
+        self._sizes = [size for size in batch_sizes(model.decoding) if size <= slots]
+        self._program = Program(model.config, model.mesh, sampling.truncation, self._plan.chunk)
+        order = {prompt: n for n, prompt in enumerate(dict.fromkeys(q.prompt for q in questions))}
+
+        def place(number: int) -> tuple[int, int]:
+            question = questions[number]
+            return order[question.prompt], question_bucket(len(question.tokens) - 1)
+
+        self._waiting = collections.deque(sorted(range(len(questions)), key=place))
         self._schedulers = [
-            Scheduler(self._plan, waiting, self._limit, self._settled)
+            Scheduler(self._plan, self._queue(), self._limit, self._settled)
             for _ in range(model.mesh.data)
         ]
-        self._caches = DeviceCaches(model, prompt, self._schedulers, self._bucket, self._depth)
+        longest = max(len(one.tokens) for one in questions) - 1
+        self._caches = DeviceCaches(model, prompts, self._schedulers, longest, self._depth)
         # By question, the samples that ended, by their position in `Request.indices`.
-        self._ended: list[dict[int, Sample]] = [{} for _ in self._questions]
+        self._ended: list[dict[int, Sample]] = [{} for _ in questions]
+
+    def _queue(self) -> Iterator[int]:
+        while self._waiting:
+            yield self._waiting.popleft()
 
     def admit(self) -> bool:
         """Fills free slots with questions and their samples; returns False if all is decoded.
 
-        Each question goes to the device group with the most idle slots.
+        Each question goes to the device group with the most idle slots. One whose task prompt has
+        no room waits, with those after it, until the prompts before it are out of use.
         """
-        admitted: list[list[tuple[list[int], int]]] = [[] for _ in self._schedulers]
-        while True:
+        admitted: list[list[tuple[EncodedQuestion, int]]] = [[] for _ in self._schedulers]
+        while self._waiting:
             number = max(range(len(admitted)), key=lambda n: self._schedulers[n].idle)
-            scheduler = self._schedulers[number]
-            pair = scheduler.admit() if scheduler.idle else None
-            if pair is None:
+            scheduler, prompt = self._schedulers[number], self._questions[self._waiting[0]].prompt
+            if not scheduler.idle or not self._prompts.admit(prompt):
                 break
+            pair = scheduler.admit()
+            assert pair is not None, "a question waits"
             question, prompt_slot = pair
-            admitted[number].append((self._questions[question].tokens, prompt_slot))
+            admitted[number].append((self._questions[question], prompt_slot))
         self._caches.prefill(admitted)
         for scheduler in self._schedulers:
             scheduler.start()
-        return any(scheduler.active for scheduler in self._schedulers)
+        active = any(scheduler.active for scheduler in self._schedulers)
+        assert active or not self._waiting, "any prompt has room once no other is in use"
+        return active
 
     def decode(self) -> Chunk:
         """Decodes one chunk for all active samples."""
@@ -295,7 +290,8 @@ class DecodeLoop:
                 before = len(running.tokens)
                 running.tokens += new.tolist()
                 running.logprobs += scores.tolist()
-                ending = self._stops.ending(running.tokens, len(new), running.limit)
+                stops = self._questions[running.question].stops
+                ending = stops.ending(running.tokens, len(new), running.limit)
                 useful += (ending.used if ending else len(running.tokens)) - before
                 if ending:
                     finished.append(running)
@@ -304,6 +300,7 @@ class DecodeLoop:
             ended += len(finished)
             for question in scheduler.end(finished):
                 samples, self._ended[question] = self._ended[question], {}
+                self._prompts.leave(self._questions[question].prompt)
                 responses.append(
                     Response(
                         number=self._questions[question].number,
@@ -323,7 +320,7 @@ class DecodeLoop:
             tokens=ending.used,
             logprob=round(float(logprobs.sum()), 4),
             end=ending.end,
-            logprobs=tuple(logprobs.round(6).tolist()) if self._sampling.token_logprobs else None,
+            logprobs=tuple(logprobs.round(6).tolist()) if request.sampling.token_logprobs else None,
         )
 
     def _limit(self, question: int, index: int) -> int:
@@ -341,24 +338,27 @@ class DecodeLoop:
         Equality that was seen on short samples says little of long ones, so the number of pages of
         the longest sample enters as a power of two.
         """
-        shared = self._caches.prompts.shared
-        prompt = None if shared is None else shared.keys[0].shape[2]
         longest = max(len(running.pages) for s in self._schedulers for running in s.active)
-        shapes = (slots, self._bucket, prompt, self._depth, self._caches.segments)
-        return self._program, self._plan, shapes, longest.bit_length()
+        return self._program, self._plan, slots, self._caches.shapes, longest.bit_length()
 
     def _decode(self, targets: list[list[tuple[int, int]]], slots: int) -> Chunk:
         """Decodes one chunk with this number of slots in each device group."""
-        arrays, tables = [], []
+        arrays, tables, parts = [], [], []
         for scheduler, target in zip(self._schedulers, targets, strict=True):
-            active, shared_length = scheduler.active, self._caches.shared_length
-            arrays.append(
-                slot_arrays(self._plan, active, target, slots, self._questions, shared_length)
-            )
+            active, number = scheduler.active, self._prompts.number
+            arrays.append(slot_arrays(self._plan, active, target, slots, self._questions, number))
             tables.append(page_table(self._plan, active, scheduler.pages, slots, self._depth))
+            lengths = (len(self._questions[running.question].tokens) - 1 for running in active)
+            parts.append(self._caches.parts_used(max(lengths, default=0)))
         table, state = join_groups(arrays, tables, self._noise)
         temperature = np.float32(self._sampling.temperature)
-        inputs = ChunkInputs(table=table, slots=state, temperature=temperature)
+        inputs = ChunkInputs(
+            table=table,
+            blocks=self._prompts.table,
+            question_parts=np.concatenate(parts),  # type: ignore[arg-type]
+            slots=state,
+            temperature=temperature,
+        )
         *results, self._caches.pool = decode_chunk(
             self._program, self._model.weights, self._caches.prompts, self._caches.pool, inputs
         )

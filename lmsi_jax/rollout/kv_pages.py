@@ -141,11 +141,15 @@ def entry_attention(
 
 
 def _sum_in_order(a: jax.Array, axis: int) -> jax.Array:
-    """Sums along an axis in a fixed order: XLA's own depends on the sizes of the other axes."""
+    """Sums along an axis in a fixed order: XLA's own depends on the sizes of the other axes.
+
+    Zeros at the end do not change the result.
+    """
     a = jnp.moveaxis(a, axis, 0)
-    while a.shape[0] > _TERMS:  # sums of every n-th term, so that the program stays short
+    while a.shape[0] > _TERMS:  # sums of every so many terms, so that the program stays short
         padded = jnp.pad(a, [(0, -a.shape[0] % _TERMS), *[(0, 0)] * (a.ndim - 1)])
-        a = functools.reduce(jnp.add, padded.reshape(_TERMS, -1, *a.shape[1:]))
+        groups = padded.reshape(-1, _TERMS, *a.shape[1:])
+        a = functools.reduce(jnp.add, [groups[:, i] for i in range(_TERMS)])
     return functools.reduce(jnp.add, a)
 
 
@@ -189,7 +193,7 @@ def page_attention(
 
     nothing = Part(jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, width)))
     parts = [
-        _if_used(
+        if_used(
             attend,
             nothing,
             *(table.used[s], pool.keys[layer][s], pool.values[layer][s]),
@@ -202,10 +206,10 @@ def page_attention(
     return _join_pages(table, pages)
 
 
-def _if_used(
+def if_used(
     attend: Callable[..., Part], nothing: Part, used: jax.Array, *segment: jax.Array
 ) -> Part:
-    """Returns `attend(*segment)`, or `nothing` for a segment without used pages.
+    """Returns `attend(*segment)`, or `nothing` for a segment in which nothing is visible.
 
     A GPU attends it in any case, with the same result: its branches would wait for the host.
     """

@@ -105,17 +105,21 @@ class Stats:
       samples: finished samples.
       tokens: tokens of all samples, finished or not, without those beyond their end.
       slot_steps: decode steps times slots, whether they gave such a token or not.
+      programs: programs that this `generate` was the first to need: compiled, or read from the
+        compilation cache.
     """
 
     samples: int = 0
     tokens: int = 0
     slot_steps: int = 0
+    programs: int = 0
 
     def __add__(self, other: "Stats") -> "Stats":
         return Stats(
             self.samples + other.samples,
             self.tokens + other.tokens,
             self.slot_steps + other.slot_steps,
+            self.programs + other.programs,
         )
 
     @property

@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from lmsi_jax.config import Decoding, Sampling
 from lmsi_jax.errors import LmsiError
 
-_PROMPT_BUCKET = 64  # task prompts are padded to multiples of this many tokens
-_QUESTION_BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)  # then multiples of 1,024
+_SHORTEST = 32  # questions are padded to a power of two of at least this many tokens
+_FIRST_PART = 64  # positions in the first part of a question's cache
+_SEGMENTS = 8  # of a pool, at most: each is compiled on its own in every layer
 _FEWEST_SLOTS = 16  # fewer slots than this are not worth another compiled program
 
 
@@ -69,6 +70,7 @@ class Plan:
       chunk: decode steps between two visits of the host.
       page: positions in a page; a multiple of `chunk`.
       check_every: samples of a question that may start between two calls of `settled`; 0: all.
+      segment_depth: pages of each slot in a segment of the pool.
     """
 
     num_samples: int
@@ -78,6 +80,12 @@ class Plan:
     chunk: int
     page: int
     check_every: int = 0
+    segment_depth: int = 1
+
+    @property
+    def segment(self) -> int:
+        """Pages in a segment."""
+        return self.slots * self.segment_depth
 
 
 def plan(decoding: Decoding, sampling: Sampling) -> Plan:
@@ -98,30 +106,34 @@ def plan(decoding: Decoding, sampling: Sampling) -> Plan:
         chunk=decoding.chunk,
         page=decoding.page,
         check_every=check_every,
+        segment_depth=-(-sampling.max_new_tokens // (decoding.page * _SEGMENTS)),
     )
 
 
 def batch_sizes(decoding: Decoding) -> list[int]:
-    """Returns the numbers of slots that a chunk may have: all of them, 3/4, 1/2, 1/4, and so on."""
+    """Returns the numbers of slots that a chunk may have: all of them, 3/4, 1/2, 3/8, 1/4, ..."""
     sizes = [decoding.slots]
     while decoding.adaptive_batch and sizes[-1] // 2 >= _FEWEST_SLOTS:
         sizes.append(sizes[-1] // 2)
     if len(sizes) > 1:
-        sizes.append(decoding.slots * 3 // 4)
+        sizes += [size * 3 // 4 for size in sizes if size * 3 // 4 >= _FEWEST_SLOTS]
     return sorted(sizes)
-
-
-def prompt_bucket(tokens: int) -> int:
-    """Returns the padded length of a task prompt."""
-    return -(-tokens // _PROMPT_BUCKET) * _PROMPT_BUCKET
 
 
 def question_bucket(tokens: int) -> int:
     """Returns the padded length of a question's prompt."""
-    for bucket in _QUESTION_BUCKETS:
-        if tokens <= bucket:
-            return bucket
-    return -(-tokens // _QUESTION_BUCKETS[-1]) * _QUESTION_BUCKETS[-1]
+    return max(_SHORTEST, 1 << (tokens - 1).bit_length())
+
+
+def question_parts(longest: int) -> list[int]:
+    """Returns the sizes of the parts of a question's cache: 64 positions, 64, 128, 256, ...
+
+    A part begins at the same position whatever the longest question is.
+    """
+    sizes = [_FIRST_PART]
+    while sum(sizes) < longest:
+        sizes.append(sum(sizes))
+    return sizes
 
 
 def check_fit(lengths: Mapping[str, int], before: int, new: int, max_length: int) -> None:

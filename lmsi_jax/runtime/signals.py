@@ -154,6 +154,20 @@ def watched_signals() -> Iterator[None]:
             signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
 
+def exit_at_signals(code: int) -> None:
+    """Makes any further signal end the process at once with an exit code: its work is done.
+
+    For the time in which Python calls exit functions, where an exception is printed and ignored.
+    """
+
+    def leave(_signal: int, _frame: FrameType | None) -> None:
+        os._exit(code)
+
+    for number in (signal.SIGINT, *_TERMINATING):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, leave)
+
+
 class _Watcher:
     """Reads the numbers of arriving signals in a thread.
 

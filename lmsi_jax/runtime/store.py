@@ -60,7 +60,6 @@ _PACKAGES = (
     "sentencepiece",
     "reasoning-gym",
     "gin-config",
-    "clu",
     "etils",
     "t5x",
 )

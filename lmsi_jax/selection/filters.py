@@ -161,7 +161,7 @@ def select_hardest(
     heapq.heapify(queue)
     chosen: list[int] = []
     while len(chosen) < count and candidates:
-        value, at = heapq.heappop(queue)
+        value, at = heapq.heappop(queue)  # minus the current difficulty
         if candidates.get(at) != -value:
             continue  # chosen, or lowered since
         del candidates[at]
@@ -174,7 +174,7 @@ def select_hardest(
         size = len(features[at])
         cosine = {i: n / math.sqrt(size * len(features[i])) for i, n in shared.items()}
         for i in heapq.nsmallest(neighbours, cosine, key=lambda i: (-cosine[i], i)):
-            candidates[i] -= penalty * cosine[i] ** 2 * losses[at]
+            candidates[i] += penalty * cosine[i] ** 2 * value
             heapq.heappush(queue, (-candidates[i], i))
     return chosen
 

@@ -17,12 +17,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import PartitionSpec, SingleDeviceSharding
 
 from lmsi_jax.config import Decoding, ModelConfig, Run, Sampling, Training
 from lmsi_jax.models.attention import Cache
 from lmsi_jax.models.sharding import (
     DeviceMesh,
+    blocks_sharding,
     decoding_shapes,
     make_decode_mesh,
     make_training_mesh,
@@ -34,7 +35,8 @@ from lmsi_jax.models.transformer import parameter_shapes
 from lmsi_jax.rollout.decode_step import ChunkInputs, Program, PromptCaches, decode_chunk
 from lmsi_jax.rollout.device_caches import NoiseSource, join_groups, page_table, slot_arrays
 from lmsi_jax.rollout.kv_pages import Pool
-from lmsi_jax.rollout.scheduler import plan, prompt_bucket, question_bucket
+from lmsi_jax.rollout.scheduler import plan, question_bucket, question_parts
+from lmsi_jax.rollout.task_prompts import PLACES, PromptBlocks, Residency
 from lmsi_jax.runtime.progress import doing
 from lmsi_jax.tools.aot_costs import (
     Chip,
@@ -155,7 +157,7 @@ def decode_arguments(
             (groups * sequences, heads, places, width), kind, sharding=by_head
         )
 
-    def cache(sequences: int, places: int) -> Cache:
+    def part(sequences: int, places: int) -> Cache:
         """Returns shapes of all layers' keys and values, and of the filled places per sequence."""
         layers = [cached(sequences, places) for _ in range(config.num_layers)]
         counts: Any = jax.ShapeDtypeStruct(
@@ -164,46 +166,55 @@ def decode_arguments(
         return Cache(layers, list(layers), counts)
 
     depth = -(-sampling.max_new_tokens // sizes.page)
-    segments = [[cached(sizes.slots, sizes.page)] * depth for _ in range(config.num_layers)]
+    count = -(-depth // sizes.segment_depth)
+    segments = [[cached(sizes.segment, sizes.page)] * count for _ in range(config.num_layers)]
     weights = decoding_shapes(config, parameter_shapes(config), kind, decode_mesh)
     prompts = PromptCaches(
         shared=_prompt(config, lengths, kind, decode_mesh),
-        questions=cache(sizes.prompt_slots, question_bucket(lengths.question - 1)),
+        questions=[part(sizes.prompt_slots, size) for size in question_parts(lengths.question - 1)],
     )
     pool = Pool(segments, [list(one) for one in segments])
-    return weights, prompts, pool, _idle_inputs(decoding, sampling, depth, groups)
+    return weights, prompts, pool, _idle_inputs(decoding, sampling, lengths, depth, groups)
+
+
+def _prompt_blocks(lengths: Lengths) -> int:
+    return -(-lengths.prompt // PLACES)
 
 
 def _prompt(
     config: ModelConfig, lengths: Lengths, kind: Any, decode_mesh: DeviceMesh
-) -> Cache | None:
-    """Returns the shape of the task prompt's cache, with heads split over "model" if possible."""
+) -> PromptBlocks | None:
+    """Returns the shape of the task prompt's blocks, with heads split over "model" if possible."""
     if not lengths.prompt:
         return None
-    size = (1, config.num_kv_heads, prompt_bucket(lengths.prompt), config.head_dim)
-    layer: Any
-    count: Any
-    if decode_mesh.mesh is None:
-        layer, count = jax.ShapeDtypeStruct(size, kind), jax.ShapeDtypeStruct((1,), jnp.int32)
-    else:
-        split = config.num_kv_heads % decode_mesh.model == 0
-        spec = PartitionSpec(None, "model" if split else None)
-        layer = jax.ShapeDtypeStruct(size, kind, sharding=NamedSharding(decode_mesh.mesh, spec))
-        everywhere = NamedSharding(decode_mesh.mesh, PartitionSpec())
-        count = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=everywhere)
-    return Cache([layer] * config.num_layers, [layer] * config.num_layers, count)
+
+    def layers(*block: int) -> list[Any]:
+        shape = (_prompt_blocks(lengths), config.num_kv_heads, *block)
+        where = blocks_sharding(decode_mesh, config.num_kv_heads)
+        return [jax.ShapeDtypeStruct(shape, kind, sharding=where)] * config.num_layers
+
+    return PromptBlocks(layers(PLACES, config.head_dim), layers(config.head_dim, PLACES))
 
 
-def _idle_inputs(decoding: Decoding, sampling: Sampling, depth: int, groups: int) -> ChunkInputs:
+def _idle_inputs(
+    decoding: Decoding, sampling: Sampling, lengths: Lengths, depth: int, groups: int
+) -> ChunkInputs:
     """Returns the shapes of the arrays that the host sends before a chunk."""
     sizes = plan(decoding, sampling)
-    table = page_table(sizes, [], depth * sizes.slots, sizes.slots, depth)
-    slots = slot_arrays(sizes, [], [], sizes.slots, [], 0)
+    pages = -(-depth // sizes.segment_depth) * sizes.segment
+    table = page_table(sizes, [], pages, sizes.slots, depth)
+    slots = slot_arrays(sizes, [], [], sizes.slots, [], lambda prompt: -1)
     tables, states = jax.eval_shape(
         lambda: join_groups([slots] * groups, [table] * groups, NoiseSource(0, 0))
     )
-    temperature = jax.ShapeDtypeStruct((), jnp.float32)
-    return ChunkInputs(table=tables, slots=states, temperature=temperature)
+    parts = len(question_parts(lengths.question - 1))
+    return ChunkInputs(
+        table=tables,
+        blocks=jax.eval_shape(lambda: Residency(_prompt_blocks(lengths)).table()),
+        question_parts=jax.ShapeDtypeStruct((groups * parts,), bool),  # type: ignore[arg-type]
+        slots=states,
+        temperature=jax.ShapeDtypeStruct((), jnp.float32),
+    )
 
 
 def for_training(config: ModelConfig, training: Training) -> list[str]:

@@ -34,7 +34,7 @@ from lmsi_jax.tools import study_results
 from lmsi_jax.tools.study_results import Unit
 
 RESULT, PAGE = "study.json", "study.html"
-_TO_MIX = ("generate", "prompts", "sample", "vote", "filter_scores", "mix")
+_TO_MIX = ("generate", "prompts", "paraphrase", "sample", "vote", "filter_scores", "mix")
 _STAGES = {
     "run": (*_TO_MIX, "teacher_scores", "train", "eval"),
     "mix": _TO_MIX,

@@ -1,8 +1,7 @@
-"""Metrics of a training run: metrics.jsonl, speed.jsonl and TensorBoard's event files.
+"""Metrics of a training run: metrics.jsonl and speed.jsonl, and what a tracker gets of them.
 
     metrics.jsonl   loss (total, by format, by source), gradient norm, learning rate, tokens
     speed.jsonl     tokens per second and the ratio to the roofline
-    tensorboard/    both, as event files
 
 metrics.jsonl has no clock in it: a run that was killed and resumed writes the same bytes as one
 that was not. Values that depend on the clock therefore have a file of their own. A window of
@@ -30,10 +29,12 @@ from lmsi_jax.training.packing import Batch
 METRICS, SPEED = "metrics.jsonl", "speed.jsonl"
 _FIXED = ("loss", "grad_norm", "tokens", "by_group")  # other entries are scalars to average
 Line = dict[str, float]
+Track = Callable[[int, Mapping[str, float]], None]
+"""Takes a step and its metrics, speeds among them; rising steps, each once in a process."""
 
 
 class Log:
-    """Averages metrics over `log_every` steps and sends them to the writers and the caller.
+    """Averages metrics over `log_every` steps, for the files, a tracker and the caller.
 
     Args:
       name: the run, for errors.
@@ -45,6 +46,7 @@ class Log:
       first: steps that earlier processes took; later lines are dropped.
       window: the window that was open then.
       roofline_seconds: least time of a batch on this machine; None leaves the ratio out.
+      track: gets each line once it is complete; not called without a directory.
       clock: returns seconds.
     """
 
@@ -59,11 +61,14 @@ class Log:
         first: int = 0,
         window: Sequence[Line] = (),
         roofline_seconds: Callable[[Batch], float] | None = None,
+        track: Track | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._name, self._groups, self._ends, self._rate = name, list(groups), ends, rate
         self._roofline_seconds, self._clock = roofline_seconds, clock
-        self._writers = _Silent() if directory is None else _Writers(directory, first)
+        self._files = None if directory is None else _Files(directory, first)
+        self._track = None if directory is None else track
+        self._untracked: Line = {}
         self._window: list[Any] = list(window)
         self._since: float | None = None
         self._work: list[tuple[int, float]] = []  # tokens, least seconds of the steps timed
@@ -84,8 +89,8 @@ class Log:
         rate = float(self._rate(step - 1))
         self.line = line = _line(step, rate, self.window, self._groups)
         self._window = []
-        self._writers.metrics(step, line)
-        self._write_speed(step)
+        self._add(METRICS, step, line)
+        self._add_speed(step)
         return line
 
     def check(self, step: int) -> None:
@@ -110,7 +115,7 @@ class Log:
         """Adds a value that was measured once, after the `add` of its step."""
         one = {name: round(value, 6)}
         self.line = {"step": step, **(self.line or {}), **one}
-        self._writers.metrics(step, one)
+        self._add(METRICS, step, one)
 
     @property
     def window(self) -> list[Line]:
@@ -120,11 +125,28 @@ class Log:
 
     def write(self) -> None:
         """Writes the lines so far; call it before the checkpoint that they lead up to."""
-        self._writers.flush()
+        if self._files is not None:
+            self._files.flush()
+        self._send()
 
     def close(self) -> None:
-        """Closes the event file."""
-        self._writers.close()
+        """Tracks the last line; files end with the last `write`."""
+        self._send()
+
+    def _add(self, file: str, step: int, values: Mapping[str, float]) -> None:
+        """Adds values to a file's line of a step, and to what the tracker gets."""
+        if self._files is None:
+            return
+        values = {name: value for name, value in values.items() if name != "step"}
+        self._files.add(file, step, values)
+        if self._untracked.get("step", step) != step:
+            self._send()
+        self._untracked |= {"step": step, **values}
+
+    def _send(self) -> None:
+        line, self._untracked = self._untracked, {}
+        if self._track is not None and line:
+            self._track(int(line.pop("step")), line)
 
     def _time(self, metrics: Mapping[str, Any], batch: Batch) -> None:
         if self._since is None:  # the first step compiles: the clock starts after it
@@ -134,7 +156,7 @@ class Log:
         least = self._roofline_seconds(batch) if self._roofline_seconds else 0.0
         self._work.append((int((batch["segments"] > 0).sum()), least))
 
-    def _write_speed(self, step: int) -> None:
+    def _add_speed(self, step: int) -> None:
         now = self._clock()
         assert self._since is not None
         seconds, work = now - self._since, self._work
@@ -144,80 +166,37 @@ class Log:
         speed = {"tokens_per_second": sum(tokens for tokens, _ in work) / seconds}
         if self._roofline_seconds:
             speed["roofline_ratio"] = sum(least for _, least in work) / seconds
-        self._writers.speed(step, speed)
+        self._add(SPEED, step, speed)
 
 
-class _JsonLines:
-    """A CLU metric writer of scalars: one JSON object a step, complete after every `flush`.
+class _Files:
+    """The files of one training run: a JSON object a step, complete after every `flush`.
 
     Args:
-      path: the file.
-      first: its lines after this step are dropped: their checkpoint was not completed.
+      directory: their folder.
+      first: lines after this step are dropped: their checkpoint was not completed.
     """
 
-    def __init__(self, path: epath.Path, first: int):
-        self._path, self._lines = path, list(read_lines(path, first))
+    def __init__(self, directory: epath.Path, first: int):
+        self._directory = directory
+        self._lines = {name: read_lines(directory / name, first) for name in (METRICS, SPEED)}
 
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
-        if not self._lines or self._lines[-1]["step"] != step:
-            self._lines.append({"step": step})
-        self._lines[-1] |= {
+    def add(self, name: str, step: int, values: Mapping[str, float]) -> None:
+        """Adds values to a file's line of a step."""
+        lines = self._lines[name]
+        if not lines or lines[-1]["step"] != step:
+            lines.append({"step": step})
+        lines[-1] |= {
             name: value if isinstance(value, int) else float(np.asarray(value))
-            for name, value in scalars.items()
+            for name, value in values.items()
         }
 
     def flush(self) -> None:
-        text = "".join(json.dumps(line) + "\n" for line in self._lines)
-        files.write_bytes(self._path, text.encode())
-
-
-class _Writers:
-    """The JSON Lines and TensorBoard's event files of one training run."""
-
-    def __init__(self, directory: epath.Path, first: int):
-        from clu import metric_writers  # imports TensorFlow: some seconds
-
-        self._directory = directory
-        with files.system_errors(directory):
-            self._events = metric_writers.SummaryWriter(str(directory / "tensorboard"))
-        self._metrics = _JsonLines(directory / METRICS, first)
-        self._speed = _JsonLines(directory / SPEED, first)
-
-    def metrics(self, step: int, line: Mapping[str, float]) -> None:
-        """Writes the values that a resumed run repeats byte by byte."""
-        scalars = {name: value for name, value in line.items() if name != "step"}
-        with files.system_errors(self._directory):
-            for writer in (self._metrics, self._events):
-                writer.write_scalars(step, scalars)
-
-    def speed(self, step: int, line: Mapping[str, float]) -> None:
-        """Writes the values that depend on the clock."""
-        with files.system_errors(self._directory):
-            for writer in (self._speed, self._events):
-                writer.write_scalars(step, line)
-
-    def flush(self) -> None:
-        with files.system_errors(self._directory):
-            for writer in (self._metrics, self._speed, self._events):
-                writer.flush()
-
-    def close(self) -> None:
-        with files.system_errors(self._directory):
-            self._events.close()
-
-
-class _Silent:
-    """Takes the place of `_Writers` if another process writes."""
-
-    def metrics(self, step: int, line: Mapping[str, float]) -> None:
-        """Writes nothing."""
-
-    speed = metrics
-
-    def flush(self) -> None:
-        """Writes nothing."""
-
-    close = flush
+        """Writes both files."""
+        for name, lines in self._lines.items():
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            with files.system_errors(self._directory):
+                files.write_bytes(self._directory / name, text.encode())
 
 
 def read_metrics(directory: epath.PathLike) -> list[Line]:

@@ -3,6 +3,7 @@
     with_top_k      a teacher's most probable tokens at each target (distillation)
     with_reference  log-probabilities of both members of a pair (preferences)
     target_losses   losses of the targets (selection)
+    likelihoods     log-probability of the targets, and if greedy decoding gives them (harnesses)
     Validation      the loss of the model in training on rows that it does not learn
 
 The first three are computed once and stored with the rows. A row's numbers do not depend on the
@@ -24,10 +25,11 @@ from lmsi_jax.errors import LmsiError
 from lmsi_jax.models import sharding
 from lmsi_jax.models.params import Params, cast_params
 from lmsi_jax.models.sharding import DeviceMesh, make_training_mesh, shard_batch, shard_params
+from lmsi_jax.models.transformer import logits
 from lmsi_jax.records import Example
 from lmsi_jax.training import packing
 from lmsi_jax.training.data import Examples
-from lmsi_jax.training.forward import prepare_weights
+from lmsi_jax.training.forward import packed_states, prepare_weights
 from lmsi_jax.training.losses import (
     Arrays,
     Members,
@@ -168,6 +170,59 @@ def target_losses(
             number = int(batch["groups"][at][places][0])
             losses[number] = entropies[at, places][_targets(rows[number])]
     return [losses[number] for number in range(len(rows))]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _likelihoods(
+    config: ModelConfig, params: Params, batch: Arrays, sequences: jax.Array, places: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the log-probability of the tokens at K places, and if they are the most probable."""
+    weights, states = packed_states(config, params, batch)
+    scores = logits(config, weights, states[sequences, places - 1][None])[0]  # [K, V]
+    tokens = batch["tokens"][sequences, places]
+    picked = jnp.take_along_axis(scores, tokens[:, None], axis=-1)[:, 0]
+    return picked - jax.nn.logsumexp(scores, axis=-1), scores.argmax(-1) == tokens
+
+
+def likelihoods(
+    config: ModelConfig, params: Params, rows: Sequence[Row], shape: Shape
+) -> list[tuple[float, bool]]:
+    """Returns each row's sum of the log-probabilities of its targets, and if they are greedy.
+
+    The vocabulary's scores are computed at the targets alone.
+
+    Args:
+      config: the model's shape.
+      params: its parameter tree.
+      rows: token sequences whose targets have weight 1, all else 0.
+      shape: the batch shape to score in.
+
+    Raises:
+      ValueError: a row has no room in the shape, or no predicted target.
+    """
+    targets = [_targets(row) for row in rows]
+    if bare := [number for number, places in enumerate(targets) if not len(places)]:
+        raise ValueError(f"row {bare[0]} has no target token that something predicts")
+    scored: dict[int, tuple[float, bool]] = {}
+    for batch in microbatches(_numbered(rows), shape):
+        found = [
+            (int(batch["groups"][at][places][0]), at, places.start)
+            for at, places in _places(batch["segments"])
+        ]
+        count = sum(len(targets[number]) for number, _, _ in found)
+        # Rounded up to a power of eight, so that few programs are compiled.
+        most = shape.rows * shape.length
+        index = np.ones((2, min(most, next(8**n for n in range(2, 12) if 8**n >= count))), np.int32)
+        index[0] = 0
+        ends = np.cumsum([0, *(len(targets[number]) for number, _, _ in found)])
+        for (number, at, start), begin, end in zip(found, ends[:-1], ends[1:], strict=True):
+            index[0, begin:end] = at
+            index[1, begin:end] = start + targets[number]
+        logprobs, best = map(np.asarray, _likelihoods(config, params, batch, *index))
+        for (number, _, _), begin, end in zip(found, ends[:-1], ends[1:], strict=True):
+            total = float(logprobs[begin:end].sum(dtype=np.float64))
+            scored[number] = total, bool(best[begin:end].all())
+    return [scored[number] for number in range(len(rows))]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

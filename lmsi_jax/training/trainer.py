@@ -43,6 +43,7 @@ from lmsi_jax.training.losses import Teacher, pair_sums, weighted_sums
 from lmsi_jax.training.metrics import (
     METRICS,
     Log,
+    Track,
     matmul_rate,
     read_metrics,
     records,
@@ -71,6 +72,7 @@ def train(
     name: str = "training",
     teacher: Teacher | None = None,
     held_out: Iterable[packing.Row] = (),
+    track: Track | None = None,
 ) -> Params:
     """Trains from `base`, or from the newest checkpoint in `directory`.
 
@@ -90,6 +92,7 @@ def train(
       name: label of the progress bar.
       teacher: for `Loss.distillation = "model"`; on a mesh it is sharded as the parameters are.
       held_out: rows whose loss is measured with every checkpoint.
+      track: gets the metrics of each logged step while training goes on.
 
     Returns:
       The parameters after the last step.
@@ -143,9 +146,8 @@ def train(
         if restored.step == training.steps:
             checkpoints.prune()
             return merge_trained(training, params, state)
-        log = _open_log(
-            config, training, restored, epath.Path(directory) if leads else None, groups, name
-        )
+        folder = epath.Path(directory) if leads else None
+        log = _open_log(config, training, restored, folder, groups, name, track)
         stack.enter_context(contextlib.closing(log))
         validation = Validation(config, training, held_out)
         if teacher is not None:
@@ -239,6 +241,7 @@ def _open_log(
     directory: epath.Path | None,
     groups: Sequence[str],
     name: str,
+    track: Track | None,
 ) -> Log:
     """Opens the run's metrics; without a directory nothing is written or measured."""
     roofline_seconds: Callable[[packing.Batch], float] | None = None
@@ -261,6 +264,7 @@ def _open_log(
         first=restored.step,
         window=restored.metrics_window,
         roofline_seconds=roofline_seconds,
+        track=track,
     )
 
 

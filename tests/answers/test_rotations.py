@@ -18,6 +18,7 @@ from lmsi_jax.selection.rows import voted_rows
 
 ARC = "Q: Which is a metal?\n(a) iron, of course (b) oak (c) wool (d) glass"
 AQUA = "Q: How far?\nAnswer Choices: (a) 10 km (b) 12 km (c) 14 km (d) 15 km (e) 18 km"
+WHO = "Q: Who has more?\n(a) Eva (b) June (c) both the same"
 LINES = "Q: Pick one.\nA. red\nB. green\nC. blue"
 EXEMPLARS = (Exemplar(question="Q: 1 or 2?\n(a) 1 (b) 2", reasoning="One.", answer="(a)"),)
 ROTATING = Voting(rotate_options=True)
@@ -31,7 +32,7 @@ def _sample(index, text, uid="q"):
     return Sample(uid=uid, sample_index=index, text=text, tokens=3, logprob=-1.0, end="end_token")
 
 
-@pytest.mark.parametrize("text", [ARC, AQUA, LINES])
+@pytest.mark.parametrize("text", [ARC, AQUA, LINES, WHO])
 def test_a_rotation_moves_the_texts_of_the_options_and_nothing_else(text):
     question = _question(text, gold="(a)", also=("(b)",))
     own = answers.options_of(question)

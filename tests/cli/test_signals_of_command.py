@@ -176,6 +176,14 @@ def test_a_signal_within_a_callback_is_raised_again_without_a_traceback(start):
     assert "Traceback" not in error and "ignored" not in error
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_after_the_end_is_silent(start, number):
+    """Exit functions of libraries would print the exception that interrupts them."""
+    process = start("\n    import atexit\n    atexit.register(time.sleep, 60)")
+    process.send_signal(number)
+    assert process.communicate(timeout=30)[1] == "" and process.returncode == 0
+
+
 def test_two_interrupts_in_quick_succession_end_the_command_too(start):
     """They may have waited for a library that keeps the interpreter's lock."""
     work = "\n    try:\n        while True: time.sleep(0.01)"

@@ -21,7 +21,11 @@ _WRITTEN_ANEW = {"report.html", "report.json", "eval.json"}
 _NEVER_READ = ("speed.jsonl", "events.out.tfevents")
 # A stage without its record is one that is not finished; the figures against collapse are of the
 # stages whose fingerprints are in their file, and are measured again for others.
-_NO_DAMAGE = {("stage.json", "delete"), ("collapse.json", "delete"), ("collapse.json", _OTHER)}
+# What trackers got is sent anew without their record, and if it is of other stages.
+_NO_DAMAGE = {
+    *(("stage.json", "delete"), ("collapse.json", "delete"), ("collapse.json", _OTHER)),
+    *(("trackers.json", "delete"), ("trackers.json", _OTHER)),
+}
 
 
 def _flip(data, rng):

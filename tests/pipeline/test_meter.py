@@ -34,10 +34,10 @@ def test_the_bar_shows_questions_speeds_busy_slots_parsed_answers_and_the_time_l
     now[0] = 10.0
     meter.question("a", _paths("a", "The answer is 7.", "no idea"))
     meter.question("b", _paths("b", "The answer is yes.", "The answer is no."))
-    meter.chunk(Stats(samples=4, tokens=1000, slot_steps=1099))
+    meter.chunk(Stats(samples=4, tokens=1000, slot_steps=1099, programs=3))
     assert bar.line() == (
         "round 1: sampling 12/50 questions (24 %) · 100 tokens/s · 3:10 left · "
-        "0.4 samples/s, slots 91 % busy, parsed 75 %"
+        "0.4 samples/s, slots 91 % busy, 3 programs, parsed 75 %"
     )
 
 

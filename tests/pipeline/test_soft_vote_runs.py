@@ -68,6 +68,7 @@ def test_the_report_tells_rows_to_punish_from_rows_to_learn(punished, gin_file):
     (row,) = json.loads((punished / "report.json").read_text())["rounds"]
     steps = [step for step in row["funnel"] if step["filter"] == "Extremes"]
     assert sum(step["punished"] for step in steps) > 0
+    assert sum(step["right"] + step["wrong"] for step in steps) > 0
     for step in steps:
         assert step["right"] + step["wrong"] + step["punished"] == step["kept"]
     assert "To punish" in (punished / "report.html").read_text()
@@ -78,7 +79,9 @@ def test_the_report_tells_rows_to_punish_from_rows_to_learn(punished, gin_file):
 def test_a_training_with_punished_rows_resumes_to_the_same_bytes(punished, gin_file, tmp_path):
     assert main(_words(gin_file, "run", punished)) == 0
     lines = (punished / "round_1/train/metrics.jsonl").read_text().splitlines()
-    assert all(json.loads(line)["optimised"] < json.loads(line)["loss"] for line in lines)
+    # The loss of a punished token is below 0; a step may have none.
+    gaps = [json.loads(line)["loss"] - json.loads(line)["optimised"] for line in lines]
+    assert min(gaps) > -1e-5 and max(gaps) > 0.01
     again = pathlib.Path(shutil.copytree(punished, tmp_path / "again"))
     shutil.rmtree(again / "round_1" / "eval")
     shutil.rmtree(again / "round_1" / "train")

@@ -36,13 +36,13 @@ from lmsi_jax.pipeline.rounds import ROUND
 from lmsi_jax.pipeline.train import TeacherScoresStep
 from lmsi_jax.training import checkpoints
 
-_SAMPLE = "generate prompts sample filter_scores eval0 eval1"  # whatever samples
+_SAMPLE = "generate prompts paraphrase sample filter_scores eval0 eval1"  # whatever samples
 _ASKED = f"{_SAMPLE} mix"  # whatever has prompts
 _SCORED = "filter_scores teacher_scores train"
 # Written by hand: the stages that a field makes stale where all of them run.
 TABLE = {
     "Run": {
-        **dict.fromkeys(("output_dir", "name", "rounds", "schedule", "reuse"), ""),
+        **dict.fromkeys(("output_dir", "name", "rounds", "schedule", "reuse", "trackers"), ""),
         # Through the fingerprint of the model, which is an input of the stages.
         **dict.fromkeys(("init_checkpoint", "tokenizer"), ""),
         "seed": f"{_SAMPLE} train",
@@ -64,18 +64,18 @@ TABLE = {
     },
     "Augmentation": {
         **dict.fromkeys(
-            (
-                *("questions", "use", "shown", "opening", "continuations", "tries"),
-                *("temperature", "max_new_tokens"),
-            ),
+            (*("questions", "use", "shown", "opening", "continuations", "tries"),),
             "generate",
         ),
+        **dict.fromkeys(("temperature", "max_new_tokens"), "generate paraphrase"),
+        "paraphrase": "paraphrase vote",
+        "paraphrase_tries": "paraphrase",
         "min_confidence": "filter_scores mix",
         "prompts": "prompts",
         "shots": "prompts",
     },
     "Sampling": {
-        **dict.fromkeys(("num_samples", "temperature", "token_logprobs"), "sample"),
+        **dict.fromkeys(("num_samples", "temperature", "token_logprobs", "greedy"), "sample"),
         **dict.fromkeys(("adaptive_consistency", "adaptive_consistency_every"), "sample"),
         **dict.fromkeys(("top_k", "top_p", "min_p"), "sample eval0 eval1"),
         **dict.fromkeys(("max_new_tokens", "stop"), "prompts sample eval0 eval1"),
@@ -143,6 +143,7 @@ TABLE = {
         **dict.fromkeys(("prompt_styles", "num_samples", "vote_count"), "eval0 eval1"),
         "temperature": "eval0",
         "temperature_after": "eval1",
+        "probe_shares": "",  # of `lmsi probe` alone, see test_probe.py
         "checkpoints": "",  # through the fingerprint of the model
     },
     "CollapseMonitor": dict.fromkeys(
@@ -153,6 +154,7 @@ TABLE = {
         ),
         "",
     ),
+    "TensorBoard": {"folder": ""},
     "Pretraining": {
         **dict.fromkeys(
             (
@@ -242,6 +244,7 @@ BASES = {
         augmentation=Augmentation(questions=4),
         mixing=Mixing(selection=(SelfRating(share=0.7),)),
     ),
+    "views": Run(**_PLAIN, augmentation=Augmentation(paraphrase="harmonic")),
     "scpo": Run(**_PLAIN, training=Training(preference=Preference())),
     "spin": Run(
         **_PLAIN,
@@ -269,6 +272,7 @@ _PAIRS = {
 OVERRIDES = {
     "full": {"Augmentation.prompts": "prompts"},
     "plain": PLAIN,
+    "views": {**PLAIN, "Augmentation.paraphrase": "vote", "Augmentation.prompts": "prompts"},
     "chat": {
         **{name: PLAIN[name] for name in PLAIN if name.startswith("Voting.")},
         "Augmentation.prompts": "prompts",
@@ -389,8 +393,9 @@ def test_each_stage_reads_what_it_says():
     assert steps == {
         "generate": ("model", "questions"),
         "prompts": ("model", "questions", "generate"),
-        "sample": ("model", "questions", "generate", "prompts"),
-        "vote": ("sample",),
+        "paraphrase": ("model", "questions", "generate"),
+        "sample": ("model", "questions", "generate", "prompts", "paraphrase"),
+        "vote": ("sample", "paraphrase"),
         "filter_scores": ("vote", "model", "base"),
         "mix": ("vote", "filter_scores"),
         "teacher_scores": ("mix", "model", "teacher"),

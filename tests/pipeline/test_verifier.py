@@ -11,7 +11,7 @@ from lmsi_jax.cli.main import main
 from lmsi_jax.config import Training
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.tokenizers import SentencePiece
-from lmsi_jax.pipeline.scorers import Verifier
+from lmsi_jax.pipeline.scorers import Superfilter, Verifier
 from lmsi_jax.records import Question, Sample
 from lmsi_jax.runtime.files import write_json
 from lmsi_jax.runtime.store import ShardStore
@@ -56,6 +56,32 @@ def test_a_score_is_the_probability_of_yes(imported, micro_config, micro_params,
         assert score == pytest.approx(math.exp(total), rel=1e-3)
     assert len(set(scores)) == 3
     assert judge(QUESTION, paths[1]) == pytest.approx(scores[1], rel=1e-4)
+
+
+def test_a_small_models_ifd_is_the_ratio_of_two_losses(
+    imported, micro_config, micro_params, tokenizer_path
+):
+    from reference_decoder import reference_logits
+    from reference_losses import log_softmax
+
+    tokenizer = SentencePiece(tokenizer_path)
+
+    def mean_loss(prompt, text):
+        before, own = tokenizer.encode(prompt), tokenizer.encode(f" {text}")
+        logits = reference_logits(micro_config, micro_params, [*before, *own])
+        at = len(before) - 1
+        return -sum(log_softmax(logits[at + i])[t] for i, t in enumerate(own)) / len(own)
+
+    texts = ("3 + 4 = 7.", "No idea at all.", "12")
+    scores = Superfilter(imported, shape=SHAPE).many(
+        [(QUESTION, _path(index, f" {text} ")) for index, text in enumerate(texts)]
+    )
+    for text, score in zip(texts, scores, strict=True):
+        ratio = mean_loss(f"{QUESTION.text}\nA:", text) / mean_loss("A:", text)
+        assert score == pytest.approx(ratio if ratio <= 1 else -ratio, rel=1e-3)
+    other = Superfilter(imported, shape=dataclasses.replace(SHAPE, sequence_length=400))
+    prints = {one.fingerprint for one in (Superfilter(imported, shape=SHAPE), other)}
+    assert len(prints | {Verifier(imported, shape=SHAPE).fingerprint}) == 3
 
 
 def test_it_filters_the_samples_of_a_run(imported, gin_file, tmp_path, monkeypatch):

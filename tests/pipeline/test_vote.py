@@ -5,7 +5,7 @@ import types
 import pytest
 
 from lmsi_jax.answers import reader
-from lmsi_jax.config import Voting
+from lmsi_jax.config import Augmentation, Voting
 from lmsi_jax.pipeline.vote import VoteStep
 from lmsi_jax.records import Question, Sample, Vote
 from lmsi_jax.runtime.store import ShardStore
@@ -36,7 +36,7 @@ def round_of_samples():
     return types.SimpleNamespace(
         questions={"sums": questions},
         samples=lambda task: samples,
-        settings=types.SimpleNamespace(voting=Voting()),
+        settings=types.SimpleNamespace(voting=Voting(), augmentation=Augmentation()),
         reader=AnswerReader(),
     )
 

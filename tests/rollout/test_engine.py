@@ -14,7 +14,7 @@ from sample_all import sample_all
 from lmsi_jax.config import Decoding, Sampling
 from lmsi_jax.errors import LmsiError
 from lmsi_jax.models.transformer import fresh_params
-from lmsi_jax.rollout import device_caches
+from lmsi_jax.rollout import fewer_slots
 from lmsi_jax.rollout.decode_step import decode_chunk, prefill_questions
 from lmsi_jax.rollout.engine import Engine
 from lmsi_jax.rollout.requests import Request
@@ -28,6 +28,11 @@ NOISE = {"seed": 3, "round_index": 1}
 # Two chunks to a page, several pages to a sample, more samples than slots, questions that wait.
 SMALL = Decoding(slots=5, chunk=2, page=4, prefill_tokens=64, prompt_cache_factor=1.5)
 FREE = Sampling(num_samples=3, temperature=1.0, max_new_tokens=13, stop=())
+
+
+def _ragged(uid, index):
+    """A limit of 1 to 12 tokens, so that samples end one after the other."""
+    return 1 + (5 * index + 7 * int(uid[-1])) % 12
 
 
 @pytest.fixture(scope="module")
@@ -135,14 +140,14 @@ def test_samples_of_other_layouts_have_the_same_noise(
 
 
 def test_fewer_slots_at_the_end_change_no_byte(micro_config, micro_params, tokenizer, monkeypatch):
-    monkeypatch.setattr(device_caches, "PATIENCE", 0)
-    sampling = Sampling(num_samples=16, temperature=1.0, max_new_tokens=12, stop=("e",))
+    monkeypatch.setattr(fewer_slots, "PATIENCE", 0)
+    sampling = Sampling(num_samples=16, temperature=1.0, max_new_tokens=12, stop=())
     found = []
     for adaptive_batch in (True, False):
         layout = Decoding(slots=128, chunk=2, page=4, adaptive_batch=adaptive_batch)
         engine = Engine(micro_config, micro_params, tokenizer, layout)
         seen = []
-        found.append(_run(engine, MANY, sampling, on_chunk=seen.append))
+        found.append(_run(engine, MANY, sampling, limit=_ragged, on_chunk=seen.append))
         widths = {(b.slot_steps - a.slot_steps) // 2 for a, b in zip(seen, seen[1:], strict=False)}
         assert (min(widths) < 128) == adaptive_batch
     assert found[0] == found[1]
@@ -151,16 +156,17 @@ def test_fewer_slots_at_the_end_change_no_byte(micro_config, micro_params, token
 def test_a_program_of_fewer_slots_that_gives_other_bits_is_not_used(
     micro_config, micro_params, tokenizer, monkeypatch
 ):
-    sampling = Sampling(num_samples=16, temperature=1.0, max_new_tokens=12, stop=("e",))
+    sampling = Sampling(num_samples=16, temperature=1.0, max_new_tokens=12, stop=())
     layout = Decoding(slots=128, chunk=2, page=4)
     whole = Engine(
         micro_config, micro_params, tokenizer, dataclasses.replace(layout, adaptive_batch=False)
     )
     engine = Engine(micro_config, micro_params, tokenizer, layout)
-    monkeypatch.setattr(device_caches, "PATIENCE", 0)
-    monkeypatch.setattr(device_caches, "chunks_agree", lambda *_: False)
+    monkeypatch.setattr(fewer_slots, "PATIENCE", 0)
+    monkeypatch.setattr(fewer_slots, "chunks_agree", lambda *_: False)
     seen = []
-    assert _run(engine, MANY, sampling, on_chunk=seen.append) == _run(whole, MANY, sampling)
+    checked = _run(engine, MANY, sampling, limit=_ragged, on_chunk=seen.append)
+    assert checked == _run(whole, MANY, sampling, limit=_ragged)
     assert False in engine._model.programs.verified.values() and seen[-1].slot_steps % 256 == 0
 
 
@@ -170,12 +176,12 @@ def test_a_program_of_fewer_slots_is_compiled_once_it_is_worth_it():
 
     def decode(slots):
         decoded.append(slots)
-        return device_caches.Chunk([np.zeros((5, 2), int)], [np.zeros((5, 2))], 2 * slots)
+        return fewer_slots.Chunk([np.zeros((5, 2), int)], [np.zeros((5, 2))], 2 * slots)
 
-    cache = device_caches.ProgramCache()
-    for _ in range(device_caches.PATIENCE + 3):
+    cache = fewer_slots.ProgramCache()
+    for _ in range(fewer_slots.PATIENCE + 3):
         cache.decode([8, 16], 5, lambda slots: slots, decode)
-    assert decoded == [16] * device_caches.PATIENCE + [16, 8] + [8, 8]
+    assert decoded == [16] * fewer_slots.PATIENCE + [16, 8] + [8, 8]
     assert cache.verified == {8: True}
 
 

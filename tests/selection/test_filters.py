@@ -260,7 +260,7 @@ def _reference(losses, features, count, neighbours, penalty):
         left.remove(at)
         for i in sorted(left, key=lambda i: (-near[at, i], i))[:neighbours]:
             if near[at, i] > 0:
-                wanted[i] -= penalty * near[at, i] ** 2 * losses[at]
+                wanted[i] -= penalty * near[at, i] ** 2 * wanted[at]
     return chosen
 
 
@@ -284,6 +284,14 @@ def test_a_twin_of_a_chosen_row_gives_way_to_an_easier_one():
     losses, features = [5.0, 4.9, 1.0], [word_pairs(t) for t in ("a b c", "a b c", "x y")]
     assert select_hardest(losses, features, 2, 1, 1.0) == [0, 2]
     assert select_hardest(losses, features, 2, 1, 0.0) == [0, 1]
+
+
+def test_a_lowered_row_lowers_its_neighbours_by_what_is_left_of_it():
+    # Cosine 0.75: 8 - 0.75**2 * 10 = 2.375 is left of the second row, and it takes 0.75**2 * 2.375
+    # off the third. Its own 8 would leave less of that one than the last row has.
+    texts = ("a b c d e", "z b c d e", "z b c d y", "k l m")
+    losses, features = [10.0, 8.0, 2.0, 0.5], [word_pairs(text) for text in texts]
+    assert select_hardest(losses, features, 4, 1, 1.0) == [0, 1, 2, 3]
 
 
 # --- rating ---------------------------------------------------------------------------------------

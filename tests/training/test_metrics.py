@@ -1,4 +1,4 @@
-"""Metrics: losses by label, files with and without a clock, TensorBoard's events."""
+"""Metrics: losses by label, files with and without a clock, and what a tracker gets."""
 
 import json
 
@@ -103,20 +103,22 @@ def test_an_open_window_goes_on_in_another_process(tmp_path):
     assert files[0] == files[1] and files[0].count(b"\n") == 2
 
 
-def test_tensorboard_reads_the_same_values(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.util import tensor_util
-
-    _filled(tmp_path)
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    lines = read_metrics(tmp_path)
-    for name in ("loss", "loss/cot", "learning_rate", "grad_norm"):
-        found = [
-            (e.step, float(tensor_util.make_ndarray(e.tensor_proto))) for e in events.Tensors(name)
-        ]
-        assert found == [(line["step"], pytest.approx(line[name])) for line in lines]
-    assert len(events.Tensors("tokens_per_second")) == 2
+def test_a_tracker_gets_each_line_once_with_its_speed_and_what_was_measured_after_it(tmp_path):
+    tracked = []
+    log = _log(tmp_path, track=lambda step, values: tracked.append((step, dict(values))))
+    for step in range(1, 5):
+        log.add(step, _step(step), _batch(step))
+        if step == 2:
+            log.measured(step, "validation_loss", 0.25)
+    assert [step for step, _ in tracked] == [2]
+    log.write()
+    log.close()
+    assert [step for step, _ in tracked] == [2, 4]
+    files = [tmp_path / name for name in ("metrics.jsonl", "speed.jsonl")]
+    rows = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+    for (step, values), *parts in zip(tracked, *rows, strict=True):
+        assert {"step": step, **values} == {**parts[0], **parts[1]}
+    assert tracked[0][1]["validation_loss"] == 0.25
 
 
 @pytest.mark.parametrize("line", [b"x", b"\xff\xfe", b"[3]", b"{}", b'{"step": "2"}', b""])

@@ -1,0 +1,1 @@
+"""Connects runs to services of others: experiment trackers, evaluation harnesses, the hub."""
