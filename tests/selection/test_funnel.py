@@ -37,6 +37,8 @@ def test_each_filter_sees_what_the_one_before_left_and_is_counted():
         "dropped": {"the vote is not sure enough": 1},
         "right": 3,
         "wrong": 1,
+        "punished": 0,
+        "punished_right": 0,
     }
     assert (second["rows"], second["kept"], second["right"]) == (5, 4, 2)
     assert third["dropped"] == {"not scored: longer than the batch shape": 1}

@@ -176,7 +176,49 @@ def test_no_module_of_selection_knows_a_clock_or_chance():
     assert files
     for file in files:
         tree = ast.parse(file.read_text())
-        assert not _imported(tree) & {"time", "random", "datetime", "secrets"}, file
+        assert not _imported(tree) & {"time", "datetime", "secrets"}, file
+        assert not _unseeded(tree), file
+
+
+def _unseeded(tree: ast.Module) -> list[str]:
+    """Returns uses of `random` other than drawing from a generator with a seed."""
+    plain = {"import random"}
+    imports = [
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom) and "random" in ast.unparse(node)
+    ]
+    seeded = {
+        id(node.func)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and (node.args or node.keywords)
+    }
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    uses = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "random"
+    ]
+    wrong = [
+        ast.unparse(node)
+        for node in uses
+        if node.attr != "Random" or (id(node) in called and id(node) not in seeded)
+    ]
+    return [*(one for one in imports if one not in plain), *wrong]
+
+
+@pytest.mark.parametrize(
+    ("source", "wrong"),
+    [
+        ("import random\nx = random.Random('a seed').random()", 0),
+        ("import random\nx = random.Random()", 1),
+        ("import random\nx = random.random()", 1),
+        ("from random import shuffle", 1),
+        ("import os, random as r", 1),
+    ],
+)
+def test_a_generator_without_a_seed_is_seen(source, wrong):
+    assert len(_unseeded(ast.parse(source))) == wrong
 
 
 @pytest.mark.parametrize(
