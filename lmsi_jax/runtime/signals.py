@@ -45,6 +45,7 @@ _TERMINATING = (signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 1.5  # seconds until a line says what is waited for
 # A launcher may pass on the signal that the terminal sent to the whole group already.
 _SAME = 0.25  # seconds
+_LOOK = 0.5  # seconds
 # A closing session sends several signals, which must not interrupt the answer to the first. After
 # this time a signal is raised again: libraries swallow exceptions within their callbacks.
 _ANSWERING = 5.0  # seconds
@@ -119,6 +120,9 @@ def interruptible(work: Callable[[], _Value]) -> _Value:
             outcome.set_exception(error)
 
     threading.Thread(target=do, name="interruptible work", daemon=True).start()
+    # Not one wait: a signal that comes just before it begins would not interrupt it.
+    while not outcome.done():
+        concurrent.futures.wait([outcome], timeout=_LOOK)
     return outcome.result()
 
 

@@ -64,6 +64,7 @@ def test_a_prefix_that_many_contexts_share_changes_no_likelihood(scorer, monkeyp
     assert [greedy for _, greedy in shared] == [greedy for _, greedy in alone]
 
 
+@pytest.mark.slow
 def test_a_context_that_is_too_long_loses_its_beginning(scorer, monkeypatch):
     monkeypatch.setattr(scorer, "max_length", 8)
     context, continuation = list(range(20, 40)), [41, 42]

@@ -72,7 +72,8 @@ def test_charts_show_the_rounds(monitored):
     text = render(monitored)
     for title in ("Confident and right, test questions", "Easy questions", "Length of a sample"):
         assert title in text
-    assert text.count('href="#collapse"') == 1
+    contents = text.partition("<nav")[2].partition("</nav>")[0]
+    assert contents.count('href="#collapse"') == 1
 
 
 def test_the_terminal_has_the_metrics_of_the_rounds_votes(monitored):
