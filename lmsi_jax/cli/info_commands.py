@@ -351,7 +351,7 @@ def examine_machine(folder: Path) -> tuple[dict[str, str], list[str]]:
     import platform
 
     from lmsi_jax import __version__
-    from lmsi_jax.cli.run_commands import in_bytes
+    from lmsi_jax.runtime.files import in_bytes
     from lmsi_jax.runtime.run_folders import size_of
 
     versions = {name: _version(name) for name in _PACKAGES}
@@ -393,7 +393,7 @@ def _examine_devices(cores: int) -> tuple[dict[str, str], list[str]]:
     import jax
     import jax.numpy as jnp
 
-    from lmsi_jax.cli.run_commands import in_bytes
+    from lmsi_jax.runtime.files import in_bytes
 
     try:
         devices = jax.devices()

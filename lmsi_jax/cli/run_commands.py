@@ -34,6 +34,7 @@ def _list_runs(args: argparse.Namespace, load: Load) -> None:
     from rich.text import Text
 
     from lmsi_jax.report.terminal import Column, open_console, print_table
+    from lmsi_jax.runtime.files import in_bytes
     from lmsi_jax.runtime.run_folders import describe_run, find_runs
 
     if not args.folder.is_dir():
@@ -84,15 +85,6 @@ def _accuracy(folder: Path) -> str:
     return f"{100 * change.before:.1f} → {100 * change.after:.1f}"
 
 
-def in_bytes(size: float) -> str:
-    """Returns a size with its unit: 19_500_000 -> "20 MB"."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 999.5:
-            return f"{size:.0f} {unit}" if size >= 9.95 or unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
 def _age(seconds: float) -> str:
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
@@ -110,6 +102,7 @@ def _add_clean_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _clean(args: argparse.Namespace, load: Load) -> None:
+    from lmsi_jax.runtime.files import in_bytes
     from lmsi_jax.runtime.run_folders import find_freeable, free, size_of
 
     items = find_freeable(args.run)

@@ -28,7 +28,7 @@ from lmsi_jax.report.comparison import (
     upper_bound_words,
 )
 from lmsi_jax.report.summary import Summary
-from lmsi_jax.runtime.files import read_json, write_bytes
+from lmsi_jax.runtime.files import in_bytes, read_json, write_bytes
 
 CARD = "README.md"
 _PAPERS = (
@@ -89,7 +89,7 @@ class Upload:
         """Returns what `send` would send."""
         visible = "private" if self.private else "public"
         lines = [f"{self.repo_type} {self.repo_id}, {visible} if it is new"]
-        lines += [f"  {_size(size):>9}  {name}" for name, size in sorted(self.files.items())]
+        lines += [f"  {in_bytes(size):>9}  {name}" for name, size in sorted(self.files.items())]
         lines += [f"not given: {field}" for field in self.missing]
         return "\n".join([*lines, "", f"--- {CARD} ---", self.card.rstrip(), "--- end ---"])
 
@@ -127,14 +127,6 @@ def _library() -> Any:
     except ImportError:
         raise LmsiError("the hub needs huggingface_hub: pip install 'lmsi_jax[hub]'") from None
     return huggingface_hub
-
-
-def _size(size: int) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 10 else f"{size:.1f} {unit}"
-        size = round(size / 1000, 1)  # type: ignore[assignment]
-    return f"{size:.0f} TB"
 
 
 def read_summary(run_dir: epath.PathLike) -> Summary:
@@ -499,5 +491,5 @@ def push(upload: Upload, *, dry_run: bool, say: Say = print) -> None:
         say(upload.dry_run())
         say("dry run: nothing was sent")
         return
-    say(f"sending {len(upload.files)} files, {_size(sum(upload.files.values()))}")
+    say(f"sending {len(upload.files)} files, {in_bytes(sum(upload.files.values()))}")
     say(f"done: {upload.send()}")

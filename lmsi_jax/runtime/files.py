@@ -401,3 +401,12 @@ def embedded_path(name: str) -> epath.Path:
     if not path.exists():
         raise LmsiError(f"the embedded {name} is missing from this installation; install it again")
     return path
+
+
+def in_bytes(size: float) -> str:
+    """Returns a size with its unit: 19_500_000 -> "20 MB"."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.0f} {unit}" if size >= 9.95 or unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

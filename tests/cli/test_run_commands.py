@@ -3,8 +3,8 @@
 import pytest
 
 from lmsi_jax.cli.main import main
-from lmsi_jax.cli.run_commands import in_bytes
 from lmsi_jax.config import gin_loader
+from lmsi_jax.runtime.files import in_bytes
 
 
 def _run(folder, rounds=1):
