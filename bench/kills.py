@@ -499,12 +499,11 @@ def open_scratch(parser: argparse.ArgumentParser, given: pathlib.Path | None, mo
     return Work(scratch)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
+def campaign_parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns a parser of the flags that choose a campaign's cases."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kills", type=int, default=200, help="in all, split among the scenarios")
     parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
     parser.add_argument(
         "--scenarios", default="all", help=f"of {', '.join(SCENARIOS)}, separated by commas"
@@ -513,6 +512,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cases", type=lambda text: [int(one) for one in text.split(",")], help="these cases alone"
     )
+    return parser
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    parser = campaign_parser(__doc__)
+    parser.add_argument("--kills", type=int, default=200, help="in all, split among the scenarios")
     parser.add_argument(
         "--seconds", type=float, default=float("inf"), help="for each scenario, at most"
     )

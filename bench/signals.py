@@ -39,7 +39,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TextIO, cast
 
 from bench.kill_scenarios import SCENARIOS, Scenario
-from bench.kills import Work, compare, fork, open_scratch, process_flags, start
+from bench.kills import Work, campaign_parser, compare, fork, open_scratch, process_flags, start
 
 PHASES = ("imports", "compiling", "working")
 KINDS = ("Ctrl-C", "Ctrl-C twice", "SIGTERM", "SIGHUP", "closed stdout", "head")
@@ -379,19 +379,9 @@ def table(results: dict[str, list[dict[str, Any]]]) -> list[str]:
 
 def make_parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = campaign_parser(__doc__)
     parser.add_argument(
         "--signals", type=int, default=60, help="cases in all, split among the scenarios"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of all that is drawn")
-    parser.add_argument(
-        "--scenarios", default="all", help=f"of {', '.join(SCENARIOS)}, separated by commas"
-    )
-    parser.add_argument("--first", type=int, default=0, help="number of the first case")
-    parser.add_argument(
-        "--cases", type=lambda text: [int(one) for one in text.split(",")], help="these cases alone"
     )
     parser.add_argument(
         "--scratch", type=pathlib.Path, help="a folder to keep (default: a temporary one)"
