@@ -1,4 +1,4 @@
-"""What changed between two models, question by question. PURE: sequences in, numbers out.
+"""Compare two models question by question. PURE: sequences in, numbers out.
 
 describe               flips, gains by difficulty and by vote share, lengths, form of the answers
 calibration_interval   the interval of the expected calibration error
@@ -81,7 +81,7 @@ class Slice(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What changed between two models on the same questions.
+    """The comparison of two models on the same questions.
 
     Attributes:
       questions: how many.
@@ -216,7 +216,7 @@ def calibration_interval(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Positions:
-    """How often each place among the options was named, (a) first, over all samples.
+    """Counts of the places among the options that samples named, (a) first.
 
     Attributes:
       shown: by the place at which the option was shown to the sample.

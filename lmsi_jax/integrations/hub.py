@@ -40,7 +40,7 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labels:
-    """What only the publisher knows of a model or a data set; () and "" leave a field out.
+    """Fields of a card that the publisher states; () and "" leave a field out.
 
     Attributes:
       license: its licence, by the hub's identifier, such as "apache-2.0".

@@ -393,7 +393,7 @@ def _decode_group(
 
 
 class _LayerCaches(NamedTuple):
-    """What one layer attends besides the chunk's own entries."""
+    """Caches that one layer attends besides the chunk's own entries."""
 
     pages: Pool
     questions: list[LayerCache]
